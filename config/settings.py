@@ -1,0 +1,162 @@
+"""Every setting of the exchange. What differs between machines comes from the environment; the rest is named here."""
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import dj_database_url
+
+from config.logs import LOGGING as LOGGING
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+# --- From the environment -------------------------------------------------------------------------------------------
+
+DEBUG = os.environ.get("DEBUG", "") == "1"
+SECRET_KEY = os.environ["SECRET_KEY"]
+ALLOWED_HOSTS = os.environ.get("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]").split(",")
+DATABASE_URL = os.environ["DATABASE_URL"]
+REDIS_URL = os.environ["REDIS_URL"]
+DATABASE_POOL_SIZE = int(os.environ.get("DATABASE_POOL_SIZE", "20"))
+SECURE_COOKIES = os.environ.get("SECURE_COOKIES", "1") == "1"
+
+# --- Limits of the API (contract: "Conventions") --------------------------------------------------------------------
+
+MAX_BODY_BYTES = 64 * 1024
+PAGE_SIZE_DEFAULT = 50
+PAGE_SIZE_MAX = 500
+BOOK_DEPTH_DEFAULT = 10
+BOOK_DEPTH_MAX = 50
+
+# --- Limits of the write path ---------------------------------------------------------------------------------------
+
+MAX_MAKERS_PER_COMMAND = 20_000  # a taker that would fill more resting orders than this is refused
+SWEEP_BATCH = 500  # orders cancelled or expired in one transaction
+PRICE_WINDOW = timedelta(minutes=5)
+MOVING_AVERAGE_ORDERS = 1_000
+
+# --- Timeouts -------------------------------------------------------------------------------------------------------
+
+DATABASE_CONNECT_TIMEOUT_SECONDS = 5
+DATABASE_POOL_TIMEOUT_SECONDS = 5
+DATABASE_LOCK_TIMEOUT_MS = 5_000
+DATABASE_STATEMENT_TIMEOUT_MS = 15_000
+DATABASE_IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
+VALKEY_TIMEOUT_SECONDS = 0.5
+HEARTBEAT_SECONDS = 1.0
+EXPIRY_SWEEP_SECONDS = 1.0
+TASK_TIME_LIMIT_SECONDS = 30
+
+# --- Django ---------------------------------------------------------------------------------------------------------
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.postgres",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "rest_framework",
+    "django_filters",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "exchange",
+    "webhooks",
+    "orders",
+]
+
+MIDDLEWARE = [
+    "exchange.middleware.RequestLog",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+ROOT_URLCONF = "config.urls"
+WSGI_APPLICATION = "config.wsgi.application"
+APPEND_SLASH = False
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+DATABASES: dict[str, Any] = {"default": {**dj_database_url.parse(DATABASE_URL)}}
+DATABASES["default"] |= {
+    "CONN_MAX_AGE": 0,  # the pool keeps connections, not the threads
+    "CONN_HEALTH_CHECKS": True,  # after a restart of PostgreSQL the pool's old connections are replaced, not used
+    "OPTIONS": {
+        "connect_timeout": DATABASE_CONNECT_TIMEOUT_SECONDS,
+        "pool": {"min_size": 1, "max_size": DATABASE_POOL_SIZE, "timeout": DATABASE_POOL_TIMEOUT_SECONDS},
+        "options": (
+            f"-c lock_timeout={DATABASE_LOCK_TIMEOUT_MS}"
+            f" -c statement_timeout={DATABASE_STATEMENT_TIMEOUT_MS}"
+            f" -c idle_in_transaction_session_timeout={DATABASE_IDLE_IN_TRANSACTION_TIMEOUT_MS}"
+            " -c jit=off"  # short statements: compiling them costs more than running them
+        ),
+    },
+}
+
+AUTH_PASSWORD_VALIDATORS = [{"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"}]
+
+USE_TZ = True
+TIME_ZONE = "UTC"
+LANGUAGE_CODE = "en-us"
+
+STATIC_URL = "/static/"
+WHITENOISE_USE_FINDERS = True  # files are served from the packages that bring them; nothing to collect
+
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_COOKIES
+SECURE_CONTENT_TYPE_NOSNIFF = True
+X_FRAME_OPTIONS = "DENY"
+
+# --- REST -----------------------------------------------------------------------------------------------------------
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["exchange.authentication.ApiKeyAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_PARSER_CLASSES": ["exchange.api.JSONParser"],
+    "DEFAULT_RENDERER_CLASSES": ["exchange.api.JSONRenderer"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "DEFAULT_FILTER_BACKENDS": ["django_filters.rest_framework.DjangoFilterBackend"],
+    "EXCEPTION_HANDLER": "exchange.api.problem_from_exception",
+    "DEFAULT_METADATA_CLASS": None,
+    "UNAUTHENTICATED_USER": None,
+}
+
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Bourse",
+    "VERSION": "1",
+    "OAS_VERSION": "3.1.0",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+}
+
+# --- Celery ---------------------------------------------------------------------------------------------------------
+
+CELERY_BROKER_URL = REDIS_URL
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_SERIALIZER = "json"
+CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_TASK_ACKS_LATE = True
+CELERY_TASK_TIME_LIMIT = TASK_TIME_LIMIT_SECONDS
+CELERY_TIMEZONE = "UTC"
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_TRANSPORT_OPTIONS = {"socket_timeout": 5, "socket_connect_timeout": 5}

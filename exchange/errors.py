@@ -1,0 +1,154 @@
+"""Every way the exchange says no: one class per public `code`, its docstring the default sentence.
+
+The rules return these as values; only the edge that asked for one thing raises them. How each is spoken over HTTP is
+`exchange.api`'s business alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """What is wrong with one field: its name (dotted where nested), a stable code, and a sentence."""
+
+    field: str
+    code: str
+    detail: str
+
+
+class ExchangeError(Exception):
+    """The request was refused."""
+
+    code = "refused"
+
+    def __init__(self, detail: str = "", *, errors: Sequence[FieldError] = ()) -> None:
+        self.detail = detail or (type(self).__doc__ or "").strip()
+        self.errors = tuple(errors)
+        super().__init__(self.detail)
+
+
+class ValidationFailed(ExchangeError):
+    """Some fields of the request break a rule; `errors` names each."""
+
+    code = "validation_error"
+
+
+class Unauthenticated(ExchangeError):
+    """Send a valid key as `Authorization: Bearer <key>`."""
+
+    code = "unauthenticated"
+
+
+class BrokerMismatch(ExchangeError):
+    """This key acts for another broker."""
+
+    code = "broker_mismatch"
+
+
+class ScopeMissing(ExchangeError):
+    """This key does not have the scope that the request needs."""
+
+    code = "scope_missing"
+
+
+class NotFound(ExchangeError):
+    """There is nothing at this path."""
+
+    code = "not_found"
+
+
+class BrokerNotFound(ExchangeError):
+    """There is no such broker."""
+
+    code = "broker_not_found"
+
+
+class SymbolNotFound(ExchangeError):
+    """No instrument with this symbol is listed."""
+
+    code = "symbol_not_found"
+
+
+class OrderNotFound(ExchangeError):
+    """There is no such order."""
+
+    code = "order_not_found"
+
+
+class KeyNotFound(ExchangeError):
+    """This broker has no key with that prefix."""
+
+    code = "key_not_found"
+
+
+class BrokerAlreadyExists(ExchangeError):
+    """A broker with this id exists already."""
+
+    code = "broker_already_exists"
+
+
+class SymbolAlreadyListed(ExchangeError):
+    """An instrument with this symbol is listed already."""
+
+    code = "symbol_already_listed"
+
+
+class TransferReferenceConflict(ExchangeError):
+    """This reference was used for a different transfer; `errors` names what differs."""
+
+    code = "transfer_reference_conflict"
+
+
+class ClientOrderIdConflict(ExchangeError):
+    """This client_order_id was used for a different order; `errors` names what differs."""
+
+    code = "client_order_id_conflict"
+
+
+class InsufficientBalance(ExchangeError):
+    """The broker's available cash does not cover this."""
+
+    code = "insufficient_balance"
+
+
+class InsufficientHoldings(ExchangeError):
+    """The broker's available shares do not cover this."""
+
+    code = "insufficient_holdings"
+
+
+class InstrumentHalted(ExchangeError):
+    """Trading in this instrument is halted."""
+
+    code = "instrument_halted"
+
+
+class BrokerSuspended(ExchangeError):
+    """This broker is suspended and may not place orders."""
+
+    code = "broker_suspended"
+
+
+class TooManyFills(ExchangeError):
+    """This order would fill more resting orders than one order may; split it."""
+
+    code = "too_many_fills"
+
+
+class OrderNotCancellable(ExchangeError):
+    """The order is in a final state."""
+
+    code = "order_not_cancellable"
+
+
+class Overloaded(ExchangeError):
+    """The exchange is busy and did not do this; try again shortly."""
+
+    code = "overloaded"
+
+
+class OutcomeUnknown(ExchangeError):
+    """It is not known whether this was done: repeat it with the same client_order_id, or look it up."""
+
+    code = "outcome_unknown"

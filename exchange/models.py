@@ -1,0 +1,135 @@
+"""Who trades, what is traded, and what each of them holds.
+
+Rows of `Broker`, `Instrument` and `Holding` carry balances and counters. They are never `save()`d once they exist: only
+named columns are written, under the row's lock.
+"""
+
+from decimal import Decimal
+
+import uuid_utils.compat as uuid_utils
+from django.contrib.postgres.fields import ArrayField
+from django.db import models
+from django.db.models import F, Q
+
+from exchange.rules import BrokerStatus, InstrumentStatus, Pricing, Scope, TransferKind
+
+CASH_DIGITS, PRICE_DIGITS, DECIMALS = 30, 20, 4
+
+
+class Broker(models.Model):
+    """A member of the exchange, by the `broker_id` it is known under, with its cash and its event stream's counter."""
+
+    id = models.CharField(primary_key=True, max_length=64)
+    status = models.CharField(max_length=16, choices=BrokerStatus.choices(), default=BrokerStatus.ACTIVE)
+    cash = models.DecimalField(max_digits=CASH_DIGITS, decimal_places=DECIMALS, default=Decimal(0))
+    reserved_cash = models.DecimalField(max_digits=CASH_DIGITS, decimal_places=DECIMALS, default=Decimal(0))
+    event_sequence = models.BigIntegerField(default=0)
+    created_at = models.DateTimeField()
+    updated_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(reserved_cash__gte=0, cash__gte=F("reserved_cash")), name="broker_cash_covers_reserved"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.pk
+
+
+class Instrument(models.Model):
+    """What is traded, with the rules its orders obey and the counter of its book's changes."""
+
+    symbol = models.CharField(primary_key=True, max_length=12)
+    name = models.CharField(max_length=200)
+    status = models.CharField(max_length=16, choices=InstrumentStatus.choices(), default=InstrumentStatus.TRADING)
+    tick_size = models.DecimalField(max_digits=PRICE_DIGITS, decimal_places=DECIMALS, default=Decimal("0.01"))
+    lot_size = models.BigIntegerField(default=1)
+    pricing = models.CharField(max_length=8, choices=Pricing.choices(), default=Pricing.SELLER)
+    halt_reason = models.CharField(max_length=200, blank=True)
+    sequence = models.BigIntegerField(default=0)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=Q(tick_size__gt=0), name="instrument_tick_positive"),
+            models.CheckConstraint(condition=Q(lot_size__gte=1), name="instrument_lot_positive"),
+        ]
+
+    def __str__(self) -> str:
+        return self.pk
+
+
+class Holding(models.Model):
+    """How many shares of an instrument a broker owns, and how many of them its resting asks hold."""
+
+    broker = models.ForeignKey(Broker, models.PROTECT, related_name="holdings", db_index=False)
+    instrument = models.ForeignKey(Instrument, models.PROTECT, related_name="+", db_column="symbol", db_index=False)
+    quantity = models.DecimalField(max_digits=30, decimal_places=0, default=Decimal(0))
+    reserved = models.DecimalField(max_digits=30, decimal_places=0, default=Decimal(0))
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["broker", "instrument"], name="holding_once_per_broker"),
+            models.CheckConstraint(
+                condition=Q(reserved__gte=0, quantity__gte=F("reserved")), name="holding_covers_reserved"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.broker_id} {self.instrument_id}"
+
+
+class Transfer(models.Model):
+    """Cash or shares that came into the exchange or left it: with the trades, the journal of every balance."""
+
+    id = models.UUIDField(primary_key=True, default=uuid_utils.uuid7, editable=False)
+    reference = models.CharField(max_length=120, unique=True)
+    broker = models.ForeignKey(Broker, models.PROTECT, related_name="transfers", db_index=False)
+    kind = models.CharField(max_length=8, choices=TransferKind.choices())
+    cash = models.DecimalField(max_digits=CASH_DIGITS, decimal_places=DECIMALS, null=True)
+    instrument = models.ForeignKey(
+        Instrument, models.PROTECT, related_name="+", db_column="symbol", db_index=False, null=True
+    )
+    quantity = models.BigIntegerField(null=True)
+    reason = models.CharField(max_length=200)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        indexes = [models.Index(fields=["broker", "-created_at", "-id"], name="transfer_newest_of_broker")]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(kind=TransferKind.CASH, cash__isnull=False, instrument=None, quantity=None)
+                | Q(kind=TransferKind.SHARES, cash=None, instrument__isnull=False, quantity__isnull=False),
+                name="transfer_cash_or_shares",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.reference
+
+
+class ApiKey(models.Model):
+    """A bearer key: shown once, kept as a public prefix and the SHA-256 of its 256-bit secret."""
+
+    prefix = models.CharField(primary_key=True, max_length=16)
+    secret_hash = models.BinaryField(max_length=32)
+    broker = models.ForeignKey(Broker, models.PROTECT, related_name="keys", null=True)
+    name = models.CharField(max_length=100, blank=True)
+    scopes = ArrayField(models.CharField(max_length=16, choices=Scope.choices()))
+    created_at = models.DateTimeField()
+    expires_at = models.DateTimeField(null=True)
+    revoked_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(broker=None, scopes=[Scope.OPERATOR])
+                | Q(broker__isnull=False) & ~Q(scopes__contains=[Scope.OPERATOR]),
+                name="key_of_broker_or_operator",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.pk

@@ -1,0 +1,80 @@
+"""The words and limits of the contract that models, serializers and the write path share. Standard library only."""
+
+import re
+from decimal import ROUND_HALF_EVEN, Decimal, localcontext
+from enum import StrEnum
+
+
+class Choice(StrEnum):
+    """A closed set of words, stored and spoken as they are spelled here."""
+
+    @classmethod
+    def choices(cls) -> list[tuple[str, str]]:
+        """Pairs for a model's or a form's `choices`."""
+        return [(member.value, member.value) for member in cls]
+
+
+class BrokerStatus(Choice):
+    ACTIVE = "active"
+    SUSPENDED = "suspended"
+
+
+class InstrumentStatus(Choice):
+    TRADING = "trading"
+    HALTED = "halted"
+
+
+class Pricing(Choice):
+    """Whose price two limit orders trade at: the seller's, or the resting order's (the maker's)."""
+
+    SELLER = "seller"
+    MAKER = "maker"
+
+
+class Scope(Choice):
+    READ = "read"
+    TRADE = "trade"
+    OPERATOR = "operator"
+
+
+class TransferKind(Choice):
+    CASH = "cash"
+    SHARES = "shares"
+
+
+BROKER_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+SYMBOL = re.compile(r"[A-Z0-9.]{1,12}")
+DOCUMENT_NUMBER = re.compile(r"[a-zA-Z0-9]{1,32}")
+CLIENT_ORDER_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+AMOUNT = re.compile(r"[0-9]{1,16}(\.[0-9]{1,4})?")
+
+MAX_QUANTITY = 10**12
+MAX_NOTIONAL = 10**15
+MAX_INITIAL_CASH = 10**15
+AMOUNT_INTEGER_DIGITS, AMOUNT_DECIMALS = 16, 4
+
+
+def price_decimals(tick_size: Decimal) -> int:
+    """How many decimals prices of an instrument with this tick are shown with: two, or the tick's own if more."""
+    exponent = tick_size.normalize().as_tuple().exponent
+    assert isinstance(exponent, int)
+    return max(2, -exponent)
+
+
+def rounded(value: Decimal, decimals: int) -> Decimal:
+    """`value` with exactly so many decimals, half to even."""
+    with localcontext(prec=60):
+        return value.quantize(Decimal(1).scaleb(-decimals), rounding=ROUND_HALF_EVEN)
+
+
+def cash_shown(value: Decimal) -> Decimal:
+    """A cash amount with two decimals, or up to four where it has them."""
+    exponent = value.normalize().as_tuple().exponent
+    assert isinstance(exponent, int)
+    return rounded(value, max(2, -exponent))
+
+
+def mean(total: Decimal, count: int, decimals: int) -> Decimal:
+    """`total / count`, rounded half to even once."""
+    with localcontext(prec=80):
+        return rounded(total / count, decimals)

@@ -1,0 +1,120 @@
+"""Orders and the trades between them. Written by `orders.services` alone."""
+
+import uuid_utils.compat as uuid_utils
+from django.db import models
+from django.db.models import Case, F, Q, When
+
+from exchange.models import CASH_DIGITS, DECIMALS, PRICE_DIGITS, Broker, Instrument
+from orders.terms import WORKING, CancelReason, OrderStatus, OrderType, Side, TimeInForce
+
+_IS_WORKING = Q(status__in=[status.value for status in WORKING])
+
+
+class Order(models.Model):
+    """A broker's instruction, and what has become of it."""
+
+    id = models.UUIDField(primary_key=True, default=uuid_utils.uuid7, editable=False)
+    client_order_id = models.CharField(max_length=64, null=True)  # noqa: DJ001 (none given is null: unique among given)
+    broker = models.ForeignKey(Broker, models.PROTECT, related_name="orders", db_index=False)
+    document_number = models.CharField(max_length=32)
+    instrument = models.ForeignKey(
+        Instrument, models.PROTECT, related_name="orders", db_column="symbol", db_index=False
+    )
+    sequence = models.BigIntegerField()  # its arrival in the book: the time of price-time priority
+    type = models.CharField(max_length=8, choices=OrderType.choices())
+    side = models.CharField(max_length=4, choices=Side.choices())
+    price = models.DecimalField(max_digits=PRICE_DIGITS, decimal_places=DECIMALS, null=True)
+    # The price as the book sorts it: ascending is best first on both sides, so one index and one query serve both.
+    rank = models.GeneratedField(
+        expression=Case(When(side=Side.BID.value, then=-F("price")), default=F("price")),
+        output_field=models.DecimalField(max_digits=PRICE_DIGITS, decimal_places=DECIMALS),
+        db_persist=True,
+    )
+    quantity = models.BigIntegerField()
+    filled_quantity = models.BigIntegerField(default=0)
+    filled_value = models.DecimalField(max_digits=CASH_DIGITS, decimal_places=DECIMALS, default=0)
+    status = models.CharField(max_length=16, choices=OrderStatus.choices())
+    time_in_force = models.CharField(max_length=3, choices=TimeInForce.choices())
+    expires_at = models.DateTimeField(null=True)
+    created_at = models.DateTimeField()
+    cancelled_at = models.DateTimeField(null=True)
+    expired_at = models.DateTimeField(null=True)
+    cancel_reason = models.CharField(max_length=16, choices=CancelReason.choices(), null=True)  # noqa: DJ001 (null: not cancelled)
+
+    class Meta:
+        indexes = [
+            models.Index(
+                fields=["instrument", "side", "rank", "sequence"], name="order_book_in_priority", condition=_IS_WORKING
+            ),
+            # With `expires_at IS NOT NULL` in its condition the planner never takes it for reading the book.
+            models.Index(
+                fields=["instrument", "expires_at"],
+                name="order_due_to_expire",
+                condition=_IS_WORKING & Q(expires_at__isnull=False),
+            ),
+            models.Index(fields=["broker", "instrument"], name="order_working_of_broker", condition=_IS_WORKING),
+            models.Index(fields=["broker", "-created_at", "-id"], name="order_newest_of_broker"),
+        ]
+        constraints = [
+            models.UniqueConstraint(fields=["instrument", "sequence"], name="order_arrival_unique"),
+            models.UniqueConstraint(
+                fields=["broker", "client_order_id"],
+                name="order_client_order_id_unique",
+                condition=Q(client_order_id__isnull=False),
+            ),
+            models.CheckConstraint(
+                condition=Q(quantity__gt=0, filled_quantity__gte=0, filled_quantity__lte=F("quantity")),
+                name="order_filled_within_quantity",
+            ),
+            models.CheckConstraint(
+                condition=Q(status=OrderStatus.PENDING.value, filled_quantity=0)
+                | Q(status=OrderStatus.PARTIALLY_FILLED.value, filled_quantity__gt=0, quantity__gt=F("filled_quantity"))
+                | Q(status=OrderStatus.FILLED.value, filled_quantity=F("quantity"))
+                | Q(status=OrderStatus.CANCELLED.value, cancelled_at__isnull=False, cancel_reason__isnull=False)
+                | Q(status=OrderStatus.EXPIRED.value, expired_at__isnull=False),
+                name="order_status_fits",
+            ),
+            models.CheckConstraint(
+                condition=Q(type=OrderType.LIMIT.value, price__gt=0)
+                | Q(type=OrderType.MARKET.value, price=None) & ~_IS_WORKING,
+                name="order_price_fits_type",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return str(self.pk)
+
+    @property
+    def remaining_quantity(self) -> int:
+        """What was asked for and not done, also after a cancel or an expiry."""
+        return self.quantity - self.filled_quantity
+
+
+class Trade(models.Model):
+    """An execution between a bid and an ask."""
+
+    id = models.UUIDField(primary_key=True, default=uuid_utils.uuid7, editable=False)
+    instrument = models.ForeignKey(
+        Instrument, models.PROTECT, related_name="trades", db_column="symbol", db_index=False
+    )
+    price = models.DecimalField(max_digits=PRICE_DIGITS, decimal_places=DECIMALS)
+    quantity = models.BigIntegerField()
+    taker_side = models.CharField(max_length=4, choices=Side.choices())
+    bid_order = models.ForeignKey(Order, models.PROTECT, related_name="trades_as_bid")
+    ask_order = models.ForeignKey(Order, models.PROTECT, related_name="trades_as_ask")
+    bid_broker = models.ForeignKey(Broker, models.PROTECT, related_name="trades_as_bid", db_index=False)
+    ask_broker = models.ForeignKey(Broker, models.PROTECT, related_name="trades_as_ask", db_index=False)
+    executed_at = models.DateTimeField()
+
+    class Meta:
+        indexes = [
+            models.Index(fields=["instrument", "-executed_at", "-id"], name="trade_tape"),
+            models.Index(fields=["bid_broker", "-executed_at", "-id"], name="trade_newest_of_bidder"),
+            models.Index(fields=["ask_broker", "-executed_at", "-id"], name="trade_newest_of_asker"),
+        ]
+        constraints = [
+            models.CheckConstraint(condition=Q(quantity__gt=0, price__gt=0), name="trade_positive"),
+        ]
+
+    def __str__(self) -> str:
+        return str(self.pk)

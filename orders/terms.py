@@ -1,0 +1,47 @@
+"""The words an order is described with: the trade's own, spelled as the contract spells them. Standard library only."""
+
+from exchange.rules import Choice
+
+
+class Side(Choice):
+    BID = "bid"
+    ASK = "ask"
+
+    @property
+    def opposite(self) -> "Side":
+        return Side.ASK if self is Side.BID else Side.BID
+
+
+class OrderType(Choice):
+    LIMIT = "limit"
+    MARKET = "market"
+
+
+class TimeInForce(Choice):
+    """How long an order may live: until a time, until cancelled, for the day, not at all, or whole or not at all."""
+
+    GTD = "gtd"
+    GTC = "gtc"
+    DAY = "day"
+    IOC = "ioc"
+    FOK = "fok"
+
+
+class OrderStatus(Choice):
+    PENDING = "pending"
+    PARTIALLY_FILLED = "partially_filled"
+    FILLED = "filled"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+WORKING = (OrderStatus.PENDING, OrderStatus.PARTIALLY_FILLED)
+
+
+class CancelReason(Choice):
+    BY_BROKER = "by_broker"
+    BY_OPERATOR = "by_operator"
+    BROKER_SUSPENDED = "broker_suspended"
+    NO_LIQUIDITY = "no_liquidity"
+    IOC_REMAINDER = "ioc_remainder"
+    FOK_NOT_FILLED = "fok_not_filled"
