@@ -129,23 +129,31 @@ X_FRAME_OPTIONS = "DENY"
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["exchange.authentication.ApiKeyAuthentication"],
-    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
-    "DEFAULT_PARSER_CLASSES": ["exchange.api.JSONParser"],
-    "DEFAULT_RENDERER_CLASSES": ["exchange.api.JSONRenderer"],
-    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
-    "DEFAULT_FILTER_BACKENDS": ["django_filters.rest_framework.DjangoFilterBackend"],
-    "EXCEPTION_HANDLER": "exchange.api.problem_from_exception",
+    "DEFAULT_PERMISSION_CLASSES": [],  # `exchange.api.ExchangeView` asks for scopes, in the contract's order
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "exchange.wire.JSONNegotiation",
+    "DEFAULT_PARSER_CLASSES": ["exchange.wire.JSONParser"],
+    "DEFAULT_RENDERER_CLASSES": ["exchange.wire.JSONRenderer"],
+    "DEFAULT_SCHEMA_CLASS": "exchange.schema.Schema",
+    "EXCEPTION_HANDLER": "exchange.problems.problem_from_exception",
     "DEFAULT_METADATA_CLASS": None,
     "UNAUTHENTICATED_USER": None,
 }
 
 SPECTACULAR_SETTINGS = {
     "TITLE": "Bourse",
+    "DESCRIPTION": "A stock exchange: orders, market data, balances, and what its operators do.",
     "VERSION": "1",
     "OAS_VERSION": "3.1.0",
     "SERVE_INCLUDE_SCHEMA": False,
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "POSTPROCESSING_HOOKS": [],  # enums are named components already
+    "PATH_CONVERTER_OVERRIDES": {
+        "broker_id": {"type": "string", "pattern": "^[a-zA-Z0-9_-]{1,64}$"},
+        "symbol": {"type": "string", "pattern": "^[A-Z0-9.]{1,12}$"},
+        "key_prefix": {"type": "string", "pattern": "^[0-9a-f]{12}$"},
+        "id": {"type": "string", "format": "uuid"},
+    },
 }
 
 # --- Celery ---------------------------------------------------------------------------------------------------------

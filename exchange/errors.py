@@ -34,6 +34,30 @@ class ValidationFailed(ExchangeError):
     code = "validation_error"
 
 
+class MalformedRequest(ExchangeError):
+    """The body is not a JSON object in UTF-8."""
+
+    code = "malformed_request"
+
+
+class MethodNotAllowed(ExchangeError):
+    """This path does not answer to this method; the Allow header names those it does."""
+
+    code = "method_not_allowed"
+
+
+class UnsupportedMediaType(ExchangeError):
+    """Send the body as application/json."""
+
+    code = "unsupported_media_type"
+
+
+class TooLarge(ExchangeError):
+    """The body is larger than this path accepts."""
+
+    code = "too_large"
+
+
 class Unauthenticated(ExchangeError):
     """Send a valid key as `Authorization: Bearer <key>`."""
 
@@ -152,3 +176,15 @@ class OutcomeUnknown(ExchangeError):
     """It is not known whether this was done: repeat it with the same client_order_id, or look it up."""
 
     code = "outcome_unknown"
+
+
+class RateLimited(ExchangeError):
+    """Too many requests; try again after the seconds that Retry-After names."""
+
+    code = "rate_limited"
+
+
+class InternalError(ExchangeError):
+    """Something went wrong here, and it is not known whether this was done; it has been logged."""
+
+    code = "internal_error"

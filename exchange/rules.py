@@ -46,11 +46,14 @@ BROKER_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 SYMBOL = re.compile(r"[A-Z0-9.]{1,12}")
 DOCUMENT_NUMBER = re.compile(r"[a-zA-Z0-9]{1,32}")
 CLIENT_ORDER_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+TRANSFER_REFERENCE = CLIENT_ORDER_ID
+KEY_PREFIX = re.compile(r"[0-9a-f]{12}")
 AMOUNT = re.compile(r"[0-9]{1,16}(\.[0-9]{1,4})?")
 
 MAX_QUANTITY = 10**12
 MAX_NOTIONAL = 10**15
 MAX_INITIAL_CASH = 10**15
+MAX_NAME_LENGTH, MAX_REASON_LENGTH = 100, 200
 AMOUNT_INTEGER_DIGITS, AMOUNT_DECIMALS = 16, 4
 
 

@@ -1,13 +1,32 @@
 """Orders and the trades between them. Written by `orders.services` alone."""
 
+from datetime import datetime
+
 import uuid_utils.compat as uuid_utils
 from django.db import models
-from django.db.models import Case, F, Q, When
+from django.db.models import Case, F, Q, Value, When
+from django.db.models.functions import Now
 
 from exchange.models import CASH_DIGITS, DECIMALS, PRICE_DIGITS, Broker, Instrument
 from orders.terms import WORKING, CancelReason, OrderStatus, OrderType, Side, TimeInForce
 
 _IS_WORKING = Q(status__in=[status.value for status in WORKING])
+
+
+class OrderQuerySet(models.QuerySet["Order"]):
+    """Ways to look at orders."""
+
+    def working(self) -> "OrderQuerySet":
+        """Those that have not ended, also where their time has passed and the sweep is still to come."""
+        return self.filter(_IS_WORKING)
+
+    def visible_to(self, broker_id: str | None) -> "OrderQuerySet":
+        """A broker's own; an operator, who is none, sees all."""
+        return self if broker_id is None else self.filter(broker=broker_id)
+
+    def due(self, now: datetime | Now) -> "OrderQuerySet":
+        """Those whose time has passed and which the sweep has still to expire."""
+        return self.working().filter(expires_at__isnull=False, expires_at__lte=now)
 
 
 class Order(models.Model):
@@ -40,6 +59,8 @@ class Order(models.Model):
     cancelled_at = models.DateTimeField(null=True)
     expired_at = models.DateTimeField(null=True)
     cancel_reason = models.CharField(max_length=16, choices=CancelReason.choices(), null=True)  # noqa: DJ001 (null: not cancelled)
+
+    objects = OrderQuerySet.as_manager()
 
     class Meta:
         indexes = [
@@ -85,9 +106,27 @@ class Order(models.Model):
         return str(self.pk)
 
     @property
+    def symbol(self) -> str:
+        return self.instrument_id
+
+    @property
     def remaining_quantity(self) -> int:
         """What was asked for and not done, also after a cancel or an expiry."""
         return self.quantity - self.filled_quantity
+
+
+class TradeQuerySet(models.QuerySet["Trade"]):
+    """Ways to look at trades."""
+
+    def of_order(self, order: Order) -> "TradeQuerySet":
+        """The trades one order took part in, oldest first."""
+        side = Q(bid_order=order) if order.side == Side.BID else Q(ask_order=order)
+        return self.filter(side).order_by("executed_at", "id")
+
+    def fills_of(self, broker_id: str, side: Side) -> "TradeQuerySet":
+        """The trades a broker was on this side of, each telling its `side`."""
+        owned = Q(bid_broker=broker_id) if side is Side.BID else Q(ask_broker=broker_id)
+        return self.filter(owned).annotate(side=Value(side.value)).select_related("instrument")
 
 
 class Trade(models.Model):
@@ -105,6 +144,8 @@ class Trade(models.Model):
     bid_broker = models.ForeignKey(Broker, models.PROTECT, related_name="trades_as_bid", db_index=False)
     ask_broker = models.ForeignKey(Broker, models.PROTECT, related_name="trades_as_ask", db_index=False)
     executed_at = models.DateTimeField()
+
+    objects = TradeQuerySet.as_manager()
 
     class Meta:
         indexes = [

@@ -1,0 +1,51 @@
+# What there is to do with this folder. All paths are relative, so that its own path may contain anything.
+
+PYTHON ?= python3
+PORT ?= 8000
+export PORT
+
+IN_VENV := .venv/bin/python
+# For tools that load the settings and talk to no server.
+NO_SERVERS := SECRET_KEY=lint DATABASE_URL=postgresql://nowhere/none REDIS_URL=redis://nowhere/0
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint replay mutants schemathesis clean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1|/' | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+
+run: .venv/installed ## run the whole exchange in the foreground, on 127.0.0.1:PORT (8000)
+	@exec $(IN_VENV) -m config.local
+
+test: .venv/installed ## run the tests, on servers of their own
+	$(IN_VENV) -m pytest
+
+lint: .venv/installed ## format, lint, types, layers, migrations, schema: all checks, no changes
+	$(IN_VENV) -m ruff format --check .
+	$(IN_VENV) -m ruff check .
+	$(NO_SERVERS) $(IN_VENV) -m mypy --strict .
+	$(NO_SERVERS) $(IN_VENV) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+	$(NO_SERVERS) $(IN_VENV) -W ignore manage.py makemigrations --check
+	$(NO_SERVERS) $(IN_VENV) manage.py check
+	$(NO_SERVERS) $(IN_VENV) manage.py spectacular --validate --fail-on-warn --file /dev/null
+
+replay: .venv/installed ## send MESSAGES=file to the running exchange and compare with BOOK=file
+	@. ./.run/env && exec $(IN_VENV) manage.py replay --messages "$(MESSAGES)" --book "$(BOOK)"
+
+mutants: .venv/installed ## break the code in small ways and see the tests notice
+	$(IN_VENV) -m tests.mutants
+
+clean: ## remove .run/: the database, the keys, the logs (not while it runs)
+	@$(PYTHON) config/local/clean.py
+
+# Installs what the lock file names, with its hashes; again only when the file has changed.
+.venv/installed: requirements-dev.txt
+	@command -v "$(PYTHON)" > /dev/null || { echo "There is no $(PYTHON) here; Python 3.11 or newer is needed."; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 ..."; exit 1; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2> /dev/null || \
+	  { echo "$(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@"$(PYTHON)" -m venv .venv
+	@echo "Installing into .venv ..."
+	@$(IN_VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch .venv/installed

@@ -1,0 +1,186 @@
+"""`python -m config.local`: the whole exchange in the foreground, until Ctrl-C."""
+
+import errno
+import fcntl
+import http.client
+import os
+import secrets
+import shlex
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from config.local import child, leftovers, web
+from config.local.processes import Child, LocalError
+from config.local.servers import Postgres, Valkey
+from config.local.supervisor import Stopped, StopSignal, Supervisor, run_step, say
+from exchange import private_file
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RUN = ROOT / ".run"
+LOGS = RUN / "logs"
+CREDENTIALS = RUN / "credentials.json"
+DATABASE = "bourse"
+STEP_SECONDS = 120.0
+WEB_START_SECONDS = 60.0
+ANSWER_SECONDS = 5.0
+WORKERS = {"worker": "celery"}  # a name and its queue each
+
+
+def main() -> int:
+    """Run until somebody says stop; a sentence and 1 when that is not possible."""
+    stop = StopSignal()
+    if "MAKELEVEL" in os.environ:  # a make that was killed would leave us behind
+        child.die_with_parent(os.getppid(), 15)
+    try:
+        port = _port()
+        _make_folders()
+        with _only_one(RUN / "lock"):
+            leftovers.end(RUN)
+            _require_free(port)
+            _run(port, stop)
+    except Stopped:
+        pass
+    except LocalError as error:
+        say(str(error))
+        return 1
+    except OSError as error:
+        say(f"{error.strerror}: {error.filename or 'an operation of the system'}. Does {RUN} belong to somebody else?")
+        return 1
+    return 0
+
+
+def _run(port: int, stop: StopSignal) -> None:
+    """Everything between taking the lock and giving it back."""
+    supervisor = Supervisor(stop)
+    with ExitStack() as cleanup:
+        cleanup.callback(supervisor.stop_all)
+        env = _environment(supervisor, cleanup)
+        base_url = f"http://127.0.0.1:{port}"
+        for name, arguments in _steps(base_url).items():
+            run_step(_python(name, ["manage.py", *arguments], env), stop, STEP_SECONDS)
+        supervisor.keep(_celery("beat", ["beat", "--scheduler", "celery.beat.Scheduler", "--pidfile="], env))
+        for name, queue in WORKERS.items():
+            supervisor.keep(
+                _celery(name, ["worker", "-Q", queue, "-n", f"{name}@%h", "-c", "2", "--without-mingle"], env)
+            )
+        supervisor.keep(Child("web", web.command(port), log=LOGS / "web.log", env=env, cwd=ROOT, grace_seconds=15.0))
+        if supervisor.tend_until(lambda: _is_healthy(port), WEB_START_SECONDS):
+            say(_where_to_look(base_url))
+        elif not stop.asked:
+            raise LocalError(f"The web server does not answer: {supervisor.kept[-1].child.last_words()}")
+        supervisor.tend_until(lambda: False)
+        say("Stopping ...")
+
+
+def _steps(base_url: str) -> dict[str, list[str]]:
+    return {
+        "migrate": ["migrate", "--no-input"],
+        "demo": ["demo", "--credentials", str(CREDENTIALS), "--base-url", base_url],
+    }
+
+
+def _environment(supervisor: Supervisor, cleanup: ExitStack) -> dict[str, str]:
+    """What the processes are told; the servers that it names are started here when nobody named any."""
+    os.environ[leftovers.MARK] = str(RUN)
+    env = {"SECURE_COOKIES": "0", "SECRET_KEY": _secret_key()} | os.environ
+    if not env.get("DATABASE_URL"):
+        say("Starting PostgreSQL ...")
+        postgres = Postgres(RUN / "postgres", log=LOGS / "postgres.log")
+        cleanup.callback(postgres.stop)
+        postgres.start(DATABASE)
+        supervisor.keep(postgres.child, running=True)
+        env["DATABASE_URL"] = postgres.url(DATABASE)
+    supervisor.stop.check()
+    if not env.get("REDIS_URL"):
+        say("Starting Valkey ...")
+        valkey = Valkey(RUN, log=LOGS / "valkey.log")
+        cleanup.callback(valkey.stop)
+        valkey.start()
+        supervisor.keep(valkey.child, running=True)
+        env["REDIS_URL"] = valkey.url
+    names = ["DATABASE_URL", "REDIS_URL", "SECRET_KEY", "SECURE_COOKIES"]
+    private_file.write(RUN / "env", "".join(f"export {name}={shlex.quote(env[name])}\n" for name in names))
+    return env
+
+
+def _python(name: str, arguments: list[str], env: dict[str, str]) -> Child:
+    return Child(name, [sys.executable, *arguments], log=LOGS / f"{name}.log", env=env, cwd=ROOT)
+
+
+def _celery(name: str, arguments: list[str], env: dict[str, str]) -> Child:
+    return _python(name, ["-m", "celery", "-A", "config", *arguments, "-l", "WARNING"], env)
+
+
+def _port() -> int:
+    text = os.environ.get("PORT") or "8000"
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 2**16):
+        raise LocalError(f"PORT must be a number from 1 to 65535, not {text!r}.")
+    return int(text)
+
+
+def _make_folders() -> None:
+    RUN.mkdir(exist_ok=True)
+    RUN.chmod(0o711)  # PostgreSQL's account passes through when we are root; every file here is private by itself
+    LOGS.mkdir(exist_ok=True, mode=0o700)
+    for log in LOGS.glob("*.log"):
+        log.replace(log.with_suffix(".log.old"))
+
+
+@contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    """Hold the lock of this folder; Linux gives it back however we end."""
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LocalError(f"The exchange runs already from {ROOT}: stop it first (Ctrl-C where it runs).") from None
+        yield
+
+
+def _require_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            reason = "is taken by another program" if error.errno == errno.EADDRINUSE else f"cannot be used ({error})"
+            raise LocalError(f"Port {port} {reason}; choose another one, e.g. `make run PORT=8001`.") from None
+
+
+def _secret_key() -> str:
+    path = RUN / "secret_key"
+    if not path.exists():
+        private_file.write(path, secrets.token_urlsafe(48))
+    return path.read_text(encoding="utf-8")
+
+
+def _is_healthy(port: int) -> bool:
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
+    try:
+        client.request("GET", "/healthz")
+        return client.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        client.close()
+
+
+def _where_to_look(base_url: str) -> str:
+    return f"""
+The exchange runs at {base_url}
+
+  API documentation   {base_url}/docs
+  Admin               {base_url}/admin/
+  Keys and passwords  {CREDENTIALS}
+  Logs                {LOGS}/
+  manage.py           . .run/env && .venv/bin/python manage.py help
+
+Ctrl-C stops all of it; the data stays in {RUN} until `make clean`.
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""`make clean`: remove `.run/`, with the database in it, unless the exchange runs. Standard library only."""
+
+import fcntl
+import shutil
+import sys
+from pathlib import Path
+
+RUN = Path(__file__).resolve().parent.parent.parent / ".run"
+
+
+def main() -> str | None:
+    """Remove the folder; a sentence when that must not be."""
+    if not RUN.exists():
+        return None
+    with (RUN / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return "The exchange is running from this folder: stop it first. Nothing was removed."
+        elsewhere = RUN / "postgres"
+        if elsewhere.is_symlink():  # root's PostgreSQL could not enter this folder
+            shutil.rmtree(elsewhere.resolve(), ignore_errors=True)
+        shutil.rmtree(RUN)
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""What goes out: the answers, as they are encoded and as the OpenAPI document describes them."""
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from exchange.errors import BrokerNotFound
+from exchange.models import ApiKey, Broker, Instrument, Transfer
+from exchange.rules import BrokerStatus, InstrumentStatus, Pricing, Scope, cash_shown, price_decimals, rounded
+from exchange.wire import Instant
+
+
+class HoldingBody(msgspec.Struct, frozen=True):
+    symbol: str
+    quantity: int
+    reserved_quantity: int
+    available_quantity: int
+
+
+class BalanceBody(msgspec.Struct, frozen=True):
+    """What a broker owns, how much of it its open orders hold, and what is left."""
+
+    broker_id: str
+    cash_balance: Decimal
+    reserved_cash: Decimal
+    available_cash: Decimal
+    holdings: list[HoldingBody]
+    updated_at: Instant
+
+
+class NewBrokerBody(BalanceBody, frozen=True):
+    """A broker just admitted, with its first key, which is never shown again."""
+
+    created_at: Instant
+    api_key: str
+
+
+class BrokerBody(msgspec.Struct, frozen=True):
+    broker_id: str
+    status: BrokerStatus
+    cash_balance: Decimal
+    reserved_cash: Decimal
+    available_cash: Decimal
+    created_at: Instant
+    updated_at: Instant
+
+
+class BrokerPage(msgspec.Struct, frozen=True):
+    brokers: list[BrokerBody]
+    next_cursor: str | None
+
+
+class TransferBody(msgspec.Struct, frozen=True):
+    """Cash or shares that came in (above zero) or went out (below)."""
+
+    transfer_id: UUID
+    reference: str
+    broker_id: str
+    cash: Decimal | None
+    symbol: str | None
+    quantity: int | None
+    reason: str
+    created_at: Instant
+
+
+class TransferPage(msgspec.Struct, frozen=True):
+    transfers: list[TransferBody]
+    next_cursor: str | None
+
+
+class KeyBody(msgspec.Struct, frozen=True):
+    """What is kept of a key: never the key itself."""
+
+    prefix: str
+    name: str
+    scopes: list[Scope]
+    created_at: Instant
+    expires_at: Instant | None
+    revoked_at: Instant | None
+
+
+class NewKeyBody(KeyBody, frozen=True):
+    """A key just made, which is never shown again."""
+
+    api_key: str
+
+
+class KeyPage(msgspec.Struct, frozen=True):
+    keys: list[KeyBody]
+    next_cursor: str | None
+
+
+class InstrumentBody(msgspec.Struct, frozen=True):
+    """What is traded, and the rules its orders obey."""
+
+    symbol: str
+    name: str
+    status: InstrumentStatus
+    tick_size: Decimal
+    lot_size: int
+    pricing: Pricing
+
+
+class StockPage(msgspec.Struct, frozen=True):
+    stocks: list[InstrumentBody]
+    next_cursor: str | None
+
+
+class HealthBody(msgspec.Struct, frozen=True):
+    status: str
+
+
+class ReadinessBody(msgspec.Struct, frozen=True):
+    """Whether orders can be taken, and how long ago beat and a worker were last heard of (null: not known)."""
+
+    database: bool
+    valkey: bool
+    beat_age_seconds: float | None
+    worker_age_seconds: float | None
+
+
+def balance_body(broker_id: str) -> BalanceBody:
+    """A broker's balance, read in one statement: no trade is seen half done."""
+    rows = list(
+        Broker.objects.filter(pk=broker_id)
+        .order_by("holdings__instrument_id")
+        .values(
+            "cash", "reserved_cash", "updated_at", "holdings__instrument_id", "holdings__quantity", "holdings__reserved"
+        )
+    )
+    if not rows:
+        raise BrokerNotFound(f"There is no broker {broker_id}.")
+    cash, reserved = rows[0]["cash"], rows[0]["reserved_cash"]
+    return BalanceBody(
+        broker_id=broker_id,
+        cash_balance=cash_shown(cash),
+        reserved_cash=cash_shown(reserved),
+        available_cash=cash_shown(cash - reserved),
+        holdings=[_holding_body(row) for row in rows if row["holdings__instrument_id"] is not None],
+        updated_at=rows[0]["updated_at"],
+    )
+
+
+def _holding_body(row: Mapping[str, Any]) -> HoldingBody:
+    quantity, reserved = int(row["holdings__quantity"]), int(row["holdings__reserved"])
+    return HoldingBody(row["holdings__instrument_id"], quantity, reserved, quantity - reserved)
+
+
+def new_broker_body(broker: Broker, api_key: str) -> NewBrokerBody:
+    balance = msgspec.structs.asdict(balance_body(broker.pk))
+    return NewBrokerBody(**balance, created_at=broker.created_at, api_key=api_key)
+
+
+def broker_body(broker: Broker) -> BrokerBody:
+    return BrokerBody(
+        broker_id=broker.pk,
+        status=BrokerStatus(broker.status),
+        cash_balance=cash_shown(broker.cash),
+        reserved_cash=cash_shown(broker.reserved_cash),
+        available_cash=cash_shown(broker.cash - broker.reserved_cash),
+        created_at=broker.created_at,
+        updated_at=broker.updated_at,
+    )
+
+
+def transfer_body(transfer: Transfer) -> TransferBody:
+    return TransferBody(
+        transfer_id=transfer.pk,
+        reference=transfer.reference,
+        broker_id=transfer.broker_id,
+        cash=None if transfer.cash is None else cash_shown(transfer.cash),
+        symbol=transfer.instrument_id,
+        quantity=transfer.quantity,
+        reason=transfer.reason,
+        created_at=transfer.created_at,
+    )
+
+
+def key_body(key: ApiKey) -> KeyBody:
+    scopes = [Scope(scope) for scope in key.scopes]
+    return KeyBody(key.prefix, key.name, scopes, key.created_at, key.expires_at, key.revoked_at)
+
+
+def new_key_body(key: ApiKey, api_key: str) -> NewKeyBody:
+    return NewKeyBody(**msgspec.structs.asdict(key_body(key)), api_key=api_key)
+
+
+def instrument_body(instrument: Instrument) -> InstrumentBody:
+    return InstrumentBody(
+        symbol=instrument.pk,
+        name=instrument.name,
+        status=InstrumentStatus(instrument.status),
+        tick_size=rounded(instrument.tick_size, price_decimals(instrument.tick_size)),
+        lot_size=instrument.lot_size,
+        pricing=Pricing(instrument.pricing),
+    )

@@ -1,0 +1,45 @@
+"""What a path may contain: anything else is nobody's path, a plain 404."""
+
+from uuid import UUID
+
+from django.urls import register_converter
+
+from exchange.rules import BROKER_ID, KEY_PREFIX, SYMBOL
+
+
+class _Word:
+    def to_python(self, value: str) -> str:
+        return value
+
+    def to_url(self, value: str) -> str:
+        return value
+
+
+class BrokerIdConverter(_Word):
+    regex = BROKER_ID.pattern
+
+
+class SymbolConverter(_Word):
+    regex = SYMBOL.pattern
+
+
+class KeyPrefixConverter(_Word):
+    regex = KEY_PREFIX.pattern
+
+
+class IdConverter:
+    """A UUID in either case."""
+
+    regex = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
+
+    def to_python(self, value: str) -> UUID:
+        return UUID(value)
+
+    def to_url(self, value: UUID) -> str:
+        return str(value)
+
+
+register_converter(BrokerIdConverter, "broker_id")
+register_converter(SymbolConverter, "symbol")
+register_converter(KeyPrefixConverter, "key_prefix")
+register_converter(IdConverter, "id")

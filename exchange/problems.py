@@ -1,0 +1,150 @@
+"""How each refusal is spoken over HTTP: the only place that knows both the codes and the status numbers."""
+
+from http import HTTPStatus
+from typing import Any
+
+import psycopg
+import psycopg_pool
+import structlog
+from django.core.exceptions import PermissionDenied
+from django.db import InterfaceError, OperationalError
+from django.http import Http404, HttpRequest, HttpResponse
+from django.views import defaults
+from rest_framework import exceptions
+from rest_framework.request import Request
+
+from exchange import errors
+from exchange.errors import ExchangeError
+from exchange.wire import Problem, encoded
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 1
+REALM = 'Bearer realm="bourse"'
+
+STATUSES: dict[str, HTTPStatus] = {
+    "malformed_request": HTTPStatus.BAD_REQUEST,
+    "validation_error": HTTPStatus.BAD_REQUEST,
+    "unauthenticated": HTTPStatus.UNAUTHORIZED,
+    "broker_mismatch": HTTPStatus.FORBIDDEN,
+    "scope_missing": HTTPStatus.FORBIDDEN,
+    "not_found": HTTPStatus.NOT_FOUND,
+    "broker_not_found": HTTPStatus.NOT_FOUND,
+    "symbol_not_found": HTTPStatus.NOT_FOUND,
+    "order_not_found": HTTPStatus.NOT_FOUND,
+    "key_not_found": HTTPStatus.NOT_FOUND,
+    "method_not_allowed": HTTPStatus.METHOD_NOT_ALLOWED,
+    "broker_already_exists": HTTPStatus.CONFLICT,
+    "symbol_already_listed": HTTPStatus.CONFLICT,
+    "transfer_reference_conflict": HTTPStatus.CONFLICT,
+    "client_order_id_conflict": HTTPStatus.CONFLICT,
+    "insufficient_balance": HTTPStatus.CONFLICT,
+    "insufficient_holdings": HTTPStatus.CONFLICT,
+    "instrument_halted": HTTPStatus.CONFLICT,
+    "broker_suspended": HTTPStatus.CONFLICT,
+    "too_many_fills": HTTPStatus.CONFLICT,
+    "order_not_cancellable": HTTPStatus.CONFLICT,
+    "too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    "unsupported_media_type": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    "rate_limited": HTTPStatus.TOO_MANY_REQUESTS,
+    "internal_error": HTTPStatus.INTERNAL_SERVER_ERROR,
+    "overloaded": HTTPStatus.SERVICE_UNAVAILABLE,
+    "outcome_unknown": HTTPStatus.GATEWAY_TIMEOUT,
+}
+
+# PostgreSQL gave up before the COMMIT: a lock or statement timed out, or a deadlock was broken.
+_CERTAINLY_NOT_DONE = {"55P03", "57014", "40P01"}
+
+_log = structlog.get_logger(__name__)
+
+
+def problem_from_exception(exception: Exception, context: dict[str, Any]) -> HttpResponse:
+    """REST framework's exception handler: every exception of a view becomes a problem."""
+    request: Request = context["request"]
+    return problem_response(request, refusal_of(exception))
+
+
+def problem_response(request: HttpRequest | Request, refusal: ExchangeError) -> HttpResponse:
+    """The refusal as `application/problem+json`."""
+    status = STATUSES[refusal.code]
+    problem = Problem(
+        type="about:blank",
+        title=status.phrase,
+        status=status,
+        detail=refusal.detail,
+        code=refusal.code,
+        request_id=getattr(request, "request_id", ""),
+        **({"errors": refusal.errors} if refusal.errors else {}),
+    )
+    response = HttpResponse(encoded(problem), status=status, content_type=MEDIA_TYPE)
+    if status == HTTPStatus.UNAUTHORIZED:
+        response["WWW-Authenticate"] = REALM
+    if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
+        response["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return response
+
+
+def refusal_of(exception: Exception) -> ExchangeError:
+    """Any exception as one of ours; those nobody foresaw are logged."""
+    if isinstance(exception, ExchangeError):
+        return exception
+    if isinstance(exception, OperationalError | InterfaceError):
+        _log.warning("database_error", error=str(exception))
+        return errors.Overloaded() if _is_certainly_not_done(exception) else errors.OutcomeUnknown()
+    for kind, refusal in _FRAMEWORK.items():
+        if isinstance(exception, kind):
+            return refusal()
+    _log.error("unexpected", exc_info=exception)
+    return errors.InternalError()
+
+
+_FRAMEWORK: dict[type[Exception], type[ExchangeError]] = {
+    Http404: errors.NotFound,
+    PermissionDenied: errors.ScopeMissing,
+    exceptions.NotAuthenticated: errors.Unauthenticated,
+    exceptions.MethodNotAllowed: errors.MethodNotAllowed,
+    exceptions.UnsupportedMediaType: errors.UnsupportedMediaType,
+    exceptions.Throttled: errors.RateLimited,
+}
+
+
+def _is_certainly_not_done(exception: Exception) -> bool:
+    cause = exception.__cause__
+    if isinstance(cause, psycopg_pool.PoolTimeout | psycopg_pool.TooManyRequests):
+        return True  # no connection was to be had
+    if not isinstance(cause, psycopg.Error):
+        return False
+    failed_to_connect = cause.pgconn is not None  # set then, and only then
+    return failed_to_connect or cause.sqlstate in _CERTAINLY_NOT_DONE
+
+
+def _is_admin(request: HttpRequest) -> bool:
+    return request.path.startswith("/admin/")
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Django's `handler400`: what it found suspicious about a request."""
+    if _is_admin(request):
+        return defaults.bad_request(request, exception)
+    return problem_response(request, errors.MalformedRequest("The request is not one that can be answered."))
+
+
+def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Django's `handler403`."""
+    if _is_admin(request):
+        return defaults.permission_denied(request, exception)
+    return problem_response(request, errors.ScopeMissing())
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Django's `handler404`: paths that are nobody's."""
+    if _is_admin(request):
+        return defaults.page_not_found(request, exception)
+    return problem_response(request, errors.NotFound())
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    """Django's `handler500`: what no view handled, such as an error in a middleware or in the admin."""
+    _log.exception("unexpected")
+    if _is_admin(request):
+        return defaults.server_error(request)
+    return problem_response(request, errors.InternalError())

@@ -1,0 +1,275 @@
+"""What operators do to brokers, instruments and keys: each act one transaction, under the lock of the row it changes.
+
+Transfers and suspensions lock the broker alone, halts the instrument alone. Times come from the database's clock, read
+after the lock.
+"""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from decimal import Decimal
+
+from django.db import IntegrityError, connection, transaction
+from django.db.models import F
+from django.db.models.functions import Coalesce
+
+from exchange.authentication import new_key
+from exchange.errors import (
+    BrokerAlreadyExists,
+    BrokerNotFound,
+    FieldError,
+    InsufficientBalance,
+    InsufficientHoldings,
+    KeyNotFound,
+    SymbolAlreadyListed,
+    SymbolNotFound,
+    TransferReferenceConflict,
+    ValidationFailed,
+)
+from exchange.models import ApiKey, Broker, Holding, Instrument, Transfer
+from exchange.rules import BrokerStatus, InstrumentStatus, Pricing, Scope, TransferKind
+
+
+def database_now() -> datetime:
+    """The database's clock, now: neither when the transaction began nor when it started to wait for a lock."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT clock_timestamp()")
+        (now,) = cursor.fetchone()
+    assert isinstance(now, datetime)
+    return now
+
+
+# --- Brokers and their keys -----------------------------------------------------------------------------------------
+
+
+def create_broker(broker_id: str, *, initial_cash: Decimal, initial_holdings: Mapping[str, int]) -> tuple[Broker, str]:
+    """Admit a broker with its first cash and shares, both in the journal, and its first key, which is shown once."""
+    with transaction.atomic(durable=True):
+        now = database_now()
+        broker = Broker(id=broker_id, cash=initial_cash, created_at=now, updated_at=now)
+        try:
+            broker.save(force_insert=True)  # waits for a rival's transaction to end
+        except IntegrityError as error:
+            raise BrokerAlreadyExists(f"A broker {broker_id} exists already.") from error
+        shares = sorted(initial_holdings.items())
+        unlisted = [_new_instrument(symbol, now) for symbol, _ in shares]
+        Instrument.objects.bulk_create(unlisted, ignore_conflicts=True)  # sorted: two of these never wait in a circle
+        Holding.objects.bulk_create(Holding(broker=broker, instrument_id=symbol, quantity=n) for symbol, n in shares)
+        Transfer.objects.bulk_create(_initial_transfers(broker, shares, now))
+        return broker, _add_key(broker_id, "", (Scope.TRADE,), None, now)[1]
+
+
+def _initial_transfers(broker: Broker, shares: Iterable[tuple[str, int]], now: datetime) -> Iterable[Transfer]:
+    """The first lines of a broker's journal; their references have a slash, which an operator's cannot have."""
+    if broker.cash:
+        yield _new_transfer(broker.pk, f"initial/{broker.pk}/cash", broker.cash, None, None, "initial cash", now)
+    for symbol, quantity in shares:
+        reference = f"initial/{broker.pk}/{symbol}"
+        yield _new_transfer(broker.pk, reference, None, symbol, quantity, "initial holding", now)
+
+
+def set_broker_status(broker_id: str, status: BrokerStatus) -> None:
+    """Suspend or reinstate a broker; orders placed from now on are decided by it."""
+    with transaction.atomic(durable=True):
+        _locked_broker(broker_id)
+        Broker.objects.filter(pk=broker_id).update(status=status)
+
+
+def _locked_broker(broker_id: str) -> Broker:
+    broker = Broker.objects.select_for_update(no_key=True, of=("self",)).filter(pk=broker_id).first()
+    if broker is None:
+        raise BrokerNotFound(f"There is no broker {broker_id}.")
+    return broker
+
+
+def require_broker(broker_id: str) -> None:
+    """Refuse what is asked of a broker that does not exist; brokers never go away."""
+    if not Broker.objects.filter(pk=broker_id).exists():
+        raise BrokerNotFound(f"There is no broker {broker_id}.")
+
+
+def issue_key(
+    broker_id: str | None,
+    *,
+    name: str = "",
+    scopes: Iterable[Scope] = (Scope.TRADE,),
+    expires_at: datetime | None = None,
+) -> tuple[ApiKey, str]:
+    """A new key of a broker, or of an operator when there is none; the key itself is shown once and not kept."""
+    with transaction.atomic(durable=True):
+        if broker_id is not None:
+            require_broker(broker_id)
+        now = database_now()
+        if expires_at is not None and expires_at <= now:
+            raise ValidationFailed(errors=[FieldError("expires_at", "past", "Must be in the future.")])
+        return _add_key(broker_id, name, scopes, expires_at, now)
+
+
+def _add_key(
+    broker_id: str | None, name: str, scopes: Iterable[Scope], expires_at: datetime | None, now: datetime
+) -> tuple[ApiKey, str]:
+    key, prefix, secret_hash = new_key()
+    api_key = ApiKey.objects.create(
+        prefix=prefix,
+        secret_hash=secret_hash,
+        broker_id=broker_id,
+        name=name,
+        scopes=sorted(set(scopes)),
+        created_at=now,
+        expires_at=expires_at,
+    )
+    return api_key, key
+
+
+def revoke_key(broker_id: str, prefix: str) -> None:
+    """End a key; ending it again changes nothing."""
+    with transaction.atomic(durable=True):
+        require_broker(broker_id)
+        revoked_at = Coalesce(F("revoked_at"), database_now())
+        if not ApiKey.objects.filter(broker_id=broker_id, prefix=prefix).update(revoked_at=revoked_at):
+            raise KeyNotFound(f"Broker {broker_id} has no key {prefix}.")
+
+
+# --- Transfers ------------------------------------------------------------------------------------------------------
+
+
+def transfer(
+    broker_id: str,
+    *,
+    reference: str,
+    cash: Decimal | None = None,
+    symbol: str | None = None,
+    quantity: int | None = None,
+    reason: str,
+) -> tuple[Transfer, bool]:
+    """Book cash or shares in or out, once per `reference`; gives the transfer and whether it is new."""
+    wanted = _new_transfer(broker_id, reference, cash, symbol, quantity, reason, None)
+    try:
+        return _book_once(wanted)
+    except IntegrityError:  # the reference was just used for another broker, whose lock we do not wait for
+        return _book_once(wanted)
+
+
+def _new_transfer(
+    broker_id: str,
+    reference: str,
+    cash: Decimal | None,
+    symbol: str | None,
+    quantity: int | None,
+    reason: str,
+    now: datetime | None,
+) -> Transfer:
+    kind = TransferKind.SHARES if cash is None else TransferKind.CASH
+    row = Transfer(reference=reference, broker_id=broker_id, kind=kind, cash=cash, reason=reason)
+    row.instrument_id, row.quantity = symbol, quantity
+    if now is not None:
+        row.created_at = now
+    return row
+
+
+def _book_once(wanted: Transfer) -> tuple[Transfer, bool]:
+    with transaction.atomic(durable=True):
+        broker = _locked_broker(wanted.broker_id)
+        booked = Transfer.objects.filter(reference=wanted.reference).first()
+        if booked is not None:
+            _require_same(booked, wanted)
+            return booked, False
+        wanted.created_at = database_now()
+        wanted.save(force_insert=True)
+        if wanted.cash is not None:
+            _move_cash(broker, wanted.cash)
+        else:
+            _move_shares(wanted)
+        Broker.objects.filter(pk=broker.pk).update(updated_at=wanted.created_at)
+        return wanted, True
+
+
+_COMPARED = {
+    "broker_id": "broker_id",
+    "cash": "cash",
+    "symbol": "instrument_id",
+    "quantity": "quantity",
+    "reason": "reason",
+}
+
+
+def _require_same(booked: Transfer, wanted: Transfer) -> None:
+    differing = [name for name, column in _COMPARED.items() if getattr(booked, column) != getattr(wanted, column)]
+    if differing:
+        raise TransferReferenceConflict(
+            errors=[FieldError(name, "differs", "Differs from the transfer booked first.") for name in differing]
+        )
+
+
+def _move_cash(broker: Broker, cash: Decimal) -> None:
+    if cash < 0 and broker.cash + cash < broker.reserved_cash:
+        raise InsufficientBalance(f"Only {broker.cash - broker.reserved_cash} of the broker's cash is free.")
+    Broker.objects.filter(pk=broker.pk).update(cash=F("cash") + cash)
+
+
+def _move_shares(wanted: Transfer) -> None:
+    assert wanted.quantity is not None
+    assert wanted.instrument_id is not None
+    instrument_of(wanted.instrument_id)
+    holding = Holding.objects.filter(broker_id=wanted.broker_id, instrument_id=wanted.instrument_id).first()
+    free = int(holding.quantity - holding.reserved) if holding else 0
+    if wanted.quantity < 0 and free + wanted.quantity < 0:
+        raise InsufficientHoldings(f"Only {free} of the broker's shares of {wanted.instrument_id} are free.")
+    if holding:
+        Holding.objects.filter(pk=holding.pk).update(quantity=F("quantity") + wanted.quantity)
+    else:
+        Holding.objects.create(broker_id=wanted.broker_id, instrument_id=wanted.instrument_id, quantity=wanted.quantity)
+
+
+# --- Instruments ----------------------------------------------------------------------------------------------------
+
+
+def list_instrument(
+    symbol: str,
+    *,
+    name: str = "",
+    tick_size: Decimal = Decimal("0.01"),
+    lot_size: int = 1,
+    pricing: Pricing = Pricing.SELLER,
+) -> Instrument:
+    """List a new instrument, named like its symbol unless told otherwise."""
+    with transaction.atomic(durable=True):
+        instrument = _new_instrument(symbol, database_now())
+        instrument.name = name or symbol
+        instrument.tick_size, instrument.lot_size, instrument.pricing = tick_size, lot_size, pricing
+        try:
+            instrument.save(force_insert=True)
+        except IntegrityError as error:
+            raise SymbolAlreadyListed(f"An instrument {symbol} is listed already.") from error
+        return instrument
+
+
+def instrument_of(symbol: str) -> Instrument:
+    """The instrument listed under this symbol."""
+    instrument = Instrument.objects.filter(pk=symbol).first()
+    if instrument is None:
+        raise SymbolNotFound(f"No instrument {symbol} is listed.")
+    return instrument
+
+
+def _new_instrument(symbol: str, now: datetime) -> Instrument:
+    return Instrument(symbol=symbol, name=symbol, created_at=now)
+
+
+def halt(symbol: str, reason: str = "") -> Instrument:
+    """Stop new orders in an instrument; cancels and expiry go on."""
+    return _set_instrument_status(symbol, InstrumentStatus.HALTED, reason)
+
+
+def resume(symbol: str, reason: str = "") -> Instrument:
+    """Let an instrument trade again."""
+    return _set_instrument_status(symbol, InstrumentStatus.TRADING, reason)
+
+
+def _set_instrument_status(symbol: str, status: InstrumentStatus, reason: str) -> Instrument:
+    with transaction.atomic(durable=True):
+        instrument = Instrument.objects.select_for_update(no_key=True, of=("self",)).filter(pk=symbol).first()
+        if instrument is None:
+            raise SymbolNotFound(f"No instrument {symbol} is listed.")
+        Instrument.objects.filter(pk=symbol).update(status=status, halt_reason=reason)
+        instrument.status, instrument.halt_reason = status, reason
+        return instrument

@@ -1,0 +1,231 @@
+"""Brokers, their balances, transfers and keys; instruments; and what tells that the exchange runs."""
+
+from functools import cache
+
+from django.db import DatabaseError, InterfaceError, connection
+from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.recorder import MigrationRecorder
+from django.http import HttpResponse
+from drf_spectacular.generators import SchemaGenerator
+from drf_spectacular.utils import extend_schema
+from drf_spectacular.views import SpectacularSwaggerSplitView
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from exchange import heartbeat, services, wire
+from exchange.api import ExchangeView
+from exchange.bodies import (
+    BalanceBody,
+    BrokerPage,
+    HealthBody,
+    InstrumentBody,
+    KeyPage,
+    NewBrokerBody,
+    NewKeyBody,
+    ReadinessBody,
+    StockPage,
+    TransferBody,
+    TransferPage,
+    balance_body,
+    broker_body,
+    instrument_body,
+    key_body,
+    new_broker_body,
+    new_key_body,
+    transfer_body,
+)
+from exchange.errors import (
+    BrokerAlreadyExists,
+    BrokerNotFound,
+    InsufficientBalance,
+    InsufficientHoldings,
+    KeyNotFound,
+    SymbolAlreadyListed,
+    SymbolNotFound,
+    TransferReferenceConflict,
+)
+from exchange.models import ApiKey, Broker, Instrument, Transfer
+from exchange.paging import NEWEST_FIRST, Keyset
+from exchange.rules import Scope
+from exchange.schema import documented
+from exchange.serializers import (
+    CreateBrokerForm,
+    CreateKeyForm,
+    CreateTransferForm,
+    ListInstrumentForm,
+    ReasonForm,
+)
+
+OPERATORS = (Scope.OPERATOR,)
+READERS = (Scope.READ,)
+
+
+class BrokersView(ExchangeView):
+    scopes = {"GET": OPERATORS, "POST": OPERATORS}
+    body_class = CreateBrokerForm
+    keyset = Keyset(("id", str))
+
+    @documented("list_brokers", "All brokers, by id", {200: BrokerPage})
+    def get(self, request: Request) -> Response:
+        brokers, next_cursor = self.paged(Broker.objects.all())
+        return Response(BrokerPage([broker_body(broker) for broker in brokers], next_cursor))
+
+    @documented("create_broker", "Admit a broker", {201: NewBrokerBody}, [BrokerAlreadyExists])
+    def post(self, request: Request) -> Response:
+        broker, key = services.create_broker(**self.body)
+        return Response(new_broker_body(broker, key), status=201)
+
+
+class BalanceView(ExchangeView):
+    scopes = {"GET": READERS}
+
+    @documented("get_balance", "A broker's cash and shares", {200: BalanceBody}, [BrokerNotFound])
+    def get(self, request: Request, broker_id: str) -> Response:
+        return Response(balance_body(broker_id))
+
+
+class TransfersView(ExchangeView):
+    scopes = {"GET": OPERATORS, "POST": OPERATORS}
+    body_class = CreateTransferForm
+    keyset = NEWEST_FIRST
+
+    @documented("list_transfers", "A broker's transfers, newest first", {200: TransferPage}, [BrokerNotFound])
+    def get(self, request: Request, broker_id: str) -> Response:
+        services.require_broker(broker_id)
+        transfers, next_cursor = self.paged(Transfer.objects.filter(broker_id=broker_id))
+        return Response(TransferPage([transfer_body(transfer) for transfer in transfers], next_cursor))
+
+    @documented(
+        "create_transfer",
+        "Book cash or shares in or out, once per reference",
+        {201: TransferBody, 200: TransferBody},
+        [BrokerNotFound, SymbolNotFound, TransferReferenceConflict, InsufficientBalance, InsufficientHoldings],
+    )
+    def post(self, request: Request, broker_id: str) -> Response:
+        transfer, is_new = services.transfer(broker_id, **self.body)
+        return Response(transfer_body(transfer), status=201 if is_new else 200)
+
+
+class KeysView(ExchangeView):
+    scopes = {"GET": OPERATORS, "POST": OPERATORS}
+    body_class = CreateKeyForm
+    keyset = Keyset(("-created_at", wire.Instant), ("-prefix", str))
+
+    @documented("list_keys", "A broker's keys, newest first, revoked ones too", {200: KeyPage}, [BrokerNotFound])
+    def get(self, request: Request, broker_id: str) -> Response:
+        services.require_broker(broker_id)
+        keys, next_cursor = self.paged(ApiKey.objects.filter(broker_id=broker_id))
+        return Response(KeyPage([key_body(key) for key in keys], next_cursor))
+
+    @documented("create_key", "Make a key for a broker", {201: NewKeyBody}, [BrokerNotFound])
+    def post(self, request: Request, broker_id: str) -> Response:
+        key, secret = services.issue_key(broker_id, **self.body)
+        return Response(new_key_body(key, secret), status=201)
+
+
+class KeyView(ExchangeView):
+    scopes = {"DELETE": OPERATORS}
+
+    @documented("revoke_key", "Revoke a key", {204: None}, [BrokerNotFound, KeyNotFound])
+    def delete(self, request: Request, broker_id: str, prefix: str) -> Response:
+        services.revoke_key(broker_id, prefix)
+        return Response(status=204)
+
+
+class StocksView(ExchangeView):
+    scopes = {"GET": READERS, "POST": OPERATORS}
+    body_class = ListInstrumentForm
+    keyset = Keyset(("symbol", str))
+
+    @documented("list_stocks", "All instruments, by symbol", {200: StockPage})
+    def get(self, request: Request) -> Response:
+        instruments, next_cursor = self.paged(Instrument.objects.all())
+        return Response(StockPage([instrument_body(instrument) for instrument in instruments], next_cursor))
+
+    @documented("create_stock", "List an instrument", {201: InstrumentBody}, [SymbolAlreadyListed])
+    def post(self, request: Request) -> Response:
+        return Response(instrument_body(services.list_instrument(**self.body)), status=201)
+
+
+class StockView(ExchangeView):
+    scopes = {"GET": READERS}
+
+    @documented("get_stock", "An instrument and its rules", {200: InstrumentBody}, [SymbolNotFound])
+    def get(self, request: Request, symbol: str) -> Response:
+        return Response(instrument_body(services.instrument_of(symbol)))
+
+
+class HaltView(ExchangeView):
+    scopes = {"POST": OPERATORS}
+    body_class = ReasonForm
+    body_optional = True
+
+    @documented("halt_stock", "Refuse new orders in an instrument", {200: InstrumentBody}, [SymbolNotFound])
+    def post(self, request: Request, symbol: str) -> Response:
+        return Response(instrument_body(services.halt(symbol, **self.body)))
+
+
+class ResumeView(ExchangeView):
+    scopes = {"POST": OPERATORS}
+    body_class = ReasonForm
+    body_optional = True
+
+    @documented("resume_stock", "Take orders in an instrument again", {200: InstrumentBody}, [SymbolNotFound])
+    def post(self, request: Request, symbol: str) -> Response:
+        return Response(instrument_body(services.resume(symbol, **self.body)))
+
+
+class HealthView(ExchangeView):
+    authentication_classes = ()
+
+    @documented("get_health", "Whether this process lives", {200: HealthBody}, tags=["health"])
+    def get(self, request: Request) -> Response:
+        return Response(HealthBody("ok"))
+
+
+class ReadinessView(ExchangeView):
+    authentication_classes = ()
+
+    @documented(
+        "get_readiness", "Whether orders can be taken", {200: ReadinessBody, 503: ReadinessBody}, tags=["health"]
+    )
+    def get(self, request: Request) -> Response:
+        is_ready, pulse = _database_is_ready(), heartbeat.read()
+        body = ReadinessBody(is_ready, pulse.valkey, pulse.beat_age_seconds, pulse.worker_age_seconds)
+        return Response(body, status=200 if is_ready else 503)
+
+
+def _database_is_ready() -> bool:
+    """Whether the database answers and has every migration of this code."""
+    try:
+        return _migrations() <= MigrationRecorder(connection).applied_migrations().keys()
+    except (DatabaseError, InterfaceError):
+        return False
+
+
+@cache
+def _migrations() -> frozenset[tuple[str, str]]:
+    """What this code has on disk."""
+    return frozenset(MigrationLoader(None, ignore_no_migrations=True).disk_migrations)
+
+
+@extend_schema(exclude=True)
+class OpenApiView(ExchangeView):
+    authentication_classes = ()
+
+    def get(self, request: Request) -> HttpResponse:
+        return HttpResponse(_openapi_document(), content_type="application/json")
+
+
+@cache
+def _openapi_document() -> bytes:
+    generator = SchemaGenerator()  # type: ignore[no-untyped-call]  # drf-spectacular is only half typed
+    return wire.encoded(generator.get_schema(request=None, public=True))  # type: ignore[no-untyped-call]  # as above
+
+
+@extend_schema(exclude=True)
+class DocsView(SpectacularSwaggerSplitView):
+    """Swagger UI, from files of ours."""
+
+    authentication_classes = ()
+    url_name = "openapi"

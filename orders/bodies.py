@@ -1,0 +1,193 @@
+"""What the API says about orders and trades: the contract's fields, in its order."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from decimal import Decimal
+from typing import Protocol, Self
+from uuid import UUID
+
+import msgspec
+
+from exchange.rules import BrokerStatus, mean, price_decimals, rounded
+from orders.models import Trade
+from orders.state import TradeState
+from orders.terms import CancelReason, OrderStatus, OrderType, Side, TimeInForce
+
+
+class _OrderLike(Protocol):
+    """An order as the write path holds it, or as the database keeps it."""
+
+    @property
+    def id(self) -> UUID: ...
+    @property
+    def client_order_id(self) -> str | None: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def broker_id(self) -> str: ...
+    @property
+    def document_number(self) -> str: ...
+    @property
+    def side(self) -> str: ...
+    @property
+    def symbol(self) -> str: ...
+    @property
+    def price(self) -> Decimal | None: ...
+    @property
+    def quantity(self) -> int: ...
+    @property
+    def filled_quantity(self) -> int: ...
+    @property
+    def filled_value(self) -> Decimal: ...
+    @property
+    def remaining_quantity(self) -> int: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def time_in_force(self) -> str: ...
+    @property
+    def expires_at(self) -> datetime | None: ...
+    @property
+    def created_at(self) -> datetime: ...
+    @property
+    def cancelled_at(self) -> datetime | None: ...
+    @property
+    def expired_at(self) -> datetime | None: ...
+    @property
+    def cancel_reason(self) -> str | None: ...
+
+
+class OrderTrade(msgspec.Struct, frozen=True):
+    """A trade, as the owner of one of its orders sees it; the other side is never shown."""
+
+    trade_id: UUID
+    price: Decimal
+    quantity: int
+    executed_at: datetime
+
+    @classmethod
+    def of(cls, trade: Trade | TradeState, decimals: int) -> Self:
+        return cls(trade.id, rounded(trade.price, decimals), trade.quantity, trade.executed_at)
+
+
+class OrderSummary(msgspec.Struct, frozen=True):
+    """An order, without its trades."""
+
+    order_id: UUID
+    client_order_id: str | None
+    type: OrderType
+    broker_id: str
+    document_number: str
+    side: Side
+    symbol: str
+    price: Decimal | None
+    quantity: int
+    filled_quantity: int
+    remaining_quantity: int
+    status: OrderStatus
+    time_in_force: TimeInForce
+    average_price: Decimal | None
+    expires_at: datetime | None
+    created_at: datetime
+    cancelled_at: datetime | None
+    expired_at: datetime | None
+    cancel_reason: CancelReason | None
+
+    @classmethod
+    def of(cls, order: _OrderLike, decimals: int) -> Self:
+        """The order with its prices at the instrument's `decimals`."""
+        return cls(
+            order_id=order.id,
+            client_order_id=order.client_order_id,
+            type=OrderType(order.type),
+            broker_id=order.broker_id,
+            document_number=order.document_number,
+            side=Side(order.side),
+            symbol=order.symbol,
+            price=None if order.price is None else rounded(order.price, decimals),
+            quantity=order.quantity,
+            filled_quantity=order.filled_quantity,
+            remaining_quantity=order.remaining_quantity,
+            status=OrderStatus(order.status),
+            time_in_force=TimeInForce(order.time_in_force),
+            average_price=mean(order.filled_value, order.filled_quantity, decimals) if order.filled_quantity else None,
+            expires_at=order.expires_at,
+            created_at=order.created_at,
+            cancelled_at=order.cancelled_at,
+            expired_at=order.expired_at,
+            cancel_reason=None if order.cancel_reason is None else CancelReason(order.cancel_reason),
+        )
+
+
+class OrderBody(OrderSummary, frozen=True, kw_only=True):
+    """An order with its trades, oldest first."""
+
+    trades: list[OrderTrade]
+
+    @classmethod
+    def with_trades(cls, order: _OrderLike, trades: Iterable[Trade | TradeState], decimals: int) -> Self:
+        """The order and its trades, prices at the instrument's `decimals`."""
+        summary = msgspec.structs.asdict(OrderSummary.of(order, decimals))
+        return cls(**summary, trades=[OrderTrade.of(trade, decimals) for trade in trades])
+
+
+class OrderPage(msgspec.Struct, frozen=True):
+    orders: list[OrderSummary]
+    next_cursor: str | None
+
+
+class BrokerTrade(msgspec.Struct, frozen=True):
+    """One side of a trade: a broker's own fill."""
+
+    trade_id: UUID
+    order_id: UUID
+    symbol: str
+    side: Side
+    price: Decimal
+    quantity: int
+    executed_at: datetime
+
+    @classmethod
+    def of(cls, trade: Trade, side: Side) -> Self:
+        """`trade` as the owner of its `side` sees it; its instrument is loaded."""
+        return cls(
+            trade_id=trade.id,
+            order_id=trade.bid_order_id if side is Side.BID else trade.ask_order_id,
+            symbol=trade.instrument_id,
+            side=side,
+            price=rounded(trade.price, price_decimals(trade.instrument.tick_size)),
+            quantity=trade.quantity,
+            executed_at=trade.executed_at,
+        )
+
+
+class BrokerTradePage(msgspec.Struct, frozen=True):
+    trades: list[BrokerTrade]
+    next_cursor: str | None
+
+
+class TapeTrade(msgspec.Struct, frozen=True):
+    """A trade, as everybody sees it."""
+
+    trade_id: UUID
+    price: Decimal
+    quantity: int
+    taker_side: Side
+    executed_at: datetime
+
+    @classmethod
+    def of(cls, trade: Trade, decimals: int) -> Self:
+        return cls(trade.id, rounded(trade.price, decimals), trade.quantity, Side(trade.taker_side), trade.executed_at)
+
+
+class TapePage(msgspec.Struct, frozen=True):
+    trades: list[TapeTrade]
+    next_cursor: str | None
+
+
+class BrokerStanding(msgspec.Struct, frozen=True):
+    """Whether a broker may place orders, and how many of its orders this act cancelled."""
+
+    broker_id: str
+    status: BrokerStatus
+    cancelled_orders: int

@@ -1,0 +1,206 @@
+"""What the market shows: prices, the book, a quote. Each is one statement, so each is one moment of the market.
+
+Nothing here takes a lock, and no answer is good for a decision: the write path reads for itself.
+"""
+
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+from django.conf import settings
+from django.db import connection
+
+from exchange.errors import FieldError, SymbolNotFound, ValidationFailed
+from exchange.rules import cash_shown, mean, price_decimals, rounded
+from orders import store
+from orders.terms import Side
+
+
+class Level(msgspec.Struct, frozen=True):
+    """The orders of one side at one price, together."""
+
+    price: Decimal
+    total_quantity: int
+    order_count: int
+
+
+class BookSnapshot(msgspec.Struct, frozen=True):
+    """Both sides of a book, best first, at one moment; `sequence` counts every change of it."""
+
+    symbol: str
+    bids: list[Level]
+    asks: list[Level]
+    spread: Decimal | None
+    sequence: int
+    snapshot_at: datetime
+
+
+class PriceSummary(msgspec.Struct, frozen=True):
+    """Where an instrument trades: the window's average, the last trade, the best prices, the orders' mean limit."""
+
+    symbol: str
+    current_price: Decimal | None
+    window: str
+    trades_in_window: int
+    last_price: Decimal | None
+    last_trade_at: datetime | None
+    best_bid: Decimal | None
+    best_ask: Decimal | None
+    mid: Decimal | None
+    moving_average: Decimal | None
+
+
+class QuoteLevel(msgspec.Struct, frozen=True):
+    price: Decimal
+    quantity: int
+
+
+class Quote(msgspec.Struct, frozen=True):
+    """What a market order would get now, level by level."""
+
+    symbol: str
+    side: Side
+    quantity: int
+    fillable_quantity: int
+    average_price: Decimal | None
+    total: Decimal
+    levels: list[QuoteLevel]
+
+
+def book_snapshot(symbol: str, depth: int) -> BookSnapshot:
+    """The best `depth` levels of both sides."""
+    with connection.cursor() as cursor:
+        cursor.execute(_BOOK, {"symbol": symbol, "depth": depth})
+        rows = cursor.fetchall()
+    if not rows:
+        raise SymbolNotFound
+    tick_size, sequence, snapshot_at = rows[0][:3]
+    decimals = price_decimals(tick_size)
+    sides: dict[Side, list[Level]] = {Side.BID: [], Side.ASK: []}
+    for _, _, _, side, price, total_quantity, order_count in rows:
+        if price is not None:
+            sides[Side(side)].append(Level(rounded(price, decimals), int(total_quantity), order_count))
+    bids, asks = sides[Side.BID], sides[Side.ASK]
+    spread = asks[0].price - bids[0].price if bids and asks else None
+    return BookSnapshot(symbol, bids, asks, spread, sequence, snapshot_at)
+
+
+def price_summary(symbol: str) -> PriceSummary:
+    """Where the instrument trades: the window's average, the last trade, the best prices, the orders' mean limit."""
+    row = _one_row(_PRICE, symbol)
+    decimals = price_decimals(row["tick_size"])
+    best_bid, best_ask, last_price = row["best_bid"], row["best_ask"], row["last_price"]
+    current_price = _shown(last_price, decimals)
+    if row["trades_in_window"]:
+        current_price = mean(row["window_value"], row["window_quantity"], decimals)
+    has_both = best_bid is not None and best_ask is not None
+    return PriceSummary(
+        symbol=symbol,
+        current_price=current_price,
+        window=f"{settings.PRICE_WINDOW // timedelta(minutes=1)}m",
+        trades_in_window=row["trades_in_window"],
+        last_price=_shown(last_price, decimals),
+        last_trade_at=row["last_trade_at"],
+        best_bid=_shown(best_bid, decimals),
+        best_ask=_shown(best_ask, decimals),
+        mid=mean(best_bid + best_ask, 2, decimals) if has_both else None,
+        moving_average=mean(row["limit_sum"], row["limit_count"], decimals) if row["limit_count"] else None,
+    )
+
+
+def quote(symbol: str, side: Side, quantity: int) -> Quote:
+    """What a market order would get now, level by level."""
+    row = _one_row(_RULES, symbol)
+    if quantity % row["lot_size"]:
+        detail = f"Must be a multiple of the lot size, {row['lot_size']}."
+        raise ValidationFailed(errors=[FieldError("quantity", "off_lot", detail)])
+    by_price: dict[Decimal, int] = {}
+    left = quantity
+    for price, remaining in _makers(symbol, side.opposite, quantity, row["now"]):
+        by_price[price] = by_price.get(price, 0) + min(left, remaining)
+        left -= min(left, remaining)
+    decimals = price_decimals(row["tick_size"])
+    total = sum((price * taken for price, taken in by_price.items()), Decimal(0))
+    fillable = quantity - left
+    return Quote(
+        symbol=symbol,
+        side=side,
+        quantity=quantity,
+        fillable_quantity=fillable,
+        average_price=mean(total, fillable, decimals) if fillable else None,
+        total=cash_shown(total),
+        levels=[QuoteLevel(rounded(price, decimals), taken) for price, taken in by_price.items()],
+    )
+
+
+def _makers(symbol: str, side: Side, quantity: int, now: datetime) -> list[tuple[Decimal, int]]:
+    """Price and remaining quantity of the orders a market order would meet, as many as one order may fill."""
+    with connection.cursor() as cursor:
+        reachable = store.read_reachable(cursor, [store.Demand(symbol, side, quantity)], now)
+    orders = [store.order_state(row) for row in reachable.get((symbol, side), [])]
+    return [(order.limit, order.remaining_quantity) for order in orders[: settings.MAX_MAKERS_PER_COMMAND]]
+
+
+def _one_row(sql: str, symbol: str) -> dict[str, Any]:
+    parameters: dict[str, Any] = {
+        "symbol": symbol,
+        "window": settings.PRICE_WINDOW,
+        "latest": settings.MOVING_AVERAGE_ORDERS,
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(sql, parameters)
+        row = cursor.fetchone()
+        if row is None:
+            raise SymbolNotFound
+        return dict(zip((column.name for column in cursor.description), row, strict=True))
+
+
+def _shown(price: Decimal | None, decimals: int) -> Decimal | None:
+    return None if price is None else rounded(price, decimals)
+
+
+_RULES = "SELECT tick_size, lot_size, statement_timestamp() AS now FROM exchange_instrument WHERE symbol = %(symbol)s"
+
+_WORKING = """
+o.status IN ('pending', 'partially_filled') AND (o.expires_at IS NULL OR o.expires_at > statement_timestamp())"""
+
+_BOOK = f"""
+SELECT i.tick_size, i.sequence, statement_timestamp(), half.side, level.price, level.total_quantity, level.order_count
+FROM exchange_instrument i
+CROSS JOIN (VALUES ('bid'), ('ask')) AS half(side)
+LEFT JOIN LATERAL (
+  SELECT o.rank, abs(o.rank) AS price, sum(o.quantity - o.filled_quantity) AS total_quantity, count(*) AS order_count
+  FROM orders_order o
+  WHERE o.symbol = i.symbol AND o.side = half.side AND {_WORKING}
+  GROUP BY o.rank ORDER BY o.rank LIMIT %(depth)s
+) level ON true
+WHERE i.symbol = %(symbol)s
+ORDER BY half.side, level.rank
+"""
+
+_BEST = f"""
+(SELECT o.price FROM orders_order o WHERE o.symbol = i.symbol AND o.side = '{{side}}' AND {_WORKING}
+ ORDER BY o.rank, o.sequence LIMIT 1)"""
+
+_PRICE = f"""
+SELECT i.tick_size, w.trades_in_window, w.window_value, w.window_quantity,
+       last.price AS last_price, last.executed_at AS last_trade_at,
+       {_BEST.format(side="bid")} AS best_bid, {_BEST.format(side="ask")} AS best_ask, a.limit_sum, a.limit_count
+FROM exchange_instrument i
+CROSS JOIN LATERAL (
+  SELECT count(*) AS trades_in_window, sum(t.price * t.quantity) AS window_value, sum(t.quantity) AS window_quantity
+  FROM orders_trade t WHERE t.symbol = i.symbol AND t.executed_at > statement_timestamp() - %(window)s
+) w
+LEFT JOIN LATERAL (
+  SELECT t.price, t.executed_at FROM orders_trade t WHERE t.symbol = i.symbol
+  ORDER BY t.executed_at DESC, t.id DESC LIMIT 1
+) last ON true
+CROSS JOIN LATERAL (
+  SELECT sum(latest.price) AS limit_sum, count(*) AS limit_count
+  FROM (SELECT o.price, o.created_at FROM orders_order o WHERE o.symbol = i.symbol AND o.type = 'limit'
+        ORDER BY o.sequence DESC LIMIT %(latest)s) latest
+  WHERE latest.created_at > statement_timestamp() - %(window)s
+) a
+WHERE i.symbol = %(symbol)s
+"""

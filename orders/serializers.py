@@ -1,0 +1,128 @@
+"""What requests about orders may say. Shape only: the market's rules are decided under the locks."""
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from django.conf import settings
+from rest_framework import serializers
+from rest_framework.exceptions import ErrorDetail
+
+from exchange.fields import Amount, Choice, Digits, Flag, Quantity, StrictSerializer, Text, Timestamp
+from exchange.rules import BROKER_ID, CLIENT_ORDER_ID, DOCUMENT_NUMBER, MAX_NOTIONAL, MAX_QUANTITY, SYMBOL
+from orders.terms import OrderType, Side, TimeInForce
+
+Contradiction = tuple[str, ErrorDetail]  # the field to blame, and why
+
+MARKET_TIMES_IN_FORCE = (TimeInForce.IOC, TimeInForce.FOK)
+
+
+class PlaceOrderForm(StrictSerializer):
+    """A new order."""
+
+    type = Choice(OrderType, default=OrderType.LIMIT)
+    broker_id = Text(BROKER_ID)
+    document_number = Text(DOCUMENT_NUMBER)
+    side = Choice(Side)
+    symbol = Text(SYMBOL)
+    price = Amount(default=None, allow_null=True)
+    quantity = Quantity()
+    expires_at = Timestamp(default=None, allow_null=True)
+    time_in_force = Choice(TimeInForce, required=False)
+    client_order_id = Text(CLIENT_ORDER_ID, default=None, allow_null=True)
+
+    def to_internal_value(self, data: Any) -> dict[str, Any]:
+        """The fields of a `PlaceOrder`; what is wrong with one field does not hide what is wrong between two."""
+        contradictions = self._contradictions(data) if isinstance(data, Mapping) else []
+        try:
+            values = super().to_internal_value(data)
+        except serializers.ValidationError as refusal:
+            raise serializers.ValidationError(_with(contradictions, refusal.detail)) from refusal
+        if contradictions:
+            raise serializers.ValidationError(_with(contradictions, {}))
+        return values | {"time_in_force": _time_in_force(values)}
+
+    def _contradictions(self, data: Mapping[str, Any]) -> list[Contradiction]:
+        if data.get("type", OrderType.LIMIT) == OrderType.MARKET:
+            return _market_contradictions(data)
+        return _limit_contradictions(data) + self._excessive_notional(data)
+
+    def _excessive_notional(self, data: Mapping[str, Any]) -> list[Contradiction]:
+        try:
+            price: Decimal | None = self.fields["price"].run_validation(data.get("price"))
+            quantity: int = self.fields["quantity"].run_validation(data.get("quantity"))
+        except serializers.ValidationError:
+            return []  # named already
+        if price is None or price * quantity <= MAX_NOTIONAL:
+            return []
+        return [("quantity", ErrorDetail("price times quantity may be at most 10^15.", "notional_too_large"))]
+
+
+def _with(contradictions: list[Contradiction], detail: Any) -> dict[str, list[Any]]:
+    """REST framework's errors by field, and ours beside them."""
+    merged = {name: list(details) for name, details in detail.items()}
+    for name, contradiction in contradictions:
+        merged.setdefault(name, []).append(contradiction)
+    return merged
+
+
+def _limit_contradictions(data: Mapping[str, Any]) -> list[Contradiction]:
+    found = []
+    if data.get("price") is None:
+        found.append(("price", ErrorDetail("A limit order needs a price.", "required")))
+    time_in_force, expires_at = data.get("time_in_force"), data.get("expires_at")
+    if expires_at is None and time_in_force in (None, TimeInForce.GTD):
+        detail = "Say until when the order is valid: send expires_at, or another time_in_force."
+        found.append(("expires_at", ErrorDetail(detail, "required")))
+    if expires_at is not None and time_in_force not in (None, TimeInForce.GTD):
+        found.append(("expires_at", ErrorDetail("Only a gtd order has an expires_at.", "not_allowed")))
+    return found
+
+
+def _market_contradictions(data: Mapping[str, Any]) -> list[Contradiction]:
+    found = [
+        (name, ErrorDetail(f"A market order has no {name}.", "not_allowed"))
+        for name in ("price", "expires_at")
+        if data.get(name) is not None
+    ]
+    if data.get("time_in_force", TimeInForce.IOC) not in MARKET_TIMES_IN_FORCE:
+        found.append(("time_in_force", ErrorDetail("A market order is ioc or fok.", "not_allowed")))
+    return found
+
+
+def _time_in_force(values: dict[str, Any]) -> TimeInForce:
+    default = TimeInForce.IOC if values["type"] is OrderType.MARKET else TimeInForce.GTD
+    return TimeInForce(values.get("time_in_force", default))
+
+
+class OrderLookup(StrictSerializer):
+    """Which order: by the id its broker gave it; an operator says whose."""
+
+    client_order_id = Text(CLIENT_ORDER_ID)
+    broker_id = Text(BROKER_ID, required=False)
+
+
+class SuspendForm(StrictSerializer):
+    """Why, and whether the broker's resting orders go too."""
+
+    reason = Text(max_length=200, required=False)
+    cancel_orders = Flag(default=False)
+
+
+class ReinstateForm(StrictSerializer):
+    """Why."""
+
+    reason = Text(max_length=200, required=False)
+
+
+class BookQuery(StrictSerializer):
+    """How many levels of each side."""
+
+    depth = Digits(1, settings.BOOK_DEPTH_MAX, default=settings.BOOK_DEPTH_DEFAULT)
+
+
+class QuoteQuery(StrictSerializer):
+    """What a market order would ask for."""
+
+    side = Choice(Side)
+    quantity = Digits(1, MAX_QUANTITY)

@@ -1,0 +1,137 @@
+"""Orders, trades and balances while the write path holds their locks: plain values, named like their columns."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from uuid import UUID
+
+from exchange.rules import BrokerStatus, InstrumentStatus, Pricing
+from orders.terms import WORKING, CancelReason, OrderStatus, OrderType, Side, TimeInForce
+
+
+@dataclass(slots=True)
+class OrderState:
+    """One order's row."""
+
+    id: UUID
+    client_order_id: str | None
+    broker_id: str
+    document_number: str
+    symbol: str
+    sequence: int
+    type: OrderType
+    side: Side
+    price: Decimal | None
+    quantity: int
+    time_in_force: TimeInForce
+    expires_at: datetime | None
+    created_at: datetime
+    filled_quantity: int = 0
+    filled_value: Decimal = Decimal(0)
+    status: OrderStatus = OrderStatus.PENDING
+    cancelled_at: datetime | None = None
+    expired_at: datetime | None = None
+    cancel_reason: CancelReason | None = None
+
+    @property
+    def remaining_quantity(self) -> int:
+        return self.quantity - self.filled_quantity
+
+    @property
+    def is_working(self) -> bool:
+        return self.status in WORKING
+
+    @property
+    def limit(self) -> Decimal:
+        """The price of an order that has one: all that rest."""
+        assert self.price is not None
+        return self.price
+
+    @property
+    def priority(self) -> tuple[Decimal, int]:
+        """Ascending is better: price, then arrival."""
+        return (-self.limit if self.side is Side.BID else self.limit), self.sequence
+
+    def is_due(self, now: datetime) -> bool:
+        """Whether its time has passed, swept or not."""
+        return self.expires_at is not None and now >= self.expires_at
+
+    def fill(self, quantity: int, value: Decimal) -> None:
+        assert 0 < quantity <= self.remaining_quantity
+        self.filled_quantity += quantity
+        self.filled_value += value
+        self.status = OrderStatus.FILLED if self.remaining_quantity == 0 else OrderStatus.PARTIALLY_FILLED
+
+    def cancel(self, now: datetime, reason: CancelReason) -> None:
+        self.status, self.cancelled_at, self.cancel_reason = OrderStatus.CANCELLED, now, reason
+
+    def expire(self) -> None:
+        self.status, self.expired_at = OrderStatus.EXPIRED, self.expires_at
+
+
+@dataclass(frozen=True, slots=True)
+class TradeState:
+    """One trade's row."""
+
+    id: UUID
+    symbol: str
+    price: Decimal
+    quantity: int
+    taker_side: Side
+    bid_order_id: UUID
+    ask_order_id: UUID
+    bid_broker_id: str
+    ask_broker_id: str
+    executed_at: datetime
+
+
+@dataclass(slots=True)
+class Position:
+    """A broker's shares of one instrument."""
+
+    quantity: int = 0
+    reserved: int = 0
+
+    @property
+    def available(self) -> int:
+        return self.quantity - self.reserved
+
+
+@dataclass(slots=True)
+class Account:
+    """A broker's balances, its event counter, and its orders that already use the list's client_order_ids."""
+
+    id: str
+    status: BrokerStatus
+    cash: Decimal
+    reserved_cash: Decimal
+    event_sequence: int
+    positions: dict[str, Position] = field(default_factory=dict)
+    used_client_order_ids: dict[str, OrderState] = field(default_factory=dict)
+
+    @property
+    def available_cash(self) -> Decimal:
+        return self.cash - self.reserved_cash
+
+    def position(self, symbol: str) -> Position:
+        return self.positions.setdefault(symbol, Position())
+
+
+@dataclass(slots=True)
+class Book:
+    """An instrument's rules, and the part of its book that the list of commands can reach."""
+
+    symbol: str
+    status: InstrumentStatus
+    tick_size: Decimal
+    lot_size: int
+    pricing: Pricing
+    sequence: int
+    # Each side in priority: what rested before, as far as the list's takers can reach, and what the list itself rests.
+    resting: dict[Side, list[OrderState]] = field(default_factory=lambda: {Side.BID: [], Side.ASK: []})
+    # Sides of which more orders could be reached than one transaction reads.
+    cut_short: set[Side] = field(default_factory=set)
+
+    def next_sequence(self) -> int:
+        self.sequence += 1
+        return self.sequence

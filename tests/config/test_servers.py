@@ -1,0 +1,21 @@
+"""The servers that the tests run on are real ones."""
+
+import pytest
+import redis
+from django.conf import settings
+from django.db import connection
+
+
+@pytest.mark.django_db
+def test_the_database_is_postgresql_in_utf8() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_database(), current_setting('server_encoding'), upper('é')")
+        assert cursor.fetchone() == ("test_bourse", "UTF8", "É")
+
+
+def test_valkey_wants_its_password() -> None:
+    with redis.Redis.from_url(settings.REDIS_URL) as client:
+        assert client.ping()
+        port = client.connection_pool.connection_kwargs["port"]
+    with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
+        stranger.ping()

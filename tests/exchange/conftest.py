@@ -1,0 +1,31 @@
+"""Clients of each kind, on a market with two brokers and one instrument."""
+
+from decimal import Decimal
+
+import pytest
+
+from exchange import services
+from exchange.rules import Scope
+from tests.exchange.client import Client
+
+
+@pytest.fixture
+def operator(db: None) -> Client:
+    return Client(services.issue_key(None, scopes=[Scope.OPERATOR])[1])
+
+
+@pytest.fixture
+def alice(db: None) -> Client:
+    """Broker `alice`, with 1,000.00 in cash and 100 shares of AAPL."""
+    return Client(services.create_broker("alice", initial_cash=Decimal(1000), initial_holdings={"AAPL": 100})[1])
+
+
+@pytest.fixture
+def bob(db: None) -> Client:
+    """Broker `bob`, who has nothing."""
+    return Client(services.create_broker("bob", initial_cash=Decimal(0), initial_holdings={})[1])
+
+
+@pytest.fixture
+def anonymous(db: None) -> Client:
+    return Client(None)

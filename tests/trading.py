@@ -1,0 +1,116 @@
+"""The market as tests set it up: brokers, instruments and orders through the front door, and what became of them."""
+
+from decimal import Decimal
+from typing import Any
+
+from django.db import connection
+from django.db.models import Model
+
+from exchange import services as exchange_services
+from exchange.errors import ExchangeError
+from exchange.models import Broker, Holding, Instrument
+from exchange.rules import Pricing
+from orders import reconcile, services
+from orders.commands import Accepted, CancelOrder, Outcome, PlaceOrder, Replayed
+from orders.models import Order, Trade
+from orders.terms import OrderType, Side, TimeInForce
+from webhooks.models import Event
+
+CASH, SHARES = Decimal(1_000_000), 10_000
+
+
+def instrument(
+    symbol: str = "AAPL", *, tick: str = "0.01", lot: int = 1, pricing: Pricing = Pricing.SELLER
+) -> Instrument:
+    """List an instrument."""
+    return exchange_services.list_instrument(symbol, tick_size=Decimal(tick), lot_size=lot, pricing=pricing)
+
+
+def broker(broker_id: str, *, cash: Decimal | int = CASH, holdings: dict[str, int] | None = None) -> str:
+    """Admit a broker with ample cash and shares of AAPL, or with what is said; its key."""
+    held = {"AAPL": SHARES} if holdings is None else holdings
+    _, key = exchange_services.create_broker(broker_id, initial_cash=Decimal(cash), initial_holdings=held)
+    return key
+
+
+def order(
+    side: Side, quantity: int, price: str | None, *, by: str = "alice", symbol: str = "AAPL", **more: Any
+) -> PlaceOrder:
+    """A command: a gtc limit order, or an ioc market order when there is no price."""
+    fields = {
+        "type": OrderType.MARKET if price is None else OrderType.LIMIT,
+        "time_in_force": TimeInForce.IOC if price is None else TimeInForce.GTC,
+        "document_number": "12345678900",
+    }
+    return PlaceOrder(
+        broker_id=by,
+        side=side,
+        quantity=quantity,
+        price=None if price is None else Decimal(price),
+        symbol=symbol,
+        **(fields | more),
+    )
+
+
+def attempt(command: Any) -> Outcome:
+    """Run one command; its outcome, be it a refusal."""
+    (outcome,) = services.execute([command])
+    return outcome
+
+
+def place(side: Side, quantity: int, price: str | None, **more: Any) -> Order:
+    """Place an order that must be accepted; its row."""
+    outcome = attempt(order(side, quantity, price, **more))
+    assert isinstance(outcome, Accepted), outcome
+    return Order.objects.get(pk=outcome.order.id)
+
+
+def refused(command: Any) -> str:
+    """Run a command that must be refused, and change nothing; the refusal's code."""
+    before = everything()
+    outcome = attempt(command)
+    assert isinstance(outcome, ExchangeError), outcome
+    assert everything() == before
+    return outcome.code
+
+
+def replayed(command: PlaceOrder) -> Order:
+    """Place an order that must turn out to have been placed before; that earlier order's row."""
+    outcome = attempt(command)
+    assert isinstance(outcome, Replayed), outcome
+    return Order.objects.get(pk=outcome.order_id)
+
+
+def cancel(resting: Order) -> Outcome:
+    """Cancel an order on behalf of its owner."""
+    return attempt(CancelOrder(resting.pk, resting.broker_id))
+
+
+def fills() -> list[tuple[int, Decimal]]:
+    """Quantity and price of every trade, oldest first."""
+    return list(Trade.objects.order_by("executed_at", "id").values_list("quantity", "price"))
+
+
+def balance(broker_id: str) -> tuple[Decimal | int, Decimal | int]:
+    """Cash, and how much of it is reserved."""
+    row = Broker.objects.get(pk=broker_id)
+    return row.cash, row.reserved_cash
+
+
+def shares(broker_id: str, symbol: str = "AAPL") -> tuple[int, int]:
+    """Shares, and how many of them are reserved."""
+    row = Holding.objects.get(broker=broker_id, instrument=symbol)
+    return int(row.quantity), int(row.reserved)
+
+
+def everything() -> dict[str, list[dict[str, Any]]]:
+    """Every row that an order could change."""
+    models: tuple[type[Model], ...] = (Broker, Holding, Instrument, Order, Trade, Event)
+    return {model.__name__: list(model._default_manager.order_by("pk").values()) for model in models}
+
+
+def assert_sound() -> None:
+    """Every invariant holds."""
+    with connection.cursor() as cursor:
+        broken = [finding for finding in reconcile.findings(cursor) if finding.count]
+    assert broken == []

@@ -1,0 +1,58 @@
+"""The one door through which events come in: written in the transaction of the change they tell."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+import msgspec
+import uuid_utils.compat as uuid_utils
+from django.db.backends.utils import CursorWrapper
+
+from webhooks.models import EventType
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """What happened to a broker, under the number taken from its stream while its lock was held."""
+
+    broker_id: str
+    sequence: int
+    type: EventType
+    occurred_at: datetime
+    data: msgspec.Struct
+
+
+def publish(cursor: CursorWrapper, events: Sequence[NewEvent]) -> None:
+    """Write `events` and the bytes that will tell them, in one statement."""
+    cursor.execute(_INSERT_EVENTS, [_ENCODER.encode([_Row.of(event) for event in events]).decode()])
+
+
+class _Body(msgspec.Struct, frozen=True):
+    event: EventType
+    timestamp: datetime
+    data: msgspec.Struct
+
+
+class _Row(msgspec.Struct, frozen=True):
+    id: UUID
+    broker_id: str
+    sequence: int
+    type: EventType
+    occurred_at: datetime
+    body: str
+
+    @classmethod
+    def of(cls, event: NewEvent) -> "_Row":
+        body = _ENCODER.encode(_Body(event.type, event.occurred_at, event.data)).decode()
+        return cls(uuid_utils.uuid7(), event.broker_id, event.sequence, event.type, event.occurred_at, body)
+
+
+_ENCODER = msgspec.json.Encoder(decimal_format="number")
+
+_INSERT_EVENTS = """
+INSERT INTO webhooks_event (id, broker_id, sequence, type, occurred_at, body)
+SELECT id, broker_id, sequence, type, occurred_at, body
+FROM json_to_recordset(%s::json)
+  AS row(id uuid, broker_id text, sequence bigint, type text, occurred_at timestamptz, body text)
+"""
