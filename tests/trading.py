@@ -1,7 +1,11 @@
 """The market as tests set it up: brokers, instruments and orders through the front door, and what became of them."""
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from decimal import Decimal
-from typing import Any
+from functools import partial
+from threading import Barrier, Thread
+from typing import Any, TypeVar
 
 from django.db import connection
 from django.db.models import Model
@@ -17,6 +21,9 @@ from orders.terms import OrderType, Side, TimeInForce
 from webhooks.models import Event
 
 CASH, SHARES = Decimal(1_000_000), 10_000
+PATIENCE_SECONDS = 30.0  # no thread may take longer: a test that hangs is a test that fails
+
+T = TypeVar("T")
 
 
 def instrument(
@@ -114,3 +121,37 @@ def assert_sound() -> None:
     with connection.cursor() as cursor:
         broken = [finding for finding in reconcile.findings(cursor) if finding.count]
     assert broken == []
+
+
+# --- Several at a time ----------------------------------------------------------------------------------------------
+
+
+def in_thread(job: Callable[[], T]) -> Future[T]:
+    """Start `job` in a thread of its own, which gives its connection back at the end."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            try:
+                result = job()
+            finally:
+                connection.close()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    Thread(target=run, daemon=True).start()  # a daemon: what hangs fails its test and does not outlive the session
+    return future
+
+
+def at_once(jobs: Sequence[Callable[[], T]]) -> list[T]:
+    """Run every job in a thread of its own, all starting together; their results, or the first exception."""
+    start = Barrier(len(jobs), timeout=PATIENCE_SECONDS)
+
+    def after_the_start(job: Callable[[], T]) -> T:
+        start.wait()
+        return job()
+
+    running = [in_thread(partial(after_the_start, job)) for job in jobs]
+    return [future.result(PATIENCE_SECONDS) for future in running]

@@ -86,7 +86,9 @@ def test_a_bad_field_of_a_new_broker_is_named_and_nothing_is_done(operator: Clie
     assert not Broker.objects.exists()
 
 
-@pytest.mark.parametrize("number", [b"1e400", b"1e-400", b"-1e400", b"1e99999999999999999999", b"1" * 4000 + b".5", b"-0.1"])
+@pytest.mark.parametrize(
+    "number", [b"1e400", b"1e-400", b"-1e400", b"1e99999999999999999999", b"1" * 4000 + b".5", b"-0.1"]
+)
 def test_numbers_beyond_all_bounds_are_bad_fields(operator: Client, number: bytes) -> None:
     answer = operator.post("/brokers", b'{"broker_id":"carol","initial_cash":%s}' % number)
 

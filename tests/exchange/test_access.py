@@ -1,0 +1,181 @@
+"""Who may do what, and which refusal comes first (contract: "Access", "Order of refusals")."""
+
+import logging
+from typing import Any
+
+import pytest
+
+from exchange import services
+from exchange.authentication import new_key, principal_of_key
+from exchange.errors import Unauthenticated
+from exchange.models import ApiKey, Broker, Instrument
+from exchange.rules import Scope
+from tests.exchange.client import Client
+
+OPERATORS_ONLY = [
+    ("GET", "/brokers"),
+    ("POST", "/brokers"),
+    ("GET", "/brokers/alice/transfers"),
+    ("POST", "/brokers/alice/transfers"),
+    ("GET", "/brokers/alice/keys"),
+    ("POST", "/brokers/alice/keys"),
+    ("DELETE", "/brokers/alice/keys/0123456789ab"),
+    ("POST", "/stocks"),
+    ("POST", "/stocks/AAPL/halt"),
+    ("POST", "/stocks/AAPL/resume"),
+]
+READABLE = [("GET", "/stocks"), ("GET", "/stocks/AAPL"), ("GET", "/brokers/alice/balance")]
+OPEN = ["/healthz", "/readyz", "/openapi.json", "/docs"]
+
+BAD_HEADERS = [
+    "",
+    "Bearer",
+    "Bearer ",
+    "Basic YWxpY2U6c2VjcmV0",
+    "Bearer brs_",
+    "Bearer brs_0123456789ab_" + "0" * 64,
+    "Bearer brs_0123456789ab_" + "0" * 63 + "\0",
+    "Bearer brs_0123456789ab_" + "é" * 64,
+    "Bearer " + "x" * 100_000,
+    "\xff\xfe",
+]
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATORS_ONLY + READABLE)
+def test_without_a_key_nothing_is_answered(anonymous: Client, method: str, path: str) -> None:
+    answer = anonymous.request(method, path, b"not even JSON", content_type="text/plain")
+
+    assert (answer.status, answer.code) == (401, "unauthenticated")
+    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+
+
+@pytest.mark.parametrize("header", BAD_HEADERS)
+def test_what_is_not_a_key_is_refused(anonymous: Client, header: str) -> None:
+    answer = anonymous.get("/stocks", Authorization=header)
+
+    assert (answer.status, answer.code) == (401, "unauthenticated")
+
+
+def test_the_scheme_may_be_spelled_in_any_case(alice: Client) -> None:
+    assert Client(None).get("/stocks", Authorization=f"bearer {alice.key}").status == 200
+
+
+def test_a_known_prefix_with_another_secret_is_refused(alice: Client) -> None:
+    assert alice.key is not None
+    forged = alice.key[:-1] + ("0" if alice.key[-1] != "0" else "1")
+
+    assert Client(forged).get("/stocks").status == 401
+
+
+def test_the_secret_is_not_kept(alice: Client) -> None:
+    assert alice.key is not None
+    _, prefix, secret = alice.key.split("_")
+    kept = ApiKey.objects.get(pk=prefix)
+
+    assert bytes.fromhex(secret) != bytes(kept.secret_hash)
+    assert len(bytes.fromhex(secret)) == 32
+    assert new_key()[0] != new_key()[0]
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATORS_ONLY)
+def test_a_broker_s_key_does_not_act_for_an_operator(alice: Client, method: str, path: str) -> None:
+    answer = alice.request(method, path, {"broker_id": "alice"})
+
+    assert (answer.status, answer.code) == (403, "scope_missing")
+
+
+@pytest.mark.parametrize("path", ["/brokers/bob/balance", "/brokers/nobody/balance"])
+def test_a_broker_asks_for_itself_only(alice: Client, bob: Client, path: str) -> None:
+    assert alice.get(path).code == "broker_mismatch"
+
+
+def test_a_broker_named_in_the_query_is_checked_before_the_query_is(alice: Client) -> None:
+    assert alice.get("/stocks?broker_id=bob").code == "broker_mismatch"
+    assert alice.get("/stocks?broker_id=bob&broker_id=alice").code == "broker_mismatch"
+    assert alice.get("/stocks?broker_id=alice").fields == {"broker_id": "unknown_parameter"}
+
+
+def test_every_key_reads(operator: Client, alice: Client) -> None:
+    reader = Client(services.issue_key("alice", scopes=[Scope.READ])[1])
+    for client in (operator, alice, reader):
+        for method, path in READABLE:
+            assert client.request(method, path).status == 200
+
+
+def test_scopes_include_what_the_contract_says(operator: Client, alice: Client) -> None:
+    assert operator.key is not None
+    assert alice.key is not None
+    trader, boss = principal_of_key(alice.key), principal_of_key(operator.key)
+
+    assert (trader.broker_id, trader.is_operator, boss.broker_id, boss.is_operator) == ("alice", False, None, True)
+    assert [scope for scope in Scope if trader.may(scope)] == [Scope.READ, Scope.TRADE]
+    assert [scope for scope in Scope if boss.may(scope)] == [Scope.READ, Scope.OPERATOR]
+
+
+@pytest.mark.django_db
+def test_garbage_is_nobody() -> None:
+    with pytest.raises(Unauthenticated):
+        principal_of_key("brs_")
+
+
+@pytest.mark.parametrize("path", OPEN)
+def test_some_paths_are_open_to_all(anonymous: Client, path: str) -> None:
+    assert anonymous.get(path).status == 200
+
+
+WORST: dict[str, Any] = {"method": "POST", "path": "/brokers?x=1", "body": b"{", "content_type": "text/plain"}
+
+
+def test_refusals_come_in_the_contract_s_order(anonymous: Client, alice: Client, operator: Client) -> None:
+    """One request that breaks every rule, mended rule by rule."""
+    mended: dict[str, Any] = {**WORST, "method": "DELETE"}
+    assert anonymous.request(**mended).code == "unauthenticated"
+    assert alice.request(**mended).code == "method_not_allowed"
+    mended["method"] = "POST"
+    assert alice.request(**mended).code == "unsupported_media_type"
+    mended["content_type"] = "application/json"
+    mended["body"] = b" " * (64 * 1024 + 1)
+    assert alice.request(**mended).code == "too_large"
+    mended["body"] = b"{"
+    assert alice.request(**mended).code == "malformed_request"
+    mended["body"] = {"broker_id": "bob"}
+    assert alice.request(**mended).code == "scope_missing"
+    assert operator.request(**mended).fields == {"x": "unknown_parameter", "initial_cash": "required"}
+    assert not Broker.objects.filter(pk="bob").exists()
+
+
+def test_fields_are_refused_before_what_is_missing(operator: Client) -> None:
+    assert operator.post("/brokers/nobody/transfers", {}).status == 400
+    assert operator.get("/stocks/NONE?x=1").status == 400
+    assert operator.get("/stocks/NONE").status == 404
+
+
+def test_every_bad_field_and_parameter_is_named_at_once(operator: Client) -> None:
+    answer = operator.post("/stocks?a=1&b=2", {"symbol": 1, "tick_size": "0", "lot_size": 0, "pricing": "best", "z": 1})
+
+    assert (answer.status, answer.code) == (400, "validation_error")
+    assert sorted(answer.fields) == ["a", "b", "lot_size", "pricing", "symbol", "tick_size", "z"]
+    assert not Instrument.objects.exists()
+
+
+def test_a_key_is_in_no_log(operator: Client, alice: Client, caplog: pytest.LogCaptureFixture) -> None:
+    assert alice.key is not None
+    with caplog.at_level(logging.DEBUG):
+        alice.get(f"/stocks?key={alice.key}")
+        alice.get(f"/stocks/{alice.key}")
+        Client(alice.key[:-1]).get("/stocks")
+        operator.post("/brokers/alice/keys", {})
+
+    logged = str([record.msg for record in caplog.records])
+    assert "/stocks" in logged
+    assert alice.key.split("_")[2][:20] not in logged
+
+
+def test_the_command_makes_an_operator(db: None, capsys: pytest.CaptureFixture[str]) -> None:
+    from django.core.management import call_command
+
+    call_command("create_operator_key", name="desk")
+    key = capsys.readouterr().out.strip()
+
+    assert principal_of_key(key).is_operator
+    assert ApiKey.objects.get().name == "desk"

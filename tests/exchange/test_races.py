@@ -1,0 +1,116 @@
+"""Operators' acts at the same time, on real connections: each is done once (design: "One path for every change")."""
+
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from threading import Barrier
+
+import pytest
+from django.db import connection
+
+from exchange import services
+from exchange.errors import ExchangeError
+from exchange.models import Broker, Holding, Instrument, Transfer
+
+THREADS = 8
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def at_once(*acts: Callable[[], object]) -> Counter[str]:
+    """Run all acts together; how often each came to what: `done`, or the refusal's code."""
+    start = Barrier(len(acts))
+
+    def run(act: Callable[[], object]) -> str:
+        try:
+            start.wait()
+            act()
+            return "done"
+        except ExchangeError as refusal:
+            return refusal.code
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(len(acts)) as pool:
+        return Counter(pool.map(run, acts))
+
+
+def _broker(broker_id: str, cash: int = 1000) -> None:
+    services.create_broker(broker_id, initial_cash=Decimal(cash), initial_holdings={"AAPL": 100})
+
+
+def test_a_broker_is_admitted_once() -> None:
+    assert at_once(*[lambda: _broker("alice")] * THREADS) == {"done": 1, "broker_already_exists": THREADS - 1}
+    assert (Broker.objects.get().cash, Holding.objects.get().quantity, Transfer.objects.count()) == (1000, 100, 2)
+
+
+def test_a_symbol_is_listed_once() -> None:
+    found = at_once(*[lambda: services.list_instrument("AAPL")] * THREADS)
+
+    assert found == {"done": 1, "symbol_already_listed": THREADS - 1}
+
+
+def test_brokers_with_the_same_new_symbols_do_not_wait_in_a_circle() -> None:
+    symbols = [f"S{number}" for number in range(20)]
+
+    def admit(number: int) -> None:
+        order = symbols if number % 2 else symbols[::-1]
+        services.create_broker(f"b{number}", initial_cash=Decimal(0), initial_holdings=dict.fromkeys(order, 1))
+
+    assert at_once(*[lambda n=n: admit(n) for n in range(THREADS)]) == {"done": THREADS}
+    assert (Instrument.objects.count(), Holding.objects.count()) == (20, 20 * THREADS)
+
+
+def test_one_reference_is_one_transfer() -> None:
+    _broker("alice")
+    news: list[bool] = []
+
+    def book() -> None:
+        news.append(services.transfer("alice", reference="r", cash=Decimal(-10), reason="x")[1])
+
+    assert at_once(*[book] * THREADS) == {"done": THREADS}
+    assert Counter(news) == {True: 1, False: THREADS - 1}
+    assert Broker.objects.get().cash == 990
+
+
+def test_one_reference_on_many_brokers_is_one_transfer() -> None:
+    brokers = [f"b{number}" for number in range(THREADS)]
+    for broker_id in brokers:
+        _broker(broker_id)
+
+    def book(broker_id: str) -> None:
+        services.transfer(broker_id, reference="r", cash=Decimal(-10), reason="x")
+
+    found = at_once(*[lambda b=b: book(b) for b in brokers])
+
+    assert found == {"done": 1, "transfer_reference_conflict": THREADS - 1}
+    assert sum(broker.cash for broker in Broker.objects.all()) == 1000 * THREADS - 10
+
+
+def test_the_free_amount_is_spent_once() -> None:
+    _broker("alice", cash=30)
+
+    def withdraw(number: int) -> None:
+        services.transfer("alice", reference=f"c{number}", cash=Decimal(-10), reason="x")
+
+    def deliver(number: int) -> None:
+        services.transfer("alice", reference=f"s{number}", symbol="AAPL", quantity=-40, reason="x")
+
+    cash = at_once(*[lambda n=n: withdraw(n) for n in range(THREADS)])
+    shares = at_once(*[lambda n=n: deliver(n) for n in range(THREADS)])
+
+    assert cash == {"done": 3, "insufficient_balance": THREADS - 3}
+    assert shares == {"done": 2, "insufficient_holdings": THREADS - 2}
+    assert (Broker.objects.get().cash, Holding.objects.get().quantity) == (0, 20)
+
+
+def test_first_shares_at_once_make_one_holding() -> None:
+    _broker("alice")
+    services.list_instrument("GOOG")
+
+    def book(number: int) -> None:
+        services.transfer("alice", reference=f"s{number}", symbol="GOOG", quantity=1, reason="x")
+
+    assert at_once(*[lambda n=n: book(n) for n in range(THREADS)]) == {"done": THREADS}
+    assert Holding.objects.get(instrument="GOOG").quantity == THREADS
