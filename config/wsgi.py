@@ -2,8 +2,11 @@
 
 import os
 
-from django.core.wsgi import get_wsgi_application
+import django
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
+django.setup(set_prefix=False)
 
-application = get_wsgi_application()
+from exchange.wsgi import ExchangeHandler  # noqa: E402 (Django must be set up first)
+
+application = ExchangeHandler()

@@ -26,8 +26,6 @@ class RequestLog:
         given = request.META.get("HTTP_X_REQUEST_ID", "")
         request_id = given if _ID.fullmatch(given) else str(uuid_utils.uuid7())
         request.request_id = request_id  # type: ignore[attr-defined]  # problems repeat it
-        # A charset in Content-Type means nothing for JSON, and some names Python knows would break reading the query.
-        request._encoding = None  # type: ignore[attr-defined]
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
         response = self.get_response(request)

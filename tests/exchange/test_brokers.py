@@ -69,9 +69,9 @@ def test_a_broker_exists_once(operator: Client, alice: Client) -> None:
     assert not Instrument.objects.filter(pk="PETR4").exists()
 
 
-BAD = [
+BAD: list[tuple[str, list[Any]]] = [
     ("broker_id", [None, 1, "", "a b", "a" * 65, "é", "a\n", "a\0", ["a"]]),
-    ("initial_cash", [None, True, -1, "-1", "", "1.", ".5", "1_000", "1e3", " 1", "１", "10.00001", 10.00001]),
+    ("initial_cash", [None, True, -1, "-1", "", "1.", ".5", "1_000", "1e3", " 1", "\uff11", "10.00001", 10.00001]),
     ("initial_cash", [10**15 + 1, "1000000000000000.0001", "9" * 17, 10**400, [], {}, "NaN", "Infinity"]),
     ("initial_holdings", [None, {}, "AAPL", 1]),
 ]

@@ -1,4 +1,4 @@
-"""What a request looks like before anybody reads its fields, and what every answer looks like (contract: "Conventions")."""
+"""What a request looks like before its fields are read, and what every answer looks like (contract: "Conventions")."""
 
 import re
 from typing import Any
@@ -65,17 +65,6 @@ def test_a_body_says_that_it_is_json(operator: Client, media_type: str) -> None:
     answer = operator.post("/stocks", b'{"symbol": "AAPL"}', content_type=media_type)
 
     assert (answer.status, answer.code) == (415, "unsupported_media_type")
-
-
-@pytest.mark.parametrize(
-    "parameters",
-    ["", "; charset=utf-8", "; charset=rot13", "; charset=utf-16", "; charset=idna", ";;;=", "; charset=\x00"],
-)
-def test_parameters_of_the_media_type_mean_nothing(operator: Client, parameters: str) -> None:
-    answer = operator.post("/stocks", b'{"symbol": "AAPL"}', content_type=f"Application/JSON{parameters}")
-
-    assert answer.status == 201
-    assert operator.request("GET", "/stocks?limit=5", content_type=f"application/json{parameters}").status == 200
 
 
 @pytest.mark.parametrize("accept", ["text/html", "application/xml;q=0", "nonsense", ""])
@@ -224,7 +213,20 @@ def test_readiness_needs_the_database_and_its_migrations(anonymous: Client) -> N
 
 
 def test_nothing_hostile_leaves_a_trace(operator: Client) -> None:
-    hostile: list[Any] = ["\0", "' OR 1=1 --", "\u202e", "𝟙", {"$gt": ""}, ["a"], 10**30, -1, 1.5, True, None, ""]
+    hostile: list[Any] = [
+        "\0",
+        "' OR 1=1 --",
+        "\u202e",
+        "\U0001d7d9",
+        {"$gt": ""},
+        ["a"],
+        10**30,
+        -1,
+        1.5,
+        True,
+        None,
+        "",
+    ]
     for value in hostile:
         for body in ({"broker_id": value, "initial_cash": 1}, {"broker_id": "a", "initial_cash": value, "x": value}):
             assert operator.post("/brokers", body).status == 400

@@ -12,7 +12,7 @@ from django.core.management import CommandError, call_command
 
 from exchange import services
 from exchange.rules import Scope
-from orders.replay import Level, Message, MessageType, parse_book, parse_message
+from orders.replay.files import Level, Message, MessageType, parse_book, parse_message
 from orders.terms import Side
 
 ROOT = Path(__file__).resolve().parents[2]

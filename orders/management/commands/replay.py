@@ -8,7 +8,9 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from orders.replay import TOP_LEVELS, Exchange, Replay, ReplayError, Report, read_rows
+from orders.replay.client import Exchange
+from orders.replay.files import TOP_LEVELS, ReplayError, read_rows
+from orders.replay.replay import Replay, Report
 
 
 class Command(BaseCommand):

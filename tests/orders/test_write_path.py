@@ -1,0 +1,379 @@
+"""Lists of commands: how many statements they cost, what they do to each other, and what is left when one fails.
+
+Every test ends with all invariants recomputed (see conftest.py).
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from django.db import IntegrityError, connection
+from django.test.utils import CaptureQueriesContext
+from pytest_django import Settings
+
+from exchange.errors import ExchangeError
+from exchange.models import Broker, Holding, Instrument
+from exchange.services import database_now
+from orders import services, store
+from orders.commands import Accepted, Cancelled, CancelOrder, Command, Outcome, PlaceOrder, Replayed
+from orders.models import Order, Trade
+from orders.terms import OrderStatus, Side, TimeInForce
+from tests import trading
+from tests.trading import attempt, order, place
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+SYMBOLS = ["AAPL", "GOOG", "MSFT"]
+
+
+# --- A fixed number of statements -----------------------------------------------------------------------------------
+
+TRANSACTION = 2  # BEGIN, COMMIT
+LOCKS = 2  # the instruments, the brokers
+CLOCK = 1
+MAKERS = 1
+POSITIONS = 1
+CLIENT_ORDER_IDS = 1
+SAVE = 1
+EVENTS = 1
+TARGETS = 2  # the symbols of the orders to cancel, and under the lock the orders themselves
+
+REST = TRANSACTION + LOCKS + CLOCK + MAKERS + POSITIONS + CLIENT_ORDER_IDS + SAVE
+FILL = REST + EVENTS
+CANCEL = TRANSACTION + TARGETS + LOCKS + CLOCK + POSITIONS + CLIENT_ORDER_IDS + SAVE + EVENTS
+REFUSE = REST - SAVE
+
+Made = Callable[[int], Sequence[Command]]
+
+
+def rests(how_many: int) -> list[Command]:
+    return [order(Side.BID, 1, "10.00") for _ in range(how_many)]
+
+
+def rests_with_ids(how_many: int) -> list[Command]:
+    return [order(Side.BID, 1, "10.00", client_order_id=f"id-{number}") for number in range(how_many)]
+
+
+def rests_in_several_books(how_many: int) -> list[Command]:
+    return [order(Side.ASK, 1, "10.00", symbol=SYMBOLS[number % 3]) for number in range(how_many)]
+
+
+def fills_of_resting_orders(how_many: int) -> list[Command]:
+    for symbol in SYMBOLS:
+        services.execute([order(Side.ASK, 1, "10.00", by="bob", symbol=symbol) for _ in range(how_many)])
+    return [order(Side.BID, 1, "10.00", symbol=SYMBOLS[number % 3]) for number in range(how_many)]
+
+
+def fills_of_each_other(how_many: int) -> list[Command]:
+    return [order(side, 1, "10.00") for _ in range(how_many) for side in Side]
+
+
+def refusals(how_many: int) -> list[Command]:
+    return [order(Side.BID, 10**9, "10.00") for _ in range(how_many)]
+
+
+def cancels(how_many: int) -> list[Command]:
+    outcomes = services.execute(rests_in_several_books(how_many))
+    return [CancelOrder(outcome.order.id, "alice") for outcome in outcomes if isinstance(outcome, Accepted)]
+
+
+@pytest.mark.parametrize("how_many", [1, 50])
+@pytest.mark.parametrize(
+    ("made", "statements"),
+    [
+        (rests, REST),
+        (rests_with_ids, REST),
+        (rests_in_several_books, REST),
+        (fills_of_resting_orders, FILL),
+        (fills_of_each_other, FILL),
+        (refusals, REFUSE),
+        (cancels, CANCEL),
+    ],
+)
+def test_a_list_costs_as_many_statements_as_one_command(made: Made, statements: int, how_many: int) -> None:
+    for broker_id in ("alice", "bob"):
+        trading.broker(broker_id, holdings=dict.fromkeys(SYMBOLS, trading.SHARES))
+    commands = made(how_many)
+    with CaptureQueriesContext(connection) as captured:
+        outcomes = services.execute(commands)
+    assert len(captured) == statements, [query["sql"][:80] for query in captured]
+    assert all(isinstance(outcome, ExchangeError) is (made is refusals) for outcome in outcomes)
+
+
+# --- Neighbours in one list -----------------------------------------------------------------------------------------
+
+
+def execute(*commands: Command) -> list[str]:
+    """Run a list; of each outcome the order's status, what else it is called, or the refusal's code."""
+    return [said(outcome) for outcome in services.execute(commands)]
+
+
+def said(outcome: Outcome) -> str:
+    match outcome:
+        case Accepted():
+            return str(outcome.order.status)
+        case ExchangeError():
+            return outcome.code
+    return type(outcome).__name__
+
+
+@pytest.fixture
+def brokers() -> None:
+    trading.broker("alice")
+    trading.broker("bob")
+
+
+@pytest.mark.usefixtures("brokers")
+def test_a_refusal_in_the_middle_harms_no_neighbour() -> None:
+    told = execute(
+        order(Side.ASK, 5, "10.00", by="alice"),
+        order(Side.BID, 10**6, "10.00", by="bob"),
+        order(Side.BID, 1, "10.00", by="nobody"),
+        order(Side.BID, 1, "10.00", by="bob", symbol="NONE"),
+        order(Side.BID, 1, "10.001", by="bob"),
+        order(Side.BID, 5, "10.00", by="bob"),
+    )
+    refusals = ["insufficient_balance", "broker_not_found", "symbol_not_found", "validation_error"]
+    assert told == ["pending", *refusals, "filled"]
+    assert trading.fills() == [(5, Decimal(10))]
+    assert Order.objects.count() == 2
+
+
+@pytest.mark.usefixtures("brokers")
+def test_what_one_command_reserves_the_next_one_lacks() -> None:
+    bid = order(Side.BID, 60_000, "10.00", by="bob")
+    assert execute(bid, order(Side.BID, 60_000, "10.00", by="bob")) == ["pending", "insufficient_balance"]
+    assert trading.balance("bob") == (trading.CASH, Decimal(600_000))
+
+
+@pytest.mark.usefixtures("brokers")
+def test_of_two_with_one_client_order_id_the_first_wins_and_the_second_is_its_replay() -> None:
+    first, second = (order(Side.BID, 5, "10.00", client_order_id="twice") for _ in range(2))
+    one, other = services.execute([first, second])
+    assert isinstance(one, Accepted)
+    assert isinstance(other, Replayed)
+    assert other.order_id == one.order.id == first.order_id
+    assert Order.objects.count() == 1
+    assert trading.balance("alice") == (trading.CASH, Decimal(50))
+
+
+@pytest.mark.usefixtures("brokers")
+def test_of_two_different_orders_with_one_client_order_id_the_second_is_a_conflict() -> None:
+    bids = [order(Side.BID, quantity, "10.00", client_order_id="twice") for quantity in (5, 6)]
+    assert execute(*bids) == ["pending", "client_order_id_conflict"]
+    assert Order.objects.get().quantity == 5
+
+
+@pytest.mark.usefixtures("brokers")
+def test_a_refused_order_leaves_its_client_order_id_to_the_next() -> None:
+    bids = [order(Side.BID, quantity, "10.00", client_order_id="twice") for quantity in (10**6, 6)]
+    assert execute(*bids) == ["insufficient_balance", "pending"]
+
+
+@pytest.mark.usefixtures("brokers")
+def test_a_taker_before_the_cancel_of_its_maker_trades_with_it() -> None:
+    maker = place(Side.ASK, 5, "10.00", by="alice")
+    told = execute(order(Side.BID, 5, "10.00", by="bob"), CancelOrder(maker.pk, "alice"))
+    assert told == ["filled", "order_not_cancellable"]
+    assert trading.fills() == [(5, Decimal(10))]
+
+
+@pytest.mark.usefixtures("brokers")
+def test_a_taker_after_the_cancel_of_its_maker_goes_on_to_the_next() -> None:
+    maker, behind = place(Side.ASK, 5, "10.00", by="alice"), place(Side.ASK, 5, "11.00", by="alice")
+    told = execute(CancelOrder(maker.pk, "alice"), order(Side.BID, 5, "11.00", by="bob"))
+    assert told == ["Cancelled", "filled"]
+    assert trading.fills() == [(5, Decimal(11))]
+    behind.refresh_from_db()
+    assert behind.status == OrderStatus.FILLED
+
+
+@pytest.mark.usefixtures("brokers")
+def test_orders_of_one_list_trade_with_each_other_by_price_and_then_place_in_the_list() -> None:
+    dear, first, second = (order(Side.ASK, 5, price, by="alice") for price in ("11.00", "10.00", "10.00"))
+    outcomes = services.execute([dear, first, second, order(Side.BID, 12, "11.00", by="bob")])
+    taken = outcomes[-1]
+    assert isinstance(taken, Accepted)
+    assert [trade.ask_order_id for trade in taken.trades] == [first.order_id, second.order_id, dear.order_id]
+    assert [trade.quantity for trade in taken.trades] == [5, 5, 2]
+
+
+@pytest.mark.usefixtures("brokers")
+def test_takers_of_one_list_share_what_rests_and_the_second_finds_what_the_first_left() -> None:
+    for price in ("10.00", "11.00", "12.00"):
+        place(Side.ASK, 5, price, by="alice")
+    takers = [order(Side.BID, 7, None, by="bob"), order(Side.BID, 20, "11.00", by="bob")]
+    assert execute(*takers) == ["filled", "partially_filled"]
+    assert trading.fills() == [(5, Decimal(10)), (2, Decimal(11)), (3, Decimal(11))]
+
+
+@pytest.mark.usefixtures("brokers")
+def test_one_order_cancelled_twice_in_one_list_is_cancelled_once() -> None:
+    bid = place(Side.BID, 5, "10.00")
+    assert execute(CancelOrder(bid.pk, "alice"), CancelOrder(bid.pk, "alice")) == ["Cancelled", "order_not_cancellable"]
+    assert trading.balance("alice") == (trading.CASH, Decimal(0))
+
+
+# --- How many makers one command may fill ---------------------------------------------------------------------------
+
+MAKERS_MAX = 5
+
+
+@pytest.fixture
+def limited(brokers: None, settings: Settings) -> None:
+    settings.MAX_MAKERS_PER_COMMAND = MAKERS_MAX
+
+
+def rest(how_many: int) -> None:
+    """One share each, at one price."""
+    for _ in range(how_many):
+        place(Side.ASK, 1, "10.00", by="alice")
+
+
+@pytest.mark.usefixtures("limited")
+@pytest.mark.parametrize("price", ["10.00", None])
+def test_a_command_fills_as_many_makers_as_the_limit(price: str | None) -> None:
+    rest(MAKERS_MAX + 1)
+    assert place(Side.BID, MAKERS_MAX, price, by="bob").status == OrderStatus.FILLED
+    assert Trade.objects.count() == MAKERS_MAX
+
+
+@pytest.mark.usefixtures("limited")
+def test_a_command_that_takes_all_there_is_may_want_more() -> None:
+    rest(MAKERS_MAX)
+    assert place(Side.BID, MAKERS_MAX + 1, "10.00", by="bob").status == OrderStatus.PARTIALLY_FILLED
+
+
+@pytest.mark.usefixtures("limited")
+@pytest.mark.parametrize("time_in_force", [TimeInForce.GTC, TimeInForce.IOC, TimeInForce.FOK])
+@pytest.mark.parametrize("price", ["10.00", None])
+def test_a_command_that_needs_more_makers_than_the_limit_is_refused(
+    price: str | None, time_in_force: TimeInForce
+) -> None:
+    rest(MAKERS_MAX + 1)
+    greedy = order(Side.BID, MAKERS_MAX + 1, price, by="bob", time_in_force=time_in_force)
+    assert trading.refused(greedy) == "too_many_fills"
+
+
+@pytest.mark.usefixtures("limited")
+def test_commands_that_exceed_the_limit_only_together_all_succeed() -> None:
+    rest(3 * MAKERS_MAX)
+    takers = [order(Side.BID, MAKERS_MAX - 1, "10.00", by="bob") for _ in range(3)]
+    assert execute(*takers) == ["filled"] * 3
+    assert Trade.objects.count() == 3 * (MAKERS_MAX - 1)
+    assert [taken.sequence for taken in by_arrival("bob")] == [3 * MAKERS_MAX + 1 + n * MAKERS_MAX for n in range(3)]
+
+
+def by_arrival(broker_id: str) -> Iterator[Order]:
+    return iter(Order.objects.filter(broker=broker_id).order_by("sequence"))
+
+
+@pytest.mark.usefixtures("limited")
+def test_one_command_over_the_limit_does_not_take_its_list_along() -> None:
+    rest(2 * MAKERS_MAX)
+    told = execute(*(order(Side.BID, quantity, "10.00", by="bob") for quantity in (2, MAKERS_MAX + 1, 3)))
+    assert told == ["filled", "too_many_fills", "filled"]
+
+
+# --- All or nothing -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"reserved_cash": 0},  # a CHECK fails in the statement that saves orders, trades and balances
+        {"event_sequence": 0},  # a unique index fails in the one after it, which saves the events
+    ],
+)
+def test_a_failure_while_saving_leaves_nothing_of_the_whole_list(spoilt: dict[str, int]) -> None:
+    trading.broker("alice", holdings={"AAPL": 100, "MSFT": 100})
+    trading.broker("bob")
+    place(Side.BID, 1, "10.00", by="bob")
+    place(Side.ASK, 1, "10.00", by="alice")  # bob's first event
+    place(Side.BID, 10, "10.00", by="bob")
+    bob = Broker.objects.filter(pk="bob")
+    right = {name: getattr(bob.get(), name) for name in spoilt}
+    bob.update(**spoilt)
+    before = trading.everything()
+    with pytest.raises(IntegrityError):
+        services.execute([order(Side.ASK, 1, "11.00", symbol="MSFT"), order(Side.ASK, 10, "10.00", by="alice")])
+    assert trading.everything() == before
+    bob.update(**right)
+
+
+def test_a_failed_list_gives_its_locks_back() -> None:
+    trading.broker("alice")
+    trading.broker("bob")
+    place(Side.BID, 10, "10.00", by="bob")
+    bob = Broker.objects.filter(pk="bob")
+    bob.update(reserved_cash=0)
+    with pytest.raises(IntegrityError):
+        attempt(order(Side.ASK, 10, "10.00", by="alice"))
+    bob.update(reserved_cash=100)
+    assert place(Side.ASK, 10, "10.00", by="alice").status == OrderStatus.FILLED
+
+
+# --- A deep book ----------------------------------------------------------------------------------------------------
+
+RESTING = 20_000
+_REST_MANY = """
+INSERT INTO orders_order (id, broker_id, document_number, symbol, sequence, type, side, price, quantity,
+  filled_quantity, filled_value, status, time_in_force, expires_at, created_at)
+SELECT gen_random_uuid(), 'alice', '12345678900', 'AAPL', n, 'limit', 'ask', 10 + (n * 7919 %% 10000) / 100.0, 2, 0, 0,
+  'pending', CASE WHEN n %% 2 = 0 THEN 'gtc' ELSE 'gtd' END,
+  CASE WHEN n %% 2 = 1 THEN now() + interval '1 hour' END, now()
+FROM generate_series(1, %s) n
+"""
+
+
+@pytest.fixture
+def deep_book() -> None:
+    """20,000 asks of two shares each from 10.00 up, two at each price, every second one with an expiry."""
+    trading.broker("alice", holdings={"AAPL": 2 * RESTING})
+    trading.broker("bob")
+    with connection.cursor() as cursor:
+        cursor.execute(_REST_MANY, [RESTING])
+        Instrument.objects.filter(pk="AAPL").update(sequence=RESTING)
+        Holding.objects.filter(broker="alice").update(reserved=2 * RESTING)
+        cursor.execute("ANALYZE orders_order")
+
+
+def walk_plan(wanted: int, worst_rank: str = "Infinity") -> list[dict[str, Any]]:
+    """How PostgreSQL reads the asks for takers of `wanted` shares: every node of the plan that touches orders."""
+    demand = {"book": "AAPL", "book_side": "ask", "wanted": wanted, "worst_rank": worst_rank, "leaving": []}
+    parameters = {"demands": json.dumps([demand]), "now": database_now(), "limit": RESTING}
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {store._WALK}", parameters)
+        (plans,) = cursor.fetchone()
+    plan = json.loads(plans) if isinstance(plans, str) else plans
+    return [node for node in nodes(plan[0]["Plan"]) if node.get("Relation Name") == "orders_order"]
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+@pytest.mark.usefixtures("deep_book")
+@pytest.mark.parametrize("worst_rank", ["Infinity", "10.5"])
+def test_a_deep_book_is_read_along_its_index_and_no_further_than_needed(worst_rank: str) -> None:
+    reads = walk_plan(wanted=6, worst_rank=worst_rank)
+    assert {(read["Node Type"], read["Index Name"]) for read in reads} == {("Index Scan", "order_book_in_priority")}
+    assert sum(read["Actual Rows"] * read["Actual Loops"] for read in reads) == 3
+    assert sum(read.get("Rows Removed by Filter", 0) for read in reads) == 0
+
+
+@pytest.mark.usefixtures("deep_book")
+def test_a_market_order_takes_the_best_of_a_deep_book() -> None:
+    taken = attempt(order(Side.BID, 6, None, by="bob"))
+    assert isinstance(taken, Accepted)
+    assert [(trade.quantity, trade.price) for trade in taken.trades] == [
+        (2, Decimal("10.00")),
+        (2, Decimal("10.00")),
+        (2, Decimal("10.01")),
+    ]
+    arrivals = dict(Order.objects.values_list("pk", "sequence"))
+    assert [arrivals[trade.ask_order_id] for trade in taken.trades[:2]] == [10_000, 20_000]
