@@ -10,6 +10,7 @@ from rest_framework.exceptions import ErrorDetail
 
 from exchange.fields import Amount, Choice, Digits, Flag, Quantity, StrictSerializer, Text, Timestamp
 from exchange.rules import BROKER_ID, CLIENT_ORDER_ID, DOCUMENT_NUMBER, MAX_NOTIONAL, MAX_QUANTITY, SYMBOL
+from exchange.serializers import ReasonForm
 from orders.terms import OrderType, Side, TimeInForce
 
 Contradiction = tuple[str, ErrorDetail]  # the field to blame, and why
@@ -102,17 +103,10 @@ class OrderLookup(StrictSerializer):
     broker_id = Text(BROKER_ID, required=False)
 
 
-class SuspendForm(StrictSerializer):
+class SuspendForm(ReasonForm):
     """Why, and whether the broker's resting orders go too."""
 
-    reason = Text(max_length=200, required=False)
     cancel_orders = Flag(default=False)
-
-
-class ReinstateForm(StrictSerializer):
-    """Why."""
-
-    reason = Text(max_length=200, required=False)
 
 
 class BookQuery(StrictSerializer):

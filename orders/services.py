@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+import structlog
 from django.db import connection, transaction
 
 from exchange import services as exchange_services
@@ -10,6 +11,8 @@ from orders import store
 from orders.commands import CancelOrders, Command, ExpireOrders, Outcome, Swept
 from orders.models import Order
 from orders.terms import CancelReason
+
+_log = structlog.get_logger(__name__)
 
 
 def execute(commands: Sequence[Command]) -> list[Outcome]:
@@ -55,15 +58,17 @@ def _sweep(command: CancelOrders | ExpireOrders) -> Iterator[Swept]:
         yield outcome
 
 
-def suspend(broker_id: str, *, cancel_orders: bool) -> int:
+def suspend(broker_id: str, *, cancel_orders: bool, reason: str = "") -> int:
     """Refuse the broker's new orders from now on and, if asked, cancel its resting ones; how many were cancelled.
 
     The suspension commits first: every place decides under the broker's lock, so none slips in behind the cancels.
     """
     exchange_services.set_broker_status(broker_id, BrokerStatus.SUSPENDED)
+    _log.info("broker_suspended", broker=broker_id, reason=reason)
     return cancel_all(broker_id, reason=CancelReason.BROKER_SUSPENDED) if cancel_orders else 0
 
 
-def reinstate(broker_id: str) -> None:
+def reinstate(broker_id: str, *, reason: str = "") -> None:
     """Let a suspended broker place orders again."""
     exchange_services.set_broker_status(broker_id, BrokerStatus.ACTIVE)
+    _log.info("broker_reinstated", broker=broker_id, reason=reason)

@@ -11,12 +11,13 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from exchange import errors
+from exchange import services as exchange_services
 from exchange.api import ExchangeView
 from exchange.errors import BrokerNotFound, FieldError, SymbolNotFound
-from exchange.models import Broker, Instrument
 from exchange.paging import Keyset
 from exchange.rules import BrokerStatus, Scope, price_decimals
 from exchange.schema import documented
+from exchange.serializers import ReasonForm
 from orders import market_data, sequencer, services
 from orders.bodies import (
     BrokerStanding,
@@ -32,7 +33,7 @@ from orders.commands import CancelOrder, PlaceOrder, Replayed
 from orders.filters import OrderFilters, TradeFilters
 from orders.market_data import Quote
 from orders.models import Order, OrderQuerySet, Trade
-from orders.serializers import BookQuery, OrderLookup, PlaceOrderForm, QuoteQuery, ReinstateForm, SuspendForm
+from orders.serializers import BookQuery, OrderLookup, PlaceOrderForm, QuoteQuery, SuspendForm
 from orders.terms import CancelReason, Side
 
 PLACE_REFUSALS = (
@@ -105,7 +106,7 @@ class BrokerOrdersView(ExchangeView):
 
     @documented("list_orders", "List a broker's orders", {200: OrderPage}, [BrokerNotFound], tags=["orders"])
     def get(self, request: Request, broker_id: str) -> Response:
-        _require_broker(broker_id)
+        exchange_services.require_broker(broker_id)
         orders = self.filtered(Order.objects.filter(broker=broker_id).select_related("instrument"))
         page, next_cursor = self.paged(orders)
         return Response(
@@ -124,7 +125,7 @@ class BrokerTradesView(ExchangeView):
 
     @documented("list_fills", "List a broker's fills", {200: BrokerTradePage}, [BrokerNotFound], tags=["orders"])
     def get(self, request: Request, broker_id: str) -> Response:
-        _require_broker(broker_id)
+        exchange_services.require_broker(broker_id)
         page, next_cursor = self.keyset.cut(self._fills(broker_id), self.page)
         return Response(BrokerTradePage([BrokerTrade.of(trade, Side(trade.side)) for trade in page], next_cursor))
 
@@ -186,10 +187,7 @@ class TapeView(ExchangeView):
 
     @documented("list_trades", "List an instrument's trades", {200: TapePage}, [SymbolNotFound], tags=["market"])
     def get(self, request: Request, symbol: str) -> Response:
-        instrument = Instrument.objects.filter(symbol=symbol).first()
-        if instrument is None:
-            raise SymbolNotFound
-        decimals = price_decimals(instrument.tick_size)
+        decimals = price_decimals(exchange_services.instrument_of(symbol).tick_size)
         page, next_cursor = self.paged(Trade.objects.filter(instrument=symbol))
         return Response(TapePage([TapeTrade.of(trade, decimals) for trade in page], next_cursor))
 
@@ -203,7 +201,7 @@ class SuspendView(ExchangeView):
 
     @documented("suspend_broker", "Suspend a broker", {200: BrokerStanding}, [BrokerNotFound], tags=["operators"])
     def post(self, request: Request, broker_id: str) -> Response:
-        cancelled = services.suspend(broker_id, cancel_orders=self.body["cancel_orders"])
+        cancelled = services.suspend(broker_id, **self.body)
         return Response(BrokerStanding(broker_id, BrokerStatus.SUSPENDED, cancelled))
 
 
@@ -211,12 +209,12 @@ class ReinstateView(ExchangeView):
     """Accept a suspended broker's orders again."""
 
     scopes = {"POST": (Scope.OPERATOR,)}
-    body_class = ReinstateForm
+    body_class = ReasonForm
     body_optional = True
 
     @documented("reinstate_broker", "Reinstate a broker", {200: BrokerStanding}, [BrokerNotFound], tags=["operators"])
     def post(self, request: Request, broker_id: str) -> Response:
-        services.reinstate(broker_id)
+        services.reinstate(broker_id, **self.body)
         return Response(BrokerStanding(broker_id, BrokerStatus.ACTIVE, cancelled_orders=0))
 
 
@@ -227,8 +225,3 @@ def _order_body(found: OrderQuerySet) -> OrderBody:
         raise errors.OrderNotFound
     trades = Trade.objects.of_order(order)
     return OrderBody.with_trades(order, trades, price_decimals(order.instrument.tick_size))
-
-
-def _require_broker(broker_id: str) -> None:
-    if not Broker.objects.filter(pk=broker_id).exists():
-        raise BrokerNotFound

@@ -56,8 +56,8 @@ def _run(port: int, stop: StopSignal) -> None:
     """Everything between taking the lock and giving it back."""
     supervisor = Supervisor(stop)
     with ExitStack() as cleanup:
-        cleanup.callback(supervisor.stop_all)
         env = _environment(supervisor, cleanup)
+        cleanup.callback(supervisor.stop_all)  # before the servers' own cleaning up: the last callback is the first to run
         base_url = f"http://127.0.0.1:{port}"
         for name, arguments in _steps(base_url).items():
             run_step(_python(name, ["manage.py", *arguments], env), stop, STEP_SECONDS)

@@ -13,7 +13,7 @@ CASH = {"reference": "r1", "cash": "-250.5", "reason": "withdrawal"}
 SHARES = {"reference": "r2", "symbol": "AAPL", "quantity": -40, "reason": "to another custodian"}
 
 
-def _state() -> tuple[float, float, int]:
+def _state() -> tuple[Any, ...]:
     """Alice's cash, her shares of AAPL, and the length of the journal."""
     return Broker.objects.get(pk="alice").cash, Holding.objects.get(broker="alice").quantity, Transfer.objects.count()
 

@@ -4,7 +4,6 @@ Every test ends with all invariants recomputed (see conftest.py), so what is ass
 """
 
 import os
-import signal
 import subprocess
 import sys
 import time

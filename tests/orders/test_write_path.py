@@ -17,7 +17,7 @@ from exchange.errors import ExchangeError
 from exchange.models import Broker, Holding, Instrument
 from exchange.services import database_now
 from orders import services, store
-from orders.commands import Accepted, Cancelled, CancelOrder, Command, Outcome, PlaceOrder, Replayed
+from orders.commands import Accepted, CancelOrder, Command, Outcome, Replayed
 from orders.models import Order, Trade
 from orders.terms import OrderStatus, Side, TimeInForce
 from tests import trading
