@@ -86,7 +86,7 @@ def patch(mutant: Mutant, tree: Path, *options: str) -> None:
 
 def run_tests(tree: Path, running: str, tests: list[str], *, quiet: bool = False) -> int:
     """pytest's exit code for `tests` in `tree`, on the servers that run already."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--reuse-db", *tests]
     output = subprocess.DEVNULL if quiet else None
     environment = os.environ | {"BOURSE_TEST_SERVERS": running}
     try:
