@@ -13,7 +13,6 @@ from django.db.models import Model, QuerySet
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
-from exchange.authentication import Principal
 from exchange.errors import (
     BrokerMismatch,
     FieldError,
@@ -24,6 +23,7 @@ from exchange.errors import (
 )
 from exchange.fields import MAX_ERRORS, MAX_NAME_SHOWN, StrictSerializer, validated
 from exchange.filters import Filters
+from exchange.keys import Principal
 from exchange.paging import Keyset, Page, PageQuery
 from exchange.rules import Scope
 
@@ -142,9 +142,9 @@ def _taken(parameters: dict[str, str], names: Iterable[str]) -> dict[str, str]:
 def _page(keyset: Keyset, parameters: dict[str, str], errors: list[FieldError]) -> Page:
     query = validated(PageQuery, parameters, errors)
     position = None
-    if "cursor" in query:
+    if "cursor" in parameters and all(error.field != "cursor" for error in errors):
         try:
-            position = keyset.read(query["cursor"])
+            position = keyset.read(parameters["cursor"])
         except ValueError:
             errors.append(FieldError("cursor", "invalid", "Must be the next_cursor of an earlier page of this list."))
     return Page(query.get("limit", 0), position)

@@ -6,7 +6,7 @@ from typing import Any
 import psycopg
 import psycopg_pool
 import structlog
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, SuspiciousOperation
 from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
 from django.views import defaults
@@ -100,6 +100,7 @@ def refusal_of(exception: Exception) -> ExchangeError:
 _FRAMEWORK: dict[type[Exception], type[ExchangeError]] = {
     Http404: errors.NotFound,
     PermissionDenied: errors.ScopeMissing,
+    SuspiciousOperation: errors.MalformedRequest,
     exceptions.NotAuthenticated: errors.Unauthenticated,
     exceptions.MethodNotAllowed: errors.MethodNotAllowed,
     exceptions.UnsupportedMediaType: errors.UnsupportedMediaType,

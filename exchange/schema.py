@@ -3,6 +3,7 @@
 # mypy: disable-error-code="no-untyped-call"
 # drf-spectacular is only half typed.
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import Any, TypeVar
@@ -31,6 +32,20 @@ _ALWAYS = (errors.MethodNotAllowed, errors.InternalError, errors.Overloaded, err
 _OF_A_BODY = (errors.MalformedRequest, errors.TooLarge, errors.UnsupportedMediaType)
 
 
+def header(name: str, description: str, *, on: Iterable[int] = (), **kwargs: Any) -> OpenApiParameter:
+    """A header of the answers with these statuses, or of every answer."""
+    return OpenApiParameter(
+        name, location=OpenApiParameter.HEADER, description=description, response=list(on) or True, **kwargs
+    )
+
+
+_HEADERS = (
+    header("X-Request-Id", "The id of this request, repeated in a problem and in the log.", required=True),
+    header("WWW-Authenticate", "How to say who is asking.", on=[401], required=True),
+    header("Retry-After", "In how many seconds to try again.", on=[429, 503], type=int),
+)
+
+
 def documented(
     operation_id: str,
     summary: str,
@@ -38,15 +53,17 @@ def documented(
     refusals: Iterable[type[ExchangeError]] = (),
     *,
     tags: Iterable[str] = (),
+    headers: Iterable[OpenApiParameter] = (),
 ) -> Callable[[Handler], Handler]:
     """Describe one method of an `ExchangeView`: its answers by status, and the refusals that are its own.
 
-    Body, parameters and the refusals that every request may meet follow from the view.
+    Body, parameters, and the refusals and headers that every request may meet, follow from the view.
     """
     decorate: Callable[[Handler], Handler] = extend_schema(
         operation_id=operation_id,
         summary=summary,
         tags=list(tags) or None,
+        parameters=list(headers),
         responses={**responses, **_by_status(refusals)},
     )
     return decorate
@@ -64,14 +81,19 @@ class Schema(AutoSchema):
 
     view: Any
 
+    def get_description(self) -> str:  # type: ignore[override]  # as in the base class
+        """What the method or the view says of itself, not what the base of all views says."""
+        return _own_doc(getattr(self.view, self.method.lower())) or _own_doc(type(self.view))
+
     def get_request_serializer(self) -> Any:
         return getattr(self.view, "body_class", None) if self.method == "POST" else None
 
     def get_override_parameters(self) -> list[Any]:
-        """The query serializer's fields, the list's filters, and paging."""
+        """The answers' headers; the query serializer's fields, the list's filters, and paging."""
         if self.method != "GET":
-            return []
+            return list(_HEADERS)
         return [
+            *_HEADERS,
             *([self.view.query_class] if self.view.query_class else []),
             *(
                 OpenApiParameter(name, self._field(each.wire), OpenApiParameter.QUERY)
@@ -112,6 +134,8 @@ class Schema(AutoSchema):
             kinds += [errors.Unauthenticated, errors.ScopeMissing, errors.BrokerMismatch, errors.RateLimited]
         if self.method == "POST":
             kinds += _OF_A_BODY
+        if "{" in self.path:
+            kinds.append(errors.NotFound)
         return kinds
 
 
@@ -145,6 +169,7 @@ class FormExtension(OpenApiSerializerExtension):
 
     def map_serializer(self, auto_schema: AutoSchema, direction: Direction) -> JSONSchema:
         schema: JSONSchema = auto_schema._map_serializer(self.target, direction, bypass_extensions=True)
+        schema["description"] = _own_doc(type(self.target))
         return schema | {"additionalProperties": False}
 
 
@@ -162,6 +187,11 @@ class StructExtension(OpenApiSerializerExtension):
 
     def map_serializer(self, auto_schema: AutoSchema, direction: Direction) -> JSONSchema:
         return _components(auto_schema, self.target)[self.target.__name__]
+
+
+def _own_doc(described: Any) -> str:
+    """The docstring of a class or function, if it has one of its own."""
+    return inspect.cleandoc(described.__doc__ or "")
 
 
 def _described(auto_schema: AutoSchema, enum: type[Enum]) -> JSONSchema:
@@ -191,4 +221,9 @@ def _as_sent(schema: Any) -> Any:
         return {"type": "number"}
     if "enum" in schema:
         return {"type": "string", **schema}
-    return {key: _as_sent(value) for key, value in schema.items() if key != "title"}
+    return {key: _as_sent(value) for key, value in schema.items() if not _is_title(key, value)}
+
+
+def _is_title(key: str, value: Any) -> bool:
+    """Whether this is the name of a Python class, not a property that is called so."""
+    return key == "title" and isinstance(value, str)

@@ -68,9 +68,7 @@ def _blame(names: list[str], code: str, message: str) -> serializers.ValidationE
 
 class CreateKeyForm(StrictSerializer):
     name = Text(min_length=0, max_length=MAX_NAME_LENGTH, required=False)
-    scopes = serializers.ListField(
-        child=Choice(Scope, words=(Scope.READ, Scope.TRADE)), allow_empty=False, required=False
-    )
+    scopes = serializers.ListField(child=Choice(Scope, words=(Scope.READ, Scope.TRADE)), min_length=1, required=False)
     expires_at = Timestamp(required=False, allow_null=True)
 
 

@@ -12,7 +12,6 @@ from django.db import IntegrityError, connection, transaction
 from django.db.models import F
 from django.db.models.functions import Coalesce
 
-from exchange.authentication import new_key
 from exchange.errors import (
     BrokerAlreadyExists,
     BrokerNotFound,
@@ -25,6 +24,7 @@ from exchange.errors import (
     TransferReferenceConflict,
     ValidationFailed,
 )
+from exchange.keys import new_key
 from exchange.models import ApiKey, Broker, Holding, Instrument, Transfer
 from exchange.rules import BrokerStatus, InstrumentStatus, Pricing, Scope, TransferKind
 
@@ -145,8 +145,8 @@ def transfer(
     wanted = _new_transfer(broker_id, reference, cash, symbol, quantity, reason, None)
     try:
         return _book_once(wanted)
-    except IntegrityError:  # the reference was just used for another broker, whose lock we do not wait for
-        return _book_once(wanted)
+    except _ReferenceJustTaken:
+        return _book_once(wanted)  # and read what took it
 
 
 def _new_transfer(
@@ -166,6 +166,10 @@ def _new_transfer(
     return row
 
 
+class _ReferenceJustTaken(Exception):
+    """By a transfer of another broker, whose lock we do not wait for."""
+
+
 def _book_once(wanted: Transfer) -> tuple[Transfer, bool]:
     with transaction.atomic(durable=True):
         broker = _locked_broker(wanted.broker_id)
@@ -174,7 +178,10 @@ def _book_once(wanted: Transfer) -> tuple[Transfer, bool]:
             _require_same(booked, wanted)
             return booked, False
         wanted.created_at = database_now()
-        wanted.save(force_insert=True)
+        try:
+            wanted.save(force_insert=True)
+        except IntegrityError as error:
+            raise _ReferenceJustTaken from error
         if wanted.cash is not None:
             _move_cash(broker, wanted.cash)
         else:

@@ -15,6 +15,6 @@ urlpatterns = [
     path("stocks/<symbol:symbol>/resume", views.ResumeView.as_view()),
     path("healthz", views.HealthView.as_view()),
     path("readyz", views.ReadinessView.as_view()),
-    path("openapi.json", views.OpenApiView.as_view(), name="openapi"),
+    path("openapi.json", views.OpenApiView.as_view()),
     path("docs", views.DocsView.as_view()),
 ]

@@ -228,4 +228,4 @@ class DocsView(SpectacularSwaggerSplitView):
     """Swagger UI, from files of ours."""
 
     authentication_classes = ()
-    url_name = "openapi"
+    url = "/openapi.json"

@@ -9,15 +9,15 @@ from django.http import HttpResponse
 class ExchangeRequest(WSGIRequest):
     """A request whose Content-Type is a media type, with the boundary of a form if it is one.
 
-    JSON has no charset. Django and REST framework believe one all the same: names that Python knows (`rot13`) or stumbles
-    over would make reading even the query string fail, before any of our code runs.
+    JSON has no charset. Django and REST framework believe one all the same: names that Python knows (`rot13`) or
+    stumbles over would make reading even the query string fail, before any of our code runs.
     """
 
     def _set_content_type_params(self, meta: dict[str, Any]) -> None:
         media_type, *parameters = meta.get("CONTENT_TYPE", "").split(";")
         boundaries = [each for each in parameters if each.strip().lower().startswith("boundary=")]
         meta["CONTENT_TYPE"] = ";".join([media_type.strip().lower(), *boundaries])
-        super()._set_content_type_params(meta)
+        super()._set_content_type_params(meta)  # type: ignore[misc]  # Django's own hook, unknown to its stubs
 
 
 class ExchangeHandler(WSGIHandler):

@@ -9,6 +9,7 @@ from uuid import UUID
 import msgspec
 
 from exchange.rules import BrokerStatus, mean, price_decimals, rounded
+from exchange.wire import Instant
 from orders.models import Trade
 from orders.state import TradeState
 from orders.terms import CancelReason, OrderStatus, OrderType, Side, TimeInForce
@@ -63,7 +64,7 @@ class OrderTrade(msgspec.Struct, frozen=True):
     trade_id: UUID
     price: Decimal
     quantity: int
-    executed_at: datetime
+    executed_at: Instant
 
     @classmethod
     def of(cls, trade: Trade | TradeState, decimals: int) -> Self:
@@ -87,10 +88,10 @@ class OrderSummary(msgspec.Struct, frozen=True):
     status: OrderStatus
     time_in_force: TimeInForce
     average_price: Decimal | None
-    expires_at: datetime | None
-    created_at: datetime
-    cancelled_at: datetime | None
-    expired_at: datetime | None
+    expires_at: Instant | None
+    created_at: Instant
+    cancelled_at: Instant | None
+    expired_at: Instant | None
     cancel_reason: CancelReason | None
 
     @classmethod
@@ -145,7 +146,7 @@ class BrokerTrade(msgspec.Struct, frozen=True):
     side: Side
     price: Decimal
     quantity: int
-    executed_at: datetime
+    executed_at: Instant
 
     @classmethod
     def of(cls, trade: Trade, side: Side) -> Self:
@@ -173,7 +174,7 @@ class TapeTrade(msgspec.Struct, frozen=True):
     price: Decimal
     quantity: int
     taker_side: Side
-    executed_at: datetime
+    executed_at: Instant
 
     @classmethod
     def of(cls, trade: Trade, decimals: int) -> Self:

@@ -13,6 +13,7 @@ from django.db import connection
 
 from exchange.errors import FieldError, SymbolNotFound, ValidationFailed
 from exchange.rules import cash_shown, mean, price_decimals, rounded
+from exchange.wire import Instant
 from orders import store
 from orders.terms import Side
 
@@ -33,7 +34,7 @@ class BookSnapshot(msgspec.Struct, frozen=True):
     asks: list[Level]
     spread: Decimal | None
     sequence: int
-    snapshot_at: datetime
+    snapshot_at: Instant
 
 
 class PriceSummary(msgspec.Struct, frozen=True):
@@ -44,7 +45,7 @@ class PriceSummary(msgspec.Struct, frozen=True):
     window: str
     trades_in_window: int
     last_price: Decimal | None
-    last_trade_at: datetime | None
+    last_trade_at: Instant | None
     best_bid: Decimal | None
     best_ask: Decimal | None
     mid: Decimal | None

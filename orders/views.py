@@ -16,7 +16,7 @@ from exchange.api import ExchangeView
 from exchange.errors import BrokerNotFound, FieldError, SymbolNotFound
 from exchange.paging import Keyset
 from exchange.rules import BrokerStatus, Scope, price_decimals
-from exchange.schema import documented
+from exchange.schema import documented, header
 from exchange.serializers import ReasonForm
 from orders import market_data, sequencer, services
 from orders.bodies import (
@@ -55,7 +55,14 @@ class OrdersView(ExchangeView):
     body_class = PlaceOrderForm
     query_class = OrderLookup
 
-    @documented("place_order", "Place an order", {201: OrderBody, 200: OrderBody}, PLACE_REFUSALS, tags=["orders"])
+    @documented(
+        "place_order",
+        "Place an order",
+        {201: OrderBody, 200: OrderBody},
+        PLACE_REFUSALS,
+        tags=["orders"],
+        headers=[header("Idempotent-Replayed", "The order was placed before.", on=[200], required=True, enum=["true"])],
+    )
     def post(self, request: Request) -> Response:
         outcome = sequencer.submit(PlaceOrder(**self.body))
         if isinstance(outcome, Replayed):

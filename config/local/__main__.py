@@ -31,6 +31,7 @@ WORKERS = {"worker": "celery"}  # a name and its queue each
 
 def main() -> int:
     """Run until somebody says stop; a sentence and 1 when that is not possible."""
+    _fill_standard_streams()
     stop = StopSignal()
     if "MAKELEVEL" in os.environ:  # a make that was killed would leave us behind
         child.die_with_parent(os.getppid(), 15)
@@ -57,7 +58,9 @@ def _run(port: int, stop: StopSignal) -> None:
     supervisor = Supervisor(stop)
     with ExitStack() as cleanup:
         env = _environment(supervisor, cleanup)
-        cleanup.callback(supervisor.stop_all)  # before the servers' own cleaning up: the last callback is the first to run
+        cleanup.callback(
+            supervisor.stop_all
+        )  # before the servers' own cleaning up: the last callback is the first to run
         base_url = f"http://127.0.0.1:{port}"
         for name, arguments in _steps(base_url).items():
             run_step(_python(name, ["manage.py", *arguments], env), stop, STEP_SECONDS)
@@ -112,6 +115,13 @@ def _python(name: str, arguments: list[str], env: dict[str, str]) -> Child:
 
 def _celery(name: str, arguments: list[str], env: dict[str, str]) -> Child:
     return _python(name, ["-m", "celery", "-A", "config", *arguments, "-l", "WARNING"], env)
+
+
+def _fill_standard_streams() -> None:
+    """Put something where a standard stream was closed: a file of ours would take its number, and be written to."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
 
 
 def _port() -> int:

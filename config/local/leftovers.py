@@ -13,15 +13,16 @@ END_BY_THEMSELVES_SECONDS = 5.0  # Linux told them that their parent died; give 
 
 def end(run: Path) -> None:
     """Wait for what an earlier run in this folder left, and kill what does not end by itself."""
-    if wait_until(lambda: not _marked(run), END_BY_THEMSELVES_SECONDS):
+    if wait_until(lambda: not marked(run), END_BY_THEMSELVES_SECONDS):
         return
-    for pid in _marked(run):
+    for pid in marked(run):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not _marked(run), KILL_SECONDS)
+    wait_until(lambda: not marked(run), KILL_SECONDS)
 
 
-def _marked(run: Path) -> list[int]:
+def marked(run: Path) -> list[int]:
+    """The processes that work for this folder."""
     mark = f"{MARK}={run}".encode()
     return [int(path.name) for path in Path("/proc").glob("[0-9]*") if mark in _environment(path)]
 

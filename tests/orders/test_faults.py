@@ -30,21 +30,25 @@ pytestmark = pytest.mark.django_db(transaction=True)
 CLIENTS = 16
 LOAD_SECONDS = 1.0  # before, between and after what is done to the servers
 ANSWER_SECONDS = 10.0
-RECOVERY_SECONDS = 2.0
+RECOVERY_SECONDS = 2.0  # after the database dropped everybody
 HELD_SECONDS = 1.0
 SYMBOLS = ["AAPL", "GOOG"]
 AMPLE = 10**9
+PAUSE_SECONDS = 0.02
+NOT_DONE = {"overloaded", "ConnectError"}
+PROBLEMS = {"overloaded", "outcome_unknown", "internal_error"}
 
 
 @dataclass
 class Client:
-    """A broker's program: it posts one order after another and keeps every answer, and every silence."""
+    """A broker's program: it posts one order after another, each again and again until it knows what became of it."""
 
     number: int
     url: str
     key: str
+    sent: int = 0
     answers: list[httpx.Response] = field(default_factory=list)
-    unanswered: list[dict[str, Any]] = field(default_factory=list)
+    failures: Counter[str] = field(default_factory=Counter)  # what came instead of an answer, how often
 
     def __post_init__(self) -> None:
         self.random = Random(self.number)
@@ -57,9 +61,13 @@ class Client:
 
     def post_until(self, stop: Event) -> None:
         while not stop.is_set():
-            self.post(self.new_order())
+            self.post()
+
+    def post(self, **order: Any) -> None:
+        self.answers.append(self.answer_to(self.new_order() | order))
 
     def new_order(self) -> dict[str, Any]:
+        self.sent += 1
         return {
             "broker_id": "alice",
             "document_number": "12345678900",
@@ -68,27 +76,32 @@ class Client:
             "price": f"10.{self.random.randint(0, 9)}",
             "quantity": self.random.randint(1, 100),
             "time_in_force": "gtc",
-            "client_order_id": f"{self.number}-{len(self.answers) + len(self.unanswered)}",
+            "client_order_id": f"{self.number}-{self.sent}",
         }
 
-    def post(self, order: dict[str, Any]) -> None:
-        try:
-            answer = self.http.post("/orders", json=order)
-        except httpx.TransportError:
-            self.unanswered.append(order)
-            time.sleep(0.02)
-            return
-        self.answers.append(answer)
-        if answer.status_code >= 500:
-            self.unanswered.append(order)
-
-    def repeat_unanswered(self) -> list[int]:
-        """Send again what has an unknown outcome, under the same client_order_ids; the new answers' status codes."""
-        return [self.http.post("/orders", json=order).status_code for order in self.unanswered]
+    def answer_to(self, order: dict[str, Any]) -> httpx.Response:
+        """Post until there is an answer; a replay only where an earlier attempt may have been done."""
+        may_be_done = False
+        deadline = time.monotonic() + trading.PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                answer = self.http.post("/orders", json=order)
+            except httpx.TransportError as error:
+                failure = type(error).__name__
+            else:
+                if answer.status_code < 500:
+                    assert answer.status_code == 201 or (answer.status_code == 200 and may_be_done), answer.text
+                    return answer
+                failure = answer.json()["code"]
+            self.failures[failure] += 1
+            may_be_done |= failure not in NOT_DONE
+            time.sleep(PAUSE_SECONDS)
+        raise AssertionError(f"{order['client_order_id']} was never answered: {self.failures}")
 
 
 @pytest.fixture
-def clients(server: live.Server) -> Iterator[list[Client]]:
+def clients(server: live.Server, caplog: pytest.LogCaptureFixture) -> Iterator[list[Client]]:
+    caplog.set_level("WARNING", "httpx")  # which would tell of every request
     key = trading.broker("alice", cash=AMPLE, holdings=dict.fromkeys(SYMBOLS, AMPLE))
     clients = [Client(number, server.url, key) for number in range(CLIENTS)]
     yield clients
@@ -116,34 +129,32 @@ def under_load(clients: list[Client]) -> Iterator[None]:
 # --- What must have survived ----------------------------------------------------------------------------------------
 
 
-def acknowledged(clients: list[Client]) -> list[dict[str, Any]]:
-    return [answer.json() for client in clients for answer in client.answers if answer.status_code == 201]
+def told(clients: list[Client]) -> list[dict[str, Any]]:
+    """Every acknowledged order, as its answer told it."""
+    return [answer.json() for client in clients for answer in list(client.answers)]
+
+
+def failures(clients: list[Client]) -> set[str]:
+    return {failure for client in clients for failure in client.failures}
 
 
 def assert_all_survived(clients: list[Client]) -> None:
-    """Each acknowledged order is there, with all that its answer told; resting orders may have been filled since."""
+    """Each acknowledged order is there once, with all that its answer told; it may have been filled further since."""
+    assert Order.objects.count() == sum(client.sent for client in clients)
     orders = {order.client_order_id: order for order in Order.objects.all()}
-    trades = {str(trade_id) for (trade_id,) in Trade.objects.values_list("id")}
-    for told in acknowledged(clients):
-        order = orders[told["client_order_id"]]
-        assert str(order.pk) == told["order_id"]
-        assert order.filled_quantity >= told["filled_quantity"] == sum(trade["quantity"] for trade in told["trades"])
-        assert trades >= {trade["trade_id"] for trade in told["trades"]}
-        if told["status"] == OrderStatus.FILLED:
+    trades = {str(trade_id) for trade_id in Trade.objects.values_list("id", flat=True)}
+    for body in told(clients):
+        order = orders[body["client_order_id"]]
+        assert str(order.pk) == body["order_id"]
+        assert order.filled_quantity >= body["filled_quantity"] == sum(trade["quantity"] for trade in body["trades"])
+        assert trades >= {trade["trade_id"] for trade in body["trades"]}
+        if body["status"] == OrderStatus.FILLED:
             assert order.status == OrderStatus.FILLED
 
 
-def assert_each_order_once(clients: list[Client]) -> None:
-    """Whatever got no answer can be sent again, and then every order that was ever sent is there exactly once."""
-    again = Counter(status for client in clients for status in client.repeat_unanswered())
-    assert set(again) <= {200, 201}
-    sent = {f"{client.number}-{n}" for client in clients for n in range(number_sent(client))}
-    assert sorted(Order.objects.values_list("client_order_id", flat=True)) == sorted(sent)
-
-
-def number_sent(client: Client) -> int:
-    ids = {answer.json()["client_order_id"] for answer in client.answers if answer.status_code == 201}
-    return len(ids | {order["client_order_id"] for order in client.unanswered})
+def has_answered_more_than(before: int, clients: list[Client]) -> bool:
+    """Every client has had a chance to be answered since."""
+    return sum(len(client.answers) for client in clients) > before + CLIENTS
 
 
 # --- What is done to the servers ------------------------------------------------------------------------------------
@@ -154,48 +165,59 @@ def test_acknowledged_orders_survive_kills_of_the_web_server_under_load(
 ) -> None:
     with under_load(clients):
         for _ in range(2):
-            before = len(acknowledged(clients))
             server.kill()
+            before = sum(len(client.answers) for client in clients)
             server.start()
-            time.sleep(LOAD_SECONDS / 2)
-            assert len(acknowledged(clients)) > before
-    assert any(client.unanswered for client in clients)
-    assert {answer.status_code for client in clients for answer in client.answers} == {201}
+            assert wait_until(partial(has_answered_more_than, before, clients), trading.PATIENCE_SECONDS)
+    assert failures(clients) >= {"ConnectError"}
+    assert failures(clients).isdisjoint(PROBLEMS)
     assert_all_survived(clients)
-    assert_each_order_once(clients)
 
 
 def test_a_web_server_told_to_stop_answers_what_it_has_begun(server: live.Server, clients: list[Client]) -> None:
     with transaction.atomic():
         Instrument.objects.select_for_update(no_key=True).get(pk="AAPL")
-        posting = [in_thread(partial(client.post, client.new_order() | {"symbol": "AAPL"})) for client in clients]
+        posting = [in_thread(partial(client.post, symbol="AAPL")) for client in clients]
         time.sleep(HELD_SECONDS)  # all are inside now, waiting for the lock or for those that do
         stopping = in_thread(server.stop)
         time.sleep(HELD_SECONDS)
-        assert not server.answers()  # no new ones
-        assert not stopping.done()
+        assert not server.answers()  # nothing new is accepted
+        assert not any(future.done() for future in [*posting, stopping])
     for future in posting:
         future.result(ANSWER_SECONDS)
     stopping.result(ANSWER_SECONDS)
-    assert [[answer.status_code for answer in client.answers] for client in clients] == [[201]] * CLIENTS
-    assert Order.objects.count() == CLIENTS
+    assert failures(clients) == set()
     assert_all_survived(clients)
 
 
 def test_orders_go_on_after_the_database_dropped_every_session(server: live.Server, clients: list[Client]) -> None:
     with under_load(clients):
         for _ in range(3):
+            before = sum(len(client.answers) for client in clients)
             assert terminate_other_sessions() > 0
-            dropped_at = len(acknowledged(clients))
-            assert wait_until(lambda: len(acknowledged(clients)) > dropped_at + CLIENTS, RECOVERY_SECONDS)
-    statuses = Counter(answer.status_code for client in clients for answer in client.answers)
-    assert set(statuses) <= {201, 503, 504}
+            assert wait_until(partial(has_answered_more_than, before, clients), RECOVERY_SECONDS)
+    assert failures(clients) <= {"overloaded", "outcome_unknown"}
     assert_all_survived(clients)
-    assert_each_order_once(clients)
+
+
+@pytest.mark.xfail(strict=True, reason="the pool checks one dead connection, waits a second, checks the next")
+def test_a_quiet_server_takes_orders_soon_after_the_database_dropped_every_session(
+    server: live.Server, clients: list[Client]
+) -> None:
+    with under_load(clients):
+        pass  # leaves the server with many idle sessions
+    assert terminate_other_sessions() > 5
+    dropped_at = time.monotonic()
+    clients[0].post()
+    assert time.monotonic() - dropped_at < RECOVERY_SECONDS
+    assert failures(clients) <= {"overloaded", "outcome_unknown"}
+    assert_all_survived(clients)
 
 
 def terminate_other_sessions() -> int:
     """End all sessions of this database but the one that asks; how many that were."""
+    connection.close()
+    connection.close_pool()  # ours would be among them
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"

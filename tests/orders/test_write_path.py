@@ -343,7 +343,7 @@ def deep_book() -> None:
 def walk_plan(wanted: int, worst_rank: str = "Infinity") -> list[dict[str, Any]]:
     """How PostgreSQL reads the asks for takers of `wanted` shares: every node of the plan that touches orders."""
     demand = {"book": "AAPL", "book_side": "ask", "wanted": wanted, "worst_rank": worst_rank, "leaving": []}
-    parameters = {"demands": json.dumps([demand]), "now": database_now(), "limit": RESTING}
+    parameters: dict[str, Any] = {"demands": json.dumps([demand]), "now": database_now(), "limit": RESTING}
     with connection.cursor() as cursor:
         cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {store._WALK}", parameters)
         (plans,) = cursor.fetchone()

@@ -10,8 +10,8 @@ from django.contrib.auth.models import User
 from django.core.management.base import BaseCommand, CommandParser
 
 from exchange import private_file, services
-from exchange.authentication import principal_of_key
 from exchange.errors import BrokerAlreadyExists, Unauthenticated
+from exchange.keys import principal_of_key
 from exchange.rules import Scope
 
 BROKERS = ["broker-1", "broker-2"]

@@ -1,0 +1,69 @@
+"""`manage.py demo` can be run again and again: what works is kept, what does not is replaced."""
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth import authenticate
+from django.core.management import call_command
+
+from exchange.keys import principal_of_key
+from exchange.models import ApiKey, Broker, Holding
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "credentials.json"
+
+
+def demo(path: Path, base_url: str = "http://127.0.0.1:8000") -> dict[str, Any]:
+    call_command("demo", credentials=path, base_url=base_url)
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def test_it_creates_two_brokers_an_operator_and_an_administrator(path: Path) -> None:
+    found = demo(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert principal_of_key(found["operator_key"]).is_operator
+    assert [principal_of_key(key).broker_id for key in found["brokers"].values()] == ["broker-1", "broker-2"]
+    assert authenticate(**found["admin"]) is not None
+    assert Broker.objects.get(pk="broker-1").cash == 1_000_000
+    holdings = Holding.objects.filter(broker="broker-2").order_by("instrument_id")
+    assert list(holdings.values_list("instrument_id", "quantity")) == [
+        ("AAPL", 10_000),
+        ("GOOG", 10_000),
+        ("PETR4", 10_000),
+    ]
+
+
+def test_a_second_run_keeps_everything_but_the_address(path: Path) -> None:
+    first = demo(path)
+    assert demo(path, "http://127.0.0.1:9000/") == first | {"base_url": "http://127.0.0.1:9000"}
+
+
+def test_a_lost_file_is_written_anew_for_the_same_brokers(path: Path) -> None:
+    first = demo(path)
+    path.unlink()
+    second = demo(path)
+    assert principal_of_key(second["brokers"]["broker-1"]).broker_id == "broker-1"
+    assert second["brokers"] != first["brokers"]
+    assert authenticate(**second["admin"]) is not None
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"brokers": 3, "admin": []}', '{"operator_key": null}'])
+def test_a_damaged_file_is_replaced(path: Path, damage: str) -> None:
+    path.write_text(damage)
+    assert principal_of_key(demo(path)["operator_key"]).is_operator
+
+
+def test_keys_that_no_longer_work_are_replaced(path: Path) -> None:
+    first = demo(path)
+    ApiKey.objects.filter(broker="broker-2").delete()
+    second = demo(path)
+    assert second["brokers"]["broker-1"] == first["brokers"]["broker-1"]
+    assert second["brokers"]["broker-2"] != first["brokers"]["broker-2"]

@@ -1,0 +1,56 @@
+"""The marks that beat and the workers leave, and what they read like when nobody leaves them."""
+
+from collections.abc import Iterator
+
+import pytest
+from django.conf import settings
+from django.test import override_settings
+
+from config.celery import app
+from config.local.servers import free_port
+from exchange import heartbeat
+
+
+@pytest.fixture(autouse=True)
+def _no_marks() -> Iterator[None]:
+    heartbeat._client.cache_clear()
+    client = heartbeat._client()
+    client.delete(heartbeat.BEAT, heartbeat.WORKER)
+    yield
+    client.close()
+    heartbeat._client.cache_clear()
+
+
+def test_without_marks_the_ages_are_unknown() -> None:
+    assert heartbeat.read() == heartbeat.Heartbeat(valkey=True, beat_age_seconds=None, worker_age_seconds=None)
+
+
+def test_a_sent_task_is_beats_mark_and_a_run_one_is_the_workers() -> None:
+    heartbeat.record.apply_async(expires=1)
+    sent = heartbeat.read()
+    heartbeat.record()
+    ran = heartbeat.read()
+    app.control.purge()
+    app.pool.force_close_all()
+    assert sent.beat_age_seconds is not None
+    assert 0 <= sent.beat_age_seconds < 5
+    assert sent.worker_age_seconds is None
+    assert ran.worker_age_seconds is not None
+    assert 0 <= ran.worker_age_seconds < 5
+
+
+def test_without_valkey_it_says_so_in_time() -> None:
+    heartbeat._client().close()
+    heartbeat._client.cache_clear()
+    with override_settings(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0"):
+        assert heartbeat.read() == heartbeat.Heartbeat(valkey=False, beat_age_seconds=None, worker_age_seconds=None)
+        heartbeat._client.cache_clear()
+
+
+def test_beat_sends_heartbeats_and_sweeps_that_expire() -> None:
+    schedule = app.conf.beat_schedule
+    assert {entry["task"]: entry["schedule"] for entry in schedule.values()} == {
+        "exchange.heartbeat.record": settings.HEARTBEAT_SECONDS,
+        "orders.tasks.sweep_expired": settings.EXPIRY_SWEEP_SECONDS,
+    }
+    assert all(entry["options"]["expires"] > 0 for entry in schedule.values())

@@ -1,0 +1,154 @@
+"""What `make run` starts, in a copy of this checkout: it serves, repairs itself, keeps its data, leaves nothing."""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config.local import leftovers
+from config.local.processes import wait_until
+from config.local.servers import free_port
+from tests.live import ROOT
+
+START_SECONDS = 90.0
+STOP_SECONDS = 45.0
+REPAIR_SECONDS = 5.0  # the contract's
+ANSWER_SECONDS = 2.0
+PARTS = ["config", "exchange", "orders", "webhooks", "manage.py"]
+
+
+class Copy:
+    """A copy of the checkout, in a folder with a space in its name, and the supervisor that runs it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.run = folder / ".run"
+        self.port = free_port()
+        self.process: subprocess.Popen[str] | None = None
+        for part in PARTS:
+            copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+            copy(ROOT / part, folder / part)
+
+    def start(self, port: int | None = None) -> subprocess.Popen[str]:
+        """Start the supervisor as make would, with none of the servers of this test session."""
+        env = {name: value for name, value in os.environ.items() if name not in ["DATABASE_URL", "REDIS_URL"]}
+        with (self.folder / "output").open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "config.local"],
+                cwd=self.folder,
+                env=env | {"PORT": str(port or self.port)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                text=True,
+            )
+        return self.process
+
+    def start_and_wait(self) -> None:
+        process = self.start()
+        wait_until(lambda: self.status("/readyz") == 200 or process.poll() is not None, START_SECONDS)
+        assert self.status("/readyz") == 200, self.output
+
+    def end(self, number: signal.Signals) -> int:
+        """Send the supervisor a signal; its exit code."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(STOP_SECONDS)
+
+    def clean(self) -> int:
+        """What `make clean` runs; its exit code."""
+        return subprocess.run(
+            [sys.executable, "config/local/clean.py"], cwd=self.folder, check=False, timeout=STOP_SECONDS
+        ).returncode
+
+    def status(self, path: str, key: str = "") -> int:
+        """The status of a GET, 0 when nobody answers."""
+        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_SECONDS)
+        try:
+            client.request("GET", path, headers={"Authorization": f"Bearer {key}"} if key else {})
+            return client.getresponse().status
+        except OSError:
+            return 0
+        finally:
+            client.close()
+
+    def web(self) -> int:
+        """The web server's process id."""
+        commands = {pid: Path("/proc", str(pid), "cmdline").read_bytes() for pid in leftovers.marked(self.run)}
+        return min(pid for pid, command in commands.items() if b"granian\0--interface" in command)
+
+    @property
+    def output(self) -> str:
+        return (self.folder / "output").read_text()
+
+    @property
+    def credentials(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.run / "credentials.json").read_text())
+        return found
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
+    copy = Copy(tmp_path_factory.mktemp("a folder"))
+    try:
+        copy.start_and_wait()
+        yield copy
+    finally:
+        if copy.process and copy.process.poll() is None:
+            copy.end(signal.SIGTERM)
+        assert copy.clean() == 0
+
+
+def test_keys_are_in_a_file_for_its_owner_only(copy: Copy) -> None:
+    found = copy.credentials
+    assert stat.S_IMODE((copy.run / "credentials.json").stat().st_mode) == 0o600
+    assert list(found) == ["base_url", "operator_key", "brokers", "admin"]
+    assert found["base_url"] == f"http://127.0.0.1:{copy.port}"
+    assert list(found["brokers"]) == ["broker-1", "broker-2"]
+    assert list(found["admin"]) == ["username", "password"]
+    assert copy.status("/brokers/broker-1/balance", found["brokers"]["broker-1"]) == 200
+    assert copy.status("/brokers", found["operator_key"]) == 200
+
+
+def test_a_killed_web_server_is_back_within_five_seconds(copy: Copy) -> None:
+    killed = copy.web()
+    os.kill(killed, signal.SIGKILL)
+    assert wait_until(lambda: copy.status("/healthz") == 200 and copy.web() != killed, REPAIR_SECONDS), copy.output
+
+
+def test_a_second_one_in_the_same_folder_is_refused(copy: Copy) -> None:
+    running = copy.process
+    second = copy.start(free_port())
+    copy.process = running
+    assert second.wait(STOP_SECONDS) == 1
+    assert copy.output.startswith("The exchange runs already from ")
+
+
+def test_a_taken_port_is_one_sentence(copy: Copy, tmp_path: Path) -> None:
+    other = Copy(tmp_path)
+    assert other.start(copy.port).wait(STOP_SECONDS) == 1
+    assert other.output.startswith(f"Port {copy.port} is taken by another program;")
+    assert other.output.count("\n") == 1
+
+
+def test_clean_refuses_while_it_runs(copy: Copy) -> None:
+    assert (copy.clean(), copy.run.exists()) == (1, True)
+
+
+def test_killed_and_stopped_it_leaves_no_process_and_keeps_its_keys(copy: Copy) -> None:
+    before = copy.credentials
+    copy.end(signal.SIGKILL)
+    copy.start_and_wait()
+    assert copy.credentials == before
+    assert copy.status("/brokers/broker-1/balance", before["brokers"]["broker-1"]) == 200
+    assert copy.end(signal.SIGTERM) == 0
+    assert leftovers.marked(copy.run) == []

@@ -1,0 +1,106 @@
+"""The OpenAPI document: valid, complete, exact, and served from here alone (contract: "Conventions")."""
+
+import json
+import re
+from collections.abc import Iterator
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+
+from tests.exchange.client import Client
+
+PROBLEM = {"$ref": "#/components/schemas/Problem"}
+
+
+@pytest.fixture
+def document(anonymous: Client) -> dict[str, Any]:
+    answer = anonymous.get("/openapi.json")
+    assert answer.headers["Content-Type"] == "application/json"
+    found: dict[str, Any] = json.loads(answer.content)
+    return found
+
+
+def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            yield path, method, operation
+
+
+def _every_schema(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _every_schema(child)
+
+
+def test_the_document_is_valid_and_nothing_in_it_was_guessed() -> None:
+    call_command("spectacular", validate=True, fail_on_warn=True, stdout=StringIO())
+
+
+def test_every_operation_is_named_once_and_summed_up(document: dict[str, Any]) -> None:
+    operations = list(_operations(document))
+
+    assert len({operation["operationId"] for _, _, operation in operations}) == len(operations)
+    assert all(operation["summary"] for _, _, operation in operations)
+    assert not [path for path in document["paths"] if path != "/" and path.endswith("/")]
+
+
+def test_every_operation_tells_its_refusals(document: dict[str, Any]) -> None:
+    for path, method, operation in _operations(document):
+        refusals = {"400", "405", "503", "504"} | ({"401", "403"} if "security" in operation else set())
+        refusals |= {"413", "415"} if method == "post" else set()
+        assert refusals <= operation["responses"].keys(), (path, method)
+        for status, response in operation["responses"].items():
+            if status >= "400" and path != "/readyz":
+                assert response["content"] == {"application/problem+json": {"schema": PROBLEM}}
+
+
+def test_every_body_is_closed(document: dict[str, Any]) -> None:
+    for _, method, operation in _operations(document):
+        if method == "post":
+            name = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
+            assert document["components"]["schemas"][name]["additionalProperties"] is False
+
+
+def test_decimals_are_numbers_and_words_are_shared(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+
+    assert not [found for found in _every_schema(document) if found.get("format") == "decimal"]
+    assert schemas["BalanceBody"]["properties"]["cash_balance"] == {"type": "number"}
+    assert schemas["BalanceBody"]["required"] == list(schemas["BalanceBody"]["properties"])
+    assert schemas["ListInstrumentForm"]["properties"]["pricing"] == {"$ref": "#/components/schemas/Pricing"}
+    assert schemas["InstrumentBody"]["properties"]["pricing"] == {"$ref": "#/components/schemas/Pricing"}
+    assert schemas["Pricing"]["enum"] == ["maker", "seller"]
+    assert not [name for name in schemas if name.endswith("Enum")]
+
+
+def test_an_amount_is_a_number_or_digits(document: dict[str, Any]) -> None:
+    cash = document["components"]["schemas"]["CreateBrokerForm"]["properties"]["initial_cash"]
+
+    assert cash["anyOf"] == [
+        {"type": "number", "multipleOf": 0.0001, "minimum": 0, "maximum": 10**15},
+        {"type": "string", "pattern": r"^[0-9]{1,16}(\.[0-9]{1,4})?$"},
+    ]
+
+
+def test_paths_and_queries_tell_what_they_take(document: dict[str, Any]) -> None:
+    parameters = document["paths"]["/brokers/{broker_id}/transfers"]["get"]["parameters"]
+    by_name = {parameter["name"]: parameter["schema"] for parameter in parameters}
+
+    assert by_name["broker_id"] == {"type": "string", "pattern": "^[a-zA-Z0-9_-]{1,64}$"}
+    assert by_name["limit"] == {"type": "integer", "minimum": 1, "maximum": 500, "default": 50}
+    assert by_name.keys() == {"broker_id", "limit", "cursor"}
+
+
+def test_the_docs_need_nothing_from_elsewhere(anonymous: Client) -> None:
+    page = anonymous.get("/docs", Host="some.where").content.decode()
+    script = anonymous.get("/docs?script=", Host="some.where")
+    links = re.findall(r'(?:src|href)="([^"]+)"', page)
+
+    assert script.status == 200
+    assert '"/openapi.json"' in script.content.decode()
+    assert "http" not in page.replace("<!DOCTYPE html>", "")
+    assert len(links) == 5
+    assert [link for link in links if not link.startswith(("/static/", "/docs?"))] == []

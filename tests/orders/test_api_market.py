@@ -1,0 +1,330 @@
+"""Prices, the book, quotes and the tape over HTTP (contract: 4)."""
+
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from django.utils import timezone
+from pytest_django.fixtures import Settings
+
+from orders import services
+from orders.models import Order, Trade
+from orders.terms import Side
+from tests import api, trading
+from tests.api import LATER, Client, limit, market, placed, refused, walk, without
+
+pytestmark = pytest.mark.django_db
+
+ENDPOINTS = ["price", "book", "quote?side=bid&quantity=1", "trades"]
+BY_BOB = {"broker_id": "bob"}
+
+
+@pytest.fixture
+def alice(db: None) -> Client:
+    return api.broker("alice")
+
+
+@pytest.fixture
+def bob(alice: Client) -> Client:
+    return api.broker("bob")
+
+
+def trade(quantity: int, price: str, *, minutes_ago: float = 0) -> None:
+    """Alice trades with herself, some time ago."""
+    trading.place(Side.ASK, quantity, price)
+    trading.place(Side.BID, quantity, price)
+    newest = Trade.objects.order_by("-id")[:1].values("pk")
+    Trade.objects.filter(pk__in=newest).update(executed_at=timezone.now() - timedelta(minutes=minutes_ago))
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_an_unknown_symbol_is_404_and_a_malformed_one_is_no_path(alice: Client, endpoint: str) -> None:
+    answer = refused(alice, "GET", f"/stocks/NONE/{endpoint}")
+    assert (answer.status, answer.code) == (404, "symbol_not_found")
+    for symbol in ("aapl", "A" * 13, "A%20B", "A%00", "%C3%81", ""):
+        answer = refused(alice, "GET", f"/stocks/{symbol}/{endpoint}")
+        assert (answer.status, answer.code) == (404, "not_found"), symbol
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["price?window=5m", "book?deep=1", "quote?side=bid&quantity=1&price=3", "trades?x=1"]
+)
+def test_an_unknown_parameter_is_400(alice: Client, endpoint: str) -> None:
+    answer = refused(alice, "GET", f"/stocks/AAPL/{endpoint}")
+
+    assert list(answer.fields.values()) == ["unknown_parameter"]
+
+
+# --- Price ----------------------------------------------------------------------------------------------------------
+
+
+def price(client: Client, symbol: str = "AAPL") -> Any:
+    return client.get(f"/stocks/{symbol}/price").body
+
+
+def test_an_empty_market_has_no_prices(alice: Client) -> None:
+    assert alice.get("/stocks/AAPL/price").content.decode() == (
+        '{"symbol":"AAPL","current_price":null,"window":"5m","trades_in_window":0,"last_price":null,'
+        '"last_trade_at":null,"best_bid":null,"best_ask":null,"mid":null,"moving_average":null}'
+    )
+
+
+def test_prices_are_exact_and_have_the_instruments_decimals(alice: Client) -> None:
+    trade(500, "148")
+    placed(alice, limit("bid", 1, "147"))
+    placed(alice, limit("ask", 1, "150"))
+    moment = price(alice)["last_trade_at"]
+
+    assert moment.endswith("Z")
+    assert alice.get("/stocks/AAPL/price").content.decode() == (
+        '{"symbol":"AAPL","current_price":148.00,"window":"5m","trades_in_window":1,"last_price":148.00,'
+        f'"last_trade_at":"{moment}","best_bid":147.00,"best_ask":150.00,"mid":148.50,"moving_average":148.25}}'
+    )
+
+
+def test_the_current_price_is_weighted_by_volume_over_five_minutes(alice: Client) -> None:
+    trade(1_000, "90", minutes_ago=5.01)
+    trade(3, "10", minutes_ago=4.9)
+    trade(1, "11")
+    body = price(alice)
+
+    assert (body["current_price"], body["trades_in_window"]) == (Decimal("10.25"), 2)
+    assert body["last_price"] == Decimal("11.00")
+
+
+@pytest.mark.parametrize(("prices", "shown"), [(("10.00", "10.01"), "10.00"), (("10.01", "10.02"), "10.02")])
+def test_averages_and_mid_are_rounded_half_to_even(alice: Client, prices: tuple[str, str], shown: str) -> None:
+    for each in prices:
+        trade(1, each)
+    placed(alice, limit("bid", 1, prices[0]))
+    placed(alice, limit("ask", 1, prices[1]))
+    body = price(alice)
+
+    assert [str(body[name]) for name in ("current_price", "mid", "moving_average")] == [shown] * 3
+
+
+def test_without_a_trade_in_the_window_the_last_one_is_the_price(alice: Client) -> None:
+    trade(5, "10", minutes_ago=20)
+    trade(5, "11", minutes_ago=10)
+    body = price(alice)
+
+    assert (body["current_price"], body["last_price"], body["trades_in_window"]) == (Decimal(11), Decimal(11), 0)
+    assert (
+        datetime.fromisoformat(body["last_trade_at"]) == Trade.objects.order_by("executed_at").reverse()[0].executed_at
+    )
+
+
+def test_the_moving_average_is_of_the_limit_orders_accepted_in_the_window(alice: Client, settings: Settings) -> None:
+    settings.MOVING_AVERAGE_ORDERS = 3
+    placed(alice, limit("bid", 1, "7"))
+    Order.objects.update(created_at=timezone.now() - timedelta(minutes=5.01))
+    assert price(alice)["moving_average"] is None
+    placed(alice, market("bid", 1))
+    refused(alice, "POST", "/orders", limit("bid", 10**9, "900"))
+    placed(alice, limit("bid", 100, "8"))
+    placed(alice, limit("ask", 1, "11", time_in_force="fok"))
+    assert str(price(alice)["moving_average"]) == "9.50"  # each order counts once, whatever its size and its end
+    placed(alice, limit("ask", 1, "12"))
+    placed(alice, limit("ask", 1, "13"))
+
+    assert str(price(alice)["moving_average"]) == "12.00"  # of the latest three
+
+
+def test_best_prices_are_those_of_orders_that_can_still_trade(alice: Client) -> None:
+    gtd = without(limit("bid", 1, "9"), "time_in_force") | {"expires_at": LATER}
+    late = placed(alice, gtd)["order_id"]
+    placed(alice, limit("bid", 1, "8"))
+    gone = placed(alice, limit("ask", 1, "10"))["order_id"]
+    placed(alice, limit("ask", 1, "11"))
+    assert [price(alice)[name] for name in ("best_bid", "best_ask", "mid")] == [9, 10, Decimal("9.50")]
+    Order.objects.filter(pk=late).update(expires_at=timezone.now())
+    alice.delete(f"/orders/{gone}")
+
+    assert [price(alice)[name] for name in ("best_bid", "best_ask", "mid")] == [8, 11, Decimal("9.50")]
+
+
+# --- Book -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_book_adds_up_its_levels_best_first(alice: Client, bob: Client) -> None:
+    for side, quantity, at in [
+        ("bid", 5, "147.5"),
+        ("bid", 7, "148"),
+        ("ask", 3, "151"),
+        ("ask", 2, "150"),
+        ("bid", 10, "148.00"),
+    ]:
+        placed(alice, limit(side, quantity, at))
+    placed(bob, limit("ask", 4, "148", **BY_BOB))  # takes 4 of the first bid at 148
+    answer = alice.get("/stocks/AAPL/book")
+
+    assert answer.content.decode() == (
+        '{"symbol":"AAPL","bids":[{"price":148.00,"total_quantity":13,"order_count":2},'
+        '{"price":147.50,"total_quantity":5,"order_count":1}],'
+        '"asks":[{"price":150.00,"total_quantity":2,"order_count":1},{"price":151.00,"total_quantity":3,"order_count":1}],'
+        f'"spread":2.00,"sequence":{answer.body["sequence"]},"snapshot_at":"{answer.body["snapshot_at"]}"}}'
+    )
+    assert abs(datetime.fromisoformat(answer.body["snapshot_at"]) - timezone.now()) < timedelta(minutes=1)
+
+
+def test_an_empty_side_leaves_the_spread_null(alice: Client) -> None:
+    body = alice.get("/stocks/AAPL/book").body
+    assert [body[name] for name in ("bids", "asks", "spread", "sequence")] == [[], [], None, 0]
+    placed(alice, limit("bid", 5, "10"))
+
+    assert alice.get("/stocks/AAPL/book").body["spread"] is None
+
+
+def test_depth_counts_levels_of_each_side_from_1_to_50(alice: Client) -> None:
+    for step in range(12):
+        placed(alice, limit("bid", 1, f"{20 - step}"))
+        placed(alice, limit("ask", 1, f"{30 + step}"))
+    for query, levels in [("", 10), ("?depth=1", 1), ("?depth=11", 11), ("?depth=50", 12)]:
+        body = alice.get(f"/stocks/AAPL/book{query}").body
+        assert [level["price"] for level in body["bids"]] == [20 - step for step in range(levels)]
+        assert [level["price"] for level in body["asks"]] == [30 + step for step in range(levels)]
+    for value in ("0", "51", "-1", "abc", "", "1.0", "%D9%A1", "1" * 30):
+        assert list(refused(alice, "GET", f"/stocks/AAPL/book?depth={value}").fields) == ["depth"], value
+
+
+def test_an_order_past_its_time_is_in_no_book_and_no_quote_however_late_the_sweep(alice: Client) -> None:
+    gtd = without(limit("ask", 1, "10"), "time_in_force") | {"expires_at": LATER}
+    placed(alice, gtd)
+    Order.objects.update(expires_at=timezone.now())
+
+    assert alice.get("/stocks/AAPL/book").body["asks"] == []
+    assert alice.get("/stocks/AAPL/quote?side=bid&quantity=1").body["fillable_quantity"] == 0
+
+
+def test_the_sequence_counts_every_change_of_the_book(alice: Client, bob: Client) -> None:
+    def sequence() -> int:
+        counted: int = alice.get("/stocks/AAPL/book").body["sequence"]
+        return counted
+
+    counted = [sequence()]
+    resting = placed(alice, limit("ask", 5, "10"))["order_id"]
+    counted.append(sequence())
+    placed(bob, limit("bid", 2, "10", **BY_BOB))
+    counted.append(sequence())
+    alice.delete(f"/orders/{resting}")
+    counted.append(sequence())
+    placed(alice, without(limit("ask", 5, "10"), "time_in_force") | {"expires_at": LATER})
+    counted.append(sequence())
+    Order.objects.filter(time_in_force="gtd").update(expires_at=timezone.now())
+    services.expire_orders("AAPL")
+    counted.append(sequence())
+
+    assert counted == sorted(set(counted))
+    refused(alice, "POST", "/orders", limit("ask", 10**9, "10"))
+    assert sequence() == counted[-1]
+
+
+# --- Quote ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_quote_goes_down_the_levels(alice: Client) -> None:
+    for quantity, at in [(5, "10"), (5, "10"), (5, "10.5"), (5, "11")]:
+        placed(alice, limit("ask", quantity, at))
+    answer = alice.get("/stocks/AAPL/quote?side=bid&quantity=17")
+
+    assert answer.content.decode() == (
+        '{"symbol":"AAPL","side":"bid","quantity":17,"fillable_quantity":17,"average_price":10.26,"total":174.50,'
+        '"levels":[{"price":10.00,"quantity":10},{"price":10.50,"quantity":5},{"price":11.00,"quantity":2}]}'
+    )
+
+
+def test_a_quote_says_what_there_is_when_that_is_less(alice: Client) -> None:
+    placed(alice, limit("bid", 5, "10"))
+    answer = alice.get("/stocks/AAPL/quote?side=ask&quantity=9")
+
+    assert b'"quantity":9,"fillable_quantity":5,"average_price":10.00,"total":50.00,' in answer.content
+
+
+@pytest.mark.parametrize("quantity", [1, 10**12])
+def test_a_quote_for_nothing_has_no_average_and_a_total_of_0(alice: Client, quantity: int) -> None:
+    assert alice.get(f"/stocks/AAPL/quote?side=bid&quantity={quantity}").content.decode() == (
+        f'{{"symbol":"AAPL","side":"bid","quantity":{quantity},"fillable_quantity":0,"average_price":null,"total":0.00,'
+        '"levels":[]}'
+    )
+
+
+def test_a_quotes_total_has_up_to_four_decimals(alice: Client) -> None:
+    trading.instrument("FINE", tick="0.0001")
+    trading.broker("seller", holdings={"FINE": 3})
+    trading.place(Side.ASK, 3, "1.0001", by="seller", symbol="FINE")
+    answer = alice.get("/stocks/FINE/quote?side=bid&quantity=3")
+
+    assert b'"average_price":1.0001,"total":3.0003,"levels":[{"price":1.0001,"quantity":3}]' in answer.content
+
+
+@pytest.mark.parametrize("quantity", [4, 10, 25])
+@pytest.mark.parametrize("side", ["bid", "ask"])
+def test_a_market_order_gets_what_was_quoted(alice: Client, bob: Client, side: str, quantity: int) -> None:
+    for step in range(4):
+        placed(alice, limit("ask", 3 + step, f"{10 + step}.03"))
+        placed(alice, limit("bid", 3 + step, f"{9 - step}.07"))
+    quote = bob.get(f"/stocks/AAPL/quote?side={side}&quantity={quantity}").body
+    order = placed(bob, market(side, quantity, **BY_BOB))
+
+    assert (quote["fillable_quantity"], quote["average_price"]) == (order["filled_quantity"], order["average_price"])
+    assert quote["levels"] == [{"price": fill["price"], "quantity": fill["quantity"]} for fill in order["trades"]]
+    cash = bob.get("/brokers/bob/balance").body["cash_balance"]
+    assert quote["total"] == abs(trading.CASH - cash)
+
+
+def test_a_bad_quote_is_400_on_what_is_bad(alice: Client) -> None:
+    trading.instrument("LOTS", lot=10)
+    for query, fields in [
+        ("", ["quantity", "side"]),
+        ("?side=bid", ["quantity"]),
+        ("?quantity=1", ["side"]),
+        ("?side=buy&quantity=0", ["quantity", "side"]),
+        *[
+            (f"?side=bid&quantity={bad}", ["quantity"])
+            for bad in ("", "0", "-1", "1.0", "1e1", "abc", "1000000000001", "15")
+        ],
+    ]:
+        answer = refused(alice, "GET", f"/stocks/LOTS/quote{query}")
+        assert (answer.status, sorted(answer.fields)) == (400, fields), query
+    assert alice.get("/stocks/LOTS/quote?side=bid&quantity=20").status == 200
+
+
+# --- Tape -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_tape_shows_all_trades_newest_first_and_nobodys_name(alice: Client, bob: Client) -> None:
+    placed(alice, limit("ask", 5, "10"))
+    placed(bob, limit("bid", 7, "11", **BY_BOB))
+    placed(alice, limit("ask", 1, "11"))
+    answer = Client(bob.key).get("/stocks/AAPL/trades")
+
+    newer, older = Trade.objects.order_by("-executed_at")
+    seconds = [trade["executed_at"] for trade in answer.body["trades"]]
+    assert answer.content.decode() == (
+        f'{{"trades":[{{"trade_id":"{newer.pk}","price":11.00,"quantity":1,"taker_side":"ask","executed_at":"{seconds[0]}"}},'
+        f'{{"trade_id":"{older.pk}","price":10.00,"quantity":5,"taker_side":"bid","executed_at":"{seconds[1]}"}}],'
+        '"next_cursor":null}'
+    )
+    assert list(map(datetime.fromisoformat, seconds)) == [newer.executed_at, older.executed_at]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_the_tapes_pages_show_each_trade_once(alice: Client, bob: Client, size: int) -> None:
+    for _ in range(4):
+        placed(alice, limit("ask", 1, "10"))
+    placed(bob, limit("bid", 4, "10", **BY_BOB))  # four trades of one moment
+    trade(1, "12")
+    pages = walk(alice, "/stocks/AAPL/trades", "trades", size)
+
+    newest = Trade.objects.order_by("-executed_at", "-id").values_list("pk", flat=True)
+    assert [trade["trade_id"] for page in pages for trade in page] == [str(pk) for pk in newest]
+    assert len(pages[0]) == size
+    assert list(refused(alice, "GET", "/stocks/AAPL/trades?limit=0").fields) == ["limit"]
+
+
+def test_the_tape_is_of_one_symbol(alice: Client) -> None:
+    trading.instrument("PETR4")
+    trade(1, "10")
+
+    assert alice.get("/stocks/PETR4/trades").body == {"trades": [], "next_cursor": None}

@@ -1,0 +1,66 @@
+"""The market that generated requests act on: what exists in it, and bodies that make sense there."""
+
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from exchange import services as exchange_services
+from exchange.rules import Scope
+from orders import services
+from orders.terms import Side
+from tests import api, trading
+
+BROKERS = ("alice", "bob")
+SYMBOLS = ("AAPL", "GOOG")
+RESTING = 8  # orders to cancel, for one operation
+
+BODIES: dict[str, list[dict[str, Any]]] = {
+    "place_order": [
+        api.limit("bid", 5, "9.50"),
+        api.limit("ask", 5, "10.50", client_order_id="placed-before"),
+        api.limit("bid", 5, "9.50", expires_at=api.LATER, time_in_force="gtd"),
+        api.market("ask", 1),
+    ],
+    "create_broker": [{"broker_id": "carol", "initial_cash": 1000.5, "initial_holdings": []}],
+    "create_stock": [{"symbol": "PETR4", "name": "Petrobras", "tick_size": "0.05", "lot_size": 100}],
+    "create_transfer": [
+        {"reference": "cash-1", "cash": "-0.25", "reason": "fee"},
+        {"reference": "shares-1", "symbol": "AAPL", "quantity": 5, "reason": "settled elsewhere"},
+    ],
+    "create_key": [{"name": "desk", "scopes": ["read"], "expires_at": api.LATER}],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Market:
+    """Two brokers with orders and trades; alice's key and an operator's."""
+
+    keys: dict[str, str]
+    _numbers: "count[int]" = field(default_factory=count)
+
+    def existing(self) -> dict[str, list[Any]]:
+        """Undo what operators do to a market, add what can be used up, and name what exists, by parameter."""
+        for symbol in SYMBOLS:
+            exchange_services.resume(symbol)
+        for broker_id in BROKERS:
+            services.reinstate(broker_id)
+        trading.place(Side.ASK, 2, "10.00", by="bob")
+        trading.place(Side.BID, 1, "10.00")
+        resting = [
+            trading.place(Side.BID, 1, "9.00", client_order_id=f"resting-{next(self._numbers)}") for _ in range(RESTING)
+        ]
+        return {
+            "broker_id": [BROKERS[0], *BROKERS],  # mostly the one whose key it may be
+            "symbol": list(SYMBOLS),
+            "order_id": [str(order.pk) for order in resting],
+            "client_order_id": [order.client_order_id for order in resting],
+            "prefix": [exchange_services.issue_key("alice")[0].prefix for _ in range(RESTING)],
+        }
+
+
+def opened() -> Market:
+    """A new market, in an empty database."""
+    holdings = dict.fromkeys(SYMBOLS, 1_000_000)
+    alice, _ = (trading.broker(broker_id, cash=10**9, holdings=holdings) for broker_id in BROKERS)
+    _, operator = exchange_services.issue_key(None, scopes=[Scope.OPERATOR])
+    return Market({"broker": alice, "operator": operator})

@@ -1,0 +1,46 @@
+"""Generated requests, many of them steered towards what exists: else few would get past a 404.
+
+What is replaced is drawn by Hypothesis like the rest, and schemathesis judges anew whether the request is valid.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from hypothesis import strategies as st
+from schemathesis import APIOperation, Case, GenerationMode
+
+Operation: TypeAlias = APIOperation[Any, Any, Any, Any]
+AnyCase: TypeAlias = Case[Operation]
+
+_NUMBERS = st.integers(0, 2**64)
+_MOSTLY = st.sampled_from((True, True, False))
+
+
+@st.composite
+def requests(
+    draw: st.DrawFn, operation: Operation, existing: Mapping[str, list[Any]], bodies: list[dict[str, Any]]
+) -> AnyCase:
+    """Valid and invalid requests; in most of them, some or all of the values are of things that exist."""
+    draw(_NUMBERS)  # no request is like another, so that one without parameters is made as often as any other
+    case: AnyCase = draw(st.one_of([operation.as_strategy(generation_mode=mode) for mode in GenerationMode]))
+    if draw(_MOSTLY):
+        case.path_parameters = _steered(draw, case.path_parameters, existing)
+        case.query = _steered(draw, case.query, existing)
+    if isinstance(case.body, dict) and draw(_MOSTLY):
+        body = _mixed(draw, case.body, draw(st.sampled_from(bodies))) if bodies else case.body
+        case.body = _steered(draw, body, existing)
+    return case
+
+
+def _steered(draw: st.DrawFn, values: Mapping[str, Any], existing: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """`values`, most of those that name a thing replaced by one that exists."""
+    return {
+        name: draw(st.sampled_from(existing[name])) if name in existing and draw(_MOSTLY) else value
+        for name, value in values.items()
+    }
+
+
+def _mixed(draw: st.DrawFn, generated: dict[str, Any], sensible: dict[str, Any]) -> dict[str, Any]:
+    """`sensible`, up to two of its fields as they were generated."""
+    names = draw(st.lists(st.sampled_from(sorted(generated)), max_size=2)) if generated else []
+    return sensible | {name: generated[name] for name in names}

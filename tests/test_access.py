@@ -1,0 +1,188 @@
+"""Every operation of the API, and what each kind of key may do with it (contract: "Access").
+
+The table is compared with the URL map: an operation without a row fails.
+"""
+
+import re
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+from django.urls import URLPattern, URLResolver, get_resolver
+
+from exchange import services
+from exchange.keys import new_key
+from exchange.models import ApiKey, Transfer
+from exchange.rules import Scope
+from orders.models import Order
+from tests import api, trading
+from tests.api import LIMIT, Client
+
+pytestmark = pytest.mark.django_db
+
+MISMATCH, NO_SCOPE, NO_ORDER = "403 broker_mismatch", "403 scope_missing", "404 order_not_found"
+
+
+class Row(NamedTuple):
+    """What the keys of alice, of another broker, of alice for reading only, and of an operator get."""
+
+    method: str
+    path: str  # with names of the URL map
+    alice: str
+    other: str
+    reader: str
+    operator: str
+    body: Any = None
+    query: str = ""
+
+
+def everybody(method: str, path: str, query: str = "") -> Row:
+    return Row(method, path, "200", "200", "200", "200", query=query)
+
+
+def of_the_broker(method: str, path: str) -> Row:
+    return Row(method, path, "200", MISMATCH, "200", "200")
+
+
+def operators(method: str, path: str, answer: str, body: Any = None) -> Row:
+    return Row(method, path, NO_SCOPE, NO_SCOPE, NO_SCOPE, answer, body)
+
+
+PUBLIC = ["/healthz", "/readyz", "/openapi.json", "/docs"]
+TABLE = [
+    *[everybody("GET", path) for path in PUBLIC],
+    Row("POST", "/orders", "201", MISMATCH, NO_SCOPE, NO_SCOPE, LIMIT),
+    Row("GET", "/orders", "200", NO_ORDER, "200", "400 validation_error", query="?client_order_id=mine"),
+    Row("GET", "/orders", "200", MISMATCH, "200", "200", query="?client_order_id=mine&broker_id=alice"),
+    Row("GET", "/orders/<order_id>", "200", NO_ORDER, "200", "200"),
+    Row("DELETE", "/orders/<order_id>", "200", NO_ORDER, NO_SCOPE, "200"),
+    of_the_broker("GET", "/brokers/<broker_id>/orders"),
+    of_the_broker("GET", "/brokers/<broker_id>/trades"),
+    of_the_broker("GET", "/brokers/<broker_id>/balance"),
+    everybody("GET", "/stocks"),
+    everybody("GET", "/stocks/<symbol>"),
+    everybody("GET", "/stocks/<symbol>/price"),
+    everybody("GET", "/stocks/<symbol>/book"),
+    everybody("GET", "/stocks/<symbol>/quote", "?side=bid&quantity=1"),
+    everybody("GET", "/stocks/<symbol>/trades"),
+    operators("GET", "/brokers", "200"),
+    operators("POST", "/brokers", "201", {"broker_id": "carol", "initial_cash": 1}),
+    operators("POST", "/brokers/<broker_id>/suspend", "200", {}),
+    operators("POST", "/brokers/<broker_id>/reinstate", "200", {}),
+    operators("GET", "/brokers/<broker_id>/transfers", "200"),
+    operators("POST", "/brokers/<broker_id>/transfers", "201", {"reference": "r", "cash": 1, "reason": "x"}),
+    operators("GET", "/brokers/<broker_id>/keys", "200"),
+    operators("POST", "/brokers/<broker_id>/keys", "201", {}),
+    operators("DELETE", "/brokers/<broker_id>/keys/<prefix>", "204"),
+    operators("POST", "/stocks", "201", {"symbol": "PETR4"}),
+    operators("POST", "/stocks/<symbol>/halt", "200", {}),
+    operators("POST", "/stocks/<symbol>/resume", "200", {}),
+]
+
+
+def operations(patterns: list[URLPattern | URLResolver], prefix: str = "/") -> Iterator[tuple[str, str]]:
+    """Method and path of everything in the URL map but the admin."""
+    for pattern in patterns:
+        path = prefix + str(pattern.pattern)
+        if isinstance(pattern, URLResolver):
+            if pattern.namespace != "admin":
+                yield from operations(pattern.url_patterns, path)
+            continue
+        view = pattern.callback.view_class  # type: ignore[attr-defined]  # every view here is a class
+        for method in ("get", "post", "put", "patch", "delete"):
+            if hasattr(view, method):
+                yield method.upper(), re.sub(r"<\w+:", "<", path)
+
+
+def test_every_operation_has_its_row() -> None:
+    assert {(row.method, row.path) for row in TABLE} == set(operations(get_resolver().url_patterns))
+
+
+# --- The keys -------------------------------------------------------------------------------------------------------
+
+
+KINDS = ["none", "garbage", "unknown", "expired", "revoked", "alice", "other", "reader", "operator"]
+
+
+@pytest.fixture
+def keys() -> dict[str, Client]:
+    """A client of each kind, on a market where alice has a resting order."""
+    alice = api.broker("alice")
+    api.placed(alice, LIMIT | {"client_order_id": "mine"})
+    expired, expired_key = services.issue_key("alice")
+    ApiKey.objects.filter(pk=expired.pk).update(expires_at=expired.created_at)
+    revoked, revoked_key = services.issue_key("alice")
+    services.revoke_key("alice", revoked.pk)
+    reader_key = services.issue_key("alice", scopes=[Scope.READ])[1]
+    dead = [Client(key) for key in (None, "garbage", new_key()[0], expired_key, revoked_key)]
+    return dict(zip(KINDS, [*dead, alice, api.broker("bob"), Client(reader_key), api.operator()], strict=True))
+
+
+def expected(row: Row, kind: str) -> str:
+    told = {"alice": row.alice, "other": row.other, "reader": row.reader, "operator": row.operator}
+    return row.alice if row.path in PUBLIC else told.get(kind, "401 unauthenticated")
+
+
+def trials() -> Iterator[tuple[Row, list[str]]]:
+    """Each row with the kinds of keys to try one after the other: those that change something get their own market."""
+    for row in TABLE:
+        refused = [kind for kind in KINDS if expected(row, kind) >= "4"]
+        admitted = [kind for kind in KINDS if expected(row, kind) < "4"]
+        yield from [(row, refused)] if refused else []
+        yield from [(row, admitted)] if row.method == "GET" else [(row, [kind]) for kind in admitted]
+
+
+def name_of(trial: Row | list[str]) -> str:
+    return f"{trial.method} {trial.path}{trial.query}" if isinstance(trial, Row) else ",".join(trial)
+
+
+def everything() -> Any:
+    return trading.everything(), list(ApiKey.objects.order_by("pk").values()), list(Transfer.objects.values())
+
+
+@pytest.mark.parametrize(("row", "kinds"), trials(), ids=name_of)
+def test_each_key_may_do_what_its_row_says(keys: dict[str, Client], row: Row, kinds: list[str]) -> None:
+    owned = ApiKey.objects.filter(broker="alice").earliest("created_at").pk
+    names = {"order_id": str(Order.objects.get().pk), "broker_id": "alice", "symbol": "AAPL", "prefix": owned}
+    path = re.sub(r"<(\w+)>", lambda name: names[name[1]], row.path) + row.query
+    before = everything()
+    for kind in kinds:
+        answer = keys[kind].request(row.method, path, row.body)
+        told = str(answer.status) if answer.status < 400 else f"{answer.status} {answer.code}"
+        assert told == expected(row, kind), kind
+        if answer.status == 401:
+            assert answer.headers["WWW-Authenticate"].startswith("Bearer"), kind
+        if answer.status >= 400:
+            api.assert_problem(answer)
+            assert everything() == before, kind
+
+
+def test_a_revoked_key_is_dead_within_five_seconds(keys: dict[str, Client]) -> None:
+    revoked = keys["reader"]
+    assert revoked.get("/stocks").status == 200
+    assert revoked.key is not None
+    assert keys["operator"].delete(f"/brokers/alice/keys/{revoked.key.split('_')[1]}").status == 204
+
+    deadline = time.monotonic() + 5
+    while revoked.get("/stocks").status == 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert revoked.get("/stocks").code == "unauthenticated"
+    assert keys["alice"].get("/stocks").status == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/nothing", "/orders/x", "/brokers/a b/orders", "/healthz/", "/stocks/aapl"])
+def test_an_unknown_path_is_404_with_or_without_a_key(keys: dict[str, Client], path: str) -> None:
+    for kind in ("none", "garbage", "alice", "operator"):
+        for method in ("GET", "POST", "DELETE", "PUT"):
+            assert api.refused(keys[kind], method, path).code == "not_found"
+
+
+def test_another_method_is_405_and_the_allow_header_names_those_there_are(keys: dict[str, Client]) -> None:
+    for method in ("PUT", "PATCH", "OPTIONS"):
+        answer = api.refused(keys["alice"], method, "/orders")
+        assert (answer.status, answer.code) == (405, "method_not_allowed")
+        assert set(answer.headers["Allow"].split(", ")) == {"GET", "POST", "HEAD"}
+    assert api.refused(keys["none"], "PUT", "/orders").code == "unauthenticated"
+    assert api.refused(keys["none"], "POST", "/healthz").code == "method_not_allowed"
