@@ -6,7 +6,7 @@ export PORT
 
 IN_VENV := .venv/bin/python
 # For tools that load the settings and talk to no server.
-NO_SERVERS := SECRET_KEY=lint DATABASE_URL=postgresql://nowhere/none REDIS_URL=redis://nowhere/0
+NO_SERVERS := SECRET_KEY=lint DATABASE_URL=postgresql://127.0.0.1:1/none REDIS_URL=redis://127.0.0.1:1/0
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint replay mutants schemathesis clean
@@ -30,6 +30,7 @@ lint: .venv/installed ## format, lint, types, layers, migrations, schema: all ch
 	$(NO_SERVERS) $(IN_VENV) manage.py spectacular --validate --fail-on-warn --file /dev/null
 
 replay: .venv/installed ## send MESSAGES=file to the running exchange and compare with BOOK=file
+	@test -r .run/env || { echo "Nothing has run here yet: make run"; exit 1; }
 	@. ./.run/env && exec $(IN_VENV) manage.py replay --messages "$(MESSAGES)" --book "$(BOOK)"
 
 mutants: .venv/installed ## break the code in small ways and see the tests notice

@@ -123,12 +123,12 @@ class ExchangeView(APIView):
     def _read_query(self, parameters: dict[str, str], errors: list[FieldError]) -> None:
         """Take what this view knows out of `parameters`."""
         if self.query_class is not None:
-            self.query = validated(self.query_class, _taken(parameters, self.query_class().fields), errors)
+            self.query = validated(self.query_class, _taken(parameters, self.query_class._declared_fields), errors)
         if self.filterset_class is not None:
             self._filters = self.filterset_class(_taken(parameters, self.filterset_class.base_filters))
             errors += self._filters.field_errors()
         if self.keyset is not None:
-            self.page = _page(self.keyset, _taken(parameters, PageQuery().fields), errors)
+            self.page = _page(self.keyset, _taken(parameters, PageQuery._declared_fields), errors)
 
 
 def _object(request: Request) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def everything() -> Any:
     return trading.everything(), list(ApiKey.objects.order_by("pk").values()), list(Transfer.objects.values())
 
 
-@pytest.mark.parametrize(("row", "kinds"), trials(), ids=name_of)
+@pytest.mark.parametrize(("row", "kinds"), list(trials()), ids=name_of)
 def test_each_key_may_do_what_its_row_says(keys: dict[str, Client], row: Row, kinds: list[str]) -> None:
     owned = ApiKey.objects.filter(broker="alice").earliest("created_at").pk
     names = {"order_id": str(Order.objects.get().pk), "broker_id": "alice", "symbol": "AAPL", "prefix": owned}

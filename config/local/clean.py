@@ -25,4 +25,7 @@ def main() -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except OSError as failure:
+        sys.exit(f"{failure.strerror}: {failure.filename}. Does {RUN} belong to somebody else?")

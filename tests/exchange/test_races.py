@@ -57,9 +57,7 @@ def test_brokers_with_the_same_new_symbols_do_not_wait_in_a_circle() -> None:
         services.create_broker(broker_id, initial_cash=Decimal(0), initial_holdings=dict.fromkeys(symbols, 1))
 
     with ThreadPoolExecutor(1) as pool:
-        with (
-            transaction.atomic()
-        ):  # a third session holds M until both wait, each with its first symbol listed
+        with transaction.atomic():  # a third session holds M until both wait, each with its first symbol listed
             Instrument.objects.create(symbol="M", name="M", created_at=services.database_now())
             both = pool.submit(at_once, lambda: admit("a", "AMZ"), lambda: admit("b", "ZMA"))
             _wait_until_waiting(2)

@@ -46,6 +46,7 @@ class Client:
     number: int
     url: str
     key: str
+    patience: float = trading.PATIENCE_SECONDS
     sent: int = 0
     answers: list[httpx.Response] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)  # what came instead of an answer, how often
@@ -82,7 +83,7 @@ class Client:
     def answer_to(self, order: dict[str, Any]) -> httpx.Response:
         """Post until there is an answer; a replay only where an earlier attempt may have been done."""
         may_be_done = False
-        deadline = time.monotonic() + trading.PATIENCE_SECONDS
+        deadline = time.monotonic() + self.patience
         while time.monotonic() < deadline:
             try:
                 answer = self.http.post("/orders", json=order)
@@ -200,28 +201,33 @@ def test_orders_go_on_after_the_database_dropped_every_session(server: live.Serv
     assert_all_survived(clients)
 
 
-@pytest.mark.xfail(strict=True, reason="the pool checks one dead connection, waits a second, checks the next")
+@pytest.mark.xfail(strict=True, reason="the pool tries a dead connection, waits a second or more, tries the next")
 def test_a_quiet_server_takes_orders_soon_after_the_database_dropped_every_session(
-    server: live.Server, clients: list[Client]
+    server: live.Server, clients: list[Client], request: pytest.FixtureRequest
 ) -> None:
+    request.addfinalizer(server.restart)
     with under_load(clients):
         pass  # leaves the server with many idle sessions
-    assert terminate_other_sessions() > 5
-    dropped_at = time.monotonic()
+    assert terminate_other_sessions() > CLIENTS / 2
+    clients[0].patience = RECOVERY_SECONDS
     clients[0].post()
-    assert time.monotonic() - dropped_at < RECOVERY_SECONDS
     assert failures(clients) <= {"overloaded", "outcome_unknown"}
     assert_all_survived(clients)
 
 
 def terminate_other_sessions() -> int:
     """End all sessions of this database but the one that asks; how many that were."""
-    connection.close()
-    connection.close_pool()  # ours would be among them
+    forget_our_sessions()
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
         (ended,) = cursor.fetchone()
+    forget_our_sessions()  # the new pool's other one was ended too
     return int(ended)
+
+
+def forget_our_sessions() -> None:
+    connection.close()
+    connection.close_pool()

@@ -14,6 +14,7 @@ import pytest
 import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis.specs.openapi import checks
 
 from tests.live import Server
 from tests.schema import market, steering
@@ -64,11 +65,15 @@ class Caller:
 
     def ask(self, case: AnyCase) -> None:
         """Send one request; its answer must be what the schema says."""
-        headers = {"Authorization": f"Bearer {self.key}"}
+        name, headers = operation_id(case.operation), {"Authorization": f"Bearer {self.key}"}
+        again = [checks.ignored_auth] if name in self.succeeded() else []  # it repeats what was done, without the key
         response = case.call(self.url, self.session, headers)
-        self.seen[operation_id(case.operation)][response.status_code] += 1
+        self.seen[name][response.status_code] += 1
         case.validate_response(
-            response, headers=headers, transport_kwargs={"base_url": self.url, "session": self.session}
+            response,
+            excluded_checks=again,
+            headers=headers,
+            transport_kwargs={"base_url": self.url, "session": self.session},
         )
 
     def ask_for(self, operation: Operation, existing: dict[str, list[Any]]) -> None:

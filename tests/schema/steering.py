@@ -16,13 +16,23 @@ _NUMBERS = st.integers(0, 2**64)
 _MOSTLY = st.sampled_from((True, True, False))
 
 
-@st.composite
 def requests(
-    draw: st.DrawFn, operation: Operation, existing: Mapping[str, list[Any]], bodies: list[dict[str, Any]]
-) -> AnyCase:
+    operation: Operation, existing: Mapping[str, list[Any]], bodies: list[dict[str, Any]]
+) -> st.SearchStrategy[AnyCase]:
     """Valid and invalid requests; in most of them, some or all of the values are of things that exist."""
+    generated = st.one_of([operation.as_strategy(generation_mode=mode) for mode in GenerationMode])
+    return _towards(generated, existing, bodies)
+
+
+@st.composite
+def _towards(
+    draw: st.DrawFn,
+    generated: st.SearchStrategy[AnyCase],
+    existing: Mapping[str, list[Any]],
+    bodies: list[dict[str, Any]],
+) -> AnyCase:
     draw(_NUMBERS)  # no request is like another, so that one without parameters is made as often as any other
-    case: AnyCase = draw(st.one_of([operation.as_strategy(generation_mode=mode) for mode in GenerationMode]))
+    case = draw(generated)
     if draw(_MOSTLY):
         case.path_parameters = _steered(draw, case.path_parameters, existing)
         case.query = _steered(draw, case.query, existing)
