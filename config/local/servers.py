@@ -26,7 +26,7 @@ import redis
 from config.local.processes import Account, Child, LocalError, wait_until
 from exchange import private_file
 
-START_SECONDS = 30.0
+START_SECONDS = 60.0  # after a crash it first replays its journal
 INITDB_SECONDS = 60.0
 CONNECT_SECONDS = 3
 STOP_SECONDS = 15.0

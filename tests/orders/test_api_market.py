@@ -249,13 +249,16 @@ def test_a_quote_for_nothing_has_no_average_and_a_total_of_0(alice: Client, quan
     )
 
 
-def test_a_quotes_total_has_up_to_four_decimals(alice: Client) -> None:
+def test_a_quotes_total_is_cash_with_two_decimals_or_up_to_four_where_needed(alice: Client) -> None:
     trading.instrument("FINE", tick="0.0001")
     trading.broker("seller", holdings={"FINE": 3})
-    trading.place(Side.ASK, 3, "1.0001", by="seller", symbol="FINE")
-    answer = alice.get("/stocks/FINE/quote?side=bid&quantity=3")
-
-    assert b'"average_price":1.0001,"total":3.0003,"levels":[{"price":1.0001,"quantity":3}]' in answer.content
+    trading.place(Side.ASK, 2, "1.5", by="seller", symbol="FINE")
+    trading.place(Side.ASK, 1, "1.5001", by="seller", symbol="FINE")
+    for quantity, shown in [
+        (2, b'"average_price":1.5000,"total":3.00,'),
+        (3, b'"average_price":1.5000,"total":4.5001,'),
+    ]:
+        assert shown in alice.get(f"/stocks/FINE/quote?side=bid&quantity={quantity}").content
 
 
 @pytest.mark.parametrize("quantity", [4, 10, 25])

@@ -181,7 +181,7 @@ def test_a_web_server_told_to_stop_answers_what_it_has_begun(server: live.Server
         posting = [in_thread(partial(client.post, symbol="AAPL")) for client in clients]
         time.sleep(HELD_SECONDS)  # all are inside now, waiting for the lock or for those that do
         stopping = in_thread(server.stop)
-        time.sleep(HELD_SECONDS)
+        time.sleep(1.5 * HELD_SECONDS)
         assert not server.answers()  # nothing new is accepted
         assert not any(future.done() for future in [*posting, stopping])
     for future in posting:

@@ -204,9 +204,9 @@ def test_orders_of_one_list_trade_with_each_other_by_price_and_then_place_in_the
 def test_takers_of_one_list_share_what_rests_and_the_second_finds_what_the_first_left() -> None:
     for price in ("10.00", "11.00", "12.00"):
         place(Side.ASK, 5, price, by="alice")
-    takers = [order(Side.BID, 7, None, by="bob"), order(Side.BID, 20, "11.00", by="bob")]
-    assert execute(*takers) == ["filled", "partially_filled"]
-    assert trading.fills() == [(5, Decimal(10)), (2, Decimal(11)), (3, Decimal(11))]
+    takers = [order(Side.BID, 7, None, by="bob"), order(Side.BID, 8, "12.00", by="bob")]
+    assert execute(*takers) == ["filled", "filled"]
+    assert trading.fills() == [(5, Decimal(10)), (2, Decimal(11)), (3, Decimal(11)), (5, Decimal(12))]
 
 
 @pytest.mark.usefixtures("brokers")

@@ -7,12 +7,14 @@ from typing import Any
 from exchange import services as exchange_services
 from exchange.rules import Scope
 from orders import services
+from orders.commands import Accepted
+from orders.state import OrderState
 from orders.terms import Side
 from tests import api, trading
 
 BROKERS = ("alice", "bob")
 SYMBOLS = ("AAPL", "GOOG")
-RESTING = 8  # orders to cancel, for one operation
+EACH = 20  # of what one operation may use up
 
 BODIES: dict[str, list[dict[str, Any]]] = {
     "place_order": [
@@ -46,16 +48,20 @@ class Market:
             services.reinstate(broker_id)
         trading.place(Side.ASK, 2, "10.00", by="bob")
         trading.place(Side.BID, 1, "10.00")
-        resting = [
-            trading.place(Side.BID, 1, "9.00", client_order_id=f"resting-{next(self._numbers)}") for _ in range(RESTING)
-        ]
+        resting = self._resting()
         return {
             "broker_id": [BROKERS[0], *BROKERS],  # mostly the one whose key it may be
             "symbol": list(SYMBOLS),
-            "order_id": [str(order.pk) for order in resting],
+            "order_id": [str(order.id) for order in resting],
             "client_order_id": [order.client_order_id for order in resting],
-            "prefix": [exchange_services.issue_key("alice")[0].prefix for _ in range(RESTING)],
+            "prefix": [exchange_services.issue_key("alice")[0].prefix for _ in range(EACH)],
         }
+
+    def _resting(self) -> list[OrderState]:
+        """New orders of alice's, that nothing in the book crosses."""
+        ids = [f"resting-{next(self._numbers)}" for _ in range(EACH)]
+        placed = services.execute([trading.order(Side.BID, 1, "9.00", client_order_id=each) for each in ids])
+        return [outcome.order for outcome in placed if isinstance(outcome, Accepted)]
 
 
 def opened() -> Market:

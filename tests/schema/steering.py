@@ -37,8 +37,8 @@ def _towards(
         case.path_parameters = _steered(draw, case.path_parameters, existing)
         case.query = _steered(draw, case.query, existing)
     if isinstance(case.body, dict) and draw(_MOSTLY):
-        body = _mixed(draw, case.body, draw(st.sampled_from(bodies))) if bodies else case.body
-        case.body = _steered(draw, body, existing)
+        sensible = draw(st.sampled_from(bodies)) if bodies else None
+        case.body = _mixed(draw, case.body, sensible) if sensible else _steered(draw, case.body, existing)
     return case
 
 
