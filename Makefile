@@ -33,6 +33,9 @@ replay: .venv/installed ## send MESSAGES=file to the running exchange and compar
 	@test -r .run/env || { echo "Nothing has run here yet: make run"; exit 1; }
 	@. ./.run/env && exec $(IN_VENV) manage.py replay --messages "$(MESSAGES)" --book "$(BOOK)"
 
+schemathesis: .venv/installed ## ask each operation 100 times with each kind of key, compare the answers with the schema
+	$(IN_VENV) -m pytest tests/schema/conformance.py
+
 mutants: .venv/installed ## break the code in small ways and see the tests notice
 	$(IN_VENV) -m tests.mutants
 

@@ -96,11 +96,12 @@ TEMPLATES = [
     },
 ]
 
-DATABASES: dict[str, Any] = {"default": {**dj_database_url.parse(DATABASE_URL)}}
-DATABASES["default"] |= {
+_database: dict[str, Any] = {**dj_database_url.parse(DATABASE_URL)}
+_database |= {
     "CONN_MAX_AGE": 0,  # the pool keeps connections, not the threads
     "CONN_HEALTH_CHECKS": True,  # after a restart of PostgreSQL the pool's old connections are replaced, not used
     "OPTIONS": {
+        **_database.get("OPTIONS", {}),  # of the URL: ?sslmode= and the like
         "connect_timeout": DATABASE_CONNECT_TIMEOUT_SECONDS,
         "pool": {"min_size": 1, "max_size": DATABASE_POOL_SIZE, "timeout": DATABASE_POOL_TIMEOUT_SECONDS},
         "options": (
@@ -111,6 +112,7 @@ DATABASES["default"] |= {
         ),
     },
 }
+DATABASES = {"default": _database}
 
 AUTH_PASSWORD_VALIDATORS = [{"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"}]
 

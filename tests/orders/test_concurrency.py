@@ -453,6 +453,21 @@ def test_lists_over_the_same_books_in_opposite_orders_never_deadlock() -> None:
     assert Trade.objects.count() == 8 * 40 * len(SYMBOLS)
 
 
+def test_books_of_the_same_brokers_never_deadlock() -> None:
+    """No book is shared, so nothing but the order of the brokers' locks keeps these apart."""
+    for broker_id in BROKERS:
+        trading.broker(broker_id, holdings=dict.fromkeys(SYMBOLS, 10_000))
+    before = deadlocks()
+
+    def trade(symbol: str, brokers: list[str]) -> None:
+        for _ in range(40):
+            services.execute([order(side, 1, "10.00", by=by, symbol=symbol) for side in Side for by in brokers])
+
+    at_once([partial(trade, symbol, BROKERS[n % 4 :] + BROKERS[: n % 4]) for n, symbol in enumerate(SYMBOLS)])
+    assert deadlocks() == before
+    assert Trade.objects.count() == 40 * len(SYMBOLS) * len(BROKERS)
+
+
 # --- Suspension -----------------------------------------------------------------------------------------------------
 
 SUSPENSION_ROUNDS = 5
