@@ -19,7 +19,7 @@ from exchange.wire import Problem, encoded
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1
-REALM = 'Bearer realm="bourse"'
+CHALLENGE = "Bearer"
 
 STATUSES: dict[str, HTTPStatus] = {
     "malformed_request": HTTPStatus.BAD_REQUEST,
@@ -77,7 +77,7 @@ def problem_response(request: HttpRequest | Request, refusal: ExchangeError) -> 
     )
     response = HttpResponse(encoded(problem), status=status, content_type=MEDIA_TYPE)
     if status == HTTPStatus.UNAUTHORIZED:
-        response["WWW-Authenticate"] = REALM
+        response["WWW-Authenticate"] = CHALLENGE
     if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
         response["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return response

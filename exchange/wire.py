@@ -4,6 +4,7 @@ What is sent is a `msgspec.Struct`: the renderer encodes it as it is, `exchange.
 JSON numbers with the very decimals they carry.
 """
 
+import json
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
@@ -17,6 +18,8 @@ from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
 from exchange.errors import FieldError, MalformedRequest, TooLarge
+
+MAX_INTEGER_DIGITS = 100  # more than any field takes, fewer than Python refuses to read
 
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 
@@ -40,6 +43,10 @@ def _decimal(literal: str) -> Decimal:
         return Decimal("NaN")
 
 
+def _integer(literal: str) -> int | Decimal:
+    return int(literal) if len(literal) <= MAX_INTEGER_DIGITS else Decimal("NaN")
+
+
 _DECODER = msgspec.json.Decoder(float_hook=_decimal)
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
 
@@ -52,14 +59,21 @@ def encoded(body: object) -> bytes:
 def decoded(body: bytes) -> dict[str, Any]:
     """The JSON object in `body`; numbers are `int` as they were written, or else `Decimal`."""
     try:
-        values = _DECODER.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        values = _decoded(body)
+    except (msgspec.MsgspecError, ValueError) as error:  # a UnicodeDecodeError is a ValueError
         raise MalformedRequest(f"The body is not JSON in UTF-8: {error}.") from error
     except RecursionError as error:
         raise MalformedRequest("The body is nested too deeply.") from error
     if not isinstance(values, dict):
         raise MalformedRequest("The body must be a JSON object.")
     return values
+
+
+def _decoded(body: bytes) -> Any:
+    try:
+        return _DECODER.decode(body)
+    except msgspec.ValidationError:  # an integer with thousands of digits is JSON too, and some field's to refuse
+        return json.loads(body, parse_float=_decimal, parse_int=_integer)
 
 
 class JSONParser(BaseParser):

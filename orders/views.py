@@ -75,11 +75,14 @@ class OrdersView(ExchangeView):
     )
     def get(self, request: Request) -> Response:
         broker_id = self.query.get("broker_id", self.principal.broker_id)
-        if broker_id is None:
-            raise errors.ValidationFailed(errors=[FieldError("broker_id", "required", "An operator says whose order.")])
         return Response(
             _order_body(Order.objects.filter(broker=broker_id, client_order_id=self.query["client_order_id"]))
         )
+
+    def _read_query(self, parameters: dict[str, str], errors: list[FieldError]) -> None:
+        if self.principal.is_operator and "broker_id" not in parameters:
+            errors.append(FieldError("broker_id", "required", "An operator says whose order."))
+        super()._read_query(parameters, errors)
 
 
 class OrderView(ExchangeView):

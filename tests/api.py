@@ -4,13 +4,11 @@ from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from django.test import Client as DjangoClient
 
 from exchange import services
 from exchange.rules import Scope
 from tests import trading
-from tests.exchange import client
-from tests.exchange.client import Answer
+from tests.exchange.client import Answer, Client
 
 LIMIT = {
     "broker_id": "alice",
@@ -26,22 +24,6 @@ MARKET = {name: LIMIT[name] for name in ("broker_id", "document_number", "side",
 }
 LATER = "2099-01-01T00:00:00Z"
 PROBLEM = ["type", "title", "status", "detail", "code", "request_id"]
-
-_DJANGO = DjangoClient(raise_request_exception=False)
-
-
-class Client(client.Client):
-    """One key, or none; all share a Django client, since each new one builds the middleware again."""
-
-    def request(
-        self, method: str, path: str, body: Any = None, *, content_type: str = "application/json", **headers: str
-    ) -> Answer:
-        content = body if isinstance(body, bytes) else b"" if body is None else msgspec.json.encode(body)
-        if self.key is not None:
-            headers = {"Authorization": f"Bearer {self.key}"} | headers
-        path, _, query = path.partition("?")
-        response = _DJANGO.generic(method, path, content, content_type, headers=headers, QUERY_STRING=query)
-        return Answer(response.status_code, dict(response.headers), response.content)
 
 
 def broker(broker_id: str, **funds: Any) -> Client:

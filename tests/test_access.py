@@ -17,7 +17,8 @@ from exchange.models import ApiKey, Transfer
 from exchange.rules import Scope
 from orders.models import Order
 from tests import api, trading
-from tests.api import LIMIT, Client
+from tests.api import LIMIT
+from tests.exchange.client import Client
 
 pytestmark = pytest.mark.django_db
 

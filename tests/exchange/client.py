@@ -8,6 +8,7 @@ import msgspec
 from django.test import Client as DjangoClient
 
 _DECODER = msgspec.json.Decoder(float_hook=Decimal)
+_DJANGO = DjangoClient(raise_request_exception=False)  # one for all: each new one builds the middleware again
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +49,7 @@ class Client:
         if self.key is not None:
             headers = {"Authorization": f"Bearer {self.key}"} | headers
         path, _, query = path.partition("?")
-        response = DjangoClient(raise_request_exception=False).generic(
-            method, path, content, content_type, headers=headers, QUERY_STRING=query
-        )
+        response = _DJANGO.generic(method, path, content, content_type, headers=headers, QUERY_STRING=query)
         return Answer(response.status_code, dict(response.headers), response.content)
 
     def get(self, path: str, **headers: str) -> Answer:

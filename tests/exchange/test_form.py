@@ -34,7 +34,6 @@ MALFORMED = {
     "a nesting bomb": b"[" * 2000 + b"]" * 2000,
     "a nesting bomb inside": b'{"symbol": ' + b"[" * 20_000 + b"]" * 20_000 + b"}",
     "an object bomb": b'{"a":' * 9_000 + b"1" + b"}" * 9_000,
-    "an integer of 5,000 digits": b'{"symbol": ' + b"9" * 5000 + b"}",
     "NaN": b'{"symbol": NaN}',
     "a comment": b'{"symbol": "AAPL"} // hello',
     "single quotes": b"{'symbol': 'AAPL'}",

@@ -12,7 +12,8 @@ from orders import services
 from orders.models import Order, Trade
 from orders.terms import Side
 from tests import api, trading
-from tests.api import LATER, Client, limit, market, placed, refused, walk, without
+from tests.api import LATER, limit, market, placed, refused, walk, without
+from tests.exchange.client import Client
 
 pytestmark = pytest.mark.django_db
 

@@ -6,7 +6,8 @@ import pytest
 
 from orders.models import Order
 from tests import api, trading
-from tests.api import LIMIT, Client, limit, placed, refused
+from tests.api import LIMIT, limit, placed, refused
+from tests.exchange.client import Client
 
 pytestmark = pytest.mark.django_db
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from orders import services
 from orders.models import Order, Trade
 from tests import api, trading
-from tests.api import LIMIT, Client, limit, market, placed, refused, walk
-from tests.exchange.client import Answer
+from tests.api import LIMIT, limit, market, placed, refused, walk
+from tests.exchange.client import Answer, Client
 
 pytestmark = pytest.mark.django_db
 

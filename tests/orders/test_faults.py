@@ -230,4 +230,4 @@ def terminate_other_sessions() -> int:
 
 def forget_our_sessions() -> None:
     connection.close()
-    connection.close_pool()
+    connection.close_pool()  # type: ignore[attr-defined]  # PostgreSQL's has one
