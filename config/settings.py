@@ -99,7 +99,6 @@ TEMPLATES = [
 _database: dict[str, Any] = {**dj_database_url.parse(DATABASE_URL)}
 _database |= {
     "CONN_MAX_AGE": 0,  # the pool keeps connections, not the threads
-    "CONN_HEALTH_CHECKS": True,  # after a restart of PostgreSQL the pool's old connections are replaced, not used
     "OPTIONS": {
         **_database.get("OPTIONS", {}),  # of the URL: ?sslmode= and the like
         "connect_timeout": DATABASE_CONNECT_TIMEOUT_SECONDS,
