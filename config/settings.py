@@ -2,14 +2,12 @@
 
 import os
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import dj_database_url
 
 from config.logs import LOGGING as LOGGING
-
-BASE_DIR = Path(__file__).resolve().parent.parent
+from exchange.rules import BROKER_ID, SYMBOL
 
 # --- From the environment -------------------------------------------------------------------------------------------
 
@@ -40,12 +38,19 @@ MOVING_AVERAGE_ORDERS = 1_000
 
 DATABASE_CONNECT_TIMEOUT_SECONDS = 5
 DATABASE_POOL_TIMEOUT_SECONDS = 5
+DATABASE_NETWORK_TIMEOUTS = {  # a host or network that went silent, which no timeout of the server can tell us
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,  # milliseconds
+}
 DATABASE_LOCK_TIMEOUT_MS = 5_000
 DATABASE_STATEMENT_TIMEOUT_MS = 15_000
 DATABASE_IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
 VALKEY_TIMEOUT_SECONDS = 0.5
 HEARTBEAT_SECONDS = 1.0
 EXPIRY_SWEEP_SECONDS = 1.0
+EXPIRY_MESSAGE_SECONDS = 2.0
 TASK_TIME_LIMIT_SECONDS = 30
 
 # --- Django ---------------------------------------------------------------------------------------------------------
@@ -79,7 +84,6 @@ MIDDLEWARE = [
 ]
 
 ROOT_URLCONF = "config.urls"
-WSGI_APPLICATION = "config.wsgi.application"
 APPEND_SLASH = False
 
 TEMPLATES = [
@@ -102,6 +106,7 @@ _database |= {
     "OPTIONS": {
         **_database.get("OPTIONS", {}),  # of the URL: ?sslmode= and the like
         "connect_timeout": DATABASE_CONNECT_TIMEOUT_SECONDS,
+        **DATABASE_NETWORK_TIMEOUTS,
         "pool": {"min_size": 1, "max_size": DATABASE_POOL_SIZE, "timeout": DATABASE_POOL_TIMEOUT_SECONDS},
         "options": (
             f"-c lock_timeout={DATABASE_LOCK_TIMEOUT_MS}"
@@ -150,8 +155,8 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "POSTPROCESSING_HOOKS": [],  # enums are named components already
     "PATH_CONVERTER_OVERRIDES": {
-        "broker_id": {"type": "string", "pattern": "^[a-zA-Z0-9_-]{1,64}$"},
-        "symbol": {"type": "string", "pattern": "^[A-Z0-9.]{1,12}$"},
+        "broker_id": {"type": "string", "pattern": f"^{BROKER_ID.pattern}$"},
+        "symbol": {"type": "string", "pattern": f"^{SYMBOL.pattern}$"},
         "key_prefix": {"type": "string", "pattern": "^[0-9a-f]{12}$"},
         "id": {"type": "string", "format": "uuid"},
     },

@@ -149,9 +149,18 @@ def _holding_body(row: Mapping[str, Any]) -> HoldingBody:
     return HoldingBody(row["holdings__instrument_id"], quantity, reserved, quantity - reserved)
 
 
-def new_broker_body(broker: Broker, api_key: str) -> NewBrokerBody:
-    balance = msgspec.structs.asdict(balance_body(broker.pk))
-    return NewBrokerBody(**balance, created_at=broker.created_at, api_key=api_key)
+def new_broker_body(broker: Broker, holdings: Mapping[str, int], api_key: str) -> NewBrokerBody:
+    """The balance a broker begins with; nothing is read again, because a failure now would lose its key."""
+    return NewBrokerBody(
+        broker_id=broker.pk,
+        cash_balance=cash_shown(broker.cash),
+        reserved_cash=cash_shown(broker.reserved_cash),
+        available_cash=cash_shown(broker.cash),
+        holdings=[HoldingBody(symbol, quantity, 0, quantity) for symbol, quantity in sorted(holdings.items())],
+        updated_at=broker.updated_at,
+        created_at=broker.created_at,
+        api_key=api_key,
+    )
 
 
 def broker_body(broker: Broker) -> BrokerBody:

@@ -1,7 +1,7 @@
 """Every way the exchange says no: one class per public `code`, its docstring the default sentence.
 
 The rules return these as values; only the edge that asked for one thing raises them. How each is spoken over HTTP is
-`exchange.api`'s business alone.
+`exchange.problems`' business alone.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class FieldError:
 class ExchangeError(Exception):
     """The request was refused."""
 
-    code = "refused"
+    code: str
 
     def __init__(self, detail: str = "", *, errors: Sequence[FieldError] = ()) -> None:
         self.detail = detail or (type(self).__doc__ or "").strip()
@@ -176,12 +176,6 @@ class OutcomeUnknown(ExchangeError):
     """It is not known whether this was done: repeat it with the same client_order_id, or look it up."""
 
     code = "outcome_unknown"
-
-
-class RateLimited(ExchangeError):
-    """Too many requests; try again after the seconds that Retry-After names."""
-
-    code = "rate_limited"
 
 
 class InternalError(ExchangeError):

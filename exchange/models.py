@@ -11,7 +11,7 @@ from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import F, Q
 
-from exchange.rules import BrokerStatus, InstrumentStatus, Pricing, Scope, TransferKind
+from exchange.rules import MAX_NAME_LENGTH, MAX_REASON_LENGTH, BrokerStatus, InstrumentStatus, Pricing, Scope
 
 CASH_DIGITS, PRICE_DIGITS, DECIMALS = 30, 20, 4
 
@@ -42,12 +42,12 @@ class Instrument(models.Model):
     """What is traded, with the rules its orders obey and the counter of its book's changes."""
 
     symbol = models.CharField(primary_key=True, max_length=12)
-    name = models.CharField(max_length=200)
+    name = models.CharField(max_length=MAX_NAME_LENGTH)
     status = models.CharField(max_length=16, choices=InstrumentStatus.choices(), default=InstrumentStatus.TRADING)
     tick_size = models.DecimalField(max_digits=PRICE_DIGITS, decimal_places=DECIMALS, default=Decimal("0.01"))
     lot_size = models.BigIntegerField(default=1)
     pricing = models.CharField(max_length=8, choices=Pricing.choices(), default=Pricing.SELLER)
-    halt_reason = models.CharField(max_length=200, blank=True)
+    halt_reason = models.CharField(max_length=MAX_REASON_LENGTH, blank=True)
     sequence = models.BigIntegerField(default=0)
     created_at = models.DateTimeField()
 
@@ -87,21 +87,20 @@ class Transfer(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid_utils.uuid7, editable=False)
     reference = models.CharField(max_length=120, unique=True)
     broker = models.ForeignKey(Broker, models.PROTECT, related_name="transfers", db_index=False)
-    kind = models.CharField(max_length=8, choices=TransferKind.choices())
     cash = models.DecimalField(max_digits=CASH_DIGITS, decimal_places=DECIMALS, null=True)
     instrument = models.ForeignKey(
         Instrument, models.PROTECT, related_name="+", db_column="symbol", db_index=False, null=True
     )
     quantity = models.BigIntegerField(null=True)
-    reason = models.CharField(max_length=200)
+    reason = models.CharField(max_length=MAX_REASON_LENGTH)
     created_at = models.DateTimeField()
 
     class Meta:
         indexes = [models.Index(fields=["broker", "-created_at", "-id"], name="transfer_newest_of_broker")]
         constraints = [
             models.CheckConstraint(
-                condition=Q(kind=TransferKind.CASH, cash__isnull=False, instrument=None, quantity=None)
-                | Q(kind=TransferKind.SHARES, cash=None, instrument__isnull=False, quantity__isnull=False),
+                condition=Q(cash__isnull=False, instrument=None, quantity=None)
+                | Q(cash=None, instrument__isnull=False, quantity__isnull=False),
                 name="transfer_cash_or_shares",
             ),
         ]
@@ -116,7 +115,7 @@ class ApiKey(models.Model):
     prefix = models.CharField(primary_key=True, max_length=16)
     secret_hash = models.BinaryField(max_length=32)
     broker = models.ForeignKey(Broker, models.PROTECT, related_name="keys", null=True)
-    name = models.CharField(max_length=100, blank=True)
+    name = models.CharField(max_length=MAX_NAME_LENGTH, blank=True)
     scopes = ArrayField(models.CharField(max_length=16, choices=Scope.choices()))
     created_at = models.DateTimeField()
     expires_at = models.DateTimeField(null=True)

@@ -45,7 +45,6 @@ STATUSES: dict[str, HTTPStatus] = {
     "order_not_cancellable": HTTPStatus.CONFLICT,
     "too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "unsupported_media_type": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-    "rate_limited": HTTPStatus.TOO_MANY_REQUESTS,
     "internal_error": HTTPStatus.INTERNAL_SERVER_ERROR,
     "overloaded": HTTPStatus.SERVICE_UNAVAILABLE,
     "outcome_unknown": HTTPStatus.GATEWAY_TIMEOUT,
@@ -78,7 +77,7 @@ def problem_response(request: HttpRequest | Request, refusal: ExchangeError) -> 
     response = HttpResponse(encoded(problem), status=status, content_type=MEDIA_TYPE)
     if status == HTTPStatus.UNAUTHORIZED:
         response["WWW-Authenticate"] = CHALLENGE
-    if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
         response["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return response
 
@@ -104,10 +103,8 @@ _FRAMEWORK: dict[type[Exception], type[ExchangeError]] = {
     Http404: errors.NotFound,
     PermissionDenied: errors.ScopeMissing,
     SuspiciousOperation: errors.MalformedRequest,
-    exceptions.NotAuthenticated: errors.Unauthenticated,
     exceptions.MethodNotAllowed: errors.MethodNotAllowed,
     exceptions.UnsupportedMediaType: errors.UnsupportedMediaType,
-    exceptions.Throttled: errors.RateLimited,
 }
 
 

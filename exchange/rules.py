@@ -5,7 +5,7 @@ from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from enum import StrEnum
 
 
-class Choice(StrEnum):
+class Words(StrEnum):
     """A closed set of words, stored and spoken as they are spelled here."""
 
     @classmethod
@@ -14,32 +14,27 @@ class Choice(StrEnum):
         return [(member.value, member.value) for member in cls]
 
 
-class BrokerStatus(Choice):
+class BrokerStatus(Words):
     ACTIVE = "active"
     SUSPENDED = "suspended"
 
 
-class InstrumentStatus(Choice):
+class InstrumentStatus(Words):
     TRADING = "trading"
     HALTED = "halted"
 
 
-class Pricing(Choice):
+class Pricing(Words):
     """Whose price two limit orders trade at: the seller's, or the resting order's (the maker's)."""
 
     SELLER = "seller"
     MAKER = "maker"
 
 
-class Scope(Choice):
+class Scope(Words):
     READ = "read"
     TRADE = "trade"
     OPERATOR = "operator"
-
-
-class TransferKind(Choice):
-    CASH = "cash"
-    SHARES = "shares"
 
 
 BROKER_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")

@@ -42,7 +42,7 @@ def header(name: str, description: str, *, on: Iterable[int] = (), **kwargs: Any
 _HEADERS = (
     header("X-Request-Id", "The id of this request, repeated in a problem and in the log.", required=True),
     header("WWW-Authenticate", "How to say who is asking.", on=[401], required=True),
-    header("Retry-After", "In how many seconds to try again.", on=[429, 503], type=int),
+    header("Retry-After", "In how many seconds to try again.", on=[503], type=int),
 )
 
 
@@ -131,7 +131,7 @@ class Schema(AutoSchema):
     def _general_refusals(self) -> list[type[ExchangeError]]:
         kinds: list[type[ExchangeError]] = [*_ALWAYS, errors.ValidationFailed]
         if self.view.authentication_classes:
-            kinds += [errors.Unauthenticated, errors.ScopeMissing, errors.BrokerMismatch, errors.RateLimited]
+            kinds += [errors.Unauthenticated, errors.ScopeMissing, errors.BrokerMismatch]
         if self.method == "POST":
             kinds += _OF_A_BODY
         if "{" in self.path:

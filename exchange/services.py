@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
 
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, transaction
 from django.db.models import F
 from django.db.models.functions import Coalesce
 
+from exchange.database import database_now
 from exchange.errors import (
     BrokerAlreadyExists,
     BrokerNotFound,
@@ -26,19 +27,7 @@ from exchange.errors import (
 )
 from exchange.keys import new_key
 from exchange.models import ApiKey, Broker, Holding, Instrument, Transfer
-from exchange.rules import BrokerStatus, InstrumentStatus, Pricing, Scope, TransferKind
-
-
-def database_now() -> datetime:
-    """The database's clock, now: neither when the transaction began nor when it started to wait for a lock."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT clock_timestamp()")
-        (now,) = cursor.fetchone()
-    assert isinstance(now, datetime)
-    return now
-
-
-# --- Brokers and their keys -----------------------------------------------------------------------------------------
+from exchange.rules import BrokerStatus, InstrumentStatus, Pricing, Scope
 
 
 def create_broker(broker_id: str, *, initial_cash: Decimal, initial_holdings: Mapping[str, int]) -> tuple[Broker, str]:
@@ -61,10 +50,22 @@ def create_broker(broker_id: str, *, initial_cash: Decimal, initial_holdings: Ma
 def _initial_transfers(broker: Broker, shares: Iterable[tuple[str, int]], now: datetime) -> Iterable[Transfer]:
     """The first lines of a broker's journal; their references have a slash, which an operator's cannot have."""
     if broker.cash:
-        yield _new_transfer(broker.pk, f"initial/{broker.pk}/cash", broker.cash, None, None, "initial cash", now)
+        yield Transfer(
+            reference=f"initial/{broker.pk}/cash",
+            broker=broker,
+            cash=broker.cash,
+            reason="initial cash",
+            created_at=now,
+        )
     for symbol, quantity in shares:
-        reference = f"initial/{broker.pk}/{symbol}"
-        yield _new_transfer(broker.pk, reference, None, symbol, quantity, "initial holding", now)
+        yield Transfer(
+            reference=f"initial/{broker.pk}/{symbol}",
+            broker=broker,
+            instrument_id=symbol,
+            quantity=quantity,
+            reason="initial holding",
+            created_at=now,
+        )
 
 
 def set_broker_status(broker_id: str, status: BrokerStatus) -> None:
@@ -100,7 +101,7 @@ def issue_key(
             require_broker(broker_id)
         now = database_now()
         if expires_at is not None and expires_at <= now:
-            raise ValidationFailed(errors=[FieldError("expires_at", "past", "Must be in the future.")])
+            raise ValidationFailed(errors=[FieldError("expires_at", "in_the_past", "Must be in the future.")])
         return _add_key(broker_id, name, scopes, expires_at, now)
 
 
@@ -142,28 +143,13 @@ def transfer(
     reason: str,
 ) -> tuple[Transfer, bool]:
     """Book cash or shares in or out, once per `reference`; gives the transfer and whether it is new."""
-    wanted = _new_transfer(broker_id, reference, cash, symbol, quantity, reason, None)
+    wanted = Transfer(
+        reference=reference, broker_id=broker_id, cash=cash, instrument_id=symbol, quantity=quantity, reason=reason
+    )
     try:
         return _book_once(wanted)
     except _ReferenceJustTaken:
         return _book_once(wanted)  # and read what took it
-
-
-def _new_transfer(
-    broker_id: str,
-    reference: str,
-    cash: Decimal | None,
-    symbol: str | None,
-    quantity: int | None,
-    reason: str,
-    now: datetime | None,
-) -> Transfer:
-    kind = TransferKind.SHARES if cash is None else TransferKind.CASH
-    row = Transfer(reference=reference, broker_id=broker_id, kind=kind, cash=cash, reason=reason)
-    row.instrument_id, row.quantity = symbol, quantity
-    if now is not None:
-        row.created_at = now
-    return row
 
 
 class _ReferenceJustTaken(Exception):

@@ -73,7 +73,7 @@ class BrokersView(ExchangeView):
     @documented("create_broker", "Admit a broker", {201: NewBrokerBody}, [BrokerAlreadyExists])
     def post(self, request: Request) -> Response:
         broker, key = services.create_broker(**self.body)
-        return Response(new_broker_body(broker, key), status=201)
+        return Response(new_broker_body(broker, self.body["initial_holdings"], key), status=201)
 
 
 class BalanceView(ExchangeView):

@@ -47,6 +47,10 @@ def _integer(literal: str) -> int | Decimal:
     return int(literal) if len(literal) <= MAX_INTEGER_DIGITS else Decimal("NaN")
 
 
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
 _DECODER = msgspec.json.Decoder(float_hook=_decimal)
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
 
@@ -73,7 +77,9 @@ def _decoded(body: bytes) -> Any:
     try:
         return _DECODER.decode(body)
     except msgspec.ValidationError:  # an integer with thousands of digits is JSON too, and some field's to refuse
-        return json.loads(body, parse_float=_decimal, parse_int=_integer)
+        values = json.loads(body, parse_float=_decimal, parse_int=_integer, parse_constant=_no_constant)
+        json.dumps(values, ensure_ascii=False, default=str).encode()  # half a surrogate pair is a ValueError here
+        return values
 
 
 class JSONParser(BaseParser):

@@ -1,61 +1,17 @@
 """What the API says about orders and trades: the contract's fields, in its order."""
 
 from collections.abc import Iterable
-from datetime import datetime
 from decimal import Decimal
-from typing import Protocol, Self
+from typing import Self
 from uuid import UUID
 
 import msgspec
 
 from exchange.rules import BrokerStatus, mean, price_decimals, rounded
 from exchange.wire import Instant
-from orders.models import Trade
-from orders.state import TradeState
+from orders.models import Order, Trade
+from orders.state import OrderState, TradeState
 from orders.terms import CancelReason, OrderStatus, OrderType, Side, TimeInForce
-
-
-class _OrderLike(Protocol):
-    """An order as the write path holds it, or as the database keeps it."""
-
-    @property
-    def id(self) -> UUID: ...
-    @property
-    def client_order_id(self) -> str | None: ...
-    @property
-    def type(self) -> str: ...
-    @property
-    def broker_id(self) -> str: ...
-    @property
-    def document_number(self) -> str: ...
-    @property
-    def side(self) -> str: ...
-    @property
-    def symbol(self) -> str: ...
-    @property
-    def price(self) -> Decimal | None: ...
-    @property
-    def quantity(self) -> int: ...
-    @property
-    def filled_quantity(self) -> int: ...
-    @property
-    def filled_value(self) -> Decimal: ...
-    @property
-    def remaining_quantity(self) -> int: ...
-    @property
-    def status(self) -> str: ...
-    @property
-    def time_in_force(self) -> str: ...
-    @property
-    def expires_at(self) -> datetime | None: ...
-    @property
-    def created_at(self) -> datetime: ...
-    @property
-    def cancelled_at(self) -> datetime | None: ...
-    @property
-    def expired_at(self) -> datetime | None: ...
-    @property
-    def cancel_reason(self) -> str | None: ...
 
 
 class OrderTrade(msgspec.Struct, frozen=True):
@@ -95,7 +51,7 @@ class OrderSummary(msgspec.Struct, frozen=True):
     cancel_reason: CancelReason | None
 
     @classmethod
-    def of(cls, order: _OrderLike, decimals: int) -> Self:
+    def of(cls, order: Order | OrderState, decimals: int) -> Self:
         """The order with its prices at the instrument's `decimals`."""
         return cls(
             order_id=order.id,
@@ -126,7 +82,7 @@ class OrderBody(OrderSummary, frozen=True, kw_only=True):
     trades: list[OrderTrade]
 
     @classmethod
-    def with_trades(cls, order: _OrderLike, trades: Iterable[Trade | TradeState], decimals: int) -> Self:
+    def with_trades(cls, order: Order | OrderState, trades: Iterable[Trade | TradeState], decimals: int) -> Self:
         """The order and its trades, prices at the instrument's `decimals`."""
         summary = msgspec.structs.asdict(OrderSummary.of(order, decimals))
         return cls(**summary, trades=[OrderTrade.of(trade, decimals) for trade in trades])

@@ -44,7 +44,6 @@ class CancelOrders:
 
     broker_id: str
     symbol: str
-    side: Side | None = None
     reason: CancelReason = CancelReason.BY_BROKER
 
 

@@ -56,7 +56,7 @@ class Market:
     moved_positions: dict[tuple[str, str], Position] = field(default_factory=dict)
 
     def apply(self, command: Command) -> Outcome:
-        """Run one command; a refusal is an answer like any other and changes nothing."""
+        """Run one command; a refusal is an answer like any other, and changes nothing that was asked for."""
         match command:
             case PlaceOrder():
                 return self._place(command)

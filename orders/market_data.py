@@ -1,4 +1,4 @@
-"""What the market shows: prices, the book, a quote. Each is one statement, so each is one moment of the market.
+"""What the market shows: prices, the book, a quote. A book or a price is one statement, so one moment of the market.
 
 Nothing here takes a lock, and no answer is good for a decision: the write path reads for itself.
 """

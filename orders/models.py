@@ -69,11 +69,13 @@ class Order(models.Model):
             ),
             # With `expires_at IS NOT NULL` in its condition the planner never takes it for reading the book.
             models.Index(
-                fields=["instrument", "expires_at"],
+                fields=["instrument", "expires_at", "sequence"],
                 name="order_due_to_expire",
                 condition=_IS_WORKING & Q(expires_at__isnull=False),
             ),
-            models.Index(fields=["broker", "instrument"], name="order_working_of_broker", condition=_IS_WORKING),
+            models.Index(
+                fields=["broker", "instrument", "sequence"], name="order_working_of_broker", condition=_IS_WORKING
+            ),
             models.Index(fields=["broker", "-created_at", "-id"], name="order_newest_of_broker"),
         ]
         constraints = [

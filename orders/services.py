@@ -6,6 +6,7 @@ import structlog
 from django.db import connection, transaction
 
 from exchange import services as exchange_services
+from exchange.database import already_committed
 from exchange.rules import BrokerStatus
 from orders import store
 from orders.commands import CancelOrders, Command, ExpireOrders, Outcome, Swept
@@ -65,7 +66,8 @@ def suspend(broker_id: str, *, cancel_orders: bool, reason: str = "") -> int:
     """
     exchange_services.set_broker_status(broker_id, BrokerStatus.SUSPENDED)
     _log.info("broker_suspended", broker=broker_id, reason=reason)
-    return cancel_all(broker_id, reason=CancelReason.BROKER_SUSPENDED) if cancel_orders else 0
+    with already_committed():
+        return cancel_all(broker_id, reason=CancelReason.BROKER_SUSPENDED) if cancel_orders else 0
 
 
 def reinstate(broker_id: str, *, reason: str = "") -> None:

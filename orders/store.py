@@ -1,9 +1,9 @@
 """The write path's SQL, all of it: takes the locks, reads what a list of commands can touch, writes what they changed.
 
 The order of locks is the same for everybody, or there are deadlocks: instruments by symbol, then brokers by id.
-Whatever is decided on is read in a statement after the lock that guards it: a statement that locks and reads sees the
-new lock and the old rows. Statements are few and do not depend on the number of commands; rows travel as one JSON
-parameter per table.
+Whatever is decided on is read in a statement after the lock that guards it: in a statement that locks one row and reads
+others, those are older than the lock. Statements are few and do not depend on the number of commands; rows travel as
+one JSON parameter per table.
 """
 
 from collections import defaultdict
@@ -161,10 +161,7 @@ class _Reading:
 
     def _read_sweep(self, command: CancelOrders | ExpireOrders) -> list[OrderState]:
         if isinstance(command, CancelOrders):
-            side = [command.side] if command.side else list(Side)
-            self.cursor.execute(
-                _READ_WORKING_OF_BROKER, [command.broker_id, command.symbol, side, settings.SWEEP_BATCH]
-            )
+            self.cursor.execute(_READ_WORKING_OF_BROKER, [command.broker_id, command.symbol, settings.SWEEP_BATCH])
         else:
             self.cursor.execute(_READ_DUE, [command.symbol, self.clock(), settings.SWEEP_BATCH])
         return self._keep(self.cursor.fetchall())
@@ -172,7 +169,7 @@ class _Reading:
     def read_makers(self, books: Mapping[str, Book]) -> None:
         """Per book and side what the list's takers can reach, best first, for the sum of their quantities."""
         limit = settings.MAX_MAKERS_PER_COMMAND
-        for (symbol, side), rows in read_reachable(self.cursor, self._demands(), self.clock()).items():
+        for (symbol, side), rows in read_reachable(self.cursor, self._demands(books), self.clock()).items():
             if len(rows) > limit:
                 if len(self.commands) > 1:
                     raise MakersCutShort
@@ -180,10 +177,11 @@ class _Reading:
                 books[symbol].cut_short.add(side)
             books[symbol].resting[side] = self._keep(rows)
 
-    def _demands(self) -> list["Demand"]:
+    def _demands(self, books: Mapping[str, Book]) -> list["Demand"]:
+        """What the list's takers want of the books that are locked; one listed since the lock is not."""
         takers: dict[tuple[str, Side], list[PlaceOrder]] = defaultdict(list)
         for command in self.commands:
-            if isinstance(command, PlaceOrder):
+            if isinstance(command, PlaceOrder) and command.symbol in books:
                 takers[command.symbol, command.side.opposite].append(command)
         return [
             Demand(
@@ -271,7 +269,7 @@ _READ_ORDERS = f"SELECT {_ORDER_COLUMNS} FROM orders_order o WHERE o.id = ANY(%s
 
 _READ_WORKING_OF_BROKER = f"""
 SELECT {_ORDER_COLUMNS} FROM orders_order o
-WHERE o.broker_id = %s AND o.symbol = %s AND o.side = ANY(%s) AND o.status IN ('pending', 'partially_filled')
+WHERE o.broker_id = %s AND o.symbol = %s AND o.status IN ('pending', 'partially_filled')
 ORDER BY o.sequence LIMIT %s
 """
 

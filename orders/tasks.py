@@ -1,6 +1,7 @@
 """What beat repeats: expiry. Correctness never depends on it being on time; an order past its time does not trade."""
 
 from celery import shared_task
+from django.conf import settings
 from django.db.models import Exists, OuterRef
 from django.db.models.functions import Now
 
@@ -14,7 +15,8 @@ def sweep_expired() -> None:
     """Start one small task per book that has something due, so that one stuck book stops no other."""
     due = Order.objects.due(Now()).filter(instrument=OuterRef("symbol"))
     for symbol in Instrument.objects.filter(Exists(due)).values_list("symbol", flat=True):
-        expire_orders.delay(symbol)
+        # Beat asks again soon: a message that waited longer than this is one too many.
+        expire_orders.apply_async((symbol,), expires=settings.EXPIRY_MESSAGE_SECONDS)
 
 
 @shared_task

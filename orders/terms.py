@@ -1,9 +1,9 @@
 """The words an order is described with: the trade's own, spelled as the contract spells them. Standard library only."""
 
-from exchange.rules import Choice
+from exchange.rules import Words
 
 
-class Side(Choice):
+class Side(Words):
     BID = "bid"
     ASK = "ask"
 
@@ -12,12 +12,12 @@ class Side(Choice):
         return Side.ASK if self is Side.BID else Side.BID
 
 
-class OrderType(Choice):
+class OrderType(Words):
     LIMIT = "limit"
     MARKET = "market"
 
 
-class TimeInForce(Choice):
+class TimeInForce(Words):
     """How long an order may live: until a time, until cancelled, for the day, not at all, or whole or not at all."""
 
     GTD = "gtd"
@@ -27,7 +27,7 @@ class TimeInForce(Choice):
     FOK = "fok"
 
 
-class OrderStatus(Choice):
+class OrderStatus(Words):
     PENDING = "pending"
     PARTIALLY_FILLED = "partially_filled"
     FILLED = "filled"
@@ -38,7 +38,7 @@ class OrderStatus(Choice):
 WORKING = (OrderStatus.PENDING, OrderStatus.PARTIALLY_FILLED)
 
 
-class CancelReason(Choice):
+class CancelReason(Words):
     BY_BROKER = "by_broker"
     BY_OPERATOR = "by_operator"
     BROKER_SUSPENDED = "broker_suspended"

@@ -1,7 +1,6 @@
 """Orders, trades and the market over REST: translate in, make one call, translate out."""
 
 from collections.abc import Iterator
-from datetime import datetime
 from heapq import merge
 from typing import Any
 from uuid import UUID
@@ -13,11 +12,13 @@ from rest_framework.response import Response
 from exchange import errors
 from exchange import services as exchange_services
 from exchange.api import ExchangeView
+from exchange.database import already_committed
 from exchange.errors import BrokerNotFound, FieldError, SymbolNotFound
-from exchange.paging import Keyset
+from exchange.paging import NEWEST_FIRST, Keyset
 from exchange.rules import BrokerStatus, Scope, price_decimals
 from exchange.schema import documented, header
 from exchange.serializers import ReasonForm
+from exchange.wire import Instant
 from orders import market_data, sequencer, services
 from orders.bodies import (
     BrokerStanding,
@@ -104,7 +105,8 @@ class OrderView(ExchangeView):
     def delete(self, request: Request, order_id: UUID) -> Response:
         reason = CancelReason.BY_OPERATOR if self.principal.is_operator else CancelReason.BY_BROKER
         cancelled = sequencer.submit(CancelOrder(order_id, self.principal.broker_id, reason))
-        return Response(_order_body(Order.objects.filter(pk=cancelled.order_id)))
+        with already_committed():
+            return Response(_order_body(Order.objects.filter(pk=cancelled.order_id)))
 
 
 class BrokerOrdersView(ExchangeView):
@@ -112,7 +114,7 @@ class BrokerOrdersView(ExchangeView):
 
     scopes = {"GET": (Scope.READ,)}
     filterset_class = OrderFilters
-    keyset = Keyset(("-created_at", datetime), ("-id", UUID))
+    keyset = NEWEST_FIRST
 
     @documented("list_orders", "List a broker's orders", {200: OrderPage}, [BrokerNotFound], tags=["orders"])
     def get(self, request: Request, broker_id: str) -> Response:
@@ -131,7 +133,7 @@ class BrokerTradesView(ExchangeView):
 
     scopes = {"GET": (Scope.READ,)}
     filterset_class = TradeFilters
-    keyset = Keyset(("-executed_at", datetime), ("-id", UUID), ("-side", str))
+    keyset = Keyset(("-executed_at", Instant), ("-id", UUID), ("-side", str))
 
     @documented("list_fills", "List a broker's fills", {200: BrokerTradePage}, [BrokerNotFound], tags=["orders"])
     def get(self, request: Request, broker_id: str) -> Response:
@@ -193,7 +195,7 @@ class TapeView(ExchangeView):
     """An instrument's trades, newest first."""
 
     scopes = {"GET": (Scope.READ,)}
-    keyset = Keyset(("-executed_at", datetime), ("-id", UUID))
+    keyset = Keyset(("-executed_at", Instant), ("-id", UUID))
 
     @documented("list_trades", "List an instrument's trades", {200: TapePage}, [SymbolNotFound], tags=["market"])
     def get(self, request: Request, symbol: str) -> Response:

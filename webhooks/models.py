@@ -4,10 +4,10 @@ import uuid_utils.compat as uuid_utils
 from django.db import models
 
 from exchange.models import Broker
-from exchange.rules import Choice
+from exchange.rules import Words
 
 
-class EventType(Choice):
+class EventType(Words):
     TRADE_EXECUTED = "trade.executed"
     ORDER_CANCELLED = "order.cancelled"
     ORDER_EXPIRED = "order.expired"

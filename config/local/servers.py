@@ -23,6 +23,7 @@ from urllib.parse import quote
 import psycopg
 import redis
 
+from config.local.leftovers import MARK
 from config.local.processes import Account, Child, LocalError, wait_until
 from exchange import private_file
 
@@ -253,4 +254,4 @@ def _forget_stale_pid(pid_file: Path) -> None:
 
 
 def _marker() -> dict[str, str]:
-    return {name: os.environ[name] for name in ["BOURSE_RUN"] if name in os.environ}
+    return {name: os.environ[name] for name in [MARK] if name in os.environ}

@@ -11,6 +11,7 @@ import pytest
 from django.db import connection, transaction
 
 from exchange import services
+from exchange.database import database_now
 from exchange.errors import ExchangeError
 from exchange.models import Broker, Holding, Instrument, Transfer
 
@@ -58,7 +59,7 @@ def test_brokers_with_the_same_new_symbols_do_not_wait_in_a_circle() -> None:
 
     with ThreadPoolExecutor(1) as pool:
         with transaction.atomic():  # a third session holds M until both wait, each with its first symbol listed
-            Instrument.objects.create(symbol="M", name="M", created_at=services.database_now())
+            Instrument.objects.create(symbol="M", name="M", created_at=database_now())
             both = pool.submit(at_once, lambda: admit("a", "AMZ"), lambda: admit("b", "ZMA"))
             _wait_until_waiting(2)
         assert both.result() == {"done": 2}

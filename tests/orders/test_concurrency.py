@@ -27,6 +27,7 @@ from django.db.models import Max, Sum
 
 from config.local.processes import wait_until
 from exchange import services as exchange_services
+from exchange.database import database_now
 from exchange.errors import BrokerSuspended, ExchangeError, InsufficientBalance, InsufficientHoldings
 from exchange.models import Broker, Holding, Instrument
 from exchange.rules import BrokerStatus
@@ -232,7 +233,7 @@ def test_the_clock_is_read_after_the_wait_for_the_lock() -> None:
         waiting = in_thread(partial(place, Side.BID, 1, "10.00"))
         wait_for_a_waiter()
         time.sleep(0.3)
-        released_at = exchange_services.database_now()
+        released_at = database_now()
     second = waiting.result(WAIT_SECONDS)
     assert isinstance(first, Accepted)
     assert second.created_at > released_at
@@ -242,7 +243,7 @@ def test_the_clock_is_read_after_the_wait_for_the_lock() -> None:
 def test_an_order_that_expires_while_its_taker_waits_does_not_trade() -> None:
     trading.broker("alice")
     trading.broker("bob")
-    expires_at = exchange_services.database_now() + timedelta(seconds=0.5)
+    expires_at = database_now() + timedelta(seconds=0.5)
     place(Side.ASK, 10, "10.00", by="alice", time_in_force=TimeInForce.GTD, expires_at=expires_at)
     with not_yet_committed(order(Side.BID, 1, "1.00", by="alice")):
         taker = in_thread(partial(place, Side.BID, 10, "10.00", by="bob"))
@@ -331,7 +332,7 @@ class Trader:
 
 
 def traders(how_many: int, symbols: list[str]) -> list[Trader]:
-    now = exchange_services.database_now()
+    now = database_now()
     return [Trader(Random(seed), symbols, now) for seed in range(how_many)]
 
 

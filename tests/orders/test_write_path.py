@@ -13,9 +13,9 @@ from django.db import IntegrityError, connection
 from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
+from exchange.database import database_now
 from exchange.errors import ExchangeError
 from exchange.models import Broker, Holding, Instrument
-from exchange.services import database_now
 from orders import services, store
 from orders.commands import Accepted, CancelOrder, Command, Outcome, Replayed
 from orders.models import Order, Trade
