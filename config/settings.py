@@ -50,7 +50,8 @@ DATABASE_IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
 VALKEY_TIMEOUT_SECONDS = 0.5
 HEARTBEAT_SECONDS = 1.0
 EXPIRY_SWEEP_SECONDS = 1.0
-EXPIRY_MESSAGE_SECONDS = 2.0
+EXPIRY_MESSAGE_SECONDS = 2.0  # a message that waited longer is one too many: beat has asked again
+EXPIRY_LOCK_TIMEOUT = "200ms"
 TASK_TIME_LIMIT_SECONDS = 30
 
 # --- Django ---------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar, cast
 
 from django.conf import settings
 from django.db.models import Model, QuerySet
+from django.http import UnreadablePostError
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
@@ -67,6 +68,8 @@ class ExchangeView(APIView):
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """Refuse what must be refused, in this order, before anything is looked up."""
+        if request.method == "POST":
+            self._receive(request)
         self.perform_authentication(request)
         if request.method not in self.allowed_methods:
             raise MethodNotAllowed
@@ -76,9 +79,18 @@ class ExchangeView(APIView):
             self._require_access(request)
         self._require_fields(request)
 
+    def _receive(self, request: Request) -> None:
+        """Take in the body, if it may be so long, while no connection is held: a client can be slow to send it."""
+        self._measure_chunked(request)
+        length = request.META.get("CONTENT_LENGTH") or "0"
+        if length.isdecimal() and int(length) <= self.max_body_bytes:
+            try:
+                request._request.body  # noqa: B018 (a property that reads)
+            except UnreadablePostError as error:
+                raise MalformedRequest("The body could not be read.") from error
+
     def _require_form(self, request: Request) -> None:
         """Read the body: `request.data` raises what is wrong with its type, its size and its JSON."""
-        self._measure_chunked(request)
         if request.META.get("CONTENT_LENGTH") in (None, "", "0") and not self.body_optional:
             raise MalformedRequest("The body is empty.")
         request.data  # noqa: B018 (a property that parses)

@@ -32,20 +32,30 @@ _INSTANT = re.compile(
 _DIGITS = re.compile(r"[0-9]{1,15}")
 
 
+Contradiction = tuple[str, ErrorDetail]  # the field to blame, and why
+
+
 class StrictSerializer(serializers.Serializer[Any]):
     """A JSON object, or a query, with these fields and no others."""
 
     default_error_messages = {"invalid": "Must be a JSON object."}
 
+    def contradictions(self, data: Mapping[str, Any]) -> list[Contradiction]:
+        """What is wrong between fields, told from the raw values: a bad field hides nothing of it."""
+        return []
+
     def to_internal_value(self, data: Any) -> dict[str, Any]:
-        unknown = data.keys() - self.fields.keys() if isinstance(data, dict) else ()
-        detail = ErrorDetail("There is no such field here.", "unknown_field")
-        errors: dict[str, Any] = {name: [detail] for name in sorted(unknown)}
+        values: dict[str, Any] = {}
+        errors: dict[str, list[Any]] = {}
         try:
-            values: dict[str, Any] = super().to_internal_value(data)
+            values = super().to_internal_value(data)
         except serializers.ValidationError as refusal:
-            errors |= cast(dict[str, Any], refusal.detail)  # a serializer's own are always by field
-            raise serializers.ValidationError(errors) from refusal
+            errors = cast(dict[str, list[Any]], refusal.detail)  # a serializer's own are always by field
+        if isinstance(data, dict):
+            unknown = ErrorDetail("There is no such field here.", "unknown_field")
+            named = [(name, unknown) for name in sorted(data.keys() - self.fields.keys())]
+            for name, detail in [*self.contradictions(data), *named]:
+                errors.setdefault(name, []).append(detail)
         if errors:
             raise serializers.ValidationError(errors)
         return values

@@ -1,5 +1,6 @@
 """How each refusal is spoken over HTTP: the only place that knows both the codes and the status numbers."""
 
+import sys
 from http import HTTPStatus
 from typing import Any
 
@@ -7,7 +8,7 @@ import psycopg
 import psycopg_pool
 import structlog
 from django.core.exceptions import PermissionDenied, SuspiciousOperation
-from django.db import InterfaceError, OperationalError, connection
+from django.db import DataError, InterfaceError, OperationalError, connection
 from django.http import Http404, HttpRequest, HttpResponse
 from django.views import defaults
 from rest_framework import exceptions
@@ -154,6 +155,9 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 def server_error(request: HttpRequest) -> HttpResponse:
     """Django's `handler500`: what no view handled, such as an error in a middleware or in the admin."""
+    exception = sys.exception()
+    if isinstance(exception, DataError):  # what the admin's filters and cookies take from a request unchecked
+        return bad_request(request, exception)
     _log.exception("unexpected")
     if _is_admin(request):
         return defaults.server_error(request)

@@ -1,11 +1,12 @@
 """What comes in."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rest_framework import serializers
 from rest_framework.exceptions import ErrorDetail
 
-from exchange.fields import Amount, Choice, Quantity, StrictSerializer, Text, Timestamp
+from exchange.fields import Amount, Choice, Contradiction, Quantity, StrictSerializer, Text, Timestamp
 from exchange.rules import (
     BROKER_ID,
     MAX_INITIAL_CASH,
@@ -28,17 +29,22 @@ class CreateBrokerForm(StrictSerializer):
     initial_cash = Amount(zero=True, maximum=MAX_INITIAL_CASH)
     initial_holdings = serializers.ListField(child=InitialHoldingForm(), default=list)
 
+    def contradictions(self, data: Mapping[str, Any]) -> list[Contradiction]:
+        """No symbol twice."""
+        found: list[Contradiction] = []
+        holdings, seen = data.get("initial_holdings"), set[str]()
+        for index, holding in enumerate(holdings if isinstance(holdings, list) else []):
+            symbol = holding.get("symbol") if isinstance(holding, dict) else None
+            if isinstance(symbol, str) and symbol in seen:
+                detail = ErrorDetail("May be named only once.", "duplicate")
+                found.append((f"initial_holdings.{index}.symbol", detail))
+            if isinstance(symbol, str):
+                seen.add(symbol)
+        return found
+
     def validate_initial_holdings(self, holdings: list[dict[str, Any]]) -> dict[str, int]:
-        """Symbol to quantity; no symbol twice."""
-        quantities: dict[str, int] = {}
-        errors: dict[str, Any] = {}
-        for index, holding in enumerate(holdings):
-            if holding["symbol"] in quantities:
-                errors[str(index)] = {"symbol": [ErrorDetail("May be named only once.", "duplicate")]}
-            quantities[holding["symbol"]] = holding["quantity"]
-        if errors:
-            raise serializers.ValidationError(errors)
-        return quantities
+        """Symbol to quantity."""
+        return {holding["symbol"]: holding["quantity"] for holding in holdings}
 
 
 class CreateTransferForm(StrictSerializer):
@@ -48,22 +54,16 @@ class CreateTransferForm(StrictSerializer):
     quantity = Quantity(signed=True, required=False, allow_null=True)
     reason = Text(max_length=MAX_REASON_LENGTH)
 
-    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+    def contradictions(self, data: Mapping[str, Any]) -> list[Contradiction]:
         """Either `cash`, or `symbol` and `quantity`."""
-        cash = attrs.get("cash")
-        named = [name for name in ("symbol", "quantity") if attrs.get(name) is not None]
-        if cash is not None and named:
-            raise _blame(named, "cash_or_shares", "Send either cash, or symbol and quantity, not both.")
-        if cash is None and not named:
-            raise _blame(["cash"], "required", "Send either cash, or symbol and quantity.")
-        if cash is None and len(named) == 1:
-            missing = "quantity" if named == ["symbol"] else "symbol"
-            raise _blame([missing], "required", "Shares need both symbol and quantity.")
-        return attrs
-
-
-def _blame(names: list[str], code: str, message: str) -> serializers.ValidationError:
-    return serializers.ValidationError({name: [ErrorDetail(message, code)] for name in names})
+        named = [name for name in ("symbol", "quantity") if data.get(name) is not None]
+        if data.get("cash") is not None:
+            both = ErrorDetail("Send either cash, or symbol and quantity, not both.", "cash_or_shares")
+            return [(name, both) for name in named]
+        if not named:
+            return [("cash", ErrorDetail("Send either cash, or symbol and quantity.", "required"))]
+        missing = {"symbol", "quantity"} - set(named)
+        return [(name, ErrorDetail("Shares need both symbol and quantity.", "required")) for name in missing]
 
 
 class CreateKeyForm(StrictSerializer):

@@ -94,7 +94,7 @@ class JSONParser(BaseParser):
         limit: int = parser_context["view"].max_body_bytes
         announced = int(parser_context["request"].META["CONTENT_LENGTH"])
         if announced > limit:
-            raise TooLarge(f"The body may have at most {limit} bytes; this one has {announced}.")
+            raise TooLarge(f"The body may have at most {limit} bytes.")
         try:
             body: bytes = stream.read(announced)
         except UnreadablePostError as error:

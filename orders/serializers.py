@@ -8,12 +8,10 @@ from django.conf import settings
 from rest_framework import serializers
 from rest_framework.exceptions import ErrorDetail
 
-from exchange.fields import Amount, Choice, Digits, Flag, Quantity, StrictSerializer, Text, Timestamp
+from exchange.fields import Amount, Choice, Contradiction, Digits, Flag, Quantity, StrictSerializer, Text, Timestamp
 from exchange.rules import BROKER_ID, CLIENT_ORDER_ID, DOCUMENT_NUMBER, MAX_NOTIONAL, MAX_QUANTITY, SYMBOL
 from exchange.serializers import ReasonForm
 from orders.terms import OrderType, Side, TimeInForce
-
-Contradiction = tuple[str, ErrorDetail]  # the field to blame, and why
 
 MARKET_TIMES_IN_FORCE = (TimeInForce.IOC, TimeInForce.FOK)
 
@@ -33,17 +31,11 @@ class PlaceOrderForm(StrictSerializer):
     client_order_id = Text(CLIENT_ORDER_ID, default=None, allow_null=True)
 
     def to_internal_value(self, data: Any) -> dict[str, Any]:
-        """The fields of a `PlaceOrder`; what is wrong with one field does not hide what is wrong between two."""
-        contradictions = self._contradictions(data) if isinstance(data, Mapping) else []
-        try:
-            values = super().to_internal_value(data)
-        except serializers.ValidationError as refusal:
-            raise serializers.ValidationError(_with(contradictions, refusal.detail)) from refusal
-        if contradictions:
-            raise serializers.ValidationError(_with(contradictions, {}))
+        """The fields of a `PlaceOrder`, with the time in force that follows from the others where none is said."""
+        values = super().to_internal_value(data)
         return values | {"time_in_force": _time_in_force(values)}
 
-    def _contradictions(self, data: Mapping[str, Any]) -> list[Contradiction]:
+    def contradictions(self, data: Mapping[str, Any]) -> list[Contradiction]:
         if data.get("type", OrderType.LIMIT) == OrderType.MARKET:
             return _market_contradictions(data)
         return _limit_contradictions(data) + self._excessive_notional(data)
@@ -57,14 +49,6 @@ class PlaceOrderForm(StrictSerializer):
         if price is None or price * quantity <= MAX_NOTIONAL:
             return []
         return [("quantity", ErrorDetail("price times quantity may be at most 10^15.", "notional_too_large"))]
-
-
-def _with(contradictions: list[Contradiction], detail: Any) -> dict[str, list[Any]]:
-    """REST framework's errors by field, and ours beside them."""
-    merged = {name: list(details) for name, details in detail.items()}
-    for name, contradiction in contradictions:
-        merged.setdefault(name, []).append(contradiction)
-    return merged
 
 
 def _limit_contradictions(data: Mapping[str, Any]) -> list[Contradiction]:
@@ -86,7 +70,7 @@ def _market_contradictions(data: Mapping[str, Any]) -> list[Contradiction]:
         for name in ("price", "expires_at")
         if data.get(name) is not None
     ]
-    if data.get("time_in_force", TimeInForce.IOC) not in MARKET_TIMES_IN_FORCE:
+    if data.get("time_in_force") not in (None, *MARKET_TIMES_IN_FORCE):
         found.append(("time_in_force", ErrorDetail("A market order is ioc or fok.", "not_allowed")))
     return found
 

@@ -1,7 +1,9 @@
 """What beat repeats: expiry. Correctness never depends on it being on time; an order past its time does not trade."""
 
+import structlog
 from celery import shared_task
 from django.conf import settings
+from django.db import OperationalError, connection
 from django.db.models import Exists, OuterRef
 from django.db.models.functions import Now
 
@@ -9,17 +11,23 @@ from exchange.models import Instrument
 from orders import services
 from orders.models import Order
 
+_log = structlog.get_logger(__name__)
+
 
 @shared_task
 def sweep_expired() -> None:
     """Start one small task per book that has something due, so that one stuck book stops no other."""
     due = Order.objects.due(Now()).filter(instrument=OuterRef("symbol"))
     for symbol in Instrument.objects.filter(Exists(due)).values_list("symbol", flat=True):
-        # Beat asks again soon: a message that waited longer than this is one too many.
         expire_orders.apply_async((symbol,), expires=settings.EXPIRY_MESSAGE_SECONDS)
 
 
 @shared_task
 def expire_orders(symbol: str) -> None:
-    """Expire what is due in one book."""
-    services.expire_orders(symbol)
+    """Expire what is due in one book; one that is busy is left to the next sweep, for others may be due elsewhere."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT set_config('lock_timeout', %s, false)", [settings.EXPIRY_LOCK_TIMEOUT])
+    try:
+        services.expire_orders(symbol)
+    except OperationalError as error:
+        _log.warning("expiry_put_off", symbol=symbol, error=str(error))

@@ -31,6 +31,8 @@ MALFORMED = {
     "UTF-16": '{"symbol": "AAPL"}'.encode("utf-16"),
     "a byte order mark": b'\xef\xbb\xbf{"symbol": "AAPL"}',
     "half a surrogate pair": b'{"symbol": "\\ud800"}',
+    "half a surrogate pair beside a huge integer": b'{"x": ' + b"9" * 5000 + b', "\\ud800": 1}',
+    "NaN beside a huge integer": b'{"x": ' + b"9" * 5000 + b', "symbol": NaN}',
     "a nesting bomb": b"[" * 2000 + b"]" * 2000,
     "a nesting bomb inside": b'{"symbol": ' + b"[" * 20_000 + b"]" * 20_000 + b"}",
     "an object bomb": b'{"a":' * 9_000 + b"1" + b"}" * 9_000,

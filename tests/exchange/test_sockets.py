@@ -2,10 +2,12 @@
 
 import json
 import socket
-from contextlib import suppress
+import time
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
+from django.conf import settings
 
 from exchange import services
 from exchange.models import Instrument
@@ -138,3 +140,28 @@ def test_a_body_cut_short_changes_nothing(wire: Wire) -> None:
         connection.recv(1)
     assert wire.send(b"GET /healthz")[0] == 200
     assert not Instrument.objects.exists()
+
+
+def test_a_length_in_a_header_of_another_name_is_no_length(wire: Wire) -> None:
+    wire.post(b"/stocks", STOCK)
+
+    status, body = wire.send(b"POST /stocks/AAPL/halt", b"Content-Type: application/json", b"Content_Length: 5")
+    assert (status, body["status"]) == (200, "halted")
+
+
+def test_bodies_that_do_not_come_hold_up_nobody_else(wire: Wire) -> None:
+    head = b"POST /stocks HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 500\r\n"
+    head += b"Authorization: Bearer " + wire.key.encode() + b"\r\n\r\n{"
+    with ExitStack() as idle:
+        for _ in range(settings.DATABASE_POOL_SIZE + 5):
+            idle.enter_context(socket.create_connection(("127.0.0.1", wire.port), timeout=10)).sendall(head)
+        time.sleep(0.5)  # until each is being read
+        started = time.monotonic()
+
+        assert wire.send(b"GET /stocks")[0] == 200
+        assert time.monotonic() - started < settings.DATABASE_POOL_TIMEOUT_SECONDS
+
+
+@pytest.mark.parametrize("path", [b"/admin/", b"/admin/login/"])
+def test_what_the_database_cannot_store_is_400_in_the_admin_too(wire: Wire, path: bytes) -> None:
+    assert wire.send(b"GET " + path, b'Cookie: sessionid="\\000abcdefghijk"')[0] == 400

@@ -131,7 +131,8 @@ def test_broker_and_symbol_must_exist(operator: Client, alice: Client) -> None:
 @pytest.mark.parametrize(
     ("body", "blamed"),
     [
-        ({}, ["reason", "reference"]),
+        ({}, ["cash", "reason", "reference"]),
+        (SHARES | {"reference": "a b", "cash": 1}, ["quantity", "reference", "symbol"]),
         ({"reference": "r", "reason": "x"}, ["cash"]),
         ({"reference": "r", "reason": "x", "cash": None}, ["cash"]),
         (SHARES | {"quantity": None}, ["quantity"]),

@@ -28,7 +28,13 @@ from django.db.models import Max, Sum
 from config.local.processes import wait_until
 from exchange import services as exchange_services
 from exchange.database import database_now
-from exchange.errors import BrokerSuspended, ExchangeError, InsufficientBalance, InsufficientHoldings
+from exchange.errors import (
+    BrokerSuspended,
+    ExchangeError,
+    InsufficientBalance,
+    InsufficientHoldings,
+    OutcomeUnknown,
+)
 from exchange.models import Broker, Holding, Instrument
 from exchange.rules import BrokerStatus
 from orders import services, store
@@ -535,3 +541,24 @@ def test_a_place_that_waited_for_a_halt_is_refused() -> None:
     assert isinstance(outcome, ExchangeError)
     assert outcome.code == "instrument_halted"
     assert Order.objects.aggregate(last=Max("sequence"))["last"] is None
+
+
+def suspend_impatiently(broker_id: str) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("SET lock_timeout = '100ms'")
+    try:
+        return services.suspend(broker_id, cancel_orders=True)
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("RESET lock_timeout")
+
+
+def test_a_suspension_whose_cancels_fail_does_not_say_that_nothing_was_done() -> None:
+    trading.broker("alice")
+    trading.broker("bob")
+    place(Side.ASK, 1, "10.00", by="alice")
+    with not_yet_committed(order(Side.BID, 1, "9.00", by="bob")):
+        suspension = in_thread(partial(suspend_impatiently, "alice"))
+        with pytest.raises(OutcomeUnknown):
+            suspension.result(WAIT_SECONDS)
+    assert Broker.objects.get(pk="alice").status == BrokerStatus.SUSPENDED

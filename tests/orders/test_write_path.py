@@ -17,7 +17,7 @@ from exchange.database import database_now
 from exchange.errors import ExchangeError
 from exchange.models import Broker, Holding, Instrument
 from orders import services, store
-from orders.commands import Accepted, CancelOrder, Command, Outcome, Replayed
+from orders.commands import Accepted, CancelOrder, Command, Outcome, PlaceOrder, Replayed
 from orders.models import Order, Trade
 from orders.terms import OrderStatus, Side, TimeInForce
 from tests import trading
@@ -313,6 +313,30 @@ def test_a_failed_list_gives_its_locks_back() -> None:
         attempt(order(Side.ASK, 10, "10.00", by="alice"))
     bob.update(reserved_cash=100)
     assert place(Side.ASK, 10, "10.00", by="alice").status == OrderStatus.FILLED
+
+
+def test_an_instrument_listed_while_its_order_is_being_placed_is_not_found() -> None:
+    trading.broker("alice", holdings={"AAPL": 100})
+
+    def list_it_after_the_lock(execute: Any, sql: str, *arguments: Any) -> Any:
+        result = execute(sql, *arguments)
+        if "FROM exchange_instrument" in sql and "FOR NO KEY UPDATE" in sql:
+            trading.in_thread(list_and_rest).result(trading.PATIENCE_SECONDS)
+        return result
+
+    def list_and_rest() -> None:
+        trading.broker("bob", holdings={"NEW": 10})
+        place(Side.ASK, 1, "10.00", by="bob", symbol="NEW")
+
+    with connection.execute_wrapper(list_it_after_the_lock):
+        assert attempt_code(order(Side.BID, 1, "10.00", symbol="NEW")) == "symbol_not_found"
+
+
+def attempt_code(command: PlaceOrder) -> str:
+    """The code of the refusal that a command must meet."""
+    outcome = attempt(command)
+    assert isinstance(outcome, ExchangeError), outcome
+    return outcome.code
 
 
 # --- A deep book ----------------------------------------------------------------------------------------------------
