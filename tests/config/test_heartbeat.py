@@ -1,6 +1,9 @@
 """The marks that beat and the workers leave, and what they read like when nobody leaves them."""
 
+import socket
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from django.conf import settings
@@ -39,12 +42,26 @@ def test_a_sent_task_is_beats_mark_and_a_run_one_is_the_workers() -> None:
     assert 0 <= ran.worker_age_seconds < 5
 
 
-def test_without_valkey_it_says_so_in_time() -> None:
+@contextmanager
+def valkey_at(port: int) -> Iterator[None]:
     heartbeat._client().close()
     heartbeat._client.cache_clear()
-    with override_settings(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0"):
-        assert heartbeat.read() == heartbeat.Heartbeat(valkey=False, beat_age_seconds=None, worker_age_seconds=None)
+    with override_settings(REDIS_URL=f"redis://127.0.0.1:{port}/0"):
+        yield
+        heartbeat._client().close()
         heartbeat._client.cache_clear()
+
+
+def test_without_valkey_it_says_so() -> None:
+    with valkey_at(free_port()):
+        assert heartbeat.read() == heartbeat.Heartbeat(valkey=False, beat_age_seconds=None, worker_age_seconds=None)
+
+
+def test_a_valkey_that_does_not_answer_is_given_up_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, valkey_at(silent.getsockname()[1]):
+        started = time.monotonic()
+        assert not heartbeat.read().valkey
+        assert time.monotonic() - started < 5 * settings.VALKEY_TIMEOUT_SECONDS  # it tries twice
 
 
 def test_beat_sends_heartbeats_and_sweeps_that_expire() -> None:
