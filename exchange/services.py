@@ -27,7 +27,7 @@ from exchange.errors import (
 )
 from exchange.keys import new_key
 from exchange.models import ApiKey, Broker, Holding, Instrument, Transfer
-from exchange.rules import BrokerStatus, InstrumentStatus, Pricing, Scope
+from exchange.rules import BrokerStatus, InstrumentStatus, Pricing, Scope, cash_shown
 
 
 def create_broker(broker_id: str, *, initial_cash: Decimal, initial_holdings: Mapping[str, int]) -> tuple[Broker, str]:
@@ -195,7 +195,9 @@ def _require_same(booked: Transfer, wanted: Transfer) -> None:
 
 def _move_cash(broker: Broker, cash: Decimal) -> None:
     if cash < 0 and broker.cash + cash < broker.reserved_cash:
-        raise InsufficientBalance(f"Only {broker.cash - broker.reserved_cash} of the broker's cash is free.")
+        raise InsufficientBalance(
+            f"Only {cash_shown(broker.cash - broker.reserved_cash)} of the broker's cash is free."
+        )
     Broker.objects.filter(pk=broker.pk).update(cash=F("cash") + cash)
 
 

@@ -16,7 +16,7 @@ import uuid_utils.compat as uuid_utils
 
 from exchange import errors
 from exchange.errors import ExchangeError, FieldError
-from exchange.rules import BrokerStatus, InstrumentStatus, price_decimals, rounded
+from exchange.rules import BrokerStatus, InstrumentStatus, cash_shown, price_decimals, rounded
 from orders.commands import (
     Accepted,
     Cancelled,
@@ -273,7 +273,9 @@ def _broken_rules(command: PlaceOrder, book: Book, now: datetime) -> ExchangeErr
     if command.expires_at is not None and command.expires_at <= now:
         broken.append(FieldError("expires_at", "in_the_past", "Must be in the future."))
     if command.price is not None and command.price % book.tick_size:
-        broken.append(FieldError("price", "off_tick", f"Must be a multiple of the tick size, {book.tick_size:f}."))
+        broken.append(
+            FieldError("price", "off_tick", f"Must be a multiple of the tick size, {book.tick_size.normalize():f}.")
+        )
     if command.quantity % book.lot_size:
         broken.append(FieldError("quantity", "off_lot", f"Must be a multiple of the lot size, {book.lot_size}."))
     return errors.ValidationFailed(errors=broken) if broken else None
@@ -309,7 +311,9 @@ def _lacking_funds(command: PlaceOrder, account: Account, fills: list[Fill]) -> 
     else:
         needed = sum((fill.price * fill.quantity for fill in fills), Decimal(0))
     if needed > account.available_cash:
-        return errors.InsufficientBalance(f"The order needs {needed:f}; {account.available_cash:f} is available.")
+        return errors.InsufficientBalance(
+            f"The order needs {cash_shown(needed)}; {cash_shown(account.available_cash)} is available."
+        )
     return None
 
 

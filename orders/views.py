@@ -157,7 +157,6 @@ class PriceView(ExchangeView):
         "Read an instrument's price",
         {200: market_data.PriceSummary},
         [SymbolNotFound],
-        tags=["market"],
     )
     def get(self, request: Request, symbol: str) -> Response:
         return Response(market_data.price_summary(symbol))
@@ -174,7 +173,6 @@ class BookView(ExchangeView):
         "Read an instrument's book",
         {200: market_data.BookSnapshot},
         [SymbolNotFound],
-        tags=["market"],
     )
     def get(self, request: Request, symbol: str) -> Response:
         return Response(market_data.book_snapshot(symbol, self.query["depth"]))
@@ -186,7 +184,7 @@ class QuoteView(ExchangeView):
     scopes = {"GET": (Scope.READ,)}
     query_class = QuoteQuery
 
-    @documented("get_quote", "Quote a market order", {200: Quote}, [SymbolNotFound], tags=["market"])
+    @documented("get_quote", "Quote a market order", {200: Quote}, [SymbolNotFound])
     def get(self, request: Request, symbol: str) -> Response:
         return Response(market_data.quote(symbol, self.query["side"], self.query["quantity"]))
 
@@ -197,7 +195,7 @@ class TapeView(ExchangeView):
     scopes = {"GET": (Scope.READ,)}
     keyset = Keyset(("-executed_at", Instant), ("-id", UUID))
 
-    @documented("list_trades", "List an instrument's trades", {200: TapePage}, [SymbolNotFound], tags=["market"])
+    @documented("list_trades", "List an instrument's trades", {200: TapePage}, [SymbolNotFound])
     def get(self, request: Request, symbol: str) -> Response:
         decimals = price_decimals(exchange_services.instrument_of(symbol).tick_size)
         page, next_cursor = self.paged(Trade.objects.filter(instrument=symbol))
@@ -211,7 +209,7 @@ class SuspendView(ExchangeView):
     body_class = SuspendForm
     body_optional = True
 
-    @documented("suspend_broker", "Suspend a broker", {200: BrokerStanding}, [BrokerNotFound], tags=["operators"])
+    @documented("suspend_broker", "Suspend a broker", {200: BrokerStanding}, [BrokerNotFound])
     def post(self, request: Request, broker_id: str) -> Response:
         cancelled = services.suspend(broker_id, **self.body)
         return Response(BrokerStanding(broker_id, BrokerStatus.SUSPENDED, cancelled))
@@ -224,7 +222,7 @@ class ReinstateView(ExchangeView):
     body_class = ReasonForm
     body_optional = True
 
-    @documented("reinstate_broker", "Reinstate a broker", {200: BrokerStanding}, [BrokerNotFound], tags=["operators"])
+    @documented("reinstate_broker", "Reinstate a broker", {200: BrokerStanding}, [BrokerNotFound])
     def post(self, request: Request, broker_id: str) -> Response:
         services.reinstate(broker_id, **self.body)
         return Response(BrokerStanding(broker_id, BrokerStatus.ACTIVE, cancelled_orders=0))
