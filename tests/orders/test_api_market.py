@@ -11,7 +11,7 @@ from pytest_django.fixtures import Settings
 from orders import services
 from orders.models import Order, Trade
 from orders.terms import Side
-from tests import api, trading
+from tests import trading
 from tests.api import LATER, limit, market, placed, refused, walk, without
 from tests.exchange.client import Client
 
@@ -19,16 +19,6 @@ pytestmark = pytest.mark.django_db
 
 ENDPOINTS = ["price", "book", "quote?side=bid&quantity=1", "trades"]
 BY_BOB = {"broker_id": "bob"}
-
-
-@pytest.fixture
-def alice(db: None) -> Client:
-    return api.broker("alice")
-
-
-@pytest.fixture
-def bob(alice: Client) -> Client:
-    return api.broker("bob")
 
 
 def trade(quantity: int, price: str, *, minutes_ago: float = 0) -> None:

@@ -5,28 +5,13 @@ from typing import Any
 import pytest
 
 from orders.models import Order
-from tests import api, trading
+from tests import trading
 from tests.api import LIMIT, limit, placed, refused
 from tests.exchange.client import Client
 
 pytestmark = pytest.mark.django_db
 
 BY_BOB = {"broker_id": "bob"}
-
-
-@pytest.fixture
-def alice(db: None) -> Client:
-    return api.broker("alice")
-
-
-@pytest.fixture
-def bob(alice: Client) -> Client:
-    return api.broker("bob")
-
-
-@pytest.fixture
-def operator(db: None) -> Client:
-    return api.operator()
 
 
 def standing(status: str, cancelled: int) -> dict[str, Any]:

@@ -27,16 +27,6 @@ BY_BOB = {"broker_id": "bob"}
 KIBI_64 = 64 * 1024
 
 
-@pytest.fixture
-def alice(db: None) -> Client:
-    return api.broker("alice")
-
-
-@pytest.fixture
-def bob(alice: Client) -> Client:
-    return api.broker("bob")
-
-
 def refused_order(client: Client, body: Any, **options: str) -> Answer:
     return refused(client, "POST", "/orders", body, **options)
 

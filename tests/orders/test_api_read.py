@@ -24,21 +24,6 @@ MALFORMED = f"1 {'x' * 36} {str(UNKNOWN)[:-1]} {UNKNOWN.hex} %00 a%20b %ff".spli
 TRADE_FIELDS = ["trade_id", "order_id", "symbol", "side", "price", "quantity", "executed_at"]
 
 
-@pytest.fixture
-def alice(db: None) -> Client:
-    return api.broker("alice")
-
-
-@pytest.fixture
-def bob(alice: Client) -> Client:
-    return api.broker("bob")
-
-
-@pytest.fixture
-def operator(db: None) -> Client:
-    return api.operator()
-
-
 def ids(orders: list[Any]) -> list[str]:
     return [order["order_id"] for order in orders]
 
