@@ -5,7 +5,7 @@ from decimal import Decimal
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exchange.rules import Pricing
@@ -155,6 +155,7 @@ shapes = st.one_of(
 sequences = st.lists(st.tuples(st.sampled_from(Side), st.integers(1, 12), shapes), max_size=30)
 
 
+@settings(max_examples=500, deadline=None)
 @given(sequences, st.sampled_from(Pricing))
 def test_every_trade_is_the_one_a_naive_market_makes(
     orders: list[tuple[Side, int, tuple[Decimal | None, TimeInForce]]], pricing: Pricing
