@@ -19,6 +19,18 @@ def database_now() -> datetime:
 
 
 @contextmanager
+def lock_timeout(limit: str) -> Iterator[None]:
+    """Wait for locks no longer than this in here; what runs out of patience is an `OperationalError`."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT set_config('lock_timeout', %s, false)", [limit])
+    try:
+        yield
+    finally:  # the connection is the pool's, and its next user's
+        with connection.cursor() as cursor:
+            cursor.execute("RESET lock_timeout")
+
+
+@contextmanager
 def already_committed() -> Iterator[None]:
     """What fails in here fails after a commit: however it fails, nobody may hear that nothing was done."""
     try:

@@ -3,10 +3,11 @@
 import structlog
 from celery import shared_task
 from django.conf import settings
-from django.db import OperationalError, connection
+from django.db import OperationalError
 from django.db.models import Exists, OuterRef
 from django.db.models.functions import Now
 
+from exchange.database import lock_timeout
 from exchange.models import Instrument
 from orders import services
 from orders.models import Order
@@ -25,9 +26,8 @@ def sweep_expired() -> None:
 @shared_task
 def expire_orders(symbol: str) -> None:
     """Expire what is due in one book; one that is busy is left to the next sweep, for others may be due elsewhere."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT set_config('lock_timeout', %s, false)", [settings.EXPIRY_LOCK_TIMEOUT])
     try:
-        services.expire_orders(symbol)
+        with lock_timeout(settings.EXPIRY_LOCK_TIMEOUT):
+            services.expire_orders(symbol)
     except OperationalError as error:
         _log.warning("expiry_put_off", symbol=symbol, error=str(error))

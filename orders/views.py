@@ -1,6 +1,6 @@
 """Orders, trades and the market over REST: translate in, make one call, translate out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from heapq import merge
 from typing import Any
 from uuid import UUID
@@ -32,7 +32,6 @@ from orders.bodies import (
 )
 from orders.commands import CancelOrder, PlaceOrder, Replayed
 from orders.filters import OrderFilters, TradeFilters
-from orders.market_data import Quote
 from orders.models import Order, OrderQuerySet, Trade
 from orders.serializers import BookQuery, OrderLookup, PlaceOrderForm, QuoteQuery, SuspendForm
 from orders.terms import CancelReason, Side
@@ -152,12 +151,7 @@ class PriceView(ExchangeView):
 
     scopes = {"GET": (Scope.READ,)}
 
-    @documented(
-        "get_price",
-        "Read an instrument's price",
-        {200: market_data.PriceSummary},
-        [SymbolNotFound],
-    )
+    @documented("get_price", "Read an instrument's price", {200: market_data.PriceSummary}, [SymbolNotFound])
     def get(self, request: Request, symbol: str) -> Response:
         return Response(market_data.price_summary(symbol))
 
@@ -168,12 +162,7 @@ class BookView(ExchangeView):
     scopes = {"GET": (Scope.READ,)}
     query_class = BookQuery
 
-    @documented(
-        "get_book",
-        "Read an instrument's book",
-        {200: market_data.BookSnapshot},
-        [SymbolNotFound],
-    )
+    @documented("get_book", "Read an instrument's book", {200: market_data.BookSnapshot}, [SymbolNotFound])
     def get(self, request: Request, symbol: str) -> Response:
         return Response(market_data.book_snapshot(symbol, self.query["depth"]))
 
@@ -184,7 +173,7 @@ class QuoteView(ExchangeView):
     scopes = {"GET": (Scope.READ,)}
     query_class = QuoteQuery
 
-    @documented("get_quote", "Quote a market order", {200: Quote}, [SymbolNotFound])
+    @documented("get_quote", "Quote a market order", {200: market_data.Quote}, [SymbolNotFound])
     def get(self, request: Request, symbol: str) -> Response:
         return Response(market_data.quote(symbol, self.query["side"], self.query["quantity"]))
 
@@ -233,5 +222,15 @@ def _order_body(found: OrderQuerySet) -> OrderBody:
     order = found.select_related("instrument").first()
     if order is None:
         raise errors.OrderNotFound
-    trades = Trade.objects.of_order(order)
+    trades = _counted(order, Trade.objects.of_order(order))
     return OrderBody.with_trades(order, trades, price_decimals(order.instrument.tick_size))
+
+
+def _counted(order: Order, trades: Iterable[Trade]) -> Iterator[Trade]:
+    """The trades that make up what the order had filled when it was read; more may have happened since."""
+    filled = 0
+    for trade in trades:
+        if filled == order.filled_quantity:
+            return
+        filled += trade.quantity
+        yield trade

@@ -22,12 +22,13 @@ from uuid import UUID
 
 import httpx
 import pytest
+from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import Max, Sum
 
 from config.local.processes import wait_until
 from exchange import services as exchange_services
-from exchange.database import database_now
+from exchange.database import database_now, lock_timeout
 from exchange.errors import (
     BrokerSuspended,
     ExchangeError,
@@ -37,11 +38,12 @@ from exchange.errors import (
 )
 from exchange.models import Broker, Holding, Instrument
 from exchange.rules import BrokerStatus
-from orders import services, store
+from orders import services, store, tasks
 from orders.commands import Accepted, CancelOrder, Command, ExpireOrders, Outcome, PlaceOrder, Replayed
 from orders.models import Order, Trade
 from orders.terms import CancelReason, OrderStatus, OrderType, Side, TimeInForce
 from tests import live, trading
+from tests.exchange.client import Client
 from tests.trading import at_once, attempt, in_thread, order, place
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -544,13 +546,8 @@ def test_a_place_that_waited_for_a_halt_is_refused() -> None:
 
 
 def suspend_impatiently(broker_id: str) -> int:
-    with connection.cursor() as cursor:
-        cursor.execute("SET lock_timeout = '100ms'")
-    try:
+    with lock_timeout("100ms"):
         return services.suspend(broker_id, cancel_orders=True)
-    finally:
-        with connection.cursor() as cursor:
-            cursor.execute("RESET lock_timeout")
 
 
 def test_a_suspension_whose_cancels_fail_does_not_say_that_nothing_was_done() -> None:
@@ -562,3 +559,39 @@ def test_a_suspension_whose_cancels_fail_does_not_say_that_nothing_was_done() ->
         with pytest.raises(OutcomeUnknown):
             suspension.result(WAIT_SECONDS)
     assert Broker.objects.get(pk="alice").status == BrokerStatus.SUSPENDED
+
+
+# --- What others do meanwhile ---------------------------------------------------------------------------------------
+
+
+def test_an_order_is_read_with_the_trades_it_counts_though_it_trades_meanwhile() -> None:
+    alice = Client(trading.broker("alice"))
+    trading.broker("bob")
+    ask = place(Side.ASK, 10, "10.00", by="alice")
+    place(Side.BID, 3, "10.00", by="bob")
+
+    def trade_before_the_trades_are_read(execute: Any, sql: str, *arguments: Any) -> Any:
+        if 'FROM "orders_trade"' in sql:
+            in_thread(partial(place, Side.BID, 4, "10.00", by="bob")).result(WAIT_SECONDS)
+        return execute(sql, *arguments)
+
+    with connection.execute_wrapper(trade_before_the_trades_are_read):
+        body = alice.get(f"/orders/{ask.pk}").body
+    assert body["filled_quantity"] == sum(trade["quantity"] for trade in body["trades"]) == 3
+
+
+def test_expiry_leaves_a_busy_book_to_the_next_sweep() -> None:
+    trading.broker("alice")
+    trading.broker("bob")
+    due = place(Side.ASK, 1, "10.00", time_in_force=TimeInForce.GTD, expires_at=database_now() + timedelta(hours=1))
+    Order.objects.filter(pk=due.pk).update(expires_at=database_now())
+    with not_yet_committed(order(Side.BID, 1, "9.00", by="bob")):
+        in_thread(partial(tasks.expire_orders, "AAPL")).result(WAIT_SECONDS / 2)
+        due.refresh_from_db()
+        assert due.status == OrderStatus.PENDING
+    tasks.expire_orders("AAPL")
+    due.refresh_from_db()
+    assert due.status == OrderStatus.EXPIRED
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW lock_timeout")
+        assert cursor.fetchone() == (f"{settings.DATABASE_LOCK_TIMEOUT_MS // 1000}s",)
