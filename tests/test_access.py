@@ -142,11 +142,16 @@ def everything() -> Any:
     return trading.everything(), list(ApiKey.objects.order_by("pk").values()), list(Transfer.objects.values())
 
 
-@pytest.mark.parametrize(("row", "kinds"), list(trials()), ids=name_of)
-def test_each_key_may_do_what_its_row_says(keys: dict[str, Client], row: Row, kinds: list[str]) -> None:
+def path_of(row: Row) -> str:
+    """The row's path, with what there is on alice's market."""
     owned = ApiKey.objects.filter(broker="alice").earliest("created_at").pk
     names = {"order_id": str(Order.objects.get().pk), "broker_id": "alice", "symbol": "AAPL", "prefix": owned}
-    path = re.sub(r"<(\w+)>", lambda name: names[name[1]], row.path) + row.query
+    return re.sub(r"<(\w+)>", lambda name: names[name[1]], row.path) + row.query
+
+
+@pytest.mark.parametrize(("row", "kinds"), list(trials()), ids=name_of)
+def test_each_key_may_do_what_its_row_says(keys: dict[str, Client], row: Row, kinds: list[str]) -> None:
+    path = path_of(row)
     before = everything()
     for kind in kinds:
         answer = keys[kind].request(row.method, path, row.body)
@@ -187,3 +192,21 @@ def test_another_method_is_405_and_the_allow_header_names_those_there_are(keys: 
         assert set(answer.headers["Allow"].split(", ")) == {"GET", "POST", "HEAD"}
     assert api.refused(keys["none"], "PUT", "/orders").code == "unauthenticated"
     assert api.refused(keys["none"], "POST", "/healthz").code == "method_not_allowed"
+
+
+@pytest.mark.parametrize("row", [row for row in TABLE if row.path != "/docs"], ids=name_of)
+def test_every_operation_refuses_what_no_request_may_be(keys: dict[str, Client], row: Row) -> None:
+    path, may = path_of(row), keys["operator" if row.operator < "4" else "alice"]
+    more = path + ("&" if row.query else "?")
+
+    def refusal(client: Client, method: str, path: str, body: Any = row.body, **options: str) -> tuple[int, str]:
+        answer = api.refused(client, method, path, body, **options)
+        return answer.status, answer.code
+
+    assert refusal(may, "PATCH", path) == (405, "method_not_allowed")
+    assert refusal(may, row.method, f"{more}nonsense=1") == (400, "validation_error")
+    if row.path not in PUBLIC and row.alice < "4":
+        assert refusal(keys["alice"], row.method, f"{more}broker_id=bob") == (403, "broker_mismatch")
+    if row.method == "POST":
+        assert refusal(may, "POST", path, b" " * 70_000) == (413, "too_large")
+        assert refusal(may, "POST", path, b"{}", content_type="text/plain") == (415, "unsupported_media_type")
