@@ -8,6 +8,7 @@ import dj_database_url
 
 from config.logs import LOGGING as LOGGING
 from exchange.rules import BROKER_ID, SYMBOL
+from webhooks.addresses import Profile
 
 # --- From the environment -------------------------------------------------------------------------------------------
 
@@ -18,6 +19,7 @@ DATABASE_URL = os.environ["DATABASE_URL"]
 REDIS_URL = os.environ["REDIS_URL"]
 DATABASE_POOL_SIZE = int(os.environ.get("DATABASE_POOL_SIZE", "20"))
 SECURE_COOKIES = os.environ.get("SECURE_COOKIES", "1") == "1"
+WEBHOOK_ADDRESSES = Profile(os.environ.get("WEBHOOK_ADDRESSES", "public"))
 
 # --- Limits of the API (contract: "Conventions") --------------------------------------------------------------------
 
@@ -33,6 +35,13 @@ MAX_MAKERS_PER_COMMAND = 20_000  # a taker that would fill more resting orders t
 SWEEP_BATCH = 500  # orders cancelled or expired in one transaction
 PRICE_WINDOW = timedelta(minutes=5)
 MOVING_AVERAGE_ORDERS = 1_000
+
+# --- Limits of the deliveries ---------------------------------------------------------------------------------------
+
+WEBHOOK_SHARDS = 1  # dispatchers at a time; each endpoint belongs to one of them
+WEBHOOK_LANES = 256  # deliveries on their way at a time, of one dispatcher
+WEBHOOK_LANES_PER_ENDPOINT = 4
+WEBHOOK_ANSWER_BYTES = 4 * 1024  # read of a receiver's answer
 
 # --- Timeouts -------------------------------------------------------------------------------------------------------
 
@@ -50,9 +59,18 @@ DATABASE_IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
 VALKEY_TIMEOUT_SECONDS = 0.5
 HEARTBEAT_SECONDS = 1.0
 EXPIRY_SWEEP_SECONDS = 1.0
-EXPIRY_MESSAGE_SECONDS = 2.0  # a message that waited longer is one too many: beat has asked again
+EXPIRY_MESSAGE_SECONDS = 10.0  # then a sweep has asked again; also how far one worker's clock may be ahead of another's
 EXPIRY_LOCK_TIMEOUT = "200ms"
 TASK_TIME_LIMIT_SECONDS = 30
+WEBHOOK_DEADLINE_SECONDS = 5.0  # of one attempt, from the dial to the end of the answer
+WEBHOOK_KEEPALIVE_SECONDS = 1.0  # a connection unused for longer may be closed by the receiver just when it is used
+WEBHOOK_WAKE_UP_TIMEOUT_SECONDS = 0.1  # then the hint is lost, and the next second's drain does without
+WEBHOOK_WAKE_UP_PAUSE_SECONDS = 0.05  # between hints
+WEBHOOK_MESSAGE_SECONDS = 10.0
+WEBHOOK_DRAIN_EVERY_SECONDS = 1.0
+WEBHOOK_DRAIN_SECONDS = 15 * 60.0  # then a dispatcher ends, after what is on its way, and the next one takes over
+WEBHOOK_LINGER_SECONDS = 0.2  # how long a dispatcher with nothing to do waits for more
+WEBHOOK_POLL_SECONDS = 0.1  # how often a busy one looks for more when no hint comes
 
 # --- Django ---------------------------------------------------------------------------------------------------------
 
@@ -168,6 +186,7 @@ SPECTACULAR_SETTINGS = {
 CELERY_BROKER_URL = REDIS_URL
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_SERIALIZER = "json"
+CELERY_TASK_ROUTES = {"webhooks.tasks.*": {"queue": "webhooks"}}  # a worker of their own: see docs/webhooks.md
 CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_ACKS_LATE = True
 CELERY_TASK_TIME_LIMIT = TASK_TIME_LIMIT_SECONDS

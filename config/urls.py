@@ -6,6 +6,7 @@ from django.urls import include, path
 urlpatterns = [
     path("", include("exchange.urls")),
     path("", include("orders.urls")),
+    path("", include("webhooks.urls")),
     path("admin/", admin.site.urls),
 ]
 

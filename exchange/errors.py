@@ -106,6 +106,12 @@ class KeyNotFound(ExchangeError):
     code = "key_not_found"
 
 
+class WebhookNotFound(ExchangeError):
+    """There is no such webhook."""
+
+    code = "webhook_not_found"
+
+
 class BrokerAlreadyExists(ExchangeError):
     """A broker with this id exists already."""
 

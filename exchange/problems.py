@@ -33,6 +33,7 @@ STATUSES: dict[str, HTTPStatus] = {
     "symbol_not_found": HTTPStatus.NOT_FOUND,
     "order_not_found": HTTPStatus.NOT_FOUND,
     "key_not_found": HTTPStatus.NOT_FOUND,
+    "webhook_not_found": HTTPStatus.NOT_FOUND,
     "method_not_allowed": HTTPStatus.METHOD_NOT_ALLOWED,
     "broker_already_exists": HTTPStatus.CONFLICT,
     "symbol_already_listed": HTTPStatus.CONFLICT,

@@ -19,10 +19,14 @@ from orders.models import Order
 from tests import api, trading
 from tests.api import LIMIT
 from tests.exchange.client import Client
+from webhooks import services as webhooks
+from webhooks.models import EventType, Subscription
 
 pytestmark = pytest.mark.django_db
 
 MISMATCH, NO_SCOPE, NO_ORDER = "403 broker_mismatch", "403 scope_missing", "404 order_not_found"
+NO_WEBHOOK = "404 webhook_not_found"
+SUBSCRIPTION = {"broker_id": "alice", "url": "http://127.0.0.1:9/hook", "events": ["order.expired"]}
 
 
 class Row(NamedTuple):
@@ -67,6 +71,9 @@ TABLE = [
     everybody("GET", "/stocks/<symbol>/book"),
     everybody("GET", "/stocks/<symbol>/quote", "?side=bid&quantity=1"),
     everybody("GET", "/stocks/<symbol>/trades"),
+    Row("POST", "/webhooks", "201", MISMATCH, NO_SCOPE, NO_SCOPE, SUBSCRIPTION),
+    Row("GET", "/webhooks", "200", MISMATCH, "200", "200", query="?broker_id=alice"),
+    Row("DELETE", "/webhooks/<webhook_id>", "204", NO_WEBHOOK, NO_SCOPE, NO_SCOPE),
     operators("GET", "/brokers", "200"),
     operators("POST", "/brokers", "201", {"broker_id": "carol", "initial_cash": 1}),
     operators("POST", "/brokers/<broker_id>/suspend", "200", {}),
@@ -111,6 +118,7 @@ def keys() -> dict[str, Client]:
     """A client of each kind, on a market where alice has a resting order."""
     alice = api.broker("alice")
     api.placed(alice, LIMIT | {"client_order_id": "mine"})
+    webhooks.subscribe("alice", url="http://127.0.0.1:9/trades", events=[EventType.TRADE_EXECUTED])
     expired, expired_key = services.issue_key("alice")
     ApiKey.objects.filter(pk=expired.pk).update(expires_at=expired.created_at)
     revoked, revoked_key = services.issue_key("alice")
@@ -146,6 +154,7 @@ def path_of(row: Row) -> str:
     """The row's path, with what there is on alice's market."""
     owned = ApiKey.objects.filter(broker="alice").earliest("created_at").pk
     names = {"order_id": str(Order.objects.get().pk), "broker_id": "alice", "symbol": "AAPL", "prefix": owned}
+    names["webhook_id"] = str(Subscription.objects.get().pk)
     return re.sub(r"<(\w+)>", lambda name: names[name[1]], row.path) + row.query
 
 

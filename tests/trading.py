@@ -18,7 +18,7 @@ from orders import reconcile, services
 from orders.commands import Accepted, CancelOrder, Outcome, PlaceOrder, Replayed
 from orders.models import Order, Trade
 from orders.terms import OrderType, Side, TimeInForce
-from webhooks.models import Event
+from webhooks.models import Delivery, Event, Subscription
 
 CASH, SHARES = Decimal(1_000_000), 10_000
 PATIENCE_SECONDS = 30.0  # no thread may take longer: a test that hangs is a test that fails
@@ -111,8 +111,8 @@ def shares(broker_id: str, symbol: str = "AAPL") -> tuple[int, int]:
 
 
 def everything() -> dict[str, list[dict[str, Any]]]:
-    """Every row that an order could change."""
-    models: tuple[type[Model], ...] = (Broker, Holding, Instrument, Order, Trade, Event)
+    """Every row that an order or a subscription could change."""
+    models: tuple[type[Model], ...] = (Broker, Holding, Instrument, Order, Trade, Event, Subscription, Delivery)
     return {model.__name__: list(model._default_manager.order_by("pk").values()) for model in models}
 
 

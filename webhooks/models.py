@@ -1,16 +1,33 @@
-"""What happened, numbered per broker, in the very bytes a receiver gets."""
+"""What happened, numbered per broker; who wants to be told; and one row for each telling."""
 
 import uuid_utils.compat as uuid_utils
 from django.db import models
+from django.db.models import Q
 
 from exchange.models import Broker
 from exchange.rules import Words
+
+MAX_URL_LENGTH = 2_048
 
 
 class EventType(Words):
     TRADE_EXECUTED = "trade.executed"
     ORDER_CANCELLED = "order.cancelled"
     ORDER_EXPIRED = "order.expired"
+
+
+class DeliveryError(Words):
+    """What kept a delivery from being sent, or its answer from being read."""
+
+    TIMEOUT = "timeout"
+    BLOCKED_ADDRESS = "blocked_address"
+    NAME_NOT_RESOLVED = "name_not_resolved"
+    NOT_CONNECTED = "not_connected"
+    TLS_FAILED = "tls_failed"
+    DISCONNECTED = "disconnected"
+    INVALID_ANSWER = "invalid_answer"
+    SUBSCRIPTION_DELETED = "subscription_deleted"
+    FAILED = "failed"
 
 
 class Event(models.Model):
@@ -21,10 +38,68 @@ class Event(models.Model):
     sequence = models.BigIntegerField()
     type = models.CharField(max_length=32, choices=EventType.choices())
     occurred_at = models.DateTimeField()
-    body = models.TextField()
+    body = models.TextField()  # the very bytes that a receiver gets
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["broker", "sequence"], name="event_once_per_sequence")]
+
+    def __str__(self) -> str:
+        return str(self.pk)
+
+
+class SubscriptionQuerySet(models.QuerySet["Subscription"]):
+    """Ways to look at subscriptions."""
+
+    def alive(self) -> "SubscriptionQuerySet":
+        return self.filter(deleted_at=None)
+
+
+class Subscription(models.Model):
+    """A broker's wish to have one type of event sent to a URL.
+
+    It is never removed, only marked: a transaction that is writing a delivery for it must not fail at its commit.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid_utils.uuid7, editable=False)
+    broker = models.ForeignKey(Broker, models.PROTECT, related_name="subscriptions", db_index=False)
+    event_type = models.CharField(max_length=32, choices=EventType.choices())
+    url = models.CharField(max_length=MAX_URL_LENGTH)
+    created_at = models.DateTimeField()
+    deleted_at = models.DateTimeField(null=True)
+
+    objects = SubscriptionQuerySet.as_manager()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["broker", "event_type"], name="subscription_once_per_event", condition=Q(deleted_at=None)
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return str(self.pk)
+
+
+class Delivery(models.Model):
+    """One event to be told to one subscription, once: it is marked as claimed before it is sent, and never sent again.
+
+    What is neither claimed nor completed is due. What was claimed and has no outcome was on its way when its
+    dispatcher died, or is on its way now.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid_utils.uuid7, editable=False)
+    event = models.ForeignKey(Event, models.PROTECT, related_name="deliveries", db_index=False)
+    subscription = models.ForeignKey(Subscription, models.PROTECT, related_name="deliveries", db_index=False)
+    claimed_at = models.DateTimeField(null=True)
+    completed_at = models.DateTimeField(null=True)
+    status_code = models.SmallIntegerField(null=True)  # of the receiver's answer, if one came
+    error = models.CharField(max_length=32, choices=DeliveryError.choices(), blank=True, db_default="")
+    duration_ms = models.IntegerField(null=True)
+
+    class Meta:
+        indexes = [
+            models.Index(fields=["subscription", "id"], name="delivery_due", condition=Q(claimed_at=None)),
+        ]
 
     def __str__(self) -> str:
         return str(self.pk)

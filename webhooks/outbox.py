@@ -1,4 +1,7 @@
-"""The one door through which events come in: written in the transaction of the change they tell."""
+"""The one door through which events come in: written in the transaction of the change they tell.
+
+With them, in the same statement, goes a delivery for each that its broker subscribes to.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +10,10 @@ from uuid import UUID
 
 import msgspec
 import uuid_utils.compat as uuid_utils
+from django.db import transaction
 from django.db.backends.utils import CursorWrapper
 
+from webhooks import wakeup
 from webhooks.models import EventType
 
 
@@ -24,8 +29,10 @@ class NewEvent:
 
 
 def publish(cursor: CursorWrapper, events: Sequence[NewEvent]) -> None:
-    """Write `events` and the bytes that will tell them, in one statement."""
+    """Write `events`, the bytes that will tell them, and their deliveries; these are sent after the commit."""
     cursor.execute(_INSERT_EVENTS, [_ENCODER.encode([_Row.of(event) for event in events]).decode()])
+    if cursor.rowcount:
+        transaction.on_commit(wakeup.ask, robust=True)
 
 
 class _Body(msgspec.Struct, frozen=True):
@@ -51,8 +58,17 @@ class _Row(msgspec.Struct, frozen=True):
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
 
 _INSERT_EVENTS = """
-INSERT INTO webhooks_event (id, broker_id, sequence, type, occurred_at, body)
-SELECT id, broker_id, sequence, type, occurred_at, body
-FROM json_to_recordset(%s::json)
-  AS row(id uuid, broker_id text, sequence bigint, type text, occurred_at timestamptz, body text)
+WITH event AS (
+  INSERT INTO webhooks_event (id, broker_id, sequence, type, occurred_at, body)
+  SELECT id, broker_id, sequence, type, occurred_at, body
+  FROM json_to_recordset(%s::json)
+    AS row(id uuid, broker_id text, sequence bigint, type text, occurred_at timestamptz, body text)
+  RETURNING id, broker_id, sequence, type
+)
+INSERT INTO webhooks_delivery (id, event_id, subscription_id)
+SELECT uuidv7(), event.id, subscription.id
+FROM event JOIN webhooks_subscription subscription
+  ON subscription.broker_id = event.broker_id AND subscription.event_type = event.type
+     AND subscription.deleted_at IS NULL
+ORDER BY event.broker_id, event.sequence
 """

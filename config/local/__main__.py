@@ -26,7 +26,10 @@ DATABASE = "bourse"
 STEP_SECONDS = 120.0
 WEB_START_SECONDS = 60.0
 ANSWER_SECONDS = 5.0
-WORKERS = {"worker": "celery"}  # a name and its queue each
+WORKERS = {  # what each is told beside its name
+    "worker": ["-Q", "celery", "-c", "2"],
+    "webhooks": ["-Q", "webhooks", "--pool", "threads", "-c", "2"],  # one dispatches, one takes the hints meanwhile
+}
 
 
 def main() -> int:
@@ -65,10 +68,8 @@ def _run(port: int, stop: StopSignal) -> None:
         for name, arguments in _steps(base_url).items():
             run_step(_python(name, ["manage.py", *arguments], env), stop, STEP_SECONDS)
         supervisor.keep(_celery("beat", ["beat", "--scheduler", "celery.beat.Scheduler", "--pidfile="], env))
-        for name, queue in WORKERS.items():
-            supervisor.keep(
-                _celery(name, ["worker", "-Q", queue, "-n", f"{name}@%h", "-c", "2", "--without-mingle"], env)
-            )
+        for name, arguments in WORKERS.items():
+            supervisor.keep(_celery(name, ["worker", *arguments, "-n", f"{name}@%h", "--without-mingle"], env))
         supervisor.keep(Child("web", web.command(port), log=LOGS / "web.log", env=env, cwd=ROOT, grace_seconds=15.0))
         if supervisor.tend_until(lambda: _is_healthy(port), WEB_START_SECONDS):
             say(_where_to_look(base_url))
@@ -88,7 +89,7 @@ def _steps(base_url: str) -> dict[str, list[str]]:
 def _environment(supervisor: Supervisor, cleanup: ExitStack) -> dict[str, str]:
     """What the processes are told; the servers that it names are started here when nobody named any."""
     os.environ[leftovers.MARK] = str(RUN)
-    env = {"SECURE_COOKIES": "0", "SECRET_KEY": _secret_key()} | os.environ
+    env = {"SECURE_COOKIES": "0", "WEBHOOK_ADDRESSES": "local", "SECRET_KEY": _secret_key()} | os.environ
     if not env.get("DATABASE_URL"):
         say("Starting PostgreSQL ...")
         postgres = Postgres(RUN / "postgres", log=LOGS / "postgres.log")
@@ -104,7 +105,7 @@ def _environment(supervisor: Supervisor, cleanup: ExitStack) -> dict[str, str]:
         valkey.start()
         supervisor.keep(valkey.child, running=True)
         env["REDIS_URL"] = valkey.url
-    names = ["DATABASE_URL", "REDIS_URL", "SECRET_KEY", "SECURE_COOKIES"]
+    names = ["DATABASE_URL", "REDIS_URL", "SECRET_KEY", "SECURE_COOKIES", "WEBHOOK_ADDRESSES"]
     private_file.write(RUN / "env", "".join(f"export {name}={shlex.quote(env[name])}\n" for name in names))
     return env
 

@@ -52,7 +52,7 @@ OPERATORS_ONLY = {
     "halt_stock",
     "resume_stock",
 }
-FORBIDDEN = {"broker": OPERATORS_ONLY, "operator": {"place_order"}}
+FORBIDDEN = {"broker": OPERATORS_ONLY, "operator": {"place_order", "subscribe", "unsubscribe"}}
 
 
 @dataclass(frozen=True, slots=True)

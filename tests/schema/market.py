@@ -11,6 +11,8 @@ from orders.commands import Accepted
 from orders.state import OrderState
 from orders.terms import Side
 from tests import api, trading
+from webhooks import services as webhooks
+from webhooks.models import EventType, Subscription
 
 BROKERS = ("alice", "bob")
 SYMBOLS = ("AAPL", "GOOG")
@@ -29,6 +31,7 @@ BODIES: dict[str, list[dict[str, Any]]] = {
         {"reference": "cash-1", "cash": "-0.25", "reason": "fee"},
         {"reference": "shares-1", "symbol": "AAPL", "quantity": 5, "reason": "settled elsewhere"},
     ],
+    "subscribe": [{"broker_id": "alice", "url": "http://127.0.0.1:9/hook?a=1", "events": ["trade.executed"]}],
     "create_key": [{"name": "desk", "scopes": ["read"], "expires_at": api.LATER}],
 }
 
@@ -54,8 +57,15 @@ class Market:
             "symbol": list(SYMBOLS),
             "order_id": [str(order.id) for order in resting],
             "client_order_id": [order.client_order_id for order in resting],
+            "webhook_id": [str(self._subscription().pk)],
             "prefix": [exchange_services.issue_key("alice")[0].prefix for _ in range(EACH)],
         }
+
+    def _subscription(self) -> Subscription:
+        (subscription,), _ = webhooks.subscribe(
+            "alice", url="http://127.0.0.1:9/hook", events=[EventType.ORDER_EXPIRED]
+        )
+        return subscription
 
     def _resting(self) -> list[OrderState]:
         """New orders of alice's, that nothing in the book crosses."""

@@ -1,0 +1,135 @@
+"""Which URLs and which addresses webhooks may go to: no receiver may make the exchange talk to what only it can reach.
+
+A URL is checked when it is registered, as far as its text tells; the address is checked each time it is dialled, when
+a name has become one. Both ask here.
+"""
+
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+
+from exchange.rules import Words
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+MAX_PORT = 2**16 - 1
+MAX_HOST_LENGTH = 253
+
+
+class Profile(Words):
+    """How far webhooks may reach: anything but clouds' metadata, or only what is public, and encrypted."""
+
+    LOCAL = "local"
+    PUBLIC = "public"
+
+
+# --- URLs -----------------------------------------------------------------------------------------------------------
+
+# RFC 3986 without user info and fragment: what it does not allow, two parsers may understand in two ways.
+URL = re.compile(
+    r"(?P<scheme>[hH][tT][tT][pP][sS]?)://"
+    r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?)"
+    r"(:(?P<port>[0-9]{1,5}))?"
+    r"([/?][A-Za-z0-9._~:/?\[\]@!$&'()*+,;=%-]*)?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BadUrl(Exception):
+    """Why nothing may be sent to a URL: a stable code, and a sentence."""
+
+    code: str
+    detail: str
+
+
+def check_url(url: str, profile: Profile) -> None:
+    """Raise `BadUrl` if the text alone tells that nothing may be sent there; names are not looked up."""
+    parts = URL.fullmatch(url)
+    if parts is None or len(parts["host"]) > MAX_HOST_LENGTH or not 0 < int(parts["port"] or 1) <= MAX_PORT:
+        raise BadUrl("invalid", "Must be an http or https URL with a host, without user info or fragment, in ASCII.")
+    if profile is Profile.PUBLIC and parts["scheme"].lower() != "https":
+        raise BadUrl("https_required", "Must be an https URL.")
+    host = parts["host"]
+    try:
+        blocked = is_blocked(host, profile)
+    except ValueError:
+        if host.startswith("["):
+            raise BadUrl("invalid", "The address between the brackets is not one of IPv6.") from None
+        return  # a name
+    if blocked:
+        raise BadUrl("blocked_address", "Webhooks may not be sent to this address.")
+
+
+# --- Addresses ------------------------------------------------------------------------------------------------------
+
+_LINK_LOCAL_AND_METADATA: list[Network] = [
+    IPv4Network("169.254.0.0/16"),
+    IPv4Network("100.100.100.200/32"),  # Alibaba Cloud
+    IPv4Network("168.63.129.16/32"),  # Azure
+    IPv4Network("192.0.0.192/32"),  # Oracle Cloud
+    IPv6Network("fe80::/10"),
+    IPv6Network("fd00:ec2::/32"),  # Amazon
+    IPv6Network("fd20:ce::/32"),  # Google
+]
+
+# What the IANA special-purpose address registries do not call globally reachable, and multicast. Of IPv6 only 2000::/3
+# is given out at all.
+_NOT_GLOBAL: list[Network] = [
+    *map(
+        IPv4Network,
+        [
+            *["0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"],
+            *["192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24"],
+            *["203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"],
+        ],
+    ),
+    *map(IPv6Network, ["::/3", "4000::/2", "8000::/1", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"]),
+]
+
+# An IPv4 address can be written into one of these; whoever translates it would take us there.
+_NAT64 = IPv6Network("64:ff9b::/96")
+_IPV4_AT_THE_END = [_NAT64, *map(IPv6Network, ["::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b:1::/48"])]
+
+
+def is_blocked(host: str, profile: Profile) -> bool:
+    """Whether this address is out of bounds, in whatever way it is written; `ValueError` if `host` is a name."""
+    address = _address(host)
+    if any(_is_in(each, _LINK_LOCAL_AND_METADATA) for each in _reached(address)):
+        return True
+    if profile is Profile.LOCAL:
+        return False
+    if isinstance(address, IPv6Address) and address in _NAT64:
+        (_, address) = _reached(address)
+    return _is_in(address, _NOT_GLOBAL)
+
+
+def _address(host: str) -> Address:
+    """The address that a connect to `host` would go to, as `inet_aton` reads it: decimal, octal, hex, or in part."""
+    text = host.strip("[]")
+    try:
+        return ip_address(text)
+    except ValueError:
+        try:
+            return IPv4Address(socket.inet_aton(text.removesuffix(".")))
+        except OSError:
+            raise ValueError(f"{host} is no address") from None
+
+
+def _is_in(address: Address, networks: list[Network]) -> bool:
+    return any(address in network for network in networks)
+
+
+def _reached(address: Address) -> Iterator[Address]:
+    """The address itself, and the IPv4 addresses that it may be a wrapping of."""
+    yield address
+    if isinstance(address, IPv4Address):
+        return
+    if any(address in network for network in _IPV4_AT_THE_END):
+        yield IPv4Address(int(address) & 0xFFFFFFFF)
+    if address.sixtofour is not None:
+        yield address.sixtofour
+    if address.teredo is not None:
+        yield from address.teredo

@@ -1,0 +1,158 @@
+"""The deliveries' SQL as a dispatcher speaks it: what is due, claiming it, and what became of it.
+
+A claim is committed before anything is sent, and nothing claimed is ever claimed again: at most once, whoever dies.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Self
+from uuid import UUID
+
+import msgspec
+import psycopg
+from django.db import connection as django_connection
+from psycopg.rows import TupleRow
+
+from webhooks.models import DeliveryError
+
+Connection = psycopg.AsyncConnection[TupleRow]
+
+_LOCKS = 0x77686B73  # the first half of the advisory locks' numbers: nobody else's here; the second is the shard
+_DISCARDED_AT_ONCE = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A subscription that has something due: how much, counted up to a limit."""
+
+    subscription_id: UUID
+    url: str
+    is_deleted: bool
+    due: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A delivery that is this dispatcher's to send, once."""
+
+    delivery_id: UUID
+    subscription_id: UUID
+    url: str
+    event_type: str
+    sequence: int
+    body: str
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of one attempt: an answer's status, an error, or both when the answer broke off."""
+
+    id: UUID
+    status_code: int | None
+    error: DeliveryError | None
+    duration_ms: int
+
+
+class Claims:
+    """One connection to the database, in a session that holds its shard's lock."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @classmethod
+    async def connect(cls) -> Self:
+        """A connection of our own with the settings of Django's, whose own belong to threads and block them."""
+        parameters = django_connection.get_connection_params()
+        del parameters["cursor_factory"], parameters["context"]  # Django's, for its own way of waiting
+        return cls(await psycopg.AsyncConnection.connect(**parameters, autocommit=True))
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    async def take_shard(self, shard: int) -> bool:
+        """Become the only dispatcher of a shard until this connection ends; False if there is one."""
+        cursor = await self._connection.execute("SELECT pg_try_advisory_lock(%s, %s)", [_LOCKS, shard])
+        row = await cursor.fetchone()
+        assert row is not None
+        return bool(row[0])
+
+    async def due(self, counted_up_to: int) -> list[Endpoint]:
+        """Where something is due, what has waited longest first."""
+        cursor = await self._connection.execute(_DUE, [counted_up_to])
+        return [Endpoint(*row) for row in await cursor.fetchall()]
+
+    async def claim(self, rooms: Mapping[UUID, int]) -> list[Claim]:
+        """Claim up to so many deliveries of each subscription, oldest first."""
+        wanted = msgspec.json.encode([{"id": subscription_id, "room": room} for subscription_id, room in rooms.items()])
+        cursor = await self._connection.execute(_CLAIM, [wanted.decode()])
+        return [Claim(*row) for row in await cursor.fetchall()]
+
+    async def discard(self, subscription_ids: Sequence[UUID]) -> None:
+        """Close some of what is due to subscriptions that were deleted."""
+        await self._connection.execute(
+            _DISCARD, [DeliveryError.SUBSCRIPTION_DELETED, list(subscription_ids), _DISCARDED_AT_ONCE]
+        )
+
+    async def complete(self, outcomes: Sequence[Outcome]) -> None:
+        await self._connection.execute(_COMPLETE, [msgspec.json.encode(outcomes).decode()])
+
+    async def give_back(self, claims: Sequence[Claim]) -> None:
+        """Make what was claimed and not sent due again."""
+        await self._connection.execute(_GIVE_BACK, [[claim.delivery_id for claim in claims]])
+
+    def transaction(self) -> AbstractAsyncContextManager[psycopg.AsyncTransaction]:
+        return self._connection.transaction()
+
+
+# One step along the index per subscription that has something due, however long its queue is.
+_DUE = """
+WITH RECURSIVE due AS (
+  (SELECT subscription_id, id FROM webhooks_delivery
+   WHERE claimed_at IS NULL ORDER BY subscription_id, id LIMIT 1)
+  UNION ALL
+  SELECT next.subscription_id, next.id
+  FROM due CROSS JOIN LATERAL (
+    SELECT subscription_id, id FROM webhooks_delivery
+    WHERE claimed_at IS NULL AND subscription_id > due.subscription_id ORDER BY subscription_id, id LIMIT 1) next
+)
+SELECT subscription.id, subscription.url, subscription.deleted_at IS NOT NULL, queue.length
+FROM due JOIN webhooks_subscription subscription ON subscription.id = due.subscription_id
+CROSS JOIN LATERAL (
+  SELECT count(*) AS length FROM (
+    SELECT FROM webhooks_delivery WHERE subscription_id = due.subscription_id AND claimed_at IS NULL LIMIT %s) counted
+) queue
+ORDER BY due.id
+"""
+
+_CLAIM = """
+WITH chosen AS (
+  SELECT delivery.id
+  FROM json_to_recordset(%s::json) AS wanted(id uuid, room int)
+  CROSS JOIN LATERAL (
+    SELECT id FROM webhooks_delivery
+    WHERE subscription_id = wanted.id AND claimed_at IS NULL
+    ORDER BY id LIMIT wanted.room FOR UPDATE SKIP LOCKED) delivery
+)
+UPDATE webhooks_delivery delivery SET claimed_at = clock_timestamp()
+FROM chosen, webhooks_event event, webhooks_subscription subscription
+WHERE delivery.id = chosen.id AND event.id = delivery.event_id
+  AND subscription.id = delivery.subscription_id AND subscription.deleted_at IS NULL
+RETURNING delivery.id, subscription.id, subscription.url, event.type, event.sequence, event.body
+"""
+
+_DISCARD = """
+UPDATE webhooks_delivery SET claimed_at = clock_timestamp(), completed_at = clock_timestamp(), error = %s
+WHERE id IN (
+  SELECT id FROM webhooks_delivery
+  WHERE subscription_id = ANY(%s) AND claimed_at IS NULL LIMIT %s FOR UPDATE SKIP LOCKED)
+"""
+
+_COMPLETE = """
+UPDATE webhooks_delivery delivery
+SET completed_at = clock_timestamp(), status_code = row.status_code, error = coalesce(row.error, ''),
+    duration_ms = row.duration_ms
+FROM json_to_recordset(%s::json) AS row(id uuid, status_code smallint, error text, duration_ms int)
+WHERE delivery.id = row.id
+"""
+
+_GIVE_BACK = "UPDATE webhooks_delivery SET claimed_at = NULL WHERE id = ANY(%s) AND completed_at IS NULL"

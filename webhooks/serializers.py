@@ -1,0 +1,49 @@
+"""What comes in about subscriptions."""
+
+from typing import Any
+
+from django.conf import settings
+from rest_framework import serializers
+
+from exchange.fields import Choice, StrictSerializer, Text, WireField
+from exchange.rules import BROKER_ID
+from webhooks.addresses import URL, BadUrl, check_url
+from webhooks.models import MAX_URL_LENGTH, EventType
+
+
+class Url(WireField):
+    """Where webhooks may be sent, as far as the text tells; taken as it is."""
+
+    default_error_messages = {
+        "invalid": "Must be a string.",
+        "max_length": f"May have at most {MAX_URL_LENGTH} characters.",
+    }
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str):
+            self.fail("invalid")
+        if len(data) > MAX_URL_LENGTH:
+            self.fail("max_length")
+        try:
+            check_url(data, settings.WEBHOOK_ADDRESSES)
+        except BadUrl as refusal:
+            raise serializers.ValidationError(refusal.detail, refusal.code) from refusal
+        return data
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "format": "uri", "maxLength": MAX_URL_LENGTH, "pattern": f"^{_unnamed(URL.pattern)}$"}
+
+
+def _unnamed(pattern: str) -> str:
+    """A pattern without Python's names for its groups, which JSON Schema's dialect does not know."""
+    return pattern.replace("(?P<scheme>", "(").replace("(?P<host>", "(").replace("(?P<port>", "(")
+
+
+class SubscribeForm(StrictSerializer):
+    broker_id = Text(BROKER_ID)
+    url = Url()
+    events = serializers.ListField(child=Choice(EventType), min_length=1)
+
+
+class WebhooksQuery(StrictSerializer):
+    broker_id = Text(BROKER_ID)

@@ -1,0 +1,28 @@
+"""What sends the deliveries: started by a hint after each commit, and by beat every second in case one was lost."""
+
+from typing import Any
+
+import psycopg
+import structlog
+from celery import shared_task
+from celery.signals import worker_shutting_down
+
+from webhooks import delivery
+from webhooks.wakeup import TASK
+
+_log = structlog.get_logger(__name__)
+
+
+@shared_task(name=TASK, acks_late=False)  # a message lost is as good as one that never came
+def deliver(shard: int) -> None:
+    """Send what is due in one shard."""
+    try:
+        delivery.drain(shard)
+    except psycopg.OperationalError as error:
+        _log.warning("deliveries_put_off", shard=shard, error=str(error))
+
+
+@worker_shutting_down.connect
+def stop(**_: Any) -> None:
+    """A worker that was told to stop finishes what is on its way, and claims nothing more."""
+    delivery.stop()
