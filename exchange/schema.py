@@ -82,8 +82,9 @@ class Schema(AutoSchema):
     view: Any
 
     def get_description(self) -> str:  # type: ignore[override]  # as in the base class
-        """What the method or the view says of itself, not what the base of all views says."""
-        return _own_doc(getattr(self.view, self.method.lower())) or _own_doc(type(self.view))
+        """What the method says of itself, or a view that has one method only; not what the base of all views says."""
+        of_method = _own_doc(getattr(self.view, self.method.lower()))
+        return of_method or ("" if len(self.view.scopes) > 1 else _own_doc(type(self.view)))
 
     def get_request_serializer(self) -> Any:
         return getattr(self.view, "body_class", None) if self.method == "POST" else None
@@ -148,17 +149,18 @@ class BearerScheme(OpenApiAuthenticationExtension):
 
 
 class FieldExtension(OpenApiSerializerFieldExtension):
-    """A wire field describes itself; an enum's words are a component that answers share."""
+    """A wire field describes itself; an enum is a component that answers share, also where only some words will do."""
 
     target_class = "exchange.fields.WireField"
     match_subclasses = True
 
     def map_serializer_field(self, auto_schema: AutoSchema, direction: Direction) -> JSONSchema:
         field = self.target
-        if isinstance(field, Choice) and field.takes_all:
-            return _described(auto_schema, field.enum)
         schema: JSONSchema = field.schema()
-        return schema
+        if not isinstance(field, Choice):
+            return schema
+        words = _described(auto_schema, field.enum)
+        return words if field.takes_all else words | {"enum": schema["enum"]}
 
 
 class FormExtension(OpenApiSerializerExtension):

@@ -1,10 +1,15 @@
 """Fixtures for every package's tests."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from django.conf import settings
 
-from tests import live
+from config.local.servers import Valkey
+from tests import celery_processes, live
+from tests.celery_processes import Celery
+from tests.receiver import Receiver
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +21,35 @@ def server(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> I
         yield running
     finally:
         running.stop()
+
+
+@pytest.fixture
+def celery(transactional_db: None, tmp_path: Path) -> Iterator[Celery]:
+    """Celery's processes, which the test starts, on the session's Valkey; they end before the tables are emptied."""
+    with celery_processes.celery(tmp_path, settings.REDIS_URL) as processes:
+        yield processes
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[Valkey]:
+    """A Valkey for one test to kill: `child.kill()`, and `start_again()` on the same port with nothing in it."""
+    own = Valkey(tmp_path, log=tmp_path / "valkey.log")
+    try:
+        own.start()
+        yield own
+    finally:
+        own.stop()
+
+
+@pytest.fixture
+def celery_apart(transactional_db: None, tmp_path: Path, valkey: Valkey) -> Iterator[Celery]:
+    """Celery's processes on the test's own `valkey`, which must be up when the test ends."""
+    with celery_processes.celery(tmp_path, valkey.url) as processes:
+        yield processes
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """Whom webhooks can be sent to."""
+    with Receiver() as listening:
+        yield listening

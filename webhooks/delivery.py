@@ -133,9 +133,11 @@ class Dispatcher:
         task.add_done_callback(self._sending.discard)
 
     async def _send(self, session: aiohttp.ClientSession, claim: Claim) -> None:
-        self._outcomes.append(await sending.send(session, claim))
+        outcome = await sending.send(session, claim)  # first: the list is another one by then
+        self._outcomes.append(outcome)
         self._in_flight[claim.url] -= 1
-        self._in_flight += Counter()  # forgets those with nothing in flight
+        if not self._in_flight[claim.url]:
+            del self._in_flight[claim.url]
         self._woken.set()
 
 

@@ -6,6 +6,7 @@ Whatever the receiver does, it takes no longer than the deadline and no more of 
 import asyncio
 import socket
 import time
+from math import inf
 
 import aiohttp
 import structlog
@@ -35,7 +36,7 @@ def session(resolver: aiohttp.abc.AbstractResolver | None = None) -> aiohttp.Cli
     )
     return aiohttp.ClientSession(
         connector=connector,
-        timeout=aiohttp.ClientTimeout(total=settings.WEBHOOK_DEADLINE_SECONDS),
+        timeout=aiohttp.ClientTimeout(total=settings.WEBHOOK_DEADLINE_SECONDS, ceil_threshold=inf),  # never rounded up
         headers={"User-Agent": USER_AGENT, "Content-Type": "application/json"},
         skip_auto_headers=["Accept", "Accept-Encoding"],
         cookie_jar=aiohttp.DummyCookieJar(),

@@ -132,11 +132,15 @@ class Valkey:
         """Start the server on a free port; again on another one when somebody was faster."""
         for _ in range(VALKEY_START_ATTEMPTS):
             self._configure()
-            self.child.start()
-            if wait_until(lambda: self._answers() or not self.child.is_running(), START_SECONDS) and self._answers():
+            if self.start_again():
                 return
             self.child.stop()
         raise LocalError(f"Valkey did not start: {self.child.last_words()}")
+
+    def start_again(self) -> bool:
+        """Start the server where it was, with nothing in it; whether it answers."""
+        self.child.start()
+        return wait_until(lambda: self._answers() or not self.child.is_running(), START_SECONDS) and self._answers()
 
     def stop(self) -> None:
         self.child.stop()
