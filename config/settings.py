@@ -19,6 +19,7 @@ DATABASE_URL = os.environ["DATABASE_URL"]
 REDIS_URL = os.environ["REDIS_URL"]
 DATABASE_POOL_SIZE = int(os.environ.get("DATABASE_POOL_SIZE", "20"))
 SECURE_COOKIES = os.environ.get("SECURE_COOKIES", "1") == "1"
+CSRF_TRUSTED_ORIGINS = os.environ.get("CSRF_TRUSTED_ORIGINS", "").split()
 WEBHOOK_ADDRESSES = Profile(os.environ.get("WEBHOOK_ADDRESSES", "public"))
 
 # --- Limits of the API (contract: "Conventions") --------------------------------------------------------------------
