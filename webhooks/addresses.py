@@ -5,7 +5,6 @@ a name has become one. Both ask here.
 """
 
 import re
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -35,6 +34,8 @@ URL = re.compile(
     r"(:(?P<port>[0-9]{1,5}))?"
     r"([/?][A-Za-z0-9._~:/?\[\]@!$&'()*+,;=%-]*)?"
 )
+# To some parsers a host that ends in a number is an IPv4 address: in one number, in octal, in hex, or in part.
+ENDS_IN_A_NUMBER = re.compile(r"(.*\.)?([0-9]+|0[xX][0-9A-Fa-f]*)\.?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +53,19 @@ def check_url(url: str, profile: Profile) -> None:
         raise BadUrl("invalid", "Must be an http or https URL with a host, without user info or fragment, in ASCII.")
     if profile is Profile.PUBLIC and parts["scheme"].lower() != "https":
         raise BadUrl("https_required", "Must be an https URL.")
-    host = parts["host"]
     try:
-        blocked = is_blocked(host, profile)
+        address = _address(parts["host"])
     except ValueError:
-        if host.startswith("["):
-            raise BadUrl("invalid", "The address between the brackets is not one of IPv6.") from None
-        return  # a name
-    if blocked:
+        raise BadUrl("invalid", "Its address must be four decimal numbers, or one of IPv6 in brackets.") from None
+    if address is not None and is_blocked(address, profile):
         raise BadUrl("blocked_address", "Webhooks may not be sent to this address.")
+
+
+def _address(host: str) -> Address | None:
+    """The address that a URL's host is, None for a name; `ValueError` for what some may read as either."""
+    if host.startswith("["):
+        return IPv6Address(host[1:-1])
+    return IPv4Address(host) if ENDS_IN_A_NUMBER.fullmatch(host) else None
 
 
 # --- Addresses ------------------------------------------------------------------------------------------------------
@@ -73,6 +78,11 @@ _LINK_LOCAL_AND_METADATA: list[Network] = [
     IPv6Network("fe80::/10"),
     IPv6Network("fd00:ec2::/32"),  # Amazon
     IPv6Network("fd20:ce::/32"),  # Google
+    IPv6Network("fd00:c1::a9fe:a9fe/128"),  # Oracle Cloud
+    IPv6Network("fd00:100::100:200/128"),  # Alibaba Cloud
+    IPv6Network("fd00:42::42/128"),  # Scaleway
+    IPv6Network("fd00:a9fe:a9fe::1/128"),  # Akamai
+    IPv6Network("64:ff9b:1::/48"),  # a network's own NAT64: only it knows where in there the IPv4 address is
 ]
 
 # What the IANA special-purpose address registries do not call globally reachable, and multicast. Of IPv6 only 2000::/3
@@ -91,12 +101,12 @@ _NOT_GLOBAL: list[Network] = [
 
 # An IPv4 address can be written into one of these; whoever translates it would take us there.
 _NAT64 = IPv6Network("64:ff9b::/96")
-_IPV4_AT_THE_END = [_NAT64, *map(IPv6Network, ["::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b:1::/48"])]
+_IPV4_AT_THE_END = [_NAT64, *map(IPv6Network, ["::/96", "::ffff:0:0/96", "::ffff:0:0:0/96"])]
 
 
-def is_blocked(host: str, profile: Profile) -> bool:
-    """Whether this address is out of bounds, in whatever way it is written; `ValueError` if `host` is a name."""
-    address = _address(host)
+def is_blocked(host: str | Address, profile: Profile) -> bool:
+    """Whether this address is out of bounds, in whatever it is wrapped; `ValueError` if it is none."""
+    address = ip_address(host)
     if any(_is_in(each, _LINK_LOCAL_AND_METADATA) for each in _reached(address)):
         return True
     if profile is Profile.LOCAL:
@@ -104,18 +114,6 @@ def is_blocked(host: str, profile: Profile) -> bool:
     if isinstance(address, IPv6Address) and address in _NAT64:
         (_, address) = _reached(address)
     return _is_in(address, _NOT_GLOBAL)
-
-
-def _address(host: str) -> Address:
-    """The address that a connect to `host` would go to, as `inet_aton` reads it: decimal, octal, hex, or in part."""
-    text = host.strip("[]")
-    try:
-        return ip_address(text)
-    except ValueError:
-        try:
-            return IPv4Address(socket.inet_aton(text.removesuffix(".")))
-        except OSError:
-            raise ValueError(f"{host} is no address") from None
 
 
 def _is_in(address: Address, networks: list[Network]) -> bool:

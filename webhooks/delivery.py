@@ -65,6 +65,7 @@ class Dispatcher:
 
     async def _drain(self, claims: Claims, session: aiohttp.ClientSession) -> None:
         ends_at = time.monotonic() + settings.WEBHOOK_DRAIN_SECONDS
+        has_lingered = False
         try:
             while True:
                 self._woken.clear()
@@ -73,9 +74,12 @@ class Dispatcher:
                 for claim in await self._settle_and_claim(claims, is_ending=is_ending):
                     self._start(session, claim)
                 if self._sending or self._outcomes:
+                    has_lingered = False
                     await self._is_woken(settings.WEBHOOK_POLL_SECONDS)
-                elif is_ending or not await self._is_woken(settings.WEBHOOK_LINGER_SECONDS):
+                elif is_ending or (has_lingered and not self._woken.is_set()):
                     return
+                else:  # before it ends it looks once more: a hint may be lost, or be with another process
+                    has_lingered = not await self._is_woken(settings.WEBHOOK_LINGER_SECONDS)
         finally:
             if self._sending:  # whatever happened to us, what is on its way may arrive
                 await asyncio.wait(self._sending)

@@ -7,6 +7,7 @@ import asyncio
 import socket
 import time
 from math import inf
+from typing import TYPE_CHECKING
 
 import aiohttp
 import structlog
@@ -17,7 +18,11 @@ from webhooks.addresses import Profile, is_blocked
 from webhooks.claims import Claim, Outcome
 from webhooks.models import DeliveryError
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
 USER_AGENT = "Bourse"
+MAX_RECEIVED_BYTES = 32 * 1024  # between two things that we send: room for any head, TLS record or handshake
 
 _log = structlog.get_logger(__name__)
 
@@ -53,7 +58,27 @@ def _socket_to_allowed(info: aiohttp.AddrInfoType) -> socket.socket:
         blocked = True
     if blocked:
         raise BlockedAddress("this address is blocked")
-    return socket.socket(family, kind, protocol)
+    return _Socket(family, kind, protocol)
+
+
+class _Socket(socket.socket):
+    """Ends when it has received more than any answer is long: heads without end would keep us from all others."""
+
+    _left = MAX_RECEIVED_BYTES
+
+    def send(self, data: "ReadableBuffer", flags: int = 0, /) -> int:
+        self._left = MAX_RECEIVED_BYTES
+        return super().send(data, flags)
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        data = super().recv(min(size, self._left), flags)  # of size 0 it is the end
+        self._left -= len(data)
+        return data
+
+    def recv_into(self, buffer: "WriteableBuffer", size: int = 0, flags: int = 0) -> int:  # under TLS
+        received = super().recv_into(memoryview(buffer)[: self._left], size, flags)
+        self._left -= received
+        return received
 
 
 async def send(session: aiohttp.ClientSession, claim: Claim) -> Outcome:

@@ -1,0 +1,64 @@
+"""What tests of the deliveries share: trades to be told, and waiting until all that was due has been."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from uuid import UUID
+
+from django.db import connection
+
+from config.local.processes import wait_until
+from orders import services as orders_services
+from orders.terms import Side
+from tests import trading
+from tests.trading import order
+from webhooks import claims, services, wakeup
+from webhooks.models import Delivery, EventType
+
+ASK_AGAIN_SECONDS = 1.0  # as often as beat does: a hint may be lost, and there is no beat in most tests
+
+Told = tuple[int | None, str]  # status and error of a delivery
+
+
+def subscribe(broker_id: str, url: str, *events: EventType) -> UUID:
+    """Have a broker told about these, or about trades; the last one's webhook_id."""
+    subscriptions, _ = services.subscribe(broker_id, url=url, events=events or [EventType.TRADE_EXECUTED])
+    return UUID(str(subscriptions[-1].pk))
+
+
+def trade(each: int = 1, *, of: str | Sequence[str] = "alice", against: str = "maker") -> None:
+    """So many trades of one share for each of these takers, all in one transaction."""
+    takers = [of] if isinstance(of, str) else of
+    trading.place(Side.ASK, each * len(takers), "10", by=against)
+    orders_services.execute([order(Side.BID, 1, "10", by=by) for _ in range(each) for by in takers])
+
+
+def settle() -> None:
+    """Wait until every delivery is done with."""
+    for _ in range(round(trading.PATIENCE_SECONDS / ASK_AGAIN_SECONDS)):
+        wakeup.ask()
+        if wait_until(lambda: not Delivery.objects.filter(completed_at=None).exists(), ASK_AGAIN_SECONDS):
+            return
+    raise AssertionError(list(Delivery.objects.filter(completed_at=None).values()))
+
+
+def outcomes(broker_id: str = "alice") -> list[Told]:
+    """What became of a broker's deliveries, in the order of their events."""
+    mine = Delivery.objects.filter(event__broker=broker_id).order_by("event__sequence")
+    return list(mine.values_list("status_code", "error"))
+
+
+@contextmanager
+def no_dispatcher() -> Iterator[None]:
+    """Nobody sends anything: we hold the lock of the only shard, as a dispatcher does."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s, 0)", [claims._LOCKS])
+        try:
+            yield
+        finally:
+            cursor.execute("SELECT pg_advisory_unlock(%s, 0)", [claims._LOCKS])
+
+
+def wait_until_idle() -> None:
+    """Wait until the last dispatcher has ended."""
+    with no_dispatcher():
+        pass

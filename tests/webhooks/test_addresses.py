@@ -1,0 +1,596 @@
+"""Where webhooks may go, told from a URL's text and each time an address is dialled (contract: "Webhooks").
+
+What is dialled is seen by an event loop that notes it; from here it reaches this machine only.
+"""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from typing import Any, Literal
+from uuid import uuid4
+
+import aiohttp
+import pytest
+from aiohttp.abc import AbstractResolver, ResolveResult
+from hypothesis import assume, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from pytest_django.fixtures import Settings
+
+from tests.receiver import Receiver, answer, redirect
+from webhooks import sending
+from webhooks.addresses import ENDS_IN_A_NUMBER, Address, BadUrl, Profile, check_url, is_blocked
+from webhooks.claims import Claim, Outcome
+from webhooks.models import DeliveryError
+
+LOCAL, PUBLIC = Profile.LOCAL, Profile.PUBLIC
+BLOCKED = DeliveryError.BLOCKED_ADDRESS
+METADATA = "169.254.169.254"
+CLOSED = ["Connection: close"]
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """Notes every address that is dialled, and lets through those of this machine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dialled: list[str] = []
+
+    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
+        self.dialled.append(address[0])
+        if address[0] != "127.0.0.1":
+            raise ConnectionRefusedError("not from a test")
+        await super().sock_connect(sock, address)
+
+
+class Names(AbstractResolver):
+    """Look-ups of names that answer what they are told, until they are told something else."""
+
+    def __init__(self) -> None:
+        self.addresses: dict[str, list[str]] = {}
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        if host not in self.addresses:
+            raise OSError(None, "there is no such name")
+        return [
+            ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=0)
+            for address in self.addresses[host]
+        ]
+
+    async def close(self) -> None:
+        pass
+
+
+class Dispatch:
+    """A dispatcher's session, in a world where names lead where they are told to."""
+
+    def __init__(self, runner: asyncio.Runner) -> None:
+        loop = runner.get_loop()
+        assert isinstance(loop, Loop)
+        self._runner, self._names, self.dialled = runner, Names(), loop.dialled
+        self._session = runner.run(self._begin())
+
+    async def _begin(self) -> aiohttp.ClientSession:
+        return sending.session(self._names)
+
+    def resolve(self, name: str, *addresses: str) -> None:
+        """`name` is at these addresses from now on."""
+        assert isinstance(self._session.connector, aiohttp.TCPConnector)
+        self._names.addresses[name] = list(addresses)
+        self._session.connector.clear_dns_cache()
+
+    def send(self, url: str) -> Outcome:
+        return self._runner.run(sending.send(self._session, Claim(uuid4(), uuid4(), url, "trade.executed", 1, "{}")))
+
+    def error(self, url: str) -> DeliveryError | None:
+        return self.send(url).error
+
+    def end(self) -> None:
+        self._runner.run(self._session.close())
+
+
+@pytest.fixture
+def dispatch() -> Iterator[Dispatch]:
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        dispatch = Dispatch(runner)
+        yield dispatch
+        dispatch.end()
+
+
+def refusal(url: str, profile: Profile) -> str | None:
+    """Why a URL may not be registered."""
+    try:
+        check_url(url, profile)
+    except BadUrl as bad:
+        return bad.code
+    return None
+
+
+def host(address: object) -> str:
+    """An address as it stands in a URL."""
+    return f"[{address}]" if ":" in str(address) else str(address)
+
+
+# --- Spellings and wrappings ----------------------------------------------------------------------------------------
+
+
+def spellings(address: IPv4Address) -> list[str]:
+    """An IPv4 address as `inet_aton` reads it: each number in base 10, 8 or 16, the last ones in one."""
+    number, (a, b, c, d) = int(address), address.packed
+    whole = [f"{number}", f"0{number:o}", f"{number:#x}", f"{number:#X}", f"0x{number:08x}", f"00{number:o}"]
+    parts = [
+        f"{a}.{number & 0xFFFFFF}",
+        f"{a}.{b}.{number & 0xFFFF}",
+        f"{a:#x}.{b:#x}.{c:#x}.{d:#x}",
+        f"0X{a:02X}.0X{b:02X}.0X{c:02X}.0X{d:02X}",
+        f"0{a:o}.0{b:o}.0{c:o}.0{d:o}",
+        f"0000{a:o}.{b}.{c}.{d}",
+        f"{a}.{b:#x}.0{c:o}.{d}",
+        f"{a}.{b}.{c}.{d:#x}",
+        f"{a:#x}.{number & 0xFFFFFF}",
+        f"0{a:o}.{b:#x}.{number & 0xFFFF}",
+    ]
+    return [*whole, *parts, f"{address}.", f"{number}.", f"{number:#x}."]
+
+
+def wrappings(address: IPv4Address) -> list[str]:
+    """The IPv6 addresses that lead to an IPv4 address where somebody translates them, or takes them out of a tunnel."""
+    number = int(address)
+    high, low = f"{number >> 16:x}", f"{number & 0xFFFF:x}"
+    flipped = number ^ 0xFFFFFFFF
+    a, b, c, d = address.packed
+    return [
+        f"::ffff:{address}",
+        f"::ffff:{high}:{low}",
+        f"::FFFF:{high.upper()}:{low.upper()}",
+        f"0:0:0:0:0:ffff:{high}:{low}",
+        f"0000:0000:0000:0000:0000:ffff:{address}",
+        f"::{address}",
+        f"::{high}:{low}",
+        f"::ffff:0:{address}",
+        f"::ffff:0:{high}:{low}",
+        f"64:ff9b::{address}",
+        f"64:ff9b::{high}:{low}",
+        f"0064:FF9B:0:0:0:0:{high}:{low}",
+        f"64:ff9b:1::{address}",  # a /96
+        f"64:ff9b:1:{high}:{c:x}:{d:02x}00::",  # a /48
+        f"64:ff9b:1:ff{a:02x}:{b:x}:{c:02x}{d:02x}::",  # a /56
+        f"64:ff9b:1:ffff:{a:x}:{b:02x}{c:02x}:{d:02x}00:0",  # a /64
+        f"2002:{high}:{low}::",
+        f"2002:{high}:{low}:1::{address}",
+        f"2001:0:{high}:{low}::",  # Teredo, its server
+        f"2001:0:808:808:0:ffff:{flipped >> 16:x}:{flipped & 0xFFFF:x}",  # and its client
+    ]
+
+
+# What no profile lets through, and what lies beside it and is let through in `local`.
+ALWAYS: list[tuple[str, list[str], list[str]]] = [
+    (
+        "link-local IPv4 (Amazon, Azure, Google, Oracle, IBM, DigitalOcean, Scaleway, Tencent, ...)",
+        ["169.254.0.0", METADATA, "169.254.170.2", "169.254.42.42", "169.254.0.23", "169.254.255.255"],
+        ["169.253.255.255", "169.255.0.0"],
+    ),
+    ("Alibaba Cloud", ["100.100.100.200"], ["100.100.100.199", "100.100.100.201"]),
+    ("Azure", ["168.63.129.16"], ["168.63.129.15", "168.63.129.17"]),
+    ("Oracle Cloud", ["192.0.0.192"], ["192.0.0.191", "192.0.0.193"]),
+    (
+        "link-local IPv6 (OpenStack)",
+        ["fe80::", "fe80::a9fe:a9fe", "febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff"],
+        ["fe7f:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "fec0::"],
+    ),
+    ("Amazon", ["fd00:ec2::254", "fd00:ec2::23", "FD00:0EC2:0:0:0:0:0:254"], ["fd00:ec1::254", "fd00:ec3::254"]),
+    ("Google, IPv6", ["fd20:ce::254"], ["fd20:cd::254", "fd20:cf::254"]),
+    ("Oracle Cloud, IPv6", ["fd00:c1::a9fe:a9fe"], ["fd00:c1::a9fe:a9fd", "fd00:c1::a9fe:a9ff"]),
+    ("Alibaba Cloud, IPv6", ["fd00:100::100:200"], ["fd00:100::100:1ff", "fd00:100::100:201"]),
+    ("Scaleway, IPv6", ["fd00:42::42"], ["fd00:42::41", "fd00:42::43"]),
+    ("Akamai, IPv6", ["fd00:a9fe:a9fe::1"], ["fd00:a9fe:a9fe::", "fd00:a9fe:a9fe::2"]),
+]
+
+
+@pytest.mark.parametrize(("case", "blocked", "beside"), ALWAYS, ids=[case for case, *_ in ALWAYS])
+def test_link_local_and_metadata_addresses_are_blocked_in_every_profile(
+    dispatch: Dispatch, settings: Settings, case: str, blocked: list[str], beside: list[str]
+) -> None:
+    for profile in Profile:
+        settings.WEBHOOK_ADDRESSES = profile
+        for address in blocked:
+            url = f"https://{host(address)}/hook"
+            assert refusal(url, profile) == "blocked_address", address
+            assert dispatch.error(url) == BLOCKED, address
+    assert dispatch.dialled == []
+
+    settings.WEBHOOK_ADDRESSES = LOCAL
+    for address in beside:
+        url = f"http://{host(address)}/hook"
+        assert refusal(url, LOCAL) is None, address
+        assert dispatch.error(url) == DeliveryError.NOT_CONNECTED, address
+    assert dispatch.dialled == beside
+
+
+@pytest.mark.parametrize("profile", Profile)
+@pytest.mark.parametrize("address", [METADATA, "169.254.0.1", "100.100.100.200", "168.63.129.16", "192.0.0.192"])
+def test_no_spelling_and_no_wrapping_is_a_way_around(
+    dispatch: Dispatch, settings: Settings, address: str, profile: Profile
+) -> None:
+    settings.WEBHOOK_ADDRESSES = profile
+    for spelling in spellings(IPv4Address(address)):
+        assert socket.inet_aton(spelling.removesuffix(".")) == IPv4Address(address).packed, spelling
+        url = f"https://{spelling}/hook"
+        dispatch.resolve(spelling, address)
+        assert refusal(url, profile) == "invalid", spelling
+        assert dispatch.error(url) is not None, spelling
+    for wrapping in wrappings(IPv4Address(address)):
+        url = f"https://[{wrapping}]/hook"
+        assert refusal(url, profile) == "blocked_address", wrapping
+        assert dispatch.error(url) == BLOCKED, wrapping
+        dispatch.resolve("wrapped.test", wrapping)
+        assert dispatch.error("https://wrapped.test/hook") == BLOCKED, wrapping
+    assert dispatch.dialled == []
+
+
+def test_the_spellings_are_those_that_people_try() -> None:
+    tried = spellings(IPv4Address(METADATA))
+
+    assert {"2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "169.254.43518", "0xa9.0xfe.0xa9.0xfe"} <= {*tried}
+    assert {"0XA9FEA9FE", "169.16689662", "169.254.169.254.", "169.0xfe.0251.254"} <= {*tried}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *["0", "0x", "0x7f", "127.1", "010.0.0.1", "08.8.8.8", "8.8.8.8.", "8.8.8", "1.2.3.4.5", "256.256.256.256"],
+        *["4294967296", "7147006462", "example.0", "example.com.1", "a.0x1f", "a.0x.", "1.2.3.0x4"],
+    ],
+)
+def test_what_ends_in_a_number_is_an_address_in_four_decimal_numbers_or_nothing(name: str) -> None:
+    assert refusal(f"https://{name}/", LOCAL) == "invalid"
+
+
+@pytest.mark.parametrize(
+    "name", ["0.a", "1e100.net", "1.example.com", "0x1.example", "0xg", "4chan.org", "a1", "a.0xg"]
+)
+def test_a_name_may_have_numbers_in_it(name: str) -> None:
+    assert refusal(f"https://{name}/", PUBLIC) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["8.8.8.8", "0", "8", "2852039166", METADATA, ":", ":::", "1::2::3", "1:2:3:4:5:6:7", "1:2:3:4:5:6:7:8:9"]
+)
+def test_between_brackets_is_an_ipv6_address(text: str) -> None:
+    assert refusal(f"https://[{text}]/", LOCAL) == "invalid"
+
+
+@pytest.mark.parametrize(
+    "text", ["::12345", "::1%25eth0", "fe80::1%eth0", "::1.2.3", "::ffff:0169.254.169.254", "v1.a"]
+)
+def test_an_ipv6_address_has_one_form_and_no_zone(text: str) -> None:
+    assert refusal(f"https://[{text}]/", LOCAL) == "invalid"
+
+
+# --- The public profile ---------------------------------------------------------------------------------------------
+
+# What the IANA special-purpose registries do not call globally reachable, multicast and what is not given out at all;
+# with the addresses just before and after, where these are global.
+NOT_GLOBAL: list[tuple[str, str | None, str | None]] = [
+    ("0.0.0.0/8", None, "1.0.0.0"),
+    ("10.0.0.0/8", "9.255.255.255", "11.0.0.0"),
+    ("100.64.0.0/10", "100.63.255.255", "100.128.0.0"),
+    ("127.0.0.0/8", "126.255.255.255", "128.0.0.0"),
+    ("169.254.0.0/16", "169.253.255.255", "169.255.0.0"),
+    ("172.16.0.0/12", "172.15.255.255", "172.32.0.0"),
+    ("192.0.0.0/24", "191.255.255.255", "192.0.1.0"),
+    ("192.0.0.0/29", "191.255.255.255", None),
+    ("192.0.0.8/32", None, None),
+    ("192.0.0.170/31", None, None),
+    ("192.0.2.0/24", "192.0.1.255", "192.0.3.0"),
+    ("192.88.99.0/24", "192.88.98.255", "192.88.100.0"),
+    ("192.168.0.0/16", "192.167.255.255", "192.169.0.0"),
+    ("198.18.0.0/15", "198.17.255.255", "198.20.0.0"),
+    ("198.51.100.0/24", "198.51.99.255", "198.51.101.0"),
+    ("203.0.113.0/24", "203.0.112.255", "203.0.114.0"),
+    ("224.0.0.0/4", "223.255.255.255", None),
+    ("240.0.0.0/4", None, None),
+    ("255.255.255.255/32", None, None),
+    ("::/128", None, None),
+    ("::1/128", None, None),
+    ("::ffff:0:0/96", None, None),
+    ("64:ff9b:1::/48", None, None),
+    ("100::/64", None, None),
+    ("100:0:0:1::/64", None, None),
+    ("200::/7", None, None),
+    ("1000::/4", None, "2000::"),
+    ("2001::/23", "2000:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "2001:200::"),
+    ("2001::/32", "2000:ffff:ffff:ffff:ffff:ffff:ffff:ffff", None),
+    ("2001:2::/48", None, None),
+    ("2001:10::/28", None, None),
+    ("2001:db8::/32", "2001:db7:ffff:ffff:ffff:ffff:ffff:ffff", "2001:db9::"),
+    ("2002::/16", "2001:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "2003::"),
+    ("3fff::/20", "3ffe:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "3fff:1000::"),
+    ("4000::/3", "3fff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", None),
+    ("5f00::/16", None, None),
+    ("6000::/3", None, None),
+    ("8000::/3", None, None),
+    ("a000::/3", None, None),
+    ("c000::/3", None, None),
+    ("e000::/4", None, None),
+    ("f000::/5", None, None),
+    ("fc00::/7", None, None),
+    ("fe00::/9", None, None),
+    ("fe80::/10", None, None),
+    ("fec0::/10", None, None),
+    ("ff00::/8", None, None),
+]
+NETWORKS = [ip_network(network) for network, _, _ in NOT_GLOBAL]
+# Reachable, says the registry, but where no receiver can be: anycast of protocols, and identifiers that are no places.
+OF_PROTOCOLS = ["192.0.0.9", "192.0.0.10", "2001:1::1", "2001:1::2", "2001:1::3", "2001:3::1", "2001:4:112::1"]
+OF_PROTOCOLS += ["2001:20::1", "2001:30::1", "192.88.99.1"]
+GLOBAL = ["8.8.8.8", "1.1.1.1", "192.31.196.1", "192.52.193.1", "192.175.48.1", "2606:4700::1111"]
+GLOBAL += ["2001:4860:4860::8888", "2620:4f:8000::1", "2a00:1450::1", "64:ff9b::808:808", "64:ff9b::1.1.1.1"]
+
+
+@pytest.mark.parametrize(("network", "before", "after"), NOT_GLOBAL, ids=[network for network, *_ in NOT_GLOBAL])
+def test_what_is_not_global_is_blocked_in_public_to_its_edges(
+    dispatch: Dispatch, settings: Settings, network: str, before: str | None, after: str | None
+) -> None:
+    settings.WEBHOOK_ADDRESSES = PUBLIC
+    inside = ip_network(network)
+    for address in (inside[0], inside[-1], inside[inside.num_addresses // 2]):
+        assert refusal(f"https://{host(address)}/", PUBLIC) == "blocked_address", address
+        assert dispatch.error(f"https://{host(address)}/") == BLOCKED, address
+    assert dispatch.dialled == []
+
+    for beside in filter(None, (before, after)):
+        assert refusal(f"https://{host(beside)}/", PUBLIC) is None, beside
+        assert dispatch.error(f"https://{host(beside)}/") == DeliveryError.NOT_CONNECTED, beside
+    assert dispatch.dialled == [*filter(None, (before, after))]
+
+
+def test_addresses_of_protocols_are_blocked_in_public() -> None:
+    for address in OF_PROTOCOLS:
+        assert refusal(f"https://{host(address)}/", PUBLIC) == "blocked_address", address
+
+
+def test_global_addresses_are_dialled_in_public(dispatch: Dispatch, settings: Settings) -> None:
+    settings.WEBHOOK_ADDRESSES = PUBLIC
+    for address in GLOBAL:
+        assert refusal(f"https://{host(address)}/", PUBLIC) is None, address
+        assert dispatch.error(f"https://{host(address)}/") == DeliveryError.NOT_CONNECTED, address
+    assert dispatch.dialled == GLOBAL
+
+
+def test_only_https_is_public(dispatch: Dispatch, settings: Settings, receiver: Receiver) -> None:
+    settings.WEBHOOK_ADDRESSES = PUBLIC
+    dispatch.resolve("receiver.test", "8.8.8.8", "127.0.0.1")
+    for scheme in ("http", "HTTP", "hTTp"):
+        url = f"{scheme}://receiver.test:{receiver.port}/"
+        assert refusal(url, PUBLIC) == "https_required"
+        assert refusal(url, LOCAL) is None
+        assert dispatch.error(url) == BLOCKED
+    assert dispatch.dialled == []
+    assert refusal("HttpS://8.8.8.8/", PUBLIC) is None
+    assert dispatch.error("HttpS://8.8.8.8/") == DeliveryError.NOT_CONNECTED
+    assert dispatch.dialled == ["8.8.8.8"]
+
+
+def test_in_local_this_machine_and_its_network_are_open(dispatch: Dispatch, receiver: Receiver) -> None:
+    assert refusal(receiver.url("/hook"), LOCAL) is None
+    assert dispatch.send(receiver.url("/hook")).status_code == 200
+    inside = ["127.255.255.255", "10.0.0.1", "172.16.0.1", "192.168.0.1", "100.64.0.1", "198.18.0.1", "::1", "fd00::1"]
+    inside += ["::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::10.0.0.1", "2002:a00:1::1", "2001:0:a00:1::"]
+    for address in inside:
+        assert refusal(f"http://{host(address)}:8000/", LOCAL) is None, address
+        assert dispatch.error(f"http://{host(address)}:8000/") == DeliveryError.NOT_CONNECTED, address
+    assert dispatch.dialled == ["127.0.0.1", *inside]
+
+
+# --- As Python sees it ----------------------------------------------------------------------------------------------
+
+# Blocked though some version of Python calls it global: see above, and `OF_PROTOCOLS`.
+EXTRA = ["192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32"]
+EXTRA_V6 = ["::ffff:0:0/96", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20", "fec0::/10"]
+NAT64 = IPv6Network("64:ff9b::/96")
+
+
+def any_address(version: Literal[4, 6]) -> st.SearchStrategy[Any]:
+    """Any address, and many from what is blocked and from near its edges."""
+    near = [network for network in NETWORKS if network.version == version]
+    edges = [edge for network in near for edge in (int(network[0]), int(network[-1]))]
+    make, last = (IPv4Address, 2**32 - 1) if version == 4 else (IPv6Address, 2**128 - 1)
+    around = st.builds(
+        lambda edge, step: make(min(max(edge + step, 0), last)), st.sampled_from(edges), st.integers(-2, 2)
+    )
+    return st.one_of(st.ip_addresses(v=version), around, *[st.ip_addresses(network=network) for network in near])
+
+
+def is_python_global(address: Address) -> bool:
+    return address.is_global and not (address.is_multicast or address.is_reserved)
+
+
+@hypothesis_settings(max_examples=500, deadline=None)
+@given(any_address(4))
+def test_an_ipv4_address_is_blocked_in_public_exactly_when_it_is_not_global(address: IPv4Address) -> None:
+    elsewhere = any(address in IPv4Network(network) for network in EXTRA)
+
+    assert is_blocked(address, PUBLIC) == (not is_python_global(address) or elsewhere)
+    assert (refusal(f"https://{address}/", PUBLIC) is not None) == is_blocked(address, PUBLIC)
+
+
+@hypothesis_settings(max_examples=500, deadline=None)
+@given(any_address(6))
+def test_an_ipv6_address_is_blocked_in_public_exactly_when_it_is_not_global(address: IPv6Address) -> None:
+    assume(address not in NAT64)
+    elsewhere = any(address in IPv6Network(network) for network in EXTRA_V6)
+
+    assert is_blocked(address, PUBLIC) == (not is_python_global(address) or elsewhere)
+    for text in (str(address), address.exploded, str(address).upper()):
+        assert (refusal(f"https://[{text}]/", PUBLIC) is not None) == is_blocked(address, PUBLIC)
+
+
+@hypothesis_settings(max_examples=300, deadline=None)
+@given(any_address(4))
+def test_a_translated_address_is_blocked_in_public_exactly_when_its_ipv4_address_is(address: IPv4Address) -> None:
+    assert is_blocked(f"64:ff9b::{address}", PUBLIC) == is_blocked(address, PUBLIC)
+
+
+def test_whatever_is_blocked_is_blocked_in_each_of_its_forms(dispatch: Dispatch, settings: Settings) -> None:
+    always = [IPv4Network(f"{METADATA}/16", strict=False), IPv4Network("168.63.129.16/32")]
+
+    @hypothesis_settings(max_examples=150, deadline=None)
+    @given(st.one_of([st.ip_addresses(network=network) for network in always]), any_address(4), st.data())
+    def check(metadata: IPv4Address, other: IPv4Address, data: st.DataObject) -> None:
+        profile = data.draw(st.sampled_from(Profile))
+        address = metadata if profile is LOCAL or not is_blocked(other, PUBLIC) else other
+        settings.WEBHOOK_ADDRESSES = profile
+        form = data.draw(st.sampled_from([*spellings(address), *wrappings(address)]))
+        assert refusal(f"https://{host(form)}/", profile) is not None, form
+        assert dispatch.error(f"https://{host(form)}/") is not None, form
+        dispatch.resolve("name.test", form)
+        assert dispatch.error("https://name.test/") == BLOCKED, form
+        assert dispatch.dialled == []
+
+    check()
+
+
+# --- Names ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_is_registered_without_being_looked_up() -> None:
+    for name in ("localhost", "metadata.google.internal", "no.such.name.invalid", "xn--bcher-kva.example", "a_b", "a."):
+        assert refusal(f"https://{name}/", PUBLIC) is None
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [[METADATA], ["fe80::a9fe:a9fe"], ["fe80::1%lo"], [METADATA, "fd00:ec2::254", "::ffff:169.254.169.254"]],
+)
+def test_a_name_that_leads_to_blocked_addresses_only_is_not_connected_to(
+    dispatch: Dispatch, addresses: list[str]
+) -> None:
+    dispatch.resolve("metadata.test", *addresses)
+    outcome = dispatch.send("http://metadata.test/latest/meta-data")
+
+    assert (outcome.status_code, outcome.error) == (None, BLOCKED)
+    assert dispatch.dialled == []
+
+
+@pytest.mark.parametrize("found", ["metadata.test", "2852039166", "0xa9fea9fe", "169.254.43518", "0251.0376.0251.0376"])
+def test_a_look_up_that_answers_no_plain_address_is_blocked(dispatch: Dispatch, found: str) -> None:
+    dispatch.resolve("name.test", found)
+
+    assert dispatch.error("http://name.test/") == BLOCKED
+    assert dispatch.dialled == []
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        [METADATA, "127.0.0.1"],
+        ["127.0.0.1", METADATA],
+        ["fe80::1", METADATA, "::ffff:169.254.169.254", "fd00:ec2::254", "127.0.0.1"],
+    ],
+)
+def test_of_several_addresses_an_allowed_one_is_used(
+    dispatch: Dispatch, receiver: Receiver, addresses: list[str]
+) -> None:
+    dispatch.resolve("both.test", *addresses)
+    outcome = dispatch.send(f"http://both.test:{receiver.port}/hook")
+
+    assert (outcome.status_code, outcome.error) == (200, None)
+    assert dispatch.dialled == ["127.0.0.1"]
+    assert len(receiver.to("/hook")) == 1
+
+
+def test_when_the_allowed_one_does_not_answer_the_blocked_one_is_not_tried(
+    dispatch: Dispatch, settings: Settings
+) -> None:
+    settings.WEBHOOK_ADDRESSES = PUBLIC
+    dispatch.resolve("both.test", "10.0.0.1", "8.8.8.8", "::1")
+
+    assert dispatch.error("https://both.test/") is not None
+    assert {*dispatch.dialled} == {"8.8.8.8"}
+
+
+def test_a_name_is_checked_again_for_each_connection(dispatch: Dispatch, receiver: Receiver) -> None:
+    url = receiver.on("/hook", answer(headers=CLOSED)).replace("127.0.0.1", "changing.test")
+    dispatch.resolve("changing.test", "127.0.0.1")
+    assert dispatch.send(url).status_code == 200
+
+    dispatch.resolve("changing.test", METADATA)
+    assert dispatch.error(url) == BLOCKED
+    dispatch.resolve("changing.test", "127.0.0.1")
+    assert dispatch.send(url).status_code == 200
+    assert dispatch.dialled == ["127.0.0.1", "127.0.0.1"]
+
+
+def test_a_kept_connection_leads_where_it_was_checked_and_serves_no_other_name(
+    dispatch: Dispatch, receiver: Receiver
+) -> None:
+    kept, other = (f"http://{name}.test:{receiver.port}/hook" for name in ("kept", "other"))
+    dispatch.resolve("kept.test", "127.0.0.1")
+    dispatch.resolve("other.test", METADATA)
+    assert dispatch.send(kept).status_code == 200
+
+    dispatch.resolve("kept.test", METADATA)
+    assert dispatch.send(kept).status_code == 200
+    assert dispatch.error(other) == BLOCKED
+    assert [request.connection for request in receiver.to("/hook")] == [1, 1]
+    assert dispatch.dialled == ["127.0.0.1"]
+
+
+def test_in_public_this_machine_is_not_reached_by_any_name(
+    dispatch: Dispatch, settings: Settings, receiver: Receiver
+) -> None:
+    settings.WEBHOOK_ADDRESSES = PUBLIC
+    for address in ("127.0.0.1", "0.0.0.0", "::1", "::", *wrappings(IPv4Address("127.0.0.1"))):  # noqa: S104
+        dispatch.resolve("localhost", address)
+        assert dispatch.error(f"https://localhost:{receiver.port}/") == BLOCKED, address
+    assert dispatch.dialled == []
+    assert receiver.connection_count == 0
+
+
+# --- Other ways around ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(dispatch: Dispatch, receiver: Receiver, status: int) -> None:
+    for to in (f"http://{METADATA}/", receiver.url("/elsewhere")):
+        outcome = dispatch.send(receiver.on("/hook", redirect(to, status)))
+        assert (outcome.status_code, outcome.error) == (status, None)
+    assert {*dispatch.dialled} == {"127.0.0.1"}
+    assert receiver.to("/elsewhere") == []
+
+
+def test_the_environments_proxies_are_not_asked(
+    dispatch: Dispatch, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, receiver.url())
+    dispatch.resolve("metadata.test", METADATA)
+
+    assert dispatch.error("http://metadata.test/") == BLOCKED
+    assert dispatch.error("https://metadata.test/") == BLOCKED
+    assert dispatch.send("http://10.0.0.1/").error == DeliveryError.NOT_CONNECTED
+    assert dispatch.dialled == ["10.0.0.1"]
+
+
+NAMES = st.from_regex(r"[A-Za-z0-9_-]{1,9}(\.[A-Za-z0-9_-]{1,9}){0,2}\.?", fullmatch=True)
+PATHS = st.from_regex(r"[/?][A-Za-z0-9._~:/?\[\]@!$&'()*+,;=%-]{0,20}", fullmatch=True)
+
+
+def test_a_url_is_sent_to_as_it_was_registered(dispatch: Dispatch, receiver: Receiver) -> None:
+    @hypothesis_settings(max_examples=100, deadline=None)
+    @given(NAMES, PATHS)
+    def check(name: str, path: str) -> None:
+        assume(not ENDS_IN_A_NUMBER.fullmatch(name) and not path.endswith("?"))
+        url = f"http://{name}:{receiver.port}{path}"
+        assert refusal(url, LOCAL) is None
+        dispatch.resolve(name, "127.0.0.1")
+        sent = dispatch.send(url)
+        assert (sent.status_code, sent.error) == (200, None)
+        assert receiver.requests[-1].path == (path if path.startswith("/") else f"/{path}")
+        assert receiver.requests[-1].headers["host"] == f"{name.removesuffix('.')}:{receiver.port}"
+
+    check()
