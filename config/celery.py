@@ -1,20 +1,27 @@
 """The Celery application: what beat starts and when, and what worker processes must not share."""
 
 import os
+import signal
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from celery import Celery, schedules
-from celery.signals import worker_before_create_process
+from celery.beat import Service
+from celery.signals import beat_init, worker_before_create_process
 from django.conf import settings
 from django.db import connections
+from kombu.transport import redis
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
 # What no worker took in this time is dropped: beat has sent the next one long since. Beat's clock says when a message
 # ends and the worker's says when that is, so this is also how far a worker's may be ahead before it drops everything.
 BEAT_MESSAGE_SECONDS = 60.0
+
+# A message is a hint that beat repeats, so Valkey need not remember the one in hand. If it did, kombu 5.7.0 would end a
+# worker that has one in hand when Valkey goes away: it then acknowledges over a connection that it has forgotten.
+redis.Channel.ack_emulation = redis.Channel.do_restore = False
 
 _started_at, _started = datetime.now(UTC), time.monotonic()
 
@@ -47,6 +54,18 @@ def steady_now() -> datetime:
     By the wall clock it would send nothing for an hour after the machine's was set back an hour.
     """
     return _started_at + timedelta(seconds=time.monotonic() - _started)
+
+
+@beat_init.connect
+def stop_at_once(sender: Service, **_: Any) -> None:
+    """Celery 5.7.0's own handler closes the connection that beat may be sending over; its failure hides the exit."""
+
+    def stop(*_: Any) -> None:
+        sender.stop()  # should this exit be lost too
+        raise SystemExit
+
+    for number in [signal.SIGTERM, signal.SIGINT]:
+        signal.signal(number, stop)
 
 
 @worker_before_create_process.connect

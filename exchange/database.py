@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
+import psycopg_pool
 from django.db import InterfaceError, OperationalError, connection
 
 from exchange.errors import OutcomeUnknown
@@ -37,3 +38,12 @@ def already_committed() -> Iterator[None]:
         yield
     except (OperationalError, InterfaceError) as error:
         raise OutcomeUnknown from error
+
+
+def replace_lost_connections() -> None:
+    """Where one connection was lost the others may be dead too: test the pool now, so that only this request pays.
+
+    A test at every checkout costs a round trip each time, and waits seconds between one dead connection and the next.
+    """
+    pool: psycopg_pool.ConnectionPool = connection.pool  # type: ignore[attr-defined]  # PostgreSQL's has one
+    pool.check()

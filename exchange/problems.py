@@ -8,13 +8,14 @@ import psycopg
 import psycopg_pool
 import structlog
 from django.core.exceptions import PermissionDenied, SuspiciousOperation
-from django.db import DataError, InterfaceError, OperationalError, connection
+from django.db import DataError, InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
 from django.views import defaults
 from rest_framework import exceptions
 from rest_framework.request import Request
 
 from exchange import errors
+from exchange.database import replace_lost_connections
 from exchange.errors import ExchangeError
 from exchange.wire import Problem, encoded
 
@@ -92,7 +93,7 @@ def refusal_of(exception: Exception) -> ExchangeError:
         _log.warning("database_error", error=str(exception))
         if _is_certainly_not_done(exception):
             return errors.Overloaded()
-        _replace_lost_connections()
+        replace_lost_connections()
         return errors.OutcomeUnknown()
     for kind, refusal in _FRAMEWORK.items():
         if isinstance(exception, kind):
@@ -118,15 +119,6 @@ def _is_certainly_not_done(exception: Exception) -> bool:
         return False
     failed_to_connect = cause.pgconn is not None  # set then, and only then
     return failed_to_connect or cause.sqlstate in _CERTAINLY_NOT_DONE
-
-
-def _replace_lost_connections() -> None:
-    """Where one connection was lost the others may be dead too: test the pool now, so that only this request pays.
-
-    A test at every checkout costs a round trip each time, and waits seconds between one dead connection and the next.
-    """
-    pool: psycopg_pool.ConnectionPool = connection.pool  # type: ignore[attr-defined]  # PostgreSQL's has one
-    pool.check()
 
 
 def _is_admin(request: HttpRequest) -> bool:

@@ -34,6 +34,7 @@ from exchange.bodies import (
     new_key_body,
     transfer_body,
 )
+from exchange.database import replace_lost_connections
 from exchange.errors import (
     BrokerAlreadyExists,
     BrokerNotFound,
@@ -200,6 +201,7 @@ def _database_is_ready() -> bool:
     try:
         return _migrations() <= MigrationRecorder(connection).applied_migrations().keys()
     except (DatabaseError, InterfaceError):
+        replace_lost_connections()
         return False
 
 

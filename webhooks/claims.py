@@ -104,6 +104,9 @@ class Claims:
         return self._connection.transaction()
 
 
+# When most rows are one subscription's, the planner hopes to meet any other's soon whichever way it reads, and reads past
+# all of them. BETWEEN and the order by both columns leave it nothing but the index of what is due.
+
 # One step along the index per subscription that has something due, however long its queue is.
 _DUE = """
 WITH RECURSIVE due AS (
@@ -119,32 +122,36 @@ SELECT subscription.id, subscription.url, subscription.deleted_at IS NOT NULL, q
 FROM due JOIN webhooks_subscription subscription ON subscription.id = due.subscription_id
 CROSS JOIN LATERAL (
   SELECT count(*) AS length FROM (
-    SELECT FROM webhooks_delivery WHERE subscription_id = due.subscription_id AND claimed_at IS NULL LIMIT %s) counted
+    SELECT FROM webhooks_delivery
+    WHERE subscription_id BETWEEN due.subscription_id AND due.subscription_id AND claimed_at IS NULL
+    ORDER BY subscription_id, id LIMIT %s) counted
 ) queue
 ORDER BY due.id
 """
 
+# By its estimate of how many are chosen it would read both tables whole when much is due; of an array it expects few.
 _CLAIM = """
 WITH chosen AS (
   SELECT delivery.id
   FROM json_to_recordset(%s::json) AS wanted(id uuid, room int)
   CROSS JOIN LATERAL (
     SELECT id FROM webhooks_delivery
-    WHERE subscription_id = wanted.id AND claimed_at IS NULL
-    ORDER BY id LIMIT wanted.room FOR UPDATE SKIP LOCKED) delivery
+    WHERE subscription_id BETWEEN wanted.id AND wanted.id AND claimed_at IS NULL
+    ORDER BY subscription_id, id LIMIT wanted.room FOR UPDATE SKIP LOCKED) delivery
 )
 UPDATE webhooks_delivery delivery SET claimed_at = clock_timestamp()
-FROM chosen, webhooks_event event, webhooks_subscription subscription
-WHERE delivery.id = chosen.id AND event.id = delivery.event_id
+FROM webhooks_event event, webhooks_subscription subscription
+WHERE delivery.id = ANY(ARRAY(SELECT id FROM chosen)) AND event.id = delivery.event_id
   AND subscription.id = delivery.subscription_id AND subscription.deleted_at IS NULL
 RETURNING delivery.id, subscription.id, subscription.url, event.type, event.sequence, event.body
 """
 
 _DISCARD = """
 UPDATE webhooks_delivery SET claimed_at = clock_timestamp(), completed_at = clock_timestamp(), error = %s
-WHERE id IN (
+WHERE id = ANY(ARRAY(
   SELECT id FROM webhooks_delivery
-  WHERE subscription_id = ANY(%s) AND claimed_at IS NULL LIMIT %s FOR UPDATE SKIP LOCKED)
+  WHERE subscription_id = ANY(%s) AND claimed_at IS NULL
+  ORDER BY subscription_id, id LIMIT %s FOR UPDATE SKIP LOCKED))
 """
 
 _COMPLETE = """

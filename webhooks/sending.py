@@ -7,10 +7,11 @@ import asyncio
 import socket
 import time
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import structlog
+from aiohttp.abc import ResolveResult
 from django.conf import settings
 from yarl import URL
 
@@ -22,9 +23,17 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 USER_AGENT = "Bourse"
+MAX_ADDRESSES = 10  # dialled of one name
 MAX_RECEIVED_BYTES = 32 * 1024  # between two things that we send: room for any head, TLS record or handshake
 
 _log = structlog.get_logger(__name__)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Knows a few of a name's addresses: it tries each, and all that are left after each, so that many are a flood."""
+
+    async def _resolve_host(self, *args: Any, **kwargs: Any) -> list[ResolveResult]:
+        return (await super()._resolve_host(*args, **kwargs))[:MAX_ADDRESSES]
 
 
 class BlockedAddress(OSError):
@@ -33,7 +42,7 @@ class BlockedAddress(OSError):
 
 def session(resolver: aiohttp.abc.AbstractResolver | None = None) -> aiohttp.ClientSession:
     """What a dispatcher sends through: connections are kept a moment, cookies and the environment's proxies are not."""
-    connector = aiohttp.TCPConnector(
+    connector = _Connector(
         limit=settings.WEBHOOK_LANES,
         keepalive_timeout=settings.WEBHOOK_KEEPALIVE_SECONDS,
         resolver=resolver,

@@ -513,6 +513,18 @@ def test_when_the_allowed_one_does_not_answer_the_blocked_one_is_not_tried(
     assert {*dispatch.dialled} == {"8.8.8.8"}
 
 
+@pytest.mark.parametrize("address", ["10.0.{}.{}", "169.254.{}.{}"])
+def test_of_very_many_addresses_a_few_are_dialled(dispatch: Dispatch, address: str) -> None:
+    dispatch.resolve("many.test", *[address.format(number // 250, number % 250) for number in range(4_000)])
+    allowed = address.startswith("10.")
+    outcome = dispatch.send("http://many.test/")
+
+    assert outcome.error == (DeliveryError.NOT_CONNECTED if allowed else BLOCKED)
+    assert len({*dispatch.dialled}) == (sending.MAX_ADDRESSES if allowed else 0)
+    assert len(dispatch.dialled) < sending.MAX_ADDRESSES**2
+    assert outcome.duration_ms < 1_000
+
+
 def test_a_name_is_checked_again_for_each_connection(dispatch: Dispatch, receiver: Receiver) -> None:
     url = receiver.on("/hook", answer(headers=CLOSED)).replace("127.0.0.1", "changing.test")
     dispatch.resolve("changing.test", "127.0.0.1")

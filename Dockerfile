@@ -1,0 +1,24 @@
+# One image for every process of ours: the locked packages and our own code, run by an account that may write nothing.
+# All packages come as wheels, so there is nothing to compile and no stage to leave behind.
+
+FROM python:3.11-slim
+
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin bourse
+
+WORKDIR /app
+
+COPY requirements.txt ./
+RUN pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore \
+    --only-binary=:all: --require-hashes -r requirements.txt
+
+COPY manage.py ./
+COPY config config
+COPY exchange exchange
+COPY orders orders
+COPY webhooks webhooks
+# Compiled once here; and readable by the account, whatever the checkout's files were.
+RUN python -m compileall -q . && chmod -R a+rX .
+
+USER 10001

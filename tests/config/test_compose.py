@@ -1,0 +1,430 @@
+"""docker-compose.yml and Dockerfile: what they promise, and that each of their commands does its work.
+
+No Docker is needed: the commands of our own services are run as they stand, with the environment that compose gives
+them and no other, in a copy of the files that the image gets, by a Python with no packages but the image's. Ports and
+the addresses of the servers are all that differs.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tomllib
+import venv
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+import yaml
+from psycopg import sql
+
+from config.local import web
+from config.local.processes import Child, wait_until
+from config.local.servers import INITDB_LOCALE, Valkey, free_port
+from tests.live import ROOT
+
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+DOCKERFILE = (ROOT / "Dockerfile").read_text().splitlines()
+RUNNING = ["web", "worker", "webhooks", "beat"]  # our own, but for the one that ends by itself
+OURS = ["migrate", *RUNNING]
+SECRETS = {"SECRET_KEY": "s" * 50, "POSTGRES_PASSWORD": "p@s$/w:rd%", "VALKEY_PASSWORD": "aZ09._~-"}
+DATABASE = "bourse_in_containers"
+VALKEY_DATABASE = 1  # the other tests have number 0
+STEP_SECONDS = 60.0
+START_SECONDS = 60.0
+CONTAINER_PORT = 8000
+
+
+def interpolated(value: str, variables: dict[str, str]) -> str:
+    """What compose makes of `${NAME:?message}`, `${NAME:-default}` and `$$`."""
+
+    def replaced(found: re.Match[str]) -> str:
+        if found[0] == "$$":
+            return "$"
+        return variables[found["name"]] if found["operator"] == ":?" else variables.get(found["name"]) or found["text"]
+
+    return re.sub(r"\$\$|\$\{(?P<name>\w+)(?P<operator>:[?-])(?P<text>[^}]*)\}", replaced, value)
+
+
+def words(command: str | list[str]) -> list[str]:
+    """A command as compose gives it to the engine."""
+    split = shlex.split(command) if isinstance(command, str) else command
+    return [interpolated(word, {}) for word in split]
+
+
+def environment(service: str, **variables: str) -> dict[str, str]:
+    """What compose hands to a service: a name without a value only when somebody set it."""
+    given = SERVICES[service]["environment"]
+    return {
+        name: variables[name] if value is None else interpolated(value, SECRETS | variables)
+        for name, value in given.items()
+        if value is not None or name in variables
+    }
+
+
+def option(command: str | list[str], name: str) -> str:
+    """What follows an option of a command."""
+    split = words(command)
+    return split[split.index(name) + 1]
+
+
+def seconds(duration: str) -> float:
+    number, unit = re.fullmatch(r"(\d+)([sm])", duration).groups()  # type: ignore[union-attr]  # fails as it should
+    return int(number) * {"s": 1.0, "m": 60.0}[unit]
+
+
+def strings(value: Any) -> Iterator[str]:
+    """All strings in a document, wherever they are."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from strings(each)
+
+
+# --- The document ---------------------------------------------------------------------------------------------------
+
+
+def test_the_services_and_their_images() -> None:
+    images = {name: service["image"] for name, service in SERVICES.items()}
+    assert images == {"db": "postgres:18", "valkey": "valkey/valkey:9"} | dict.fromkeys(OURS, "bourse")
+    assert [name for name, service in SERVICES.items() if "build" in service] == ["migrate"]  # once, for all
+    assert {SERVICES[name]["pull_policy"] for name in OURS} == {"never"}
+
+
+def test_everything_waits_for_the_migrations_which_wait_for_the_database() -> None:
+    assert SERVICES["migrate"]["depends_on"] == {"db": {"condition": "service_healthy"}}
+    for name in RUNNING:
+        assert SERVICES[name]["depends_on"] == {
+            "migrate": {"condition": "service_completed_successfully"},
+            "valkey": {"condition": "service_healthy"},
+        }
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_container_may_do_nothing_that_it_need_not(name: str) -> None:
+    service = SERVICES[name]
+    assert (service["read_only"], service["init"]) == (True, True)
+    assert (service["cap_drop"], service["security_opt"]) == (["ALL"], ["no-new-privileges:true"])
+    assert "/tmp" in service["tmpfs"]  # noqa: S108 - the container's
+    assert not {"privileged", "cap_add", "network_mode", "pid", "devices"} & service.keys()
+    assert service.get("user") == {"db": "postgres", "valkey": "valkey"}.get(name)  # ours: the image's own, below
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_what_runs_on_is_watched_started_again_and_rotates_its_log(name: str) -> None:
+    service = SERVICES[name]
+    assert service["logging"] == {"driver": "local"}
+    if name == "migrate":
+        assert (service["restart"], "healthcheck" in service) == ("no", False)
+        return
+    assert service["restart"] == "unless-stopped"
+    check = service["healthcheck"]
+    assert check["test"][0] in {"CMD", "CMD-SHELL"}
+    assert 0 < seconds(check["timeout"]) <= 10
+    assert 0 < seconds(check["interval"]) <= 30
+    assert check["retries"] == 3
+
+
+def test_there_is_one_beat_and_a_worker_for_each_queue() -> None:
+    celery = {name: words(SERVICES[name]["command"]) for name in OURS if "celery" in words(SERVICES[name]["command"])}
+    assert [name for name, command in celery.items() if "beat" in command] == ["beat"]
+    assert not {"deploy", "scale"} & SERVICES["beat"].keys()
+    queues = {name: option(command, "-Q") for name, command in celery.items() if "worker" in command}
+    assert queues == {"worker": "celery", "webhooks": "webhooks"}
+
+
+def test_the_web_server_is_the_one_of_the_tests_and_is_published_to_this_machine_only() -> None:
+    command = [sys.executable if word == "python" else word for word in words(SERVICES["web"]["command"])]
+    assert option(command, "--host") == "0.0.0.0"  # noqa: S104 - inside the container
+    assert ["127.0.0.1" if word == "0.0.0.0" else word for word in command] == web.command(CONTAINER_PORT)  # noqa: S104
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert published.keys() == {"web"}
+    assert [interpolated(port, {}) for port in published["web"]] == [f"127.0.0.1:8000:{CONTAINER_PORT}"]
+
+
+def test_a_stop_may_take_as_long_as_what_is_in_flight() -> None:
+    assert {name: seconds(SERVICES[name].get("stop_grace_period", "10s")) for name in ["db", *RUNNING]} == {
+        "db": 60,
+        "web": 15,
+        "worker": 35,
+        "webhooks": 15,
+        "beat": 10,
+    }
+
+
+def test_secrets_must_be_set_and_are_nowhere_else() -> None:
+    for name in SECRETS:
+        uses = re.findall(rf"\$\{{?{name}\b[^}}]*\}}?", (ROOT / "docker-compose.yml").read_text())
+        assert set(uses) == {f"${{{name}:?Set {name}, see .env.example}}"}
+    given = [pair for service in SERVICES.values() for pair in service.get("environment", {}).items()]
+    for name, value in given:
+        if re.search("PASS|SECRET|KEY|TOKEN|AUTH", name):
+            assert re.fullmatch(r"\$\{\w+:\?[^}]+\}", value), name
+    (start,) = re.findall(r"^exec .*$", SERVICES["valkey"]["command"][-1], re.MULTILINE)
+    assert "$" not in start  # anybody may read a command line
+    for text in strings(COMPOSE):
+        assert not re.search(r"://[^/$]*:[^/$]+@", text), text  # a password in a URL
+    example = dict(re.findall(r"^(\w+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    assert example == dict.fromkeys(SECRETS, "")
+
+
+def test_our_services_are_told_what_the_settings_read() -> None:
+    settings = (ROOT / "config" / "settings.py").read_text()
+    required = set(re.findall(r'os\.environ\["(\w+)"\]', settings))
+    optional = set(re.findall(r'os\.environ\.get\("(\w+)"', settings)) - {"DEBUG"}  # never in production
+    environments = [SERVICES[name]["environment"] for name in OURS]
+    assert all(each == environments[0] for each in environments)
+    given = {name for name, value in environments[0].items() if value is not None}
+    assert given == required | {"PGPASSWORD"}  # read by PostgreSQL's own library
+    assert environments[0].keys() - given == optional
+    offered = set(re.findall(r"^#(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    assert offered == optional | {"PORT", "BIND_ADDRESS"}
+
+
+def test_only_the_database_keeps_anything() -> None:
+    volumes = {name: service["volumes"] for name, service in SERVICES.items() if "volumes" in service}
+    assert volumes == {"db": ["database:/var/lib/postgresql"]}
+    assert COMPOSE["volumes"] == {"database": None}
+
+
+def test_the_database_waits_for_the_disk_and_has_connections_for_all() -> None:
+    command = words(SERVICES["db"]["command"])
+    options = dict(pair.split("=") for flag, pair in zip(command[1::2], command[2::2], strict=True) if flag == "-c")
+    assert command[0] == "postgres"
+    assert (options["fsync"], options["synchronous_commit"]) == ("on", "on")
+    processes = int(option(SERVICES["web"]["command"], "--workers")) + int(option(SERVICES["worker"]["command"], "-c"))
+    processes += 2  # the webhook worker is one, with threads; and a command of an operator
+    assert processes * 20 + 10 <= int(options["max_connections"])  # each has its pool; a few for people
+    arguments = SERVICES["db"]["environment"]["POSTGRES_INITDB_ARGS"]
+    assert set(arguments.split()) == {"--encoding=UTF8", *INITDB_LOCALE}  # sorts as it does in the tests
+
+
+# --- The image ------------------------------------------------------------------------------------------------------
+
+
+def instructions(name: str) -> list[str]:
+    """The arguments of all instructions of this name."""
+    return [line.removeprefix(name).strip() for line in DOCKERFILE if line.startswith(f"{name} ")]
+
+
+def copied() -> list[str]:
+    """The files and folders of ours that the image gets."""
+    sources = [line.split()[0] for line in instructions("COPY")]
+    return [source for source in sources if source != "requirements.txt"]
+
+
+def test_the_image_has_our_code_the_locked_packages_and_the_oldest_python() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert [f">={image.removeprefix('python:').removesuffix('-slim')}" for image in instructions("FROM")] == [
+        project["requires-python"]
+    ]
+    assert copied() == ["manage.py", "config", "exchange", "orders", "webhooks"]
+    install = [line for line in "\n".join(DOCKERFILE).replace("\\\n", "").splitlines() if "pip install" in line]
+    assert len(install) == 1
+    assert "--require-hashes -r requirements.txt" in install[0].replace("  ", " ")
+    ignore = (ROOT / ".dockerignore").read_text().splitlines()[1:]
+    assert ignore == ["*", *(f"!{name}" for name in ["requirements.txt", *copied()]), "config/local", "**/__pycache__"]
+
+
+def test_the_image_runs_as_a_fixed_account_that_is_not_root() -> None:
+    assert instructions("USER") == ["10001"]
+    assert DOCKERFILE[-1] == "USER 10001"
+    assert any("useradd --uid 10001 " in line for line in instructions("RUN"))
+    assert {"PYTHONUNBUFFERED=1", "PYTHONDONTWRITEBYTECODE=1"} <= set(instructions("ENV")[0].split())
+
+
+# --- The commands ---------------------------------------------------------------------------------------------------
+
+
+def only_the_locked_packages(folder: Path) -> Path:
+    """Where a Python is that has the packages of requirements.txt and no others."""
+    venv.create(folder, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    for name in re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE):
+        with suppress(PackageNotFoundError):  # of another system, or an older Python
+            package = distribution(name)
+            for top in {file.parts[0] for file in package.files or []} - {"..", "__pycache__"}:
+                (site / top).symlink_to(Path(str(package.locate_file(top))))
+    return folder / "bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Containers:
+    """Stands in for the engine: runs a service's command, or its health check, where the image's files are."""
+
+    app: Path
+    logs: Path
+    programs: Path
+    urls: dict[str, str]
+    port: int
+
+    def env(self, service: str) -> dict[str, str]:
+        image = dict(pair.split("=") for pair in instructions("ENV")[0].split())
+        engine = {"PATH": f"{self.programs}:{os.defpath}", "HOSTNAME": os.uname().nodename}
+        return engine | image | environment(service, ALLOWED_HOSTS="exchange.example") | self.urls
+
+    def here(self, command: Sequence[str]) -> list[str]:
+        """The same command, on a port of 127.0.0.1 that is free."""
+        moved = [word.replace("0.0.0.0", "127.0.0.1").replace(str(CONTAINER_PORT), str(self.port)) for word in command]  # noqa: S104
+        return [str(shutil.which(moved[0], path=self.env("web")["PATH"])), *moved[1:]]
+
+    def child(self, service: str) -> Child:
+        command = self.here(words(SERVICES[service]["command"]))
+        return Child(service, command, log=self.logs / f"{service}.log", env=self.env(service), cwd=self.app)
+
+    def is_healthy(self, service: str) -> bool:
+        """What the service's own health check says, within its time."""
+        check = SERVICES[service]["healthcheck"]
+        kind, *command = [interpolated(word, {}) for word in check["test"]]
+        argv = self.here(["/bin/sh", "-c", *command] if kind == "CMD-SHELL" else command)
+        with suppress(subprocess.TimeoutExpired):
+            return not subprocess.run(  # noqa: S603 - our own programs
+                argv, cwd=self.app, env=self.env(service), capture_output=True, timeout=seconds(check["timeout"])
+            ).returncode
+        return False
+
+    def last_words(self) -> dict[str, str]:
+        """What each service said last."""
+        return {log.stem: log.read_text()[-4_000:] for log in self.logs.iterdir()}
+
+    def run(self, service: str) -> None:
+        """Run a service that ends by itself."""
+        step = self.child(service)
+        step.start()
+        try:
+            assert wait_until(lambda: not step.is_running(), STEP_SECONDS), step.log.read_text()
+            assert step.exit_code == 0, step.log.read_text()
+        finally:
+            step.stop()
+
+
+@pytest.fixture(scope="module")
+def urls() -> Iterator[dict[str, str]]:
+    """The test session's servers, with a database of each that is empty and ours alone."""
+    base, _, _ = os.environ["DATABASE_URL"].rpartition("/")
+    valkey_base, _, _ = os.environ["REDIS_URL"].rpartition("/")
+    found = {"DATABASE_URL": f"{base}/{DATABASE}", "REDIS_URL": f"{valkey_base}/{VALKEY_DATABASE}"}
+    name = sql.Identifier(DATABASE)
+    with (
+        psycopg.connect(f"{base}/postgres", autocommit=True) as connection,
+        redis.Redis.from_url(found["REDIS_URL"]) as valkey,
+    ):
+        valkey.flushdb()
+        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(name))
+        yield found
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+        valkey.flushdb()
+
+
+@pytest.fixture(scope="module")
+def containers(urls: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Containers:
+    app, logs, python = (tmp_path_factory.mktemp(name) for name in ["app", "logs", "python"])
+    for name in copied():
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, app / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, app / name)
+    shutil.rmtree(app / "config" / "local")
+    return Containers(app, logs, only_the_locked_packages(python), urls, free_port())
+
+
+def of_each(do: Callable[[str], Any]) -> dict[str, Any]:
+    """Do it for all services at once: each takes seconds, most of them waiting."""
+    with ThreadPoolExecutor() as threads:
+        return dict(zip(RUNNING, threads.map(do, RUNNING), strict=True))
+
+
+def stop(child: Child, grace_seconds: float) -> int | None:
+    """Ask as the engine asks; the exit code, or None when it would have had to be killed."""
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGTERM)
+    wait_until(lambda: not child.is_running(), grace_seconds)
+    return child.exit_code
+
+
+def test_the_commands_start_are_healthy_and_stop_in_good_order(containers: Containers) -> None:
+    files = sorted(containers.app.rglob("*"))
+    with ThreadPoolExecutor() as threads:
+        before = threads.submit(of_each, containers.is_healthy)
+        containers.run("migrate")
+    assert before.result() == dict.fromkeys(RUNNING, False)
+    with ExitStack() as cleanup:
+        children = {name: containers.child(name) for name in RUNNING}
+        for child in children.values():
+            cleanup.callback(child.stop)
+            child.start()
+
+        def becomes_healthy(name: str) -> bool:
+            child = children[name]
+            done = wait_until(lambda: not child.is_running() or containers.is_healthy(name), START_SECONDS)
+            return done and child.is_running()
+
+        def stop_code(name: str) -> int | None:
+            return stop(children[name], seconds(SERVICES[name].get("stop_grace_period", "10s")))
+
+        assert of_each(becomes_healthy) == dict.fromkeys(RUNNING, True), containers.last_words()
+        assert of_each(stop_code) == dict.fromkeys(RUNNING, 0), containers.last_words()
+        assert [name for name, said in containers.last_words().items() if "Traceback" in said] == []
+    assert not containers.is_healthy("web")
+    assert sorted(containers.app.rglob("*")) == files  # what the engine mounts read-only nobody tried to write
+
+
+# --- Valkey ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def valkey(folder: Path, password: str) -> Iterator[tuple[Child, str]]:
+    """Valkey, started by compose's own script but for its port, and the URL that compose gives to our services."""
+    program = Path(Valkey(folder, log=folder / "unused.log").child.argv[0])
+    port = free_port()
+    shell, flag, script = words(SERVICES["valkey"]["command"])
+    here = script.replace("appendonly", f"port {port}\nbind 127.0.0.1\nappendonly")
+    env = {"PATH": f"{program.parent}:{os.defpath}", "REDISCLI_AUTH": password}
+    child = Child("valkey", [f"/bin/{shell}", flag, here], log=folder / "valkey.log", env=env, cwd=folder)
+    child.start()
+    try:
+        url = interpolated(SERVICES["web"]["environment"]["REDIS_URL"], {"VALKEY_PASSWORD": password})
+        yield child, url.replace("@valkey/", f"@127.0.0.1:{port}/")
+    finally:
+        child.stop()
+
+
+def test_valkey_keeps_nothing_drops_nothing_and_wants_its_password(tmp_path: Path) -> None:
+    with valkey(tmp_path, SECRETS["VALKEY_PASSWORD"]) as (child, url), redis.Redis.from_url(url, retry=None) as client:
+        assert wait_until(lambda: answers(client), START_SECONDS), child.log.read_text()
+        found = {name: client.config_get(name)[name] for name in ["save", "appendonly", "maxmemory-policy"]}
+        assert found == {"save": "", "appendonly": "no", "maxmemory-policy": "noeviction"}
+        address = url.partition("@")[2]
+        with (
+            redis.Redis.from_url(f"redis://{address}", retry=None) as stranger,
+            pytest.raises(redis.AuthenticationError),
+        ):
+            stranger.ping()
+        assert stop(child, 10.0) == 0
+
+
+@pytest.mark.parametrize("password", ["a/b", "a%41", "a@b", "a:b", "a#b", "a?b", "a b", 'a"b', "a$b", "ä", "a\nport 1"])
+def test_a_password_that_would_break_the_url_is_refused(tmp_path: Path, password: str) -> None:
+    with valkey(tmp_path, password) as (child, _):
+        assert wait_until(lambda: not child.is_running(), START_SECONDS)
+        assert child.exit_code == 1
+        assert child.log.read_text() == "VALKEY_PASSWORD becomes part of a URL: letters, digits and -._~ only.\n"
+
+
+def answers(client: redis.Redis) -> bool:
+    with suppress(redis.ConnectionError):
+        return bool(client.ping())
+    return False

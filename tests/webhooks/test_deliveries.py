@@ -1,0 +1,567 @@
+"""What happened reaches whoever subscribed to it, once, as the contract says, through a real worker.
+
+Most tests share one worker. Each ends when nothing is on its way any more, so that none sends what another one caused.
+"""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from django.conf import settings
+from django.db import connection, transaction
+from django.db.models import Count, F
+from pytest_django import Settings
+
+from config.local.processes import wait_until
+from config.local.servers import Valkey
+from orders import services as orders_services
+from orders.commands import CancelOrder
+from orders.models import Order, Trade
+from orders.terms import CancelReason, Side, TimeInForce
+from tests import api, celery_processes, live, trading
+from tests.celery_processes import Celery, CeleryProcess, start_all
+from tests.receiver import Receiver, Request, answer, hang
+from tests.trading import in_thread, order, place
+from tests.webhooks.telling import no_dispatcher, outcomes, settle, subscribe, trade, wait_until_idle
+from webhooks import delivery, outbox, services, wakeup
+from webhooks.models import Delivery, Event, EventType
+from webhooks.outbox import NewEvent
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+ASK, BID = Side.ASK, Side.BID
+TRADE, CANCELLED, EXPIRED = EventType.TRADE_EXECUTED, EventType.ORDER_CANCELLED, EventType.ORDER_EXPIRED
+PATIENCE_SECONDS = trading.PATIENCE_SECONDS
+SOON_SECONDS = 0.5  # less than beat would take, most of the time
+BROKERS = [f"broker-{number}" for number in range(8)]
+
+
+@pytest.fixture(scope="module")
+def shared_worker(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CeleryProcess]:
+    with celery_processes.celery(tmp_path_factory.mktemp("celery"), settings.REDIS_URL) as processes:
+        yield processes.webhook_worker("shared")
+
+
+@pytest.fixture
+def worker(transactional_db: None, shared_worker: CeleryProcess) -> Iterator[CeleryProcess]:
+    """A worker that sends webhooks; it has nothing left to do when the tables are emptied."""
+    if not shared_worker.child.is_running():
+        shared_worker.start()
+    yield shared_worker
+    settle()
+    wait_until_idle()
+
+
+@pytest.fixture
+def no_worker(shared_worker: CeleryProcess) -> None:
+    """Nobody sends webhooks but the test, and the processes that it starts itself."""
+    shared_worker.child.stop()
+
+
+@pytest.fixture(autouse=True)
+def _brokers(transactional_db: None) -> None:
+    for name in ["alice", "bob", "maker"]:
+        trading.broker(name)
+
+
+# --- What arrives ---------------------------------------------------------------------------------------------------
+
+
+def test_each_event_arrives_with_the_contracts_headers_and_bytes(worker: CeleryProcess, receiver: Receiver) -> None:
+    webhook_ids = {type_: subscribe("alice", receiver.url(f"/{type_}"), type_) for type_ in EventType}
+    bid = place(BID, 5, "10.5")
+    place(ASK, 3, "10.5", by="bob")
+    trading.cancel(bid)
+    ask = expired(place(ASK, 7, "11", **until_in_an_hour()))
+    settle()
+
+    (trade,) = Trade.objects.all()
+    bid.refresh_from_db()
+    bodies = [
+        f'{{"event":"trade.executed","timestamp":"{instant(trade.executed_at)}","data":{{'
+        f'"trade_id":"{trade.pk}","order_id":"{bid.pk}","symbol":"AAPL","side":"bid","price":10.50,"quantity":3,'
+        '"status":"partially_filled","remaining_quantity":2}}',
+        f'{{"event":"order.cancelled","timestamp":"{instant(bid.cancelled_at)}","data":{{'
+        f'"order_id":"{bid.pk}","symbol":"AAPL","side":"bid","price":10.50,"quantity":5,"filled_quantity":3,'
+        '"remaining_quantity":2,"status":"cancelled"}}',
+        f'{{"event":"order.expired","timestamp":"{instant(ask.expires_at)}","data":{{'
+        f'"order_id":"{ask.pk}","symbol":"AAPL","side":"ask","price":11.00,"quantity":7,"filled_quantity":0,'
+        '"remaining_quantity":7,"status":"expired"}}',
+    ]
+    requests = in_sequence(receiver)
+    assert [request.body.decode() for request in requests] == bodies
+    for sequence, (type_, request) in enumerate(zip([TRADE, CANCELLED, EXPIRED], requests, strict=True), start=1):
+        assert (request.method, request.path) == ("POST", f"/{type_}")
+        assert request.headers == {
+            "host": f"127.0.0.1:{receiver.port}",
+            "user-agent": "Bourse",
+            "content-type": "application/json",
+            "content-length": str(len(request.body)),
+            "x-webhook-id": str(webhook_ids[type_]),
+            "x-event-type": type_,
+            "x-delivery-id": str(Delivery.objects.get(event__type=type_).pk),
+            "x-event-sequence": str(sequence),
+        }
+
+
+@pytest.mark.parametrize(("tick", "price", "told"), [("0.0001", "10", "10.0000"), ("0.5", "10.5", "10.50")])
+def test_prices_are_told_with_the_decimals_of_their_instrument(
+    worker: CeleryProcess, receiver: Receiver, tick: str, price: str, told: str
+) -> None:
+    trading.instrument("PETR4", tick=tick)
+    subscribe("alice", receiver.url(), *EventType)
+    trading.cancel(place(BID, 5, price, symbol="PETR4"))
+    settle()
+
+    (request,) = receiver.requests
+    assert f'"price":{told},'.encode() in request.body
+
+
+def test_both_sides_of_a_trade_are_told_each_with_its_own_order(worker: CeleryProcess, receiver: Receiver) -> None:
+    subscribe("alice", receiver.url("/alice"))
+    subscribe("bob", receiver.url("/bob"))
+    ask = place(ASK, 3, "10", by="bob")
+    bid = place(BID, 5, "12", by="alice")
+    settle()
+
+    (trade,) = Trade.objects.all()
+    told = {"trade_id": str(trade.pk), "symbol": "AAPL", "price": Decimal("10.00"), "quantity": 3}
+    (to_alice,), (to_bob,) = receiver.to("/alice"), receiver.to("/bob")
+    assert data(to_alice) == told | {
+        "order_id": str(bid.pk),
+        "side": "bid",
+        "status": "partially_filled",
+        "remaining_quantity": 2,
+    }
+    assert data(to_bob) == told | {"order_id": str(ask.pk), "side": "ask", "status": "filled", "remaining_quantity": 0}
+
+
+def test_each_fill_tells_what_was_left_after_it(worker: CeleryProcess, receiver: Receiver) -> None:
+    """Of a taker that meets three makers, and of a maker that meets three takers."""
+    subscribe("alice", receiver.url())
+    for quantity, price in [(2, "10"), (3, "11"), (4, "12")]:
+        place(ASK, quantity, price, by="bob")
+    place(BID, 10, "12")
+    place(ASK, 9, "20")
+    for quantity in [2, 3, 4]:
+        place(BID, quantity, "20", by="bob")
+    settle()
+
+    fields = ("side", "price", "quantity", "status", "remaining_quantity")
+    assert [tuple(data(request)[field] for field in fields) for request in in_sequence(receiver)] == [
+        ("bid", 10, 2, "partially_filled", 8),
+        ("bid", 11, 3, "partially_filled", 5),
+        ("bid", 12, 4, "partially_filled", 1),
+        ("ask", 20, 2, "partially_filled", 7),
+        ("ask", 20, 3, "partially_filled", 4),
+        ("ask", 20, 4, "filled", 0),
+    ]
+
+
+def test_what_never_rested_is_not_told_as_cancelled(worker: CeleryProcess, receiver: Receiver) -> None:
+    subscribe("alice", receiver.url(), *EventType)
+    place(ASK, 3, "10", by="bob")
+    place(BID, 5, "10", time_in_force=TimeInForce.IOC)
+    place(BID, 5, "10", time_in_force=TimeInForce.FOK)
+    place(ASK, 1, "12", by="bob")
+    place(BID, 5, None)
+    place(BID, 5, None)
+    place(BID, 5, None, time_in_force=TimeInForce.FOK)
+    settle()
+
+    assert Order.objects.filter(broker="alice", status="cancelled").count() == 5
+    assert [(request.headers["x-event-type"], data(request)["quantity"]) for request in in_sequence(receiver)] == [
+        ("trade.executed", 3),
+        ("trade.executed", 1),
+    ]
+
+
+def test_every_cancel_of_a_resting_order_is_told(worker: CeleryProcess, receiver: Receiver) -> None:
+    subscribe("alice", receiver.url(), *EventType)
+    by_broker, by_operator, by_suspension = (place(BID, 5, "10") for _ in range(3))
+    trading.cancel(by_broker)
+    trading.attempt(CancelOrder(by_operator.pk, None, CancelReason.BY_OPERATOR))
+    orders_services.suspend("alice", cancel_orders=True)
+    settle()
+
+    assert [(request.headers["x-event-type"], data(request)["order_id"]) for request in in_sequence(receiver)] == [
+        ("order.cancelled", str(each.pk)) for each in (by_broker, by_operator, by_suspension)
+    ]
+
+
+# --- To whom --------------------------------------------------------------------------------------------------------
+
+
+def test_only_what_was_subscribed_to_is_told(worker: CeleryProcess, receiver: Receiver) -> None:
+    subscribe("alice", receiver.url("/alice"), CANCELLED)
+    subscribe("bob", receiver.url("/bob"), EXPIRED)
+    bid = place(BID, 5, "10")
+    place(ASK, 3, "10", by="bob")
+    trading.cancel(bid)
+    settle()
+
+    assert [(request.path, request.headers["x-event-type"]) for request in receiver.requests] == [
+        ("/alice", "order.cancelled")
+    ]
+    assert receiver.requests[0].headers["x-event-sequence"] == "2"
+    assert Event.objects.count() == 3
+    assert outcomes("bob") == []
+
+
+def test_a_broker_on_both_sides_of_a_trade_is_told_of_each(worker: CeleryProcess, receiver: Receiver) -> None:
+    subscribe("alice", receiver.url())
+    ask, bid = place(ASK, 5, "10"), place(BID, 5, "10")
+    settle()
+
+    assert {data(request)["order_id"] for request in receiver.requests} == {str(ask.pk), str(bid.pk)}
+    assert len(receiver.requests) == 2
+    assert len({data(request)["trade_id"] for request in receiver.requests}) == 1
+
+
+def test_two_brokers_may_be_told_at_one_url(worker: CeleryProcess, receiver: Receiver) -> None:
+    webhook_ids = [subscribe(name, receiver.url()) for name in ("alice", "bob")]
+    place(ASK, 5, "10", by="bob")
+    place(BID, 5, "10")
+    settle()
+
+    told = {request.headers["x-webhook-id"]: data(request)["side"] for request in receiver.requests}
+    assert told == dict(zip(map(str, webhook_ids), ["bid", "ask"], strict=True))
+    assert len(receiver.requests) == 2
+
+
+def test_the_numbers_of_a_brokers_events_have_no_gap(worker: CeleryProcess, receiver: Receiver) -> None:
+    for name in ("alice", "bob"):
+        subscribe(name, receiver.url(f"/{name}"), *EventType)
+    place(ASK, 20, "10", by="bob")
+    orders_services.execute([order(BID, 1, "10") for _ in range(10)])
+    for bid in [place(BID, 1, "9") for _ in range(5)]:
+        trading.cancel(bid)
+    expired(place(BID, 1, "9", **until_in_an_hour()))
+    orders_services.suspend("bob", cancel_orders=True)
+    settle()
+
+    for name, count in [("alice", 10 + 5 + 1), ("bob", 10 + 1)]:
+        numbers = [int(request.headers["x-event-sequence"]) for request in receiver.to(f"/{name}")]
+        assert sorted(numbers) == list(range(1, count + 1))
+
+
+def test_nothing_is_sent_after_a_delete(worker: CeleryProcess, receiver: Receiver) -> None:
+    """Neither what was due then nor what happens later."""
+    webhook_id = subscribe("alice", receiver.url())
+    with no_dispatcher():
+        trade(3)
+        services.unsubscribe("alice", webhook_id)
+    settle()
+    trade()
+
+    assert outcomes() == [(None, "subscription_deleted")] * 3
+    assert receiver.requests == []
+
+
+def test_what_is_due_goes_to_the_url_that_is_valid_then(worker: CeleryProcess, receiver: Receiver) -> None:
+    webhook_id = subscribe("alice", receiver.url("/old"))
+    with no_dispatcher():
+        trade(3)
+        assert subscribe("alice", receiver.url("/new")) == webhook_id
+    settle()
+
+    assert [request.path for request in receiver.requests] == ["/new"] * 3
+    assert {request.headers["x-webhook-id"] for request in receiver.requests} == {str(webhook_id)}
+
+
+# --- What becomes of it ---------------------------------------------------------------------------------------------
+
+
+def test_each_attempt_is_noted_and_none_is_made_twice(worker: CeleryProcess, receiver: Receiver) -> None:
+    subscribe("alice", receiver.on("/broken", answer(500, after_seconds=0.3)))
+    subscribe("bob", receiver.on("/well", answer(204)))
+    place(ASK, 5, "10", by="bob")
+    place(BID, 5, "10")
+    settle()
+    trade(of="bob")  # the dispatcher looks at all that is due once more
+    settle()
+
+    assert outcomes() == [(500, "")]
+    assert outcomes("bob") == [(204, "")] * 2
+    assert len(receiver.to("/broken")) == 1
+    for told in Delivery.objects.select_related("event"):
+        assert told.claimed_at is not None
+        assert told.completed_at is not None
+        assert told.duration_ms is not None
+        assert told.event.occurred_at < told.claimed_at < told.completed_at
+        took = (told.completed_at - told.claimed_at) / timedelta(milliseconds=1)
+        assert 300 * (told.status_code == 500) <= told.duration_ms <= took
+
+
+def test_orders_placed_over_http_and_in_a_list_are_told(
+    worker: CeleryProcess, server: live.Server, receiver: Receiver
+) -> None:
+    key = trading.broker("carol")
+    with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {key}"}, trust_env=False) as carol:
+        wanted = {"broker_id": "carol", "url": receiver.url(), "events": [TRADE, CANCELLED]}
+        ids = {each["webhook_id"] for each in carol.post("/webhooks", json=wanted).json()["webhooks"]}
+        bid = carol.post("/orders", json=api.limit("bid", 5, "10", broker_id="carol")).json()
+        orders_services.execute([order(ASK, 1, "10"), order(ASK, 2, "10", by="bob"), order(BID, 1, "9", by="carol")])
+        cancelled = carol.delete(f"/orders/{bid['order_id']}").json()
+        settle()
+        for webhook_id in ids:
+            assert carol.delete(f"/webhooks/{webhook_id}").status_code == 204
+        trade(of="carol")
+        settle()
+
+    requests = in_sequence(receiver)
+    assert {request.headers["x-webhook-id"] for request in requests} == ids
+    assert [(request.headers["x-event-type"], data(request)["remaining_quantity"]) for request in requests] == [
+        ("trade.executed", 4),
+        ("trade.executed", 2),
+        ("order.cancelled", 2),
+    ]
+    assert json.loads(requests[-1].body)["timestamp"] == cancelled["cancelled_at"]
+
+
+# --- When -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_event_is_told_soon_without_beat(worker: CeleryProcess, receiver: Receiver) -> None:
+    """Also when the dispatcher is just about to end, which it does 0.2 s after it sent the last one."""
+    subscribe("alice", receiver.url())
+    place(ASK, 100, "10", by="bob")
+    delays = []
+    for number in range(20):
+        time.sleep(number * 0.02)
+        placed = time.monotonic()
+        place(BID, 1, "10")
+        assert receiver.wait_for(number + 1, PATIENCE_SECONDS)
+        delays.append(receiver.requests[-1].received_at - placed)
+    assert median(delays) < SOON_SECONDS / 2, delays
+    assert max(delays) < SOON_SECONDS, delays
+
+
+def test_what_is_rolled_back_is_not_told(worker: CeleryProcess, receiver: Receiver) -> None:
+    subscribe("alice", receiver.url(), *EventType)
+
+    def publish_and_fail() -> None:
+        event = NewEvent("alice", 1, CANCELLED, datetime.now(UTC), msgspec.defstruct("Nothing", [])())
+        with transaction.atomic(), connection.cursor() as cursor:
+            outbox.publish(cursor, [event])
+            assert Delivery.objects.count() == 1
+            raise NotImplementedError
+
+    with pytest.raises(NotImplementedError):
+        publish_and_fail()
+    trade()
+    settle()
+
+    assert [request.headers["x-event-type"] for request in receiver.requests] == [TRADE]
+
+
+def test_a_lost_hint_is_made_up_for_by_beat(no_worker: None, celery_apart: Celery, receiver: Receiver) -> None:
+    """Ours go to a Valkey that its worker does not listen to."""
+    start_all(celery_apart.webhook_worker(), celery_apart.beat())
+    subscribe("alice", receiver.url())
+    trade()
+
+    assert receiver.wait_for(1, PATIENCE_SECONDS)
+
+
+def test_what_happens_while_valkey_is_down_is_told_when_it_is_back(
+    no_worker: None, celery_apart: Celery, valkey: Valkey, receiver: Receiver, tmp_path: Path
+) -> None:
+    server = live.server(tmp_path / "web.log")
+    server.child.env = {**server.child.env, "REDIS_URL": valkey.url}
+    key = trading.broker("carol")
+    subscribe("carol", receiver.url(), *EventType)
+    place(ASK, 100, "10", by="bob")
+    try:
+        start_all(celery_apart.webhook_worker(), celery_apart.beat())
+        server.start()
+        valkey.child.kill()
+        with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {key}"}, trust_env=False) as carol:
+            for _ in range(20):
+                asked = time.monotonic()
+                assert carol.post("/orders", json=api.limit("bid", 1, "10", broker_id="carol")).status_code == 201
+                assert time.monotonic() - asked < SOON_SECONDS
+    finally:
+        valkey.start_again()
+        server.stop()
+
+    assert receiver.wait_for(20, PATIENCE_SECONDS)
+    wait_until_idle()
+    assert outcomes("carol") == [(200, "")] * 20
+    assert len(receiver.requests) == 20
+
+
+# --- Dispatchers that come and go -----------------------------------------------------------------------------------
+
+
+def test_any_process_can_send_what_is_due(no_worker: None, receiver: Receiver) -> None:
+    subscribe("alice", receiver.url())
+    trade(9)
+    delivery.drain(0)
+
+    assert outcomes() == [(200, "")] * 9
+    assert len(receiver.requests) == 9
+
+
+def test_a_second_drain_in_a_process_has_the_first_look_again(no_worker: None, receiver: Receiver) -> None:
+    subscribe("alice", receiver.on("/alice", answer(after_seconds=1)))
+    subscribe("bob", receiver.url("/bob"))
+    trade()
+    draining = in_thread(partial(delivery.drain, 0))
+    assert receiver.wait_for(1, PATIENCE_SECONDS)
+    trade(of="bob")
+    delivery.drain(0)
+
+    assert not draining.done()  # the second one waited for nothing
+    draining.result(PATIENCE_SECONDS)
+    assert [request.path for request in receiver.requests] == ["/alice", "/bob"]
+    assert receiver.requests[1].received_at - receiver.requests[0].received_at < SOON_SECONDS
+
+
+def test_each_delivery_is_sent_once_however_many_dispatchers_there_are(
+    no_worker: None, celery: Celery, receiver: Receiver
+) -> None:
+    """In two workers and in this process; one of them works at a time."""
+    due = due_everywhere(receiver, 40)
+    drains = [in_thread(partial(delivery.drain, 0)) for _ in range(2)]
+    workers = [celery.webhook_worker("first"), celery.webhook_worker("second")]
+    start_all(*workers)
+    settle()
+    for drain in drains:
+        drain.result(PATIENCE_SECONDS)
+
+    assert_sent_once(receiver, due)
+    assert set(receiver.max_in_flight.values()) == {settings.WEBHOOK_LANES_PER_ENDPOINT}
+
+
+def test_a_clean_stop_under_load_loses_nothing(no_worker: None, celery: Celery, receiver: Receiver) -> None:
+    due = due_everywhere(receiver, 100)
+    first, second = celery.webhook_worker("first"), celery.webhook_worker("second")
+    first.start()
+    wakeup.ask()
+    assert receiver.wait_for(100, PATIENCE_SECONDS)
+    first.stop()
+    assert 100 <= len(receiver.requests) < due
+    claimed = Delivery.objects.exclude(claimed_at=None)
+    assert list(claimed.values_list("status_code").annotate(Count("pk"))) == [(200, len(receiver.requests))]
+    second.start()
+    settle()
+
+    assert_sent_once(receiver, due)
+
+
+def test_what_is_claimed_when_the_dispatcher_is_told_to_stop_is_given_back(no_worker: None, receiver: Receiver) -> None:
+    subscribe("alice", receiver.url())
+    trade(5)
+    dispatcher = delivery.Dispatcher(0)
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("LOCK webhooks_delivery")
+        running = in_thread(lambda: asyncio.run(dispatcher.run()))
+        assert wait_until(somebody_waits_for_a_lock, PATIENCE_SECONDS)  # about to claim
+        dispatcher.stop()
+    running.result(PATIENCE_SECONDS)
+    assert receiver.requests == []
+    assert not Delivery.objects.exclude(claimed_at=None).exists()
+
+    delivery.drain(0)
+    assert outcomes() == [(200, "")] * 5
+
+
+def test_what_was_on_its_way_when_its_worker_was_killed_is_never_sent_again(
+    no_worker: None, celery: Celery, receiver: Receiver
+) -> None:
+    subscribe("alice", receiver.on("/alice", hang))
+    trade(6)
+    first, second = celery.webhook_worker("first"), celery.webhook_worker("second")
+    first.start()
+    wakeup.ask()
+    assert receiver.wait_for(4, PATIENCE_SECONDS)
+    first.kill()
+    receiver.on("/alice", answer())
+    second.start()
+    wakeup.ask()
+
+    assert wait_until(lambda: Delivery.objects.filter(completed_at=None).count() == 4, PATIENCE_SECONDS)
+    second.stop()
+    assert outcomes() == [(None, "")] * 4 + [(200, "")] * 2
+    assert Counter(request.headers["x-event-sequence"] for request in receiver.requests) == Counter("123456")
+
+
+def test_each_endpoint_is_served_by_one_shard(no_worker: None, settings: Settings, receiver: Receiver) -> None:
+    settings.WEBHOOK_SHARDS = 3
+    due = due_everywhere(receiver, 2)
+    served: list[set[str]] = []
+    for shard in range(settings.WEBHOOK_SHARDS):
+        before = len(receiver.requests)
+        delivery.drain(shard)
+        served.append({request.path for request in receiver.requests[before:]})
+
+    assert_sent_once(receiver, due)
+    assert all(served)
+    assert sum(map(len, served)) == len(BROKERS)
+
+
+# --- The small words of these tests ---------------------------------------------------------------------------------
+
+
+def due_everywhere(receiver: Receiver, per_broker: int) -> int:
+    """Several brokers with so much due each, at receivers that take a moment to answer; how much that is."""
+    for name in BROKERS:
+        trading.broker(name)
+        subscribe(name, receiver.on(f"/{name}", answer(after_seconds=0.05)))
+    with no_dispatcher():
+        trade(per_broker, of=BROKERS)
+    return per_broker * len(BROKERS)
+
+
+def assert_sent_once(receiver: Receiver, due: int) -> None:
+    """As many requests as were due, each for another delivery, and all noted."""
+    assert list(Delivery.objects.values_list("status_code", "error").distinct()) == [(200, "")]
+    sent = Counter(request.headers["x-delivery-id"] for request in receiver.requests)
+    assert sent == Counter(map(str, Delivery.objects.values_list("pk", flat=True)))
+    assert sent.total() == due
+
+
+def somebody_waits_for_a_lock() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND locktype = 'relation')")
+        (waits,) = cursor.fetchone()
+    return bool(waits)
+
+
+def until_in_an_hour() -> dict[str, Any]:
+    return {"time_in_force": TimeInForce.GTD, "expires_at": datetime.now(UTC) + timedelta(hours=1)}
+
+
+def expired(resting: Order) -> Order:
+    """The order, after its time has passed and a sweep has come."""
+    Order.objects.filter(pk=resting.pk).update(expires_at=F("created_at"))
+    orders_services.expire_orders(resting.instrument_id)
+    resting.refresh_from_db()
+    assert resting.status == "expired"
+    return resting
+
+
+def in_sequence(receiver: Receiver) -> list[Request]:
+    """What one broker was told, in the order in which it happened."""
+    return sorted(receiver.requests, key=lambda request: int(request.headers["x-event-sequence"]))
+
+
+def data(request: Request) -> dict[str, Any]:
+    return dict(json.loads(request.body, parse_float=Decimal)["data"])
+
+
+def instant(moment: datetime | None) -> str:
+    assert moment is not None
+    return moment.isoformat().replace("+00:00", "Z")

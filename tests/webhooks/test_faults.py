@@ -1,0 +1,432 @@
+"""Whatever is killed under load, each event arrives once at most, and only what was on its way may be lost.
+
+Brokers trade over HTTP while the processes behind their webhooks, or the servers these stand on, are ended; then what
+arrived is compared with the rows. What was measured on the way is seen with `-s`.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+from random import Random
+from statistics import median
+from threading import Event
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from django.conf import settings
+from pytest_django import Settings
+
+from config.local.processes import Child, wait_until
+from config.local.servers import Postgres, Valkey, account_for, private_short_folder
+from orders.terms import Side
+from tests import celery_processes, live, trading
+from tests.celery_processes import Celery, start_all
+from tests.orders.test_faults import AMPLE, SYMBOLS, Client
+from tests.receiver import Receiver, Request, answer
+from tests.servers import POSTGRES_OPTIONS
+from tests.trading import in_thread
+from tests.webhooks import reconciling
+from webhooks import delivery, services
+from webhooks.models import Delivery, EventType
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+BROKERS = {"alice": 0.0, "bob": 0.02, "carol": 0.05}  # and the seconds that each one's receiver takes to answer
+PAUSE_SECONDS = 0.05  # of each broker between two orders
+KILLS = 10
+RESUME_SECONDS = 20.0
+PACE_SECONDS = 2.0
+OUTAGE_SECONDS = 1.0
+STEP_SECONDS = 60.0
+A_MOMENT_SECONDS = 1.0  # on its way may be what was claimed just before a subscription changed
+SLOWEST_SECONDS = 2.0  # that an order may take while two cores run all of this
+EVERY_SECOND = settings.WEBHOOK_DRAIN_EVERY_SECONDS
+DISPATCH = "import config, django; django.setup()\nfrom webhooks import delivery\nwhile True: delivery.drain(0)"
+
+
+@dataclass
+class Trader(Client):
+    """A broker's program that leaves the exchange time to breathe."""
+
+    broker_id: str = ""
+    pause_seconds: float = PAUSE_SECONDS
+
+    def new_order(self) -> dict[str, Any]:
+        own = {"broker_id": self.broker_id, "quantity": 1, "client_order_id": uuid4().hex}
+        return super().new_order() | own
+
+    def post_until(self, stop: Event) -> None:
+        while not stop.wait(self.pause_seconds):
+            self.post()
+
+
+@pytest.fixture(autouse=True)
+def _quiet_clients(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", "httpx")  # which would tell of every request
+
+
+@pytest.fixture
+def keys(receiver: Receiver) -> dict[str, str]:
+    """Brokers that are told everything that happens to them, each at an endpoint of its own."""
+    keys = {}
+    for broker_id, seconds in BROKERS.items():
+        keys[broker_id] = trading.broker(broker_id, cash=AMPLE, holdings=dict.fromkeys(SYMBOLS, AMPLE))
+        url = receiver.on(f"/{broker_id}", answer(after_seconds=seconds))
+        services.subscribe(broker_id, url=url, events=list(EventType))
+    return keys
+
+
+@contextmanager
+def under_load(url: str, keys: dict[str, str], *, pause_seconds: float = PAUSE_SECONDS) -> Iterator[Sequence[Trader]]:
+    """Every broker posts one order after another."""
+    traders = [
+        Trader(number, url, key, broker_id=broker_id, pause_seconds=pause_seconds)
+        for number, (broker_id, key) in enumerate(keys.items())
+    ]
+    stop = Event()
+    posting = [in_thread(partial(trader.post_until, stop)) for trader in traders]
+    try:
+        yield traders
+    finally:
+        stop.set()
+        for future in posting:
+            future.result(trading.PATIENCE_SECONDS)
+        for trader in traders:
+            trader.http.close()
+
+
+def trade(seller: str, buyer: str) -> None:
+    """One trade from within this process, whose hints go to the Valkey of the session."""
+    trading.place(Side.ASK, 1, "10", by=seller)
+    trading.place(Side.BID, 1, "10", by=buyer)
+
+
+def arrives_again(receiver: Receiver, more: int = 5) -> float:
+    """See that so many more requests come; how many seconds it took."""
+    asked = time.monotonic()
+    assert receiver.wait_for(len(receiver.requests) + more, RESUME_SECONDS)
+    return time.monotonic() - asked
+
+
+def assert_reconciled(receiver: Receiver, *, kills: int, database_url: str | None = None) -> None:
+    """All is sent, and no more is unknown than can have been on its way in so many kills."""
+    database_url = database_url or of_the_session()
+    assert reconciling.all_is_sent(database_url, RESUME_SECONDS)
+    rows = reconciling.rows(database_url)
+    reconciling.assert_each_event_is_told(rows)
+    unknown = reconciling.unknown(rows, receiver.requests)
+    say(f"{len(rows)} events, {len(receiver.requests)} arrived, {len(unknown)} unknown after {kills} kills")
+    endpoints = {request.path for request in receiver.requests}
+    # As much as is on its way at a time may have arrived and not be noted yet.
+    assert len(unknown) <= kills * len(endpoints) * 2 * settings.WEBHOOK_LANES_PER_ENDPOINT
+
+
+def of_the_session() -> str:
+    return celery_processes.environment()["DATABASE_URL"]
+
+
+def say(text: str) -> None:
+    print(text)  # noqa: T201
+
+
+# --- Processes of ours ----------------------------------------------------------------------------------------------
+
+
+def test_kills_of_the_worker_lose_only_what_was_on_its_way(
+    server: live.Server, celery: Celery, receiver: Receiver, keys: dict[str, str]
+) -> None:
+    random = Random(1)
+    worker, beat = celery.webhook_worker(), celery.beat()
+    start_all(worker, beat)
+    with under_load(server.url, keys):
+        for number in range(KILLS):
+            arrives_again(receiver)
+            time.sleep(random.uniform(0, 0.5))
+            if number == 0:  # once its main process alone
+                assert worker.child.pid
+                os.kill(worker.child.pid, signal.SIGKILL)
+                assert wait_until(lambda: not worker.child.is_running(), trading.PATIENCE_SECONDS)
+            worker.kill()
+            worker.launch()
+    assert_reconciled(receiver, kills=KILLS)
+
+
+def test_beat_started_again_sends_what_was_due_since_it_was_killed(
+    celery_apart: Celery, receiver: Receiver, keys: dict[str, str]
+) -> None:
+    """The hints of this process go to another Valkey: they are lost."""
+    worker, beat = celery_apart.webhook_worker(), celery_apart.beat()
+    start_all(worker, beat)
+    trade("alice", "bob")
+    assert receiver.wait_for(2, RESUME_SECONDS)
+    beat.kill()
+    time.sleep(2 * EVERY_SECOND)  # its last message is done with
+    trade("bob", "carol")
+    time.sleep(2 * EVERY_SECOND)
+    assert len(receiver.requests) == 2
+    beat.start()
+    assert receiver.wait_for(4, 2 * EVERY_SECOND)
+    assert_reconciled(receiver, kills=0)
+
+
+def test_a_dispatcher_looks_once_more_before_it_ends(
+    receiver: Receiver, keys: dict[str, str], settings: Settings
+) -> None:
+    """A hint that was lost, or that another worker took, costs no more than its patience."""
+    settings.WEBHOOK_LINGER_SECONDS = 2.0
+    trade("alice", "bob")
+    draining = in_thread(partial(delivery.drain, 0))
+    assert wait_until(lambda: Delivery.objects.exclude(completed_at=None).count() == 2, RESUME_SECONDS)
+    trade("bob", "carol")
+    draining.result(RESUME_SECONDS)
+    assert len(receiver.requests) == 4
+    assert_reconciled(receiver, kills=0)
+
+
+# --- Two at a time --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["workers", "processes"])
+def test_of_two_dispatchers_one_sends_and_the_other_takes_over(
+    kind: str, server: live.Server, celery: Celery, receiver: Receiver, keys: dict[str, str], tmp_path: Path
+) -> None:
+    """Two workers on one queue, or two processes that do nothing but drain."""
+    if kind == "workers":
+        celery.beat().launch()
+    both = {
+        name: celery.webhook_worker(name).child if kind == "workers" else dispatch_process(name, tmp_path)
+        for name in ["first", "second"]
+    }
+    try:
+        for name, child in both.items():
+            child.env = {**child.env, "PGAPPNAME": name}  # what its sessions call themselves
+            child.start()
+        with under_load(server.url, keys):
+            arrives_again(receiver, 100)
+            killed = wait_for_dispatcher(*both)
+            (other,) = set(both) - {killed}
+            both[killed].kill()
+            killed_at = time.monotonic()
+            wait_for_dispatcher(other)
+            say(f"of two {kind} the other took over after {time.monotonic() - killed_at:.2f} s")
+            arrives_again(receiver, 100)
+        assert_reconciled(receiver, kills=1)
+    finally:
+        for child in both.values():
+            child.kill()
+
+
+def dispatch_process(name: str, folder: Path) -> Child:
+    argv = [sys.executable, "-c", DISPATCH]
+    return Child(name, argv, log=folder / f"{name}.log", env=celery_processes.environment(), cwd=live.ROOT)
+
+
+def wait_for_dispatcher(*names: str) -> str:
+    """Wait until one of these dispatches; which one."""
+    found: list[str | None] = []
+
+    def dispatches() -> bool:
+        found.append(reconciling.dispatcher(of_the_session()))
+        return found[-1] in names
+
+    assert wait_until(dispatches, RESUME_SECONDS)
+    return str(found[-1])
+
+
+# --- Servers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server_apart(valkey: Valkey, tmp_path: Path) -> Iterator[live.Server]:
+    """A web server on the test's own Valkey, which the test starts."""
+    apart = live.server(tmp_path / "web.log")
+    apart.child.env = {**apart.child.env, "REDIS_URL": valkey.url}
+    yield apart
+    apart.stop()
+
+
+@pytest.mark.parametrize("outage", ["killed", "frozen"])
+def test_orders_keep_their_pace_without_valkey_and_deliveries_resume_with_it(
+    outage: str,
+    server_apart: live.Server,
+    celery_apart: Celery,
+    valkey: Valkey,
+    receiver: Receiver,
+    keys: dict[str, str],
+) -> None:
+    server_apart.start()
+    start_all(celery_apart.webhook_worker(), celery_apart.beat())
+    with under_load(server_apart.url, keys, pause_seconds=0) as traders:
+        arrives_again(receiver)
+        before = pace(traders)
+        (valkey.child.kill if outage == "killed" else partial(send, valkey, signal.SIGSTOP))()
+        without = pace(traders)
+    assert wait_until(lambda: reconciling.dispatcher(of_the_session()) is None, RESUME_SECONDS)
+    trade("alice", "bob")  # its hint goes to the Valkey of the session
+    assert reconciling.due(of_the_session()) >= 2
+    if outage == "killed":
+        assert valkey.start_again()
+    else:
+        send(valkey, signal.SIGCONT)
+    is_back_at = time.monotonic()
+    assert wait_until(lambda: reconciling.due(of_the_session()) == 0, RESUME_SECONDS)
+    resumed_after = time.monotonic() - is_back_at
+    with under_load(server_apart.url, keys, pause_seconds=0) as traders:
+        after = pace(traders)
+    say(f"Valkey {outage}: {before} before, {without} without it, {after} after; resumed after {resumed_after:.2f} s")
+    assert without.per_second > before.per_second / 2
+    assert after.per_second > before.per_second / 2
+    assert without.slowest_seconds < SLOWEST_SECONDS
+    assert_reconciled(receiver, kills=0)
+
+
+def send(valkey: Valkey, signal_number: signal.Signals) -> None:
+    assert valkey.child.pid
+    os.kill(valkey.child.pid, signal_number)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How quickly orders were answered."""
+
+    per_second: float
+    median_seconds: float
+    slowest_seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.per_second:.0f}/s (median {self.median_seconds:.3f} s, at most {self.slowest_seconds:.2f} s)"
+
+
+def pace(traders: Sequence[Trader]) -> Pace:
+    """Of the orders answered from now on."""
+    before = [len(trader.answers) for trader in traders]
+    time.sleep(PACE_SECONDS)
+    answers = [answer for trader, old in zip(traders, before, strict=True) for answer in trader.answers[old:]]
+    seconds = [answer.elapsed.total_seconds() for answer in answers]
+    return Pace(len(answers) / PACE_SECONDS, median(seconds), max(seconds))
+
+
+@pytest.fixture
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL for one test to stop and to kill."""
+    folder = private_short_folder(account_for(folder=None))
+    own = Postgres(folder / "postgres", log=folder / "postgres.log", options=POSTGRES_OPTIONS)
+    try:
+        own.start("bourse")
+        yield own
+    finally:
+        own.stop()
+        shutil.rmtree(folder)
+
+
+def test_restarts_of_postgresql_lose_only_what_was_on_its_way(
+    postgres: Postgres, celery_apart: Celery, server_apart: live.Server, receiver: Receiver, tmp_path: Path
+) -> None:
+    worker, beat = celery_apart.webhook_worker(), celery_apart.beat()
+    env = {**worker.child.env, "DATABASE_URL": postgres.url("bourse")}
+    server_apart.child.env = worker.child.env = beat.child.env = env
+    manage(env, "migrate")
+    manage(env, "demo", "--credentials", str(tmp_path / "keys.json"), "--base-url", server_apart.url)
+    keys = json.loads((tmp_path / "keys.json").read_text())["brokers"]
+    server_apart.start()
+    start_all(worker, beat)
+    for broker_id, key in keys.items():
+        body = {"broker_id": broker_id, "url": receiver.url(f"/{broker_id}"), "events": list(EventType)}
+        with http(server_apart, key) as client:
+            client.post("/webhooks", json=body).raise_for_status()
+    with under_load(server_apart.url, keys):
+        for end in [postgres.child.stop, postgres.child.kill]:
+            arrives_again(receiver)
+            end()
+            time.sleep(OUTAGE_SECONDS)
+            postgres.start("bourse")
+            say(f"PostgreSQL is back; five more arrive within {arrives_again(receiver):.2f} s")
+    assert_reconciled(receiver, kills=2, database_url=env["DATABASE_URL"])
+    manage(env, "reconcile")
+
+
+def manage(env: dict[str, str], *arguments: str) -> None:
+    command = [sys.executable, "manage.py", *arguments]
+    subprocess.run(command, env=env, cwd=live.ROOT, check=True, capture_output=True, timeout=STEP_SECONDS)  # noqa: S603
+
+
+def http(server: live.Server, key: str) -> httpx.Client:
+    headers = {"Authorization": f"Bearer {key}"}
+    return httpx.Client(base_url=server.url, headers=headers, timeout=trading.PATIENCE_SECONDS, trust_env=False)
+
+
+# --- Subscriptions --------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Period:
+    """A path to which one subscription sent, from when somebody asked for it to when its end was answered."""
+
+    webhook_id: str
+    asked_at: float
+    ended_at: float = 0.0
+
+    def overrun(self, request: Request) -> float:
+        """How long after its end a request for it came."""
+        assert request.headers["x-webhook-id"] == self.webhook_id
+        assert request.received_at > self.asked_at
+        return request.received_at - self.ended_at
+
+
+def test_subscriptions_come_and_go_under_load(
+    server: live.Server, celery: Celery, receiver: Receiver, keys: dict[str, str]
+) -> None:
+    """One broker changes its URL, unsubscribes and subscribes again without end, each time to another path."""
+    start_all(celery.webhook_worker(), celery.beat())
+    services.subscribe("alice", url=receiver.url("/0"), events=[EventType.TRADE_EXECUTED])
+    stop = Event()
+    with under_load(server.url, keys) as traders:
+        changing = in_thread(partial(change_until, stop, server, keys["alice"], receiver))
+        time.sleep(6)
+        stop.set()
+        periods = changing.result(RESUME_SECONDS)
+    assert reconciling.all_is_sent(of_the_session(), RESUME_SECONDS)
+    rows = reconciling.rows(of_the_session())
+    reconciling.assert_each_event_is_told([row for row in rows if row.broker_id != "alice"])
+    assert reconciling.unknown(rows, receiver.requests) == []
+    to_alice = [request for request in receiver.requests if request.path in periods]
+    overruns = [periods[request.path].overrun(request) for request in to_alice]
+    slowest = max(answer.elapsed.total_seconds() for trader in traders for answer in trader.answers)
+    say(f"{len(periods)} periods, {len(to_alice)} requests, up to {max(overruns):.3f} s late; slowest {slowest:.2f} s")
+    assert max(overruns) < A_MOMENT_SECONDS
+    assert slowest < SLOWEST_SECONDS
+    assert [trader.failures for trader in traders] == [{}, {}, {}]
+
+
+def change_until(stop: Event, server: live.Server, key: str, receiver: Receiver) -> dict[str, Period]:
+    """Have alice told about trades at one path after another, every third time as a new subscription."""
+    periods: dict[str, Period] = {}
+    with http(server, key) as client:
+        for number in count(1):
+            body = {"broker_id": "alice", "url": receiver.url(f"/{number}"), "events": [EventType.TRADE_EXECUTED]}
+            asked_at = time.monotonic()
+            response = client.post("/webhooks", json=body).raise_for_status()
+            webhook_id = response.json()["webhooks"][0]["webhook_id"]
+            if number > 1:
+                periods[f"/{number - 1}"].ended_at = time.monotonic()
+            periods[f"/{number}"] = Period(webhook_id, asked_at)
+            time.sleep(PAUSE_SECONDS)
+            if number % 3 == 0 or stop.is_set():
+                client.delete(f"/webhooks/{webhook_id}").raise_for_status()
+                periods[f"/{number}"].ended_at = time.monotonic()
+                if stop.is_set():
+                    break
+                time.sleep(PAUSE_SECONDS)
+    return periods
