@@ -20,8 +20,8 @@ from django.http import HttpRequest
 from exchange.models import ApiKey, Broker, Holding, Instrument, Transfer
 
 PAGE_ROWS = 50
-MAX_PAGES = 200  # each page costs what the pages before it cost: beyond these one searches or filters
-FILTERED_ROWS = 100_000
+MAX_PAGES = 100  # each page costs what the pages before it cost: beyond these one searches or filters
+FILTERED_ROWS = 20_000  # few enough to be read from a disk at once
 
 Rows = QuerySet[Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 import psycopg_pool
 import structlog
-from django.core.exceptions import PermissionDenied, SuspiciousOperation
+from django.core.exceptions import PermissionDenied, SuspiciousOperation, ValidationError
 from django.db import DataError, InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
 from django.views import defaults
@@ -149,7 +149,7 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
 def server_error(request: HttpRequest) -> HttpResponse:
     """Django's `handler500`: what no view handled, such as an error in a middleware or in the admin."""
     exception = sys.exception()
-    if isinstance(exception, DataError):  # what the admin's filters and cookies take from a request unchecked
+    if isinstance(exception, DataError | ValidationError):  # what the admin takes from a request unchecked
         return bad_request(request, exception)
     _log.exception("unexpected")
     if _is_admin(request):

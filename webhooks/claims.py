@@ -104,7 +104,7 @@ class Claims:
         return self._connection.transaction()
 
 
-# When most rows are one subscription's, the planner hopes to meet any other's soon whichever way it reads, and reads past
+# When most rows are one subscription's, the planner hopes to meet another's soon whichever way it reads, and reads past
 # all of them. BETWEEN and the order by both columns leave it nothing but the index of what is due.
 
 # One step along the index per subscription that has something due, however long its queue is.
@@ -134,16 +134,18 @@ _CLAIM = """
 WITH chosen AS (
   SELECT delivery.id
   FROM json_to_recordset(%s::json) AS wanted(id uuid, room int)
+  JOIN webhooks_subscription subscription ON subscription.id = wanted.id AND subscription.deleted_at IS NULL
   CROSS JOIN LATERAL (
     SELECT id FROM webhooks_delivery
     WHERE subscription_id BETWEEN wanted.id AND wanted.id AND claimed_at IS NULL
     ORDER BY subscription_id, id LIMIT wanted.room FOR UPDATE SKIP LOCKED) delivery
+), claimed AS (
+  UPDATE webhooks_delivery SET claimed_at = clock_timestamp()
+  WHERE id = ANY(ARRAY(SELECT id FROM chosen)) RETURNING id, event_id, subscription_id
 )
-UPDATE webhooks_delivery delivery SET claimed_at = clock_timestamp()
-FROM webhooks_event event, webhooks_subscription subscription
-WHERE delivery.id = ANY(ARRAY(SELECT id FROM chosen)) AND event.id = delivery.event_id
-  AND subscription.id = delivery.subscription_id AND subscription.deleted_at IS NULL
-RETURNING delivery.id, subscription.id, subscription.url, event.type, event.sequence, event.body
+SELECT claimed.id, subscription.id, subscription.url, event.type, event.sequence, event.body
+FROM claimed JOIN webhooks_event event ON event.id = claimed.event_id
+JOIN webhooks_subscription subscription ON subscription.id = claimed.subscription_id
 """
 
 _DISCARD = """
