@@ -41,7 +41,8 @@ MOVING_AVERAGE_ORDERS = 1_000
 
 WEBHOOK_SHARDS = 1  # dispatchers at a time; each endpoint belongs to one of them
 WEBHOOK_LANES = 256  # deliveries on their way at a time, of one dispatcher
-WEBHOOK_LANES_PER_ENDPOINT = 4
+WEBHOOK_LANES_PER_ENDPOINT = 4  # and per broker and event, whatever URL it has meanwhile
+WEBHOOK_HINTS_WAITING = 100  # in Valkey; more are not sent
 WEBHOOK_ANSWER_BYTES = 4 * 1024  # read of a receiver's answer
 
 # --- Timeouts -------------------------------------------------------------------------------------------------------
@@ -69,7 +70,6 @@ WEBHOOK_WAKE_UP_TIMEOUT_SECONDS = 0.1  # then the hint is lost, and the next sec
 WEBHOOK_WAKE_UP_PAUSE_SECONDS = 0.05  # between hints
 WEBHOOK_MESSAGE_SECONDS = 10.0
 WEBHOOK_DRAIN_EVERY_SECONDS = 1.0
-WEBHOOK_DRAIN_SECONDS = 15 * 60.0  # then a dispatcher ends, after what is on its way, and the next one takes over
 WEBHOOK_LINGER_SECONDS = 0.2  # how long a dispatcher with nothing to do waits for more
 WEBHOOK_POLL_SECONDS = 0.1  # how often a busy one looks for more when no hint comes
 

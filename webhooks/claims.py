@@ -3,7 +3,7 @@
 A claim is committed before anything is sent, and nothing claimed is ever claimed again: at most once, whoever dies.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Self
@@ -28,17 +28,23 @@ class Endpoint:
 
     subscription_id: UUID
     url: str
+    lanes: list[str]
     is_deleted: bool
     due: int
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A delivery that is this dispatcher's to send, once."""
+    """A delivery that is this dispatcher's to send, once.
+
+    Its lanes are those of the URL, which others may share, and those of the broker and event, which a new URL does not
+    change: a broker that keeps moving its webhook gets no more of them.
+    """
 
     delivery_id: UUID
     subscription_id: UUID
     url: str
+    lanes: list[str]
     event_type: str
     sequence: int
     body: str
@@ -81,10 +87,10 @@ class Claims:
         cursor = await self._connection.execute(_DUE, [counted_up_to])
         return [Endpoint(*row) for row in await cursor.fetchall()]
 
-    async def claim(self, rooms: Mapping[UUID, int]) -> list[Claim]:
-        """Claim up to so many deliveries of each subscription, oldest first."""
-        wanted = msgspec.json.encode([{"id": subscription_id, "room": room} for subscription_id, room in rooms.items()])
-        cursor = await self._connection.execute(_CLAIM, [wanted.decode()])
+    async def claim(self, rooms: Sequence[tuple[Endpoint, int]]) -> list[Claim]:
+        """Claim up to so many deliveries of each endpoint, oldest first; none where the URL changed meanwhile."""
+        wanted = [{"id": endpoint.subscription_id, "url": endpoint.url, "room": room} for endpoint, room in rooms]
+        cursor = await self._connection.execute(_CLAIM, [msgspec.json.encode(wanted).decode()])
         return [Claim(*row) for row in await cursor.fetchall()]
 
     async def discard(self, subscription_ids: Sequence[UUID]) -> None:
@@ -104,11 +110,13 @@ class Claims:
         return self._connection.transaction()
 
 
+_LANES = "ARRAY[subscription.url, subscription.broker_id || ' ' || subscription.event_type]"
+
 # When most rows are one subscription's, the planner hopes to meet another's soon whichever way it reads, and reads past
 # all of them. BETWEEN and the order by both columns leave it nothing but the index of what is due.
 
 # One step along the index per subscription that has something due, however long its queue is.
-_DUE = """
+_DUE = f"""
 WITH RECURSIVE due AS (
   (SELECT subscription_id, id FROM webhooks_delivery
    WHERE claimed_at IS NULL ORDER BY subscription_id, id LIMIT 1)
@@ -118,7 +126,7 @@ WITH RECURSIVE due AS (
     SELECT subscription_id, id FROM webhooks_delivery
     WHERE claimed_at IS NULL AND subscription_id > due.subscription_id ORDER BY subscription_id, id LIMIT 1) next
 )
-SELECT subscription.id, subscription.url, subscription.deleted_at IS NOT NULL, queue.length
+SELECT subscription.id, subscription.url, {_LANES}, subscription.deleted_at IS NOT NULL, queue.length
 FROM due JOIN webhooks_subscription subscription ON subscription.id = due.subscription_id
 CROSS JOIN LATERAL (
   SELECT count(*) AS length FROM (
@@ -130,11 +138,12 @@ ORDER BY due.id
 """
 
 # By its estimate of how many are chosen it would read both tables whole when much is due; of an array it expects few.
-_CLAIM = """
+_CLAIM = f"""
 WITH chosen AS (
   SELECT delivery.id
-  FROM json_to_recordset(%s::json) AS wanted(id uuid, room int)
-  JOIN webhooks_subscription subscription ON subscription.id = wanted.id AND subscription.deleted_at IS NULL
+  FROM json_to_recordset(%s::json) AS wanted(id uuid, url text, room int)
+  JOIN webhooks_subscription subscription
+    ON subscription.id = wanted.id AND subscription.url = wanted.url AND subscription.deleted_at IS NULL
   CROSS JOIN LATERAL (
     SELECT id FROM webhooks_delivery
     WHERE subscription_id BETWEEN wanted.id AND wanted.id AND claimed_at IS NULL
@@ -143,7 +152,7 @@ WITH chosen AS (
   UPDATE webhooks_delivery SET claimed_at = clock_timestamp()
   WHERE id = ANY(ARRAY(SELECT id FROM chosen)) RETURNING id, event_id, subscription_id
 )
-SELECT claimed.id, subscription.id, subscription.url, event.type, event.sequence, event.body
+SELECT claimed.id, subscription.id, subscription.url, {_LANES}, event.type, event.sequence, event.body
 FROM claimed JOIN webhooks_event event ON event.id = claimed.event_id
 JOIN webhooks_subscription subscription ON subscription.id = claimed.subscription_id
 """
@@ -151,9 +160,10 @@ JOIN webhooks_subscription subscription ON subscription.id = claimed.subscriptio
 _DISCARD = """
 UPDATE webhooks_delivery SET claimed_at = clock_timestamp(), completed_at = clock_timestamp(), error = %s
 WHERE id = ANY(ARRAY(
-  SELECT id FROM webhooks_delivery
-  WHERE subscription_id = ANY(%s) AND claimed_at IS NULL
-  ORDER BY subscription_id, id LIMIT %s FOR UPDATE SKIP LOCKED))
+  SELECT delivery.id FROM unnest(%s::uuid[]) AS deleted(id) CROSS JOIN LATERAL (
+    SELECT id FROM webhooks_delivery
+    WHERE subscription_id BETWEEN deleted.id AND deleted.id AND claimed_at IS NULL
+    ORDER BY subscription_id, id LIMIT %s FOR UPDATE SKIP LOCKED) delivery))
 """
 
 _COMPLETE = """

@@ -6,10 +6,8 @@ room for, commits, sends, and notes what came of it together with the next claim
 
 import asyncio
 import threading
-import time
 import zlib
 from collections import Counter
-from collections.abc import Iterable
 from contextlib import suppress
 from uuid import UUID
 
@@ -21,7 +19,7 @@ from webhooks.claims import Claim, Claims, Endpoint, Outcome
 
 
 class Dispatcher:
-    """Sends one shard's deliveries until nothing is due, its time is up, or it is told to stop. Runs once."""
+    """Sends one shard's deliveries until nothing is due or it is told to stop. Runs once."""
 
     def __init__(self, shard: int) -> None:
         self.shard = shard
@@ -30,7 +28,9 @@ class Dispatcher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = asyncio.Event()
         self._sending: set[asyncio.Task[None]] = set()
-        self._in_flight: Counter[str] = Counter()  # by URL: an endpoint is one, whoever subscribes to it
+        self._in_flight: Counter[str] = Counter()  # by each of the names in `Claim.lanes`
+        self._turn = 0
+        self._turns: Counter[UUID] = Counter()  # each subscription's last; 0 if it had none
         self._outcomes: list[Outcome] = []
 
     # --- From other threads -----------------------------------------------------------------------------------------
@@ -62,21 +62,23 @@ class Dispatcher:
                     await self._drain(claims, session)
         finally:
             await claims.close()
+            if self._outcomes:  # the connection was lost: the next one will do for these
+                claims = await Claims.connect()
+                await claims.complete(self._outcomes)
+                await claims.close()
 
     async def _drain(self, claims: Claims, session: aiohttp.ClientSession) -> None:
-        ends_at = time.monotonic() + settings.WEBHOOK_DRAIN_SECONDS
         has_lingered = False
         try:
             while True:
                 self._woken.clear()
                 self.was_poked = False
-                is_ending = self.is_stopping or time.monotonic() > ends_at
-                for claim in await self._settle_and_claim(claims, is_ending=is_ending):
+                for claim in await self._settle_and_claim(claims):
                     self._start(session, claim)
                 if self._sending or self._outcomes:
                     has_lingered = False
                     await self._is_woken(settings.WEBHOOK_POLL_SECONDS)
-                elif is_ending or (has_lingered and not self._woken.is_set()):
+                elif self.is_stopping or (has_lingered and not self._woken.is_set()):
                     return
                 else:  # before it ends it looks once more: a hint may be lost, or be with another process
                     has_lingered = not await self._is_woken(settings.WEBHOOK_LINGER_SECONDS)
@@ -91,13 +93,14 @@ class Dispatcher:
         except TimeoutError:
             return False
 
-    async def _settle_and_claim(self, claims: Claims, *, is_ending: bool) -> list[Claim]:
+    async def _settle_and_claim(self, claims: Claims) -> list[Claim]:
         """Note what has become of earlier attempts and claim new ones, in one transaction."""
-        outcomes, self._outcomes = self._outcomes, []
+        outcomes = list(self._outcomes)
         async with claims.transaction():
             if outcomes:
                 await claims.complete(outcomes)
-            claimed = [] if is_ending else await self._claim(claims)
+            claimed = [] if self.is_stopping else await self._claim(claims)
+        del self._outcomes[: len(outcomes)]
         if claimed and self.is_stopping:
             await claims.give_back(claimed)
             return []
@@ -111,43 +114,50 @@ class Dispatcher:
         if deleted:
             await claims.discard(deleted)
             self._woken.set()  # there may be more of it
-        rooms = self._rooms(endpoint for endpoint in due if not endpoint.is_deleted)
+        rooms = self._rooms([endpoint for endpoint in due if not endpoint.is_deleted])
         return await claims.claim(rooms) if rooms else []
 
     def _is_mine(self, endpoint: Endpoint) -> bool:
         return zlib.crc32(endpoint.url.encode()) % settings.WEBHOOK_SHARDS == self.shard
 
-    def _rooms(self, endpoints: Iterable[Endpoint]) -> dict[UUID, int]:
-        """How many deliveries of each subscription can be on their way now, beside those that are."""
-        taken = Counter(self._in_flight)
-        free = settings.WEBHOOK_LANES - taken.total()
-        rooms = {}
-        for endpoint in endpoints:
-            room = min(endpoint.due, settings.WEBHOOK_LANES_PER_ENDPOINT - taken[endpoint.url], free)
-            if room > 0:
-                rooms[endpoint.subscription_id] = room
-                taken[endpoint.url] += room
-                free -= room
-        return rooms
+    def _rooms(self, endpoints: list[Endpoint]) -> list[tuple[Endpoint, int]]:
+        """How many deliveries of each can be on their way now, beside those that are.
+
+        A lane at a time goes to who has the fewest, and of these to whose last turn is the longest ago: else endpoints
+        that hang, whose queues are the oldest, would have every lane that one of them gives up.
+        """
+        taken, free = Counter(self._in_flight), settings.WEBHOOK_LANES - len(self._sending)
+        rooms = Counter[UUID]()
+        for _ in range(settings.WEBHOOK_LANES_PER_ENDPOINT):
+            for endpoint in sorted(endpoints, key=lambda each: (taken[each.url], self._turns[each.subscription_id])):
+                has_lane = max(taken[lane] for lane in endpoint.lanes) < settings.WEBHOOK_LANES_PER_ENDPOINT
+                if free > 0 and has_lane and rooms[endpoint.subscription_id] < endpoint.due:
+                    rooms[endpoint.subscription_id] += 1
+                    taken.update(endpoint.lanes)
+                    free -= 1
+        return [(each, rooms[each.subscription_id]) for each in endpoints if rooms[each.subscription_id]]
 
     def _start(self, session: aiohttp.ClientSession, claim: Claim) -> None:
-        self._in_flight[claim.url] += 1
+        self._in_flight.update(claim.lanes)
+        self._turn += 1
+        self._turns[claim.subscription_id] = self._turn
         task = asyncio.create_task(self._send(session, claim))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
     async def _send(self, session: aiohttp.ClientSession, claim: Claim) -> None:
-        outcome = await sending.send(session, claim)  # first: the list is another one by then
-        self._outcomes.append(outcome)
-        self._in_flight[claim.url] -= 1
-        if not self._in_flight[claim.url]:
-            del self._in_flight[claim.url]
+        self._outcomes.append(await sending.send(session, claim))
+        for lane in claim.lanes:
+            self._in_flight[lane] -= 1
+            if not self._in_flight[lane]:
+                del self._in_flight[lane]
         self._woken.set()
 
 
 # --- One at a time per process --------------------------------------------------------------------------------------
 
 _running: dict[int, Dispatcher] = {}
+_stopping = threading.Event()
 _changing = threading.Lock()
 
 
@@ -159,6 +169,8 @@ def drain(shard: int) -> None:
                 _running[shard].poke()
                 return
             dispatcher = _running[shard] = Dispatcher(shard)
+        if _stopping.is_set():  # looked at after it was put there: either we see the stop, or the stop sees it
+            dispatcher.stop()
         try:
             asyncio.run(dispatcher.run())
         finally:
@@ -169,6 +181,7 @@ def drain(shard: int) -> None:
 
 
 def stop() -> None:
-    """Have this process' dispatchers end in good order."""
+    """Have this process' dispatchers end in good order, and start none that sends anything."""
+    _stopping.set()
     for dispatcher in list(_running.values()):
         dispatcher.stop()

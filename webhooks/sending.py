@@ -6,6 +6,7 @@ Whatever the receiver does, it takes no longer than the deadline and no more of 
 import asyncio
 import socket
 import time
+from collections.abc import Iterable
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,10 @@ class _Socket(socket.socket):
     def send(self, data: "ReadableBuffer", flags: int = 0, /) -> int:
         self._left = MAX_RECEIVED_BYTES
         return super().send(data, flags)
+
+    def sendmsg(self, buffers: "Iterable[ReadableBuffer]", *more: Any) -> int:  # what newer Pythons' loops send by
+        self._left = MAX_RECEIVED_BYTES
+        return super().sendmsg(buffers, *more)
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         data = super().recv(min(size, self._left), flags)  # of size 0 it is the end

@@ -6,12 +6,13 @@ Whoever asks only sets a flag, so nothing waits for Valkey. Beat starts the disp
 import threading
 import time
 
+import redis
 import structlog
 from celery import current_app
 from django.conf import settings
 from kombu import Connection
 
-TASK = "webhooks.tasks.deliver"
+TASK, QUEUE = "webhooks.tasks.deliver", "webhooks"
 
 _log = structlog.get_logger(__name__)
 _asked = threading.Event()
@@ -23,7 +24,7 @@ def ask() -> None:
     """Have the dispatcher woken soon; however often this is asked meanwhile, it is done once."""
     global _thread
     _asked.set()
-    if _thread is None or not _thread.is_alive():  # the first time in this process, which may be a fork
+    if _thread is None or not _thread.is_alive():  # the first time in this process
         with _start:
             if _thread is None or not _thread.is_alive():
                 _thread = threading.Thread(target=_ring_when_asked, name="wakeup", daemon=True)
@@ -31,21 +32,34 @@ def ask() -> None:
 
 
 def _ring_when_asked() -> None:
-    patience = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), settings.WEBHOOK_WAKE_UP_TIMEOUT_SECONDS)
+    is_lost = False
     while True:
         try:
-            with current_app.connection_for_write(transport_options=patience) as connection:
+            with impatient_connection(settings.REDIS_URL) as connection:
                 while _asked.wait():
                     _asked.clear()
-                    _ring(connection)
+                    ring(connection)
+                    is_lost = False
                     time.sleep(settings.WEBHOOK_WAKE_UP_PAUSE_SECONDS)
         except Exception as error:  # whatever it is: this hint is lost, the next one gets a new connection
-            _log.warning("wake_up_lost", error=str(error))
+            if not is_lost:  # once per outage
+                _log.warning("wake_up_lost", error=str(error))
+            is_lost = True
             time.sleep(settings.WEBHOOK_WAKE_UP_PAUSE_SECONDS)
 
 
-def _ring(connection: Connection) -> None:
-    for shard in range(settings.WEBHOOK_SHARDS):
-        current_app.send_task(
-            TASK, (shard,), connection=connection, retry=False, expires=settings.WEBHOOK_MESSAGE_SECONDS
-        )
+def impatient_connection(url: str) -> Connection:
+    """One that gives up at the first failure, or when nothing comes for a moment; kombu would try for seconds."""
+    patience = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), settings.WEBHOOK_WAKE_UP_TIMEOUT_SECONDS)
+    connection: Connection = current_app.connection_for_write(url, transport_options={**patience, "max_retries": 0})
+    return connection
+
+
+def ring(connection: Connection) -> None:
+    """Send a hint, unless so many lie there that nobody can be taking them: they would fill Valkey in hours."""
+    valkey: redis.Redis = connection.default_channel.client  # type: ignore[attr-defined]  # of this transport it has one
+    if valkey.llen(QUEUE) < settings.WEBHOOK_HINTS_WAITING:
+        for shard in range(settings.WEBHOOK_SHARDS):
+            current_app.send_task(
+                TASK, (shard,), connection=connection, retry=False, expires=settings.WEBHOOK_MESSAGE_SECONDS
+            )

@@ -49,7 +49,7 @@ def dispatcher(database_url: str) -> str | None:
     """What the session that dispatches now calls itself, if there is one."""
     with psycopg.connect(database_url) as connection:
         row = connection.execute(_DISPATCHER).fetchone()
-    return row and str(row[0])
+    return str(row[0]) if row else None
 
 
 def all_is_sent(database_url: str, within_seconds: float) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from uuid import UUID
 
 from django.db import connection
@@ -11,7 +12,7 @@ from orders import services as orders_services
 from orders.terms import Side
 from tests import trading
 from tests.trading import order
-from webhooks import claims, services, wakeup
+from webhooks import claims, delivery, services, wakeup
 from webhooks.models import Delivery, EventType
 
 ASK_AGAIN_SECONDS = 1.0  # as often as beat does: a hint may be lost, and there is no beat in most tests
@@ -30,6 +31,11 @@ def trade(each: int = 1, *, of: str | Sequence[str] = "alice", against: str = "m
     takers = [of] if isinstance(of, str) else of
     trading.place(Side.ASK, each * len(takers), "10", by=against)
     orders_services.execute([order(Side.BID, 1, "10", by=by) for _ in range(each) for by in takers])
+
+
+def drain(shard: int = 0) -> None:
+    """Send what is due from this process, in a thread that may not take for ever."""
+    trading.in_thread(partial(delivery.drain, shard)).result(trading.PATIENCE_SECONDS)
 
 
 def settle() -> None:

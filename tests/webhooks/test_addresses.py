@@ -83,7 +83,8 @@ class Dispatch:
         self._session.connector.clear_dns_cache()
 
     def send(self, url: str) -> Outcome:
-        return self._runner.run(sending.send(self._session, Claim(uuid4(), uuid4(), url, "trade.executed", 1, "{}")))
+        claim = Claim(uuid4(), uuid4(), url, [], "trade.executed", 1, "{}")
+        return self._runner.run(sending.send(self._session, claim))
 
     def error(self, url: str) -> DeliveryError | None:
         return self.send(url).error

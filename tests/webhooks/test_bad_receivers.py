@@ -27,7 +27,7 @@ from tests import trading
 from tests.celery_processes import Celery, CeleryProcess, start_all
 from tests.receiver import HEAD_END, Behaviour, Connection, Receiver, Request, answer, hang, redirect
 from tests.trading import attempt, in_thread, order, place
-from tests.webhooks.telling import Told, outcomes, settle, subscribe, trade
+from tests.webhooks.telling import Told, drain, outcomes, settle, subscribe, trade
 from webhooks import delivery, sending
 from webhooks.models import Delivery, EventType
 
@@ -191,7 +191,7 @@ def test_an_endpoint_gets_four_at_a_time_whoever_subscribes_to_it(receiver: Rece
     trade(8, of=["alice", "bob"])
     for bid in bids:
         trading.cancel(bid)
-    delivery.drain(0)
+    drain()
 
     by_subscription = Counter(request.headers["x-webhook-id"] for request in receiver.requests)
     assert list(by_subscription.values()) == [8, 8, 8]
@@ -331,7 +331,7 @@ def test_names_that_never_resolve_delay_nobody(
         subscribe(name, f"http://{host}:{receiver.port}/{name}")
     trade(LANES_PER_ENDPOINT, of=[*slow, "denied", "known", "address"])
     started = time.monotonic()
-    delivery.drain(0)
+    drain()
 
     assert outcomes("known") == outcomes("address") == [(200, "")] * LANES_PER_ENDPOINT
     assert len(receiver.requests) == 2 * LANES_PER_ENDPOINT

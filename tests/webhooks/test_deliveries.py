@@ -33,7 +33,7 @@ from tests import api, celery_processes, live, trading
 from tests.celery_processes import Celery, CeleryProcess, start_all
 from tests.receiver import Receiver, Request, answer, hang
 from tests.trading import in_thread, order, place
-from tests.webhooks.telling import no_dispatcher, outcomes, settle, subscribe, trade, wait_until_idle
+from tests.webhooks.telling import drain, no_dispatcher, outcomes, settle, subscribe, trade, wait_until_idle
 from webhooks import delivery, outbox, services, wakeup
 from webhooks.models import Delivery, Event, EventType
 from webhooks.outbox import NewEvent
@@ -408,7 +408,7 @@ def test_what_happens_while_valkey_is_down_is_told_when_it_is_back(
 def test_any_process_can_send_what_is_due(no_worker: None, receiver: Receiver) -> None:
     subscribe("alice", receiver.url())
     trade(9)
-    delivery.drain(0)
+    drain()
 
     assert outcomes() == [(200, "")] * 9
     assert len(receiver.requests) == 9
@@ -421,7 +421,7 @@ def test_a_second_drain_in_a_process_has_the_first_look_again(no_worker: None, r
     draining = in_thread(partial(delivery.drain, 0))
     assert receiver.wait_for(1, PATIENCE_SECONDS)
     trade(of="bob")
-    delivery.drain(0)
+    drain()
 
     assert not draining.done()  # the second one waited for nothing
     draining.result(PATIENCE_SECONDS)
@@ -433,13 +433,14 @@ def test_each_delivery_is_sent_once_however_many_dispatchers_there_are(
     no_worker: None, celery: Celery, receiver: Receiver
 ) -> None:
     """In two workers and in this process; one of them works at a time."""
-    due = due_everywhere(receiver, 40)
-    drains = [in_thread(partial(delivery.drain, 0)) for _ in range(2)]
-    workers = [celery.webhook_worker("first"), celery.webhook_worker("second")]
-    start_all(*workers)
+    start_all(celery.webhook_worker("first"), celery.webhook_worker("second"))
+    due = due_everywhere(receiver, 100)
+    ours = in_thread(partial(delivery.drain, 0))
+    while len(receiver.requests) < due / 2:
+        wakeup.ask()
+        time.sleep(settings.WEBHOOK_WAKE_UP_PAUSE_SECONDS)
     settle()
-    for drain in drains:
-        drain.result(PATIENCE_SECONDS)
+    ours.result(PATIENCE_SECONDS)
 
     assert_sent_once(receiver, due)
     assert set(receiver.max_in_flight.values()) == {settings.WEBHOOK_LANES_PER_ENDPOINT}
@@ -474,7 +475,7 @@ def test_what_is_claimed_when_the_dispatcher_is_told_to_stop_is_given_back(no_wo
     assert receiver.requests == []
     assert not Delivery.objects.exclude(claimed_at=None).exists()
 
-    delivery.drain(0)
+    drain()
     assert outcomes() == [(200, "")] * 5
 
 
@@ -504,7 +505,7 @@ def test_each_endpoint_is_served_by_one_shard(no_worker: None, settings: Setting
     served: list[set[str]] = []
     for shard in range(settings.WEBHOOK_SHARDS):
         before = len(receiver.requests)
-        delivery.drain(shard)
+        drain(shard)
         served.append({request.path for request in receiver.requests[before:]})
 
     assert_sent_once(receiver, due)

@@ -21,11 +21,12 @@ from random import Random
 from statistics import median
 from threading import Event
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
 from django.conf import settings
+from django.db import connection
 from pytest_django import Settings
 
 from config.local.processes import Child, wait_until
@@ -38,7 +39,7 @@ from tests.receiver import Receiver, Request, answer
 from tests.servers import POSTGRES_OPTIONS
 from tests.trading import in_thread
 from tests.webhooks import reconciling
-from webhooks import delivery, services
+from webhooks import claims, delivery, services
 from webhooks.models import Delivery, EventType
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -50,6 +51,8 @@ RESUME_SECONDS = 20.0
 PACE_SECONDS = 2.0
 OUTAGE_SECONDS = 1.0
 STEP_SECONDS = 60.0
+CHURN_SECONDS = 6.0
+LONG, FEW = 20_000, 50  # rows
 A_MOMENT_SECONDS = 1.0  # on its way may be what was claimed just before a subscription changed
 SLOWEST_SECONDS = 2.0  # that an order may take while two cores run all of this
 EVERY_SECOND = settings.WEBHOOK_DRAIN_EVERY_SECONDS
@@ -181,6 +184,9 @@ def test_beat_started_again_sends_what_was_due_since_it_was_killed(
     assert_reconciled(receiver, kills=0)
 
 
+# --- A dispatcher by itself -----------------------------------------------------------------------------------------
+
+
 def test_a_dispatcher_looks_once_more_before_it_ends(
     receiver: Receiver, keys: dict[str, str], settings: Settings
 ) -> None:
@@ -193,6 +199,57 @@ def test_a_dispatcher_looks_once_more_before_it_ends(
     draining.result(RESUME_SECONDS)
     assert len(receiver.requests) == 4
     assert_reconciled(receiver, kills=0)
+
+
+def test_what_is_due_is_found_and_claimed_without_reading_past_a_long_queue() -> None:
+    """Whatever the planner believes: it has seen one subscription with all the rows."""
+    queue("alice", LONG)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE webhooks_delivery, webhooks_event, webhooks_subscription")
+    subscription_id = queue("bob", 5)
+    wanted = json.dumps([{"id": str(subscription_id), "url": "http://127.0.0.1:9/bob", "room": 4}])
+    assert 0 < rows_read(claims._DUE, 4) < FEW
+    assert 0 < rows_read(claims._CLAIM, wanted) < FEW
+    assert reconciling.due(of_the_session()) == LONG + 1
+
+
+def queue(broker_id: str, length: int) -> UUID:
+    """So many deliveries that are due to one broker; its webhook_id."""
+    trading.broker(broker_id)
+    (subscription,), _ = services.subscribe(
+        broker_id, url=f"http://127.0.0.1:9/{broker_id}", events=[EventType.TRADE_EXECUTED]
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(_QUEUE, [broker_id, length, subscription.pk])
+    return UUID(str(subscription.pk))
+
+
+_QUEUE = """
+WITH event AS (
+  INSERT INTO webhooks_event (id, broker_id, sequence, type, occurred_at, body)
+  SELECT uuidv7(), %s, number, 'trade.executed', now(), repeat('x', 300) FROM generate_series(1, %s) number RETURNING id
+)
+INSERT INTO webhooks_delivery (id, event_id, subscription_id) SELECT uuidv7(), id, %s FROM event
+"""
+
+
+def rows_read(statement: str, parameter: int | str) -> int:
+    """How many events and deliveries PostgreSQL looks at for a statement, which it carries out."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", [parameter])
+        (plans,) = cursor.fetchone()
+    plan: list[dict[str, Any]] = json.loads(plans) if isinstance(plans, str) else plans
+    reads = [node for node in nodes(plan[0]["Plan"]) if node["Node Type"].endswith("Scan")]
+    of_these = [node for node in reads if node.get("Relation Name") in ("webhooks_event", "webhooks_delivery")]
+    rows = (node["Actual Rows"] + node.get("Rows Removed by Filter", 0) for node in of_these)
+    read: float = sum(count * node["Actual Loops"] for count, node in zip(rows, of_these, strict=True))
+    return round(read)
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
 
 
 # --- Two at a time --------------------------------------------------------------------------------------------------
@@ -348,11 +405,12 @@ def test_restarts_of_postgresql_lose_only_what_was_on_its_way(
             client.post("/webhooks", json=body).raise_for_status()
     with under_load(server_apart.url, keys):
         for end in [postgres.child.stop, postgres.child.kill]:
-            arrives_again(receiver)
+            arrives_again(receiver, 20)
             end()
             time.sleep(OUTAGE_SECONDS)
             postgres.start("bourse")
             say(f"PostgreSQL is back; five more arrive within {arrives_again(receiver):.2f} s")
+            arrives_again(receiver, 20)
     assert_reconciled(receiver, kills=2, database_url=env["DATABASE_URL"])
     manage(env, "reconcile")
 
@@ -394,7 +452,7 @@ def test_subscriptions_come_and_go_under_load(
     stop = Event()
     with under_load(server.url, keys) as traders:
         changing = in_thread(partial(change_until, stop, server, keys["alice"], receiver))
-        time.sleep(6)
+        time.sleep(CHURN_SECONDS)
         stop.set()
         periods = changing.result(RESUME_SECONDS)
     assert reconciling.all_is_sent(of_the_session(), RESUME_SECONDS)
@@ -411,22 +469,22 @@ def test_subscriptions_come_and_go_under_load(
 
 
 def change_until(stop: Event, server: live.Server, key: str, receiver: Receiver) -> dict[str, Period]:
-    """Have alice told about trades at one path after another, every third time as a new subscription."""
+    """Have alice told about trades at one path after another, every third time by a new subscription."""
     periods: dict[str, Period] = {}
     with http(server, key) as client:
+        last = Period("", 0)
         for number in count(1):
             body = {"broker_id": "alice", "url": receiver.url(f"/{number}"), "events": [EventType.TRADE_EXECUTED]}
             asked_at = time.monotonic()
-            response = client.post("/webhooks", json=body).raise_for_status()
-            webhook_id = response.json()["webhooks"][0]["webhook_id"]
-            if number > 1:
-                periods[f"/{number - 1}"].ended_at = time.monotonic()
-            periods[f"/{number}"] = Period(webhook_id, asked_at)
+            answer = client.post("/webhooks", json=body).raise_for_status()
+            last.ended_at = last.ended_at or time.monotonic()
+            (webhook,) = answer.json()["webhooks"]
+            last = periods[f"/{number}"] = Period(webhook["webhook_id"], asked_at)
             time.sleep(PAUSE_SECONDS)
-            if number % 3 == 0 or stop.is_set():
-                client.delete(f"/webhooks/{webhook_id}").raise_for_status()
-                periods[f"/{number}"].ended_at = time.monotonic()
-                if stop.is_set():
-                    break
+            if number % 3 == 0:
+                client.delete(f"/webhooks/{last.webhook_id}").raise_for_status()
+                last.ended_at = time.monotonic()
                 time.sleep(PAUSE_SECONDS)
-    return periods
+                if stop.is_set():
+                    return periods
+    raise AssertionError

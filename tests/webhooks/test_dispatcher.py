@@ -1,0 +1,124 @@
+"""One dispatcher, run in this process: who gets a lane, what it keeps, and what it does when told to stop."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+import redis
+from django.conf import settings
+from django.db import connection
+from pytest_django.fixtures import Settings
+
+from config.local.servers import Valkey
+from orders import services as orders
+from orders.terms import CancelReason, Side
+from tests import trading
+from tests.receiver import Receiver, answer, hang
+from tests.trading import in_thread
+from webhooks import delivery, services, wakeup
+from webhooks.models import Delivery, EventType
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+DEADLINE_SECONDS = 5.0
+ALLOWED_SECONDS = 3.0  # for a machine that has other things to do
+
+
+@pytest.fixture(autouse=True)
+def _may_start_again() -> Iterator[None]:
+    yield
+    delivery._stopping.clear()
+
+
+def cancels(broker_id: str, count: int) -> None:
+    """So many events for one broker."""
+    outcomes = orders.execute([trading.order(Side.BID, 1, "5", by=broker_id) for _ in range(count)])
+    assert len(outcomes) == count
+    assert orders.cancel_all(broker_id, reason=CancelReason.BY_BROKER) == count
+
+
+def subscribe(broker_id: str, url: str) -> None:
+    services.subscribe(broker_id, url=url, events=[EventType.ORDER_CANCELLED])
+
+
+def test_a_broker_that_moves_its_webhook_gets_no_more_lanes(receiver: Receiver) -> None:
+    trading.broker("mover")
+    urls = [receiver.on(f"/{number}", hang) for number in range(20)]
+    subscribe("mover", urls[0])
+    cancels("mover", 40)
+    draining = in_thread(partial(delivery.drain, 0))
+    for url in urls:
+        subscribe("mover", url)
+        delivery.drain(0)  # a poke
+        time.sleep(0.1)
+
+    assert len(receiver.requests) == 4
+    delivery.stop()
+    draining.result(trading.PATIENCE_SECONDS)
+
+
+def test_endpoints_that_hang_keep_a_new_one_waiting_for_one_deadline_at_most(
+    receiver: Receiver, settings: Settings
+) -> None:
+    settings.WEBHOOK_LANES = 8  # so that few can take them all
+    for number in range(4):
+        trading.broker(f"bad-{number}")
+        subscribe(f"bad-{number}", receiver.on(f"/bad-{number}", hang))
+        cancels(f"bad-{number}", 12)
+    trading.broker("good")
+    subscribe("good", receiver.url("/good"))
+    draining = in_thread(partial(delivery.drain, 0))
+    assert receiver.wait_for(8, ALLOWED_SECONDS)
+    cancels("good", 1)
+
+    assert receiver.wait_for(1, DEADLINE_SECONDS + ALLOWED_SECONDS, path="/good")
+    delivery.stop()
+    draining.result(trading.PATIENCE_SECONDS)
+
+
+def test_what_was_on_its_way_when_the_connection_was_lost_is_noted_all_the_same(receiver: Receiver) -> None:
+    trading.broker("alice")
+    subscribe("alice", receiver.on("/slow", answer(after_seconds=1)))
+    cancels("alice", 4)
+    draining = in_thread(partial(delivery.drain, 0))
+    assert receiver.wait_for(4, ALLOWED_SECONDS)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND granted")
+        assert cursor.fetchone() == (1,)
+
+    assert draining.exception(trading.PATIENCE_SECONDS) is not None
+    assert list(Delivery.objects.values_list("status_code", "error")) == [(200, "")] * 4
+
+
+def test_a_stop_is_remembered(receiver: Receiver) -> None:
+    trading.broker("alice")
+    subscribe("alice", receiver.url())
+    cancels("alice", 1)
+
+    delivery.stop()
+    delivery.drain(0)
+
+    assert receiver.requests == []
+    assert not Delivery.objects.exclude(claimed_at=None).exists()
+
+
+def test_hints_that_nobody_takes_do_not_fill_valkey(valkey: Valkey) -> None:
+    with wakeup.impatient_connection(valkey.url) as hints:
+        for _ in range(settings.WEBHOOK_HINTS_WAITING + 50):
+            wakeup.ring(hints)
+    with redis.Redis.from_url(valkey.url) as client:
+        assert client.llen(wakeup.QUEUE) == settings.WEBHOOK_HINTS_WAITING
+
+
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_hint_is_given_up_at_once_when_valkey_is_dead_or_frozen(valkey: Valkey, fault: signal.Signals) -> None:
+    assert valkey.child.pid is not None
+    os.kill(valkey.child.pid, fault)
+    tried_at = time.monotonic()
+    with wakeup.impatient_connection(valkey.url) as hints, pytest.raises(Exception, match=r"\w"):
+        wakeup.ring(hints)
+    assert time.monotonic() - tried_at < 1.0  # a tenth of a second, and an allowance
+    os.kill(valkey.child.pid, signal.SIGKILL)
