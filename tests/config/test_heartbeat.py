@@ -64,10 +64,11 @@ def test_a_valkey_that_does_not_answer_is_given_up_in_time() -> None:
         assert time.monotonic() - started < 5 * settings.VALKEY_TIMEOUT_SECONDS  # it tries twice
 
 
-def test_beat_sends_heartbeats_and_sweeps_that_expire() -> None:
+def test_beat_sends_heartbeats_sweeps_and_drains_that_expire() -> None:
     schedule = app.conf.beat_schedule
-    assert {entry["task"]: entry["schedule"] for entry in schedule.values()} == {
+    assert {entry["task"]: entry["schedule"].seconds for entry in schedule.values()} == {
         "exchange.heartbeat.record": settings.HEARTBEAT_SECONDS,
         "orders.tasks.sweep_expired": settings.EXPIRY_SWEEP_SECONDS,
+        "webhooks.tasks.deliver": settings.WEBHOOK_DRAIN_EVERY_SECONDS,
     }
     assert all(entry["options"]["expires"] > 0 for entry in schedule.values())
