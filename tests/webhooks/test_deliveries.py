@@ -334,12 +334,12 @@ def test_orders_placed_over_http_and_in_a_list_are_told(
 
 
 def test_an_event_is_told_soon_without_beat(worker: CeleryProcess, receiver: Receiver) -> None:
-    """Also when the dispatcher is just about to end, which it does 0.2 s after it sent the last one."""
+    """Also when the dispatcher is just about to end, which it does 0.4 s after it sent the last one."""
     subscribe("alice", receiver.url())
     place(ASK, 100, "10", by="bob")
     delays = []
-    for number in range(20):
-        time.sleep(number * 0.02)
+    for number in range(16):
+        time.sleep(number * 0.03)
         placed = time.monotonic()
         place(BID, 1, "10")
         assert receiver.wait_for(number + 1, PATIENCE_SECONDS)
