@@ -184,7 +184,8 @@ def test_the_command_makes_an_operator(db: None, capsys: pytest.CaptureFixture[s
 
 def test_every_operation_but_the_open_ones_needs_a_key_and_a_scope(anonymous: Client, alice: Client) -> None:
     """Whoever adds a view forgets neither: one without scopes would be a 500 here."""
-    sample = {"broker_id": "alice", "symbol": "AAPL", "prefix": "0" * 12, "order_id": str(UUID(int=0))}
+    nothing = str(UUID(int=0))
+    sample = {"broker_id": "alice", "symbol": "AAPL", "prefix": "0" * 12, "order_id": nothing, "webhook_id": nothing}
     for path, methods in anonymous.get("/openapi.json").body["paths"].items():
         for method in methods:
             target = path.format(**sample)
