@@ -1,5 +1,6 @@
 """One JSON object per log line, on standard error, each with the request's id when there is one."""
 
+import logging
 from typing import Any
 
 import structlog
@@ -12,12 +13,20 @@ _SHARED: list[Any] = [
     structlog.processors.format_exc_info,
 ]
 
+
+class JSONLines(structlog.stdlib.ProcessorFormatter):
+    """What the request log says is a line already."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return str(record.msg) if record.name == "exchange.requests" else super().format(record)
+
+
 LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {
         "json": {
-            "()": structlog.stdlib.ProcessorFormatter,
+            "()": JSONLines,
             "processors": [
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.JSONRenderer(),

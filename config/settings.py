@@ -25,14 +25,29 @@ WEBHOOK_ADDRESSES = Profile(os.environ.get("WEBHOOK_ADDRESSES", "public"))
 # --- Limits of the API (contract: "Conventions") --------------------------------------------------------------------
 
 MAX_BODY_BYTES = 64 * 1024
+MAX_BATCH_BODY_BYTES = 1024 * 1024
+MAX_BATCH_ORDERS = 500
 PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_MAX = 500
 BOOK_DEPTH_DEFAULT = 10
 BOOK_DEPTH_MAX = 50
+RATE_LIMIT_PER_SECOND = 2_000  # of one key, in one web process
+RATE_LIMIT_BURST = 4_000  # at once, after a pause
+RATE_LIMIT_CANCELS_PER_SECOND = 2_000
+RATE_LIMIT_CANCELS_BURST = 4_000
+RATE_LIMIT_KEYS_REMEMBERED = 10_000
+KEY_CACHE_SECONDS = 2.0  # a key that another process revoked is dead after it: within five seconds, says the contract
+KEY_CACHE_SIZE = 10_000
 
 # --- Limits of the write path ---------------------------------------------------------------------------------------
 
 MAX_MAKERS_PER_COMMAND = 20_000  # a taker that would fill more resting orders than this is refused
+MAX_OPEN_ORDERS = 100_000  # of one broker in one instrument
+SEQUENCER_BATCH = 200  # commands in one transaction, unless one request brings more
+SEQUENCER_BATCH_SECONDS = 0.25  # how long a transaction may be expected to take
+SEQUENCER_GATHER_FROM = 4  # requests in the last list: then the next one waits for more
+SEQUENCER_QUEUE_REQUESTS = 128  # waiting; more are refused,
+SEQUENCER_QUEUE_COMMANDS = 4_000  # as they are when they bring so many already
 SWEEP_BATCH = 500  # orders cancelled or expired in one transaction
 PRICE_WINDOW = timedelta(minutes=5)
 MOVING_AVERAGE_ORDERS = 1_000
@@ -45,6 +60,11 @@ WEBHOOK_LANES_PER_ENDPOINT = 4  # and per broker and event, whatever URL it has 
 WEBHOOK_HINTS_WAITING = 100  # in Valkey; more are not sent
 WEBHOOK_ANSWER_BYTES = 4 * 1024  # read of a receiver's answer
 
+# --- Limits of the audit --------------------------------------------------------------------------------------------
+
+RECONCILE_WORK_MEM = "256MB"  # for each step of a check that sorts or hashes
+RECONCILE_STATEMENT_TIMEOUT_MS = 600_000  # for each check, which may read every trade there ever was
+
 # --- Timeouts -------------------------------------------------------------------------------------------------------
 
 DATABASE_CONNECT_TIMEOUT_SECONDS = 5
@@ -55,9 +75,13 @@ DATABASE_NETWORK_TIMEOUTS = {  # a host or network that went silent, which no ti
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,  # milliseconds
 }
-DATABASE_LOCK_TIMEOUT_MS = 5_000
+DATABASE_LOCK_TIMEOUT_MS = 2_000
 DATABASE_STATEMENT_TIMEOUT_MS = 15_000
 DATABASE_IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
+SEQUENCER_GATHER_SECONDS = 0.012
+SEQUENCER_PATIENCE_SECONDS = 5.0  # then a request takes back what still waits,
+SEQUENCER_LAST_PATIENCE_SECONDS = 5.0  # and gives what is under way this long to end
+SEQUENCER_HURRIED_LOCK_TIMEOUT = "100ms"  # of lists that are tried again: one book that others hold stops no other
 VALKEY_TIMEOUT_SECONDS = 0.5
 HEARTBEAT_SECONDS = 1.0
 EXPIRY_SWEEP_SECONDS = 1.0
@@ -96,11 +120,11 @@ MIDDLEWARE = [
     "exchange.middleware.RequestLog",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "django.contrib.sessions.middleware.SessionMiddleware",
-    "django.middleware.csrf.CsrfViewMiddleware",
-    "django.contrib.auth.middleware.AuthenticationMiddleware",
-    "django.contrib.messages.middleware.MessageMiddleware",
-    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "exchange.middleware.Sessions",  # these five let the API's requests pass
+    "exchange.middleware.Csrf",
+    "exchange.middleware.Users",
+    "exchange.middleware.Messages",
+    "exchange.middleware.Frames",
 ]
 
 ROOT_URLCONF = "config.urls"
@@ -127,12 +151,16 @@ _database |= {
         **_database.get("OPTIONS", {}),  # of the URL: ?sslmode= and the like
         "connect_timeout": DATABASE_CONNECT_TIMEOUT_SECONDS,
         **DATABASE_NETWORK_TIMEOUTS,
+        "prepare_threshold": 5,  # uses, for `exchange.database.prepared_cursor`
         "pool": {"min_size": 1, "max_size": DATABASE_POOL_SIZE, "timeout": DATABASE_POOL_TIMEOUT_SECONDS},
         "options": (
             f"-c lock_timeout={DATABASE_LOCK_TIMEOUT_MS}"
             f" -c statement_timeout={DATABASE_STATEMENT_TIMEOUT_MS}"
             f" -c idle_in_transaction_session_timeout={DATABASE_IDLE_IN_TRANSACTION_TIMEOUT_MS}"
             " -c jit=off"  # short statements: compiling them costs more than running them
+            # A plan that is kept must not be one for the empty table it was made on: take the index, always.
+            " -c plan_cache_mode=force_generic_plan"
+            " -c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off"
         ),
     },
 }
@@ -156,9 +184,8 @@ X_FRAME_OPTIONS = "DENY"
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["exchange.authentication.ApiKeyAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": [],  # `exchange.api.ExchangeView` asks for scopes, in the contract's order
-    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "exchange.wire.JSONNegotiation",
-    "DEFAULT_PARSER_CLASSES": ["exchange.wire.JSONParser"],
-    "DEFAULT_RENDERER_CLASSES": ["exchange.wire.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],  # for the schema: `exchange.api` reads and writes
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_SCHEMA_CLASS": "exchange.schema.Schema",
     "EXCEPTION_HANDLER": "exchange.problems.problem_from_exception",
     "DEFAULT_METADATA_CLASS": None,

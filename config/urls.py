@@ -4,8 +4,8 @@ from django.contrib import admin
 from django.urls import include, path
 
 urlpatterns = [
+    path("", include("orders.urls")),  # first, for they are tried in turn
     path("", include("exchange.urls")),
-    path("", include("orders.urls")),
     path("", include("webhooks.urls")),
     path("admin/", admin.site.urls),
 ]

@@ -139,7 +139,7 @@ def balance_body(broker_id: str) -> BalanceBody:
         cash_balance=cash_shown(cash),
         reserved_cash=cash_shown(reserved),
         available_cash=cash_shown(cash - reserved),
-        holdings=[_holding_body(row) for row in rows if row["holdings__instrument_id"] is not None],
+        holdings=[_holding_body(row) for row in rows if row["holdings__quantity"]],  # a row may be there for its count
         updated_at=rows[0]["updated_at"],
     )
 

@@ -160,6 +160,12 @@ class BrokerSuspended(ExchangeError):
     code = "broker_suspended"
 
 
+class TooManyOpenOrders(ExchangeError):
+    """The broker has as many open orders in this instrument as it may; cancel some, or send an ioc or fok order."""
+
+    code = "too_many_open_orders"
+
+
 class TooManyFills(ExchangeError):
     """This order would fill more resting orders than one order may; split it."""
 
@@ -170,6 +176,16 @@ class OrderNotCancellable(ExchangeError):
     """The order is in a final state."""
 
     code = "order_not_cancellable"
+
+
+class RateLimited(ExchangeError):
+    """This key sent more than it may, and nothing of this was done; wait for the seconds that Retry-After names."""
+
+    code = "rate_limited"
+
+    def __init__(self, detail: str = "", *, retry_after_seconds: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class Overloaded(ExchangeError):

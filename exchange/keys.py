@@ -1,12 +1,21 @@
-"""Who is asking: bearer keys, shown once, kept as a public prefix and the SHA-256 of a 256-bit secret."""
+"""Who is asking: bearer keys, shown once, kept as a public prefix and the SHA-256 of a 256-bit secret.
+
+Keys are remembered for `KEY_CACHE_SECONDS`, by the SHA-256 of the whole key: no query per request, and a key that
+another process revokes is dead after that time. What was never a key, or is revoked, is not remembered.
+"""
 
 import hashlib
 import hmac
 import re
 import secrets
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from threading import Lock
+from typing import NamedTuple
 
+from django.conf import settings
 from django.utils import timezone
 
 from exchange.errors import Unauthenticated
@@ -14,6 +23,7 @@ from exchange.models import ApiKey
 from exchange.rules import Scope
 
 _KEY = re.compile(r"brs_([0-9a-f]{12})_([0-9a-f]{64})")
+_KEY_LENGTH = len("brs_") + 12 + len("_") + 64
 _NO_HASH = bytes(32)  # what an unknown prefix is compared with, so that it takes as long as a known one
 
 
@@ -34,29 +44,83 @@ class Principal:
         return scope in self.scopes or scope is Scope.READ
 
 
+class _Known(NamedTuple):
+    """A key that was not revoked when it was looked up, and until when that is believed."""
+
+    principal: Principal
+    expires_at: datetime | None
+    believed_until: float
+
+
+class _KnownKeys:
+    """The keys of a moment ago. Reading takes no lock: one look into a dictionary is atomic."""
+
+    def __init__(self) -> None:
+        self.by_digest: dict[bytes, _Known] = {}  # the one looked up last comes last
+        self.forgotten = 0
+        self._lock = Lock()
+
+    def remember(self, digest: bytes, known: _Known, forgotten: int) -> None:
+        """Keep what was looked up when so many had been forgotten, unless it may have been revoked since."""
+        with self._lock:
+            if self.forgotten != forgotten:
+                return
+            self.by_digest.pop(digest, None)
+            self.by_digest[digest] = known
+            if len(self.by_digest) > settings.KEY_CACHE_SIZE:
+                del self.by_digest[next(iter(self.by_digest))]
+
+    def forget(self, prefix: str) -> None:
+        with self._lock:
+            self.forgotten += 1
+            for digest in [each for each, known in self.by_digest.items() if known.principal.key_prefix == prefix]:
+                del self.by_digest[digest]
+
+
+_known_keys = _KnownKeys()
+
+
 def new_key() -> tuple[str, str, bytes]:
     """A fresh key, with the prefix and the hash that are stored of it."""
     prefix, secret = secrets.token_hex(6), secrets.token_hex(32)
     return f"brs_{prefix}_{secret}", prefix, _hash(secret)
 
 
-def principal_of_key(key: str) -> Principal:
+def principal_of_key(key: str, clock: Callable[[], float] = time.monotonic) -> Principal:
     """Whom this key stands for, or `Unauthenticated`."""
+    if len(key) != _KEY_LENGTH or not key.isascii():
+        raise Unauthenticated
+    digest = _hash(key)  # nobody can choose it: how long the look-up takes tells nothing about the keys there are
+    known = _known_keys.by_digest.get(digest)
+    if known is None or clock() >= known.believed_until:
+        known = _look_up(key, digest, clock)
+    if known.expires_at is not None and timezone.now() >= known.expires_at:
+        raise Unauthenticated
+    return known.principal
+
+
+def forget_key(prefix: str) -> None:
+    """Believe nothing about this key any more: it was revoked, and that is committed."""
+    _known_keys.forget(prefix)
+
+
+def _look_up(key: str, digest: bytes, clock: Callable[[], float]) -> _Known:
+    """Ask the database about a key and remember it, as of the moment before it was asked."""
     parts = _KEY.fullmatch(key)
     if parts is None:
         raise Unauthenticated
     prefix, secret = parts.groups()
+    forgotten, asked_at = _known_keys.forgotten, clock()
     stored = ApiKey.objects.filter(prefix=prefix).only("secret_hash", "broker", "scopes", "expires_at", "revoked_at")
     api_key = stored.first()
     expected = bytes(api_key.secret_hash) if api_key else _NO_HASH
-    if not hmac.compare_digest(_hash(secret), expected) or api_key is None or not _is_alive(api_key, timezone.now()):
+    if not hmac.compare_digest(_hash(secret), expected) or api_key is None or api_key.revoked_at is not None:
         raise Unauthenticated
-    return Principal(api_key.broker_id, frozenset(map(Scope, api_key.scopes)), prefix)
+    principal = Principal(api_key.broker_id, frozenset(map(Scope, api_key.scopes)), prefix)
+    known = _Known(principal, api_key.expires_at, asked_at + settings.KEY_CACHE_SECONDS)
+    _known_keys.remember(digest, known, forgotten)
+    return known
 
 
-def _hash(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode()).digest()
-
-
-def _is_alive(api_key: ApiKey, now: datetime) -> bool:
-    return api_key.revoked_at is None and (api_key.expires_at is None or now < api_key.expires_at)
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

@@ -62,12 +62,17 @@ class Instrument(models.Model):
 
 
 class Holding(models.Model):
-    """How many shares of an instrument a broker owns, and how many of them its resting asks hold."""
+    """How many shares of an instrument a broker owns, how many of them its resting asks hold, and its open orders.
+
+    A row with no shares is there for its count of open orders, or was sold out of.
+    """
 
     broker = models.ForeignKey(Broker, models.PROTECT, related_name="holdings", db_index=False)
     instrument = models.ForeignKey(Instrument, models.PROTECT, related_name="+", db_column="symbol", db_index=False)
     quantity = models.DecimalField(max_digits=30, decimal_places=0, default=Decimal(0))
     reserved = models.DecimalField(max_digits=30, decimal_places=0, default=Decimal(0))
+    # No constraint keeps it above zero: if it were ever wrong, cancels must go on, and `manage.py reconcile` tells.
+    open_orders = models.BigIntegerField(default=0, db_default=0)
 
     class Meta:
         constraints = [

@@ -4,6 +4,7 @@ import sys
 from http import HTTPStatus
 from typing import Any
 
+import msgspec
 import psycopg
 import psycopg_pool
 import structlog
@@ -44,10 +45,12 @@ STATUSES: dict[str, HTTPStatus] = {
     "insufficient_holdings": HTTPStatus.CONFLICT,
     "instrument_halted": HTTPStatus.CONFLICT,
     "broker_suspended": HTTPStatus.CONFLICT,
+    "too_many_open_orders": HTTPStatus.CONFLICT,
     "too_many_fills": HTTPStatus.CONFLICT,
     "order_not_cancellable": HTTPStatus.CONFLICT,
     "too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "unsupported_media_type": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    "rate_limited": HTTPStatus.TOO_MANY_REQUESTS,
     "internal_error": HTTPStatus.INTERNAL_SERVER_ERROR,
     "overloaded": HTTPStatus.SERVICE_UNAVAILABLE,
     "outcome_unknown": HTTPStatus.GATEWAY_TIMEOUT,
@@ -65,24 +68,32 @@ def problem_from_exception(exception: Exception, context: dict[str, Any]) -> Htt
     return problem_response(request, refusal_of(exception))
 
 
-def problem_response(request: HttpRequest | Request, refusal: ExchangeError) -> HttpResponse:
+def problem_response(request: object, refusal: ExchangeError) -> HttpResponse:
     """The refusal as `application/problem+json`."""
+    problem = problem_of(request, refusal)
+    status = problem.status
+    response = HttpResponse(encoded(problem), status=status, content_type=MEDIA_TYPE)
+    if status == HTTPStatus.UNAUTHORIZED:
+        response["WWW-Authenticate"] = CHALLENGE
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        response["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if isinstance(refusal, errors.RateLimited):
+        response["Retry-After"] = str(refusal.retry_after_seconds)
+    return response
+
+
+def problem_of(request: object, refusal: ExchangeError) -> Problem:
+    """What the answer to a request says of a refusal."""
     status = STATUSES[refusal.code]
-    problem = Problem(
+    return Problem(
         type="about:blank",
         title=status.phrase,
         status=status,
         detail=refusal.detail,
         code=refusal.code,
         request_id=getattr(request, "request_id", ""),
-        **({"errors": refusal.errors} if refusal.errors else {}),
+        errors=refusal.errors or msgspec.UNSET,
     )
-    response = HttpResponse(encoded(problem), status=status, content_type=MEDIA_TYPE)
-    if status == HTTPStatus.UNAUTHORIZED:
-        response["WWW-Authenticate"] = CHALLENGE
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        response["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    return response
 
 
 def refusal_of(exception: Exception) -> ExchangeError:

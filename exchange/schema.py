@@ -42,7 +42,18 @@ def header(name: str, description: str, *, on: Iterable[int] = (), **kwargs: Any
 _HEADERS = (
     header("X-Request-Id", "The id of this request, repeated in a problem and in the log.", required=True),
     header("WWW-Authenticate", "How to say who is asking.", on=[401], required=True),
-    header("Retry-After", "In how many seconds to try again.", on=[503], type=int),
+    header("Retry-After", "In how many seconds to try again.", on=[429, 503], type=int),
+)
+_OF_A_KEY = (
+    header(
+        "RateLimit-Policy",
+        "The limit that this request counts against, `requests` or `cancels`: so many at once (`q`), which come back "
+        'within so many seconds (`w`): `"requests";q=4000;w=2`. Without a good key there is none.',
+    ),
+    header(
+        "RateLimit",
+        'What this key has left of it (`r`); there is more after so many seconds (`t`): `"requests";r=3999;t=1`.',
+    ),
 )
 
 
@@ -91,10 +102,13 @@ class Schema(AutoSchema):
 
     def get_override_parameters(self) -> list[Any]:
         """The answers' headers; the query serializer's fields, the list's filters, and paging."""
+        headers = [*_HEADERS, *(_OF_A_KEY if self.view.authentication_classes else ())]
+        if self.method == "DELETE" and self.view.delete_query_class:
+            return [*headers, self.view.delete_query_class]
         if self.method != "GET":
-            return list(_HEADERS)
+            return headers
         return [
-            *_HEADERS,
+            *headers,
             *([self.view.query_class] if self.view.query_class else []),
             *(
                 OpenApiParameter(name, self._field(each.wire), OpenApiParameter.QUERY)
@@ -132,7 +146,7 @@ class Schema(AutoSchema):
     def _general_refusals(self) -> list[type[ExchangeError]]:
         kinds: list[type[ExchangeError]] = [*_ALWAYS, errors.ValidationFailed]
         if self.view.authentication_classes:
-            kinds += [errors.Unauthenticated, errors.ScopeMissing, errors.BrokerMismatch]
+            kinds += [errors.Unauthenticated, errors.ScopeMissing, errors.BrokerMismatch, errors.RateLimited]
         if self.method == "POST":
             kinds += _OF_A_BODY
         if "{" in self.path:
@@ -214,7 +228,7 @@ def _components(auto_schema: AutoSchema, kind: type) -> dict[str, JSONSchema]:
 
 
 def _as_sent(schema: Any) -> Any:
-    """`schema` as the renderer writes it: decimals are numbers."""
+    """`schema` as it is sent: decimals are numbers."""
     if isinstance(schema, list):
         return [_as_sent(each) for each in schema]
     if not isinstance(schema, dict):

@@ -25,7 +25,7 @@ from exchange.errors import (
     TransferReferenceConflict,
     ValidationFailed,
 )
-from exchange.keys import new_key
+from exchange.keys import forget_key, new_key
 from exchange.models import ApiKey, Broker, Holding, Instrument, Transfer
 from exchange.rules import BrokerStatus, InstrumentStatus, Pricing, Scope, cash_shown
 
@@ -128,6 +128,7 @@ def revoke_key(broker_id: str, prefix: str) -> None:
         revoked_at = Coalesce(F("revoked_at"), database_now())
         if not ApiKey.objects.filter(broker_id=broker_id, prefix=prefix).update(revoked_at=revoked_at):
             raise KeyNotFound(f"Broker {broker_id} has no key {prefix}.")
+    forget_key(prefix)  # after the commit, so that nobody looks up once more what is no longer true
 
 
 # --- Transfers ------------------------------------------------------------------------------------------------------

@@ -5,15 +5,13 @@ from functools import cache
 from django.db import DatabaseError, InterfaceError, connection
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
-from django.http import HttpResponse
+from django.http import HttpRequest, HttpResponse
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.utils import extend_schema
 from drf_spectacular.views import SpectacularSwaggerSplitView
-from rest_framework.request import Request
-from rest_framework.response import Response
 
 from exchange import heartbeat, services, wire
-from exchange.api import ExchangeView
+from exchange.api import ExchangeView, Response
 from exchange.bodies import (
     BalanceBody,
     BrokerPage,
@@ -67,12 +65,12 @@ class BrokersView(ExchangeView):
     keyset = Keyset(("id", str))
 
     @documented("list_brokers", "All brokers, by id", {200: BrokerPage})
-    def get(self, request: Request) -> Response:
+    def get(self, request: HttpRequest) -> Response:
         brokers, next_cursor = self.paged(Broker.objects.all())
         return Response(BrokerPage([broker_body(broker) for broker in brokers], next_cursor))
 
     @documented("create_broker", "Admit a broker", {201: NewBrokerBody}, [BrokerAlreadyExists])
-    def post(self, request: Request) -> Response:
+    def post(self, request: HttpRequest) -> Response:
         broker, key = services.create_broker(**self.body)
         return Response(new_broker_body(broker, self.body["initial_holdings"], key), status=201)
 
@@ -81,7 +79,7 @@ class BalanceView(ExchangeView):
     scopes = {"GET": READERS}
 
     @documented("get_balance", "A broker's cash and shares", {200: BalanceBody}, [BrokerNotFound])
-    def get(self, request: Request, broker_id: str) -> Response:
+    def get(self, request: HttpRequest, broker_id: str) -> Response:
         return Response(balance_body(broker_id))
 
 
@@ -91,7 +89,7 @@ class TransfersView(ExchangeView):
     keyset = NEWEST_FIRST
 
     @documented("list_transfers", "A broker's transfers, newest first", {200: TransferPage}, [BrokerNotFound])
-    def get(self, request: Request, broker_id: str) -> Response:
+    def get(self, request: HttpRequest, broker_id: str) -> Response:
         services.require_broker(broker_id)
         transfers, next_cursor = self.paged(Transfer.objects.filter(broker_id=broker_id))
         return Response(TransferPage([transfer_body(transfer) for transfer in transfers], next_cursor))
@@ -102,7 +100,7 @@ class TransfersView(ExchangeView):
         {201: TransferBody, 200: TransferBody},
         [BrokerNotFound, SymbolNotFound, TransferReferenceConflict, InsufficientBalance, InsufficientHoldings],
     )
-    def post(self, request: Request, broker_id: str) -> Response:
+    def post(self, request: HttpRequest, broker_id: str) -> Response:
         transfer, is_new = services.transfer(broker_id, **self.body)
         return Response(transfer_body(transfer), status=201 if is_new else 200)
 
@@ -113,13 +111,13 @@ class KeysView(ExchangeView):
     keyset = Keyset(("-created_at", wire.Instant), ("-prefix", str))
 
     @documented("list_keys", "A broker's keys, newest first, revoked ones too", {200: KeyPage}, [BrokerNotFound])
-    def get(self, request: Request, broker_id: str) -> Response:
+    def get(self, request: HttpRequest, broker_id: str) -> Response:
         services.require_broker(broker_id)
         keys, next_cursor = self.paged(ApiKey.objects.filter(broker_id=broker_id))
         return Response(KeyPage([key_body(key) for key in keys], next_cursor))
 
     @documented("create_key", "Make a key for a broker", {201: NewKeyBody}, [BrokerNotFound])
-    def post(self, request: Request, broker_id: str) -> Response:
+    def post(self, request: HttpRequest, broker_id: str) -> Response:
         key, secret = services.issue_key(broker_id, **self.body)
         return Response(new_key_body(key, secret), status=201)
 
@@ -128,7 +126,7 @@ class KeyView(ExchangeView):
     scopes = {"DELETE": OPERATORS}
 
     @documented("revoke_key", "Revoke a key", {204: None}, [BrokerNotFound, KeyNotFound])
-    def delete(self, request: Request, broker_id: str, prefix: str) -> Response:
+    def delete(self, request: HttpRequest, broker_id: str, prefix: str) -> Response:
         services.revoke_key(broker_id, prefix)
         return Response(status=204)
 
@@ -139,12 +137,12 @@ class StocksView(ExchangeView):
     keyset = Keyset(("symbol", str))
 
     @documented("list_stocks", "All instruments, by symbol", {200: StockPage})
-    def get(self, request: Request) -> Response:
+    def get(self, request: HttpRequest) -> Response:
         instruments, next_cursor = self.paged(Instrument.objects.all())
         return Response(StockPage([instrument_body(instrument) for instrument in instruments], next_cursor))
 
     @documented("create_stock", "List an instrument", {201: InstrumentBody}, [SymbolAlreadyListed])
-    def post(self, request: Request) -> Response:
+    def post(self, request: HttpRequest) -> Response:
         return Response(instrument_body(services.list_instrument(**self.body)), status=201)
 
 
@@ -152,7 +150,7 @@ class StockView(ExchangeView):
     scopes = {"GET": READERS}
 
     @documented("get_stock", "An instrument and its rules", {200: InstrumentBody}, [SymbolNotFound])
-    def get(self, request: Request, symbol: str) -> Response:
+    def get(self, request: HttpRequest, symbol: str) -> Response:
         return Response(instrument_body(services.instrument_of(symbol)))
 
 
@@ -162,7 +160,7 @@ class HaltView(ExchangeView):
     body_optional = True
 
     @documented("halt_stock", "Refuse new orders in an instrument", {200: InstrumentBody}, [SymbolNotFound])
-    def post(self, request: Request, symbol: str) -> Response:
+    def post(self, request: HttpRequest, symbol: str) -> Response:
         return Response(instrument_body(services.halt(symbol, **self.body)))
 
 
@@ -172,7 +170,7 @@ class ResumeView(ExchangeView):
     body_optional = True
 
     @documented("resume_stock", "Take orders in an instrument again", {200: InstrumentBody}, [SymbolNotFound])
-    def post(self, request: Request, symbol: str) -> Response:
+    def post(self, request: HttpRequest, symbol: str) -> Response:
         return Response(instrument_body(services.resume(symbol, **self.body)))
 
 
@@ -180,7 +178,7 @@ class HealthView(ExchangeView):
     authentication_classes = ()
 
     @documented("get_health", "Whether this process lives", {200: HealthBody}, tags=["health"])
-    def get(self, request: Request) -> Response:
+    def get(self, request: HttpRequest) -> Response:
         return Response(HealthBody("ok"))
 
 
@@ -190,7 +188,7 @@ class ReadinessView(ExchangeView):
     @documented(
         "get_readiness", "Whether orders can be taken", {200: ReadinessBody, 503: ReadinessBody}, tags=["health"]
     )
-    def get(self, request: Request) -> Response:
+    def get(self, request: HttpRequest) -> Response:
         is_ready, pulse = _database_is_ready(), heartbeat.read()
         body = ReadinessBody(is_ready, pulse.valkey, pulse.beat_age_seconds, pulse.worker_age_seconds)
         return Response(body, status=200 if is_ready else 503)
@@ -215,7 +213,7 @@ def _migrations() -> frozenset[tuple[str, str]]:
 class OpenApiView(ExchangeView):
     authentication_classes = ()
 
-    def get(self, request: Request) -> HttpResponse:
+    def get(self, request: HttpRequest) -> HttpResponse:
         return HttpResponse(_openapi_document(), content_type="application/json")
 
 

@@ -1,9 +1,19 @@
 """Django's WSGI handler, with requests that no Content-Type can break and answers in one piece."""
 
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from django.core.handlers.wsgi import WSGIHandler, WSGIRequest
+from django.db import connection
 from django.http import HttpResponse
+from django.http.response import HttpResponseBase
+
+from exchange.errors import Overloaded
+from exchange.middleware import request_id_of
+from exchange.problems import problem_response
+
+_FOR_BROWSERS = ("/admin/", "/static/", "/docs")  # cookies, files, pages: Django's own way
 
 
 class ExchangeRequest(WSGIRequest):
@@ -27,11 +37,47 @@ class ExchangeRequest(WSGIRequest):
 class ExchangeHandler(WSGIHandler):
     request_class = ExchangeRequest
 
+    def __init__(self, takes_no_orders: Callable[[], bool]) -> None:
+        super().__init__()
+        self._takes_no_orders = takes_no_orders
+
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
-        """A list of one: granian sends it with its length, where it sends an iterable in chunks."""
-        response = super().__call__(environ, start_response)
-        if not isinstance(response, HttpResponse):
-            return response
-        content = response.content
-        response.close()  # what the server does to an iterable: the request has ended
-        return [content]
+        """Answer, as Django's handler does but for the API without its signals.
+
+        All that hangs on them for us is that the connection goes back to the pool, and under many threads sending them
+        took a tenth of a request: they wait for one lock.
+        """
+        if environ["PATH_INFO"].startswith(_FOR_BROWSERS):
+            return _in_one_piece(super().__call__(environ, start_response))
+        if _is_for_a_book(environ) and self._takes_no_orders():
+            return _refused(environ, start_response)
+        response = self.get_response(self.request_class(environ))
+        connection.close()
+        return _answer(response, start_response)
+
+
+def _in_one_piece(response: Any) -> Any:
+    """A list of one: granian sends it with its length, where it sends an iterable in chunks."""
+    if not isinstance(response, HttpResponse):
+        return response
+    content = response.content
+    response.close()  # what the server does to an iterable: the request has ended
+    return [content]
+
+
+def _is_for_a_book(environ: dict[str, Any]) -> bool:
+    return environ["PATH_INFO"].startswith("/orders") and environ["REQUEST_METHOD"] not in ("GET", "HEAD")
+
+
+def _refused(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    """Turned away at the door: under several times the load that can be borne, refusing must cost next to nothing."""
+    request_id = request_id_of(environ)
+    response = problem_response(SimpleNamespace(request_id=request_id), Overloaded())
+    response["X-Request-Id"] = request_id
+    return _answer(response, start_response)
+
+
+def _answer(response: HttpResponseBase, start_response: Any) -> list[bytes]:
+    assert isinstance(response, HttpResponse)  # nothing of the API is sent piece by piece
+    start_response(f"{response.status_code} {response.reason_phrase}", list(response.items()))
+    return [response.content]

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable
 from decimal import Decimal
-from typing import Self
+from typing import Annotated, Any, Self
 from uuid import UUID
 
 import msgspec
 
 from exchange.rules import BrokerStatus, mean, price_decimals, rounded
-from exchange.wire import Instant
+from exchange.wire import Instant, Problem
 from orders.models import Order, Trade
 from orders.state import OrderState, TradeState
 from orders.terms import CancelReason, OrderStatus, OrderType, Side, TimeInForce
@@ -51,8 +51,8 @@ class OrderSummary(msgspec.Struct, frozen=True):
     cancel_reason: CancelReason | None
 
     @classmethod
-    def of(cls, order: Order | OrderState, decimals: int) -> Self:
-        """The order with its prices at the instrument's `decimals`."""
+    def of(cls, order: Order | OrderState, decimals: int, **more: Any) -> Self:
+        """The order with its prices at the instrument's `decimals`, and the fields that a subclass adds."""
         return cls(
             order_id=order.id,
             client_order_id=order.client_order_id,
@@ -73,6 +73,7 @@ class OrderSummary(msgspec.Struct, frozen=True):
             cancelled_at=order.cancelled_at,
             expired_at=order.expired_at,
             cancel_reason=None if order.cancel_reason is None else CancelReason(order.cancel_reason),
+            **more,
         )
 
 
@@ -84,8 +85,30 @@ class OrderBody(OrderSummary, frozen=True, kw_only=True):
     @classmethod
     def with_trades(cls, order: Order | OrderState, trades: Iterable[Trade | TradeState], decimals: int) -> Self:
         """The order and its trades, prices at the instrument's `decimals`."""
-        summary = msgspec.structs.asdict(OrderSummary.of(order, decimals))
-        return cls(**summary, trades=[OrderTrade.of(trade, decimals) for trade in trades])
+        return cls.of(order, decimals, trades=[OrderTrade.of(trade, decimals) for trade in trades])
+
+
+class OrderResult(msgspec.Struct, frozen=True):
+    """What one order of a batch would have been answered by itself: its status, with the order or the problem."""
+
+    status: int
+    order: OrderBody | msgspec.UnsetType = msgspec.UNSET
+    error: Problem | msgspec.UnsetType = msgspec.UNSET
+
+
+_ONE_OF_TWO = msgspec.Meta(extra_json_schema={"oneOf": [{"required": ["order"]}, {"required": ["error"]}]})
+
+
+class OrderResults(msgspec.Struct, frozen=True):
+    """One result for each order of a batch, in its order."""
+
+    results: list[Annotated[OrderResult, _ONE_OF_TWO]]
+
+
+class CancelledOrders(msgspec.Struct, frozen=True):
+    """How many orders were cancelled."""
+
+    cancelled: int
 
 
 class OrderPage(msgspec.Struct, frozen=True):

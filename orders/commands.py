@@ -40,11 +40,12 @@ class CancelOrder:
 
 @dataclass(frozen=True, slots=True)
 class CancelOrders:
-    """Cancel a broker's working orders in one book, at most a batch of them: repeat until nothing is swept."""
+    """Cancel a broker's working orders in one book, or on one side of it, at most a batch of them at a time."""
 
     broker_id: str
     symbol: str
     reason: CancelReason = CancelReason.BY_BROKER
+    side: Side | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +76,11 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """The order, cancelled."""
+    """The order, cancelled, with all the trades it took part in, oldest first."""
 
-    order_id: UUID
+    order: OrderState
+    trades: list[TradeState]
+    price_decimals: int
 
 
 @dataclass(frozen=True, slots=True)

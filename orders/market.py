@@ -46,6 +46,9 @@ class Market:
     accounts: dict[str, Account]
     orders: dict[UUID, OrderState]
     sweeps: dict[CancelOrders | ExpireOrders, list[OrderState]]
+    earlier_trades: dict[UUID, list[TradeState]]  # of the orders to cancel
+    max_open_orders: int
+    without_busy_books: bool = False  # a book that is not here may be one that others hold
 
     placed: list[OrderState] = field(default_factory=list)
     changed: dict[UUID, OrderState] = field(default_factory=dict)
@@ -70,12 +73,16 @@ class Market:
     def _place(self, command: PlaceOrder) -> Outcome:
         book, account = self.books.get(command.symbol), self.accounts.get(command.broker_id)
         if book is None:
-            return errors.SymbolNotFound(f"No instrument {command.symbol} is listed.")
+            return self._no_book(command.symbol)
         if account is None:
             return errors.BrokerNotFound()
         if command.client_order_id in account.used_client_order_ids:
             return _replay(command, account.used_client_order_ids[command.client_order_id])
-        refusal = _broken_rules(command, book, self.now) or _closed_to(book, account)
+        refusal = (
+            _broken_rules(command, book, self.now)
+            or _closed_to(book, account)
+            or _crowded(command, account, self.max_open_orders)
+        )
         if refusal:
             return refusal
         fills = self._match(command, book)
@@ -83,6 +90,13 @@ class Market:
         if refusal:
             return refusal
         return self._accept(command, book, account, fills)
+
+    def _no_book(self, symbol: str) -> ExchangeError:
+        return (
+            errors.Overloaded()
+            if self.without_busy_books
+            else errors.SymbolNotFound(f"No instrument {symbol} is listed.")
+        )
 
     def _match(self, command: PlaceOrder, book: Book) -> list[Fill]:
         makers = (
@@ -140,6 +154,7 @@ class Market:
             order.cancel(self.now, CancelReason.IOC_REMAINDER)
         else:
             self._reserve(order, order.remaining_quantity)
+            self._count_open(order, 1)
             self.orders[order.id] = order
             insort(book.resting[order.side], order, key=lambda resting: resting.priority)
 
@@ -155,6 +170,8 @@ class Market:
         self._move(ask.broker_id, book.symbol, cash=value, shares=-fill.quantity)
         bid.fill(fill.quantity, value)
         ask.fill(fill.quantity, value)
+        if not maker.is_working:
+            self._count_open(maker, -1)
         self._touch(maker, book)
         trade = TradeState(
             id=uuid_utils.uuid7(),
@@ -181,6 +198,10 @@ class Market:
             account.reserved_cash += order.limit * quantity
         else:
             self._moving_position(account, order.symbol).reserved += quantity
+
+    def _count_open(self, order: OrderState, change: int) -> None:
+        """An order begins or ends to rest."""
+        self._moving_position(self._moving(order.broker_id), order.symbol).open_orders += change
 
     def _move(self, broker_id: str, symbol: str, *, cash: Decimal, shares: int) -> None:
         account = self._moving(broker_id)
@@ -212,12 +233,18 @@ class Market:
         order = self.orders.get(command.order_id)
         if order is None or command.broker_id not in (None, order.broker_id):
             return errors.OrderNotFound()
+        if order.symbol not in self.books:
+            return self._no_book(order.symbol)
         if order.is_working and order.is_due(self.now):
             self._expire_resting(order)
         if not order.is_working:
             return errors.OrderNotCancellable(f"The order is already {order.status}.")
         self._cancel_resting(order, command.reason)
-        return Cancelled(order.id)
+        return Cancelled(copy(order), self._trades_of(order), price_decimals(self.books[order.symbol].tick_size))
+
+    def _trades_of(self, order: OrderState) -> list[TradeState]:
+        now = [trade for trade in self.trades if order.id in (trade.bid_order_id, trade.ask_order_id)]
+        return self.earlier_trades.get(order.id, []) + now
 
     def _sweep(self, command: CancelOrders | ExpireOrders) -> Swept:
         targets = [order for order in self.sweeps.get(command, []) if order.is_working]
@@ -243,6 +270,7 @@ class Market:
     def _close(self, order: OrderState, type_: EventType, occurred_at: datetime) -> None:
         book = self.books[order.symbol]
         self._reserve(order, -order.remaining_quantity)
+        self._count_open(order, -1)
         self._touch(order, book)
         price = rounded(order.limit, price_decimals(book.tick_size))
         self._tell(order, type_, occurred_at, OrderClosed.of(order, price))
@@ -287,6 +315,15 @@ def _closed_to(book: Book, account: Account) -> ExchangeError | None:
     if account.status is BrokerStatus.SUSPENDED:
         return errors.BrokerSuspended()
     return None
+
+
+def _crowded(command: PlaceOrder, account: Account, limit: int) -> ExchangeError | None:
+    """An order that may rest, also one that would be filled at once: its time in force alone decides, not the book."""
+    if command.time_in_force in (TimeInForce.IOC, TimeInForce.FOK):
+        return None
+    if account.position(command.symbol).open_orders < limit:
+        return None
+    return errors.TooManyOpenOrders(f"The broker has {limit} open orders in {command.symbol}; cancel some first.")
 
 
 def _cut_short(command: PlaceOrder, book: Book, fills: list[Fill]) -> ExchangeError | None:

@@ -3,7 +3,7 @@
 Nothing here takes a lock, and no answer is good for a decision: the write path reads for itself.
 """
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -118,7 +118,7 @@ def quote(symbol: str, side: Side, quantity: int) -> Quote:
         raise ValidationFailed(errors=[FieldError("quantity", "off_lot", detail)])
     by_price: dict[Decimal, int] = {}
     left = quantity
-    for price, remaining in _makers(symbol, side.opposite, quantity, row["now"]):
+    for price, remaining in _makers(symbol, side.opposite, quantity):
         by_price[price] = by_price.get(price, 0) + min(left, remaining)
         left -= min(left, remaining)
     decimals = price_decimals(row["tick_size"])
@@ -135,10 +135,10 @@ def quote(symbol: str, side: Side, quantity: int) -> Quote:
     )
 
 
-def _makers(symbol: str, side: Side, quantity: int, now: datetime) -> list[tuple[Decimal, int]]:
+def _makers(symbol: str, side: Side, quantity: int) -> list[tuple[Decimal, int]]:
     """Price and remaining quantity of the orders a market order would meet, as many as one order may fill."""
     with connection.cursor() as cursor:
-        reachable = store.read_reachable(cursor, [store.Demand(symbol, side, quantity)], now)
+        _, _, reachable = store.read_books(cursor, [], [store.Demand(symbol, side, quantity)])
     orders = [store.order_state(row) for row in reachable.get((symbol, side), [])]
     return [(order.limit, order.remaining_quantity) for order in orders[: settings.MAX_MAKERS_PER_COMMAND]]
 
@@ -161,7 +161,7 @@ def _shown(price: Decimal | None, decimals: int) -> Decimal | None:
     return None if price is None else rounded(price, decimals)
 
 
-_RULES = "SELECT tick_size, lot_size, statement_timestamp() AS now FROM exchange_instrument WHERE symbol = %(symbol)s"
+_RULES = "SELECT tick_size, lot_size FROM exchange_instrument WHERE symbol = %(symbol)s"
 
 _WORKING = """
 o.status IN ('pending', 'partially_filled') AND (o.expires_at IS NULL OR o.expires_at > statement_timestamp())"""

@@ -1,11 +1,17 @@
 """Recomputes what must always be true from transfers, trades and open orders, and names every difference.
 
 Each check is one set-based query that returns the rows that break it. Together, in one snapshot, they can run on a live
-database: see `manage.py reconcile`.
+database: see `manage.py reconcile`. What is stored grows without end, so a check reads each large table once, in parts
+that several processes share.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from time import perf_counter
 
+from django.conf import settings
+from django.db import connection, transaction
 from django.db.backends.utils import CursorWrapper
 
 EXAMPLES = 5
@@ -13,25 +19,51 @@ EXAMPLES = 5
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A check, how many rows break it, and some of them."""
+    """A check, how many rows break it, some of them, and how long it took."""
 
     check: str
     count: int
     examples: list[str]
+    seconds: float
+
+
+@contextmanager
+def snapshot() -> Iterator[CursorWrapper]:
+    """A cursor that sees the exchange at one moment, whatever goes on meanwhile, and may take its time."""
+    with transaction.atomic(durable=True), connection.cursor() as cursor:
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        for name, value in _SESSION.items():
+            cursor.execute("SELECT set_config(%s, %s, true)", [name, value])
+        yield cursor
 
 
 def findings(cursor: CursorWrapper) -> list[Finding]:
     """Run every check; a sound exchange has a count of 0 in each."""
     result = []
     for check, sql in CHECKS.items():
+        started = perf_counter()
         cursor.execute(
             f"WITH broken AS MATERIALIZED ({sql}) "
             f"SELECT (SELECT count(*) FROM broken), ARRAY(SELECT what::text FROM broken LIMIT {EXAMPLES})"
         )
         count, examples = cursor.fetchone()
-        result.append(Finding(check, count, examples))
+        result.append(Finding(check, count, examples, perf_counter() - started))
     return result
 
+
+# The connection is tuned for the write path's small statements. These are few and large: they are planned for the
+# tables as they are, and by several processes, which costs little where only what is broken is handed on.
+_SESSION = {
+    "statement_timeout": str(settings.RECONCILE_STATEMENT_TIMEOUT_MS),
+    "work_mem": settings.RECONCILE_WORK_MEM,
+    "plan_cache_mode": "auto",
+    "enable_seqscan": "on",
+    "enable_hashjoin": "on",
+    "enable_mergejoin": "on",
+    "parallel_setup_cost": "0",
+    "parallel_tuple_cost": "0",
+    "random_page_cost": "1.1",
+}
 
 _WORKING = "status IN ('pending', 'partially_filled')"
 
@@ -42,8 +74,10 @@ CHECKS = {
         LEFT JOIN (
           SELECT broker_id, sum(cash) AS cash FROM (
             SELECT broker_id, cash FROM exchange_transfer WHERE cash IS NOT NULL
-            UNION ALL SELECT bid_broker_id, -sum(price * quantity) FROM orders_trade GROUP BY 1
-            UNION ALL SELECT ask_broker_id, sum(price * quantity) FROM orders_trade GROUP BY 1
+            UNION ALL
+            SELECT side.* FROM (
+              SELECT bid_broker_id, ask_broker_id, sum(price * quantity) AS value FROM orders_trade GROUP BY 1, 2
+            ) t, LATERAL (VALUES (bid_broker_id, -value), (ask_broker_id, value)) AS side
           ) entries GROUP BY broker_id
         ) j ON j.broker_id = b.id
         WHERE b.cash <> coalesce(j.cash, 0)""",
@@ -54,8 +88,10 @@ CHECKS = {
         FULL JOIN (
           SELECT broker_id, symbol, sum(quantity) AS quantity FROM (
             SELECT broker_id, symbol, quantity FROM exchange_transfer WHERE quantity IS NOT NULL
-            UNION ALL SELECT bid_broker_id, symbol, sum(quantity) FROM orders_trade GROUP BY 1, 2
-            UNION ALL SELECT ask_broker_id, symbol, -sum(quantity) FROM orders_trade GROUP BY 1, 2
+            UNION ALL
+            SELECT side.* FROM (
+              SELECT bid_broker_id, ask_broker_id, symbol, sum(quantity) AS quantity FROM orders_trade GROUP BY 1, 2, 3
+            ) t, LATERAL (VALUES (bid_broker_id, symbol, quantity), (ask_broker_id, symbol, -quantity)) AS side
           ) entries GROUP BY 1, 2
         ) j USING (broker_id, symbol)
         WHERE coalesce(h.quantity, 0) <> coalesce(j.quantity, 0)""",
@@ -76,28 +112,61 @@ CHECKS = {
           WHERE side = 'ask' AND {_WORKING} GROUP BY 1, 2
         ) o USING (broker_id, symbol)
         WHERE coalesce(h.reserved, 0) <> coalesce(o.needed, 0)""",
+    "open orders are counted": f"""
+        SELECT format('%s %s counts %s, has %s', broker_id, symbol, coalesce(h.open_orders, 0),
+                      coalesce(o.open_orders, 0)) AS what
+        FROM (SELECT broker_id, symbol, open_orders FROM exchange_holding WHERE open_orders <> 0) h
+        FULL JOIN (
+          SELECT broker_id, symbol, count(*) AS open_orders FROM orders_order WHERE {_WORKING} GROUP BY 1, 2
+        ) o USING (broker_id, symbol)
+        WHERE coalesce(h.open_orders, 0) <> coalesce(o.open_orders, 0)""",
     "nothing is negative, and nothing reserved exceeds what is there": """
         SELECT id AS what FROM exchange_broker WHERE NOT (0 <= reserved_cash AND reserved_cash <= cash)
         UNION ALL
         SELECT broker_id || ' ' || symbol FROM exchange_holding WHERE NOT (0 <= reserved AND reserved <= quantity)""",
-    "an order is filled by exactly its trades": """
+    "an order is filled by exactly its trades": " UNION ALL ".join(  # each side by itself: half the groups at a time
+        f"""
         SELECT format('order %s', id) AS what
-        FROM (SELECT id, filled_quantity, filled_value FROM orders_order WHERE filled_quantity > 0) o
+        FROM (
+          SELECT id, filled_quantity, filled_value FROM orders_order
+          WHERE side = '{side}' AND (filled_quantity <> 0 OR filled_value <> 0)
+        ) o
         FULL JOIN (
-          SELECT id, sum(quantity) AS quantity, sum(value) AS value FROM (
-            SELECT bid_order_id AS id, quantity, price * quantity AS value FROM orders_trade
-            UNION ALL SELECT ask_order_id, quantity, price * quantity FROM orders_trade
-          ) sides GROUP BY id
+          SELECT {side}_order_id AS id, sum(quantity) AS quantity, sum(price * quantity) AS value
+          FROM orders_trade GROUP BY 1
         ) t USING (id)
-        WHERE (o.filled_quantity, o.filled_value) IS DISTINCT FROM (t.quantity, t.value)""",
+        WHERE (o.filled_quantity, o.filled_value) IS DISTINCT FROM (t.quantity, t.value)"""
+        for side in ("bid", "ask")
+    ),
+    # An order that does not exist, or is on the other side, is null here and so differs.
     "a trade is between a bid and an ask of its instrument, at a price both accept": """
         SELECT format('trade %s', t.id) AS what
         FROM orders_trade t
-        JOIN orders_order bid ON bid.id = t.bid_order_id
-        JOIN orders_order ask ON ask.id = t.ask_order_id
-        WHERE (bid.side, ask.side) <> ('bid', 'ask') OR bid.symbol <> t.symbol OR ask.symbol <> t.symbol
-          OR bid.broker_id <> t.bid_broker_id OR ask.broker_id <> t.ask_broker_id
+        LEFT JOIN orders_order bid ON bid.id = t.bid_order_id AND bid.side = 'bid'
+        LEFT JOIN orders_order ask ON ask.id = t.ask_order_id AND ask.side = 'ask'
+        WHERE (bid.symbol, ask.symbol) IS DISTINCT FROM (t.symbol, t.symbol)
+          OR (bid.broker_id, ask.broker_id) IS DISTINCT FROM (t.bid_broker_id, t.ask_broker_id)
           OR t.price > bid.price OR t.price < ask.price""",
+    "every order, trade and event is of brokers and instruments that exist": """
+        SELECT format('order %s', o.id) AS what FROM orders_order o
+        LEFT JOIN exchange_broker b ON b.id = o.broker_id
+        LEFT JOIN exchange_instrument i ON i.symbol = o.symbol
+        WHERE b.id IS NULL OR i.symbol IS NULL
+        UNION ALL
+        SELECT format('trade %s', t.id) FROM orders_trade t
+        LEFT JOIN exchange_broker bidder ON bidder.id = t.bid_broker_id
+        LEFT JOIN exchange_broker asker ON asker.id = t.ask_broker_id
+        LEFT JOIN exchange_instrument i ON i.symbol = t.symbol
+        WHERE bidder.id IS NULL OR asker.id IS NULL OR i.symbol IS NULL
+        UNION ALL
+        SELECT format('event %s of %s', e.sequence, e.broker_id) FROM webhooks_event e
+        LEFT JOIN exchange_broker b ON b.id = e.broker_id
+        WHERE b.id IS NULL""",
+    "every delivery is of an event and a subscription that exist": """
+        SELECT format('delivery %s', d.id) AS what FROM webhooks_delivery d
+        LEFT JOIN webhooks_event e ON e.id = d.event_id
+        LEFT JOIN webhooks_subscription s ON s.id = d.subscription_id
+        WHERE e.id IS NULL OR s.id IS NULL""",
     "no book is crossed": f"""
         SELECT format('%s: bid %s, ask %s', symbol, max(price) FILTER (WHERE side = 'bid'),
                       min(price) FILTER (WHERE side = 'ask')) AS what
@@ -115,11 +184,18 @@ CHECKS = {
           OR {_WORKING} AND (type = 'market' OR time_in_force IN ('ioc', 'fok'))""",
     "arrival numbers are unique and counted by their book": """
         SELECT format('%s %s', o.symbol, o.sequence) AS what
-        FROM orders_order o JOIN exchange_instrument i ON i.symbol = o.symbol
-        GROUP BY o.symbol, o.sequence, i.sequence HAVING count(*) > 1 OR o.sequence > i.sequence OR o.sequence < 1""",
+        FROM (
+          SELECT symbol, sequence, lag(sequence) OVER (PARTITION BY symbol ORDER BY sequence) AS before
+          FROM orders_order
+        ) o JOIN exchange_instrument i ON i.symbol = o.symbol
+        WHERE o.sequence = o.before OR o.sequence > i.sequence OR o.sequence < 1""",
     "one client_order_id, one order": """
-        SELECT format('%s %s', broker_id, client_order_id) AS what FROM orders_order
-        WHERE client_order_id IS NOT NULL GROUP BY broker_id, client_order_id HAVING count(*) > 1""",
+        SELECT format('%s %s', broker_id, client_order_id) AS what
+        FROM (
+          SELECT broker_id, client_order_id,
+                 lag(client_order_id) OVER (PARTITION BY broker_id ORDER BY client_order_id) AS before
+          FROM orders_order WHERE client_order_id IS NOT NULL
+        ) o WHERE client_order_id = before""",
     "one reference, one transfer": """
         SELECT reference AS what FROM exchange_transfer GROUP BY reference HAVING count(*) > 1""",
     "a broker's events are numbered from 1 without a gap": """
@@ -138,11 +214,16 @@ CHECKS = {
         FROM (SELECT broker_id, type, count(*) AS count FROM webhooks_event GROUP BY 1, 2) e
         FULL JOIN (
           SELECT broker_id, type, sum(count) AS count FROM (
-            SELECT bid_broker_id AS broker_id, 'trade.executed' AS type, count(*) FROM orders_trade GROUP BY 1
-            UNION ALL SELECT ask_broker_id, 'trade.executed', count(*) FROM orders_trade GROUP BY 1
-            UNION ALL SELECT broker_id, 'order.expired', count(*) FROM orders_order WHERE status = 'expired' GROUP BY 1
-            UNION ALL SELECT broker_id, 'order.cancelled', count(*) FROM orders_order
-              WHERE cancel_reason IN ('by_broker', 'by_operator', 'broker_suspended') GROUP BY 1
+            SELECT side.broker_id, 'trade.executed' AS type, count FROM (
+              SELECT bid_broker_id, ask_broker_id, count(*) FROM orders_trade GROUP BY 1, 2
+            ) t, LATERAL (VALUES (bid_broker_id), (ask_broker_id)) AS side(broker_id)
+            UNION ALL
+            SELECT closed.broker_id, closed.type, count FROM (
+              SELECT broker_id, count(*) FILTER (WHERE status = 'expired') AS expired,
+                     count(*) FILTER (WHERE cancel_reason IN ('by_broker', 'by_operator', 'broker_suspended')) AS told
+              FROM orders_order GROUP BY 1
+            ) o, LATERAL (VALUES (broker_id, 'order.expired', expired), (broker_id, 'order.cancelled', told))
+                   AS closed(broker_id, type, count)
           ) causes GROUP BY 1, 2
         ) c USING (broker_id, type)
         WHERE coalesce(e.count, 0) <> coalesce(c.count, 0)""",

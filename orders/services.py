@@ -3,15 +3,18 @@
 from collections.abc import Iterator, Sequence
 
 import structlog
-from django.db import connection, transaction
+from django.conf import settings
+from django.db import InterfaceError, OperationalError, connection, transaction
 
 from exchange import services as exchange_services
-from exchange.database import already_committed
+from exchange.database import already_committed, is_connection_lost, prepared_cursor, replace_lost_connections
+from exchange.errors import OutcomeUnknown
 from exchange.rules import BrokerStatus
 from orders import store
 from orders.commands import CancelOrders, Command, ExpireOrders, Outcome, Swept
+from orders.market import Market
 from orders.models import Order
-from orders.terms import CancelReason
+from orders.terms import CancelReason, Side
 
 _log = structlog.get_logger(__name__)
 
@@ -19,28 +22,52 @@ _log = structlog.get_logger(__name__)
 def execute(commands: Sequence[Command]) -> list[Outcome]:
     """Run `commands` against their books in one transaction; one outcome each, in their order."""
     try:
-        return _execute_together(commands)
+        return execute_together(commands)
     except store.MakersCutShort:  # nothing was done: fewer commands reach fewer resting orders
         half = len(commands) // 2
         return execute(commands[:half]) + execute(commands[half:])
 
 
-def _execute_together(commands: Sequence[Command]) -> list[Outcome]:
-    with transaction.atomic(durable=True), connection.cursor() as cursor:
-        market = store.load_market(cursor, commands)  # locks instruments, reads clock and book, locks brokers
-        outcomes = [market.apply(command) for command in commands]  # no I/O: the rules, and nothing else
-        store.save_market(cursor, market)  # a fixed number of statements, however many commands
+def execute_together(commands: Sequence[Command], *, hurried: bool = False) -> list[Outcome]:
+    """`execute`, in one transaction or not at all: what this raises was not done, unless it is `OutcomeUnknown`.
+
+    `hurried`, it waits for no lock to speak of, and refuses what is asked of books that others hold.
+    """
+    saved = None
+    try:
+        with transaction.atomic(durable=True), prepared_cursor() as cursor:
+            if hurried:
+                store.hurry(cursor)
+            market = store.load_market(cursor, commands, skip_busy=hurried)  # locks, reads clock and book, locks again
+            outcomes = [market.apply(command) for command in commands]  # no I/O: the rules, and nothing else
+            store.save_market(cursor, market)  # a fixed number of statements, however many commands
+            saved = market
+    except (OperationalError, InterfaceError) as error:
+        if saved is None or not is_connection_lost(error) or not _was_committed(saved):
+            raise
+        _log.warning("commit_answer_lost", error=str(error))
     return outcomes
 
 
-def cancel_all(broker_id: str, *, reason: CancelReason) -> int:
-    """Cancel every working order of a broker, book by book in batches; how many that were."""
-    symbols = Order.objects.working().filter(broker=broker_id).values_list("instrument", flat=True).distinct()
-    return sum(
-        swept.cancelled
-        for symbol in sorted(symbols)
-        for swept in _sweep(CancelOrders(broker_id, symbol, reason=reason))
-    )
+def _was_committed(market: Market) -> bool:
+    """Whether a COMMIT that was sent, and not answered, took place."""
+    try:
+        connection.close()
+        replace_lost_connections()
+        with transaction.atomic(durable=True), connection.cursor() as cursor:
+            return store.was_saved(cursor, market)
+    except (OperationalError, InterfaceError) as error:
+        raise OutcomeUnknown from error
+
+
+def cancel_all(broker_id: str, *, reason: CancelReason, symbol: str | None = None, side: Side | None = None) -> int:
+    """Cancel a broker's working orders, or those of one symbol or side, book by book in batches; how many that were."""
+    working = Order.objects.working().filter(broker=broker_id, side__in=[side] if side else Side)
+    symbols = [symbol] if symbol else sorted(working.values_list("instrument", flat=True).distinct())
+    batches = (swept.cancelled for each in symbols for swept in _sweep(CancelOrders(broker_id, each, reason, side)))
+    first = next(batches, 0)
+    with already_committed():
+        return first + sum(batches)
 
 
 def expire_orders(symbol: str) -> None:
@@ -50,13 +77,17 @@ def expire_orders(symbol: str) -> None:
 
 
 def _sweep(command: CancelOrders | ExpireOrders) -> Iterator[Swept]:
-    """Repeat a sweep, each batch in a transaction of its own, until nothing is left for it."""
-    while True:
+    """Repeat a sweep, each batch in a transaction of its own, until one is not full: then nothing was left for it.
+
+    It does not wait for an empty one, since who goes on placing orders meanwhile could keep it busy for ever.
+    """
+    closed = settings.SWEEP_BATCH
+    while closed >= settings.SWEEP_BATCH:
         (outcome,) = execute([command])
         assert isinstance(outcome, Swept)
-        if outcome.closed == 0:
-            return
-        yield outcome
+        closed = outcome.closed
+        if closed:
+            yield outcome
 
 
 def suspend(broker_id: str, *, cancel_orders: bool, reason: str = "") -> int:

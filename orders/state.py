@@ -87,10 +87,11 @@ class TradeState:
 
 @dataclass(slots=True)
 class Position:
-    """A broker's shares of one instrument."""
+    """A broker's shares of one instrument, and how many of its orders rest there."""
 
     quantity: int = 0
     reserved: int = 0
+    open_orders: int = 0
 
     @property
     def available(self) -> int:

@@ -5,6 +5,7 @@ from orders import views
 
 urlpatterns = [
     path("orders", views.OrdersView.as_view()),
+    path("orders/batch", views.OrderBatchView.as_view()),
     path("orders/<id:order_id>", views.OrderView.as_view()),
     path("brokers/<broker_id:broker_id>/orders", views.BrokerOrdersView.as_view()),
     path("brokers/<broker_id:broker_id>/trades", views.BrokerTradesView.as_view()),

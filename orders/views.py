@@ -1,39 +1,53 @@
 """Orders, trades and the market over REST: translate in, make one call, translate out."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from heapq import merge
+from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
-from rest_framework import status
-from rest_framework.request import Request
-from rest_framework.response import Response
+from django.conf import settings
+from django.http import HttpRequest
 
 from exchange import errors
 from exchange import services as exchange_services
-from exchange.api import ExchangeView
+from exchange.api import ExchangeView, Response
 from exchange.database import already_committed
-from exchange.errors import BrokerNotFound, FieldError, SymbolNotFound
+from exchange.errors import BrokerNotFound, ExchangeError, FieldError, SymbolNotFound
+from exchange.fields import MAX_ERRORS, validated
+from exchange.keys import Principal
 from exchange.paging import NEWEST_FIRST, Keyset
+from exchange.problems import problem_of
 from exchange.rules import BrokerStatus, Scope, price_decimals
 from exchange.schema import documented, header
 from exchange.serializers import ReasonForm
 from exchange.wire import Instant
-from orders import market_data, sequencer, services
+from orders import market_data, reading, sequencer, services
 from orders.bodies import (
     BrokerStanding,
     BrokerTrade,
     BrokerTradePage,
+    CancelledOrders,
     OrderBody,
     OrderPage,
+    OrderResult,
+    OrderResults,
     OrderSummary,
     TapePage,
     TapeTrade,
 )
-from orders.commands import CancelOrder, PlaceOrder, Replayed
+from orders.commands import Accepted, CancelOrder, Outcome, PlaceOrder, Replayed
 from orders.filters import OrderFilters, TradeFilters
-from orders.models import Order, OrderQuerySet, Trade
-from orders.serializers import BookQuery, OrderLookup, PlaceOrderForm, QuoteQuery, SuspendForm
+from orders.models import Order, Trade
+from orders.serializers import (
+    BookQuery,
+    CancelOrdersQuery,
+    OrderLookup,
+    PlaceOrderForm,
+    PlaceOrdersForm,
+    QuoteQuery,
+    SuspendForm,
+)
 from orders.terms import CancelReason, Side
 
 PLACE_REFUSALS = (
@@ -43,17 +57,20 @@ PLACE_REFUSALS = (
     errors.InsufficientHoldings,
     errors.InstrumentHalted,
     errors.BrokerSuspended,
+    errors.TooManyOpenOrders,
     errors.TooManyFills,
 )
 REPLAYED = {"Idempotent-Replayed": "true"}
 
 
 class OrdersView(ExchangeView):
-    """Place an order, or find one by the id its broker gave it."""
+    """Place an order, find one by the id its broker gave it, or cancel many at once."""
 
-    scopes = {"POST": (Scope.TRADE,), "GET": (Scope.READ,)}
+    scopes = {"POST": (Scope.TRADE,), "GET": (Scope.READ,), "DELETE": (Scope.TRADE, Scope.OPERATOR)}
     body_class = PlaceOrderForm
     query_class = OrderLookup
+    delete_query_class = CancelOrdersQuery
+    cancels = True
 
     @documented(
         "place_order",
@@ -63,36 +80,113 @@ class OrdersView(ExchangeView):
         tags=["orders"],
         headers=[header("Idempotent-Replayed", "The order was placed before.", on=[200], required=True, enum=["true"])],
     )
-    def post(self, request: Request) -> Response:
+    def post(self, request: HttpRequest) -> Response:
         outcome = sequencer.submit(PlaceOrder(**self.body))
         if isinstance(outcome, Replayed):
-            return Response(_order_body(Order.objects.filter(pk=outcome.order_id)), headers=REPLAYED)
-        body = OrderBody.with_trades(outcome.order, outcome.trades, outcome.price_decimals)
-        return Response(body, status.HTTP_201_CREATED)
+            return Response(reading.order_body(Order.objects.filter(pk=outcome.order_id)), headers=REPLAYED)
+        return Response(_accepted_body(outcome), HTTPStatus.CREATED)
 
     @documented(
         "find_order", "Find an order by its client_order_id", {200: OrderBody}, [errors.OrderNotFound], tags=["orders"]
     )
-    def get(self, request: Request) -> Response:
-        broker_id = self.query.get("broker_id", self.principal.broker_id)
+    def get(self, request: HttpRequest) -> Response:
         return Response(
-            _order_body(Order.objects.filter(broker=broker_id, client_order_id=self.query["client_order_id"]))
+            reading.order_body(Order.objects.filter(broker=self._owner, client_order_id=self.query["client_order_id"]))
         )
 
+    @documented(
+        "cancel_orders",
+        "Cancel a broker's working orders",
+        {200: CancelledOrders},
+        [SymbolNotFound, BrokerNotFound],
+        tags=["orders"],
+    )
+    def delete(self, request: HttpRequest) -> Response:
+        """Those of a symbol, of a side, of both, or `all=true`; an operator says whose with `broker_id`."""
+        symbol, side = self.query.get("symbol"), self.query.get("side")
+        exchange_services.require_broker(self._owner)
+        if symbol is not None:
+            exchange_services.instrument_of(symbol)  # a misspelt one must not look as if nothing had been working
+        cancelled = services.cancel_all(self._owner, reason=_reason(self.principal), symbol=symbol, side=side)
+        return Response(CancelledOrders(cancelled))
+
+    @property
+    def _owner(self) -> str:
+        """Whose orders are asked for."""
+        owner = self.query.get("broker_id", self.principal.broker_id)
+        assert isinstance(owner, str)
+        return owner
+
     def _read_query(self, parameters: dict[str, str], errors: list[FieldError]) -> None:
+        self._require_owner(parameters, errors)
+        super()._read_query(parameters, errors)
+
+    def _read_delete_query(self, parameters: dict[str, str], errors: list[FieldError]) -> None:
+        self._require_owner(parameters, errors)
+        super()._read_delete_query(parameters, errors)
+
+    def _require_owner(self, parameters: dict[str, str], errors: list[FieldError]) -> None:
         if self.principal.is_operator and "broker_id" not in parameters:
             errors.append(FieldError("broker_id", "required", "An operator says whose order."))
-        super()._read_query(parameters, errors)
+
+
+class OrderBatchView(ExchangeView):
+    """Place many orders in one request."""
+
+    scopes = {"POST": (Scope.TRADE,)}
+    body_class = PlaceOrdersForm
+    max_body_bytes = settings.MAX_BATCH_BODY_BYTES
+
+    def cost(self, request: HttpRequest) -> int:
+        """As many requests as it has orders."""
+        assert isinstance(self.data, dict)
+        orders = self.data.get("orders")
+        return len(orders) if isinstance(orders, list) else 1
+
+    @documented("place_orders", "Place several orders", {200: OrderResults}, tags=["orders"])
+    def post(self, request: HttpRequest) -> Response:
+        """Each stands alone and is answered in its place as it would have been by itself: `status`, and the order or
+        the problem. With a `client_order_id` in each, a batch can be repeated as it is.
+        """
+        asked = [self._asked(body) for body in self.body["orders"]]
+        commands = [each for each in asked if isinstance(each, PlaceOrder)]
+        outcomes = iter(sequencer.submit_all(commands) if commands else [])
+        decided = [next(outcomes) if isinstance(each, PlaceOrder) else each for each in asked]
+        with already_committed():
+            earlier = reading.order_bodies([each.order_id for each in decided if isinstance(each, Replayed)])
+        return Response(OrderResults([self._result(each, earlier) for each in decided]))
+
+    def _asked(self, body: Any) -> PlaceOrder | ExchangeError:
+        """What one of the bodies asks for, or why it cannot: as a request by itself is refused, and in that order."""
+        if not isinstance(body, dict):
+            return errors.MalformedRequest("An order must be a JSON object.")
+        own = self.principal.broker_id
+        if isinstance(body.get("broker_id"), str) and body["broker_id"] != own:
+            return errors.BrokerMismatch(f"This key acts for {own} only.")
+        bad: list[FieldError] = []
+        values = validated(PlaceOrderForm, body, bad)
+        return errors.ValidationFailed(errors=bad[:MAX_ERRORS]) if bad else PlaceOrder(**values)
+
+    def _result(self, outcome: Outcome, earlier: Mapping[UUID, OrderBody]) -> OrderResult:
+        match outcome:
+            case Accepted():
+                return OrderResult(HTTPStatus.CREATED, order=_accepted_body(outcome))
+            case Replayed():
+                return OrderResult(HTTPStatus.OK, order=earlier[outcome.order_id])
+        assert isinstance(outcome, ExchangeError)
+        problem = problem_of(self.request, outcome)
+        return OrderResult(problem.status, error=problem)
 
 
 class OrderView(ExchangeView):
     """One order."""
 
     scopes = {"GET": (Scope.READ,), "DELETE": (Scope.TRADE, Scope.OPERATOR)}
+    cancels = True
 
     @documented("get_order", "Read an order", {200: OrderBody}, [errors.OrderNotFound], tags=["orders"])
-    def get(self, request: Request, order_id: UUID) -> Response:
-        return Response(_order_body(Order.objects.visible_to(self.principal.broker_id).filter(pk=order_id)))
+    def get(self, request: HttpRequest, order_id: UUID) -> Response:
+        return Response(reading.order_body(Order.objects.visible_to(self.principal.broker_id).filter(pk=order_id)))
 
     @documented(
         "cancel_order",
@@ -101,11 +195,9 @@ class OrderView(ExchangeView):
         [errors.OrderNotFound, errors.OrderNotCancellable],
         tags=["orders"],
     )
-    def delete(self, request: Request, order_id: UUID) -> Response:
-        reason = CancelReason.BY_OPERATOR if self.principal.is_operator else CancelReason.BY_BROKER
-        cancelled = sequencer.submit(CancelOrder(order_id, self.principal.broker_id, reason))
-        with already_committed():
-            return Response(_order_body(Order.objects.filter(pk=cancelled.order_id)))
+    def delete(self, request: HttpRequest, order_id: UUID) -> Response:
+        cancelled = sequencer.submit(CancelOrder(order_id, self.principal.broker_id, _reason(self.principal)))
+        return Response(OrderBody.with_trades(cancelled.order, cancelled.trades, cancelled.price_decimals))
 
 
 class BrokerOrdersView(ExchangeView):
@@ -116,7 +208,7 @@ class BrokerOrdersView(ExchangeView):
     keyset = NEWEST_FIRST
 
     @documented("list_orders", "List a broker's orders", {200: OrderPage}, [BrokerNotFound], tags=["orders"])
-    def get(self, request: Request, broker_id: str) -> Response:
+    def get(self, request: HttpRequest, broker_id: str) -> Response:
         exchange_services.require_broker(broker_id)
         orders = self.filtered(Order.objects.filter(broker=broker_id).select_related("instrument"))
         page, next_cursor = self.paged(orders)
@@ -135,7 +227,7 @@ class BrokerTradesView(ExchangeView):
     keyset = Keyset(("-executed_at", Instant), ("-id", UUID), ("-side", str))
 
     @documented("list_fills", "List a broker's fills", {200: BrokerTradePage}, [BrokerNotFound], tags=["orders"])
-    def get(self, request: Request, broker_id: str) -> Response:
+    def get(self, request: HttpRequest, broker_id: str) -> Response:
         exchange_services.require_broker(broker_id)
         page, next_cursor = self.keyset.cut(self._fills(broker_id), self.page)
         return Response(BrokerTradePage([BrokerTrade.of(trade, Side(trade.side)) for trade in page], next_cursor))
@@ -152,7 +244,7 @@ class PriceView(ExchangeView):
     scopes = {"GET": (Scope.READ,)}
 
     @documented("get_price", "Read an instrument's price", {200: market_data.PriceSummary}, [SymbolNotFound])
-    def get(self, request: Request, symbol: str) -> Response:
+    def get(self, request: HttpRequest, symbol: str) -> Response:
         return Response(market_data.price_summary(symbol))
 
 
@@ -163,7 +255,7 @@ class BookView(ExchangeView):
     query_class = BookQuery
 
     @documented("get_book", "Read an instrument's book", {200: market_data.BookSnapshot}, [SymbolNotFound])
-    def get(self, request: Request, symbol: str) -> Response:
+    def get(self, request: HttpRequest, symbol: str) -> Response:
         return Response(market_data.book_snapshot(symbol, self.query["depth"]))
 
 
@@ -174,7 +266,7 @@ class QuoteView(ExchangeView):
     query_class = QuoteQuery
 
     @documented("get_quote", "Quote a market order", {200: market_data.Quote}, [SymbolNotFound])
-    def get(self, request: Request, symbol: str) -> Response:
+    def get(self, request: HttpRequest, symbol: str) -> Response:
         return Response(market_data.quote(symbol, self.query["side"], self.query["quantity"]))
 
 
@@ -185,7 +277,7 @@ class TapeView(ExchangeView):
     keyset = Keyset(("-executed_at", Instant), ("-id", UUID))
 
     @documented("list_trades", "List an instrument's trades", {200: TapePage}, [SymbolNotFound])
-    def get(self, request: Request, symbol: str) -> Response:
+    def get(self, request: HttpRequest, symbol: str) -> Response:
         decimals = price_decimals(exchange_services.instrument_of(symbol).tick_size)
         page, next_cursor = self.paged(Trade.objects.filter(instrument=symbol))
         return Response(TapePage([TapeTrade.of(trade, decimals) for trade in page], next_cursor))
@@ -199,7 +291,7 @@ class SuspendView(ExchangeView):
     body_optional = True
 
     @documented("suspend_broker", "Suspend a broker", {200: BrokerStanding}, [BrokerNotFound])
-    def post(self, request: Request, broker_id: str) -> Response:
+    def post(self, request: HttpRequest, broker_id: str) -> Response:
         cancelled = services.suspend(broker_id, **self.body)
         return Response(BrokerStanding(broker_id, BrokerStatus.SUSPENDED, cancelled))
 
@@ -212,25 +304,14 @@ class ReinstateView(ExchangeView):
     body_optional = True
 
     @documented("reinstate_broker", "Reinstate a broker", {200: BrokerStanding}, [BrokerNotFound])
-    def post(self, request: Request, broker_id: str) -> Response:
+    def post(self, request: HttpRequest, broker_id: str) -> Response:
         services.reinstate(broker_id, **self.body)
         return Response(BrokerStanding(broker_id, BrokerStatus.ACTIVE, cancelled_orders=0))
 
 
-def _order_body(found: OrderQuerySet) -> OrderBody:
-    """The one order found, as it is now, with its trades."""
-    order = found.select_related("instrument").first()
-    if order is None:
-        raise errors.OrderNotFound
-    trades = _counted(order, Trade.objects.of_order(order))
-    return OrderBody.with_trades(order, trades, price_decimals(order.instrument.tick_size))
+def _reason(principal: Principal) -> CancelReason:
+    return CancelReason.BY_OPERATOR if principal.is_operator else CancelReason.BY_BROKER
 
 
-def _counted(order: Order, trades: Iterable[Trade]) -> Iterator[Trade]:
-    """The trades that make up what the order had filled when it was read; more may have happened since."""
-    filled = 0
-    for trade in trades:
-        if filled == order.filled_quantity:
-            return
-        filled += trade.quantity
-        yield trade
+def _accepted_body(outcome: Accepted) -> OrderBody:
+    return OrderBody.with_trades(outcome.order, outcome.trades, outcome.price_decimals)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
+from django.conf import settings
 from django.urls import URLPattern, URLResolver, get_resolver
 
 from exchange import services
@@ -58,6 +59,9 @@ PUBLIC = ["/healthz", "/readyz", "/openapi.json", "/docs"]
 TABLE = [
     *[everybody("GET", path) for path in PUBLIC],
     Row("POST", "/orders", "201", MISMATCH, NO_SCOPE, NO_SCOPE, LIMIT),
+    Row("POST", "/orders/batch", "200", "200", NO_SCOPE, NO_SCOPE, {"orders": [LIMIT]}),  # another's: each a 403 inside
+    Row("DELETE", "/orders", "200", "200", NO_SCOPE, "400 validation_error", query="?all=true"),
+    Row("DELETE", "/orders", "200", MISMATCH, NO_SCOPE, "200", query="?all=true&broker_id=alice"),
     Row("GET", "/orders", "200", NO_ORDER, "200", "400 validation_error", query="?client_order_id=mine"),
     Row("GET", "/orders", "200", MISMATCH, "200", "200", query="?client_order_id=mine&broker_id=alice"),
     Row("GET", "/orders/<order_id>", "200", NO_ORDER, "200", "200"),
@@ -198,7 +202,7 @@ def test_another_method_is_405_and_the_allow_header_names_those_there_are(keys: 
     for method in ("PUT", "PATCH", "OPTIONS"):
         answer = api.refused(keys["alice"], method, "/orders")
         assert (answer.status, answer.code) == (405, "method_not_allowed")
-        assert set(answer.headers["Allow"].split(", ")) == {"GET", "POST", "HEAD"}
+        assert set(answer.headers["Allow"].split(", ")) == {"GET", "POST", "DELETE", "HEAD"}
     assert api.refused(keys["none"], "PUT", "/orders").code == "unauthenticated"
     assert api.refused(keys["none"], "POST", "/healthz").code == "method_not_allowed"
 
@@ -217,5 +221,6 @@ def test_every_operation_refuses_what_no_request_may_be(keys: dict[str, Client],
     if row.path not in PUBLIC and row.alice < "4":
         assert refusal(keys["alice"], row.method, f"{more}broker_id=bob") == (403, "broker_mismatch")
     if row.method == "POST":
-        assert refusal(may, "POST", path, b" " * 70_000) == (413, "too_large")
+        longest = settings.MAX_BATCH_BODY_BYTES if row.path == "/orders/batch" else settings.MAX_BODY_BYTES
+        assert refusal(may, "POST", path, b" " * (longest + 1)) == (413, "too_large")
         assert refusal(may, "POST", path, b"{}", content_type="text/plain") == (415, "unsupported_media_type")

@@ -194,15 +194,16 @@ def test_refusals_come_in_the_page_s_order(settings: Settings) -> None:
     exchange_services.halt("AAPL")
     services.suspend("alice", cancel_orders=False)
     settings.MAX_MAKERS_PER_COMMAND = 1
+    settings.MAX_OPEN_ORDERS = 2
     met = []
 
     def met_by(client: Client, body: Any, method: str = "POST", path: str = "/orders", **options: str) -> None:
         met.append(api.refused(client, method, path, body, **options).code)
 
     too_long = b"{" * (real_settings.MAX_BODY_BYTES + 1)
-    met_by(nobody, too_long, "DELETE", "/order", content_type="text/plain")
-    met_by(nobody, too_long, "DELETE", content_type="text/plain")
-    met_by(reader, too_long, "DELETE", content_type="text/plain")
+    met_by(nobody, too_long, "PUT", "/order", content_type="text/plain")
+    met_by(nobody, too_long, "PUT", content_type="text/plain")
+    met_by(reader, too_long, "PUT", content_type="text/plain")
     met_by(reader, too_long, content_type="text/plain")
     met_by(reader, too_long)
     met_by(reader, b"{")
@@ -217,6 +218,8 @@ def test_refusals_come_in_the_page_s_order(settings: Settings) -> None:
     exchange_services.resume("AAPL")
     met_by(alice, order)
     services.reinstate("alice")
+    met_by(alice, order)
+    settings.MAX_OPEN_ORDERS = 3
     met_by(alice, order)
     settings.MAX_MAKERS_PER_COMMAND = 2
     met_by(alice, order)

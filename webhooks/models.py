@@ -34,7 +34,7 @@ class Event(models.Model):
     """One thing that happened to one broker: written with the change it tells, in the same transaction."""
 
     id = models.UUIDField(primary_key=True, default=uuid_utils.uuid7, editable=False)
-    broker = models.ForeignKey(Broker, models.PROTECT, related_name="events", db_index=False)
+    broker = models.ForeignKey(Broker, models.PROTECT, related_name="events", db_index=False, db_constraint=False)
     sequence = models.BigIntegerField()
     type = models.CharField(max_length=32, choices=EventType.choices())
     occurred_at = models.DateTimeField()
@@ -88,8 +88,10 @@ class Delivery(models.Model):
     """
 
     id = models.UUIDField(primary_key=True, default=uuid_utils.uuid7, editable=False)
-    event = models.ForeignKey(Event, models.PROTECT, related_name="deliveries", db_index=False)
-    subscription = models.ForeignKey(Subscription, models.PROTECT, related_name="deliveries", db_index=False)
+    event = models.ForeignKey(Event, models.PROTECT, related_name="deliveries", db_index=False, db_constraint=False)
+    subscription = models.ForeignKey(
+        Subscription, models.PROTECT, related_name="deliveries", db_index=False, db_constraint=False
+    )
     claimed_at = models.DateTimeField(null=True)
     completed_at = models.DateTimeField(null=True)
     status_code = models.SmallIntegerField(null=True)  # of the receiver's answer, if one came

@@ -6,10 +6,8 @@ With them, in the same statement, goes a delivery for each that its broker subsc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from uuid import UUID
 
 import msgspec
-import uuid_utils.compat as uuid_utils
 from django.db import transaction
 from django.db.backends.utils import CursorWrapper
 
@@ -42,7 +40,6 @@ class _Body(msgspec.Struct, frozen=True):
 
 
 class _Row(msgspec.Struct, frozen=True):
-    id: UUID
     broker_id: str
     sequence: int
     type: EventType
@@ -52,7 +49,7 @@ class _Row(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, event: NewEvent) -> "_Row":
         body = _ENCODER.encode(_Body(event.type, event.occurred_at, event.data)).decode()
-        return cls(uuid_utils.uuid7(), event.broker_id, event.sequence, event.type, event.occurred_at, body)
+        return cls(event.broker_id, event.sequence, event.type, event.occurred_at, body)
 
 
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
@@ -60,9 +57,9 @@ _ENCODER = msgspec.json.Encoder(decimal_format="number")
 _INSERT_EVENTS = """
 WITH event AS (
   INSERT INTO webhooks_event (id, broker_id, sequence, type, occurred_at, body)
-  SELECT id, broker_id, sequence, type, occurred_at, body
+  SELECT uuidv7(), broker_id, sequence, type, occurred_at, body
   FROM json_to_recordset(%s::json)
-    AS row(id uuid, broker_id text, sequence bigint, type text, occurred_at timestamptz, body text)
+    AS row(broker_id text, sequence bigint, type text, occurred_at timestamptz, body text)
   RETURNING id, broker_id, sequence, type
 )
 INSERT INTO webhooks_delivery (id, event_id, subscription_id)

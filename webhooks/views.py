@@ -2,10 +2,9 @@
 
 from uuid import UUID
 
-from rest_framework.request import Request
-from rest_framework.response import Response
+from django.http import HttpRequest
 
-from exchange.api import ExchangeView
+from exchange.api import ExchangeView, Response
 from exchange.errors import WebhookNotFound
 from exchange.rules import Scope
 from exchange.schema import documented
@@ -23,7 +22,7 @@ class WebhooksView(ExchangeView):
     query_class = WebhooksQuery
 
     @documented("list_webhooks", "A broker's webhooks, oldest first", {200: WebhookListBody})
-    def get(self, request: Request) -> Response:
+    def get(self, request: HttpRequest) -> Response:
         mine = Subscription.objects.alive().filter(broker=self.query["broker_id"]).order_by("created_at", "id")
         return Response(webhook_list_body(list(mine)))
 
@@ -32,7 +31,7 @@ class WebhooksView(ExchangeView):
         "Send events to a URL: one per event, a new one replaces the old one",
         {201: WebhooksBody, 200: WebhooksBody},
     )
-    def post(self, request: Request) -> Response:
+    def post(self, request: HttpRequest) -> Response:
         subscriptions, any_new = services.subscribe(**self.body)
         body = WebhooksBody([WebhookBody.of(subscription) for subscription in subscriptions])
         return Response(body, status=201 if any_new else 200)
@@ -42,7 +41,7 @@ class WebhookView(ExchangeView):
     scopes = {"DELETE": TRADERS}
 
     @documented("unsubscribe", "Send nothing there any more", {204: None}, [WebhookNotFound])
-    def delete(self, request: Request, webhook_id: UUID) -> Response:
+    def delete(self, request: HttpRequest, webhook_id: UUID) -> Response:
         assert self.principal.broker_id is not None  # the scope is a broker's
         services.unsubscribe(self.principal.broker_id, webhook_id)
         return Response(status=204)

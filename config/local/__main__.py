@@ -39,12 +39,13 @@ def main() -> int:
     if "MAKELEVEL" in os.environ:  # a make that was killed would leave us behind
         child.die_with_parent(os.getppid(), 15)
     try:
-        port = _port()
+        port = _number("PORT", os.environ.get("PORT") or "8000", 2**16 - 1)
+        processes = _number("WEB_PROCESSES", os.environ.get("WEB_PROCESSES") or str(web.PROCESSES), web.MAX_PROCESSES)
         _make_folders()
         with _only_one(RUN / "lock"):
             leftovers.end(RUN)
             _require_free(port)
-            _run(port, stop)
+            _run(port, processes, stop)
     except Stopped:
         pass
     except LocalError as error:
@@ -56,7 +57,7 @@ def main() -> int:
     return 0
 
 
-def _run(port: int, stop: StopSignal) -> None:
+def _run(port: int, processes: int, stop: StopSignal) -> None:
     """Everything between taking the lock and giving it back."""
     supervisor = Supervisor(stop)
     with ExitStack() as cleanup:
@@ -70,7 +71,8 @@ def _run(port: int, stop: StopSignal) -> None:
         supervisor.keep(_celery("beat", ["beat", "--scheduler", "celery.beat.Scheduler", "--pidfile="], env))
         for name, arguments in WORKERS.items():
             supervisor.keep(_celery(name, ["worker", *arguments, "-n", f"{name}@%h", "--without-mingle"], env))
-        supervisor.keep(Child("web", web.command(port), log=LOGS / "web.log", env=env, cwd=ROOT, grace_seconds=15.0))
+        server = web.command(port, processes)
+        supervisor.keep(Child("web", server, log=LOGS / "web.log", env=env, cwd=ROOT, grace_seconds=15.0))
         if supervisor.tend_until(lambda: _is_healthy(port), WEB_START_SECONDS):
             say(_where_to_look(base_url))
         elif not stop.asked:
@@ -125,10 +127,10 @@ def _fill_standard_streams() -> None:
     os.close(number)
 
 
-def _port() -> int:
-    text = os.environ.get("PORT") or "8000"
-    if not (text.isascii() and text.isdigit() and 0 < int(text) < 2**16):
-        raise LocalError(f"PORT must be a number from 1 to 65535, not {text!r}.")
+def _number(name: str, text: str, most: int) -> int:
+    """What the variable of this name says, if it is a number that will do."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= most):
+        raise LocalError(f"{name} must be a number from 1 to {most}, not {text!r}.")
     return int(text)
 
 

@@ -2,14 +2,18 @@
 
 import sys
 
-THREADS = 64  # waiting for the sequencer costs a thread, not a connection: this is how many orders one batch may gather
+# Waiting costs a thread, not a connection: as many as may wait, as many that are being executed, and some to spare.
+THREADS = 320
+PROCESSES = 2  # of `make run` and of docker-compose.yml: the better count on two cores
+MAX_PROCESSES = 64
 DRAIN_SECONDS = 10  # how long requests in flight may take once the server was told to stop
 
 
-def command(port: int) -> list[str]:
-    """granian with one process; it stops listening on SIGTERM, finishes what is in flight, and leaves."""
+def command(port: int, processes: int = 1) -> list[str]:
+    """granian with so many processes; it stops listening on SIGTERM, finishes what is in flight, and leaves."""
+    # Errors only: it would warn of so many threads at every start.
     return [
         *[sys.executable, "-m", "granian", "--interface", "wsgi", "--host", "127.0.0.1", "--port", str(port)],
-        *["--workers", "1", "--blocking-threads", str(THREADS), "--http", "1", "--no-ws", "--log-level", "warning"],
-        *["--workers-kill-timeout", str(DRAIN_SECONDS), "config.wsgi:application"],
+        *["--workers", str(processes), "--blocking-threads", str(THREADS), "--http", "1", "--no-ws"],
+        *["--log-level", "error", "--workers-kill-timeout", str(DRAIN_SECONDS), "config.wsgi:application"],
     ]

@@ -148,7 +148,9 @@ def test_there_is_one_beat_and_a_worker_for_each_queue() -> None:
 def test_the_web_server_is_the_one_of_the_tests_and_is_published_to_this_machine_only() -> None:
     command = [sys.executable if word == "python" else word for word in words(SERVICES["web"]["command"])]
     assert option(command, "--host") == "0.0.0.0"  # noqa: S104 - inside the container
-    assert ["127.0.0.1" if word == "0.0.0.0" else word for word in command] == web.command(CONTAINER_PORT)  # noqa: S104
+    assert option(command, "--workers") == str(web.PROCESSES)
+    here = ["127.0.0.1" if word == "0.0.0.0" else word for word in command]  # noqa: S104
+    assert here == web.command(CONTAINER_PORT, web.PROCESSES)
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert published.keys() == {"web"}
     assert [interpolated(port, {}) for port in published["web"]] == [f"127.0.0.1:8000:{CONTAINER_PORT}"]
@@ -190,7 +192,7 @@ def test_our_services_are_told_what_the_settings_read() -> None:
     assert given == required | {"PGPASSWORD"}  # read by PostgreSQL's own library
     assert environments[0].keys() - given == optional
     offered = set(re.findall(r"^#(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
-    assert offered == optional | {"PORT", "BIND_ADDRESS"}
+    assert offered == optional | {"PORT", "BIND_ADDRESS", "WEB_PROCESSES"}
 
 
 def test_only_the_database_keeps_anything() -> None:

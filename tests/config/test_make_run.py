@@ -38,14 +38,14 @@ class Copy:
             copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
             copy(ROOT / part, folder / part)
 
-    def start(self, port: int | None = None) -> subprocess.Popen[str]:
+    def start(self, port: int | None = None, **variables: str) -> subprocess.Popen[str]:
         """Start the supervisor as make would, with none of the servers of this test session."""
         env = {name: value for name, value in os.environ.items() if name not in ["DATABASE_URL", "REDIS_URL"]}
         with (self.folder / "output").open("w") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "config.local"],
                 cwd=self.folder,
-                env=env | {"PORT": str(port or self.port)},
+                env=env | {"PORT": str(port or self.port)} | variables,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -58,9 +58,9 @@ class Copy:
         wait_until(lambda: self.status("/readyz") == 200 or process.poll() is not None, START_SECONDS)
         assert self.status("/readyz") == 200, self.output
 
-    def refusal(self, port: int) -> int:
+    def refusal(self, port: int, **variables: str) -> int:
         """The exit code of a supervisor that should not run at all."""
-        process = self.start(port)
+        process = self.start(port, **variables)
         try:
             return process.wait(STOP_SECONDS)
         finally:
@@ -150,6 +150,18 @@ def test_a_taken_port_is_one_sentence(copy: Copy, tmp_path: Path) -> None:
     assert other.refusal(copy.port) == 1
     assert other.output.startswith(f"Port {copy.port} is taken by another program;")
     assert other.output.count("\n") == 1
+
+
+def test_two_web_processes_answer(copy: Copy) -> None:
+    command = Path(f"/proc/{copy.web()}/cmdline").read_text().split("\0")
+    assert command[command.index("--workers") + 1] == "2"
+
+
+@pytest.mark.parametrize("count", ["0", "65", "two", "-1"])
+def test_a_count_of_web_processes_that_will_not_do_is_one_sentence(count: str, tmp_path: Path) -> None:
+    other = Copy(tmp_path)
+    assert other.refusal(other.port, WEB_PROCESSES=count) == 1
+    assert other.output == f"WEB_PROCESSES must be a number from 1 to 64, not '{count}'.\n"
 
 
 def test_clean_refuses_while_it_runs(copy: Copy) -> None:

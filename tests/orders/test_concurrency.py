@@ -586,7 +586,8 @@ def test_expiry_leaves_a_busy_book_to_the_next_sweep() -> None:
     due = place(Side.ASK, 1, "10.00", time_in_force=TimeInForce.GTD, expires_at=database_now() + timedelta(hours=1))
     Order.objects.filter(pk=due.pk).update(expires_at=database_now())
     with not_yet_committed(order(Side.BID, 1, "9.00", by="bob")):
-        in_thread(partial(tasks.expire_orders, "AAPL")).result(WAIT_SECONDS / 2)
+        sooner_than_others = settings.DATABASE_LOCK_TIMEOUT_MS / 1000 / 2
+        in_thread(partial(tasks.expire_orders, "AAPL")).result(sooner_than_others)
         due.refresh_from_db()
         assert due.status == OrderStatus.PENDING
     tasks.expire_orders("AAPL")

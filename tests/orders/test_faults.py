@@ -31,7 +31,7 @@ CLIENTS = 16
 LOAD_SECONDS = 1.0  # before, between and after what is done to the servers
 ANSWER_SECONDS = 10.0
 RECOVERY_SECONDS = 2.0  # after the database dropped everybody
-HELD_SECONDS = 1.0
+HELD_SECONDS = 0.6
 SYMBOLS = ["AAPL", "GOOG"]
 AMPLE = 10**9
 PAUSE_SECONDS = 0.02
@@ -206,7 +206,7 @@ def test_a_quiet_server_takes_orders_soon_after_the_database_dropped_every_sessi
 ) -> None:
     with under_load(clients):
         pass  # leaves the server with many idle sessions
-    assert terminate_other_sessions() > CLIENTS / 2
+    assert terminate_other_sessions() > 1
     clients[0].patience = RECOVERY_SECONDS
     clients[0].post()
     assert failures(clients) <= {"overloaded", "outcome_unknown"}

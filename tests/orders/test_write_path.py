@@ -13,7 +13,6 @@ from django.db import IntegrityError, connection
 from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
-from exchange.database import database_now
 from exchange.errors import ExchangeError
 from exchange.models import Broker, Holding, Instrument
 from orders import services, store
@@ -32,17 +31,14 @@ SYMBOLS = ["AAPL", "GOOG", "MSFT"]
 
 TRANSACTION = 2  # BEGIN, COMMIT
 LOCKS = 2  # the instruments, the brokers
-CLOCK = 1
-MAKERS = 1
+BOOKS = 1  # and the clock, and what is to be cancelled
 POSITIONS = 1
 CLIENT_ORDER_IDS = 1
 SAVE = 1
 EVENTS = 1
-TARGETS = 2  # the symbols of the orders to cancel, and under the lock the orders themselves
 
-REST = TRANSACTION + LOCKS + CLOCK + MAKERS + POSITIONS + CLIENT_ORDER_IDS + SAVE
-FILL = REST + EVENTS
-CANCEL = TRANSACTION + TARGETS + LOCKS + CLOCK + POSITIONS + CLIENT_ORDER_IDS + SAVE + EVENTS
+REST = TRANSACTION + LOCKS + BOOKS + POSITIONS + SAVE
+FILL = CANCEL = REST + EVENTS
 REFUSE = REST - SAVE
 
 Made = Callable[[int], Sequence[Command]]
@@ -84,7 +80,7 @@ def cancels(how_many: int) -> list[Command]:
     ("made", "statements"),
     [
         (rests, REST),
-        (rests_with_ids, REST),
+        (rests_with_ids, REST + CLIENT_ORDER_IDS),
         (rests_in_several_books, REST),
         (fills_of_resting_orders, FILL),
         (fills_of_each_other, FILL),
@@ -360,19 +356,23 @@ def deep_book() -> None:
     with connection.cursor() as cursor:
         cursor.execute(_REST_MANY, [RESTING])
         Instrument.objects.filter(pk="AAPL").update(sequence=RESTING)
-        Holding.objects.filter(broker="alice").update(reserved=2 * RESTING)
+        Holding.objects.filter(broker="alice").update(reserved=2 * RESTING, open_orders=RESTING)
         cursor.execute("ANALYZE orders_order")
 
 
 def walk_plan(wanted: int, worst_rank: str = "Infinity") -> list[dict[str, Any]]:
     """How PostgreSQL reads the asks for takers of `wanted` shares: every node of the plan that touches orders."""
     demand = {"book": "AAPL", "book_side": "ask", "wanted": wanted, "worst_rank": worst_rank, "leaving": []}
-    parameters: dict[str, Any] = {"demands": json.dumps([demand]), "now": database_now(), "limit": RESTING}
-    with connection.cursor() as cursor:
-        cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {store._WALK}", parameters)
+    parameters = {"demands": "$1", "order_ids": "$2", "limit": "$3"}
+    with connection.cursor() as cursor:  # the plan that is kept, not one for these values
+        cursor.execute(f"PREPARE read_books(text, uuid[], int) AS {store._READ_BOOKS % parameters}")
+        cursor.execute(
+            f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE read_books('{json.dumps([demand])}', '{{}}', {RESTING})"
+        )
         (plans,) = cursor.fetchone()
+        cursor.execute("DEALLOCATE read_books")
     plan = json.loads(plans) if isinstance(plans, str) else plans
-    return [node for node in nodes(plan[0]["Plan"]) if node.get("Relation Name") == "orders_order"]
+    return [node for node in nodes(plan[0]["Plan"]) if "rank" in node.get("Index Cond", "")]
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

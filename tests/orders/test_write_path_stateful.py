@@ -57,7 +57,10 @@ class Exchange(RuleBasedStateMachine):
     @initialize()
     def open(self) -> None:
         with connection.cursor() as cursor:
-            cursor.execute("TRUNCATE exchange_broker, exchange_instrument CASCADE")
+            cursor.execute(
+                "TRUNCATE exchange_broker, exchange_instrument, orders_order, orders_trade, webhooks_event,"
+                " webhooks_delivery CASCADE"
+            )
         for broker_id in BROKERS:
             trading.broker(broker_id, cash=500, holdings=dict.fromkeys(SYMBOLS, 30))
         self.totals = self._totals()

@@ -37,6 +37,12 @@ CONFIG = {
         # The schema cannot say all: not whose broker_id it is, nor what the market's rules refuse.
         "positive_data_acceptance": {"expected-statuses": ["2xx", "400", "403", "404", "409"]},
     },
+    "operations": [
+        {
+            "include-operation-id": "place_orders",  # an order that is none is refused in its place, by a 200
+            "checks": {"negative_data_rejection": {"expected-statuses": ["200", "4xx"]}},
+        }
+    ],
 }
 OPERATORS_ONLY = {
     "list_brokers",
@@ -52,7 +58,7 @@ OPERATORS_ONLY = {
     "halt_stock",
     "resume_stock",
 }
-FORBIDDEN = {"broker": OPERATORS_ONLY, "operator": {"place_order", "subscribe", "unsubscribe"}}
+FORBIDDEN = {"broker": OPERATORS_ONLY, "operator": {"place_order", "place_orders", "subscribe", "unsubscribe"}}
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,10 @@ BODIES: dict[str, list[dict[str, Any]]] = {
         api.limit("bid", 5, "9.50", expires_at=api.LATER, time_in_force="gtd"),
         api.market("ask", 1),
     ],
+    "place_orders": [
+        {"orders": [api.limit("bid", 5, "9.50", client_order_id="placed-before"), api.market("ask", 1), 1]},
+        {"orders": [api.limit("ask", 5, "10.50"), api.limit("bid", 0, "10.50", broker_id="bob")]},
+    ],
     "create_broker": [{"broker_id": "carol", "initial_cash": 1000.5, "initial_holdings": []}],
     "create_stock": [{"symbol": "PETR4", "name": "Petrobras", "tick_size": "0.05", "lot_size": 100}],
     "create_transfer": [

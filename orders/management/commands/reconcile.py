@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
-from django.db import connection, transaction
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from orders import reconcile
 
@@ -11,14 +10,15 @@ from orders import reconcile
 class Command(BaseCommand):
     help = "Recompute balances and check every invariant, on a live database; exit 1 on any difference."
 
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--timings", action="store_true", help="say how many seconds each check took")
+
     def handle(self, *args: Any, **options: Any) -> None:
-        with transaction.atomic(durable=True), connection.cursor() as cursor:
-            # One snapshot for all checks: orders may go on meanwhile.
-            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            cursor.execute("SET LOCAL statement_timeout = 0")
+        with reconcile.snapshot() as cursor:
             findings = reconcile.findings(cursor)
         for finding in findings:
-            self.stdout.write(f"{finding.count:>8}  {finding.check}")
+            seconds = f"{finding.seconds:>8.2f} s" if options["timings"] else ""
+            self.stdout.write(f"{finding.count:>8}{seconds}  {finding.check}")
             for example in finding.examples:
                 self.stdout.write(f"          - {example}")
         differences = sum(finding.count for finding in findings)

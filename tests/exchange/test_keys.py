@@ -1,0 +1,149 @@
+"""Keys that are known need no query; revoked and expired ones are dead all the same (contract: "Access")."""
+
+import http.client
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.utils import timezone
+from pytest_django import DjangoAssertNumQueries, Settings
+
+from exchange import keys, services
+from exchange.errors import Unauthenticated
+from exchange.keys import new_key, principal_of_key
+from exchange.models import ApiKey
+from exchange.rules import Scope
+from tests import trading
+from tests.exchange.client import Client
+from tests.live import Server
+
+SECONDS = 2.0  # KEY_CACHE_SECONDS
+
+
+def at(seconds: float) -> Callable[[], float]:
+    """A monotonic clock that stands still."""
+    return lambda: 1_000.0 + seconds
+
+
+def is_good(key: str, seconds: float = 0) -> bool:
+    """Whether the key stands for somebody, so long after the test's beginning."""
+    try:
+        principal_of_key(key, at(seconds))
+    except Unauthenticated:
+        return False
+    return True
+
+
+@pytest.fixture
+def key(alice: Client) -> str:
+    """Alice's, which nobody has used yet."""
+    assert alice.key is not None
+    return alice.key
+
+
+def test_a_known_key_needs_no_query_for_two_seconds(
+    key: str, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    with django_assert_num_queries(1):
+        first = principal_of_key(key, at(0))
+    with django_assert_num_queries(0):
+        assert [principal_of_key(key, at(each)) for each in (0, 1, SECONDS - 0.001)] == [first] * 3
+    with django_assert_num_queries(1):
+        assert principal_of_key(key, at(SECONDS)) == first
+
+
+def test_a_key_revoked_here_is_dead_at_once(key: str, bob: Client) -> None:
+    assert bob.key is not None
+    assert is_good(key)
+    assert is_good(bob.key)
+
+    services.revoke_key("alice", key.split("_")[1])
+
+    assert not is_good(key)
+    assert is_good(bob.key)
+
+
+def test_a_key_revoked_elsewhere_is_dead_two_seconds_after_it_was_looked_up(key: str) -> None:
+    assert is_good(key)
+    ApiKey.objects.filter(pk=key.split("_")[1]).update(revoked_at=timezone.now())
+
+    assert is_good(key, SECONDS - 0.001)  # what the limit of two seconds means; the contract allows five
+    assert not is_good(key, SECONDS)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_key_revoked_while_it_is_looked_up_is_not_remembered(key: str) -> None:
+    def revoke_after(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
+        result = execute(sql, *args)
+        if ApiKey.objects.get(pk=key.split("_")[1]).revoked_at is None:
+            services.revoke_key("alice", key.split("_")[1])
+        return result
+
+    calls = iter([revoke_after])
+    with connection.execute_wrapper(lambda execute, *args: next(calls, lambda e, *a: e(*a))(execute, *args)):
+        assert is_good(key)  # it was, when the database was asked
+
+    assert not is_good(key)
+
+
+def test_an_expired_key_is_dead_although_it_is_remembered(alice: Client) -> None:
+    expires_at = timezone.now() + timedelta(seconds=0.5)
+    key = services.issue_key("alice", expires_at=expires_at)[1]
+    assert is_good(key)
+
+    time.sleep((expires_at - timezone.now()).total_seconds())
+    assert not is_good(key)
+
+
+def test_what_is_no_key_is_not_remembered(key: str) -> None:
+    keys._known_keys.by_digest.clear()
+    revoked, revoked_key = services.issue_key("alice")
+    services.revoke_key("alice", revoked.pk)
+    forged = key[:-1] + ("0" if key[-1] != "0" else "1")
+    bad = [revoked_key, forged, "", "x" * len(key), "é" * len(key), *(new_key()[0] for _ in range(100))]
+
+    assert not any(is_good(each) for each in bad)
+    assert keys._known_keys.by_digest == {}
+
+
+def test_a_known_key_with_another_secret_is_refused(key: str) -> None:
+    assert is_good(key)
+
+    assert not is_good(key[:-1] + ("0" if key[-1] != "0" else "1"))
+
+
+def test_no_more_keys_are_remembered_than_the_limit(alice: Client, settings: Settings) -> None:
+    settings.KEY_CACHE_SIZE = 10
+    keys._known_keys.by_digest.clear()
+    many = [services.issue_key("alice", scopes=[Scope.READ])[1] for _ in range(30)]
+
+    assert all(is_good(key) for key in many)
+    assert {known.principal.key_prefix for known in keys._known_keys.by_digest.values()} == {
+        key.split("_")[1] for key in many[-10:]
+    }
+    assert not any(key.split("_")[2] in repr(keys._known_keys.by_digest) for key in many)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_key_revoked_by_one_process_is_dead_in_the_other_within_five_seconds(server: Server) -> None:
+    key = trading.broker("alice")
+    other = services.issue_key("alice")[1]
+
+    def status(bearer: str) -> int:
+        request = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+        request.request("GET", "/stocks", headers={"Authorization": f"Bearer {bearer}"})
+        try:
+            return request.getresponse().status
+        finally:
+            request.close()
+
+    assert (status(key), status(other)) == (200, 200)
+    services.revoke_key("alice", key.split("_")[1])
+    deadline = time.monotonic() + 5
+    while status(key) == 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert (status(key), status(other)) == (401, 200)

@@ -1,0 +1,390 @@
+"""`POST /orders/batch`: many orders in one request, each as if it had come by itself (contract: 2)."""
+
+from collections import Counter
+from collections.abc import Iterator
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from django.conf import settings as django_settings
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from pytest_django.fixtures import Settings
+
+from exchange import services as exchange_services
+from exchange.rules import Scope
+from orders import services
+from orders.models import Order, Trade
+from tests import api, live, trading
+from tests.api import LATER, LIMIT, MARKET, limit, market, placed, refused, token, without
+from tests.exchange.client import Answer, Client
+from tests.trading import at_once
+
+pytestmark = pytest.mark.django_db
+
+BY_BOB = {"broker_id": "bob"}
+MEBI = 1024 * 1024
+
+
+def batch(client: Client, *orders: Any) -> list[dict[str, Any]]:
+    """The results of a batch that is one; each has its whole problem, or its order."""
+    answer = client.post("/orders/batch", {"orders": orders})
+    assert answer.status == 200, answer
+    assert list(answer.body) == ["results"]
+    results: list[dict[str, Any]] = answer.body["results"]
+    assert len(results) == len(orders)
+    for result in results:
+        assert list(result) == ["status", "order" if result["status"] < 400 else "error"]
+        if "error" in result:
+            as_if_alone = Answer(
+                result["status"],
+                answer.headers | {"Content-Type": "application/problem+json"},
+                msgspec.json.encode(result["error"]),
+            )
+            api.assert_problem(as_if_alone)
+    return results
+
+
+def told(results: list[dict[str, Any]]) -> list[str]:
+    """Each result's status, with the order's status or the problem's code."""
+    return [
+        f"{each['status']} {each['order']['status'] if 'order' in each else each['error']['code']}" for each in results
+    ]
+
+
+def numbered(how_many: int, **more: Any) -> list[dict[str, Any]]:
+    return [limit("bid", 1, "10", client_order_id=f"c-{number}", **more) for number in range(how_many)]
+
+
+# --- Each stands alone ----------------------------------------------------------------------------------------------
+
+
+def test_each_order_is_answered_in_its_place_as_it_would_have_been_by_itself(alice: Client, bob: Client) -> None:
+    placed(bob, limit("ask", 5, "10", **BY_BOB))
+    placed(alice, limit("bid", 1, "1", client_order_id="used"))
+    before = Order.objects.count()
+
+    results = batch(
+        alice,
+        limit("bid", 8, "10"),
+        LIMIT | {"quantity": 0, "side": "buy", "Price": 1},
+        limit("bid", 10**6, "10"),
+        LIMIT | {"symbol": "NONE"},
+        LIMIT | BY_BOB,
+        "order",
+        limit("bid", 1, "1", client_order_id="used"),
+        limit("bid", 2, "1", client_order_id="used"),
+        LIMIT | {"price": "10.001"},
+        market("bid", 1),
+        limit("ask", 4, "9"),
+    )
+
+    assert told(results) == [
+        "201 partially_filled",
+        "400 validation_error",
+        "409 insufficient_balance",
+        "404 symbol_not_found",
+        "403 broker_mismatch",
+        "400 malformed_request",
+        "200 pending",
+        "409 client_order_id_conflict",
+        "400 validation_error",
+        "201 cancelled",
+        "201 partially_filled",
+    ]
+    assert Order.objects.count() == before + 3
+    assert trading.fills() == [(5, Decimal(10)), (3, Decimal(9))]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        LIMIT | {"quantity": "5", "price": -1, "side": None, "more": 1},
+        without(LIMIT, "time_in_force"),
+        LIMIT | {"symbol": "NONE"},
+        LIMIT | BY_BOB | {"quantity": 0},
+        LIMIT | {"broker_id": "a b"},
+        LIMIT | {"broker_id": 1},
+        LIMIT | {"price": 10**12, "quantity": 10**12},
+        LIMIT | {"price": token("1e-99")},
+        LIMIT | {f"unknown-{number}": 1 for number in range(60)},
+        LIMIT | {"time_in_force": "gtd", "expires_at": "2020-01-01T00:00:00Z"},
+        LIMIT | {"quantity": 10**7},
+        LIMIT | {"client_order_id": "used", "side": "ask"},
+    ],
+    ids=lambda body: ",".join(body)[-40:] if isinstance(body, dict) else "",
+)
+def test_a_problem_is_the_one_that_the_order_alone_would_have_met(alice: Client, body: dict[str, Any]) -> None:
+    placed(alice, LIMIT | {"client_order_id": "used"})
+    alone = refused(alice, "POST", "/orders", body)
+    before = trading.everything()
+    (result,) = batch(alice, body)
+
+    assert trading.everything() == before
+    assert result["status"] == alone.status
+    assert result["error"] | {"request_id": ""} == alone.body | {"request_id": ""}
+
+
+def test_every_element_may_be_anything(alice: Client) -> None:
+    results = batch(alice, None, 1, "order", [], [LIMIT], True, {}, LIMIT)
+
+    assert told(results) == ["400 malformed_request"] * 6 + ["400 validation_error", "201 pending"]
+
+
+def test_a_market_order_and_a_gtd_one_are_as_right_in_a_batch_as_alone(alice: Client, bob: Client) -> None:
+    placed(bob, limit("ask", 5, "10", **BY_BOB))
+    gtd = without(LIMIT, "time_in_force", "price") | {"price": token("10.00"), "expires_at": LATER}
+    first, second = batch(alice, MARKET, gtd | {"quantity": 1})
+
+    assert [str(trade["price"]) for trade in first["order"]["trades"]] == ["10.00"]
+    assert (second["order"]["expires_at"], second["order"]["time_in_force"]) == (LATER, "gtd")
+    for result in (first, second):
+        assert alice.get(f"/orders/{result['order']['order_id']}").body == result["order"]
+
+
+def test_orders_of_a_batch_arrive_in_its_order(alice: Client, bob: Client) -> None:
+    batch(alice, *[limit("ask", 1, "10", client_order_id=f"a-{number}") for number in range(10)])
+    placed(bob, limit("bid", 4, "10", **BY_BOB))
+
+    assert list(
+        Order.objects.filter(status="filled", side="ask").order_by("sequence").values_list("client_order_id")
+    ) == [(f"a-{number}",) for number in range(4)]
+
+
+def test_what_one_order_takes_the_next_one_lacks(alice: Client) -> None:
+    results = batch(alice, limit("ask", 9_999, "10"), limit("ask", 2, "10"), limit("ask", 1, "10"))
+
+    assert told(results) == ["201 pending", "409 insufficient_holdings", "201 pending"]
+
+
+def test_a_halted_book_refuses_its_orders_only(alice: Client) -> None:
+    trading.instrument("PETR4")
+    exchange_services.halt("PETR4")
+
+    assert told(batch(alice, LIMIT | {"symbol": "PETR4"}, LIMIT)) == ["409 instrument_halted", "201 pending"]
+
+
+def test_what_an_order_shows_of_itself_is_how_it_stood_when_its_turn_came(alice: Client) -> None:
+    first, second = batch(alice, limit("ask", 5, "10"), limit("bid", 2, "10"))
+
+    assert (first["order"]["status"], first["order"]["trades"]) == ("pending", [])
+    assert (second["order"]["status"], len(second["order"]["trades"])) == ("filled", 1)
+
+
+# --- Repeated -------------------------------------------------------------------------------------------------------
+
+
+def test_a_repeated_batch_places_nothing_and_answers_200_with_each_order_as_it_is_now(
+    alice: Client, bob: Client
+) -> None:
+    orders = [*numbered(3), limit("ask", 4, "20", client_order_id="ask")]
+    first = batch(alice, *orders)
+    placed(bob, limit("ask", 2, "10", **BY_BOB))
+    for _ in range(2):
+        placed(bob, limit("bid", 1, "20", **BY_BOB))
+    before = trading.everything()
+    second = batch(alice, *orders)
+
+    assert trading.everything() == before
+    assert told(second) == ["200 filled", "200 filled", "200 pending", "200 partially_filled"]
+    assert [each["order"]["order_id"] for each in second] == [each["order"]["order_id"] for each in first]
+    assert [len(each["order"]["trades"]) for each in second] == [1, 1, 0, 2]
+    for result in second:
+        assert alice.get(f"/orders/{result['order']['order_id']}").body == result["order"]
+
+
+def test_a_replay_shows_the_trades_of_its_own_orders_with_each_other_on_both(alice: Client) -> None:
+    orders = [limit("ask", 2, "10", client_order_id="ask"), limit("bid", 1, "10", client_order_id="bid")]
+    batch(alice, *orders)
+    ask, bid = (result["order"] for result in batch(alice, *orders))
+
+    assert (ask["status"], bid["status"]) == ("partially_filled", "filled")
+    assert ask["trades"] == bid["trades"]
+    assert len(bid["trades"]) == 1
+
+
+def test_of_two_with_one_client_order_id_the_first_wins_and_the_second_is_its_replay(alice: Client) -> None:
+    same = LIMIT | {"client_order_id": "same"}
+    results = batch(alice, same, same, same | {"quantity": 6}, same | {"price": "10.0"})
+
+    assert told(results) == ["201 pending", "200 pending", "409 client_order_id_conflict", "200 pending"]
+    assert len({each["order"]["order_id"] for each in results if "order" in each}) == 1
+    assert Order.objects.count() == 1
+
+
+def statements(client: Client, orders: list[dict[str, Any]], status: int) -> int:
+    """How many a batch costs that ends like this, besides the look at whose key it is."""
+    with CaptureQueriesContext(connection) as captured:
+        results = batch(client, *orders)
+    assert {each["status"] for each in results} == {status}
+    return sum("exchange_apikey" not in each["sql"] for each in captured)
+
+
+def test_a_batch_costs_as_many_statements_as_one_order_new_or_repeated(alice: Client) -> None:
+    first, *others = numbered(501)
+    few = [statements(alice, [first], status) for status in (201, 200)]
+    many = [statements(alice, others, status) for status in (201, 200)]
+
+    assert many == few
+
+
+def test_a_batch_of_which_nothing_is_right_asks_no_book(alice: Client) -> None:
+    assert statements(alice, [LIMIT | {"quantity": 0}] * 50, 400) == 0
+
+
+# --- What is no batch -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ({}, {"orders": "required"}),
+        ({"orders": None}, {"orders": "null"}),
+        ({"orders": {}}, {"orders": "not_a_list"}),
+        ({"orders": "x"}, {"orders": "not_a_list"}),
+        ({"orders": 1}, {"orders": "not_a_list"}),
+        ({"orders": []}, {"orders": "min_length"}),
+        ({"orders": [LIMIT] * 501}, {"orders": "max_length"}),
+        ({"orders": [LIMIT], "atomic": True}, {"atomic": "unknown_field"}),
+        ({"orders": [], "a": 1, "b": 1}, {"orders": "min_length", "a": "unknown_field", "b": "unknown_field"}),
+        (LIMIT, {"orders": "required"} | dict.fromkeys(LIMIT, "unknown_field")),
+    ],
+    ids=str,
+)
+def test_a_batch_is_refused_only_for_its_own_form(alice: Client, body: Any, fields: dict[str, str]) -> None:
+    answer = refused(alice, "POST", "/orders/batch", body)
+
+    assert (answer.status, answer.code, answer.fields) == (400, "validation_error", fields)
+
+
+def test_a_batch_has_the_named_limit(alice: Client) -> None:
+    assert django_settings.MAX_BATCH_ORDERS == 500
+    assert Counter(told(batch(alice, *numbered(500)))) == {"201 pending": 500}
+    assert Order.objects.count() == 500
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"orders": [', b"[" * 100_000, b'{"orders": ["\xff"]}'])
+def test_a_body_that_is_not_a_json_object_is_refused(alice: Client, body: bytes) -> None:
+    assert refused(alice, "POST", "/orders/batch", body).code == "malformed_request"
+
+
+def test_a_body_may_have_one_mebibyte(alice: Client) -> None:
+    body = msgspec.json.encode({"orders": [LIMIT]})
+
+    assert alice.post("/orders/batch", body.rjust(MEBI)).status == 200
+    answer = refused(alice, "POST", "/orders/batch", body.rjust(MEBI + 1))
+    assert (answer.status, answer.code) == (413, "too_large")
+    assert refused(alice, "POST", "/orders", msgspec.json.encode(LIMIT).rjust(64 * 1024 + 1)).status == 413
+
+
+def test_who_may_not_trade_is_refused_the_whole_batch(alice: Client, operator: Client) -> None:
+    reader = Client(exchange_services.issue_key("alice", scopes=[Scope.READ])[1])
+    for client in (reader, operator):
+        assert refused(client, "POST", "/orders/batch", {"orders": [LIMIT, 1]}).code == "scope_missing"
+    assert refused(Client(None), "POST", "/orders/batch", {"orders": [LIMIT]}).code == "unauthenticated"
+    assert refused(alice, "POST", "/orders/batch", {"orders": [LIMIT], "broker_id": "bob"}).code == "broker_mismatch"
+    assert refused(alice, "POST", "/orders/batch?dry_run=1", {"orders": [LIMIT]}).fields == {
+        "dry_run": "unknown_parameter"
+    }
+
+
+def test_a_suspended_broker_is_refused_each_order(alice: Client) -> None:
+    services.suspend("alice", cancel_orders=False)
+
+    assert told(batch(alice, LIMIT, {})) == ["409 broker_suspended", "400 validation_error"]
+
+
+def test_takers_that_exceed_the_limit_only_together_are_all_answered(
+    alice: Client, bob: Client, settings: Settings
+) -> None:
+    settings.MAX_MAKERS_PER_COMMAND = 2
+    for _ in range(6):
+        placed(bob, limit("ask", 1, "10", **BY_BOB))
+    bids = [limit("bid", quantity, "10") for quantity in (2, 3, 2, 1)]
+
+    assert told(batch(alice, *bids)) == ["201 filled", "409 too_many_fills", "201 filled", "201 filled"]
+
+
+# --- Over sockets ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def http(server: live.Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=30, trust_env=False) as client:
+        yield client
+
+
+def authorized(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_server_takes_a_batch_and_its_repeat(server: live.Server, http: httpx.Client) -> None:
+    headers, body = authorized(trading.broker("alice")), {"orders": [*numbered(499), {"side": 1}]}
+    first, second = (http.post("/orders/batch", json=body, headers=headers) for _ in range(2))
+
+    for answer, status in ((first, 201), (second, 200)):
+        assert answer.status_code == 200, answer.text
+        assert Counter(each["status"] for each in answer.json()["results"]) == {status: 499, 400: 1}
+    assert first.headers["X-Request-Id"] == first.json()["results"][-1]["error"]["request_id"]
+    assert Order.objects.count() == 499
+
+
+@pytest.mark.django_db(transaction=True)
+def test_one_batch_sent_by_many_at_once_is_placed_once(server: live.Server) -> None:
+    headers, body = authorized(trading.broker("alice")), {"orders": numbered(50)}
+
+    def post() -> httpx.Response:
+        return httpx.post(f"{server.url}/orders/batch", json=body, headers=headers, timeout=20, trust_env=False)
+
+    answers = at_once([post] * 6)
+
+    assert Counter(each["status"] for answer in answers for each in answer.json()["results"]) == {201: 50, 200: 250}
+    ids = [[each["order"]["order_id"] for each in answer.json()["results"]] for answer in answers]
+    assert ids == [ids[0]] * 6
+    assert Order.objects.count() == 50
+
+
+@pytest.mark.django_db(transaction=True)
+def test_batches_that_cross_each_other_conserve_everything(server: live.Server) -> None:
+    """Two brokers' batches from both sides of two books, in opposite orders, at once."""
+    holdings = {"AAPL": 10_000, "PETR4": 10_000}
+    keys = {broker_id: trading.broker(broker_id, holdings=holdings) for broker_id in ("alice", "bob")}
+    symbols = list(holdings)
+
+    def post(broker_id: str, turn: int) -> list[int]:
+        orders = [
+            limit(side, 1, "10", broker_id=broker_id, symbol=symbol)
+            for symbol in symbols[:: 1 if turn % 2 else -1]
+            for side in ("bid", "ask") * 10
+        ]
+        answer = httpx.post(
+            f"{server.url}/orders/batch",
+            json={"orders": orders},
+            headers=authorized(keys[broker_id]),
+            timeout=20,
+            trust_env=False,
+        )
+        return [each["status"] for each in answer.raise_for_status().json()["results"]]
+
+    answers = at_once([partial(post, broker_id, turn) for turn in range(4) for broker_id in keys])
+
+    assert Counter(status for statuses in answers for status in statuses) == {201: 320}
+    assert Trade.objects.count() == 160
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_chunked_body_of_over_a_mebibyte_is_413(server: live.Server, http: httpx.Client) -> None:
+    def chunks() -> Iterator[bytes]:
+        for _ in range(MEBI // 65_536):
+            yield b" " * 65_536
+        yield b"{}"
+
+    headers = authorized(trading.broker("alice")) | {"Content-Type": "application/json"}
+    answer = http.post("/orders/batch", content=chunks(), headers=headers)
+
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")

@@ -1,0 +1,198 @@
+"""The glance at an order takes what the form takes, no more and no less, as the very same values."""
+
+import sys
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+from rest_framework.serializers import ValidationError
+
+from exchange.errors import MalformedRequest
+from exchange.fields import StrictSerializer
+from exchange.wire import decoded
+from orders import quick_form
+from orders.serializers import PlaceOrderForm
+from tests.api import LATER, LIMIT, MARKET, without
+
+FORM = PlaceOrderForm()
+GTD = without(LIMIT, "time_in_force") | {"expires_at": LATER}
+
+# What each field may be sent as, by its JSON: right, nearly right, and hostile.
+WORDS = [
+    '"limit"',
+    '"market"',
+    '"bid"',
+    '"ask"',
+    '"gtd"',
+    '"gtc"',
+    '"day"',
+    '"ioc"',
+    '"fok"',
+    '"BID"',
+    '" bid"',
+    '"bid\\n"',
+]
+NUMBERS = [
+    *[
+        "1",
+        "5",
+        "10",
+        "10.0",
+        "10.00",
+        "1e1",
+        "100e-1",
+        "0.0001",
+        "0.00001",
+        "10.000000",
+        "1000000000000",
+        "1000000000001",
+    ],
+    *[
+        "0",
+        "-0",
+        "-0.0",
+        "-1",
+        "-10.5",
+        "1e15",
+        "1e16",
+        "9999999999999999.9999",
+        "99999999999999999999",
+        "1e999",
+        "1e-999",
+    ],
+    *["1e99999999999999999999", "9" * 99, "9" * 5_000, "0.1000000000000000055511151231257827"],
+]
+STRINGS = [
+    *['""', '"10"', '"10.00"', '"0010"', '"-1"', '"+1"', '"1e1"', '"1_0"', '" 10"', '"10 "', '"10\\n"', '".5"', '"5."'],
+    *[
+        '"NaN"',
+        '"Infinity"',
+        '"\u0661\u0660"',
+        '"\uff11\uff10"',
+        '"alice"',
+        '"a b"',
+        '"\u00e9"',
+        '"AAPL"',
+        '"aapl"',
+        '"AAPL\\n"',
+    ],
+    *[
+        '"12345678900"',
+        '"mine"',
+        '"\\u0000"',
+        '"\\ud800"',
+        '"\\ud83d\\ude00"',
+        f'"{"A" * 12}"',
+        f'"{"A" * 13}"',
+        f'"{"a" * 65}"',
+    ],
+]
+TIMES = [
+    *[f'"{LATER}"', '"2099-01-01t00:00:00z"', '"2099-01-01T00:00:00.123456-03:00"', '"2099-01-01T00:00:00"'],
+    *['"2099-02-30T00:00:00Z"', '"2099-01-01T24:00:00Z"', '"2099-01-01T23:59:60Z"', '"0001-01-01T00:00:00+23:59"'],
+    *['"2099-01-01T00:00:00.1234567Z"', '"2099-W01-1T00:00:00Z"', '"2099-01-01 00:00:00Z"', "4070908800"],
+]
+OTHERS = ["null", "true", "false", "[]", "{}", "[1]", '["bid"]', '{"bid": 1}', "[" * 50 + "]" * 50]
+RIGHT = {
+    "type": WORDS[:2],
+    "broker_id": ['"alice"', '"-_9"'],
+    "document_number": ['"12345678900"', f'"{"Z" * 32}"'],
+    "side": WORDS[2:4],
+    "symbol": ['"AAPL"', '"BRK.A"'],
+    "price": [*NUMBERS[:8], *STRINGS[1:4], "null"],
+    "quantity": ["1", "1000000000000", "7"],
+    "expires_at": [*TIMES[:3], "null"],
+    "time_in_force": WORDS[4:9],
+    "client_order_id": ['"a.b_c:d-e"', "null"],
+}
+ANYTHING = st.sampled_from([*WORDS, *NUMBERS, *STRINGS, *TIMES, *OTHERS])
+ANY_NAME = st.sampled_from([*RIGHT, "Price", "side ", "order_id", "\u0441ide"])
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> str:
+    """A JSON object: mostly fields that are right, some of them missing, bad, unknown or sent twice."""
+    base = draw(st.sampled_from([LIMIT, MARKET, GTD]))
+    names = [*base, *draw(st.lists(st.sampled_from(sorted(RIGHT)), max_size=2))]
+    fields = [(name, draw(st.sampled_from(RIGHT[name]))) for name in names if draw(st.integers(0, 20))]
+    bad = draw(st.lists(st.tuples(ANY_NAME, ANYTHING), max_size=draw(st.sampled_from([0, 0, 1, 3]))))
+    return "{" + ", ".join(f'"{name}": {value}' for name, value in [*fields, *bad]) + "}"
+
+
+def by_the_form(body: Any) -> dict[str, Any] | None:
+    """What the form makes of a body, field by field; None if it refuses."""
+    try:
+        values: dict[str, Any] = StrictSerializer.run_validation(FORM, body)
+    except ValidationError:
+        return None
+    return values
+
+
+def exactly(values: dict[str, Any] | None) -> Any:
+    """Values with their types, and numbers with all their digits: 10 is not 10.0 here, nor a word its enum's member."""
+    return values and {name: (type(value), repr(value)) for name, value in values.items()}
+
+
+def assert_the_same(body: Any) -> bool:
+    """Whether both take it."""
+    expected = by_the_form(body)
+    assert exactly(quick_form.values_of(body)) == exactly(expected), body
+    return expected is not None
+
+
+@settings(max_examples=2_000, deadline=None)
+@given(bodies())
+def test_both_take_the_same_bodies_as_the_same_values(body: str) -> None:
+    try:
+        values = decoded(body.encode())
+    except MalformedRequest:
+        event("not JSON")
+        return
+    event("taken" if assert_the_same(values) else "refused")
+
+
+# Not from JSON, but nobody shall have to know that.
+NO_JSON = [
+    10.0,
+    float("nan"),
+    Decimal("NaN"),
+    Decimal("sNaN"),
+    Decimal("Infinity"),
+    Decimal("-0"),
+    "\ud800",
+    b"bid",
+    1j,
+]
+
+
+@pytest.mark.parametrize("value", [*NO_JSON, True, "x" * 100_000, [[]], {"bid"}, ...], ids=repr)
+@pytest.mark.parametrize("name", [*RIGHT, "more"])
+def test_no_value_of_any_type_gets_past_the_glance_alone(name: str, value: Any) -> None:
+    for body in (LIMIT, MARKET, GTD):
+        assert not assert_the_same(body | {name: value})
+
+
+@pytest.mark.parametrize("body", [None, [], [LIMIT], "order", 1, True, {}, {"": 1}, {1: 2}], ids=repr)
+def test_what_is_no_order_at_all_is_left_to_the_form(body: Any) -> None:
+    assert quick_form.values_of(body) is None
+
+
+def test_the_largest_notional_is_taken_and_the_next_is_not() -> None:
+    most = LIMIT | {"price": 10**3, "quantity": 10**12}
+
+    assert assert_the_same(most)
+    assert not assert_the_same(most | {"price": Decimal("1000.0001")})
+
+
+def test_a_right_order_is_not_gone_through_field_by_field() -> None:
+    called: set[Any] = set()
+    sys.setprofile(lambda frame, what, argument: called.add(frame.f_code))
+    try:
+        PlaceOrderForm().run_validation(LIMIT)
+    finally:
+        sys.setprofile(None)
+
+    assert quick_form.values_of.__code__ in called
+    assert StrictSerializer.to_internal_value.__code__ not in called
