@@ -9,7 +9,7 @@ IN_VENV := .venv/bin/python
 NO_SERVERS := SECRET_KEY=lint DATABASE_URL=postgresql://127.0.0.1:1/none REDIS_URL=redis://127.0.0.1:1/0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint replay mutants schemathesis clean
+.PHONY: help run test lint replay mutants schemathesis bench clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1|/' | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ replay: .venv/installed ## send MESSAGES=file to the running exchange and compar
 
 schemathesis: .venv/installed ## ask each operation 100 times with each kind of key, compare the answers with the schema
 	$(IN_VENV) -m pytest tests/schema/conformance.py
+
+bench: .venv/installed ## measure everything, some 12 minutes (QUICK=1: try it); needs wrk; see bench/README.md
+	@QUICK="$(QUICK)" exec $(IN_VENV) -m bench
 
 mutants: .venv/installed ## break the code in small ways and see the tests notice
 	$(IN_VENV) -m tests.mutants

@@ -1,0 +1,112 @@
+"""`python -m bench [PART ...]`: everything in one go, or single parts; see bench/README.md."""
+
+import argparse
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench import (
+    bars,
+    baseline,
+    batches,
+    closed_loop,
+    floor,
+    growth,
+    machine,
+    open_loop,
+    plots,
+    profile,
+    single_requests,
+    wrk,
+)
+from bench.run import QUICK, Lengths, Run
+from bench.venue import FOLDER, ROOT, servers
+from config.local.processes import LocalError
+from config.local.supervisor import say
+
+PARTS: dict[str, Callable[[Run, argparse.Namespace], None]] = {
+    "floor": lambda run, _: floor.measure(run),
+    "naive": lambda run, _: baseline.measure(run),
+    "http": lambda run, options: closed_loop.measure(run, options.only),
+    "batches": lambda run, _: batches.measure(run),
+    "requests": lambda run, _: single_requests.measure(run),
+    "open": lambda run, _: open_loop.measure(run),
+    "growth": lambda run, _: growth.measure(run),
+    "profile": lambda run, options: profile.measure(run, options.processes),
+}
+ON_REQUEST = {"profile"}
+RESULTS, IMAGES = Path(__file__).parent / "results.json", ROOT / "docs" / "images"
+
+
+def main() -> int:
+    """Run the parts; 1 when anything is not as it must be."""
+    options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    started_at = time.monotonic()
+    try:
+        wrk.require()
+        with servers() as started:
+            run = Run(started, QUICK if options.quick else Lengths(), quick=options.quick)
+            _measure(run, options)
+    except LocalError as error:
+        say(f"{error}\nLogs: {FOLDER}")
+        return 1
+    except KeyboardInterrupt:
+        return 1
+    run.results["minutes"] = round((time.monotonic() - started_at) / 60, 1)
+    _tell(run.results, keep=options.everything and not options.quick)
+    return 1 if bars.faults(run.results) else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    everything = [part for part in PARTS if part not in ON_REQUEST]
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (all but the last when none)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="CELL", help="of http: clients x symbols x processes")
+    parser.add_argument("--processes", type=int, default=1, help="of profile: web processes")
+    parser.add_argument("--quick", action="store_true", default=os.environ.get("QUICK") == "1", help="a shortened run")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    options.everything = not options.parts
+    options.parts = options.parts or everything
+    return options
+
+
+def _measure(run: Run, options: argparse.Namespace) -> None:
+    run.results["machine"] = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "fsync_at_the_beginning": machine.fsync_times(FOLDER),
+    }
+    for part in options.parts:
+        say(f"{part} ...")
+        PARTS[part](run, options)
+    run.results["machine"]["fsync_at_the_end"] = machine.fsync_times(FOLDER)
+
+
+def _tell(results: dict[str, Any], *, keep: bool) -> None:
+    """The table; and the files, where everything was measured at full length."""
+    say("")
+    for when in ("beginning", "end"):
+        fsync = results["machine"][f"fsync_at_the_{when}"]
+        say(f"fsync of 8 kB at the {when}: median {fsync['median_ms']} ms, p99 {fsync['p99_ms']} ms")
+    say(f"answers of 5xx and lost connections: {bars.faults(results)}\n")
+    for line in bars.lines(results):
+        if keep or "not measured" not in line:
+            say(line)
+    say(f"\n{results['minutes']} minutes")
+    if keep:
+        RESULTS.write_text(json.dumps(results | {"bars": bars.table(results)}, indent=1) + "\n", encoding="utf-8")
+        plots.write(results, IMAGES)
+        say(f"{RESULTS.relative_to(ROOT)} and {IMAGES.relative_to(ROOT)}/bench-*.svg are written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Does it get slower as it grows? The same load with few and many resting orders, old orders and trades, brokers.
+
+The sizes of one kind run side by side, each on an exchange of its own, and take turns, since a machine's speed drifts.
+"""
+
+import statistics
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from bench.history import load_history
+from bench.run import Run
+from bench.venue import Venue
+from config.local.supervisor import say
+
+BASE = {"orders": 1_000, "trades": 1_000, "resting": 100, "brokers": 20, "symbols": 16}
+CLIENTS, ROUNDS = (64, 1), 2
+
+
+def sizes(run: Run) -> dict[str, list[dict[str, int]]]:
+    """By kind, smallest first, largest last; a quick run tries the code with one kind."""
+    past, resting = run.lengths.history, run.lengths.resting
+    kinds = {
+        "resting": [{"resting": number} for number in sorted({100, min(10_000, resting), resting})],
+        "history": [{"orders": number, "trades": number} for number in (10_000, past)],
+        "brokers": [{"brokers": number} for number in (10, 1_000)],
+    }
+    return {"history": kinds["history"]} if run.quick else kinds
+
+
+def measure(run: Run) -> None:
+    for kind, variants in sizes(run).items():
+        with ExitStack() as venues:
+            running = {}
+            for variant in variants:
+                size = str(next(iter(variant.values())))
+                running[size] = venues.enter_context(_grown(run, f"{kind}-{size}", variant))
+            measured = _take_turns(run, running)
+        for name, rates in measured.items():
+            run.note("growth", f"{kind} {name}", {"orders_per_second": statistics.mean(rates), "rounds": rates})
+
+
+def _grown(run: Run, name: str, variant: dict[str, int]) -> Any:
+    """An exchange with so much in it."""
+    started_at = time.monotonic()
+    load_history(run.servers.migrated(name), **(BASE | variant))
+    say(f"  {name}: loaded in {time.monotonic() - started_at:.0f} s")
+    return run.venue(name, processes=run.best_processes(), database=name)
+
+
+def _take_turns(run: Run, running: dict[str, tuple[Venue, Path]]) -> dict[str, list[float]]:
+    """Orders per second of each size with each number of clients, round by round."""
+    rates: dict[str, list[float]] = {}
+    for _ in range(1 if run.quick else ROUNDS):
+        for clients in CLIENTS:
+            for size, (venue, world) in running.items():
+                found = run.mix(venue, world, clients=clients, symbols=16)
+                run.note("growth cells", f"{venue.database} {clients}", found)
+                rates.setdefault(f"{size} {clients}", []).append(found["orders_per_second"])
+    return rates

@@ -1,0 +1,351 @@
+"""Fills a migrated database with a past, as if the exchange had run for a month: what grows with time, and open books.
+
+    python -m bench.history --orders 1000000 --trades 1000000 --resting 20000
+
+on DATABASE_URL. Everything that `manage.py reconcile` checks holds afterwards, and trading can go on from there.
+Orders come in scenes of eight in one instrument. The first six trade in turn, each the taker of what the one before
+left; what is left of the sixth, and the last two, ends by a cancel, an expiry or its time in force. Where more trades
+are asked for than that makes, two orders trade several times at once: the only thing that no real past would show.
+
+It is one transaction, written by set-based SQL. Foreign keys are not checked meanwhile
+(`session_replication_role = replica`, so the account must be a superuser); every other constraint and index is.
+"""
+
+import argparse
+import os
+from dataclasses import asdict, dataclass
+
+import psycopg
+
+SCENE, TRADING = 8, 6  # orders of a scene, and how many of them trade
+CHUNK = 25_000 * SCENE  # orders whose lives are worked out at a time
+WORK_MEM = "256MB"
+
+
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """What was asked for, as the statements name it."""
+
+    orders: int
+    trades: int
+    deliveries: int
+    resting: int
+    brokers: int
+    symbols: int
+
+    @property
+    def links(self) -> int:
+        """Pairs of orders that may trade with each other."""
+        scenes, rest = divmod(self.orders, SCENE)
+        return scenes * (TRADING - 1) + max(0, min(rest, TRADING) - 1)
+
+    def check(self) -> None:
+        if self.trades and not self.links:
+            raise ValueError("Trades need two orders.")
+        if self.deliveries > 2 * self.trades:
+            raise ValueError("Two deliveries for each trade, and no more: they tell of trades.")
+        if self.brokers < 1 or self.symbols < 1:
+            raise ValueError("There is no past without a broker and an instrument.")
+
+
+def load_history(
+    dsn: str,
+    *,
+    orders: int,
+    trades: int,
+    deliveries: int = 0,
+    resting: int = 0,
+    brokers: int = 20,
+    symbols: int = 16,
+) -> None:
+    """Write so many finished orders, trades between them, deliveries of their events, and orders resting in the books.
+
+    The brokers are `bench-1`, `bench-2`, …, with ample cash and shares of the instruments `S1`, `S2`, …; neither may
+    exist already.
+    """
+    past = _Past(orders, trades, deliveries, resting, brokers, symbols)
+    past.check()
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        with connection.transaction():
+            _write(connection, past)
+        connection.execute("VACUUM (ANALYZE)")
+        connection.execute("CHECKPOINT")  # or whoever measures next pays for it
+
+
+def _write(connection: psycopg.Connection, past: _Past) -> None:
+    for name, value in [("session_replication_role", "replica"), ("work_mem", WORK_MEM), ("statement_timeout", "0")]:
+        connection.execute("SELECT set_config(%s, %s, true)", [name, value])
+    values = asdict(past) | {"links": past.links}
+    for statement in [_MEMBERS, _SUBSCRIPTIONS] if past.deliveries else [_MEMBERS]:
+        connection.execute(statement, values)
+    connection.execute(_SCRATCH)
+    told = 0
+    for first in range(0, past.orders, CHUNK):
+        chunk = values | {"first": first, "last": min(first + CHUNK, past.orders) - 1}
+        for statement in [_EMPTY_SCRATCH, _DRAW_ORDERS, _DRAW_TRADES, _WORK_OUT, _SAVE, _PUBLISH]:
+            connection.execute(statement, chunk)
+        if told < past.deliveries:
+            told += connection.execute(_DELIVER, values | {"missing": past.deliveries - told}).rowcount
+        connection.execute(_COUNT_EVENTS)
+    connection.execute(_REST, values)
+    connection.execute(_SETTLE)
+
+
+# --- SQL ------------------------------------------------------------------------------------------------------------
+# Ids ascend with the times that rows claim: each statement makes its own in that order.
+# A scene has one instrument, and every broker and instrument meets every ending: a round is a scene of each instrument.
+
+_MEMBERS = """
+WITH instrument AS (
+  INSERT INTO exchange_instrument (
+    symbol, name, status, tick_size, lot_size, pricing, halt_reason, sequence, created_at)
+  SELECT 'S' || number, 'Instrument ' || number, 'trading', 0.01, 1, 'seller', '', 0, now() - interval '31 days'
+  FROM generate_series(1, %(symbols)s) AS number
+  RETURNING symbol
+), broker AS (
+  INSERT INTO exchange_broker (id, status, cash, reserved_cash, event_sequence, created_at, updated_at)
+  SELECT 'bench-' || number, 'active', 1e14, 0, 0, now() - interval '31 days', now() - interval '31 days'
+  FROM generate_series(1, %(brokers)s) AS number
+  RETURNING id
+), holding AS (
+  INSERT INTO exchange_holding (broker_id, symbol, quantity, reserved)
+  SELECT broker.id, symbol, 1e11, 0 FROM broker CROSS JOIN instrument
+  RETURNING broker_id, symbol, quantity
+)
+INSERT INTO exchange_transfer (id, reference, broker_id, cash, symbol, quantity, reason, created_at)
+SELECT uuidv7(interval '-31 days'), format('initial/%%s/cash', id), id, 1e14, NULL, NULL, 'initial cash',
+       now() - interval '31 days' FROM broker
+UNION ALL
+SELECT uuidv7(interval '-31 days'), format('initial/%%s/%%s', broker_id, symbol), broker_id, NULL, symbol, quantity,
+       'initial holding', now() - interval '31 days' FROM holding
+"""
+
+# Deleted since: what is traded on top of this past is told to nobody.
+_SUBSCRIPTIONS = """
+INSERT INTO webhooks_subscription (id, broker_id, event_type, url, created_at, deleted_at)
+SELECT uuidv7(interval '-31 days'), 'bench-' || number, 'trade.executed', 'https://bench-' || number || '.example/',
+       now() - interval '31 days', now() - interval '10 minutes'
+FROM generate_series(1, %(brokers)s) AS number
+"""
+
+_SCRATCH = """
+CREATE TEMP TABLE drawn_order (
+  n bigint PRIMARY KEY, id uuid, broker_id text, symbol text, side text, price numeric(20, 2), ending text,
+  created_at timestamptz, closes_at timestamptz
+) ON COMMIT DROP;
+CREATE TEMP TABLE drawn_trade (
+  n bigint, id uuid, maker bigint, taker bigint, symbol text, price numeric(20, 2), quantity bigint,
+  executed_at timestamptz
+) ON COMMIT DROP;
+CREATE TEMP TABLE lived_order (LIKE drawn_order, quantity bigint, filled bigint, value numeric, status text,
+  is_told boolean, changes bigint
+) ON COMMIT DROP
+"""
+
+_EMPTY_SCRATCH = "TRUNCATE drawn_order, drawn_trade, lived_order"
+
+# The month ends an hour ago, so that the resting orders came later, and all before the window of the prices.
+_DRAW_ORDERS = """
+INSERT INTO drawn_order
+SELECT n, uuidv7(came.at - statement_timestamp()),
+       'bench-' || 1 + (scene + place * (1 + scene %% greatest(%(brokers)s - 1, 1))) %% %(brokers)s,
+       'S' || 1 + scene %% %(symbols)s, side,
+       CASE WHEN ending = 'no_liquidity' THEN NULL
+            WHEN side = 'bid' THEN base + 0.01 * (n %% 7) - away ELSE base - 0.01 * (n %% 5) + away END,
+       ending, came.at, came.at + step / 2
+FROM generate_series(%(first)s::bigint, %(last)s) AS n,
+     LATERAL (SELECT n / 8 AS scene, n / 8 / %(symbols)s AS round, n %% 8 AS place) AS part,
+     LATERAL (SELECT (interval '30 days' - interval '1 hour') / %(orders)s AS step) AS pace,
+     LATERAL (SELECT now() - interval '30 days' + n * step AS at) AS came,
+     LATERAL (SELECT CASE (place + round) %% 2 WHEN 0 THEN 'bid' ELSE 'ask' END AS side,
+                     CASE WHEN place < 6 THEN 0 ELSE 1 END AS away,
+                     100 + 0.05 * (abs(round %% 200 - 100) - 50) AS base,
+                     CASE place
+                       WHEN 5 THEN (ARRAY['by_broker', 'expired', 'ioc_remainder', 'no_liquidity'])[1 + round %% 4]
+                       WHEN 6 THEN (ARRAY['by_broker', 'by_operator', 'broker_suspended'])[1 + round %% 3]
+                       WHEN 7 THEN (ARRAY['expired', 'by_broker', 'fok_not_filled'])[1 + round %% 3]
+                       ELSE 'by_broker' END AS ending) AS fate
+ORDER BY n
+"""
+
+# The trades are dealt out evenly over the pairs; the seller's price, unless the seller named none.
+_DRAW_TRADES = """
+INSERT INTO drawn_trade
+SELECT dealt.n, uuidv7(taker.created_at - statement_timestamp()), maker.n, taker.n, taker.symbol,
+       CASE WHEN taker.side = 'ask' THEN coalesce(taker.price, maker.price) ELSE maker.price END,
+       10 + dealt.n * 7 %% 90, taker.created_at
+FROM drawn_order maker
+JOIN drawn_order taker ON taker.n = maker.n + 1 AND taker.n %% 8 BETWEEN 1 AND 5,
+     LATERAL (SELECT maker.n / 8 * 5 + maker.n %% 8 AS link) AS pair,
+     LATERAL generate_series(link * %(trades)s / %(links)s, (link + 1) * %(trades)s / %(links)s - 1) AS dealt(n)
+ORDER BY dealt.n
+"""
+
+# An order was worth what it traded, and a bit more where it was not filled: so the last of a scene's trading, and
+# those that found nobody. Each change of the book counts: an arrival, a maker's fill, the close of what rested.
+_WORK_OUT = """
+INSERT INTO lived_order
+SELECT o.*, filled + left_over, filled, coalesce(took.value, 0) + coalesce(gave.value, 0),
+       CASE WHEN left_over = 0 THEN 'filled' WHEN ending = 'expired' THEN 'expired' ELSE 'cancelled' END,
+       is_told, 1 + coalesce(took.trades, 0) + is_told::int
+FROM drawn_order o
+LEFT JOIN (SELECT taker AS n, sum(quantity)::bigint AS quantity, sum(price * quantity) AS value, count(*) AS trades
+           FROM drawn_trade GROUP BY 1) took USING (n)
+LEFT JOIN (SELECT maker AS n, sum(quantity)::bigint AS quantity, sum(price * quantity) AS value
+           FROM drawn_trade GROUP BY 1) gave USING (n),
+     LATERAL (SELECT coalesce(took.quantity, 0) + coalesce(gave.quantity, 0) AS filled) AS done,
+     LATERAL (SELECT CASE WHEN filled = 0 OR n %% 8 = 5 THEN 10 + n %% 50 ELSE 0 END AS left_over) AS open,
+     LATERAL (SELECT left_over > 0 AND ending NOT IN ('ioc_remainder', 'no_liquidity', 'fok_not_filled') AS is_told)
+"""
+
+_SAVE = """
+WITH numbered AS MATERIALIZED (
+  SELECT o.*, i.sequence + 1 - o.changes + sum(o.changes) OVER (PARTITION BY o.symbol ORDER BY n) AS sequence
+  FROM lived_order o JOIN exchange_instrument i USING (symbol)
+), counted AS (
+  UPDATE exchange_instrument i SET sequence = i.sequence + moved.changes
+  FROM (SELECT symbol, sum(changes) AS changes FROM lived_order GROUP BY 1) moved WHERE moved.symbol = i.symbol
+), traded AS (
+  INSERT INTO orders_trade (
+    id, symbol, price, quantity, taker_side, bid_order_id, ask_order_id, bid_broker_id, ask_broker_id, executed_at)
+  SELECT t.id, t.symbol, t.price, t.quantity, taker.side, bid.id, ask.id, bid.broker_id, ask.broker_id, t.executed_at
+  FROM drawn_trade t
+  JOIN drawn_order maker ON maker.n = t.maker
+  JOIN drawn_order taker ON taker.n = t.taker
+  JOIN drawn_order bid ON bid.n = CASE taker.side WHEN 'bid' THEN t.taker ELSE t.maker END
+  JOIN drawn_order ask ON ask.n = CASE taker.side WHEN 'ask' THEN t.taker ELSE t.maker END
+  ORDER BY t.n
+)
+INSERT INTO orders_order (
+  id, client_order_id, broker_id, document_number, symbol, sequence, type, side, price, quantity, time_in_force,
+  expires_at, created_at, filled_quantity, filled_value, status, cancelled_at, expired_at, cancel_reason)
+SELECT id, CASE WHEN n %% 2 = 0 THEN 'past-' || n END, broker_id, lpad((n %% 100000)::text, 11, '0'), symbol, sequence,
+       CASE WHEN price IS NULL THEN 'market' ELSE 'limit' END, side, price, quantity,
+       CASE ending WHEN 'expired' THEN 'gtd' WHEN 'fok_not_filled' THEN 'fok' WHEN 'ioc_remainder' THEN 'ioc'
+                   WHEN 'no_liquidity' THEN 'ioc' ELSE 'gtc' END,
+       CASE ending WHEN 'expired' THEN closes_at END, created_at, filled, value, status,
+       CASE status WHEN 'cancelled' THEN CASE WHEN is_told THEN closes_at ELSE created_at END END,
+       CASE status WHEN 'expired' THEN closes_at END, CASE status WHEN 'cancelled' THEN ending END
+FROM numbered ORDER BY n
+"""
+
+# The maker is told before the taker; a body is the very text that `webhooks.outbox` writes.
+_PUBLISH = """
+WITH side AS (
+  SELECT trade.n AS trade, trade.id AS trade_id, trade.price, trade.quantity, trade.executed_at, is_taker,
+         o.id AS order_id, o.broker_id, o.symbol, o.side,
+         o.quantity - sum(trade.quantity) OVER (PARTITION BY o.n ORDER BY trade.n) AS remaining
+  FROM drawn_trade trade
+  CROSS JOIN (VALUES (false), (true)) AS role(is_taker)
+  JOIN lived_order o ON o.n = CASE WHEN is_taker THEN trade.taker ELSE trade.maker END
+), happened AS (
+  SELECT broker_id, executed_at AS at, trade, is_taker, 'trade.executed' AS type,
+         format('{"trade_id":"%%s","order_id":"%%s","symbol":"%%s","side":"%%s","price":%%s,"quantity":%%s,'
+                '"status":"%%s","remaining_quantity":%%s}', trade_id, order_id, symbol, side, price, quantity,
+                CASE remaining WHEN 0 THEN 'filled' ELSE 'partially_filled' END, remaining) AS data
+  FROM side
+  UNION ALL
+  SELECT broker_id, closes_at, NULL, NULL, 'order.' || status,
+         format('{"order_id":"%%s","symbol":"%%s","side":"%%s","price":%%s,"quantity":%%s,"filled_quantity":%%s,'
+                '"remaining_quantity":%%s,"status":"%%s"}', id, symbol, side, price, quantity, filled,
+                quantity - filled, status)
+  FROM lived_order WHERE is_told
+), numbered AS (
+  SELECT happened.*, b.event_sequence + row_number() OVER (PARTITION BY b.id ORDER BY at, trade, is_taker) AS sequence
+  FROM happened JOIN exchange_broker b ON b.id = broker_id
+)
+INSERT INTO webhooks_event (id, broker_id, sequence, type, occurred_at, body)
+SELECT uuidv7(at - statement_timestamp()), broker_id, sequence, type, at,
+       format('{"event":"%%s","timestamp":"%%s","data":%%s}', type,
+              replace(to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '.000000Z', 'Z'), data)
+FROM numbered ORDER BY at, trade, is_taker
+"""
+
+# Of what this chunk published, which no broker has counted yet.
+_DELIVER = """
+INSERT INTO webhooks_delivery (
+  id, event_id, subscription_id, claimed_at, completed_at, status_code, error, duration_ms)
+SELECT uuidv7(e.occurred_at - statement_timestamp()), e.id, s.id, e.occurred_at + interval '5 ms',
+       e.occurred_at + interval '5 ms' + took * interval '1 ms',
+       CASE WHEN is_late THEN NULL WHEN e.sequence %% 50 = 1 THEN 500 ELSE 200 END,
+       CASE WHEN is_late THEN 'timeout' ELSE '' END, took
+FROM exchange_broker b
+JOIN webhooks_event e ON e.broker_id = b.id AND e.sequence > b.event_sequence AND e.type = 'trade.executed'
+JOIN webhooks_subscription s ON s.broker_id = b.id AND s.event_type = e.type,
+     LATERAL (SELECT e.sequence %% 100 = 0 AS is_late) AS fate,
+     LATERAL (SELECT CASE WHEN is_late THEN 5000 ELSE 3 + e.sequence %% 40 END AS took) AS time
+ORDER BY e.occurred_at, e.id LIMIT %(missing)s
+"""
+
+_COUNT_EVENTS = """
+UPDATE exchange_broker b
+SET event_sequence = coalesce((SELECT max(sequence) FROM webhooks_event WHERE broker_id = b.id), 0)
+WHERE b.id LIKE 'bench-%'
+"""
+
+# 500 levels a side, a cent apart, from one cent off 100; every broker on each level sooner or later.
+_REST = """
+WITH resting AS (
+  INSERT INTO orders_order (
+    id, client_order_id, broker_id, document_number, symbol, sequence, type, side, price, quantity, time_in_force,
+    expires_at, created_at, filled_quantity, filled_value, status)
+  SELECT uuidv7(at - statement_timestamp()), 'rest-' || n, 'bench-' || 1 + (n + n / (2 * %(symbols)s)) %% %(brokers)s,
+         lpad((n %% 100000)::text, 11, '0'), i.symbol, i.sequence + 1 + n / %(symbols)s, 'limit',
+         CASE sign WHEN 1 THEN 'ask' ELSE 'bid' END, 100 + sign * 0.01 * (1 + n / (2 * %(symbols)s) %% 500),
+         100 * (1 + n %% 10), CASE WHEN is_timed THEN 'gtd' ELSE 'gtc' END,
+         CASE WHEN is_timed THEN now() + interval '365 days' END, at, 0, 0, 'pending'
+  FROM generate_series(0, %(resting)s::bigint - 1) AS n
+  JOIN exchange_instrument i ON i.symbol = 'S' || 1 + n %% %(symbols)s,
+       LATERAL (SELECT 1 - n / %(symbols)s %% 2 * 2 AS sign, n / %(symbols)s %% 7 = 0 AS is_timed,
+                       now() - interval '1 hour' + interval '50 minutes' * n / %(resting)s AS at) AS drawn
+  ORDER BY n
+  RETURNING symbol
+)
+UPDATE exchange_instrument i SET sequence = i.sequence + came.orders
+FROM (SELECT symbol, count(*) AS orders FROM resting GROUP BY 1) came WHERE came.symbol = i.symbol
+"""
+
+# Balances are the sums of the journal, and what is reserved is what the open orders hold.
+_SETTLE = """
+UPDATE exchange_broker b
+SET cash = b.cash + coalesce(moved.cash, 0), reserved_cash = coalesce(held.cash, 0),
+    updated_at = now() - interval '10 minutes'
+FROM exchange_broker same
+LEFT JOIN (
+  SELECT id, sum(cash) AS cash FROM (
+    SELECT bid_broker_id AS id, -sum(price * quantity) AS cash FROM orders_trade GROUP BY 1
+    UNION ALL SELECT ask_broker_id, sum(price * quantity) FROM orders_trade GROUP BY 1) sides GROUP BY 1
+) moved USING (id)
+LEFT JOIN (
+  SELECT broker_id AS id, sum(price * (quantity - filled_quantity)) AS cash FROM orders_order
+  WHERE side = 'bid' AND status IN ('pending', 'partially_filled') GROUP BY 1
+) held USING (id)
+WHERE b.id = same.id AND b.id LIKE 'bench-%';
+UPDATE exchange_holding h
+SET quantity = h.quantity + coalesce(moved.quantity, 0), reserved = coalesce(held.shares, 0),
+    open_orders = coalesce(held.orders, 0)
+FROM exchange_holding same
+LEFT JOIN (
+  SELECT broker_id, symbol, sum(quantity) AS quantity FROM (
+    SELECT bid_broker_id AS broker_id, symbol, sum(quantity) AS quantity FROM orders_trade GROUP BY 1, 2
+    UNION ALL SELECT ask_broker_id, symbol, -sum(quantity) FROM orders_trade GROUP BY 1, 2) sides GROUP BY 1, 2
+) moved USING (broker_id, symbol)
+LEFT JOIN (
+  SELECT broker_id, symbol, count(*) AS orders, sum(quantity - filled_quantity) FILTER (WHERE side = 'ask') AS shares
+  FROM orders_order WHERE status IN ('pending', 'partially_filled') GROUP BY 1, 2
+) held USING (broker_id, symbol)
+WHERE h.id = same.id AND h.broker_id LIKE 'bench-%'
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.history", description="Fill DATABASE_URL with a past.")
+    for name, default in {"orders": None, "trades": None, "deliveries": 0, "resting": 0}.items():
+        parser.add_argument(f"--{name}", type=int, default=default, required=default is None)
+    parser.add_argument("--brokers", type=int, default=20)
+    parser.add_argument("--symbols", type=int, default=16)
+    load_history(os.environ["DATABASE_URL"], **vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+"""What the load asks for."""
+
+from django.http import HttpResponse
+from django.urls import path
+
+from bench.naive import views
+
+urlpatterns = [
+    path("healthz", lambda request: HttpResponse()),
+    path("orders", views.orders),
+    path("orders/<uuid:order_id>", views.order),
+]

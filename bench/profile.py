@@ -1,0 +1,29 @@
+"""Where the time goes: CPU seconds of every process under the load of 64 clients, per accepted order."""
+
+from bench import profiling, wrk
+from bench.run import Run, describe
+from config.local.supervisor import say
+
+
+def measure(run: Run, processes: int = 1, clients: int = 64, symbols: int = 16) -> None:
+    """One load, one table."""
+    with run.venue("profile", processes=processes) as (venue, world):
+        wrk.mix(venue.url, world, clients=clients, symbols=symbols, seconds=run.lengths.warm_up)
+        children = {
+            **venue.children,
+            "postgres": run.servers.postgres.child,
+            "valkey": run.servers.valkey.child,
+            "receiver": run.servers.receiver,
+        }
+        pids = {name: child.pid for name, child in children.items() if child.pid}
+        found, used = profiling.cpu_seconds(
+            pids,
+            lambda: wrk.mix(venue.url, world, clients=clients, symbols=symbols, seconds=2 * run.lengths.cell),
+        )
+        venue.wait_for_deliveries()
+    run.results["profile"] = found | {"cpu_seconds": used}
+    say(f"\n{describe(found)}\n\n{'process':<10} {'CPU s':>7} {'share':>6} {'ms/order':>9} {'cores':>6}")
+    total = sum(used.values())
+    for name, seconds in sorted([*used.items(), ("all", total)], key=lambda each: -each[1]):
+        per_order = 1_000 * seconds / max(1, found["accepted"])
+        say(f"{name:<10} {seconds:>7.2f} {seconds / total:>6.0%} {per_order:>9.3f} {seconds / found['seconds']:>6.2f}")

@@ -1,0 +1,93 @@
+"""What every part of a run shares: the servers, how long to measure, what was found, and how to tell of it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench import wrk
+from bench.venue import Servers, Venue, venue
+from config.local.supervisor import say
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How many seconds, and how much of what."""
+
+    cell: float = 5
+    warm_up: float = 2
+    open_loop: float = 10
+    history: int = 2_000_000
+    resting: int = 200_000
+
+
+QUICK = Lengths(cell=2, warm_up=1, open_loop=3, history=50_000, resting=20_000)
+
+
+@dataclass
+class Run:
+    servers: Servers
+    lengths: Lengths = field(default_factory=Lengths)
+    quick: bool = False
+    results: dict[str, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def venue(self, name: str, *, processes: int = 1, database: str | None = None) -> Iterator[tuple[Venue, Path]]:
+        """Ours on a database of its own, with its world for the load; it must be clean afterwards."""
+        if database is None:
+            self.servers.migrated(name)
+        with venue(self.servers, database or name, processes=processes) as running:
+            yield running, wrk.write_lua("world", running.world)
+            running.wait_for_deliveries()
+            seconds = running.reconcile()
+        self.results.setdefault("reconcile_seconds", {})[name] = seconds
+        say(f"  {name}: reconcile clean in {seconds} s")
+
+    def mix(self, venue: Venue, world: Path, *, clients: int, symbols: int) -> dict[str, Any]:
+        """The usual day for a while, warmed up; then the deliveries that it left are waited for."""
+        wrk.mix(venue.url, world, clients=clients, symbols=symbols, seconds=self.lengths.warm_up)
+        found = wrk.mix(venue.url, world, clients=clients, symbols=symbols, seconds=self.lengths.cell)
+        if "beat" in venue.children:
+            found["deliveries"] = venue.wait_for_deliveries()
+        return found
+
+    def note(self, part: str, name: str, found: dict[str, Any]) -> None:
+        """Keep what was found, and say it."""
+        self.results.setdefault(part, {})[name] = found
+        say(f"  {part} {name}: {describe(found)}")
+
+    def best_processes(self) -> int:
+        """With how many web processes 64 clients and 16 symbols did best; one where that was not measured."""
+        rates = {number: self.rate(f"64x16x{number}") for number in (1, 2)}
+        return max(rates, key=lambda number: rates[number] or 0)
+
+    def rate(self, cell: str) -> float | None:
+        found = self.results.get("http", {}).get(cell)
+        return found["orders_per_second"] if found else None
+
+
+def describe(found: dict[str, Any]) -> str:
+    """One line of figures."""
+    words = []
+    if found.get("orders_per_second"):
+        words.append(f"{found['orders_per_second']:.0f} orders/s")
+    if "requests_per_second" in found:
+        words.append(f"{found['requests_per_second']:.0f} requests/s")
+    for name in ("p50_ms", "place_p50_ms", "p99_ms", "p999_ms", "latency_ms"):
+        if found.get(name):
+            words.append(f"{name.removesuffix('_ms')} {found[name]:.2f} ms")
+    if "statuses" in found:
+        words.append(_shares(found["statuses"]))
+    if found.get("deliveries", {}).get("due"):
+        words.append(
+            f"{found['deliveries']['due']} webhooks due at the end, sent in {found['deliveries']['seconds']} s"
+        )
+    if found.get("faults"):
+        words.append(f"{found['faults']} FAULTS")
+    return ", ".join(words)
+
+
+def _shares(statuses: dict[str, int]) -> str:
+    total = sum(statuses.values()) or 1
+    return " ".join(f"{status}:{number / total:.1%}" for status, number in sorted(statuses.items()))

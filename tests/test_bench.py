@@ -1,0 +1,210 @@
+"""The bench measures what it says: its baselines match correctly, its clock starts when a request is due."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+import pytest
+
+from bench import bars, floor, generator
+from bench.naive import matcher
+from tests import trading
+
+ORDERS = 400
+SERVICE_SECONDS = 0.1
+
+
+# --- The floor ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def floor_url() -> Iterator[str]:
+    """A database of the floor's own, which ends with the test."""
+    base, _, _ = os.environ["DATABASE_URL"].rpartition("/")
+    with psycopg.connect(f"{base}/postgres", autocommit=True) as connection:
+        connection.execute("CREATE DATABASE floor")
+        try:
+            floor.prepare(f"{base}/floor")
+            yield f"{base}/floor"
+        finally:
+            connection.execute("DROP DATABASE floor WITH (FORCE)")
+
+
+def test_a_crossing_order_of_the_floor_takes_the_best_and_oldest_maker(floor_url: str) -> None:
+    floor.pgbench(floor_url, 1, "-t", 1, scripts=("cross.sql",))
+    with psycopg.connect(floor_url) as connection:
+        (trade,) = rows(connection, "SELECT symbol, sequence, maker_sequence, price, bidder, asker FROM trade")
+        symbol, sequence, maker_sequence, price, bidder, asker = trade
+        assert sequence == 1001
+        side = 1 if price == 9_999 else -1  # the maker's: the best bid, or the best ask
+        oldest = "SELECT min(sequence) FROM orders WHERE symbol = %s AND side = %s AND price = %s"
+        assert rows(connection, oldest, symbol, side, price) == [(maker_sequence,)]
+        assert price in (9_999, 10_001)
+        assert rows(connection, "SELECT sequence, open FROM orders WHERE NOT open ORDER BY 1") == [
+            (maker_sequence, False),
+            (1001, False),
+        ]
+        moved = "SELECT broker, cash - 1e12, shares - 1e9 FROM account WHERE (cash, shares) <> (1e12, 1e9)"
+        expected = {(bidder, -100 * price, 100), (asker, 100 * price, -100)} if bidder != asker else set()
+        assert set(rows(connection, moved)) == expected
+        assert rows(connection, "SELECT count(*) FROM event WHERE broker IN (%s, %s)", bidder, asker) == [(2,)]
+
+
+def test_the_floor_conserves_cash_and_shares_and_fills_each_order_once(floor_url: str) -> None:
+    floor.pgbench(floor_url, 4, "-t", ORDERS // 4)
+    with psycopg.connect(floor_url) as connection:
+        assert rows(connection, "SELECT sum(cash), sum(shares) FROM account") == [(320 * 10**12, 320 * 10**9)]
+        ((orders, still_open),) = rows(connection, "SELECT count(*), count(*) FILTER (WHERE open) FROM orders")
+        ((trades, makers),) = rows(connection, "SELECT count(*), count(DISTINCT (symbol, maker_sequence)) FROM trade")
+        assert orders == 16_000 + ORDERS
+        assert 0 < trades < ORDERS
+        assert trades == makers
+        assert still_open == orders - 2 * trades
+        assert rows(connection, "SELECT sum(sequence) FROM instrument") == [(16_000 + ORDERS,)]
+        assert rows(connection, "SELECT count(*), count(DISTINCT (symbol, sequence)) FROM orders") == [(orders, orders)]
+
+
+def rows(connection: psycopg.Connection, query: str, *values: Any) -> list[tuple[Any, ...]]:
+    return connection.execute(query.encode(), values).fetchall()
+
+
+# --- The naive matcher ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def market(transactional_db: None) -> None:
+    trading.instrument()
+    for name in ("alice", "bob"):
+        trading.broker(name)
+
+
+def form(by: str, side: str, quantity: int, price: str | None, **more: Any) -> dict[str, Any]:
+    terms = {"type": "market"} if price is None else {"price": Decimal(price), "time_in_force": "gtc"}
+    named = {"broker_id": by, "document_number": "12345678900", "side": side, "symbol": "AAPL", "quantity": quantity}
+    return named | terms | more
+
+
+@pytest.mark.usefixtures("market")
+def test_the_naive_matcher_trades_at_the_sellers_price_and_keeps_the_books() -> None:
+    matcher.place("alice", form("alice", "ask", 5, "11.00"))
+    matcher.place("alice", form("alice", "ask", 5, "10.00"))
+    order, trades = matcher.place("bob", form("bob", "bid", 12, "12.00"))
+    assert [(trade.quantity, trade.price) for trade in trades] == [(5, Decimal("10.00")), (5, Decimal("11.00"))]
+    assert (order.status, order.remaining_quantity) == ("partially_filled", 2)
+    assert trading.balance("bob") == (trading.CASH - 105, 24)
+    assert trading.shares("bob") == (trading.SHARES + 10, 0)
+    sale, (trade,) = matcher.place("alice", form("alice", "ask", 1, None))
+    assert (sale.status, trade.price) == ("filled", Decimal("12.00"))
+    matcher.cancel("bob", order.pk)
+    with pytest.raises(matcher.Refused):
+        matcher.cancel("bob", order.pk)
+    assert trading.balance("bob") == (trading.CASH - 117, 0)
+    trading.assert_sound()
+
+
+@pytest.mark.usefixtures("market")
+@pytest.mark.parametrize(
+    ("refused", "code"),
+    [
+        (form("bob", "bid", 10**6, "12.00"), "insufficient_balance"),
+        (form("bob", "ask", 10**6, "12.00"), "insufficient_holdings"),
+        (form("bob", "bid", 1, "12.005"), "validation_error"),
+        (form("alice", "bid", 1, "12.00"), "broker_mismatch"),
+    ],
+)
+def test_the_naive_matcher_refuses_and_writes_nothing(refused: dict[str, Any], code: str) -> None:
+    before = trading.everything()
+    with pytest.raises(matcher.Refused) as refusal:
+        matcher.place("bob", refused)
+    assert refusal.value.code == code
+    assert trading.everything() == before
+
+
+# --- The open loop --------------------------------------------------------------------------------------------------
+
+
+class SlowServer(asyncio.Protocol):
+    """Answers each request after the same time."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        asyncio.get_running_loop().call_later(SERVICE_SECONDS, self.answer)
+
+    def answer(self) -> None:
+        self.transport.write(b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}")
+
+
+class Pings:
+    """Requests that say nothing."""
+
+    def next(self) -> bytes:
+        return b"GET / HTTP/1.1\r\n\r\n"
+
+    def accepted(self, body: bytes) -> None:
+        assert body == b"{}"
+
+
+async def measured(*, rate: float, seconds: float, connections: int) -> generator.Latencies:
+    server = await asyncio.get_running_loop().create_server(SlowServer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        return await generator.generate(Pings(), port=port, rate=rate, seconds=seconds, connections=connections)
+
+
+def test_a_request_that_waits_for_a_slow_server_has_waited_since_it_was_due() -> None:
+    found = asyncio.run(measured(rate=40, seconds=1, connections=1))
+    latencies = found.accepted
+    assert found.lost == 0
+    assert len(latencies) == found.statuses["201"] > 20
+    # One at a time takes a tenth of a second each: the last of n was answered after n tenths, and was due within the
+    # first second. A clock that started with the sending would show one tenth for each.
+    assert max(latencies) > len(latencies) * SERVICE_SECONDS - 1
+    assert min(latencies) >= SERVICE_SECONDS
+    assert generator.summary(found, 1)["p99_ms"] > 1_000
+
+
+def test_with_connections_to_spare_nothing_waits() -> None:
+    found = asyncio.run(measured(rate=40, seconds=1, connections=64))
+    assert found.waited == 0
+    assert SERVICE_SECONDS <= generator.percentile(found.accepted, 0.5) / 1_000 < 2 * SERVICE_SECONDS
+
+
+# --- The table ------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_marks_what_is_below_its_bar_and_what_was_not_measured() -> None:
+    results = {
+        "floor": {
+            "8": {"orders_per_second": 4_000.0, "latency_ms": 0.5},
+            "1": {"latency_ms": 0.5, "orders_per_second": 1},
+        },
+        "naive": {"4x16": {"orders_per_second": 100.0}},
+        "http": {
+            "64x16x1": {"orders_per_second": 1_500.0},
+            "64x16x2": {"orders_per_second": 1_590.0},
+            "1x16x1": {"place_p50_ms": 2.0},
+        },
+    }
+    verdicts = {row["bar"]: (row["figure"], row["verdict"]) for row in bars.table(results)}
+    assert verdicts["64 clients, 16 symbols ÷ naive"] == (15.9, "ok")
+    assert verdicts["64 clients, 16 symbols ÷ floor"] == (0.3975, "BELOW")
+    assert verdicts["two web processes ÷ one"] == (1.06, "ok")
+    assert verdicts["one client's p50 ÷ floor's latency"] == (4.0, "BELOW")
+    assert verdicts["batches of 100 ÷ floor"] == (None, "not measured")
+
+
+def test_the_growth_bars_compare_the_largest_with_the_smallest() -> None:
+    rates = {"history 10000 64": 1_000.0, "history 2000000 64": 790.0}
+    results = {"growth": {name: {"orders_per_second": rate} for name, rate in rates.items()}}
+    verdicts = {row["bar"]: (row["figure"], row["verdict"]) for row in bars.table(results)}
+    assert verdicts["most ÷ fewest old orders and trades, 64 clients"] == (0.79, "BELOW")
+
+
+def test_faults_are_found_wherever_they_were_counted() -> None:
+    assert bars.faults({"http": {"a": {"faults": 1}}, "growth": {"b": {"rounds": [1.0], "faults": 2}}}) == 3
