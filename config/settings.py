@@ -81,7 +81,6 @@ DATABASE_IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
 SEQUENCER_GATHER_SECONDS = 0.012
 SEQUENCER_PATIENCE_SECONDS = 5.0  # then a request takes back what still waits,
 SEQUENCER_LAST_PATIENCE_SECONDS = 5.0  # and gives what is under way this long to end
-SEQUENCER_HURRIED_LOCK_TIMEOUT = "100ms"  # of lists that are tried again: one book that others hold stops no other
 VALKEY_TIMEOUT_SECONDS = 0.5
 HEARTBEAT_SECONDS = 1.0
 EXPIRY_SWEEP_SECONDS = 1.0

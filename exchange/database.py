@@ -61,6 +61,11 @@ def is_connection_lost(error: Exception) -> bool:
     return cause.sqlstate is None or cause.sqlstate.startswith(("08", "57P"))  # connection exceptions; shutdowns
 
 
+def is_lock_timeout(error: Exception) -> bool:
+    """Whether somebody else held for too long what was to be locked."""
+    return isinstance(error.__cause__, psycopg.errors.LockNotAvailable)
+
+
 def replace_lost_connections() -> None:
     """Where one connection was lost the others may be dead too: test the pool now, so that only this request pays.
 

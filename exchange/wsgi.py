@@ -4,6 +4,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+from django.conf import settings
 from django.core.handlers.wsgi import WSGIHandler, WSGIRequest
 from django.db import connection
 from django.http import HttpResponse
@@ -66,11 +67,17 @@ def _in_one_piece(response: Any) -> Any:
 
 
 def _is_for_a_book(environ: dict[str, Any]) -> bool:
-    return environ["PATH_INFO"].startswith("/orders") and environ["REQUEST_METHOD"] not in ("GET", "HEAD")
+    path = environ["PATH_INFO"]
+    return (path == "/orders" or path.startswith("/orders/")) and environ["REQUEST_METHOD"] not in ("GET", "HEAD")
 
 
 def _refused(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-    """Turned away at the door: under several times the load that can be borne, refusing must cost next to nothing."""
+    """Turned away at the door: under several times the load that can be borne, refusing must cost next to nothing.
+
+    The body is read all the same: a server that answers before closes the connection, and the client's next order would
+    have an unknown outcome.
+    """
+    environ["wsgi.input"].read(settings.MAX_BATCH_BODY_BYTES)
     request_id = request_id_of(environ)
     response = problem_response(SimpleNamespace(request_id=request_id), Overloaded())
     response["X-Request-Id"] = request_id

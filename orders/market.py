@@ -48,7 +48,7 @@ class Market:
     sweeps: dict[CancelOrders | ExpireOrders, list[OrderState]]
     earlier_trades: dict[UUID, list[TradeState]]  # of the orders to cancel
     max_open_orders: int
-    without_busy_books: bool = False  # a book that is not here may be one that others hold
+    without_busy: bool = False  # a book or a broker that is not here may be one that others hold
 
     placed: list[OrderState] = field(default_factory=list)
     changed: dict[UUID, OrderState] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class Market:
         if book is None:
             return self._no_book(command.symbol)
         if account is None:
-            return errors.BrokerNotFound()
+            return errors.Overloaded() if self.without_busy else errors.BrokerNotFound()
         if command.client_order_id in account.used_client_order_ids:
             return _replay(command, account.used_client_order_ids[command.client_order_id])
         refusal = (
@@ -86,17 +86,15 @@ class Market:
         if refusal:
             return refusal
         fills = self._match(command, book)
+        if not all(self.orders[fill.order_id].broker_id in self.accounts for fill in fills):
+            return errors.Overloaded()  # it would trade with a broker that others hold
         refusal = _cut_short(command, book, fills) or _lacking_funds(command, account, fills)
         if refusal:
             return refusal
         return self._accept(command, book, account, fills)
 
     def _no_book(self, symbol: str) -> ExchangeError:
-        return (
-            errors.Overloaded()
-            if self.without_busy_books
-            else errors.SymbolNotFound(f"No instrument {symbol} is listed.")
-        )
+        return errors.Overloaded() if self.without_busy else errors.SymbolNotFound(f"No instrument {symbol} is listed.")
 
     def _match(self, command: PlaceOrder, book: Book) -> list[Fill]:
         makers = (
@@ -233,8 +231,8 @@ class Market:
         order = self.orders.get(command.order_id)
         if order is None or command.broker_id not in (None, order.broker_id):
             return errors.OrderNotFound()
-        if order.symbol not in self.books:
-            return self._no_book(order.symbol)
+        if order.symbol not in self.books or order.broker_id not in self.accounts:
+            return errors.Overloaded()  # left out: others hold them
         if order.is_working and order.is_due(self.now):
             self._expire_resting(order)
         if not order.is_working:

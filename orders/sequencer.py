@@ -17,7 +17,7 @@ import structlog
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, OperationalError, connection
 
-from exchange.database import is_connection_lost, replace_lost_connections
+from exchange.database import is_connection_lost, is_lock_timeout, replace_lost_connections
 from exchange.errors import ExchangeError, InternalError, OutcomeUnknown, Overloaded
 from orders import services, store
 from orders.commands import Accepted, Cancelled, CancelOrder, Command, Outcome, PlaceOrder, Replayed, Swept
@@ -42,6 +42,8 @@ def submit_all(commands: Sequence[Command]) -> list[Outcome]:
 
     `Overloaded` is raised when they certainly were not done, `OutcomeUnknown` when that is not known in time.
     """
+    if not commands:
+        return []
     if not connection.in_atomic_block:
         connection.close()  # who waits holds no connection: who leads may need it
     return _sequencer.submit(commands)
@@ -139,7 +141,8 @@ class Sequencer:
             in_order = iter(outcomes)
             for ticket in tickets:
                 ticket.outcomes = [next(in_order) for _ in ticket.commands]
-                ticket.call()
+                if not ticket.leads:  # that one is here
+                    ticket.call()
 
     def _gather(self) -> None:
         """When much is asked, wait a moment for more of it.
@@ -177,29 +180,29 @@ class Sequencer:
                 self._appoint_first()
 
 
-def outcomes_of(commands: Sequence[Command], *, is_retry: bool = False, hurried: bool = False) -> list[Outcome]:
+def outcomes_of(commands: Sequence[Command], *, is_retry: bool = False, skip_busy: bool = False) -> list[Outcome]:
     """One outcome each, whatever happens: what fails is tried once more, then by halves, down to who is to blame."""
     try:
-        return services.execute_together(commands, hurried=hurried)
+        return services.execute_together(commands, skip_busy=skip_busy)
     except store.MakersCutShort:
         pass  # nothing failed: by halves at once
     except OutcomeUnknown:
         return [OutcomeUnknown() for _ in commands]
     except Exception as error:
         is_lost = isinstance(error, OperationalError | InterfaceError) and is_connection_lost(error)
+        skip_busy = skip_busy or is_lock_timeout(error)
         _log.warning("list_failed", commands=len(commands), is_retry=is_retry, exc_info=error)
         if is_lost:
             _reconnect()
         if not is_retry:
-            return outcomes_of(commands, is_retry=True, hurried=not is_lost)
+            return outcomes_of(commands, is_retry=True, skip_busy=skip_busy)
         if is_lost or len(commands) == 1:
             return [_refusal(error) for _ in commands]
-        hurried = True
     half = len(commands) // 2
     return [
         outcome
         for part in (commands[:half], commands[half:])
-        for outcome in outcomes_of(part, is_retry=is_retry, hurried=hurried)
+        for outcome in outcomes_of(part, is_retry=is_retry, skip_busy=skip_busy)
     ]
 
 

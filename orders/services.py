@@ -28,17 +28,15 @@ def execute(commands: Sequence[Command]) -> list[Outcome]:
         return execute(commands[:half]) + execute(commands[half:])
 
 
-def execute_together(commands: Sequence[Command], *, hurried: bool = False) -> list[Outcome]:
+def execute_together(commands: Sequence[Command], *, skip_busy: bool = False) -> list[Outcome]:
     """`execute`, in one transaction or not at all: what this raises was not done, unless it is `OutcomeUnknown`.
 
-    `hurried`, it waits for no lock to speak of, and refuses what is asked of books that others hold.
+    With `skip_busy` it waits for no lock, and refuses what needs a book or a broker that others hold.
     """
     saved = None
     try:
         with transaction.atomic(durable=True), prepared_cursor() as cursor:
-            if hurried:
-                store.hurry(cursor)
-            market = store.load_market(cursor, commands, skip_busy=hurried)  # locks, reads clock and book, locks again
+            market = store.load_market(cursor, commands, skip_busy=skip_busy)  # locks, and reads clock and books
             outcomes = [market.apply(command) for command in commands]  # no I/O: the rules, and nothing else
             store.save_market(cursor, market)  # a fixed number of statements, however many commands
             saved = market

@@ -31,13 +31,13 @@ _encode = msgspec.json.Encoder(decimal_format="number").encode
 def load_market(cursor: CursorWrapper, commands: Sequence[Command], *, skip_busy: bool = False) -> Market:
     """Lock and read everything that `commands` can touch; nothing of a book is read after its brokers are locked.
 
-    Books that others hold are waited for, or left out with `skip_busy`.
+    Books and brokers that others hold are waited for, or left out with `skip_busy`.
     """
     reading = _Reading(cursor, commands)
     reading.lock_books(skip_busy=skip_busy)
     reading.read_sweeps()
     reading.read_books()
-    accounts = reading.lock_accounts()
+    accounts = reading.lock_accounts(skip_busy=skip_busy)
     return Market(
         reading.now,
         reading.books,
@@ -48,11 +48,6 @@ def load_market(cursor: CursorWrapper, commands: Sequence[Command], *, skip_busy
         settings.MAX_OPEN_ORDERS,
         skip_busy,
     )
-
-
-def hurry(cursor: CursorWrapper) -> None:
-    """Give up locks that are not there almost at once, in this transaction."""
-    cursor.execute("SELECT set_config('lock_timeout', %s, true)", [settings.SEQUENCER_HURRIED_LOCK_TIMEOUT])
 
 
 def save_market(cursor: CursorWrapper, market: Market) -> None:
@@ -169,23 +164,29 @@ class _Reading:
             for (symbol, side), group in takers.items()
         ]
 
-    def lock_accounts(self) -> dict[str, Account]:
+    def lock_accounts(self, *, skip_busy: bool) -> dict[str, Account]:
         """Lock takers, makers, and the owners of what is cancelled or expired; then read what their orders can move."""
         pairs = {(command.broker_id, command.symbol) for command in self.places}
         pairs |= {(order.broker_id, order.symbol) for order in self.orders.values()}
-        self.cursor.execute(_LOCK_BROKERS, [sorted({broker_id for broker_id, _ in pairs})])
+        broker_ids = sorted({broker_id for broker_id, _ in pairs})
+        self.cursor.execute(_LOCK_FREE_BROKERS if skip_busy else _LOCK_BROKERS, [broker_ids])
         accounts = {
             broker_id: Account(broker_id, BrokerStatus(status), cash, reserved_cash, event_sequence)
             for broker_id, status, cash, reserved_cash, event_sequence in self.cursor.fetchall()
         }
         self.cursor.execute(_READ_HOLDINGS, [_json(pairs)])
         for broker_id, symbol, quantity, reserved, open_orders in self.cursor.fetchall():
-            accounts[broker_id].positions[symbol] = Position(int(quantity), int(reserved), open_orders)
+            if broker_id in accounts:
+                accounts[broker_id].positions[symbol] = Position(int(quantity), int(reserved), open_orders)
         self._read_used_client_order_ids(accounts)
         return accounts
 
     def _read_used_client_order_ids(self, accounts: Mapping[str, Account]) -> None:
-        wanted = [(each.broker_id, each.client_order_id) for each in self.places if each.client_order_id is not None]
+        wanted = [
+            (each.broker_id, each.client_order_id)
+            for each in self.places
+            if each.client_order_id is not None and each.broker_id in accounts
+        ]
         if not wanted:
             return
         self.cursor.execute(_READ_USED_CLIENT_ORDER_IDS, [_json(wanted)])
@@ -281,6 +282,8 @@ _LOCK_BROKERS = """
 SELECT id, status, cash, reserved_cash, event_sequence
 FROM exchange_broker WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE
 """
+
+_LOCK_FREE_BROKERS = f"{_LOCK_BROKERS} SKIP LOCKED"
 
 # Pairs come as an array of arrays: [[broker_id, symbol], ...].
 _READ_HOLDINGS = """
