@@ -1,9 +1,16 @@
 """One JSON object per log line, on standard error, each with the request's id when there is one."""
 
 import logging
+import os
+import threading
+import time
+from collections import deque
+from multiprocessing.util import Finalize, register_after_fork
 from typing import Any
 
 import structlog
+
+PAUSE_SECONDS = 0.05
 
 _SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,
@@ -21,6 +28,53 @@ class JSONLines(structlog.stdlib.ProcessorFormatter):
         return str(record.msg) if record.name == "exchange.requests" else super().format(record)
 
 
+class Lines(logging.StreamHandler[Any]):
+    """Writes what is only told (INFO) every now and then, many lines at once; a warning at once, and what came before.
+
+    Writing line by line, the threads of a busy web server waited for each other and for the interpreter at every line.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting: deque[str] = deque()
+        self._thread: threading.Thread | None = None
+        os.register_at_fork(after_in_child=self._waiting.clear)  # they are the parent's to write
+        self._flush_at_the_end()
+        register_after_fork(self, Lines._flush_at_the_end)
+
+    def _flush_at_the_end(self) -> None:
+        """Also of a process of multiprocessing, such as the web server's: those end without what `logging` would do."""
+        Finalize(None, self.flush, exitpriority=0)
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        if record.levelno > logging.INFO:
+            return bool(super().handle(record))
+        self._waiting.append(self.format(record) + self.terminator)
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._flush_for_ever, name="log", daemon=True)
+            self._thread.start()
+        return True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.flush()
+        super().emit(record)
+
+    def flush(self) -> None:
+        """Write what waits; `logging` asks for it when an ordinary process ends."""
+        with self.lock or threading.RLock():
+            if self.stream.closed:  # as a test's is after it
+                return
+            lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            if lines:
+                self.stream.write("".join(lines))
+            super().flush()
+
+    def _flush_for_ever(self) -> None:
+        while True:
+            time.sleep(PAUSE_SECONDS)
+            self.flush()
+
+
 LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -34,7 +88,7 @@ LOGGING: dict[str, Any] = {
             "foreign_pre_chain": _SHARED,
         },
     },
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+    "handlers": {"stderr": {"()": Lines, "formatter": "json"}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
     # Django would log every 4xx a second time: the request log has them all.
     "loggers": {"django.request": {"level": "CRITICAL"}, "django.server": {"level": "CRITICAL"}},

@@ -36,7 +36,7 @@ RATE_LIMIT_BURST = 4_000  # at once, after a pause
 RATE_LIMIT_CANCELS_PER_SECOND = 2_000
 RATE_LIMIT_CANCELS_BURST = 4_000
 RATE_LIMIT_KEYS_REMEMBERED = 10_000
-KEY_CACHE_SECONDS = 2.0  # a key that another process revoked is dead after it: within five seconds, says the contract
+KEY_CACHE_SECONDS = 4.0  # a key that another process revoked is dead after it: within five seconds, says the contract
 KEY_CACHE_SIZE = 10_000
 
 # --- Limits of the write path ---------------------------------------------------------------------------------------
