@@ -5,12 +5,15 @@ import os
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from multiprocessing.util import Finalize, register_after_fork
 from typing import Any
 
 import structlog
 
 PAUSE_SECONDS = 0.05
+WAITING_MAX = 10_000  # lines; more are not kept
+PIECE_BYTES = 4_096  # what the system writes in one piece, though several processes write to the same place
 
 _SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,
@@ -36,7 +39,7 @@ class Lines(logging.StreamHandler[Any]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._waiting: deque[str] = deque()
+        self._waiting: deque[str] = deque(maxlen=WAITING_MAX)
         self._thread: threading.Thread | None = None
         os.register_at_fork(after_in_child=self._waiting.clear)  # they are the parent's to write
         self._flush_at_the_end()
@@ -56,23 +59,38 @@ class Lines(logging.StreamHandler[Any]):
         return True
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.flush()
-        super().emit(record)
+        try:
+            self.flush()
+        except Exception:  # whatever is wrong with the log, what is logged goes on
+            self.handleError(record)
+        else:
+            super().emit(record)
 
     def flush(self) -> None:
         """Write what waits; `logging` asks for it when an ordinary process ends."""
         with self.lock or threading.RLock():
             if self.stream.closed:  # as a test's is after it
                 return
-            lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
-            if lines:
-                self.stream.write("".join(lines))
-            super().flush()
+            piece = ""
+            for _ in range(len(self._waiting)):
+                line = self._waiting.popleft()
+                if len(piece) + len(line) > PIECE_BYTES:
+                    self._write(piece)
+                    piece = ""
+                piece += line
+            self._write(piece)
+
+    def _write(self, piece: str) -> None:
+        """Lines are ASCII: a character is a byte."""
+        if piece:
+            self.stream.write(piece)
+        self.stream.flush()
 
     def _flush_for_ever(self) -> None:
         while True:
             time.sleep(PAUSE_SECONDS)
-            self.flush()
+            with suppress(OSError, ValueError):
+                self.flush()
 
 
 LOGGING: dict[str, Any] = {

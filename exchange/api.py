@@ -168,7 +168,10 @@ class ExchangeView(APIView):
         """Give a body sent in chunks its length: without one Django takes it for empty."""
         chunked = "HTTP_TRANSFER_ENCODING" in request.META and not request.META.get("CONTENT_LENGTH")
         if chunked and request.META.get("wsgi.input_terminated"):  # else the server cannot tell where it ends
-            body = request.META["wsgi.input"].read(self.max_body_bytes + 1)
+            try:
+                body = request.META["wsgi.input"].read(self.max_body_bytes + 1)
+            except OSError as error:
+                raise MalformedRequest("The body could not be read.") from error
             request.META["CONTENT_LENGTH"] = str(len(body))
             request._stream = BytesIO(body)  # where Django reads it from
 

@@ -1,6 +1,7 @@
 """Django's WSGI handler, with requests that no Content-Type can break and answers in one piece."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,9 +53,10 @@ class ExchangeHandler(WSGIHandler):
             return _in_one_piece(super().__call__(environ, start_response))
         if _is_for_a_book(environ) and self._takes_no_orders():
             return _refused(environ, start_response)
-        response = self.get_response(self.request_class(environ))
-        connection.close()
-        return _answer(response, start_response)
+        try:
+            return _answer(self.get_response(self.request_class(environ)), start_response)
+        finally:
+            connection.close()
 
 
 def _in_one_piece(response: Any) -> Any:
@@ -67,8 +69,9 @@ def _in_one_piece(response: Any) -> Any:
 
 
 def _is_for_a_book(environ: dict[str, Any]) -> bool:
-    path = environ["PATH_INFO"]
-    return (path == "/orders" or path.startswith("/orders/")) and environ["REQUEST_METHOD"] not in ("GET", "HEAD")
+    """Whether it would wait for its turn. A mass cancel does not: it goes its own way."""
+    path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
+    return (method == "POST" and path == "/orders") or (method in ("POST", "DELETE") and path.startswith("/orders/"))
 
 
 def _refused(environ: dict[str, Any], start_response: Any) -> list[bytes]:
@@ -77,7 +80,8 @@ def _refused(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     The body is read all the same: a server that answers before closes the connection, and the client's next order would
     have an unknown outcome.
     """
-    environ["wsgi.input"].read(settings.MAX_BATCH_BODY_BYTES)
+    with suppress(OSError):
+        environ["wsgi.input"].read(settings.MAX_BATCH_BODY_BYTES)
     request_id = request_id_of(environ)
     response = problem_response(SimpleNamespace(request_id=request_id), Overloaded())
     response["X-Request-Id"] = request_id

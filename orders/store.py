@@ -88,7 +88,10 @@ def was_saved(cursor: CursorWrapper, market: Market) -> bool:
     if market.placed:
         cursor.execute("SELECT FROM orders_order WHERE id = %s", [market.placed[0].id])
         return bool(cursor.fetchall())
-    for order in market.changed.values():
+    by_whom_is_told = sorted(market.changed.values(), key=lambda order: order.cancelled_at is None)
+    for (
+        order
+    ) in by_whom_is_told:  # the time of a cancel is ours alone; expired it may have been by anybody, all the same
         cursor.execute(_IS_CLOSED, [order.id, order.status, order.cancelled_at])
         return bool(cursor.fetchall())
     return True  # there was nothing to write

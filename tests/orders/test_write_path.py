@@ -9,10 +9,11 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from django.db import IntegrityError, connection
+from django.db import IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
+from exchange.database import database_now
 from exchange.errors import ExchangeError
 from exchange.models import Broker, Holding, Instrument
 from orders import services, store
@@ -401,3 +402,19 @@ def test_a_market_order_takes_the_best_of_a_deep_book() -> None:
     ]
     arrivals = dict(Order.objects.values_list("pk", "sequence"))
     assert [arrivals[trade.ask_order_id] for trade in taken.trades[:2]] == [10_000, 20_000]
+
+
+def test_a_cancel_that_was_undone_is_not_taken_for_done_because_another_order_expired() -> None:
+    trading.broker("alice")
+    due, kept = place(Side.ASK, 1, "11.00"), place(Side.ASK, 1, "10.00")
+    Order.objects.filter(pk=due.pk).update(expires_at=database_now())
+    with transaction.atomic(), connection.cursor() as cursor:
+        market = store.load_market(cursor, [CancelOrder(due.pk, "alice"), CancelOrder(kept.pk, "alice")])
+        for command in (CancelOrder(due.pk, "alice"), CancelOrder(kept.pk, "alice")):
+            market.apply(command)
+        store.save_market(cursor, market)
+        assert store.was_saved(cursor, market)
+        transaction.set_rollback(True)
+    services.expire_orders("AAPL")  # somebody's sweep leaves the first as the cancels would have left it
+    with transaction.atomic(), connection.cursor() as cursor:
+        assert not store.was_saved(cursor, market)
