@@ -12,4 +12,4 @@ from exchange.wsgi import ExchangeHandler  # noqa: E402 (Django must be set up f
 from orders import sequencer  # noqa: E402
 
 application = ExchangeHandler(takes_no_orders=sequencer.is_full)
-gc.freeze()  # what is loaded by now stays: looking through it again and again made pauses of tens of milliseconds
+gc.freeze()  # what is loaded by now stays: the collector need not look through it again and again

@@ -93,7 +93,7 @@ class ExchangeView(APIView):
         """Answer, or say why not.
 
         It stands in for REST framework's, with its own Request, Response, parsers and renderers: there is one form of
-        everything here, and those take three times as long as what is done for it below.
+        everything here, and a request passed through many more calls of theirs than are made below.
         """
         self.headers = {}
         try:

@@ -47,7 +47,7 @@ class ExchangeHandler(WSGIHandler):
         """Answer, as Django's handler does but for the API without its signals.
 
         All that hangs on them for us is that the connection goes back to the pool, and under many threads sending them
-        took a tenth of a request: they wait for one lock.
+        showed in every profile: they wait for one lock.
         """
         if environ["PATH_INFO"].startswith(_FOR_BROWSERS):
             return _in_one_piece(super().__call__(environ, start_response))
