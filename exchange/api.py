@@ -139,8 +139,7 @@ class ExchangeView(APIView):
             return
         limit = limits.cancels() if self.cancels and request.method == "DELETE" else limits.requests()
         allowance = limit.take(self.principal.key_prefix, tokens, time.monotonic_ns(), held=held)
-        self.headers["RateLimit-Policy"] = limit.policy
-        self.headers["RateLimit"] = f'"{limit.name}";r={allowance.remaining};t={allowance.seconds}'
+        self.headers |= limit.headers(allowance)
         if not allowance.is_granted:
             raise RateLimited(
                 f"This key may send {limit.per_second} {limit.name} a second, and {limit.burst} at once; "

@@ -8,6 +8,7 @@ import psycopg
 import psycopg_pool
 from django.db import InterfaceError, OperationalError, connection
 from django.db.backends.utils import CursorWrapper
+from psycopg.types.datetime import TimestamptzLoader
 
 from exchange.errors import OutcomeUnknown
 
@@ -19,7 +20,9 @@ def prepared_cursor() -> CursorWrapper:
     whole numbers in as many bytes as it thinks their column has, and cuts off what is above.
     """
     connection.ensure_connection()
-    cursor: CursorWrapper = connection._prepare_cursor(psycopg.Cursor(connection.connection))  # type: ignore[attr-defined]
+    plain = psycopg.Cursor(connection.connection)
+    plain.adapters.register_loader("timestamptz", TimestamptzLoader)  # in C, where Django's is in Python
+    cursor: CursorWrapper = connection._prepare_cursor(plain)  # type: ignore[attr-defined]
     return cursor
 
 

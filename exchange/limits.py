@@ -52,6 +52,17 @@ class Limit:
         seconds = -(-missing // (_TOKEN * self.per_second)) if missing > 0 else 1
         return Allowance(missing <= 0, (size - used) // _TOKEN, seconds)
 
+    def is_used_up(self, key: str, now: int) -> bool:
+        """Whether a single token would most likely be refused; `take` decides."""
+        return self._full_at.get(key, 0) - now * self.per_second > (self.burst - 1) * _TOKEN
+
+    def headers(self, allowance: Allowance) -> dict[str, str]:
+        """What an answer says of it."""
+        return {
+            "RateLimit-Policy": self.policy,
+            "RateLimit": f'"{self.name}";r={allowance.remaining};t={allowance.seconds}',
+        }
+
 
 def requests() -> Limit:
     """The limit of everything but cancels."""

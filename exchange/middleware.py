@@ -22,11 +22,13 @@ from django.http.response import HttpResponseBase
 from django.middleware.clickjacking import XFrameOptionsMiddleware
 from django.middleware.csrf import CsrfViewMiddleware
 
+from exchange.keys import Principal
 from exchange.wire import encoded
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEY = re.compile(r"brs_\w+")
 MAX_PATH_LOGGED = 200
+STARTED = "exchange.started"  # in the environ: when the request came in, by `time.perf_counter`
 
 # Its messages are lines of JSON already, which `config.logs` passes on: the way through structlog takes 100 µs.
 _log = logging.getLogger("exchange.requests")
@@ -39,15 +41,14 @@ class RequestLog:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        started = time.perf_counter()
+        started = request.META.get(STARTED, time.perf_counter())
         request_id = request_id_of(request.META)
         request.request_id = request_id  # type: ignore[attr-defined]  # problems repeat it
         structlog.contextvars.bind_contextvars(request_id=request_id)
         response = self.get_response(request)
         response["X-Request-Id"] = request_id
-        if _log.isEnabledFor(logging.INFO):
-            took = round((time.perf_counter() - started) * 1000, 1)
-            _write(_line(request, response, request_id, took))
+        principal = getattr(request, "auth", None)
+        log_request(str(request.method), request.path, response.status_code, principal, request_id, started)
         return response
 
 
@@ -57,13 +58,17 @@ def request_id_of(environ: Mapping[str, Any]) -> str:
     return given if _ID.fullmatch(given) else str(uuid_utils.uuid7())
 
 
-def _line(request: HttpRequest, response: HttpResponse, request_id: str, milliseconds: float) -> str:
-    principal = getattr(request, "auth", None)
+def log_request(
+    method: str, path: str, status: int, principal: Principal | None, request_id: str, started: float
+) -> None:
+    """The line of a request that began at this moment of `time.perf_counter` and was just answered."""
+    if not _log.isEnabledFor(logging.INFO):
+        return
     told = {
-        "method": request.method,
-        "path": _KEY.sub("brs_…", request.path[:MAX_PATH_LOGGED]),
-        "status": response.status_code,
-        "milliseconds": milliseconds,
+        "method": method,
+        "path": _KEY.sub("brs_…", path[:MAX_PATH_LOGGED]),
+        "status": status,
+        "milliseconds": round((time.perf_counter() - started) * 1000, 1),
         "key": principal.key_prefix if principal else None,
         "broker": principal.broker_id if principal else None,
         "event": "request",
@@ -73,7 +78,7 @@ def _line(request: HttpRequest, response: HttpResponse, request_id: str, millise
         "timestamp": datetime.now(UTC),
     }
     line = encoded(told).decode()
-    return line if line.isascii() else json.dumps(msgspec.to_builtins(told))  # escaped: some characters end a line
+    _write(line if line.isascii() else json.dumps(msgspec.to_builtins(told)))  # escaped: some characters end a line
 
 
 def _write(line: str) -> None:

@@ -1,8 +1,9 @@
 """The words and limits of the contract that models, serializers and the write path share. Standard library only."""
 
 import re
-from decimal import ROUND_HALF_EVEN, Decimal, localcontext
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 from enum import StrEnum
+from functools import lru_cache
 
 
 class Words(StrEnum):
@@ -52,6 +53,11 @@ MAX_NAME_LENGTH, MAX_REASON_LENGTH = 100, 200
 AMOUNT_INTEGER_DIGITS, AMOUNT_DECIMALS = 16, 4
 
 
+# Enough digits for any amount there is; passed to each operation, since changing a thread's own takes far longer.
+_EXACT = Context(prec=80, rounding=ROUND_HALF_EVEN)
+
+
+@lru_cache
 def price_decimals(tick_size: Decimal) -> int:
     """How many decimals prices of an instrument with this tick are shown with: two, or the tick's own if more."""
     exponent = tick_size.normalize().as_tuple().exponent
@@ -61,8 +67,12 @@ def price_decimals(tick_size: Decimal) -> int:
 
 def rounded(value: Decimal, decimals: int) -> Decimal:
     """`value` with exactly so many decimals, half to even."""
-    with localcontext(prec=60):
-        return value.quantize(Decimal(1).scaleb(-decimals), rounding=ROUND_HALF_EVEN)
+    return value.quantize(_unit(decimals), context=_EXACT)
+
+
+@lru_cache
+def _unit(decimals: int) -> Decimal:
+    return Decimal(1).scaleb(-decimals)
 
 
 def cash_shown(value: Decimal) -> Decimal:
@@ -74,5 +84,4 @@ def cash_shown(value: Decimal) -> Decimal:
 
 def mean(total: Decimal, count: int, decimals: int) -> Decimal:
     """`total / count`, rounded half to even once."""
-    with localcontext(prec=80):
-        return rounded(total / count, decimals)
+    return rounded(_EXACT.divide(total, Decimal(count)), decimals)

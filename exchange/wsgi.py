@@ -1,5 +1,6 @@
 """Django's WSGI handler, with requests that no Content-Type can break and answers in one piece."""
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import SimpleNamespace
@@ -11,9 +12,11 @@ from django.db import connection
 from django.http import HttpResponse
 from django.http.response import HttpResponseBase
 
+from exchange import short_way
 from exchange.errors import Overloaded
-from exchange.middleware import request_id_of
+from exchange.middleware import STARTED, request_id_of
 from exchange.problems import problem_response
+from exchange.short_way import Errand
 
 _FOR_BROWSERS = ("/admin/", "/static/", "/docs")  # cookies, files, pages: Django's own way
 
@@ -39,9 +42,14 @@ class ExchangeRequest(WSGIRequest):
 class ExchangeHandler(WSGIHandler):
     request_class = ExchangeRequest
 
-    def __init__(self, takes_no_orders: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        takes_no_orders: Callable[[], bool],
+        errand_of: Callable[[dict[str, Any]], Errand | None],
+    ) -> None:
         super().__init__()
         self._takes_no_orders = takes_no_orders
+        self._errand_of = errand_of
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
         """Answer, as Django's handler does but for the API without its signals.
@@ -49,11 +57,17 @@ class ExchangeHandler(WSGIHandler):
         All that hangs on them for us is that the connection goes back to the pool, and under many threads sending them
         showed in every profile: they wait for one lock.
         """
+        environ[STARTED] = time.perf_counter()
         if environ["PATH_INFO"].startswith(_FOR_BROWSERS):
             return _in_one_piece(super().__call__(environ, start_response))
         if _is_for_a_book(environ) and self._takes_no_orders():
             return _refused(environ, start_response)
         try:
+            errand = self._errand_of(environ)
+            reply = short_way.run(errand, environ) if errand else None
+            if reply:
+                start_response(f"{reply.status} {reply.status.phrase}", list(reply.headers.items()))
+                return [reply.content]
             return _answer(self.get_response(self.request_class(environ)), start_response)
         finally:
             connection.close()

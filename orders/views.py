@@ -21,6 +21,7 @@ from exchange.problems import problem_of
 from exchange.rules import BrokerStatus, Scope, price_decimals
 from exchange.schema import documented, header
 from exchange.serializers import ReasonForm
+from exchange.short_way import Answer
 from exchange.wire import Instant
 from orders import market_data, reading, sequencer, services
 from orders.bodies import (
@@ -63,6 +64,20 @@ PLACE_REFUSALS = (
 REPLAYED = {"Idempotent-Replayed": "true"}
 
 
+def place(command: PlaceOrder) -> Answer:
+    """The order as it stands after matching, or as it is now if it was placed before."""
+    outcome = sequencer.submit(command)
+    if isinstance(outcome, Replayed):
+        return Answer(reading.order_body(Order.objects.filter(pk=outcome.order_id)), headers=REPLAYED)
+    return Answer(_accepted_body(outcome), HTTPStatus.CREATED)
+
+
+def cancel(order_id: UUID, principal: Principal) -> Answer:
+    """The order, cancelled, with all its trades."""
+    outcome = sequencer.submit(CancelOrder(order_id, principal.broker_id, _reason(principal)))
+    return Answer(OrderBody.with_trades(outcome.order, outcome.trades, outcome.price_decimals))
+
+
 class OrdersView(ExchangeView):
     """Place an order, find one by the id its broker gave it, or cancel many at once."""
 
@@ -81,10 +96,7 @@ class OrdersView(ExchangeView):
         headers=[header("Idempotent-Replayed", "The order was placed before.", on=[200], required=True, enum=["true"])],
     )
     def post(self, request: HttpRequest) -> Response:
-        outcome = sequencer.submit(PlaceOrder(**self.body))
-        if isinstance(outcome, Replayed):
-            return Response(reading.order_body(Order.objects.filter(pk=outcome.order_id)), headers=REPLAYED)
-        return Response(_accepted_body(outcome), HTTPStatus.CREATED)
+        return Response(*place(PlaceOrder(**self.body)))
 
     @documented(
         "find_order", "Find an order by its client_order_id", {200: OrderBody}, [errors.OrderNotFound], tags=["orders"]
@@ -195,8 +207,7 @@ class OrderView(ExchangeView):
         tags=["orders"],
     )
     def delete(self, request: HttpRequest, order_id: UUID) -> Response:
-        cancelled = sequencer.submit(CancelOrder(order_id, self.principal.broker_id, _reason(self.principal)))
-        return Response(OrderBody.with_trades(cancelled.order, cancelled.trades, cancelled.price_decimals))
+        return Response(*cancel(order_id, self.principal))
 
 
 class BrokerOrdersView(ExchangeView):

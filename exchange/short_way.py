@@ -1,0 +1,111 @@
+"""The short way: what is asked in the one usual form is done past Django's handler, middleware, URL map and views.
+
+Those cost several times what is done for an order. Whatever is not certain here, and whatever is to be refused before
+anything is carried out, is left to the long way: there all is checked, and every refusal is worded. Until then nothing
+was done and nothing was counted.
+"""
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from io import BytesIO
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import structlog
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
+from django.middleware.security import SecurityMiddleware
+
+from exchange.keys import Principal, known_principal
+from exchange.limits import Limit
+from exchange.middleware import STARTED, log_request, request_id_of
+from exchange.problems import problem_response, refusal_of
+from exchange.wire import encoded
+
+MEDIA_TYPE = "application/json"
+_SCHEME = "Bearer "
+_LENGTH = re.compile(r"[0-9]{1,9}")
+
+
+class Answer(NamedTuple):
+    """What a request is answered with: a Struct, or whatever else msgspec encodes; or nothing."""
+
+    body: object = None
+    status: HTTPStatus = HTTPStatus.OK
+    headers: Mapping[str, str] = {}
+
+
+class Reply(NamedTuple):
+    """What goes over the wire."""
+
+    status: HTTPStatus
+    headers: dict[str, str]
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """A request that may be carried out as it stands, once its key's limit has room for it."""
+
+    principal: Principal
+    limit: Limit
+    carry_out: Callable[[], Answer]
+
+
+def principal_of(environ: Mapping[str, Any]) -> Principal | None:
+    """Who asks, if the key is the one header it should be and was looked up a moment ago."""
+    authorization: str = environ.get("HTTP_AUTHORIZATION", "")
+    return known_principal(authorization[len(_SCHEME) :]) if authorization.startswith(_SCHEME) else None
+
+
+def body_of(environ: dict[str, Any]) -> bytes | None:
+    """The body of a POST if it is JSON, of a length that was told and is allowed; it can be read again."""
+    length = environ.get("CONTENT_LENGTH", "")
+    if environ.get("CONTENT_TYPE") != MEDIA_TYPE or "HTTP_TRANSFER_ENCODING" in environ:
+        return None
+    if not _LENGTH.fullmatch(length) or not 0 < int(length) <= settings.MAX_BODY_BYTES:
+        return None
+    try:
+        body: bytes = environ["wsgi.input"].read(int(length))
+    except OSError:
+        body = b""  # the long way says that it ended too early
+    environ["wsgi.input"] = BytesIO(body)
+    return body if len(body) == int(length) else None
+
+
+def run(errand: Errand, environ: Mapping[str, Any]) -> Reply | None:
+    """Carry it out; None, and nothing was done, when its key has used up its limit."""
+    allowance = errand.limit.take(errand.principal.key_prefix, 1, time.monotonic_ns())
+    if not allowance.is_granted:
+        return None
+    request_id = request_id_of(environ)
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+    reply = _reply(errand, request_id)
+    reply.headers.update(_FOR_ALL, **errand.limit.headers(allowance))
+    reply.headers["X-Request-Id"] = request_id
+    method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+    log_request(method, path, reply.status, errand.principal, request_id, environ[STARTED])
+    return reply
+
+
+def _reply(errand: Errand, request_id: str) -> Reply:
+    try:
+        body, status, headers = errand.carry_out()
+        return Reply(status, {"Content-Type": MEDIA_TYPE, **headers}, encoded(body))
+    except Exception as exception:
+        response = problem_response(SimpleNamespace(request_id=request_id), refusal_of(exception))
+        return Reply(HTTPStatus(response.status_code), dict(response.items()), response.content)
+
+
+def _said_to_all() -> dict[str, str]:
+    """The headers that Django's middleware gives every answer."""
+    bare = HttpResponse()
+    del bare["Content-Type"]
+    SecurityMiddleware(lambda _: bare).process_response(HttpRequest(), bare)
+    return dict(bare.items())
+
+
+_FOR_ALL = _said_to_all()
