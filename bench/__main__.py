@@ -20,6 +20,7 @@ from bench import (
     growth,
     machine,
     open_loop,
+    overload,
     plots,
     profile,
     single_requests,
@@ -38,9 +39,9 @@ PARTS: dict[str, Callable[[Run, argparse.Namespace], None]] = {
     "requests": lambda run, _: single_requests.measure(run),
     "open": lambda run, _: open_loop.measure(run),
     "growth": lambda run, _: growth.measure(run),
-    "profile": lambda run, options: profile.measure(run, options.processes),
+    "overload": lambda run, _: overload.measure(run),
+    "profile": lambda run, options: profile.measure(run, options.processes or run.best_processes()),
 }
-ON_REQUEST = {"profile"}
 RESULTS, IMAGES = Path(__file__).parent / "results.json", ROOT / "docs" / "images"
 
 
@@ -66,16 +67,15 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    everything = [part for part in PARTS if part not in ON_REQUEST]
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (all but the last when none)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (all when none)")
     parser.add_argument("--only", nargs="+", default=[], metavar="CELL", help="of http: clients x symbols x processes")
-    parser.add_argument("--processes", type=int, default=1, help="of profile: web processes")
+    parser.add_argument("--processes", type=int, help="of profile: web processes")
     parser.add_argument("--quick", action="store_true", default=os.environ.get("QUICK") == "1", help="a shortened run")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     options.everything = not options.parts
-    options.parts = options.parts or everything
+    options.parts = options.parts or list(PARTS)
     return options
 
 

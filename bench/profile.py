@@ -1,8 +1,13 @@
 """Where the time goes: CPU seconds of every process under the load of 64 clients, per accepted order."""
 
+import time
+
 from bench import profiling, wrk
 from bench.run import Run, describe
 from config.local.supervisor import say
+from exchange.limits import Limit
+
+CHECKS = 100_000
 
 
 def measure(run: Run, processes: int = 1, clients: int = 64, symbols: int = 16) -> None:
@@ -21,9 +26,20 @@ def measure(run: Run, processes: int = 1, clients: int = 64, symbols: int = 16) 
             lambda: wrk.mix(venue.url, world, clients=clients, symbols=symbols, seconds=2 * run.lengths.cell),
         )
         venue.wait_for_deliveries()
-    run.results["profile"] = found | {"cpu_seconds": used}
+    run.results["profile"] = found | {"cpu_seconds": used, "limit_share": _limit_share(found, used["web"])}
     say(f"\n{describe(found)}\n\n{'process':<10} {'CPU s':>7} {'share':>6} {'ms/order':>9} {'cores':>6}")
     total = sum(used.values())
     for name, seconds in sorted([*used.items(), ("all", total)], key=lambda each: -each[1]):
         per_order = 1_000 * seconds / max(1, found["accepted"])
         say(f"{name:<10} {seconds:>7.2f} {seconds / total:>6.0%} {per_order:>9.3f} {seconds / found['seconds']:>6.2f}")
+    say(f"rate limits: {run.results['profile']['limit_share']:.2%} of the web processes' CPU time")
+
+
+def _limit_share(found: dict[str, float], web_seconds: float) -> float:
+    """What a check of a key's limit takes, as a share of what the web processes take for a request."""
+    limit = Limit("requests", per_second=10**6, burst=10**6, max_keys=10_000)
+    started = time.process_time()
+    for number in range(CHECKS):
+        limit.headers(limit.take(f"key-{number % 20}", 1, time.monotonic_ns()))
+    check = (time.process_time() - started) / CHECKS
+    return check * found["requests_per_second"] * found["seconds"] / web_seconds

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 TICKS = os.sysconf("SC_CLK_TCK")
-PPID, UTIME, CSTIME = 1, 11, 14  # among the fields of /proc/PID/stat that follow the program's name
+PPID, UTIME, CSTIME, RSS = 1, 11, 14, 21  # among the fields of /proc/PID/stat that follow the program's name
 
 
 def cpu_seconds(pids: Mapping[str, int], work: Callable[[], T]) -> tuple[T, dict[str, float]]:
@@ -19,6 +19,17 @@ def cpu_seconds(pids: Mapping[str, int], work: Callable[[], T]) -> tuple[T, dict
     used = {name: round(after[name] - before[name], 2) for name in pids}
     client = then.children_user + then.children_system - ours.children_user - ours.children_system
     return result, used | {"client": round(client, 2)}  # the load generator: a child of ours that has ended
+
+
+def resident_mb(pid: int) -> int:
+    """The memory of a process with its descendants; what they share counts for each."""
+    stats = _stats()
+    return round(_resident_pages(pid, stats) * os.sysconf("SC_PAGE_SIZE") / 2**20)
+
+
+def _resident_pages(pid: int, stats: Mapping[int, list[str]]) -> int:
+    own = int(stats[pid][RSS]) if pid in stats else 0
+    return own + sum(_resident_pages(each, stats) for each in stats if int(stats[each][PPID]) == pid)
 
 
 def _all(pids: Mapping[str, int]) -> dict[str, float]:

@@ -18,11 +18,12 @@ class Lengths:
     cell: float = 5
     warm_up: float = 2
     open_loop: float = 10
+    overload: float = 30
     history: int = 2_000_000
     resting: int = 200_000
 
 
-QUICK = Lengths(cell=2, warm_up=1, open_loop=3, history=50_000, resting=20_000)
+QUICK = Lengths(cell=2, warm_up=1, open_loop=3, overload=5, history=50_000, resting=20_000)
 
 
 @dataclass
@@ -69,11 +70,8 @@ class Run:
 
 def describe(found: dict[str, Any]) -> str:
     """One line of figures."""
-    words = []
-    if found.get("orders_per_second"):
-        words.append(f"{found['orders_per_second']:.0f} orders/s")
-    if "requests_per_second" in found:
-        words.append(f"{found['requests_per_second']:.0f} requests/s")
+    plain = {"orders_per_second": "orders/s", "requests_per_second": "requests/s", "resident_mb": "MB"}
+    words = [f"{found[name]:.0f} {unit}" for name, unit in plain.items() if found.get(name)]
     for name in ("p50_ms", "place_p50_ms", "p99_ms", "p999_ms", "latency_ms"):
         if found.get(name):
             words.append(f"{name.removesuffix('_ms')} {found[name]:.2f} ms")
