@@ -8,7 +8,7 @@ from bench.run import Run
 from bench.venue import Venue
 
 CLIENTS, OVERLOAD = 64, 8  # closed loop: who is refused asks again at once, so much more than 4 times is offered
-AFTERWARDS_SECONDS = 2
+RECOVERY_SECONDS = 2  # then it must be as fast as before
 
 
 def measure(run: Run) -> None:
@@ -20,8 +20,9 @@ def measure(run: Run) -> None:
         refused = sum(found["statuses"].get(status, 0) for status in ("429", "503"))
         found["faults"] -= found["statuses"].get("503", 0)  # that one is asked for here
         run.note("overload", "during", found | {"refused": refused, "resident_mb": peak.resident_mb})
-        after = wrk.mix(venue.url, world, clients=CLIENTS, symbols=16, seconds=AFTERWARDS_SECONDS)
-        run.note("overload", "the two seconds after", after | _memory(venue))
+        wrk.mix(venue.url, world, clients=CLIENTS, symbols=16, seconds=RECOVERY_SECONDS)
+        after = wrk.mix(venue.url, world, clients=CLIENTS, symbols=16, seconds=run.lengths.cell)
+        run.note("overload", "two seconds later", after | _memory(venue))
         venue.wait_for_deliveries()
 
 
