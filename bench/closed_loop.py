@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Self
 
@@ -29,11 +30,13 @@ QUICK = [Cell.named(name) for name in ("1x16x1", "64x16x1", "64x1x1", "64x16x2")
 
 
 def measure(run: Run, only: Sequence[str] = ()) -> None:
-    """Every cell, one exchange for each number of web processes."""
+    """Every cell in several rounds; an exchange for each number of web processes, side by side, that take turns."""
     cells = [Cell.named(name) for name in only] or (QUICK if run.quick else ALL)
-    for processes in sorted({cell.processes for cell in cells}):
-        with run.venue(f"http{processes}", processes=processes) as (venue, world):
-            for cell in cells:
-                if cell.processes == processes:
-                    found = run.mix(venue, world, clients=cell.clients, symbols=cell.symbols)
-                    run.note("http", str(cell), found)
+    with ExitStack() as venues:
+        running = {
+            processes: venues.enter_context(run.venue(f"http{processes}", processes=processes))
+            for processes in sorted({cell.processes for cell in cells})
+        }
+        for cell in cells * run.lengths.rounds:
+            venue, world = running[cell.processes]
+            run.note_better("http", str(cell), run.mix(venue, world, clients=cell.clients, symbols=cell.symbols))

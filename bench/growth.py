@@ -52,6 +52,8 @@ def _grown(run: Run, name: str, variant: dict[str, int]) -> Any:
 def _take_turns(run: Run, running: dict[str, tuple[Venue, Path]]) -> dict[str, list[float]]:
     """Orders per second of each size with each number of clients, round by round."""
     rates: dict[str, list[float]] = {}
+    for venue, world in running.values():  # until every broker's key is known
+        run.mix(venue, world, clients=CLIENTS[0], symbols=16)
     for _ in range(1 if run.quick else ROUNDS):
         for clients in CLIENTS:
             for size, (venue, world) in running.items():

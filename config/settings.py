@@ -38,6 +38,7 @@ RATE_LIMIT_CANCELS_BURST = 4_000
 RATE_LIMIT_KEYS_REMEMBERED = 10_000
 KEY_CACHE_SECONDS = 4.0  # a key that another process revoked is dead after it: within five seconds, says the contract
 KEY_CACHE_SIZE = 10_000
+KEY_RENEWAL_SECONDS = 300.0  # for so long after its last use a key is asked about again before it is needed
 
 # --- Limits of the write path ---------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """Who is asking: bearer keys, shown once, kept as a public prefix and the SHA-256 of a 256-bit secret.
 
-Keys are remembered for `KEY_CACHE_SECONDS`, by the SHA-256 of the whole key: no query per request, and a key that
-another process revokes is dead after that time. What was never a key, or is revoked, is not remembered.
+Keys are believed for `KEY_CACHE_SECONDS`, by the SHA-256 of the whole key: no query per request, and a key that
+another process revokes is dead after that time. Those in use are asked about again before it ends, all in one query.
+What was never a key, or is revoked, is not remembered.
 """
 
 import hashlib
@@ -9,13 +10,16 @@ import hmac
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from math import inf
 from threading import Lock
 from typing import NamedTuple
 
+import structlog
 from django.conf import settings
+from django.db import DatabaseError
 from django.utils import timezone
 
 from exchange.errors import Unauthenticated
@@ -24,6 +28,7 @@ from exchange.rules import Scope
 
 _KEY = re.compile(r"brs_([0-9a-f]{12})_([0-9a-f]{64})")
 _KEY_LENGTH = len("brs_") + 12 + len("_") + 64
+_log = structlog.get_logger(__name__)
 _NO_HASH = bytes(32)  # what an unknown prefix is compared with, so that it takes as long as a known one
 
 
@@ -57,6 +62,9 @@ class _KnownKeys:
 
     def __init__(self) -> None:
         self.by_digest: dict[bytes, _Known] = {}  # the one looked up last comes last
+        self.used_at: dict[bytes, float] = {}
+        self.renewed_at = -inf
+        self.renewing = Lock()
         self.forgotten = 0
         self._lock = Lock()
 
@@ -69,6 +77,25 @@ class _KnownKeys:
             self.by_digest[digest] = known
             if len(self.by_digest) > settings.KEY_CACHE_SIZE:
                 del self.by_digest[next(iter(self.by_digest))]
+
+    def in_use(self, since: float) -> dict[bytes, str]:
+        """The prefixes of the remembered keys that were used since then; when others were is forgotten."""
+        prefixes = {}
+        for digest, used_at in list(self.used_at.items()):
+            known = self.by_digest.get(digest)
+            if known is None or used_at < since:
+                self.used_at.pop(digest, None)
+            else:
+                prefixes[digest] = known.principal.key_prefix
+        return prefixes
+
+    def renew(self, digests: Iterable[bytes], alive: Container[str], until: float) -> None:
+        """Go on believing those of these keys that are alive, but for those that have been forgotten meanwhile."""
+        with self._lock:
+            for digest in digests:
+                known = self.by_digest.get(digest)
+                if known is not None and known.principal.key_prefix in alive:
+                    self.by_digest[digest] = known._replace(believed_until=until)
 
     def forget(self, prefix: str) -> None:
         with self._lock:
@@ -96,15 +123,42 @@ def principal_of_key(key: str, clock: Callable[[], float] = time.monotonic) -> P
         known = _look_up(key, digest, clock)
     if _has_expired(known):
         raise Unauthenticated
+    _known_keys.used_at[digest] = clock()
     return known.principal
 
 
 def known_principal(key: str, clock: Callable[[], float] = time.monotonic) -> Principal | None:
     """Whom this key stands for, if that was looked up a moment ago."""
-    known = _known_keys.by_digest.get(_hash(key)) if key.isascii() else None
-    if known is None or clock() >= known.believed_until or _has_expired(known):
+    digest = _hash(key) if key.isascii() else b""
+    known = _known_keys.by_digest.get(digest)
+    if known is None or (now := clock()) >= known.believed_until or _has_expired(known):
         return None
+    _known_keys.used_at[digest] = now
     return known.principal
+
+
+def renew_known(clock: Callable[[], float] = time.monotonic) -> None:
+    """Ask about all keys in use in one query, when half of the time is over for which they are believed.
+
+    Else each would be asked about by itself: with a thousand brokers that is every other request.
+    """
+    if clock() < _known_keys.renewed_at + settings.KEY_CACHE_SECONDS / 2:
+        return
+    if _known_keys.renewing.acquire(blocking=False):
+        try:
+            _renew(clock)
+        except DatabaseError as error:  # each is asked about by itself, then
+            _log.warning("keys_not_renewed", error=str(error))
+        finally:
+            _known_keys.renewing.release()
+
+
+def _renew(clock: Callable[[], float]) -> None:
+    now = _known_keys.renewed_at = clock()
+    prefixes = _known_keys.in_use(since=now - settings.KEY_RENEWAL_SECONDS)
+    if prefixes:
+        alive = ApiKey.objects.filter(prefix__in=list(prefixes.values()), revoked_at=None)
+        _known_keys.renew(prefixes, set(alive.values_list("prefix", flat=True)), until=now + settings.KEY_CACHE_SECONDS)
 
 
 def forget_key(prefix: str) -> None:

@@ -1,5 +1,6 @@
 """Django's WSGI handler, with requests that no Content-Type can break and answers in one piece."""
 
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,10 +15,13 @@ from django.http.response import HttpResponseBase
 
 from exchange import short_way
 from exchange.errors import Overloaded
+from exchange.keys import renew_known
 from exchange.middleware import STARTED, request_id_of
 from exchange.problems import problem_response
 from exchange.short_way import Errand
 
+# One at a time: hundreds of threads at it would keep the one that executes orders from the interpreter.
+_refusing = threading.Lock()
 _FOR_BROWSERS = ("/admin/", "/static/", "/docs")  # cookies, files, pages: Django's own way
 
 
@@ -63,6 +67,7 @@ class ExchangeHandler(WSGIHandler):
         if _is_for_a_book(environ) and self._takes_no_orders():
             return _refused(environ, start_response)
         try:
+            renew_known()
             errand = self._errand_of(environ)
             reply = short_way.run(errand, environ) if errand else None
             if reply:
@@ -96,10 +101,11 @@ def _refused(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     """
     with suppress(OSError):
         environ["wsgi.input"].read(settings.MAX_BATCH_BODY_BYTES)
-    request_id = request_id_of(environ)
-    response = problem_response(SimpleNamespace(request_id=request_id), Overloaded())
-    response["X-Request-Id"] = request_id
-    return _answer(response, start_response)
+    with _refusing:
+        request_id = request_id_of(environ)
+        response = problem_response(SimpleNamespace(request_id=request_id), Overloaded())
+        response["X-Request-Id"] = request_id
+        return _answer(response, start_response)
 
 
 def _answer(response: HttpResponseBase, start_response: Any) -> list[bytes]:

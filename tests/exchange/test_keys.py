@@ -7,13 +7,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries, Settings
 
 from exchange import keys, services
 from exchange.errors import Unauthenticated
-from exchange.keys import new_key, principal_of_key
+from exchange.keys import known_principal, new_key, principal_of_key, renew_known
 from exchange.models import ApiKey
 from exchange.rules import Scope
 from tests import trading
@@ -35,6 +35,11 @@ def is_good(key: str, seconds: float = 0) -> bool:
     except Unauthenticated:
         return False
     return True
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_known() -> None:
+    keys._known_keys = keys._KnownKeys()
 
 
 @pytest.fixture
@@ -87,6 +92,68 @@ def test_a_key_revoked_while_it_is_looked_up_is_not_remembered(key: str) -> None
         assert is_good(key)  # it was, when the database was asked
 
     assert not is_good(key)
+
+
+def test_keys_in_use_are_renewed_together(
+    alice: Client, django_assert_num_queries: DjangoAssertNumQueries, settings: Settings
+) -> None:
+    settings.KEY_RENEWAL_SECONDS = 1.5
+    used = [services.issue_key("alice")[1] for _ in range(20)]
+    unused = services.issue_key("alice")[1]
+    renew_known(at(0))
+    assert all(is_good(key) for key in [*used, unused])
+    renew_known(at(SECONDS / 2))
+    assert all(is_good(key, 3) for key in used)
+
+    with django_assert_num_queries(0):
+        renew_known(at(SECONDS - 0.001))  # not yet
+    with django_assert_num_queries(1):
+        renew_known(at(SECONDS))
+    with django_assert_num_queries(0):
+        assert all(known_principal(key, at(2 * SECONDS - 0.001)) == principal_of_key(key, at(5)) for key in used)
+        assert [known_principal(key, at(2 * SECONDS)) for key in used] == [None] * 20
+        assert known_principal(unused, at(1.5 * SECONDS)) is None
+
+
+def test_a_key_revoked_elsewhere_is_not_renewed(key: str) -> None:
+    renew_known(at(0))
+    assert is_good(key)
+    ApiKey.objects.filter(pk=key.split("_")[1]).update(revoked_at=timezone.now())
+    renew_known(at(SECONDS / 2))
+
+    assert is_good(key, SECONDS - 0.001)
+    assert not is_good(key, SECONDS)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_key_revoked_while_all_are_renewed_is_dead(key: str) -> None:
+    renew_known(at(0))
+    assert is_good(key)
+
+    def revoke_after(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
+        result = execute(sql, *args)
+        if ApiKey.objects.get(pk=key.split("_")[1]).revoked_at is None:
+            services.revoke_key("alice", key.split("_")[1])
+        return result
+
+    calls = iter([revoke_after])
+    with connection.execute_wrapper(lambda execute, *args: next(calls, lambda e, *a: e(*a))(execute, *args)):
+        renew_known(at(SECONDS / 2))
+
+    assert not is_good(key, SECONDS / 2)
+
+
+def test_without_a_database_keys_are_believed_as_long_as_ever(key: str, caplog: pytest.LogCaptureFixture) -> None:
+    renew_known(at(0))
+    assert is_good(key)
+
+    def fail(*_: Any) -> Any:
+        raise OperationalError("away")
+
+    with connection.execute_wrapper(fail):
+        renew_known(at(SECONDS / 2))
+        assert is_good(key, SECONDS - 0.001)
+    assert "keys_not_renewed" in caplog.text
 
 
 def test_an_expired_key_is_dead_although_it_is_remembered(alice: Client) -> None:
