@@ -2,7 +2,8 @@
 
 import http.client
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -35,6 +36,21 @@ def is_good(key: str, seconds: float = 0) -> bool:
     except Unauthenticated:
         return False
     return True
+
+
+@contextmanager
+def revoked_after_the_next_query(key: str) -> Iterator[None]:
+    """The database is asked, and before its answer is used the key is revoked."""
+
+    def revoke_after(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
+        result = execute(sql, *args)
+        if ApiKey.objects.get(pk=key.split("_")[1]).revoked_at is None:
+            services.revoke_key("alice", key.split("_")[1])
+        return result
+
+    calls = iter([revoke_after])
+    with connection.execute_wrapper(lambda execute, *args: next(calls, lambda e, *a: e(*a))(execute, *args)):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -81,14 +97,7 @@ def test_a_key_revoked_elsewhere_is_dead_two_seconds_after_it_was_looked_up(key:
 
 @pytest.mark.django_db(transaction=True)
 def test_a_key_revoked_while_it_is_looked_up_is_not_remembered(key: str) -> None:
-    def revoke_after(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
-        result = execute(sql, *args)
-        if ApiKey.objects.get(pk=key.split("_")[1]).revoked_at is None:
-            services.revoke_key("alice", key.split("_")[1])
-        return result
-
-    calls = iter([revoke_after])
-    with connection.execute_wrapper(lambda execute, *args: next(calls, lambda e, *a: e(*a))(execute, *args)):
+    with revoked_after_the_next_query(key):
         assert is_good(key)  # it was, when the database was asked
 
     assert not is_good(key)
@@ -129,15 +138,7 @@ def test_a_key_revoked_elsewhere_is_not_renewed(key: str) -> None:
 def test_a_key_revoked_while_all_are_renewed_is_dead(key: str) -> None:
     renew_known(at(0))
     assert is_good(key)
-
-    def revoke_after(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
-        result = execute(sql, *args)
-        if ApiKey.objects.get(pk=key.split("_")[1]).revoked_at is None:
-            services.revoke_key("alice", key.split("_")[1])
-        return result
-
-    calls = iter([revoke_after])
-    with connection.execute_wrapper(lambda execute, *args: next(calls, lambda e, *a: e(*a))(execute, *args)):
+    with revoked_after_the_next_query(key):
         renew_known(at(SECONDS / 2))
 
     assert not is_good(key, SECONDS / 2)
