@@ -224,7 +224,7 @@ def naive_venue(on: Servers, database: str, world: dict[str, Any]) -> Iterator[V
     env = environment(on.postgres.url(database), on.valkey_url())
     env |= {"DJANGO_SETTINGS_MODULE": "bench.naive.settings"}
     port = free_port()
-    command = [*web.command(port)[:-1], "bench.naive.wsgi:application"]
+    command = [*web.command(port)[:-1], "bench.naive.rsgi:application"]
     child = Child("naive", command, FOLDER / "naive.log", env, ROOT)
     with _running(Venue(on, database, env, port, {"web": child}, world)) as running:
         yield running

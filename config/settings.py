@@ -38,6 +38,7 @@ RATE_LIMIT_CANCELS_BURST = 4_000
 RATE_LIMIT_KEYS_REMEMBERED = 10_000
 KEY_CACHE_SECONDS = 4.0  # a key that another process revoked is dead after it: within five seconds, says the contract
 KEY_CACHE_SIZE = 10_000
+WEB_THREADS = 400  # of a web process, for all but the usual order and cancel
 KEY_RENEWAL_SECONDS = 300.0  # for so long after its last use a key is asked about again before it is needed
 
 # --- Limits of the write path ---------------------------------------------------------------------------------------
@@ -46,7 +47,6 @@ MAX_MAKERS_PER_COMMAND = 20_000  # a taker that would fill more resting orders t
 MAX_OPEN_ORDERS = 100_000  # of one broker in one instrument
 SEQUENCER_BATCH = 200  # commands in one transaction, unless one request brings more
 SEQUENCER_BATCH_SECONDS = 0.25  # how long a transaction may be expected to take
-SEQUENCER_GATHER_FROM = 4  # requests in the last list: then the next one waits for more
 SEQUENCER_QUEUE_REQUESTS = 128  # waiting; more are refused,
 SEQUENCER_QUEUE_COMMANDS = 4_000  # as they are when they bring so many already
 SWEEP_BATCH = 500  # orders cancelled or expired in one transaction
@@ -79,9 +79,9 @@ DATABASE_NETWORK_TIMEOUTS = {  # a host or network that went silent, which no ti
 DATABASE_LOCK_TIMEOUT_MS = 2_000
 DATABASE_STATEMENT_TIMEOUT_MS = 15_000
 DATABASE_IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
-SEQUENCER_GATHER_SECONDS = 0.012
 SEQUENCER_PATIENCE_SECONDS = 5.0  # then a request takes back what still waits,
 SEQUENCER_LAST_PATIENCE_SECONDS = 5.0  # and gives what is under way this long to end
+WEB_BODY_SECONDS = 30.0  # a request's, to come in
 VALKEY_TIMEOUT_SECONDS = 0.5
 HEARTBEAT_SECONDS = 1.0
 EXPIRY_SWEEP_SECONDS = 1.0
@@ -91,11 +91,11 @@ TASK_TIME_LIMIT_SECONDS = 30
 WEBHOOK_DEADLINE_SECONDS = 5.0  # of one attempt, from the dial to the end of the answer
 WEBHOOK_KEEPALIVE_SECONDS = 1.0  # a connection unused for longer may be closed by the receiver just when it is used
 WEBHOOK_WAKE_UP_TIMEOUT_SECONDS = 0.1  # then the hint is lost, and the next second's drain does without
-WEBHOOK_WAKE_UP_PAUSE_SECONDS = 0.05  # between hints
+WEBHOOK_WAKE_UP_PAUSE_SECONDS = 0.25  # between hints; less than a dispatcher lingers, which needs none
 WEBHOOK_MESSAGE_SECONDS = 10.0
 WEBHOOK_DRAIN_EVERY_SECONDS = 1.0
-WEBHOOK_LINGER_SECONDS = 0.2  # how long a dispatcher with nothing to do waits for more
-WEBHOOK_POLL_SECONDS = 0.1  # how often a busy one looks for more when no hint comes
+WEBHOOK_LINGER_SECONDS = 0.3  # how long a dispatcher with nothing to do waits for more
+WEBHOOK_POLL_SECONDS = 0.03  # how often a busy one looks for more, and notes what became of what it sent
 
 # --- Django ---------------------------------------------------------------------------------------------------------
 

@@ -13,13 +13,12 @@ import time
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from math import inf
 from threading import Lock
 from typing import NamedTuple
 
 import structlog
 from django.conf import settings
-from django.db import DatabaseError
+from django.db import Error as DatabaseFailure
 from django.utils import timezone
 
 from exchange.errors import Unauthenticated
@@ -63,8 +62,6 @@ class _KnownKeys:
     def __init__(self) -> None:
         self.by_digest: dict[bytes, _Known] = {}  # the one looked up last comes last
         self.used_at: dict[bytes, float] = {}
-        self.renewed_at = -inf
-        self.renewing = Lock()
         self.forgotten = 0
         self._lock = Lock()
 
@@ -138,27 +135,21 @@ def known_principal(key: str, clock: Callable[[], float] = time.monotonic) -> Pr
 
 
 def renew_known(clock: Callable[[], float] = time.monotonic) -> None:
-    """Ask about all keys in use in one query, when half of the time is over for which they are believed.
+    """Ask about all keys in use in one query, and go on believing those that are alive.
 
-    Else each would be asked about by itself: with a thousand brokers that is every other request.
+    Else each would be asked about by itself when its time is over: with a thousand brokers that is every other request.
     """
-    if clock() < _known_keys.renewed_at + settings.KEY_CACHE_SECONDS / 2:
-        return
-    if _known_keys.renewing.acquire(blocking=False):
-        try:
-            _renew(clock)
-        except DatabaseError as error:  # each is asked about by itself, then
-            _log.warning("keys_not_renewed", error=str(error))
-        finally:
-            _known_keys.renewing.release()
-
-
-def _renew(clock: Callable[[], float]) -> None:
-    now = _known_keys.renewed_at = clock()
+    now = clock()
     prefixes = _known_keys.in_use(since=now - settings.KEY_RENEWAL_SECONDS)
-    if prefixes:
-        alive = ApiKey.objects.filter(prefix__in=list(prefixes.values()), revoked_at=None)
-        _known_keys.renew(prefixes, set(alive.values_list("prefix", flat=True)), until=now + settings.KEY_CACHE_SECONDS)
+    if not prefixes:
+        return
+    asked = ApiKey.objects.filter(prefix__in=list(prefixes.values()), revoked_at=None)
+    try:
+        alive = set(asked.values_list("prefix", flat=True))
+    except DatabaseFailure as error:  # each is asked about by itself, then
+        _log.warning("keys_not_renewed", error=str(error))
+    else:
+        _known_keys.renew(prefixes, alive, until=now + settings.KEY_CACHE_SECONDS)
 
 
 def forget_key(prefix: str) -> None:

@@ -7,10 +7,9 @@ was done and nothing was counted.
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from io import BytesIO
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -25,7 +24,10 @@ from exchange.middleware import STARTED, log_request, request_id_of
 from exchange.problems import problem_response, refusal_of
 from exchange.wire import encoded
 
+Environ = dict[str, Any]  # of WSGI
+
 MEDIA_TYPE = "application/json"
+_USUAL_TYPES = {MEDIA_TYPE, f"{MEDIA_TYPE}; charset=utf-8"}  # what clients send that nobody told what to send
 _SCHEME = "Bearer "
 _LENGTH = re.compile(r"[0-9]{1,9}")
 
@@ -41,8 +43,8 @@ class Answer(NamedTuple):
 class Reply(NamedTuple):
     """What goes over the wire."""
 
-    status: HTTPStatus
-    headers: dict[str, str]
+    status: int
+    headers: list[tuple[str, str]]
     content: bytes
 
 
@@ -52,7 +54,7 @@ class Errand:
 
     principal: Principal
     limit: Limit
-    carry_out: Callable[[], Answer]
+    carry_out: Callable[[], Awaitable[Answer]]
 
 
 def principal_of(environ: Mapping[str, Any]) -> Principal | None:
@@ -61,43 +63,42 @@ def principal_of(environ: Mapping[str, Any]) -> Principal | None:
     return known_principal(authorization[len(_SCHEME) :]) if authorization.startswith(_SCHEME) else None
 
 
-def body_of(environ: dict[str, Any]) -> bytes | None:
+def body_of(environ: Environ) -> bytes | None:
     """The body of a POST if it is JSON, of a length that was told and is allowed; it can be read again."""
     length = environ.get("CONTENT_LENGTH", "")
-    if environ.get("CONTENT_TYPE") != MEDIA_TYPE or "HTTP_TRANSFER_ENCODING" in environ:
+    if environ.get("CONTENT_TYPE") not in _USUAL_TYPES or "HTTP_TRANSFER_ENCODING" in environ:
         return None
     if not _LENGTH.fullmatch(length) or not 0 < int(length) <= settings.MAX_BODY_BYTES:
         return None
     try:
-        body: bytes = environ["wsgi.input"].read(int(length))
+        body: bytes = environ["wsgi.input"].read()
     except OSError:
-        body = b""  # the long way says that it ended too early
-    environ["wsgi.input"] = BytesIO(body)
+        return None
+    environ["wsgi.input"].seek(0)
     return body if len(body) == int(length) else None
 
 
-def run(errand: Errand, environ: Mapping[str, Any]) -> Reply | None:
+async def run(errand: Errand, environ: Environ) -> Reply | None:
     """Carry it out; None, and nothing was done, when its key has used up its limit."""
     allowance = errand.limit.take(errand.principal.key_prefix, 1, time.monotonic_ns())
     if not allowance.is_granted:
         return None
     request_id = request_id_of(environ)
     structlog.contextvars.bind_contextvars(request_id=request_id)
-    reply = _reply(errand, request_id)
-    reply.headers.update(_FOR_ALL, **errand.limit.headers(allowance))
-    reply.headers["X-Request-Id"] = request_id
+    status, headers, content = await _answered(errand, request_id)
+    headers = _FOR_ALL | headers | errand.limit.headers(allowance) | {"X-Request-Id": request_id}
     method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-    log_request(method, path, reply.status, errand.principal, request_id, environ[STARTED])
-    return reply
+    log_request(method, path, status, errand.principal, request_id, environ[STARTED])
+    return Reply(status, list(headers.items()), content)
 
 
-def _reply(errand: Errand, request_id: str) -> Reply:
+async def _answered(errand: Errand, request_id: str) -> tuple[int, dict[str, str], bytes]:
     try:
-        body, status, headers = errand.carry_out()
-        return Reply(status, {"Content-Type": MEDIA_TYPE, **headers}, encoded(body))
+        body, status, headers = await errand.carry_out()
+        return status, {"Content-Type": MEDIA_TYPE, **headers}, encoded(body)
     except Exception as exception:
         response = problem_response(SimpleNamespace(request_id=request_id), refusal_of(exception))
-        return Reply(HTTPStatus(response.status_code), dict(response.items()), response.content)
+        return response.status_code, dict(response.items()), response.content
 
 
 def _said_to_all() -> dict[str, str]:

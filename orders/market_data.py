@@ -138,8 +138,7 @@ def quote(symbol: str, side: Side, quantity: int) -> Quote:
 def _makers(symbol: str, side: Side, quantity: int) -> list[tuple[Decimal, int]]:
     """Price and remaining quantity of the orders a market order would meet, as many as one order may fill."""
     with connection.cursor() as cursor:
-        _, _, reachable = store.read_books(cursor, [], [store.Demand(symbol, side, quantity)])
-    orders = [store.order_state(row) for row in reachable.get((symbol, side), [])]
+        orders = store.read_reachable(cursor, store.Demand(symbol, side, quantity))
     return [(order.limit, order.remaining_quantity) for order in orders[: settings.MAX_MAKERS_PER_COMMAND]]
 
 

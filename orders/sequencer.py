@@ -1,16 +1,18 @@
 """Where requests hand in their commands and wait for the outcome.
 
-One of the waiting requests leads: it executes what has queued meanwhile, whatever books it is for, as one list in one
-transaction, with one commit for all of it, and hands the lead on. When little is asked the list is one command long and
-nothing waits; when more is asked the lists grow by themselves. Other processes do the same: it is the locks that keep
-every book right.
+The request that waits in front leads, or has a thread lead when it waits on the event loop: what has queued meanwhile
+is executed, whatever books it is for, as one list in one transaction, with one commit for all of it, and the lead is
+handed on. When little is asked the list is one command long and nothing waits; when more is asked the lists grow by
+themselves. Other processes do the same: it is the locks that keep every book right.
 """
 
+import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from typing import overload
 
 import structlog
@@ -23,6 +25,7 @@ from orders import services, store
 from orders.commands import Accepted, Cancelled, CancelOrder, Command, Outcome, PlaceOrder, Replayed, Swept
 
 _log = structlog.get_logger(__name__)
+_leader = ThreadPoolExecutor(1, "leader")  # of the lists whose first request waits on an event loop
 
 
 @overload
@@ -31,7 +34,20 @@ def submit(command: PlaceOrder) -> Accepted | Replayed: ...
 def submit(command: CancelOrder) -> Cancelled: ...
 def submit(command: PlaceOrder | CancelOrder) -> Accepted | Replayed | Cancelled | Swept:
     """Run one command now and answer with its outcome; a refusal is raised."""
-    (outcome,) = submit_all([command])
+    return _done(submit_all([command]))
+
+
+@overload
+async def submit_in_loop(command: PlaceOrder) -> Accepted | Replayed: ...
+@overload
+async def submit_in_loop(command: CancelOrder) -> Cancelled: ...
+async def submit_in_loop(command: PlaceOrder | CancelOrder) -> Accepted | Replayed | Cancelled | Swept:
+    """The same for who waits on an event loop."""
+    return _done(await _sequencer.submit_in_loop([command]))
+
+
+def _done(outcomes: list[Outcome]) -> Accepted | Replayed | Cancelled | Swept:
+    (outcome,) = outcomes
     if isinstance(outcome, ExchangeError):
         raise outcome
     return outcome
@@ -55,22 +71,89 @@ def is_full() -> bool:
 
 
 class Ticket:
-    """A request's commands, where it waits, and what it is called for: their outcomes, or the lead."""
+    """Commands that wait together: for their outcomes, or until the first of them is to lead."""
 
-    __slots__ = ("_uncalled", "commands", "leads", "outcomes")
+    __slots__ = ("commands", "leads", "outcomes")
 
     def __init__(self, commands: Sequence[Command]) -> None:
         self.commands = commands
         self.outcomes: list[Outcome] = []
         self.leads = False
+
+    def appoint(self) -> None:
+        """It is the first of those that wait: have it lead."""
+        raise NotImplementedError
+
+    def call(self) -> None:
+        """Its outcomes are there."""
+        raise NotImplementedError
+
+
+class ThreadTicket(Ticket):
+    """A thread waits, and leads itself."""
+
+    __slots__ = ("_uncalled",)
+
+    def __init__(self, commands: Sequence[Command]) -> None:
+        super().__init__(commands)
         self._uncalled = threading.Lock()  # the cheapest thing that can be waited for
         self._uncalled.acquire()
 
-    def call(self) -> None:
+    def appoint(self) -> None:
+        self.leads = True
         self._uncalled.release()
+
+    def call(self) -> None:
+        if not self.leads:  # else who asks is here
+            self._uncalled.release()
 
     def is_called_within(self, seconds: float) -> bool:
         return self._uncalled.acquire(timeout=seconds)
+
+
+class LoopTicket(Ticket):
+    """A request on the event loop waits, and has a thread lead."""
+
+    __slots__ = ("_lead", "_mailbox", "answered")
+
+    def __init__(self, commands: Sequence[Command], mailbox: "Mailbox", lead: Callable[[], None]) -> None:
+        super().__init__(commands)
+        self._mailbox, self._lead = mailbox, lead
+        self.answered: asyncio.Future[None] = mailbox.loop.create_future()
+
+    def appoint(self) -> None:
+        self.leads = True
+        _leader.submit(self._lead)
+
+    def call(self) -> None:
+        self._mailbox.put(self.answered)
+
+    def refuse(self, refusal: ExchangeError) -> None:
+        if not self.answered.done():
+            self.answered.set_exception(refusal)
+
+
+class Mailbox:
+    """Answers the futures of one event loop from other threads: with one call into it for all that come together."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._futures: deque[asyncio.Future[None]] = deque()
+        self._is_called_for = False
+
+    def put(self, future: asyncio.Future[None]) -> None:
+        self._futures.append(future)
+        if not self._is_called_for:
+            self._is_called_for = True
+            with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
+                self.loop.call_soon_threadsafe(self._empty)
+
+    def _empty(self) -> None:
+        self._is_called_for = False  # first: what is put from now on is called for again
+        while self._futures:
+            future = self._futures.popleft()
+            if not future.done():
+                future.set_result(None)
 
 
 class Sequencer:
@@ -82,15 +165,31 @@ class Sequencer:
         self._commands_waiting = 0
         self._is_led = False
         self._seconds_per_command = 0.0  # of the last list
-        self._last_size = 0  # how many requests it served
+        self._mailbox: Mailbox | None = None  # of the loop that asked last: a web process has one
 
     def submit(self, commands: Sequence[Command]) -> list[Outcome]:
-        ticket = Ticket(commands)
+        ticket = ThreadTicket(commands)
         self._queue(ticket)
         if not ticket.is_called_within(settings.SEQUENCER_PATIENCE_SECONDS):
-            self._withdraw(ticket)
+            self._require_under_way(ticket)
+            if not ticket.leads and not ticket.is_called_within(settings.SEQUENCER_LAST_PATIENCE_SECONDS):
+                raise OutcomeUnknown
         if ticket.leads:
             self._lead()
+        return ticket.outcomes
+
+    async def submit_in_loop(self, commands: Sequence[Command]) -> list[Outcome]:
+        loop = asyncio.get_running_loop()
+        mailbox = self._mailbox
+        if mailbox is None or mailbox.loop is not loop:
+            mailbox = self._mailbox = Mailbox(loop)
+        ticket = LoopTicket(commands, mailbox, self._lead_in_its_thread)
+        self._queue(ticket)
+        patience = loop.call_later(settings.SEQUENCER_PATIENCE_SECONDS, self._lose_patience, ticket)
+        try:
+            await ticket.answered
+        finally:
+            patience.cancel()
         return ticket.outcomes
 
     def is_full(self) -> bool:
@@ -107,27 +206,27 @@ class Sequencer:
             self._commands_waiting += len(ticket.commands)
             if not self._is_led:
                 self._is_led = True
-                self._appoint_first()
+                self._tickets[0].appoint()
 
-    def _appoint_first(self) -> None:
-        self._tickets[0].leads = True
-        self._tickets[0].call()
-
-    def _withdraw(self, ticket: Ticket) -> None:
-        """Take back what still waits; what does not is under way, and how it ends is not known in time."""
+    def _require_under_way(self, ticket: Ticket) -> None:
+        """Take back what still waits; what does not is under way, or its turn came just now."""
         with self._mutex:
-            if ticket.leads:  # its turn came just now, after all
-                return
-            if ticket in self._tickets:
+            if not ticket.leads and ticket in self._tickets:
                 self._tickets.remove(ticket)
                 self._commands_waiting -= len(ticket.commands)
                 raise Overloaded
-        if not ticket.is_called_within(settings.SEQUENCER_LAST_PATIENCE_SECONDS):
-            raise OutcomeUnknown
+
+    def _lose_patience(self, ticket: LoopTicket) -> None:
+        try:
+            self._require_under_way(ticket)
+        except Overloaded as refusal:
+            ticket.refuse(refusal)
+        else:
+            loop = ticket.answered.get_loop()
+            loop.call_later(settings.SEQUENCER_LAST_PATIENCE_SECONDS, ticket.refuse, OutcomeUnknown())
 
     def _lead(self) -> None:
-        """Execute what waits, one's own commands first, and call who is to lead next before those that are done."""
-        self._gather()
+        """Execute what waits, the first one's commands first, and appoint who leads next before calling who is done."""
         tickets = self._take()
         commands = [command for ticket in tickets for command in ticket.commands]
         outcomes: list[Outcome] = [OutcomeUnknown() for _ in commands]  # should this thread be torn down meanwhile
@@ -136,25 +235,18 @@ class Sequencer:
             outcomes = outcomes_of(commands)
         finally:
             self._seconds_per_command = (time.monotonic() - started) / len(commands)
-            self._last_size = len(tickets)
             self._hand_on()
             in_order = iter(outcomes)
             for ticket in tickets:
                 ticket.outcomes = [next(in_order) for _ in ticket.commands]
-                if not ticket.leads:  # that one is here
-                    ticket.call()
+                ticket.call()
 
-    def _gather(self) -> None:
-        """When much is asked, wait a moment for more of it.
-
-        Who leads at once finds what came in during the last list, and then competes for the interpreter with all who
-        read requests and write answers: lists stay small. Larger ones cost less for each; few at a time do not wait.
-        """
-        if self._last_size < settings.SEQUENCER_GATHER_FROM:
-            return
-        until = time.monotonic() + settings.SEQUENCER_GATHER_SECONDS
-        while len(self._tickets) < 2 * self._last_size and time.monotonic() < until:
-            time.sleep(settings.SEQUENCER_GATHER_SECONDS / 10)
+    def _lead_in_its_thread(self) -> None:
+        try:
+            with closing(connection):
+                self._lead()
+        except Exception as error:  # nobody waits for this thread's result
+            _log.error("leader_failed", exc_info=error)
 
     def _take(self) -> list[Ticket]:
         """The first tickets: as many commands as one transaction may have, and may last."""
@@ -177,7 +269,7 @@ class Sequencer:
         with self._mutex:
             self._is_led = bool(self._tickets)
             if self._is_led:
-                self._appoint_first()
+                self._tickets[0].appoint()
 
 
 def outcomes_of(commands: Sequence[Command], *, is_retry: bool = False, skip_busy: bool = False) -> list[Outcome]:

@@ -3,22 +3,24 @@
 import re
 import time
 from functools import partial
-from typing import Any
 from uuid import UUID
 
 from exchange import limits
 from exchange.errors import MalformedRequest
 from exchange.rules import Scope
-from exchange.short_way import Errand, body_of, principal_of
+from exchange.short_way import Answer, Environ, Errand, body_of, principal_of
+from exchange.threads import in_thread
 from exchange.wire import decoded
-from orders import quick_form
-from orders.commands import PlaceOrder
-from orders.views import cancel, place
+from orders import quick_form, sequencer
+from orders.commands import CancelOrder, PlaceOrder, Replayed
+from orders.views import cancelled, cancelling, placed
+
+MANY_TRADES = 100  # to put more into an answer takes long enough to be noticed by all others on the loop
 
 _ORDER = re.compile(r"/orders/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 
 
-def errand_of(environ: dict[str, Any]) -> Errand | None:
+def errand_of(environ: Environ) -> Errand | None:
     """What a request asks for, if it is one of the two, and in a form that is beyond doubt."""
     match environ["REQUEST_METHOD"], environ["PATH_INFO"]:
         case "POST", "/orders":
@@ -29,7 +31,7 @@ def errand_of(environ: dict[str, Any]) -> Errand | None:
     return None
 
 
-def _placing(environ: dict[str, Any]) -> Errand | None:
+def _placing(environ: Environ) -> Errand | None:
     body = body_of(environ)
     principal = principal_of(environ)  # not before: a client may be slow to send, and its key be revoked meanwhile
     if body is None or principal is None or Scope.TRADE not in principal.scopes:
@@ -43,11 +45,25 @@ def _placing(environ: dict[str, Any]) -> Errand | None:
         return None
     if values is None or values["broker_id"] != principal.broker_id:
         return None
-    return Errand(principal, limit, partial(place, PlaceOrder(**values)))
+    return Errand(principal, limit, partial(_place, PlaceOrder(**values)))
 
 
-def _cancelling(environ: dict[str, Any], order_id: UUID) -> Errand | None:
+async def _place(command: PlaceOrder) -> Answer:
+    outcome = await sequencer.submit_in_loop(command)
+    if isinstance(outcome, Replayed) or len(outcome.trades) > MANY_TRADES:
+        return await in_thread(placed, outcome)
+    return placed(outcome)
+
+
+def _cancelling(environ: Environ, order_id: UUID) -> Errand | None:
     principal = principal_of(environ)
     if principal is None or not {Scope.TRADE, Scope.OPERATOR} & principal.scopes:
         return None
-    return Errand(principal, limits.cancels(), partial(cancel, order_id, principal))
+    return Errand(principal, limits.cancels(), partial(_cancel, cancelling(order_id, principal)))
+
+
+async def _cancel(command: CancelOrder) -> Answer:
+    outcome = await sequencer.submit_in_loop(command)
+    if len(outcome.trades) > MANY_TRADES:
+        return await in_thread(cancelled, outcome)
+    return cancelled(outcome)

@@ -37,7 +37,7 @@ from orders.bodies import (
     TapePage,
     TapeTrade,
 )
-from orders.commands import Accepted, CancelOrder, Outcome, PlaceOrder, Replayed
+from orders.commands import Accepted, Cancelled, CancelOrder, Outcome, PlaceOrder, Replayed
 from orders.filters import OrderFilters, TradeFilters
 from orders.models import Order, Trade
 from orders.serializers import (
@@ -64,17 +64,19 @@ PLACE_REFUSALS = (
 REPLAYED = {"Idempotent-Replayed": "true"}
 
 
-def place(command: PlaceOrder) -> Answer:
+def placed(outcome: Accepted | Replayed) -> Answer:
     """The order as it stands after matching, or as it is now if it was placed before."""
-    outcome = sequencer.submit(command)
     if isinstance(outcome, Replayed):
         return Answer(reading.order_body(Order.objects.filter(pk=outcome.order_id)), headers=REPLAYED)
     return Answer(_accepted_body(outcome), HTTPStatus.CREATED)
 
 
-def cancel(order_id: UUID, principal: Principal) -> Answer:
+def cancelling(order_id: UUID, principal: Principal) -> CancelOrder:
+    return CancelOrder(order_id, principal.broker_id, _reason(principal))
+
+
+def cancelled(outcome: Cancelled) -> Answer:
     """The order, cancelled, with all its trades."""
-    outcome = sequencer.submit(CancelOrder(order_id, principal.broker_id, _reason(principal)))
     return Answer(OrderBody.with_trades(outcome.order, outcome.trades, outcome.price_decimals))
 
 
@@ -96,7 +98,7 @@ class OrdersView(ExchangeView):
         headers=[header("Idempotent-Replayed", "The order was placed before.", on=[200], required=True, enum=["true"])],
     )
     def post(self, request: HttpRequest) -> Response:
-        return Response(*place(PlaceOrder(**self.body)))
+        return Response(*placed(sequencer.submit(PlaceOrder(**self.body))))
 
     @documented(
         "find_order", "Find an order by its client_order_id", {200: OrderBody}, [errors.OrderNotFound], tags=["orders"]
@@ -207,7 +209,7 @@ class OrderView(ExchangeView):
         tags=["orders"],
     )
     def delete(self, request: HttpRequest, order_id: UUID) -> Response:
-        return Response(*cancel(order_id, self.principal))
+        return Response(*cancelled(sequencer.submit(cancelling(order_id, self.principal))))
 
 
 class BrokerOrdersView(ExchangeView):

@@ -4,7 +4,6 @@ A claim is committed before anything is sent, and nothing claimed is ever claime
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Self
 from uuid import UUID
@@ -87,10 +86,14 @@ class Claims:
         cursor = await self._connection.execute(_DUE, [counted_up_to])
         return [Endpoint(*row) for row in await cursor.fetchall()]
 
-    async def claim(self, rooms: Sequence[tuple[Endpoint, int]]) -> list[Claim]:
-        """Claim up to so many deliveries of each endpoint, oldest first; none where the URL changed meanwhile."""
+    async def settle_and_claim(self, outcomes: Sequence[Outcome], rooms: Sequence[tuple[Endpoint, int]]) -> list[Claim]:
+        """Note what became of earlier attempts, and claim up to so many deliveries of each endpoint, oldest first.
+
+        One statement and one commit for both; nothing is claimed where the URL changed meanwhile.
+        """
         wanted = [{"id": endpoint.subscription_id, "url": endpoint.url, "room": room} for endpoint, room in rooms]
-        cursor = await self._connection.execute(_CLAIM, [msgspec.json.encode(wanted).decode()])
+        parameters = [msgspec.json.encode(rows).decode() for rows in (outcomes, wanted)]
+        cursor = await self._connection.execute(_SETTLE_AND_CLAIM, parameters)
         return [Claim(*row) for row in await cursor.fetchall()]
 
     async def discard(self, subscription_ids: Sequence[UUID]) -> None:
@@ -99,15 +102,9 @@ class Claims:
             _DISCARD, [DeliveryError.SUBSCRIPTION_DELETED, list(subscription_ids), _DISCARDED_AT_ONCE]
         )
 
-    async def complete(self, outcomes: Sequence[Outcome]) -> None:
-        await self._connection.execute(_COMPLETE, [msgspec.json.encode(outcomes).decode()])
-
     async def give_back(self, claims: Sequence[Claim]) -> None:
         """Make what was claimed and not sent due again."""
         await self._connection.execute(_GIVE_BACK, [[claim.delivery_id for claim in claims]])
-
-    def transaction(self) -> AbstractAsyncContextManager[psycopg.AsyncTransaction]:
-        return self._connection.transaction()
 
 
 _LANES = "ARRAY[subscription.url, subscription.broker_id || ' ' || subscription.event_type]"
@@ -137,9 +134,16 @@ CROSS JOIN LATERAL (
 ORDER BY due.id
 """
 
+# What is completed was claimed before, and what is claimed was not: the two updates never meet in a row.
 # By its estimate of how many are chosen it would read both tables whole when much is due; of an array it expects few.
-_CLAIM = f"""
-WITH chosen AS (
+_SETTLE_AND_CLAIM = f"""
+WITH completed AS (
+  UPDATE webhooks_delivery delivery
+  SET completed_at = clock_timestamp(), status_code = row.status_code, error = coalesce(row.error, ''),
+      duration_ms = row.duration_ms
+  FROM json_to_recordset(%s::json) AS row(id uuid, status_code smallint, error text, duration_ms int)
+  WHERE delivery.id = row.id
+), chosen AS (
   SELECT delivery.id
   FROM json_to_recordset(%s::json) AS wanted(id uuid, url text, room int)
   JOIN webhooks_subscription subscription
@@ -164,14 +168,6 @@ WHERE id = ANY(ARRAY(
     SELECT id FROM webhooks_delivery
     WHERE subscription_id BETWEEN deleted.id AND deleted.id AND claimed_at IS NULL
     ORDER BY subscription_id, id LIMIT %s FOR UPDATE SKIP LOCKED) delivery))
-"""
-
-_COMPLETE = """
-UPDATE webhooks_delivery delivery
-SET completed_at = clock_timestamp(), status_code = row.status_code, error = coalesce(row.error, ''),
-    duration_ms = row.duration_ms
-FROM json_to_recordset(%s::json) AS row(id uuid, status_code smallint, error text, duration_ms int)
-WHERE delivery.id = row.id
 """
 
 _GIVE_BACK = "UPDATE webhooks_delivery SET claimed_at = NULL WHERE id = ANY(%s) AND completed_at IS NULL"

@@ -2,8 +2,6 @@
 
 import sys
 
-# Waiting costs a thread, not a connection: as many as may wait, as many that are being executed, and some to spare.
-THREADS = 320
 PROCESSES = 2  # of `make run` and of docker-compose.yml: the better count on two cores
 MAX_PROCESSES = 64
 DRAIN_SECONDS = 10  # how long requests in flight may take once the server was told to stop
@@ -11,9 +9,8 @@ DRAIN_SECONDS = 10  # how long requests in flight may take once the server was t
 
 def command(port: int, processes: int = 1) -> list[str]:
     """granian with so many processes; it stops listening on SIGTERM, finishes what is in flight, and leaves."""
-    # Errors only: it would warn of so many threads at every start.
     return [
-        *[sys.executable, "-m", "granian", "--interface", "wsgi", "--host", "127.0.0.1", "--port", str(port)],
-        *["--workers", str(processes), "--blocking-threads", str(THREADS), "--http", "1", "--no-ws"],
-        *["--log-level", "error", "--workers-kill-timeout", str(DRAIN_SECONDS), "config.wsgi:application"],
+        *[sys.executable, "-m", "granian", "--interface", "rsgi", "--host", "127.0.0.1", "--port", str(port)],
+        *["--workers", str(processes), "--http", "1", "--no-ws"],
+        *["--log-level", "error", "--workers-kill-timeout", str(DRAIN_SECONDS), "config.rsgi:application"],
     ]

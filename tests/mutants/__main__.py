@@ -38,6 +38,11 @@ class Mutant:
         header = dict(re.findall(r"^# (breaks|caught by): (.+)$", patch.read_text(), re.MULTILINE))
         return cls(patch, header["breaks"], header["caught by"])
 
+    @property
+    def is_in_the_database(self) -> bool:
+        """Whether it only shows in a database of its own, made by the migrations it breaks."""
+        return "/migrations/" in self.patch.read_text()
+
 
 def main(wanted: list[str]) -> int:
     """Try the mutants whose file names contain one of `wanted`, or all."""
@@ -73,7 +78,7 @@ def copy_tree(tree: Path) -> None:
 def is_caught(mutant: Mutant, tree: Path, running: str) -> bool:
     """Whether its test fails with the patch applied."""
     patch(mutant, tree)
-    exit_code = run_tests(tree, running, [mutant.test], quiet=True)
+    exit_code = run_tests(tree, running, [mutant.test], quiet=True, migrate=mutant.is_in_the_database)
     patch(mutant, tree, "--reverse")
     verdict = {FAILED: "caught", PASSED: "SURVIVED"}.get(exit_code, f"COULD NOT RUN (exit {exit_code})")
     say(f"{verdict:9} {mutant.patch.stem}: {mutant.rule}")
@@ -84,9 +89,13 @@ def patch(mutant: Mutant, tree: Path, *options: str) -> None:
     subprocess.run(["git", "apply", *options, str(mutant.patch)], cwd=tree, check=True)  # noqa: S603, S607
 
 
-def run_tests(tree: Path, running: str, tests: list[str], *, quiet: bool = False) -> int:
-    """pytest's exit code for `tests` in `tree`, on the servers that run already."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--reuse-db", *tests]
+def run_tests(tree: Path, running: str, tests: list[str], *, quiet: bool = False, migrate: bool = False) -> int:
+    """pytest's exit code for `tests` in `tree`, on the servers that run already.
+
+    The database is kept for the next tests, unless it was made for these: then it is gone afterwards.
+    """
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    command += [] if migrate else ["--reuse-db"]
     output = subprocess.DEVNULL if quiet else None
     environment = os.environ | {"BOURSE_TEST_SERVERS": running}
     try:

@@ -31,12 +31,14 @@ from exchange import services as exchange_services
 from exchange.database import database_now, lock_timeout
 from exchange.errors import (
     BrokerSuspended,
+    ClientOrderIdConflict,
     ExchangeError,
     InsufficientBalance,
     InsufficientHoldings,
     OutcomeUnknown,
+    SymbolNotFound,
 )
-from exchange.models import Broker, Holding, Instrument
+from exchange.models import Broker, Holding, Instrument, Transfer
 from exchange.rules import BrokerStatus
 from orders import services, store, tasks
 from orders.commands import Accepted, CancelOrder, Command, ExpireOrders, Outcome, PlaceOrder, Replayed
@@ -261,6 +263,23 @@ def test_an_order_that_expires_while_its_taker_waits_does_not_trade() -> None:
     assert trading.fills() == []
 
 
+def test_an_instrument_listed_while_its_order_waits_for_another_book_is_not_found() -> None:
+    trading.broker("alice", holdings={"AAPL": 100})
+
+    def list_and_rest() -> None:
+        trading.broker("bob", holdings={"NEW": 10})
+        place(Side.ASK, 1, "10.00", by="bob", symbol="NEW")
+
+    both = [order(Side.BID, 1, "10.00"), order(Side.BID, 1, "10.00", symbol="NEW")]
+    with not_yet_committed(order(Side.BID, 1, "10.00")):
+        late = in_thread(partial(services.execute, both))
+        wait_for_a_waiter()
+        in_thread(list_and_rest).result(WAIT_SECONDS)
+    accepted, refused = late.result(WAIT_SECONDS)
+    assert isinstance(accepted, Accepted)
+    assert isinstance(refused, SymbolNotFound)
+
+
 def test_money_is_not_spent_twice_by_takers_of_two_books() -> None:
     """Two books, one broker: the book's lock does not help, only the broker's."""
     trading.broker("alice", cash=100, holdings={})
@@ -280,6 +299,34 @@ def test_a_transfer_and_an_order_do_not_use_the_same_money() -> None:
         wait_for_a_waiter()
     assert isinstance(transfer.exception(WAIT_SECONDS), InsufficientBalance)
     assert trading.balance("alice") == (Decimal(100), Decimal(100))
+
+
+def test_an_order_that_waited_for_a_transfer_does_not_sell_the_shares_that_left() -> None:
+    trading.broker("alice", holdings={"AAPL": 10})
+    with transaction.atomic():
+        Broker.objects.select_for_update(no_key=True).get(pk="alice")
+        Transfer.objects.create(
+            reference="out",
+            broker_id="alice",
+            instrument_id="AAPL",
+            quantity=-10,
+            reason="out",
+            created_at=database_now(),
+        )
+        Holding.objects.filter(broker="alice").update(quantity=0)
+        late = in_thread(partial(attempt, order(Side.ASK, 10, "10.00", by="alice")))
+        wait_for_a_waiter()
+    assert isinstance(late.result(WAIT_SECONDS), InsufficientHoldings)
+
+
+def test_one_client_order_id_in_two_books_at_once_is_a_conflict() -> None:
+    """Only the broker's lock keeps these apart."""
+    trading.broker("alice", holdings={"AAPL": 10, "MSFT": 10})
+    with not_yet_committed(order(Side.BID, 1, "10.00", symbol="AAPL", client_order_id="once")):
+        late = in_thread(partial(attempt, order(Side.BID, 1, "10.00", symbol="MSFT", client_order_id="once")))
+        wait_for_a_waiter()
+    assert isinstance(late.result(WAIT_SECONDS), ClientOrderIdConflict)
+    assert Order.objects.count() == 1
 
 
 def test_arrival_in_the_book_decides_between_equal_prices() -> None:

@@ -31,7 +31,8 @@ CLIENTS = 16
 LOAD_SECONDS = 1.0  # before, between and after what is done to the servers
 ANSWER_SECONDS = 10.0
 RECOVERY_SECONDS = 2.0  # after the database dropped everybody
-HELD_SECONDS = 0.6
+INSIDE_SECONDS = 0.4
+STOPPING_SECONDS = 1.2  # with what came before, less than a lock is waited for
 SYMBOLS = ["AAPL", "GOOG"]
 AMPLE = 10**9
 PAUSE_SECONDS = 0.02
@@ -66,6 +67,10 @@ class Client:
 
     def post(self, **order: Any) -> None:
         self.answers.append(self.answer_to(self.new_order() | order))
+
+    def post_batch(self, **order: Any) -> None:
+        orders = [self.new_order() | order for _ in range(3)]
+        self.answers.append(self.http.post("/orders/batch", json={"orders": orders}))
 
     def new_order(self) -> dict[str, Any]:
         self.sent += 1
@@ -132,7 +137,8 @@ def under_load(clients: list[Client]) -> Iterator[None]:
 
 def told(clients: list[Client]) -> list[dict[str, Any]]:
     """Every acknowledged order, as its answer told it."""
-    return [answer.json() for client in clients for answer in list(client.answers)]
+    bodies = [answer.json() for client in clients for answer in list(client.answers)]
+    return [result["order"] for body in bodies for result in body.get("results", [{"order": body}])]
 
 
 def failures(clients: list[Client]) -> set[str]:
@@ -176,12 +182,16 @@ def test_acknowledged_orders_survive_kills_of_the_web_server_under_load(
 
 
 def test_a_web_server_told_to_stop_answers_what_it_has_begun(server: live.Server, clients: list[Client]) -> None:
+    """Orders wait on the event loop, batches in threads."""
+    clients[0].http.get("/stocks")  # now the key is known: the usual order goes the short way
     with transaction.atomic():
         Instrument.objects.select_for_update(no_key=True).get(pk="AAPL")
-        posting = [in_thread(partial(client.post, symbol="AAPL")) for client in clients]
-        time.sleep(HELD_SECONDS)  # all are inside now, waiting for the lock or for those that do
+        posting = [in_thread(partial(client.post, symbol="AAPL")) for client in clients[::2]]
+        posting += [in_thread(partial(client.post_batch, symbol="AAPL")) for client in clients[1::2]]
+        assert wait_until(somebody_waits_for_a_lock, ANSWER_SECONDS)
+        time.sleep(INSIDE_SECONDS)  # all are inside now, waiting for the lock or for those that do
         stopping = in_thread(server.stop)
-        time.sleep(1.5 * HELD_SECONDS)
+        time.sleep(STOPPING_SECONDS)
         assert not server.answers()  # nothing new is accepted
         assert not any(future.done() for future in [*posting, stopping])
     for future in posting:
@@ -189,6 +199,12 @@ def test_a_web_server_told_to_stop_answers_what_it_has_begun(server: live.Server
     stopping.result(ANSWER_SECONDS)
     assert failures(clients) == set()
     assert_all_survived(clients)
+
+
+def somebody_waits_for_a_lock() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT FROM pg_locks WHERE NOT granted")
+        return cursor.fetchone() is not None
 
 
 def test_orders_go_on_after_the_database_dropped_every_session(server: live.Server, clients: list[Client]) -> None:

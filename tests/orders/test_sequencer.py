@@ -4,20 +4,22 @@ Real threads, a real PostgreSQL, and what fails really fails: locks are held, se
 ends with all invariants recomputed (see conftest.py).
 """
 
+import asyncio
 import ctypes
 import json
 import statistics
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from http.client import HTTPConnection
+from itertools import cycle
 from pathlib import Path
 from random import Random
-from threading import Barrier, Event, Lock, get_ident
+from threading import Barrier, Event, Lock, Thread, get_ident
 from typing import Any
 from uuid import UUID
 
@@ -114,10 +116,43 @@ def waiting() -> int:
     return len(sequencer._sequencer._tickets)
 
 
+def ask_in_thread(commands: Sequence[Command]) -> Future[list[Outcome]]:
+    return in_thread(partial(sequencer.submit_all, commands))
+
+
+def ask_on_loop(commands: Sequence[Command]) -> Future[list[Outcome]]:
+    return asyncio.run_coroutine_threadsafe(sequencer._sequencer.submit_in_loop(commands), _loop)
+
+
+_loop = asyncio.new_event_loop()
+_ways: Iterator[Callable[[Sequence[Command]], Future[list[Outcome]]]] = cycle([ask_in_thread])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _running_loop() -> Iterator[None]:
+    """An event loop, as a web process has one."""
+    thread = Thread(target=_loop.run_forever, daemon=True)
+    thread.start()
+    yield
+    _loop.call_soon_threadsafe(_loop.stop)
+    thread.join(WAIT_SECONDS)
+    _loop.close()
+
+
+@pytest.fixture(params=["in threads", "on the loop", "by turns"])
+def _each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests wait in threads, on an event loop, and both."""
+    ways = {"in threads": [ask_in_thread], "on the loop": [ask_on_loop], "by turns": [ask_on_loop, ask_in_thread]}
+    monkeypatch.setitem(globals(), "_ways", cycle(ways[request.param]))
+
+
+each_way = pytest.mark.usefixtures("_each_way")
+
+
 def hand_in(*commands: Command) -> Future[list[Outcome]]:
     """A request of its own, queued by the time this returns: there must be a list under way."""
     before = waiting()
-    future = in_thread(partial(sequencer.submit_all, commands))
+    future = next(_ways)(commands)
     assert soon(lambda: waiting() > before), "it does not wait"
     return future
 
@@ -184,6 +219,7 @@ def assert_placed_once(commands: Sequence[PlaceOrder], outcomes: Sequence[Outcom
 # --- Combining ------------------------------------------------------------------------------------------------------
 
 
+@each_way
 def test_what_queues_while_a_list_is_under_way_is_the_next_list_whatever_books_it_is_for() -> None:
     commands = bids(30)
     outcomes = answers(as_one_list(each_alone(commands)))
@@ -201,6 +237,7 @@ def test_a_list_is_executed_in_the_order_of_arrival() -> None:
         )
 
 
+@each_way
 def test_everybody_gets_the_outcome_of_their_own() -> None:
     resting = place(Side.BID, 5, "9.00", by="bob")
     good, other = bids(2)
@@ -466,6 +503,7 @@ def test_four_times_the_load_is_refused_quickly_and_what_is_accepted_is_there(
 # --- Giving up ------------------------------------------------------------------------------------------------------
 
 
+@each_way
 def test_who_still_waits_when_patience_ends_is_refused_and_nothing_was_done(settings: Settings) -> None:
     settings.SEQUENCER_PATIENCE_SECONDS = 0.2
     impatient, *_ = commands = bids(3)
@@ -480,6 +518,7 @@ def test_who_still_waits_when_patience_ends_is_refused_and_nothing_was_done(sett
     assert Order.objects.exclude(instrument=GATE).count() == 1
 
 
+@each_way
 def test_who_gives_up_makes_room(settings: Settings) -> None:
     settings.SEQUENCER_PATIENCE_SECONDS = 0.2
     settings.SEQUENCER_QUEUE_COMMANDS = 5
@@ -505,9 +544,163 @@ def test_who_is_under_way_when_patience_ends_hears_that_the_outcome_is_unknown(s
     assert Order.objects.filter(instrument="MSFT").count() == 2
 
 
+def test_on_a_loop_whoever_is_under_way_when_patience_ends_hears_that(settings: Settings) -> None:
+    """Also who leads: another thread does it."""
+    settings.SEQUENCER_PATIENCE_SECONDS = settings.SEQUENCER_LAST_PATIENCE_SECONDS = 0.3
+    commands = bids(2, symbol="MSFT")
+    with held(Instrument, "MSFT"):
+        with busy():
+            futures = [ask_on_loop([command]) for command in commands]
+            assert soon(lambda: waiting() == 2)
+        started = time.monotonic()
+        assert [type(outcome) for outcome in answers(futures)] == [OutcomeUnknown] * 2
+        assert 0.2 < time.monotonic() - started < 1.0
+    again = [sequencer.submit(replace(command, order_id=UUID(int=number))) for number, command in enumerate(commands)]
+    assert again == [Replayed(command.order_id) for command in commands]
+
+
+@each_way
+def test_who_is_under_way_when_patience_ends_is_still_answered_in_time(settings: Settings) -> None:
+    settings.SEQUENCER_PATIENCE_SECONDS = 0.2
+    commands = bids(3, symbol="MSFT")
+    with held(Instrument, "MSFT"):
+        futures = as_one_list(each_alone(commands))
+        time.sleep(0.4)
+        assert not any(future.done() for future in futures)
+    assert_placed_once(commands, answers(futures))
+
+
+# --- On an event loop -----------------------------------------------------------------------------------------------
+
+
+@each_way
+def test_the_lead_is_handed_on_whoever_waits_next(settings: Settings) -> None:
+    settings.SEQUENCER_BATCH = 1
+    commands = bids(12)
+    assert_placed_once(commands, answers(as_one_list(each_alone(commands))))
+    assert lists_of(commands) == [1] * 12
+
+
+def test_many_at_once_get_their_own_outcomes() -> None:
+    """On one loop and in threads."""
+    commands = bids(120)
+    ways = [ask_on_loop, ask_in_thread, ask_on_loop]
+    jobs = [partial(ask_all, way, commands[number::3]) for number, way in enumerate(ways)]
+    asked = dict(pair for each in at_once(jobs) for pair in each)
+    assert_placed_once(commands, answers([asked[command.order_id] for command in commands]))
+
+
+def ask_all(
+    way: Callable[[Sequence[Command]], Future[list[Outcome]]], commands: Sequence[PlaceOrder]
+) -> list[tuple[UUID, Future[list[Outcome]]]]:
+    return [(command.order_id, way([command])) for command in commands]
+
+
+def test_who_is_to_lead_is_not_refused_when_patience_ends(settings: Settings) -> None:
+    """Its turn has come, and the thread that leads for it is late."""
+    settings.SEQUENCER_PATIENCE_SECONDS = 0.1
+    (command,), late = bids(1), Event()
+    sequencer._leader.submit(late.wait, WAIT_SECONDS)
+    future = ask_on_loop([command])
+    time.sleep(0.4)
+    assert not future.done()
+    late.set()
+    assert_placed_once([command], answers([future]))
+
+
+def test_who_goes_away_harms_no_other() -> None:
+    """A task that is cancelled; what it had handed in may be done."""
+    gone, *others = bids(5)
+    with busy():
+        first, second = hand_in(others[0]), ask_on_loop([others[1]])
+        assert soon(lambda: waiting() == 2)
+        leaving = ask_on_loop([gone])
+        assert soon(lambda: waiting() == 3)
+        third, fourth = hand_in(others[2]), ask_on_loop([others[3]])
+        assert soon(lambda: waiting() == 5)
+        assert leaving.cancel()
+    assert_placed_once(others, answers([first, second, third, fourth]))
+    assert waiting() == 0
+
+
+@pytest.mark.parametrize("place_in_the_queue", [0, 1, 2])
+def test_a_loop_that_ends_keeps_nobody_from_their_answers(place_in_the_queue: int) -> None:
+    """Its request is the first that waits, and leads; or another one does."""
+    gone, *others = bids(3)
+
+    def wait_in_vain() -> None:
+        asyncio.run(asyncio.wait_for(sequencer._sequencer.submit_in_loop([gone]), 0.3))
+
+    with busy():
+        futures: list[Future[list[Outcome]]] = []
+        leaving = None
+        for number in range(3):
+            if number == place_in_the_queue:
+                leaving = in_thread(wait_in_vain)
+                assert soon(lambda number=number: waiting() == number + 1)  # type: ignore[misc]
+            else:
+                futures.append(hand_in(others[len(futures)]))
+        assert leaving is not None
+        assert isinstance(leaving.exception(WAIT_SECONDS), TimeoutError)
+    assert_placed_once(others, answers(futures))
+
+
+class Late(deque[Any]):
+    """Of futures: once it was found empty, one comes."""
+
+    def __init__(self, put: Callable[[], None]) -> None:
+        super().__init__()
+        self._put: Callable[[], None] | None = put
+
+    def __bool__(self) -> bool:
+        is_there = len(self) > 0
+        if not is_there and self._put:
+            put, self._put = self._put, None
+            put()
+        return is_there
+
+
+def test_an_answer_that_comes_when_the_mailbox_was_found_empty_is_brought() -> None:
+    async def bring() -> None:
+        loop = asyncio.get_running_loop()
+        mailbox, first, second = sequencer.Mailbox(loop), loop.create_future(), loop.create_future()
+        mailbox._futures = Late(lambda: mailbox.put(second))
+        mailbox.put(first)
+        await asyncio.wait_for(asyncio.gather(first, second), 2)
+
+    asyncio.run(bring())
+
+
+def test_an_answer_for_who_went_away_stops_no_other() -> None:
+    async def bring() -> None:
+        loop = asyncio.get_running_loop()
+        mailbox, gone, waiting = sequencer.Mailbox(loop), loop.create_future(), loop.create_future()
+        gone.cancel()
+        mailbox.put(gone)
+        mailbox.put(waiting)
+        await asyncio.wait_for(waiting, 2)
+
+    asyncio.run(bring())
+
+
+def test_answers_of_many_threads_are_all_brought() -> None:
+    async def ask_again_and_again(mailbox: sequencer.Mailbox) -> None:
+        for _ in range(100):
+            future: asyncio.Future[None] = mailbox.loop.create_future()
+            await mailbox.loop.run_in_executor(None, mailbox.put, future)
+            await future
+
+    async def bring() -> None:
+        mailbox = sequencer.Mailbox(asyncio.get_running_loop())
+        await asyncio.wait_for(asyncio.gather(*(ask_again_and_again(mailbox) for _ in range(16))), WAIT_SECONDS)
+
+    asyncio.run(bring())
+
+
 # --- Who is to blame ------------------------------------------------------------------------------------------------
 
 
+@each_way
 def test_a_command_that_the_database_refuses_harms_no_other() -> None:
     """The rules would accept it: its id is taken, as no client can bring about."""
     taken = place(Side.BID, 1, "9.00").pk
@@ -593,6 +786,7 @@ def end_session_that_waits_for_a_lock() -> None:
     assert ended == [(True,)]
 
 
+@each_way
 def test_a_session_that_ends_before_the_commit_is_not_noticed() -> None:
     commands = bids(12)
     with held(Instrument, "MSFT"):
@@ -765,7 +959,7 @@ def torment(stop: Event, poisonous: UUID, number: int) -> dict[type[Outcome], se
         more: dict[str, Any] = {"order_id": poisonous} if random.random() < 0.05 else {}
         command = order(random.choice(list(Side)), 1, "10.00", by=random.choice(BROKERS), **more)
         try:
-            (outcome,) = sequencer.submit_all([command])
+            (outcome,) = (ask_on_loop if number % 2 else ask_in_thread)([command]).result(WAIT_SECONDS)
         except (Overloaded, OutcomeUnknown) as error:
             outcome = error
             time.sleep(random.uniform(0, 0.01))

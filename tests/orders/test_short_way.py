@@ -1,18 +1,19 @@
 """The short way: the usual order and cancel are answered past Django's handler, and nobody can tell by the answer.
 
-Each request goes through the handler that the web server runs, and again through one that knows no short way. Compared
-are status, headers, every byte of the body and the line in the log, but for what differs from request to request.
+Each request goes through the application that the web server runs, and again through one that knows no short way.
+Compared are status, headers, every byte of the body and the line in the log, but for what differs from request to
+request.
 """
 
+import asyncio
 import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from io import BytesIO
 from typing import Any
 from uuid import UUID
 
@@ -24,11 +25,14 @@ from django.db.models import Model
 from django.utils import timezone
 from pytest_django import Settings
 
+from config.local.processes import wait_until
 from config.local.servers import free_port
 from exchange import limits, services
+from exchange.front import Front
 from exchange.keys import principal_of_key
 from exchange.models import Instrument
 from exchange.rules import InstrumentStatus, Scope
+from exchange.threads import in_thread
 from exchange.wsgi import ExchangeHandler
 from orders import sequencer, short_way
 from orders.models import Order, Trade
@@ -47,20 +51,51 @@ _OF_THE_MOMENT = re.compile(  # ids, times, and what is left of a limit
 )
 
 
-class Handler(ExchangeHandler):
-    """Knows which way the last request went."""
+class LongWay(ExchangeHandler):
+    """Knows whether the last request went there."""
 
-    way = SHORT
+    was_taken = False
 
     def get_response(self, request: Any) -> Any:
-        self.way = LONG
+        self.was_taken = True
         return super().get_response(request)
 
 
-HANDLERS = {
-    SHORT: Handler(sequencer.is_full, short_way.errand_of),
-    LONG: Handler(sequencer.is_full, lambda environ: None),
+LONG_WAY = LongWay()
+FRONTS = {
+    SHORT: Front(LONG_WAY, sequencer.is_full, short_way.errand_of),
+    LONG: Front(LONG_WAY, sequencer.is_full, lambda environ: None),
 }
+
+
+class Request:
+    """What granian hands to the application, as its scope and as its protocol."""
+
+    http_version, server, client, scheme, query_string = "1.1", "localhost:80", "127.0.0.1:9", "http", ""
+    meanwhile: Callable[[], Any] | None = None
+
+    def __init__(self, key: str | None, method: str, path: str, content: bytes, headers: dict[str, str]) -> None:
+        self.method = method
+        self.path, _, self.query_string = path.partition("?")
+        usual = {"host": "localhost", "x-request-id": "mine"}
+        if content:
+            usual |= {"content-type": "application/json", "content-length": str(len(content))}
+        if key is not None:
+            usual["authorization"] = f"Bearer {key}"
+        self.headers = usual | headers
+        self._content = content
+        self.said: list[Any] = []
+
+    async def __call__(self) -> bytes:
+        if self.meanwhile:
+            await in_thread(self.meanwhile)
+        return self._content
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield await self()
+
+    def response_bytes(self, *said: Any) -> None:
+        self.said.append(said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +103,13 @@ class Told(Answer):
     """An answer, how it came about, and all else that is known of it."""
 
     way: str
-    reason: str
     line: dict[str, Any]
     counted: tuple[int, int]  # requests and cancels taken from the key's limits
 
     @property
     def lasting(self) -> str:
         """All that another answer to the same request says too."""
-        said = f"{self.status} {self.reason} {sorted(self.headers.items())} {self.line} {self.content!r}"
+        said = f"{self.status} {sorted(self.headers.items())} {self.line} {self.content!r}"
         return _OF_THE_MOMENT.sub("...", said)
 
 
@@ -86,23 +120,30 @@ class Exchange:
         self._caplog = caplog
 
     def send(
-        self, handler: str, key: str | None, method: str, path: str, body: Any = None, environ: Any = None
+        self,
+        front: str,
+        key: str | None,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        meanwhile: Callable[[], Any] | None = None,
     ) -> Told:
         content = body if isinstance(body, bytes) else b"" if body is None else msgspec.json.encode(body)
-        asked = environ_of(key, method, path, content) | (environ or {})
-        before = tokens_taken(key)
-        said: list[Any] = []
+        request: Any = Request(key, method, path, content, headers or {})
+        request.meanwhile = meanwhile
+        before, held = tokens_taken(key), connections_in_use()
+        LONG_WAY.was_taken = False
         self._caplog.clear()
-        HANDLERS[handler].way = SHORT
-        pieces = HANDLERS[handler](asked, lambda status, headers: said.extend((status, headers)))
-        status, headers = said
-        assert connection.connection is None  # the pool has it again
+        asyncio.run(FRONTS[front].__rsgi__(request, request))
+        ((status, said, answered),) = request.said
+        assert wait_until(lambda: connections_in_use() <= held, 5), "a connection was kept"
         (record,) = (record for record in self._caplog.records if record.name == "exchange.requests")
-        assert len(dict(headers)) == len(headers)
-        assert all(type(text) is str for text in (status, *sum(headers, ())))
-        after, (number, _, reason), way = tokens_taken(key), status.partition(" "), HANDLERS[handler].way
+        assert len(dict(said)) == len(said)
+        assert all(type(text) is str for text in sum(said, ()))
+        after, way = tokens_taken(key), LONG if LONG_WAY.was_taken else SHORT
         counted, line = (after[0] - before[0], after[1] - before[1]), json.loads(record.getMessage())
-        return Told(int(number), dict(headers), b"".join(pieces), way, reason, line, counted)
+        return Told(int(status), dict(said), answered, way, line, counted)
 
     def compare(self, ask: Callable[[], tuple[Any, ...]], *, goes: str = SHORT) -> Told:
         """Send what `ask` returns through either handler: the answers are one, and the first goes the way it should."""
@@ -118,16 +159,11 @@ class Exchange:
         return as_it_goes
 
 
-def environ_of(key: str | None, method: str, path: str, content: bytes) -> dict[str, Any]:
-    """As granian makes it of the usual request."""
-    path, _, query = path.partition("?")
-    environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "QUERY_STRING": query, "SCRIPT_NAME": ""}
-    environ |= {"SERVER_NAME": "localhost", "SERVER_PORT": "80", "HTTP_X_REQUEST_ID": "mine"}
-    if content:
-        environ |= {"CONTENT_TYPE": "application/json", "CONTENT_LENGTH": str(len(content))}
-    if key is not None:
-        environ["HTTP_AUTHORIZATION"] = f"Bearer {key}"
-    return environ | {"wsgi.url_scheme": "http", "wsgi.input": BytesIO(content), "wsgi.input_terminated": True}
+def connections_in_use() -> int:
+    """How many of the pool's connections are somewhere in this process."""
+    told = connection.pool.get_stats()  # type: ignore[attr-defined]  # PostgreSQL's has one
+    has_any = told.get("connections_num", 0) > told.get("connections_errors", 0)
+    return int(told["pool_size"] - told["pool_available"]) if has_any else 0
 
 
 def tokens_taken(key: str | None) -> tuple[int, int]:
@@ -254,11 +290,11 @@ def test_an_operator_cancels_the_short_way_too(exchange: Exchange, key: str, ope
 
 
 @pytest.mark.parametrize("given", ["", "a b", "x" * 65, "é"])
-@pytest.mark.parametrize("handler", [SHORT, LONG])
-def test_a_request_without_a_good_id_gets_one(exchange: Exchange, key: str, handler: str, given: str) -> None:
-    answer = exchange.send(handler, key, *post(symbol="NONE"), {"HTTP_X_REQUEST_ID": given})
+@pytest.mark.parametrize("front", [SHORT, LONG])
+def test_a_request_without_a_good_id_gets_one(exchange: Exchange, key: str, front: str, given: str) -> None:
+    answer = exchange.send(front, key, *post(symbol="NONE"), {"x-request-id": given})
     new = answer.headers["X-Request-Id"]
-    assert (answer.way, str(UUID(new)), answer.body["request_id"], answer.line["request_id"]) == (handler, *[new] * 3)
+    assert (answer.way, str(UUID(new)), answer.body["request_id"], answer.line["request_id"]) == (front, *[new] * 3)
 
 
 # --- What is not ----------------------------------------------------------------------------------------------------
@@ -280,7 +316,7 @@ def expired() -> str:
 
 
 BODY = msgspec.json.encode(api.LIMIT)
-CHUNKED = {"HTTP_TRANSFER_ENCODING": "chunked"}
+CHUNKED = {"transfer-encoding": "chunked"}
 
 
 @pytest.mark.parametrize(
@@ -292,8 +328,8 @@ CHUNKED = {"HTTP_TRANSFER_ENCODING": "chunked"}
         (401, "unauthenticated", lambda key: (key[:-1] + "é", *post())),
         (401, "unauthenticated", lambda key: (revoked(), *post())),
         (401, "unauthenticated", lambda key: (expired(), *delete(NOBODYS))),
-        (201, None, lambda key: (key, *post(), {"HTTP_AUTHORIZATION": f"bearer {key}"})),
-        (201, None, lambda key: (key, *post(), {"HTTP_AUTHORIZATION": f"Bearer  {key} "})),
+        (201, None, lambda key: (key, *post(), {"authorization": f"bearer {key}"})),
+        (201, None, lambda key: (key, *post(), {"authorization": f"Bearer  {key} "})),
         (403, "scope_missing", lambda key: (issued(Scope.READ), *post())),
         (403, "scope_missing", lambda key: (issued(Scope.READ), *delete(NOBODYS))),
         (403, "scope_missing", lambda key: (known(api.operator().key), *post())),
@@ -305,13 +341,13 @@ CHUNKED = {"HTTP_TRANSFER_ENCODING": "chunked"}
         (400, "malformed_request", lambda key: (key, "POST", "/orders", BODY[:-1])),
         (400, "malformed_request", lambda key: (key, "POST", "/orders", b"[]")),
         (400, "malformed_request", lambda key: (key, "POST", "/orders", b"")),
-        (400, "malformed_request", lambda key: (key, "POST", "/orders", BODY, {"CONTENT_LENGTH": str(len(BODY) + 1)})),
-        (400, "malformed_request", lambda key: (key, "POST", "/orders", BODY, {"CONTENT_LENGTH": "-1"})),
+        (400, "malformed_request", lambda key: (key, "POST", "/orders", BODY, {"content-length": str(len(BODY) + 1)})),
+        (400, "malformed_request", lambda key: (key, "POST", "/orders", BODY, {"content-length": "-1"})),
         (413, "too_large", lambda key: (key, "POST", "/orders", BODY.ljust(conf.MAX_BODY_BYTES + 1))),
-        (415, "unsupported_media_type", lambda key: (key, *post(), {"CONTENT_TYPE": "text/json"})),
-        (201, None, lambda key: (key, *post(), {"CONTENT_TYPE": "application/json; charset=utf-8"})),
+        (415, "unsupported_media_type", lambda key: (key, *post(), {"content-type": "text/json"})),
+        (201, None, lambda key: (key, *post(), {"content-type": "application/json; charset=latin-1"})),
         (201, None, lambda key: (key, *post(), CHUNKED)),
-        (201, None, lambda key: (key, *post(), CHUNKED | {"CONTENT_LENGTH": ""})),
+        (201, None, lambda key: (key, *post(), CHUNKED | {"content-length": ""})),
         (404, "order_not_found", lambda key: (key, *delete(NOBODYS.upper()))),
         (404, "not_found", lambda key: (key, *delete(NOBODYS + "\n"))),
         (404, "not_found", lambda key: (key, *delete("junk"))),
@@ -326,6 +362,11 @@ def test_what_is_not_certain_goes_the_long_way(
     answer = exchange.compare(lambda: asked, goes=LONG)
     assert (answer.status, answer.body.get("code")) == (status, code)
     assert (trading.everything() == before) == (status >= 400)
+
+
+def test_a_client_may_say_that_json_is_utf_8(exchange: Exchange, key: str) -> None:
+    utf_8 = {"content-type": "application/json; charset=utf-8"}
+    assert exchange.compare(lambda: (key, *post(), utf_8)).status == 201
 
 
 def test_the_longest_body_still_goes_the_short_way(exchange: Exchange, key: str) -> None:
@@ -344,23 +385,10 @@ def test_a_key_must_have_been_looked_up_a_moment_ago(
     ]
 
 
-class SlowBody(BytesIO):
-    """A body that keeps us waiting while something else happens."""
-
-    def __init__(self, content: bytes, meanwhile: Callable[[], Any]) -> None:
-        super().__init__(content)
-        self._meanwhile = meanwhile
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self._meanwhile()
-        return super().read(size)
-
-
 def test_a_key_that_is_revoked_while_the_body_comes_places_nothing(exchange: Exchange, key: str) -> None:
     def ask() -> tuple[Any, ...]:
         doomed = issued(Scope.TRADE)
-        body = SlowBody(BODY, lambda: services.revoke_key("alice", doomed.split("_")[1]))
-        return doomed, "POST", "/orders", BODY, {"wsgi.input": body}
+        return doomed, "POST", "/orders", BODY, None, lambda: services.revoke_key("alice", doomed.split("_")[1])
 
     before = trading.everything()
     assert exchange.compare(ask, goes=LONG).status == 401
@@ -369,8 +397,7 @@ def test_a_key_that_is_revoked_while_the_body_comes_places_nothing(exchange: Exc
 
 @pytest.mark.parametrize(("body", "goes"), [(BODY, SHORT), (BODY[:-1], LONG)])
 def test_the_time_that_a_body_takes_is_told(exchange: Exchange, key: str, body: bytes, goes: str) -> None:
-    slow = {"wsgi.input": SlowBody(body, lambda: time.sleep(0.2))}
-    told = exchange.send(SHORT, key, "POST", "/orders", body, slow)
+    told = exchange.send(SHORT, key, "POST", "/orders", body, None, lambda: time.sleep(0.2))
     assert (told.way, told.line["milliseconds"] >= 200) == (goes, True)
 
 
@@ -402,20 +429,21 @@ def without_table(table: str) -> Iterator[None]:
 
 @contextmanager
 def without_database() -> Iterator[None]:
-    """Nobody listens where this thread looks for PostgreSQL."""
-    there = connection.settings_dict
+    """Nobody listens where this process looks for PostgreSQL."""
+    there = dict(connection.settings_dict)
     options = there["OPTIONS"] | {"pool": {"min_size": 0, "max_size": 1, "timeout": 0.2}}
-    _reconnect(there | {"PORT": free_port(), "OPTIONS": options})
+    _reconnect({"PORT": free_port(), "OPTIONS": options})
     try:
         yield
     finally:
         _reconnect(there)
 
 
-def _reconnect(settings_dict: dict[str, Any]) -> None:
+def _reconnect(changes: dict[str, Any]) -> None:
+    """From now on with other settings, which all threads share."""
     connection.close()
     connection.close_pool()  # type: ignore[attr-defined]  # PostgreSQL's has one
-    connection.settings_dict = settings_dict
+    connection.settings_dict.update(changes)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ Every test ends with all invariants recomputed (see conftest.py).
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from django.db import IntegrityError, connection, transaction
@@ -16,8 +18,9 @@ from pytest_django import Settings
 from exchange.database import database_now
 from exchange.errors import ExchangeError
 from exchange.models import Broker, Holding, Instrument
+from exchange.rules import Pricing
 from orders import services, store
-from orders.commands import Accepted, CancelOrder, Command, Outcome, PlaceOrder, Replayed
+from orders.commands import Accepted, CancelOrder, CancelOrders, Command, ExpireOrders, Outcome, Replayed
 from orders.models import Order, Trade
 from orders.terms import OrderStatus, Side, TimeInForce
 from tests import trading
@@ -31,16 +34,13 @@ SYMBOLS = ["AAPL", "GOOG", "MSFT"]
 # --- A fixed number of statements -----------------------------------------------------------------------------------
 
 TRANSACTION = 2  # BEGIN, COMMIT
-LOCKS = 2  # the instruments, the brokers
-BOOKS = 1  # and the clock, and what is to be cancelled
-POSITIONS = 1
-CLIENT_ORDER_IDS = 1
+READ = 1  # all of it, and the locks
 SAVE = 1
 EVENTS = 1
 
-REST = TRANSACTION + LOCKS + BOOKS + POSITIONS + SAVE
+REFUSE = TRANSACTION + READ
+REST = REFUSE + SAVE
 FILL = CANCEL = REST + EVENTS
-REFUSE = REST - SAVE
 
 Made = Callable[[int], Sequence[Command]]
 
@@ -81,7 +81,7 @@ def cancels(how_many: int) -> list[Command]:
     ("made", "statements"),
     [
         (rests, REST),
-        (rests_with_ids, REST + CLIENT_ORDER_IDS),
+        (rests_with_ids, REST),
         (rests_in_several_books, REST),
         (fills_of_resting_orders, FILL),
         (fills_of_each_other, FILL),
@@ -312,30 +312,6 @@ def test_a_failed_list_gives_its_locks_back() -> None:
     assert place(Side.ASK, 10, "10.00", by="alice").status == OrderStatus.FILLED
 
 
-def test_an_instrument_listed_while_its_order_is_being_placed_is_not_found() -> None:
-    trading.broker("alice", holdings={"AAPL": 100})
-
-    def list_it_after_the_lock(execute: Any, sql: str, *arguments: Any) -> Any:
-        result = execute(sql, *arguments)
-        if "FROM exchange_instrument" in sql and "FOR NO KEY UPDATE" in sql:
-            trading.in_thread(list_and_rest).result(trading.PATIENCE_SECONDS)
-        return result
-
-    def list_and_rest() -> None:
-        trading.broker("bob", holdings={"NEW": 10})
-        place(Side.ASK, 1, "10.00", by="bob", symbol="NEW")
-
-    with connection.execute_wrapper(list_it_after_the_lock):
-        assert attempt_code(order(Side.BID, 1, "10.00", symbol="NEW")) == "symbol_not_found"
-
-
-def attempt_code(command: PlaceOrder) -> str:
-    """The code of the refusal that a command must meet."""
-    outcome = attempt(command)
-    assert isinstance(outcome, ExchangeError), outcome
-    return outcome.code
-
-
 # --- A deep book ----------------------------------------------------------------------------------------------------
 
 RESTING = 20_000
@@ -363,15 +339,16 @@ def deep_book() -> None:
 
 def walk_plan(wanted: int, worst_rank: str = "Infinity") -> list[dict[str, Any]]:
     """How PostgreSQL reads the asks for takers of `wanted` shares: every node of the plan that touches orders."""
-    demand = {"book": "AAPL", "book_side": "ask", "wanted": wanted, "worst_rank": worst_rank, "leaving": []}
-    parameters = {"demands": "$1", "order_ids": "$2", "limit": "$3"}
+    demand = {"book": "AAPL", "book_side": "ask", "wanted": wanted, "worst_rank": worst_rank}
     with connection.cursor() as cursor:  # the plan that is kept, not one for these values
-        cursor.execute(f"PREPARE read_books(text, uuid[], int) AS {store._READ_BOOKS % parameters}")
         cursor.execute(
-            f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE read_books('{json.dumps([demand])}', '{{}}', {RESTING})"
+            "PREPARE reachable(json, uuid[], timestamptz, int) AS SELECT * FROM orders_reachable($1, $2, $3, $4)"
+        )
+        cursor.execute(
+            f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE reachable('{json.dumps([demand])}', '{{}}', 'now', {RESTING})"
         )
         (plans,) = cursor.fetchone()
-        cursor.execute("DEALLOCATE read_books")
+        cursor.execute("DEALLOCATE reachable")
     plan = json.loads(plans) if isinstance(plans, str) else plans
     return [node for node in nodes(plan[0]["Plan"]) if "rank" in node.get("Index Cond", "")]
 
@@ -402,6 +379,112 @@ def test_a_market_order_takes_the_best_of_a_deep_book() -> None:
     ]
     arrivals = dict(Order.objects.values_list("pk", "sequence"))
     assert [arrivals[trade.ask_order_id] for trade in taken.trades[:2]] == [10_000, 20_000]
+
+
+# --- What is read ---------------------------------------------------------------------------------------------------
+
+_BUSY = """
+INSERT INTO orders_trade (id, symbol, price, quantity, taker_side, bid_order_id, ask_order_id, bid_broker_id,
+  ask_broker_id, executed_at)
+SELECT gen_random_uuid(), 'AAPL', 10, 1, 'bid', gen_random_uuid(), o.id, 'bob', 'alice', now()
+FROM orders_order o;
+INSERT INTO exchange_holding (broker_id, symbol, quantity, reserved)
+SELECT 'bob', 'X' || n, 1, 0 FROM generate_series(1, 2000) n;
+UPDATE orders_order SET filled_quantity = 1, status = 'partially_filled' WHERE sequence = 1;
+UPDATE orders_order SET broker_id = 'bob', client_order_id = 'used' WHERE sequence = 2;
+UPDATE orders_order SET expires_at = now() WHERE sequence = 3
+"""
+
+
+def every_kind(maker: UUID) -> list[Command]:
+    return [
+        order(Side.BID, 3, "10.00", by="bob", client_order_id="new"),
+        order(Side.BID, 1, "10.00", by="bob", client_order_id="used"),
+        CancelOrder(maker, "alice"),
+        CancelOrders("bob", "AAPL", side=Side.ASK),
+        ExpireOrders("AAPL"),
+    ]
+
+
+def rows_read() -> tuple[int, int]:
+    """Of the transaction so far: row after row of a table, and along an index."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT sum(seq_tup_read), sum(idx_tup_fetch) FROM pg_stat_xact_user_tables WHERE relname ~ '^(ord|exch)'"
+        )
+        one_by_one, by_index = cursor.fetchone()
+    return int(one_by_one), int(by_index)
+
+
+@pytest.mark.usefixtures("brokers")
+@pytest.mark.parametrize("few", [0, 3])
+def test_no_more_is_read_of_large_tables_even_by_plans_made_while_they_were_small(few: int) -> None:
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("DISCARD PLANS")
+        cursor.execute(_REST_MANY, [few])
+        cursor.execute("ANALYZE orders_order, exchange_holding")
+        store.load_market(cursor, every_kind(uuid4()))
+        Order.objects.all().delete()
+        cursor.execute(_REST_MANY, [RESTING])
+        cursor.execute(_BUSY)
+        maker = Order.objects.get(sequence=1).pk
+        before = rows_read()
+        market = store.load_market(cursor, every_kind(maker))
+        one_by_one, by_index = (now - then for now, then in zip(rows_read(), before, strict=True))
+        transaction.set_rollback(True)
+    assert {order.sequence for order in market.orders.values()} == {1, 2, 3, 10_000, 20_000}
+    assert len(market.earlier_trades[maker]) == 1
+    assert set(market.accounts["bob"].used_client_order_ids) == {"used"}
+    assert one_by_one == 0
+    assert by_index < 25
+
+
+def told(state: object, names: Sequence[str]) -> list[str]:
+    return [str(getattr(state, name)) for name in names]
+
+
+def stored(table: str, names: Sequence[str], key: str, value: str | UUID) -> list[str]:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {', '.join(names)} FROM {table} WHERE {key} = %s", [value])  # noqa: S608
+        (row,) = cursor.fetchall()
+    return [str(each) for each in row]
+
+
+ACCOUNT = ["id", "status", "cash", "reserved_cash", "event_sequence"]
+BOOK = ["symbol", "status", "tick_size", "lot_size", "pricing", "sequence"]
+POSITION = ["quantity", "reserved", "open_orders"]
+
+
+def test_what_is_read_under_the_locks_is_to_the_digit_what_the_tables_hold() -> None:
+    trading.instrument(tick="0.0001", lot=1, pricing=Pricing.MAKER)
+    trading.broker("alice", cash=10**15)
+    trading.broker("bob")
+    expires_at = database_now() + timedelta(days=1)
+    bid = place(Side.BID, 10**12, "0.0007", client_order_id="x", time_in_force=TimeInForce.GTD, expires_at=expires_at)
+    place(Side.ASK, 4, "0.0001", by="bob")
+    ask = place(Side.ASK, 1, "100000000000000.1235", by="bob")
+    with transaction.atomic(), connection.cursor() as cursor:
+        Broker.objects.filter(pk="alice").update(cash=Decimal("12345678901234567890123456.7891"))
+        Holding.objects.filter(broker="alice").update(quantity=Decimal(10**29 + 1))
+        market = store.load_market(
+            cursor, [order(Side.BID, 1, None, client_order_id="x"), CancelOrder(bid.pk, "alice")]
+        )
+        alice = market.accounts["alice"]
+        used, (trade,) = alice.used_client_order_ids["x"], market.earlier_trades[bid.pk]
+        for state in (market.orders[bid.pk], market.orders[ask.pk], used):
+            columns = state.__struct_fields__
+            assert told(state, columns) == stored("orders_order", columns, "id", state.id)
+        assert told(trade, trade.__struct_fields__) == stored("orders_trade", trade.__struct_fields__, "id", trade.id)
+        assert told(alice, ACCOUNT) == stored("exchange_broker", ACCOUNT, "id", "alice")
+        assert told(market.books["AAPL"], BOOK) == stored("exchange_instrument", BOOK, "symbol", "AAPL")
+        assert told(alice.positions["AAPL"], POSITION) == stored("exchange_holding", POSITION, "broker_id", "alice")
+        transaction.set_rollback(True)
+    assert used == market.orders[bid.pk]
+    assert (used.side, used.expires_at, used.created_at) == (Side.BID, expires_at, bid.created_at)
+    assert market.books["AAPL"].resting == {Side.BID: [], Side.ASK: [market.orders[ask.pk]]}
+
+
+# --- A commit whose answer was lost ---------------------------------------------------------------------------------
 
 
 def test_a_cancel_that_was_undone_is_not_taken_for_done_because_another_order_expired() -> None:

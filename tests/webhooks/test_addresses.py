@@ -65,32 +65,34 @@ class Names(AbstractResolver):
 
 
 class Dispatch:
-    """A dispatcher's session, in a world where names lead where they are told to."""
+    """A dispatcher's connector, in a world where names lead where they are told to."""
 
     def __init__(self, runner: asyncio.Runner) -> None:
         loop = runner.get_loop()
         assert isinstance(loop, Loop)
         self._runner, self._names, self.dialled = runner, Names(), loop.dialled
-        self._session = runner.run(self._begin())
+        self._connector = runner.run(self._begin())
 
-    async def _begin(self) -> aiohttp.ClientSession:
-        return sending.session(self._names)
+    async def _begin(self) -> aiohttp.TCPConnector:
+        return sending.connector(self._names)
 
     def resolve(self, name: str, *addresses: str) -> None:
         """`name` is at these addresses from now on."""
-        assert isinstance(self._session.connector, aiohttp.TCPConnector)
         self._names.addresses[name] = list(addresses)
-        self._session.connector.clear_dns_cache()
+        self._connector.clear_dns_cache()
 
     def send(self, url: str) -> Outcome:
         claim = Claim(uuid4(), uuid4(), url, [], "trade.executed", 1, "{}")
-        return self._runner.run(sending.send(self._session, claim))
+        return self._runner.run(sending.send(self._connector, claim))
 
     def error(self, url: str) -> DeliveryError | None:
         return self.send(url).error
 
     def end(self) -> None:
-        self._runner.run(self._session.close())
+        self._runner.run(self._end())
+
+    async def _end(self) -> None:
+        await self._connector.close()
 
 
 @pytest.fixture

@@ -278,7 +278,7 @@ def trade_id(request: Request) -> str:
 # --- Names ----------------------------------------------------------------------------------------------------------
 
 KNOWN, DENIED = "known.test", "denied.test"
-session_as_it_is = sending.session
+connector_as_it_is = sending.connector
 
 
 class NameServer:
@@ -290,12 +290,12 @@ class NameServer:
         Thread(target=self._serve, daemon=True).start()
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[aiohttp.ClientSession]:
-        """A dispatcher's session that asks this server."""
+    async def connector(self) -> AsyncIterator[aiohttp.BaseConnector]:
+        """A dispatcher's connector that asks this server."""
         port = self._socket.getsockname()[1]
         resolver = aiohttp.AsyncResolver(nameservers=["127.0.0.1"], udp_port=port, tcp_port=port)
-        async with session_as_it_is(resolver) as session:
-            yield session
+        async with connector_as_it_is(resolver) as connector:
+            yield connector
         await resolver.close()
 
     def _serve(self) -> None:
@@ -323,7 +323,7 @@ def test_names_that_never_resolve_delay_nobody(
     # Without it look-ups share a few threads, which slow ones would hold.
     assert aiohttp.DefaultResolver is aiohttp.AsyncResolver
     settings.WEBHOOK_DEADLINE_SECONDS = 2.0
-    monkeypatch.setattr(sending, "session", NameServer().session)
+    monkeypatch.setattr(sending, "connector", NameServer().connector)
     slow = [f"slow-{number}" for number in range(40)]
     hosts = {name: f"{name}.test" for name in slow} | {"denied": DENIED, "known": KNOWN}
     for name, host in (hosts | {"address": "127.0.0.1"}).items():

@@ -335,7 +335,7 @@ def test_orders_placed_over_http_and_in_a_list_are_told(
 
 
 def test_an_event_is_told_soon_without_beat(worker: CeleryProcess, receiver: Receiver) -> None:
-    """Also when the dispatcher is just about to end, which it does 0.4 s after it sent the last one."""
+    """Also when the dispatcher is just about to end, which it does a third of a second after it sent the last one."""
     subscribe("alice", receiver.url())
     place(ASK, 100, "10", by="bob")
     delays = []

@@ -19,12 +19,14 @@ from tests import trading
 from tests.receiver import Receiver, answer, hang
 from tests.trading import in_thread
 from webhooks import delivery, services, wakeup
+from webhooks.claims import Claims, Endpoint
 from webhooks.models import Delivery, EventType
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 DEADLINE_SECONDS = 5.0
 ALLOWED_SECONDS = 3.0  # for a machine that has other things to do
+NEVER_SECONDS = 60.0
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +44,21 @@ def cancels(broker_id: str, count: int) -> None:
 
 def subscribe(broker_id: str, url: str) -> None:
     services.subscribe(broker_id, url=url, events=[EventType.ORDER_CANCELLED])
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many endpoints had something due, at each look of a dispatcher."""
+    found: list[int] = []
+    due = Claims.due
+
+    async def noted_due(claims: Claims, counted_up_to: int) -> list[Endpoint]:
+        endpoints = await due(claims, counted_up_to)
+        found.append(len(endpoints))
+        return endpoints
+
+    monkeypatch.setattr(Claims, "due", noted_due)
+    return found
 
 
 def test_a_broker_that_moves_its_webhook_gets_no_more_lanes(receiver: Receiver) -> None:
@@ -63,7 +80,7 @@ def test_a_broker_that_moves_its_webhook_gets_no_more_lanes(receiver: Receiver) 
 def test_endpoints_that_hang_keep_a_new_one_waiting_for_one_deadline_at_most(
     receiver: Receiver, settings: Settings
 ) -> None:
-    settings.WEBHOOK_LANES = 8  # so that few can take them all
+    settings.WEBHOOK_LANES = 4  # so that few can take them all, one each
     for number in range(4):
         trading.broker(f"bad-{number}")
         subscribe(f"bad-{number}", receiver.on(f"/bad-{number}", hang))
@@ -71,7 +88,7 @@ def test_endpoints_that_hang_keep_a_new_one_waiting_for_one_deadline_at_most(
     trading.broker("good")
     subscribe("good", receiver.url("/good"))
     draining = in_thread(partial(delivery.drain, 0))
-    assert receiver.wait_for(8, ALLOWED_SECONDS)
+    assert receiver.wait_for(4, ALLOWED_SECONDS)
     cancels("good", 1)
 
     assert receiver.wait_for(1, DEADLINE_SECONDS + ALLOWED_SECONDS, path="/good")
@@ -91,6 +108,70 @@ def test_what_was_on_its_way_when_the_connection_was_lost_is_noted_all_the_same(
 
     assert draining.exception(trading.PATIENCE_SECONDS) is not None
     assert list(Delivery.objects.values_list("status_code", "error")) == [(200, "")] * 4
+
+
+def test_attempts_that_end_one_by_one_are_noted_together(
+    receiver: Receiver, settings: Settings, looks: list[int]
+) -> None:
+    """When nobody waits for their lanes: a look for each would cost more than sending it."""
+    settings.WEBHOOK_POLL_SECONDS, settings.WEBHOOK_LINGER_SECONDS = 1.5, 0.0
+    for number in range(8):
+        trading.broker(f"broker-{number}")
+        subscribe(f"broker-{number}", receiver.on(f"/{number}", answer(after_seconds=number * 0.1)))
+        cancels(f"broker-{number}", 4)
+    in_thread(partial(delivery.drain, 0)).result(trading.PATIENCE_SECONDS)
+
+    assert list(Delivery.objects.values_list("status_code", flat=True)) == [200] * 32
+    assert looks == [8, 0]
+
+
+def test_a_lane_that_gets_free_is_used_at_once(receiver: Receiver, settings: Settings) -> None:
+    """By what waits for it at the same endpoint, also while another one hangs."""
+    settings.WEBHOOK_POLL_SECONDS = NEVER_SECONDS
+    for broker_id, behaviour, count in [("bad", hang, 8), ("good", answer(), 40)]:
+        trading.broker(broker_id)
+        subscribe(broker_id, receiver.on(f"/{broker_id}", behaviour))
+        cancels(broker_id, count)
+    draining = in_thread(partial(delivery.drain, 0))
+
+    assert receiver.wait_for(40, ALLOWED_SECONDS, path="/good")
+    delivery.stop()
+    draining.result(trading.PATIENCE_SECONDS)
+
+
+def test_when_all_lanes_are_taken_the_first_that_gets_free_is_used_at_once(
+    receiver: Receiver, settings: Settings
+) -> None:
+    settings.WEBHOOK_LANES, settings.WEBHOOK_POLL_SECONDS = 2, NEVER_SECONDS
+    for number in range(12):
+        trading.broker(f"broker-{number}")
+        subscribe(f"broker-{number}", receiver.url(f"/{number}"))
+        cancels(f"broker-{number}", 1)
+    draining = in_thread(partial(delivery.drain, 0))
+
+    assert receiver.wait_for(12, ALLOWED_SECONDS)
+    delivery.stop()
+    draining.result(trading.PATIENCE_SECONDS)
+
+
+def test_a_dispatcher_at_work_finds_what_comes_without_a_hint(receiver: Receiver) -> None:
+    """Nobody takes the hints here, as when they are with another worker."""
+    trading.broker("slow")
+    subscribe("slow", receiver.on("/slow", answer(after_seconds=2)))
+    trading.broker("alice")
+    subscribe("alice", receiver.url("/alice"))
+    cancels("slow", 1)
+    draining = in_thread(partial(delivery.drain, 0))
+    assert receiver.wait_for(1, ALLOWED_SECONDS)
+    cancels("alice", 1)
+
+    assert receiver.wait_for(1, 1.0, path="/alice")
+    draining.result(trading.PATIENCE_SECONDS)
+
+
+def test_a_dispatcher_lingers_for_longer_than_hints_pause() -> None:
+    """Else what comes in that pause would wait for its end: a dispatcher has gone, and none is called."""
+    assert settings.WEBHOOK_LINGER_SECONDS > settings.WEBHOOK_WAKE_UP_PAUSE_SECONDS
 
 
 def test_a_stop_is_remembered(receiver: Receiver) -> None:

@@ -209,7 +209,7 @@ def test_what_is_due_is_found_and_claimed_without_reading_past_a_long_queue() ->
     subscription_id = queue("bob", 5)
     wanted = json.dumps([{"id": str(subscription_id), "url": "http://127.0.0.1:9/bob", "room": 4}])
     assert 0 < rows_read(claims._DUE, 4) < FEW
-    assert 0 < rows_read(claims._CLAIM, wanted) < FEW
+    assert 0 < rows_read(claims._SETTLE_AND_CLAIM, "[]", wanted) < FEW
     assert reconciling.due(of_the_session()) == LONG + 1
 
 
@@ -233,10 +233,10 @@ INSERT INTO webhooks_delivery (id, event_id, subscription_id) SELECT uuidv7(), i
 """
 
 
-def rows_read(statement: str, parameter: int | str) -> int:
+def rows_read(statement: str, *parameters: int | str) -> int:
     """How many events and deliveries PostgreSQL looks at for a statement, which it carries out."""
     with connection.cursor() as cursor:
-        cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", [parameter])
+        cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters)
         (plans,) = cursor.fetchone()
     plan: list[dict[str, Any]] = json.loads(plans) if isinstance(plans, str) else plans
     reads = [node for node in nodes(plan[0]["Plan"]) if node["Node Type"].endswith("Scan")]

@@ -8,8 +8,9 @@ import django
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 django.setup(set_prefix=False)
 
-from exchange.wsgi import ExchangeHandler  # noqa: E402 (Django must be set up first)
+from exchange.front import Front  # noqa: E402 (Django must be set up first)
+from exchange.wsgi import ExchangeHandler  # noqa: E402
 from orders import sequencer, short_way  # noqa: E402
 
-application = ExchangeHandler(takes_no_orders=sequencer.is_full, errand_of=short_way.errand_of)
+application = Front(ExchangeHandler(), takes_no_orders=sequencer.is_full, errand_of=short_way.errand_of)
 gc.freeze()  # what is loaded by now stays: the collector need not look through it again and again

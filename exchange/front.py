@@ -1,0 +1,176 @@
+"""What the web server calls: one event loop reads every request and writes every answer.
+
+The usual order and cancel never leave it: while they wait for their turn they cost no thread, nor the switching between
+threads that was two fifths of a web process' time. Everything else is Django's, in threads.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from io import BytesIO
+from types import SimpleNamespace
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.db import connection
+from granian.rsgi import HTTPProtocol, ProtocolClosed, Scope  # type: ignore[attr-defined]  # two come from within it
+
+from exchange import short_way
+from exchange.errors import Overloaded
+from exchange.keys import renew_known
+from exchange.middleware import STARTED, request_id_of
+from exchange.problems import problem_response
+from exchange.short_way import Environ, Errand, Reply
+from exchange.threads import in_thread
+
+WSGI = Callable[[Environ, Any], Iterable[bytes]]
+
+MAX_PIECES = 1_024  # of a body sent in chunks: each costs the event loop as much as a request
+
+_BODILESS = {"GET", "HEAD", "OPTIONS"}
+_WITHOUT_PREFIX = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
+_log = structlog.get_logger(__name__)
+
+
+class Front:
+    """An RSGI application, as granian runs it."""
+
+    def __init__(
+        self, long_way: WSGI, takes_no_orders: Callable[[], bool], errand_of: Callable[[Environ], Errand | None]
+    ) -> None:
+        self._long_way = long_way
+        self._takes_no_orders = takes_no_orders
+        self._errand_of = errand_of
+
+    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        threading.Thread(target=_renew_keys_for_ever, name="keys", daemon=True).start()
+
+    async def __rsgi__(self, scope: Scope, protocol: HTTPProtocol) -> None:
+        started = time.perf_counter()
+        environ = environ_of(scope)
+        environ[STARTED] = started
+        if scope.method not in _BODILESS:
+            environ["wsgi.input"] = await _body(environ, protocol)
+        reply = await self.answer(environ)
+        protocol.response_bytes(reply.status, reply.headers, reply.content)
+
+    async def answer(self, environ: Environ) -> Reply:
+        """Whichever way is the request's; an order is turned away at the door when no more may wait.
+
+        Under several times the load that can be borne, refusing must cost next to nothing. But its body has been read:
+        a server that answers before closes the connection, and the client's next order would have an unknown outcome.
+        """
+        if _is_for_a_book(environ) and self._takes_no_orders():
+            return _refusal(environ)
+        errand = self._errand_of(environ)
+        if errand and (reply := await short_way.run(errand, environ)):
+            return reply
+        return await in_thread(_django, self._long_way, environ)
+
+
+def _renew_keys_for_ever() -> None:
+    """Twice in the time for which keys are believed; in a thread of its own, since under load every other is busy."""
+    while True:
+        time.sleep(settings.KEY_CACHE_SECONDS / 2)
+        try:
+            with closing(connection):
+                renew_known()
+        except Exception as error:  # whatever it is, keys are to be renewed the next time
+            _log.error("keys_not_renewed", exc_info=error)
+
+
+def environ_of(scope: Scope) -> Environ:
+    """The request as WSGI has it, but for its body.
+
+    A header that came more than once is joined, as cookies are; of those that describe the body the first one counts.
+    One that is not ASCII is not there: granian leaves it out.
+    """
+    server, _, port = scope.server.rpartition(":")
+    environ = {
+        "REQUEST_METHOD": scope.method,
+        "SCRIPT_NAME": "",
+        "PATH_INFO": scope.path.encode().decode("latin-1"),  # WSGI's way of writing bytes
+        "QUERY_STRING": scope.query_string.encode().decode("latin-1"),
+        "SERVER_PROTOCOL": f"HTTP/{scope.http_version}",
+        "SERVER_NAME": server,
+        "SERVER_PORT": port,
+        "REMOTE_ADDR": scope.client.rpartition(":")[0],
+        "wsgi.url_scheme": scope.scheme,
+        "wsgi.input": BytesIO(),
+        "wsgi.input_terminated": True,
+    }
+    for name, value in scope.headers.items():
+        if name in _WITHOUT_PREFIX:
+            environ.setdefault(_WITHOUT_PREFIX[name], value)
+            continue
+        key = f"HTTP_{name.upper().replace('-', '_')}"
+        joint = ";" if name == "cookie" else ","
+        environ[key] = f"{environ[key]}{joint}{value}" if key in environ else value
+    return environ
+
+
+class _BrokenOff(BytesIO):
+    """A body that did not come in whole: whoever reads it is told so, lest a part be taken for it."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        raise OSError("The body broke off.")
+
+
+async def _body(environ: Environ, protocol: HTTPProtocol) -> BytesIO:
+    """The body, if it comes in whole and in time; one that is said to be too long is not read, and refused for that."""
+    length, is_chunked = environ.get("CONTENT_LENGTH", ""), "HTTP_TRANSFER_ENCODING" in environ
+    if not length and not is_chunked:
+        return BytesIO()
+    try:
+        async with asyncio.timeout(settings.WEB_BODY_SECONDS):
+            if is_chunked:
+                return await _chunked_body(protocol)
+            if length.isdecimal() and int(length) <= settings.MAX_BATCH_BODY_BYTES:
+                return BytesIO(await protocol())
+    except (TimeoutError, ProtocolClosed):
+        pass
+    return _BrokenOff()
+
+
+async def _chunked_body(protocol: HTTPProtocol) -> BytesIO:
+    """As much of it as the longest body allowed and a byte: by that others see that it is too long.
+
+    granian does not say whether it ended or broke off. In the middle of JSON that shows; with nothing it would not.
+    """
+    body, pieces = bytearray(), 0
+    async for piece in protocol:
+        body += piece
+        pieces += 1
+        if pieces > MAX_PIECES:
+            return _BrokenOff()
+        if len(body) > settings.MAX_BATCH_BODY_BYTES:
+            break
+    return BytesIO(body) if body else _BrokenOff()
+
+
+def _is_for_a_book(environ: Environ) -> bool:
+    """Whether it would wait for its turn. A mass cancel does not: it goes its own way."""
+    path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
+    return (method == "POST" and path == "/orders") or (method in ("POST", "DELETE") and path.startswith("/orders/"))
+
+
+def _refusal(environ: Environ) -> Reply:
+    request_id = request_id_of(environ)
+    response = problem_response(SimpleNamespace(request_id=request_id), Overloaded())
+    response["X-Request-Id"] = request_id
+    return Reply(response.status_code, list(response.items()), response.content)
+
+
+def _django(application: WSGI, environ: Environ) -> Reply:
+    told: list[Any] = []
+    pieces = application(environ, lambda status, headers, exc_info=None: told.extend((status, headers)))
+    try:
+        content = b"".join(pieces)
+    finally:
+        if hasattr(pieces, "close"):
+            pieces.close()  # the request has ended
+    status, headers = told
+    return Reply(int(status.partition(" ")[0]), headers, content)

@@ -1,0 +1,29 @@
+"""Threads for what waits for the database or for its turn, so that the event loop waits for nothing."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import ParamSpec, TypeVar
+
+from django.conf import settings
+from django.db import connection
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+_threads = ThreadPoolExecutor(settings.WEB_THREADS, "web")
+
+
+async def in_thread(
+    work: Callable[_Parameters, _Result], *args: _Parameters.args, **kwargs: _Parameters.kwargs
+) -> _Result:
+    """Have it done in a thread, which gives back its connection to the database at the end."""
+
+    def run() -> _Result:
+        try:
+            return work(*args, **kwargs)
+        finally:
+            connection.close()
+
+    return await asyncio.get_running_loop().run_in_executor(_threads, copy_context().run, run)
