@@ -33,6 +33,7 @@ class Dispatcher:
         self._turn = 0
         self._turns: Counter[UUID] = Counter()  # each subscription's last; 0 if it had none
         self._awaited: set[str] = set()  # lanes of those that had more due at the last look than there was room for
+        self._is_full = False  # whether that was because all were taken, whosever
         self._outcomes: list[Outcome] = []
 
     # --- From other threads -----------------------------------------------------------------------------------------
@@ -119,6 +120,7 @@ class Dispatcher:
         rooms = self._rooms(endpoints)
         waiting = [each for each in endpoints if rooms[each.subscription_id] < each.due]
         self._awaited = {lane for endpoint in waiting for lane in endpoint.lanes}
+        self._is_full = bool(waiting) and len(self._sending) + rooms.total() >= settings.WEBHOOK_LANES
         return [(each, rooms[each.subscription_id]) for each in endpoints if rooms[each.subscription_id]]
 
     def _is_mine(self, endpoint: Endpoint) -> bool:
@@ -153,7 +155,7 @@ class Dispatcher:
 
     async def _send(self, connector: aiohttp.BaseConnector, claim: Claim) -> None:
         self._outcomes.append(await sending.send(connector, claim))
-        if len(self._sending) >= settings.WEBHOOK_LANES or not self._awaited.isdisjoint(claim.lanes):
+        if self._is_full or not self._awaited.isdisjoint(claim.lanes):
             self._woken.set()  # for who waits for a lane; else there is no hurry, and the next look notes many outcomes
         for lane in claim.lanes:
             self._in_flight[lane] -= 1
