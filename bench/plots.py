@@ -27,14 +27,19 @@ def _pictures(results: dict[str, Any]) -> dict[str, tuple[str, Bars]]:
 
 def _throughput(results: dict[str, Any]) -> Iterator[tuple[str, float, str]]:
     for clients, found in results.get("floor", {}).items():
-        yield f"floor, {clients} clients", found["orders_per_second"], "floor"
+        yield f"floor, {_count(clients, 'client')}", found["orders_per_second"], "floor"
     for cell, found in results.get("naive", {}).items():
         yield f"naive, {cell.split('x')[0]} clients", found["orders_per_second"], "naive"
     for cell, found in results.get("http", {}).items():
         clients, symbols, processes = cell.split("x")
-        yield f"{clients} clients, {symbols} symbols, {processes} proc.", found["orders_per_second"], "ours"
+        label = f"{_count(clients, 'client')}, {_count(symbols, 'symbol')}, {processes} proc."
+        yield label, found["orders_per_second"], "ours"
     for size, found in results.get("batches", {}).items():
         yield f"batches of {size}", found["orders_per_second"], "ours"
+
+
+def _count(number: str, word: str) -> str:
+    return f"{number} {word}" if number == "1" else f"{number} {word}s"
 
 
 def _latency(results: dict[str, Any]) -> Iterator[tuple[str, float, str]]:
