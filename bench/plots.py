@@ -29,7 +29,8 @@ def _throughput(results: dict[str, Any]) -> Iterator[tuple[str, float, str]]:
     for clients, found in results.get("floor", {}).items():
         yield f"floor, {_count(clients, 'client')}", found["orders_per_second"], "floor"
     for cell, found in results.get("naive", {}).items():
-        yield f"naive, {cell.split('x')[0]} clients", found["orders_per_second"], "naive"
+        clients, _, processes = cell.split("x")
+        yield f"naive, {clients} clients, {processes} proc.", found["orders_per_second"], "naive"
     for cell, found in results.get("http", {}).items():
         clients, symbols, processes = cell.split("x")
         label = f"{_count(clients, 'client')}, {_count(symbols, 'symbol')}, {processes} proc."

@@ -219,13 +219,13 @@ def venue(on: Servers, database: str, *, processes: int = 1) -> Iterator[Venue]:
 
 
 @contextmanager
-def naive_venue(on: Servers, database: str, world: dict[str, Any]) -> Iterator[Venue]:
+def naive_venue(on: Servers, database: str, world: dict[str, Any], *, processes: int) -> Iterator[Venue]:
     """The naive matcher behind the same server, on a database that already has brokers with keys: those of `world`."""
     env = environment(on.postgres.url(database), on.valkey_url())
     env |= {"DJANGO_SETTINGS_MODULE": "bench.naive.settings"}
     port = free_port()
-    command = [*web.command(port)[:-1], "bench.naive.rsgi:application"]
-    child = Child("naive", command, FOLDER / "naive.log", env, ROOT)
+    command = [*web.command(port, processes)[:-1], "bench.naive.rsgi:application"]
+    child = Child("naive", command, FOLDER / f"naive-{processes}.log", env, ROOT)
     with _running(Venue(on, database, env, port, {"web": child}, world)) as running:
         yield running
 

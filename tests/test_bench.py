@@ -184,7 +184,7 @@ def test_the_table_marks_what_is_below_its_bar_and_what_was_not_measured() -> No
             "8": {"orders_per_second": 4_000.0, "latency_ms": 0.5},
             "1": {"latency_ms": 0.5, "orders_per_second": 1},
         },
-        "naive": {"4x16": {"orders_per_second": 100.0}},
+        "naive": {"4x16x1": {"orders_per_second": 100.0}},
         "http": {
             "64x16x1": {"orders_per_second": 1_500.0},
             "64x16x2": {"orders_per_second": 1_590.0},
