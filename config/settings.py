@@ -151,7 +151,6 @@ _database |= {
         **_database.get("OPTIONS", {}),  # of the URL: ?sslmode= and the like
         "connect_timeout": DATABASE_CONNECT_TIMEOUT_SECONDS,
         **DATABASE_NETWORK_TIMEOUTS,
-        "prepare_threshold": 5,  # uses, for `exchange.database.prepared_cursor`
         "pool": {"min_size": 1, "max_size": DATABASE_POOL_SIZE, "timeout": DATABASE_POOL_TIMEOUT_SECONDS},
         "options": (
             f"-c lock_timeout={DATABASE_LOCK_TIMEOUT_MS}"

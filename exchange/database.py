@@ -6,24 +6,43 @@ from datetime import datetime
 
 import psycopg
 import psycopg_pool
-from django.db import InterfaceError, OperationalError, connection
+from django.db import Error, InterfaceError, OperationalError, connection
 from django.db.backends.utils import CursorWrapper
-from psycopg.types.datetime import TimestamptzLoader
+from psycopg.pq import TransactionStatus
 
 from exchange.errors import OutcomeUnknown
 
 
-def prepared_cursor() -> CursorWrapper:
-    """A cursor whose statements are planned once per connection: planning the write path's takes longer than running.
+@contextmanager
+def own_transaction() -> Iterator[CursorWrapper]:
+    """A transaction whose BEGIN and COMMIT the caller sends, each in one message with a statement.
 
-    For hand-written SQL only. Django's own statements are put together on this side: bound by the server, it sends
-    whole numbers in as many bytes as it thinks their column has, and cuts off what is above.
+    By themselves, as `atomic` sends them, they would be two more answers to wait for. What was not sent to be committed
+    is rolled back; whoever is torn away from the last message does not know. Nothing may be around it, and no
+    `on_commit` in it.
     """
-    connection.ensure_connection()
-    plain = psycopg.Cursor(connection.connection)
-    plain.adapters.register_loader("timestamptz", TimestamptzLoader)  # in C, where Django's is in Python
-    cursor: CursorWrapper = connection._prepare_cursor(plain)  # type: ignore[attr-defined]
-    return cursor
+    with connection.cursor() as cursor:
+        if connection.in_atomic_block or not _is_idle():
+            raise RuntimeError("A transaction of its own cannot be part of another.")
+        try:
+            yield cursor
+        finally:
+            _roll_back()
+
+
+def _is_idle() -> bool:
+    """Whether the server is known to have no transaction open."""
+    plain: psycopg.Connection = connection.connection
+    return plain.info.transaction_status is TransactionStatus.IDLE
+
+
+def _roll_back() -> None:
+    if _is_idle():
+        return
+    try:
+        connection.rollback()
+    except Error:  # the connection is lost, and the transaction with it
+        connection.close()
 
 
 def database_now() -> datetime:

@@ -7,7 +7,7 @@ from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection, transaction
 
 from exchange import services as exchange_services
-from exchange.database import already_committed, is_connection_lost, prepared_cursor, replace_lost_connections
+from exchange.database import already_committed, is_connection_lost, own_transaction, replace_lost_connections
 from exchange.errors import OutcomeUnknown
 from exchange.rules import BrokerStatus
 from orders import store
@@ -15,6 +15,7 @@ from orders.commands import CancelOrders, Command, ExpireOrders, Outcome, Swept
 from orders.market import Market
 from orders.models import Order
 from orders.terms import CancelReason, Side
+from webhooks import wakeup
 
 _log = structlog.get_logger(__name__)
 
@@ -33,17 +34,20 @@ def execute_together(commands: Sequence[Command], *, skip_busy: bool = False) ->
 
     With `skip_busy` it waits for no lock, and refuses what needs a book or a broker that others hold.
     """
-    saved = None
+    saved, due = None, 0
     try:
-        with transaction.atomic(durable=True), prepared_cursor() as cursor:
+        with own_transaction() as cursor:
             market = store.load_market(cursor, commands, skip_busy=skip_busy)  # locks, and reads clock and books
             outcomes = [market.apply(command) for command in commands]  # no I/O: the rules, and nothing else
-            store.save_market(cursor, market)  # a fixed number of statements, however many commands
-            saved = market
+            if market.placed or market.changed:
+                saved = market
+                due = store.save_market(cursor, market)  # writes and commits
     except (OperationalError, InterfaceError) as error:
         if saved is None or not is_connection_lost(error) or not _was_committed(saved):
             raise
         _log.warning("commit_answer_lost", error=str(error))
+    if due:
+        wakeup.ask()
     return outcomes
 
 

@@ -2,9 +2,10 @@
 
 The order of locks is the same for everybody, or there are deadlocks: instruments by symbol, then brokers by id.
 Whatever is decided on is read in a statement after the lock that guards it: in a statement that locks one row and reads
-others, those are older than the lock. All locking and reading is one round trip, to a function of the database, which
-`orders/migrations/0004_read_market.py` tells; statements are few and do not depend on the number of commands. Rows
-travel as JSON: one parameter per table to write, one document of all that is read.
+others, those are older than the lock. A transaction is two messages: one begins it, locks and reads, the other writes
+and commits. What they do is in functions of the database, which migrations tell: `0004_read_market.py` and
+`0005_save_market.py` here, `0004_publish.py` of `webhooks`. Rows travel as JSON: one list per table to write, one
+document of all that is read.
 """
 
 from collections import defaultdict
@@ -28,22 +29,21 @@ _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
 def load_market(cursor: CursorWrapper, commands: Sequence[Command], *, skip_busy: bool = False) -> Market:
-    """Lock and read everything that `commands` can touch; nothing of a book is read after its brokers are locked.
+    """Begin, lock and read all that `commands` can touch; nothing of a book is read after its brokers are locked.
 
     Books and brokers that others hold are waited for, or left out with `skip_busy`.
     """
     asked = _Asked.by(commands, skip_busy=skip_busy)
     cursor.execute(_READ_MARKET, [_encode(asked).decode()])
+    cursor.nextset()  # the first was BEGIN's
     (found,) = cursor.fetchone()
     if found is None:
         raise MakersCutShort
     return _decode_found(found).market(asked)
 
 
-def save_market(cursor: CursorWrapper, market: Market) -> None:
-    """Write what has changed: one statement for the exchange, one for the events."""
-    if not (market.placed or market.changed):
-        return
+def save_market(cursor: CursorWrapper, market: Market) -> int:
+    """Write what has changed, and commit; how many deliveries are due by that."""
     cursor.execute(
         _SAVE,
         {
@@ -63,32 +63,31 @@ def save_market(cursor: CursorWrapper, market: Market) -> None:
             ),
             "books": _json({"symbol": book.symbol, "sequence": book.sequence} for book in market.moved_books.values()),
             "now": market.now,
+            "events": outbox.rows(market.events),
         },
     )
-    if market.events:
-        outbox.publish(cursor, market.events)
+    (due,) = cursor.fetchone()
+    return int(due)
 
 
 def was_saved(cursor: CursorWrapper, market: Market) -> bool:
     """Whether the transaction that wrote `market` was committed; it has ended once its books can be locked again.
 
     What it placed is there if it was, whatever became of it since; where it placed nothing it closed orders, for good.
+    The time of a cancel is ours alone; expired an order may have been by anybody, all the same.
     """
     cursor.execute(_LOCK_INSTRUMENTS, [list(market.books)])
     if market.placed:
         cursor.execute("SELECT FROM orders_order WHERE id = %s", [market.placed[0].id])
         return bool(cursor.fetchall())
-    by_whom_is_told = sorted(market.changed.values(), key=lambda order: order.cancelled_at is None)
-    for (
-        order
-    ) in by_whom_is_told:  # the time of a cancel is ours alone; expired it may have been by anybody, all the same
-        cursor.execute(_IS_CLOSED, [order.id, order.status, order.cancelled_at])
-        return bool(cursor.fetchall())
-    return True  # there was nothing to write
+    telling = min(market.changed.values(), key=lambda order: order.cancelled_at is None)
+    cursor.execute(_IS_CLOSED, [telling.id, telling.status, telling.cancelled_at])
+    return bool(cursor.fetchall())
 
 
-def _json(rows: Iterable[Any]) -> str:
-    return _encode(list(rows)).decode()
+def _json(rows: Iterable[Any]) -> str | None:
+    found = list(rows)
+    return _encode(found).decode() if found else None
 
 
 # --- Reading --------------------------------------------------------------------------------------------------------
@@ -246,7 +245,7 @@ def read_reachable(cursor: CursorWrapper, demand: Demand) -> list[OrderState]:
 # --- SQL ------------------------------------------------------------------------------------------------------------
 
 # As text: it is decoded here, and not by the driver.
-_READ_MARKET = "SELECT orders_read_market(%s::json)::text"
+_READ_MARKET = "BEGIN; SELECT orders_read_market(%s::json)::text"
 
 _READ_REACHABLE = """
 SELECT coalesce(json_agg(maker ORDER BY depth), '[]')::text
@@ -259,44 +258,10 @@ _IS_CLOSED = """
 SELECT FROM orders_order WHERE id = %s AND status = %s AND cancelled_at IS NOT DISTINCT FROM %s
 """
 
-_SAVE = """
-WITH placed AS (
-  INSERT INTO orders_order (
-    id, client_order_id, broker_id, document_number, symbol, sequence, type, side, price, quantity, time_in_force,
-    expires_at, created_at, filled_quantity, filled_value, status, cancelled_at, expired_at, cancel_reason)
-  SELECT * FROM json_to_recordset(%(placed)s::json) AS row(
-    id uuid, client_order_id text, broker_id text, document_number text, symbol text, sequence bigint, type text,
-    side text, price numeric, quantity bigint, time_in_force text, expires_at timestamptz, created_at timestamptz,
-    filled_quantity bigint, filled_value numeric, status text, cancelled_at timestamptz, expired_at timestamptz,
-    cancel_reason text)
-), changed AS (
-  UPDATE orders_order o
-  SET filled_quantity = row.filled_quantity, filled_value = row.filled_value, status = row.status,
-      cancelled_at = row.cancelled_at, expired_at = row.expired_at, cancel_reason = row.cancel_reason
-  FROM json_to_recordset(%(changed)s::json) AS row(
-    id uuid, filled_quantity bigint, filled_value numeric, status text, cancelled_at timestamptz,
-    expired_at timestamptz, cancel_reason text)
-  WHERE o.id = row.id
-), traded AS (
-  INSERT INTO orders_trade (
-    id, symbol, price, quantity, taker_side, bid_order_id, ask_order_id, bid_broker_id, ask_broker_id, executed_at)
-  SELECT * FROM json_to_recordset(%(trades)s::json) AS row(
-    id uuid, symbol text, price numeric, quantity bigint, taker_side text, bid_order_id uuid, ask_order_id uuid,
-    bid_broker_id text, ask_broker_id text, executed_at timestamptz)
-), accounts AS (
-  UPDATE exchange_broker b
-  SET cash = row.cash, reserved_cash = row.reserved_cash, event_sequence = row.event_sequence, updated_at = %(now)s
-  FROM json_to_recordset(%(accounts)s::json) AS row(
-    id text, cash numeric, reserved_cash numeric, event_sequence bigint)
-  WHERE b.id = row.id
-), positions AS (
-  INSERT INTO exchange_holding (broker_id, symbol, quantity, reserved, open_orders)
-  SELECT * FROM json_to_recordset(%(positions)s::json) AS row(
-    broker_id text, symbol text, quantity numeric, reserved numeric, open_orders bigint)
-  ON CONFLICT (broker_id, symbol) DO UPDATE
-  SET quantity = EXCLUDED.quantity, reserved = EXCLUDED.reserved, open_orders = EXCLUDED.open_orders
-)
-UPDATE exchange_instrument i SET sequence = row.sequence
-FROM json_to_recordset(%(books)s::json) AS row(symbol text, sequence bigint)
-WHERE i.symbol = row.symbol
+# Writes, and ends the transaction, in one message; gives how many deliveries are due.
+_SAVE = f"""
+SELECT {outbox.PUBLISH} FROM orders_save_market(
+  %(placed)s::json, %(changed)s::json, %(trades)s::json, %(accounts)s::json, %(positions)s::json, %(books)s::json,
+  %(now)s);
+COMMIT
 """

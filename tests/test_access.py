@@ -23,7 +23,7 @@ from tests.exchange.client import Client
 from webhooks import services as webhooks
 from webhooks.models import EventType, Subscription
 
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.django_db(transaction=True)
 
 MISMATCH, NO_SCOPE, NO_ORDER = "403 broker_mismatch", "403 scope_missing", "404 order_not_found"
 NO_WEBHOOK = "404 webhook_not_found"

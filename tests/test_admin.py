@@ -29,7 +29,7 @@ from orders.terms import CancelReason, OrderStatus, OrderType, Side, TimeInForce
 from tests import trading
 from webhooks.models import Delivery, DeliveryError, Event, EventType, Subscription
 
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.django_db(transaction=True)
 
 MODELS = [Broker, Instrument, Holding, Transfer, ApiKey, Order, Trade, Event, Subscription, Delivery]
 ALPHABETICAL = [Broker, Instrument, ApiKey]  # the others are newest first

@@ -69,7 +69,7 @@ def test_the_page_has_every_code_with_its_status() -> None:
     assert column(section(ERRORS, "Codes"), 1) == {code: str(int(status)) for code, status in STATUSES.items()}
 
 
-@pytest.mark.django_db
+@pytest.mark.django_db(transaction=True)
 def test_the_example_is_a_real_answer() -> None:
     sent, shown = (json.loads(text) for text in re.findall(r"```json\n(.*?)```", ERRORS, re.S))
 
@@ -111,7 +111,7 @@ BAD_FIELDS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.django_db
+@pytest.mark.django_db(transaction=True)
 def test_every_code_of_a_field_on_the_page_is_met(settings: Settings) -> None:
     settings.WEBHOOK_ADDRESSES = Profile.PUBLIC
     clients = {"alice": api.broker("alice"), "operator": api.operator()}
@@ -183,7 +183,7 @@ def code_argument(module: ModuleType, node: ast.AST) -> ast.expr | None:
     return argument
 
 
-@pytest.mark.django_db
+@pytest.mark.django_db(transaction=True)
 def test_refusals_come_in_the_page_s_order(settings: Settings) -> None:
     """One request that breaks every rule, mended rule by rule; whatever is refused changes nothing."""
     alice, bob, nobody = api.broker("alice"), api.broker("bob"), Client(None)

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import msgspec
-from django.db import transaction
-from django.db.backends.utils import CursorWrapper
 
-from webhooks import wakeup
 from webhooks.models import EventType
 
 
@@ -26,11 +23,13 @@ class NewEvent:
     data: msgspec.Struct
 
 
-def publish(cursor: CursorWrapper, events: Sequence[NewEvent]) -> None:
-    """Write `events`, the bytes that will tell them, and their deliveries; these are sent after the commit."""
-    cursor.execute(_INSERT_EVENTS, [_ENCODER.encode([_Row.of(event) for event in events]).decode()])
-    if cursor.rowcount:
-        transaction.on_commit(wakeup.ask, robust=True)
+# For the statement that commits the change, which then wakes the dispatcher: gives how many deliveries are due.
+PUBLISH = "webhooks_publish(%(events)s::json)"
+
+
+def rows(events: Sequence[NewEvent]) -> str | None:
+    """`events` as `PUBLISH` takes them: with the bytes that will tell them."""
+    return _ENCODER.encode([_Row.of(event) for event in events]).decode() if events else None
 
 
 class _Body(msgspec.Struct, frozen=True):
@@ -53,19 +52,3 @@ class _Row(msgspec.Struct, frozen=True):
 
 
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
-
-_INSERT_EVENTS = """
-WITH event AS (
-  INSERT INTO webhooks_event (id, broker_id, sequence, type, occurred_at, body)
-  SELECT uuidv7(), broker_id, sequence, type, occurred_at, body
-  FROM json_to_recordset(%s::json)
-    AS row(broker_id text, sequence bigint, type text, occurred_at timestamptz, body text)
-  RETURNING id, broker_id, sequence, type
-)
-INSERT INTO webhooks_delivery (id, event_id, subscription_id)
-SELECT uuidv7(), event.id, subscription.id
-FROM event JOIN webhooks_subscription subscription
-  ON subscription.broker_id = event.broker_id AND subscription.event_type = event.type
-     AND subscription.deleted_at IS NULL
-ORDER BY event.broker_id, event.sequence
-"""

@@ -5,6 +5,7 @@ Whoever asks only sets a flag, so nothing waits for Valkey. Beat starts the disp
 
 import threading
 import time
+from contextlib import suppress
 
 import redis
 import structlog
@@ -21,14 +22,18 @@ _thread: threading.Thread | None = None
 
 
 def ask() -> None:
-    """Have the dispatcher woken soon; however often this is asked meanwhile, it is done once."""
+    """Have the dispatcher woken soon; however often this is asked meanwhile, it is done once.
+
+    It never fails: who asks has committed.
+    """
     global _thread
     _asked.set()
     if _thread is None or not _thread.is_alive():  # the first time in this process
         with _start:
             if _thread is None or not _thread.is_alive():
                 _thread = threading.Thread(target=_ring_when_asked, name="wakeup", daemon=True)
-                _thread.start()
+                with suppress(RuntimeError):  # no more threads: this hint is lost
+                    _thread.start()
 
 
 def _ring_when_asked() -> None:

@@ -50,7 +50,12 @@ class Postgres:
         self._package = _reachable_package(self._home, self.account)
         self._sockets = private_short_folder(self.account)
         _remember(self._sockets, folder.with_name("sockets"))
-        settings = {"listen_addresses": "", "max_connections": str(MAX_CONNECTIONS), **(options or {})}
+        settings = {
+            "listen_addresses": "",
+            "max_connections": str(MAX_CONNECTIONS),
+            "log_min_error_statement": "panic",  # statements carry document numbers: none into the log
+            **(options or {}),
+        }
         program: list[str | Path] = [self._package / "bin/postgres", "-D", self._data, "-k", self._sockets]
         self.child = Child(
             "postgres",

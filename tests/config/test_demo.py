@@ -12,7 +12,7 @@ from django.core.management import call_command
 from exchange.keys import principal_of_key
 from exchange.models import ApiKey, Broker, Holding
 
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def test_scopes_include_what_the_contract_says(operator: Client, alice: Client) 
     assert [scope for scope in Scope if boss.may(scope)] == [Scope.READ, Scope.OPERATOR]
 
 
-@pytest.mark.django_db
+@pytest.mark.django_db(transaction=True)
 def test_garbage_is_nobody() -> None:
     with pytest.raises(Unauthenticated):
         principal_of_key("brs_")
@@ -182,6 +182,7 @@ def test_the_command_makes_an_operator(db: None, capsys: pytest.CaptureFixture[s
     assert ApiKey.objects.get().name == "desk"
 
 
+@pytest.mark.django_db(transaction=True)
 def test_every_operation_but_the_open_ones_needs_a_key_and_a_scope(anonymous: Client, alice: Client) -> None:
     """Whoever adds a view forgets neither: one without scopes would be a 500 here."""
     nothing = str(UUID(int=0))

@@ -149,6 +149,7 @@ def told(answer: Answer) -> tuple[str, str]:
     return answer.headers["RateLimit-Policy"], answer.headers["RateLimit"]
 
 
+@pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("_slow")
 def test_too_much_is_refused_and_nothing_of_it_is_done(alice: Client) -> None:
     body = LIMIT | {"side": "ask"}
@@ -195,6 +196,7 @@ def test_keys_of_one_broker_do_not_share(alice: Client) -> None:
     assert second.get("/stocks").status == 200
 
 
+@pytest.mark.django_db(transaction=True)
 def test_every_answer_to_a_good_key_says_what_is_left(alice: Client, bob: Client) -> None:
     order = LIMIT | {"side": "ask", "client_order_id": "once"}
     placed = alice.post("/orders", order)

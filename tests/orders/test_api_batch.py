@@ -23,7 +23,7 @@ from tests.api import LATER, LIMIT, MARKET, limit, market, placed, refused, toke
 from tests.exchange.client import Answer, Client
 from tests.trading import at_once
 
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.django_db(transaction=True)
 
 BY_BOB = {"broker_id": "bob"}
 MEBI = 1024 * 1024

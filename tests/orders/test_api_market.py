@@ -15,7 +15,7 @@ from tests import trading
 from tests.api import LATER, limit, market, placed, refused, walk, without
 from tests.exchange.client import Client
 
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.django_db(transaction=True)
 
 ENDPOINTS = ["price", "book", "quote?side=bid&quantity=1", "trades"]
 BY_BOB = {"broker_id": "bob"}

@@ -9,7 +9,7 @@ from tests import trading
 from tests.api import LIMIT, limit, placed, refused
 from tests.exchange.client import Client
 
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.django_db(transaction=True)
 
 BY_BOB = {"broker_id": "bob"}
 

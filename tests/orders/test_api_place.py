@@ -20,7 +20,7 @@ from tests import api, trading
 from tests.api import LATER, LIMIT, MARKET, limit, market, placed, refused, token, without
 from tests.exchange.client import Answer, Client
 
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.django_db(transaction=True)
 
 GTD = without(LIMIT, "time_in_force") | {"expires_at": LATER}
 BY_BOB = {"broker_id": "bob"}

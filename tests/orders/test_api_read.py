@@ -16,7 +16,7 @@ from tests import api, trading
 from tests.api import LIMIT, limit, market, placed, refused, walk
 from tests.exchange.client import Answer, Client
 
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.django_db(transaction=True)
 
 BY_BOB = {"broker_id": "bob"}
 UNKNOWN = UUID(int=7)

@@ -28,7 +28,7 @@ from django.db.models import Max, Sum
 
 from config.local.processes import wait_until
 from exchange import services as exchange_services
-from exchange.database import database_now, lock_timeout
+from exchange.database import database_now, lock_timeout, own_transaction
 from exchange.errors import (
     BrokerSuspended,
     ClientOrderIdConflict,
@@ -184,11 +184,10 @@ def test_one_client_order_id_posted_by_many_at_once_makes_one_order(server: live
 @contextmanager
 def not_yet_committed(command: Command) -> Iterator[Outcome]:
     """`services.execute`, but the COMMIT comes at the end of the `with`."""
-    with transaction.atomic(), connection.cursor() as cursor:
+    with own_transaction() as cursor:
         market = store.load_market(cursor, [command])
-        outcome = market.apply(command)
+        yield market.apply(command)
         store.save_market(cursor, market)
-        yield outcome
 
 
 def is_anybody_waiting() -> bool:

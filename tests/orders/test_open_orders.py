@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import F
 from django.utils import timezone
 from pytest_django import Settings
@@ -26,7 +26,7 @@ BID, ASK = Side.BID, Side.ASK
 LATER = datetime(2099, 1, 1, tzinfo=UTC)
 FULL = "too_many_open_orders"
 
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture(autouse=True)
@@ -217,7 +217,7 @@ def test_the_migration_counts_what_is_open() -> None:
     before = trading.shares("alice")
 
     (operation,) = import_module("orders.migrations.0003_count_open_orders").Migration.operations
-    with connection.cursor() as cursor:
+    with transaction.atomic(), connection.cursor() as cursor:
         for statement in operation.sql:
             cursor.execute(statement)
 

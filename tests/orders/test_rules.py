@@ -19,7 +19,7 @@ from tests import trading
 from tests.trading import attempt, balance, cancel, fills, order, place, refused, replayed, shares
 from webhooks.models import Event
 
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.django_db(transaction=True)
 
 BID, ASK = Side.BID, Side.ASK
 GTD, DAY, IOC, FOK = TimeInForce.GTD, TimeInForce.DAY, TimeInForce.IOC, TimeInForce.FOK

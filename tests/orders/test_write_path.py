@@ -15,7 +15,7 @@ from django.db import IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
-from exchange.database import database_now
+from exchange.database import database_now, own_transaction
 from exchange.errors import ExchangeError
 from exchange.models import Broker, Holding, Instrument
 from exchange.rules import Pricing
@@ -31,17 +31,10 @@ pytestmark = pytest.mark.django_db(transaction=True)
 SYMBOLS = ["AAPL", "GOOG", "MSFT"]
 
 
-# --- A fixed number of statements -----------------------------------------------------------------------------------
+# --- Two messages to the database -----------------------------------------------------------------------------------
 
-TRANSACTION = 2  # BEGIN, COMMIT
-READ = 1  # all of it, and the locks
-SAVE = 1
-EVENTS = 1
-
-REFUSE = TRANSACTION + READ
-REST = REFUSE + SAVE
-FILL = CANCEL = REST + EVENTS
-
+READ = "BEGIN; SELECT orders_read_market"
+WRITE = "SELECT webhooks_publish"
 Made = Callable[[int], Sequence[Command]]
 
 
@@ -78,24 +71,26 @@ def cancels(how_many: int) -> list[Command]:
 
 @pytest.mark.parametrize("how_many", [1, 50])
 @pytest.mark.parametrize(
-    ("made", "statements"),
+    ("made", "last"),
     [
-        (rests, REST),
-        (rests_with_ids, REST),
-        (rests_in_several_books, REST),
-        (fills_of_resting_orders, FILL),
-        (fills_of_each_other, FILL),
-        (refusals, REFUSE),
-        (cancels, CANCEL),
+        (rests, WRITE),
+        (rests_with_ids, WRITE),
+        (rests_in_several_books, WRITE),
+        (fills_of_resting_orders, WRITE),
+        (fills_of_each_other, WRITE),
+        (refusals, "ROLLBACK"),
+        (cancels, WRITE),
     ],
 )
-def test_a_list_costs_as_many_statements_as_one_command(made: Made, statements: int, how_many: int) -> None:
+def test_a_list_costs_as_many_messages_as_one_command(made: Made, last: str, how_many: int) -> None:
     for broker_id in ("alice", "bob"):
         trading.broker(broker_id, holdings=dict.fromkeys(SYMBOLS, trading.SHARES))
     commands = made(how_many)
     with CaptureQueriesContext(connection) as captured:
         outcomes = services.execute(commands)
-    assert len(captured) == statements, [query["sql"][:80] for query in captured]
+    sent = [str(query["sql"]).strip() for query in captured]
+    assert [text[: len(start)] for text, start in zip(sent, (READ, last), strict=True)] == [READ, last]
+    assert (sent[-1].endswith("COMMIT")) == (last == WRITE)
     assert all(isinstance(outcome, ExchangeError) is (made is refusals) for outcome in outcomes)
 
 
@@ -280,8 +275,8 @@ def test_one_command_over_the_limit_does_not_take_its_list_along() -> None:
 @pytest.mark.parametrize(
     "spoilt",
     [
-        {"reserved_cash": 0},  # a CHECK fails in the statement that saves orders, trades and balances
-        {"event_sequence": 0},  # a unique index fails in the one after it, which saves the events
+        {"reserved_cash": 0},  # a CHECK fails in what saves orders, trades and balances
+        {"event_sequence": 0},  # a unique index fails in what is written last, the events
     ],
 )
 def test_a_failure_while_saving_leaves_nothing_of_the_whole_list(spoilt: dict[str, int]) -> None:
@@ -491,13 +486,50 @@ def test_a_cancel_that_was_undone_is_not_taken_for_done_because_another_order_ex
     trading.broker("alice")
     due, kept = place(Side.ASK, 1, "11.00"), place(Side.ASK, 1, "10.00")
     Order.objects.filter(pk=due.pk).update(expires_at=database_now())
-    with transaction.atomic(), connection.cursor() as cursor:
-        market = store.load_market(cursor, [CancelOrder(due.pk, "alice"), CancelOrder(kept.pk, "alice")])
-        for command in (CancelOrder(due.pk, "alice"), CancelOrder(kept.pk, "alice")):
+    cancels = [CancelOrder(due.pk, "alice"), CancelOrder(kept.pk, "alice")]
+    with own_transaction() as cursor:
+        market = store.load_market(cursor, cancels)
+        for command in cancels:
             market.apply(command)
-        store.save_market(cursor, market)
-        assert store.was_saved(cursor, market)
-        transaction.set_rollback(True)
     services.expire_orders("AAPL")  # somebody's sweep leaves the first as the cancels would have left it
     with transaction.atomic(), connection.cursor() as cursor:
         assert not store.was_saved(cursor, market)
+
+
+def test_a_cancel_is_taken_for_done_though_another_order_expired_with_it() -> None:
+    trading.broker("alice")
+    due, kept = place(Side.ASK, 1, "11.00"), place(Side.ASK, 1, "10.00")
+    Order.objects.filter(pk=due.pk).update(expires_at=database_now())
+    cancels = [CancelOrder(due.pk, "alice"), CancelOrder(kept.pk, "alice")]
+    with own_transaction() as cursor:
+        market = store.load_market(cursor, cancels)
+        for command in cancels:
+            market.apply(command)
+        store.save_market(cursor, market)
+    with transaction.atomic(), connection.cursor() as cursor:
+        assert store.was_saved(cursor, market)
+
+
+# --- Its own transaction --------------------------------------------------------------------------------------------
+
+
+def test_a_list_is_not_executed_within_a_transaction_that_may_be_rolled_back() -> None:
+    trading.broker("alice")
+    with transaction.atomic(), pytest.raises(RuntimeError):
+        services.execute([order(Side.BID, 1, "10.00")])
+    with own_transaction() as cursor:
+        cursor.execute("BEGIN")
+        with pytest.raises(RuntimeError):
+            services.execute([order(Side.BID, 1, "10.00")])
+    assert not Order.objects.exists()
+
+
+def test_what_fails_is_rolled_back_and_the_connection_is_of_use() -> None:
+    trading.broker("alice")
+    taken = place(Side.BID, 1, "10.00")
+    with pytest.raises(IntegrityError):
+        services.execute([order(Side.BID, 1, "9.00"), order(Side.BID, 1, "10.00", order_id=taken.pk)])
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_current_xact_id_if_assigned() IS NULL AND now() = statement_timestamp()")
+        assert cursor.fetchone() == (True,), "a transaction is open"
+    assert Order.objects.count() == 1

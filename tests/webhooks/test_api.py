@@ -33,7 +33,7 @@ from webhooks.addresses import Profile
 from webhooks.models import MAX_URL_LENGTH, Delivery, Event, EventType, Subscription
 from webhooks.serializers import SubscribeForm
 
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.django_db(transaction=True)
 
 URL, OTHER_URL = "https://receiver.example/hook", "https://receiver.example/other"
 ALL = ["trade.executed", "order.expired", "order.cancelled"]

@@ -17,10 +17,9 @@ from statistics import median
 from typing import Any
 
 import httpx
-import msgspec
 import pytest
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import IntegrityError, connection, transaction
 from django.db.models import Count, F
 from pytest_django import Settings
 
@@ -35,9 +34,8 @@ from tests.celery_processes import Celery, CeleryProcess, start_all
 from tests.receiver import Receiver, Request, answer, hang
 from tests.trading import in_thread, order, place
 from tests.webhooks.telling import drain, no_dispatcher, outcomes, settle, subscribe, trade, wait_until_idle
-from webhooks import delivery, outbox, services, wakeup
+from webhooks import delivery, services, wakeup
 from webhooks.models import Delivery, Event, EventType
-from webhooks.outbox import NewEvent
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -352,15 +350,10 @@ def test_an_event_is_told_soon_without_beat(worker: CeleryProcess, receiver: Rec
 def test_what_is_rolled_back_is_not_told(worker: CeleryProcess, receiver: Receiver) -> None:
     subscribe("alice", receiver.url(), *EventType)
 
-    def publish_and_fail() -> None:
-        event = NewEvent("alice", 1, CANCELLED, datetime.now(UTC), msgspec.defstruct("Nothing", [])())
-        with transaction.atomic(), connection.cursor() as cursor:
-            outbox.publish(cursor, [event])
-            assert Delivery.objects.count() == 1
-            raise NotImplementedError
-
-    with pytest.raises(NotImplementedError):
-        publish_and_fail()
+    resting = place(BID, 1, "1.00", by="bob")
+    cancel, taken = CancelOrder(place(BID, 1, "1.00").pk, "alice"), order(BID, 1, "1.00", order_id=resting.pk)
+    with pytest.raises(IntegrityError):
+        orders_services.execute([cancel, taken])
     trade()
     settle()
 
