@@ -47,7 +47,7 @@ MAX_MAKERS_PER_COMMAND = 20_000  # a taker that would fill more resting orders t
 MAX_OPEN_ORDERS = 100_000  # of one broker in one instrument
 SEQUENCER_BATCH = 200  # commands in one transaction, unless one request brings more
 SEQUENCER_BATCH_SECONDS = 0.25  # how long a transaction may be expected to take
-SEQUENCER_QUEUE_REQUESTS = 128  # waiting; more are refused,
+SEQUENCER_QUEUE_REQUESTS = 256  # waiting; more are refused,
 SEQUENCER_QUEUE_COMMANDS = 4_000  # as they are when they bring so many already
 SWEEP_BATCH = 500  # orders cancelled or expired in one transaction
 PRICE_WINDOW = timedelta(minutes=5)

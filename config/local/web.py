@@ -2,7 +2,7 @@
 
 import sys
 
-PROCESSES = 2  # of `make run` and of docker-compose.yml: the better count on two cores
+PROCESSES = 2  # of `make run` and of docker-compose.yml: for orders about as good as one on two cores
 MAX_PROCESSES = 64
 DRAIN_SECONDS = 10  # how long requests in flight may take once the server was told to stop
 
