@@ -36,7 +36,7 @@ replay: .venv/installed ## send MESSAGES=file to the running exchange and compar
 schemathesis: .venv/installed ## ask each operation 100 times with each kind of key, compare the answers with the schema
 	$(IN_VENV) -m pytest tests/schema/conformance.py
 
-bench: .venv/installed ## measure everything, some 12 minutes (QUICK=1: try it); needs wrk; see bench/README.md
+bench: .venv/installed ## measure everything, some 25 minutes (QUICK=1: try it); needs wrk; see bench/README.md
 	@QUICK="$(QUICK)" exec $(IN_VENV) -m bench
 
 mutants: .venv/installed ## break the code in small ways and see the tests notice

@@ -1,6 +1,7 @@
 """`python -m bench [PART ...]`: everything in one go, or single parts; see bench/README.md."""
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -8,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +29,26 @@ from bench import (
     wrk,
 )
 from bench.run import QUICK, Lengths, Run
+from bench.turns import Contestant, take_turns
 from bench.venue import FOLDER, ROOT, servers
 from config.local.processes import LocalError
 from config.local.supervisor import say
 
-PARTS: dict[str, Callable[[Run, argparse.Namespace], None]] = {
-    "floor": lambda run, _: floor.measure(run),
-    "naive": lambda run, _: baseline.measure(run),
-    "http": lambda run, options: closed_loop.measure(run, options.only),
-    "batches": lambda run, _: batches.measure(run),
+# The bars compare these with each other: they take turns.
+IN_TURNS: dict[str, Callable[[Run, argparse.Namespace], AbstractContextManager[list[Contestant]]]] = {
+    "floor": lambda run, _: floor.contestants(run),
+    "naive": lambda run, _: baseline.contestants(run),
+    "http": lambda run, options: closed_loop.contestants(run, options.only),
+    "batches": lambda run, _: batches.contestants(run),
+}
+ONE_BY_ONE: dict[str, Callable[[Run, argparse.Namespace], None]] = {
     "requests": lambda run, _: single_requests.measure(run),
     "open": lambda run, _: open_loop.measure(run),
     "growth": lambda run, _: growth.measure(run),
     "overload": lambda run, _: overload.measure(run),
     "profile": lambda run, options: profile.measure(run, options.processes or run.best_processes()),
 }
+PARTS = [*IN_TURNS, *ONE_BY_ONE]
 RESULTS, IMAGES = Path(__file__).parent / "results.json", ROOT / "docs" / "images"
 
 
@@ -75,7 +82,7 @@ def _options() -> argparse.Namespace:
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     options.everything = not options.parts
-    options.parts = options.parts or list(PARTS)
+    options.parts = options.parts or PARTS
     return options
 
 
@@ -85,9 +92,13 @@ def _measure(run: Run, options: argparse.Namespace) -> None:
         "cores": os.cpu_count(),
         "fsync_at_the_beginning": machine.fsync_times(FOLDER),
     }
+    with ExitStack() as venues:
+        opened = [venues.enter_context(IN_TURNS[part](run, options)) for part in options.parts if part in IN_TURNS]
+        take_turns(run, sorted(itertools.chain(*opened), key=lambda each: each.clients))
     for part in options.parts:
-        say(f"{part} ...")
-        PARTS[part](run, options)
+        if part in ONE_BY_ONE:
+            say(f"{part} ...")
+            ONE_BY_ONE[part](run, options)
     run.results["machine"]["fsync_at_the_end"] = machine.fsync_times(FOLDER)
 
 

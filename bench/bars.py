@@ -1,10 +1,13 @@
-"""What must be reached: each figure is a ratio of two that were measured in the same run."""
+"""What must be reached: each figure is a ratio of two that were measured in the same run; of those that were measured
+in turns it is the median of the ratios in each round."""
 
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 Results = dict[str, Any]
+Rounds = Callable[[Results], list[float]]  # a figure, round by round
 
 
 @dataclass(frozen=True)
@@ -12,8 +15,8 @@ class Bar:
     """A ratio that must be at least, or at most, so much; `aim` is what we would like."""
 
     name: str
-    above: Callable[[Results], float]
-    below: Callable[[Results], float]
+    above: Rounds
+    below: Rounds
     at_least: float | None = None
     at_most: float | None = None
     aim: float | None = None
@@ -21,7 +24,8 @@ class Bar:
     def figure(self, results: Results) -> float | None:
         """None where a part of it was not measured."""
         try:
-            return self.above(results) / self.below(results)
+            rounds = zip(self.above(results), self.below(results), strict=True)
+            return statistics.median(above / below for above, below in rounds)
         except (KeyError, ValueError, ZeroDivisionError):
             return None
 
@@ -34,56 +38,48 @@ class Bar:
         return f"{sign} {number:g}" + (f" (aim {self.aim:g})" if self.aim else "")
 
 
-def rate(*path: str) -> Callable[[Results], float]:
-    """Orders per second of one measurement."""
-    return _value(*path, "orders_per_second")
+def rounds(part: str, name: str, figure: str = "orders_per_second") -> Rounds:
+    """A figure of one measurement."""
 
-
-def _value(*path: str) -> Callable[[Results], float]:
-    def value(results: Results) -> float:
-        found: Any = results
-        for name in path:
-            found = found[name]
-        return float(found)
+    def value(results: Results) -> list[float]:
+        found = results[part][name]
+        return [float(each[figure]) for each in found.get("rounds", [found])]
 
     return value
 
 
-def best(part: str) -> Callable[[Results], float]:
-    """The best rate of a part."""
-    return lambda results: max(float(each["orders_per_second"]) for each in results[part].values())
+def best(part: str, start: str = "") -> Rounds:
+    """The rate of a part's best measurement, of those whose names start so."""
+    return lambda results: max(_starting(results, part, start, "orders_per_second"), key=statistics.median)
 
 
-def ours(cell: str) -> Callable[[Results], float]:
-    """Ours with the better number of web processes; `cell` is clients x symbols."""
-    return lambda results: max(
-        float(found["orders_per_second"]) for name, found in results["http"].items() if name.startswith(f"{cell}x")
-    )
+def quickest(part: str, start: str, figure: str) -> Rounds:
+    return lambda results: min(_starting(results, part, start, figure), key=statistics.median)
 
 
-def _one_client(results: Results) -> float:
-    return min(float(found["place_p50_ms"]) for name, found in results["http"].items() if name.startswith("1x16x"))
+def _starting(results: Results, part: str, start: str, figure: str) -> list[list[float]]:
+    return [rounds(part, name, figure)(results) for name in results[part] if name.startswith(start)]
 
 
-def _growth(kind: str, clients: int, pick: Callable[..., str]) -> Callable[[Results], float]:
+def _growth(kind: str, clients: int, pick: Callable[..., str]) -> Rounds:
     """The rate with the smallest (min) or largest (max) of a kind."""
 
-    def value(results: Results) -> float:
+    def value(results: Results) -> list[float]:
         names = [name for name in results["growth"] if name.startswith(f"{kind} ") and name.endswith(f" {clients}")]
-        return float(results["growth"][pick(names, key=lambda name: int(name.split()[1]))]["orders_per_second"])
+        return rounds("growth", pick(names, key=lambda name: int(name.split()[1])))(results)
 
     return value
 
 
 def _all() -> Iterator[Bar]:
-    yield Bar("64 clients, 16 symbols ÷ naive", ours("64x16"), best("naive"), at_least=15)
-    yield Bar("64 clients, 16 symbols ÷ floor", ours("64x16"), best("floor"), at_least=0.4, aim=0.5)
-    yield Bar("1 symbol ÷ 16 symbols, 64 clients", ours("64x1"), ours("64x16"), at_least=0.9)
-    yield Bar("two web processes ÷ one", rate("http", "64x16x2"), rate("http", "64x16x1"), at_least=1)
-    yield Bar("batches of 100 ÷ floor", rate("batches", "100"), best("floor"), at_least=1.2, aim=2)
-    latency = _value("floor", "1", "latency_ms")
-    yield Bar("one client's p50 ÷ floor's latency", _one_client, latency, at_most=3.5, aim=2.5)
-    p99, p50 = _value("open", "50", "p99_ms"), _value("open", "50", "p50_ms")
+    yield Bar("64 clients, 16 symbols ÷ naive", best("http", "64x16x"), best("naive"), at_least=15)
+    yield Bar("64 clients, 16 symbols ÷ floor", best("http", "64x16x"), best("floor"), at_least=0.4, aim=0.5)
+    yield Bar("1 symbol ÷ 16 symbols, 64 clients", best("http", "64x1x"), best("http", "64x16x"), at_least=0.9)
+    yield Bar("two web processes ÷ one", rounds("http", "64x16x2"), rounds("http", "64x16x1"), at_least=1)
+    yield Bar("batches of 100 ÷ floor", rounds("batches", "100"), best("floor"), at_least=1.2, aim=2)
+    one_client, latency = quickest("http", "1x16x", "place_p50_ms"), rounds("floor", "1", "latency_ms")
+    yield Bar("one client's p50 ÷ floor's latency", one_client, latency, at_most=3.5, aim=2.5)
+    p99, p50 = rounds("open", "50", "p99_ms"), rounds("open", "50", "p50_ms")
     yield Bar("p99 ÷ p50 at 50 % load", p99, p50, at_most=6)
     for kind, what in [("resting", "resting orders"), ("history", "old orders and trades"), ("brokers", "brokers")]:
         for clients, who in [(64, "64 clients"), (1, "1 client")]:

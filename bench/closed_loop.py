@@ -1,12 +1,14 @@
 """Ours over HTTP, everything on: 1, 16 and 64 clients on 1 and 16 symbols, with 1 and 2 web processes."""
 
 import itertools
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 from bench.run import Run
+from bench.turns import Contestant
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,21 @@ ALL = [Cell(*each) for each in itertools.product((1, 16, 64), (16, 1), (1, 2))]
 QUICK = [Cell.named(name) for name in ("1x16x1", "64x16x1", "64x1x1", "64x16x2")]
 
 
-def measure(run: Run, only: Sequence[str] = ()) -> None:
-    """Every cell in several rounds; an exchange for each number of web processes, side by side, that take turns."""
+@contextmanager
+def contestants(run: Run, only: Sequence[str] = ()) -> Iterator[list[Contestant]]:
+    """Every cell; with an exchange for each number of web processes, side by side."""
     cells = [Cell.named(name) for name in only] or (QUICK if run.quick else ALL)
     with ExitStack() as venues:
         running = {
             processes: venues.enter_context(run.venue(f"http{processes}", processes=processes))
             for processes in sorted({cell.processes for cell in cells})
         }
-        for cell in cells * run.lengths.rounds:
-            venue, world = running[cell.processes]
-            run.note_better("http", str(cell), run.mix(venue, world, clients=cell.clients, symbols=cell.symbols))
+        yield [
+            Contestant(
+                "http",
+                str(cell),
+                cell.clients,
+                partial(run.mix, *running[cell.processes], clients=cell.clients, symbols=cell.symbols),
+            )
+            for cell in cells
+        ]

@@ -3,19 +3,18 @@
 The sizes of one kind run side by side, each on an exchange of its own, and take turns, since a machine's speed drifts.
 """
 
-import statistics
 import time
 from contextlib import ExitStack
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from bench.history import load_history
 from bench.run import Run
-from bench.venue import Venue
+from bench.turns import Contestant, take_turns
 from config.local.supervisor import say
 
 BASE = {"orders": 1_000, "trades": 1_000, "resting": 100, "brokers": 20, "symbols": 16}
-CLIENTS, ROUNDS = (64, 1), 2
+CLIENTS = (64, 1)
 
 
 def sizes(run: Run) -> dict[str, list[dict[str, int]]]:
@@ -36,9 +35,19 @@ def measure(run: Run) -> None:
             for variant in variants:
                 size = str(next(iter(variant.values())))
                 running[size] = venues.enter_context(_grown(run, f"{kind}-{size}", variant))
-            measured = _take_turns(run, running)
-        for name, rates in measured.items():
-            run.note("growth", f"{kind} {name}", {"orders_per_second": statistics.mean(rates), "rounds": rates})
+            for venue, world in running.values():  # until every broker's key is known
+                run.mix(venue, world, clients=CLIENTS[0], symbols=16)
+            turns = [
+                Contestant(
+                    "growth",
+                    f"{kind} {size} {clients}",
+                    clients,
+                    partial(run.mix, *venue, clients=clients, symbols=16),
+                )
+                for clients in CLIENTS
+                for size, venue in running.items()
+            ]
+            take_turns(run, turns)
 
 
 def _grown(run: Run, name: str, variant: dict[str, int]) -> Any:
@@ -47,17 +56,3 @@ def _grown(run: Run, name: str, variant: dict[str, int]) -> Any:
     load_history(run.servers.migrated(name), **(BASE | variant))
     say(f"  {name}: loaded in {time.monotonic() - started_at:.0f} s")
     return run.venue(name, processes=run.best_processes(), database=name)
-
-
-def _take_turns(run: Run, running: dict[str, tuple[Venue, Path]]) -> dict[str, list[float]]:
-    """Orders per second of each size with each number of clients, round by round."""
-    rates: dict[str, list[float]] = {}
-    for venue, world in running.values():  # until every broker's key is known
-        run.mix(venue, world, clients=CLIENTS[0], symbols=16)
-    for _ in range(1 if run.quick else ROUNDS):
-        for clients in CLIENTS:
-            for size, (venue, world) in running.items():
-                found = run.mix(venue, world, clients=clients, symbols=16)
-                run.note("growth cells", f"{venue.database} {clients}", found)
-                rates.setdefault(f"{size} {clients}", []).append(found["orders_per_second"])
-    return rates

@@ -15,11 +15,11 @@ from config.local.supervisor import say
 class Lengths:
     """How many seconds, and how much of what."""
 
-    cell: float = 5
-    warm_up: float = 2
+    cell: float = 3
+    warm_up: float = 1
     open_loop: float = 10
     overload: float = 30
-    rounds: int = 2
+    rounds: int = 5
     history: int = 2_000_000
     resting: int = 200_000
 
@@ -56,15 +56,15 @@ class Run:
 
     def note(self, part: str, name: str, found: dict[str, Any]) -> None:
         """Keep what was found, and say it."""
-        self.results.setdefault(part, {})[name] = found
-        say(f"  {part} {name}: {describe(found)}")
+        self.keep(part, name, found)
+        self.tell(f"{part} {name}", found)
 
-    def note_better(self, part: str, name: str, found: dict[str, Any]) -> None:
-        """Keep the best of several rounds, since a machine's speed drifts; what went wrong in any of them stays."""
-        before = self.results.get(part, {}).get(name, {"orders_per_second": 0.0})
-        self.note(part, name, found)
-        better, faults = max(before, found, key=_rate), before.get("faults", 0) + found.get("faults", 0)
-        self.results[part][name] = better | {"faults": faults}
+    def keep(self, part: str, name: str, found: dict[str, Any]) -> None:
+        self.results.setdefault(part, {})[name] = found
+
+    @staticmethod
+    def tell(what: str, found: dict[str, Any]) -> None:
+        say(f"  {what}: {describe(found)}")
 
     def best_processes(self) -> int:
         """With how many web processes 64 clients and 16 symbols did best; one where that was not measured."""
@@ -74,10 +74,6 @@ class Run:
     def rate(self, cell: str) -> float | None:
         found = self.results.get("http", {}).get(cell)
         return found["orders_per_second"] if found else None
-
-
-def _rate(found: dict[str, Any]) -> float:
-    return float(found["orders_per_second"])
 
 
 def describe(found: dict[str, Any]) -> str:

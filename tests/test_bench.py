@@ -4,15 +4,19 @@ import asyncio
 import os
 from collections.abc import Iterator
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
 
 from bench import bars, floor, generator
 from bench.naive import matcher
+from bench.run import Lengths, Run
+from bench.turns import Contestant, take_turns
+from bench.venue import Servers
 from tests import trading
 
+NO_SERVERS = cast(Servers, None)
 ORDERS = 400
 SERVICE_SECONDS = 0.1
 
@@ -175,6 +179,28 @@ def test_with_connections_to_spare_nothing_waits() -> None:
     assert SERVICE_SECONDS <= generator.percentile(found.accepted, 0.5) / 1_000 < 2 * SERVICE_SECONDS
 
 
+# --- Turns ----------------------------------------------------------------------------------------------------------
+
+
+def test_contestants_take_turns_back_and_forth_and_the_median_round_is_kept() -> None:
+    seen = []
+
+    def contestant(name: str, rounds: list[dict[str, float]]) -> Contestant:
+        left = iter(rounds)
+        return Contestant("http", name, 1, lambda: seen.append(name) or next(left))  # type: ignore[func-returns-value]
+
+    fast = [{"orders_per_second": rate, "place_p50_ms": 1 / rate, "p99_ms": rate * 2} for rate in (9.0, 5.0, 7.0)]
+    slow = [{"orders_per_second": 1.0, "faults": faults} for faults in (0, 2, 1)]
+    run = Run(NO_SERVERS, Lengths(rounds=3))
+    take_turns(run, [contestant("fast", fast), contestant("slow", slow)])
+    assert seen == ["fast", "slow", "slow", "fast", "fast", "slow"]
+    assert run.results["http"]["fast"] == fast[2] | {
+        "faults": 0,
+        "rounds": [{"orders_per_second": rate, "place_p50_ms": 1 / rate} for rate in (9.0, 5.0, 7.0)],
+    }
+    assert run.results["http"]["slow"]["faults"] == bars.faults(run.results) == 3
+
+
 # --- The table ------------------------------------------------------------------------------------------------------
 
 
@@ -197,6 +223,20 @@ def test_the_table_marks_what_is_below_its_bar_and_what_was_not_measured() -> No
     assert verdicts["two web processes ÷ one"] == (1.06, "ok")
     assert verdicts["one client's p50 ÷ floor's latency"] == (4.0, "BELOW")
     assert verdicts["batches of 100 ÷ floor"] == (None, "not measured")
+
+
+def test_what_took_turns_is_compared_round_by_round() -> None:
+    def cell(*rates: float) -> dict[str, Any]:
+        return {"orders_per_second": 0.0, "rounds": [{"orders_per_second": rate} for rate in rates]}
+
+    # The machine was three times as fast in the last round, and the one naive cell met it at its best moment.
+    results = {
+        "naive": {"4x16x1": cell(10.0, 10.0, 90.0), "8x16x1": cell(11.0, 11.0, 30.0)},
+        "http": {"64x16x1": cell(100.0, 100.0, 330.0), "64x16x2": cell(110.0, 99.0, 300.0), "64x1x1": cell(0, 0, 0)},
+    }
+    verdicts = {row["bar"]: row["figure"] for row in bars.table(results)}
+    assert verdicts["64 clients, 16 symbols ÷ naive"] == pytest.approx(10)
+    assert verdicts["two web processes ÷ one"] == pytest.approx(0.99)
 
 
 def test_the_growth_bars_compare_the_largest_with_the_smallest() -> None:

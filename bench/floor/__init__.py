@@ -2,6 +2,9 @@
 
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from typing import Any
 import psycopg
 
 from bench.run import Run
+from bench.turns import Contestant
 from config.local.processes import LocalError
 
 HERE = Path(__file__).parent
@@ -16,13 +20,19 @@ SCRIPTS = ("rest.sql", "cross.sql")  # as often the one as the other
 CLIENTS = (1, 8, 16)
 
 
-def measure(run: Run) -> None:
-    """Orders per second and the mean latency with each number of clients, each on new tables, warmed up."""
-    for clients in (CLIENTS[:2] if run.quick else CLIENTS) * run.lengths.rounds:
-        url = run.servers.new_database("floor")
-        prepare(url)
-        pgbench(url, clients, "-T", round(run.lengths.warm_up))
-        run.note_better("floor", str(clients), pgbench(url, clients, "-T", round(run.lengths.cell)))
+@contextmanager
+def contestants(run: Run) -> Iterator[list[Contestant]]:
+    """Each number of clients."""
+    numbers = CLIENTS[:2] if run.quick else CLIENTS
+    yield [Contestant("floor", str(clients), clients, partial(_measure, run, clients)) for clients in numbers]
+
+
+def _measure(run: Run, clients: int) -> dict[str, Any]:
+    """Orders per second and the mean latency, on new tables, warmed up."""
+    url = run.servers.new_database("floor")
+    prepare(url)
+    pgbench(url, clients, "-T", round(run.lengths.warm_up))
+    return pgbench(url, clients, "-T", round(run.lengths.cell))
 
 
 def prepare(url: str) -> None:
