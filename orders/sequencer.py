@@ -3,7 +3,7 @@
 The request that waits in front leads, or has a thread lead when it waits on the event loop: what has queued meanwhile
 is executed, whatever books it is for, as one list in one transaction, with one commit for all of it, and the lead is
 handed on. When little is asked the list is one command long and nothing waits; when more is asked the lists grow by
-themselves. Other processes do the same, in turns; but it is the locks that keep every book right.
+themselves. Other processes do the same: it is the locks that keep every book right.
 """
 
 import asyncio
@@ -23,7 +23,6 @@ from exchange.database import is_connection_lost, is_lock_timeout, replace_lost_
 from exchange.errors import ExchangeError, InternalError, OutcomeUnknown, Overloaded
 from orders import services, store
 from orders.commands import Accepted, Cancelled, CancelOrder, Command, Outcome, PlaceOrder, Replayed, Swept
-from orders.turns import turn
 
 _log = structlog.get_logger(__name__)
 _leader = ThreadPoolExecutor(1, "leader")  # of the lists whose first request waits on an event loop
@@ -228,17 +227,14 @@ class Sequencer:
 
     def _lead(self) -> None:
         """Execute what waits, the first one's commands first, and appoint who leads next before calling who is done."""
-        tickets: list[Ticket] = []
-        outcomes: list[Outcome] = []
+        tickets = self._take()
+        commands = [command for ticket in tickets for command in ticket.commands]
+        outcomes: list[Outcome] = [OutcomeUnknown() for _ in commands]  # should this thread be torn down meanwhile
+        started = time.monotonic()
         try:
-            with turn():
-                tickets = self._take()
-                commands = [command for ticket in tickets for command in ticket.commands]
-                outcomes = [OutcomeUnknown() for _ in commands]  # should this thread be torn down meanwhile
-                started = time.monotonic()
-                outcomes = outcomes_of(commands)
-                self._seconds_per_command = (time.monotonic() - started) / len(commands)
+            outcomes = outcomes_of(commands)
         finally:
+            self._seconds_per_command = (time.monotonic() - started) / len(commands)
             self._hand_on()
             in_order = iter(outcomes)
             for ticket in tickets:

@@ -6,12 +6,8 @@ ends with all invariants recomputed (see conftest.py).
 
 import asyncio
 import ctypes
-import fcntl
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +19,6 @@ from http.client import HTTPConnection
 from itertools import cycle
 from pathlib import Path
 from random import Random
-from subprocess import PIPE
 from threading import Barrier, Event, Lock, Thread, get_ident
 from typing import Any
 from uuid import UUID
@@ -45,7 +40,7 @@ from exchange.errors import (
     SymbolNotFound,
 )
 from exchange.models import Broker, Instrument
-from orders import sequencer, services, turns
+from orders import sequencer, services
 from orders.commands import Accepted, Cancelled, CancelOrder, Command, Outcome, PlaceOrder, Replayed
 from orders.models import Order
 from orders.terms import OrderStatus, Side
@@ -314,63 +309,6 @@ def test_who_waits_holds_no_database_connection() -> None:
         assert soon(lambda: waiting() == len(commands))
         assert soon(lambda: connections_in_use() <= 3)  # who leads, who holds the lock, and this test
     assert_placed_once(commands, [future.result(WAIT_SECONDS) for future in futures])
-
-
-# --- Turns of processes ---------------------------------------------------------------------------------------------
-
-SERVER = Path(f"/proc/{os.getppid()}")
-ANOTHER_PROCESS = """
-import fcntl, os, sys
-server = os.open(sys.argv[1], os.O_RDONLY)
-fcntl.flock(server, fcntl.LOCK_EX)
-print("it is my turn", flush=True)
-sys.stdin.read()
-"""
-
-
-@contextmanager
-def turn_of_another_process() -> Iterator[None]:
-    """Another process of the same server has its turn, until it is killed at the end of the `with`."""
-    other = subprocess.Popen([sys.executable, "-c", ANOTHER_PROCESS, SERVER], stdin=PIPE, stdout=PIPE)  # noqa: S603
-    with other:
-        assert other.stdout is not None
-        assert other.stdout.readline()
-        try:
-            yield
-        finally:
-            other.kill()
-
-
-@each_way
-def test_a_list_is_what_came_until_it_is_the_turn_of_this_process() -> None:
-    commands = bids(10)
-    with turn_of_another_process():
-        futures = [hand_in(command) for command in commands]
-        time.sleep(0.2)
-        assert waiting() == len(commands)
-        assert not Order.objects.exists()
-    assert_placed_once(commands, answers(futures))
-    assert lists_of(commands) == [10]
-
-
-def test_who_has_executed_a_list_gives_the_turn_up() -> None:
-    sequencer.submit(*bids(1))
-    another = os.open(SERVER, os.O_RDONLY)
-    try:
-        fcntl.flock(another, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    finally:
-        os.close(another)
-
-
-def test_where_the_server_is_not_seen_there_are_no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "getppid", lambda: 0)
-    turns._server.cache_clear()
-    try:
-        with turn_of_another_process():
-            commands = bids(1)
-            assert_placed_once(commands, [sequencer.submit(*commands)])
-    finally:
-        turns._server.cache_clear()
 
 
 # --- The bound ------------------------------------------------------------------------------------------------------
