@@ -417,7 +417,7 @@ def test_no_more_is_read_of_large_tables_even_by_plans_made_while_they_were_smal
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("DISCARD PLANS")
         cursor.execute(_REST_MANY, [few])
-        cursor.execute("ANALYZE orders_order, exchange_holding")
+        cursor.execute("ANALYZE orders_order, orders_trade, exchange_holding")
         store.load_market(cursor, every_kind(uuid4()))
         Order.objects.all().delete()
         cursor.execute(_REST_MANY, [RESTING])
