@@ -205,7 +205,7 @@ class Venue:
 @contextmanager
 def venue(on: Servers, database: str, *, processes: int = 1) -> Iterator[Venue]:
     """Ours, whole: web, both workers and beat on `database`, which is migrated; it ends reconciled by the caller."""
-    env = environment(on.postgres.url(database), on.valkey_url())
+    env = environment(on.postgres.url(database), on.valkey_url()) | {"WEB_PROCESSES": str(processes)}
     port = free_port()
     children = {"web": Child("web", web.command(port, processes), FOLDER / f"web-{database}.log", env, ROOT)}
     for name, arguments in WORKERS.items():

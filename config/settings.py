@@ -18,6 +18,7 @@ ALLOWED_HOSTS = os.environ.get("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]").spl
 DATABASE_URL = os.environ["DATABASE_URL"]
 REDIS_URL = os.environ["REDIS_URL"]
 DATABASE_POOL_SIZE = int(os.environ.get("DATABASE_POOL_SIZE", "20"))
+WEB_PROCESSES = int(os.environ.get("WEB_PROCESSES") or "2")  # of one, lists need no turns
 SECURE_COOKIES = os.environ.get("SECURE_COOKIES", "1") == "1"
 CSRF_TRUSTED_ORIGINS = os.environ.get("CSRF_TRUSTED_ORIGINS", "").split()
 WEBHOOK_ADDRESSES = Profile(os.environ.get("WEBHOOK_ADDRESSES", "public"))
@@ -79,6 +80,7 @@ DATABASE_NETWORK_TIMEOUTS = {  # a host or network that went silent, which no ti
 DATABASE_LOCK_TIMEOUT_MS = 2_000
 DATABASE_STATEMENT_TIMEOUT_MS = 15_000
 DATABASE_IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
+SEQUENCER_TURN_SECONDS = 0.25  # so long a list waits for another process' to end
 SEQUENCER_PATIENCE_SECONDS = 5.0  # then a request takes back what still waits,
 SEQUENCER_LAST_PATIENCE_SECONDS = 5.0  # and gives what is under way this long to end
 WEB_BODY_SECONDS = 30.0  # a request's, to come in

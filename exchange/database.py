@@ -1,5 +1,6 @@
 """What the database's clock and its failures mean to us."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -19,21 +20,41 @@ def own_transaction() -> Iterator[CursorWrapper]:
 
     By themselves, as `atomic` sends them, they would be two more answers to wait for. What was not sent to be committed
     is rolled back; whoever is torn away from the last message does not know. Nothing may be around it, and no
-    `on_commit` in it.
+    `on_commit` in it. It may be open already, where its beginning was worth waiting for.
     """
     with connection.cursor() as cursor:
-        if connection.in_atomic_block or not _is_idle():
+        if connection.in_atomic_block or _own.is_under_way or not (_is_idle() or is_transaction_open()):
             raise RuntimeError("A transaction of its own cannot be part of another.")
+        _own.is_under_way = True
         try:
             yield cursor
         finally:
+            _own.is_under_way = False
             _roll_back()
+
+
+class _Own(threading.local):
+    """This thread's."""
+
+    is_under_way = False
+
+
+_own = _Own()
+
+
+def is_transaction_open() -> bool:
+    """Whether the server is known to be in a transaction, in which nothing has failed."""
+    return _transaction_status() is TransactionStatus.INTRANS
 
 
 def _is_idle() -> bool:
     """Whether the server is known to have no transaction open."""
+    return _transaction_status() is TransactionStatus.IDLE
+
+
+def _transaction_status() -> TransactionStatus:
     plain: psycopg.Connection = connection.connection
-    return plain.info.transaction_status is TransactionStatus.IDLE
+    return plain.info.transaction_status
 
 
 def _roll_back() -> None:

@@ -3,7 +3,7 @@
 The request that waits in front leads, or has a thread lead when it waits on the event loop: what has queued meanwhile
 is executed, whatever books it is for, as one list in one transaction, with one commit for all of it, and the lead is
 handed on. When little is asked the list is one command long and nothing waits; when more is asked the lists grow by
-themselves. Other processes do the same: it is the locks that keep every book right.
+themselves. Other processes do the same, in turns where many wait; but it is the locks that keep every book right.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from typing import overload
 
 import structlog
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, OperationalError, connection
+from django.db import DatabaseError, Error, InterfaceError, OperationalError, connection
 
 from exchange.database import is_connection_lost, is_lock_timeout, replace_lost_connections
 from exchange.errors import ExchangeError, InternalError, OutcomeUnknown, Overloaded
@@ -227,6 +227,8 @@ class Sequencer:
 
     def _lead(self) -> None:
         """Execute what waits, the first one's commands first, and appoint who leads next before calling who is done."""
+        if len(self._tickets) > 1 and settings.WEB_PROCESSES > 1:
+            _await_turn()
         tickets = self._take()
         commands = [command for ticket in tickets for command in ticket.commands]
         outcomes: list[Outcome] = [OutcomeUnknown() for _ in commands]  # should this thread be torn down meanwhile
@@ -296,6 +298,15 @@ def outcomes_of(commands: Sequence[Command], *, is_retry: bool = False, skip_bus
         for part in (commands[:half], commands[half:])
         for outcome in outcomes_of(part, is_retry=is_retry, skip_busy=skip_busy)
     ]
+
+
+def _await_turn() -> None:
+    """Let the list that another process executes end first: what comes meanwhile need not wait for the one after."""
+    try:
+        services.await_turn()
+    except Error as error:  # the list goes without, and meets whatever it is again
+        _log.warning("turn_failed", exc_info=error)
+        _reconnect()
 
 
 def _reconnect() -> None:

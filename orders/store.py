@@ -3,9 +3,9 @@
 The order of locks is the same for everybody, or there are deadlocks: instruments by symbol, then brokers by id.
 Whatever is decided on is read in a statement after the lock that guards it: in a statement that locks one row and reads
 others, those are older than the lock. A transaction is two messages: one begins it, locks and reads, the other writes
-and commits. What they do is in functions of the database, which migrations tell: `0004_read_market.py` and
-`0005_save_market.py` here, `0004_publish.py` of `webhooks`. Rows travel as JSON: one list per table to write, one
-document of all that is read.
+and commits; where processes take turns, one before has begun it. What they do is in functions of the database, which
+migrations tell: `0004_read_market.py` (but for `0006`), `0005_save_market.py` and `0007_await_turn.py` here,
+`0004_publish.py` of `webhooks`. Rows travel as JSON: one list per table to write, one document of all that is read.
 """
 
 from collections import defaultdict
@@ -19,6 +19,7 @@ import msgspec
 from django.conf import settings
 from django.db.backends.utils import CursorWrapper
 
+from exchange.database import is_transaction_open
 from orders.commands import CancelOrder, CancelOrders, Command, ExpireOrders, PlaceOrder
 from orders.market import Market
 from orders.state import Account, Book, OrderState, Position, TradeState
@@ -28,14 +29,22 @@ from webhooks import outbox
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
+def await_turn(cursor: CursorWrapper) -> None:
+    """Begin, and wait until no other transaction has its turn, or no longer; the turn ends with the transaction."""
+    cursor.execute(_AWAIT_TURN, [round(settings.SEQUENCER_TURN_SECONDS * 1000)])
+
+
 def load_market(cursor: CursorWrapper, commands: Sequence[Command], *, skip_busy: bool = False) -> Market:
-    """Begin, lock and read all that `commands` can touch; nothing of a book is read after its brokers are locked.
+    """Begin unless that is done, lock and read all that `commands` can touch; no book is read after brokers are locked.
 
     Books and brokers that others hold are waited for, or left out with `skip_busy`.
     """
     asked = _Asked.by(commands, skip_busy=skip_busy)
-    cursor.execute(_READ_MARKET, [_encode(asked).decode()])
-    cursor.nextset()  # the first was BEGIN's
+    if is_transaction_open():
+        cursor.execute(_READ_MARKET, [_encode(asked).decode()])
+    else:
+        cursor.execute(f"BEGIN; {_READ_MARKET}", [_encode(asked).decode()])
+        cursor.nextset()  # the first was BEGIN's
     (found,) = cursor.fetchone()
     if found is None:
         raise MakersCutShort
@@ -245,7 +254,9 @@ def read_reachable(cursor: CursorWrapper, demand: Demand) -> list[OrderState]:
 # --- SQL ------------------------------------------------------------------------------------------------------------
 
 # As text: it is decoded here, and not by the driver.
-_READ_MARKET = "BEGIN; SELECT orders_read_market(%s::json)::text"
+_READ_MARKET = "SELECT orders_read_market(%s::json)::text"
+
+_AWAIT_TURN = "BEGIN; SELECT orders_await_turn(%s)"
 
 _READ_REACHABLE = """
 SELECT coalesce(json_agg(maker ORDER BY depth), '[]')::text

@@ -72,7 +72,8 @@ def _run(port: int, processes: int, stop: StopSignal) -> None:
         for name, arguments in WORKERS.items():
             supervisor.keep(_celery(name, ["worker", *arguments, "-n", f"{name}@%h", "--without-mingle"], env))
         server = web.command(port, processes)
-        supervisor.keep(Child("web", server, log=LOGS / "web.log", env=env, cwd=ROOT, grace_seconds=15.0))
+        web_env = env | {"WEB_PROCESSES": str(processes)}
+        supervisor.keep(Child("web", server, log=LOGS / "web.log", env=web_env, cwd=ROOT, grace_seconds=15.0))
         if supervisor.tend_until(lambda: _is_healthy(port), WEB_START_SECONDS):
             say(_where_to_look(base_url))
         elif not stop.asked:

@@ -12,7 +12,7 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from http.client import HTTPConnection
@@ -68,14 +68,18 @@ def _market(db: None, settings: Settings) -> None:
 # --- How lists come about -------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def held(model: type[Model], key: str) -> Iterator[None]:
+def held(model: type[Model], key: str) -> AbstractContextManager[None]:
     """Somebody else locks a row until the end of the `with`, and changes nothing."""
+    return locked_by_another(lambda: model._default_manager.select_for_update(no_key=True).get(pk=key))
+
+
+@contextmanager
+def locked_by_another(lock: Callable[[], object]) -> Iterator[None]:
     locked, release = Event(), Event()
 
     def hold() -> None:
         with transaction.atomic():
-            model._default_manager.select_for_update(no_key=True).get(pk=key)
+            lock()
             locked.set()
             release.wait(trading.PATIENCE_SECONDS)
             transaction.set_rollback(True)  # without waiting for anything that a COMMIT may have to wait for
@@ -309,6 +313,85 @@ def test_who_waits_holds_no_database_connection() -> None:
         assert soon(lambda: waiting() == len(commands))
         assert soon(lambda: connections_in_use() <= 3)  # who leads, who holds the lock, and this test
     assert_placed_once(commands, [future.result(WAIT_SECONDS) for future in futures])
+
+
+# --- Turns of processes ---------------------------------------------------------------------------------------------
+
+TAKE_TURN = "SELECT pg_advisory_xact_lock(x'7475726E'::int, 0)"
+
+
+def turn_of_another() -> AbstractContextManager[None]:
+    """Another process has its turn until the end of the `with`."""
+    return locked_by_another(lambda: asked(TAKE_TURN))
+
+
+@each_way
+def test_a_list_is_what_came_until_it_is_the_turn_of_this_process(settings: Settings) -> None:
+    settings.SEQUENCER_TURN_SECONDS = WAIT_SECONDS
+    commands = bids(10)
+    with turn_of_another():
+        futures = as_one_list(each_alone(commands[:3]))
+        wait_for_lock_waiters()
+        futures += [hand_in(command) for command in commands[3:]]
+        assert waiting() == len(commands)
+    assert_placed_once(commands, answers(futures))
+    assert lists_of(commands) == [10]
+
+
+@each_way
+def test_who_waits_for_a_turn_in_vain_goes_on_without(settings: Settings) -> None:
+    settings.SEQUENCER_TURN_SECONDS = 0.1
+    commands = bids(10)
+    with turn_of_another():
+        assert_placed_once(commands, answers(as_one_list(each_alone(commands))))
+    assert lists_of(commands) == [10]
+
+
+def test_a_process_alone_waits_for_no_turn(settings: Settings) -> None:
+    settings.SEQUENCER_TURN_SECONDS, settings.WEB_PROCESSES = WAIT_SECONDS, 1
+    commands = bids(10)
+    with turn_of_another():
+        futures = as_one_list(each_alone(commands))
+        started = time.monotonic()
+        assert_placed_once(commands, answers(futures))
+        assert time.monotonic() - started < WAIT_SECONDS / 2
+
+
+def test_who_is_asked_alone_waits_for_no_turn(settings: Settings) -> None:
+    settings.SEQUENCER_TURN_SECONDS = WAIT_SECONDS
+    commands = bids(3)
+    with turn_of_another():
+        started = time.monotonic()
+        assert_placed_once(commands, [sequencer.submit(command) for command in commands])
+        assert time.monotonic() - started < WAIT_SECONDS / 2
+
+
+@each_way
+@pytest.mark.parametrize("end", ["pg_cancel_backend", "pg_terminate_backend"])
+def test_a_wait_for_the_turn_that_is_broken_off_costs_nobody_their_order(end: str, settings: Settings) -> None:
+    settings.SEQUENCER_TURN_SECONDS = WAIT_SECONDS
+    commands = bids(10)
+    with turn_of_another():
+        futures = as_one_list(each_alone(commands))
+        wait_for_lock_waiters()
+        asked(f"SELECT {end}(pid) FROM pg_locks WHERE NOT granted")  # noqa: S608
+        assert_placed_once(commands, answers(futures))
+    assert lists_of(commands) == [10]
+
+
+@pytest.mark.parametrize("other", [turn_of_another, nullcontext])
+def test_a_turn_ends_with_its_transaction_and_changes_nothing_of_it(
+    other: Callable[[], AbstractContextManager[None]], settings: Settings
+) -> None:
+    settings.SEQUENCER_TURN_SECONDS = 0.05
+    (command,) = bids(1)
+    patience = asked("SHOW lock_timeout")
+    with other():
+        services.await_turn()
+        assert asked("SHOW lock_timeout") == patience
+        assert_placed_once([command], services.execute([command]))
+    with turn_of_another():  # it is free again
+        assert lists_of([command]) == [1]
 
 
 # --- The bound ------------------------------------------------------------------------------------------------------
