@@ -23,7 +23,7 @@ class OrderTrade(msgspec.Struct, frozen=True):
     executed_at: Instant
 
     @classmethod
-    def of(cls, trade: Trade | TradeState, decimals: int) -> Self:
+    def of(cls, trade: TradeState, decimals: int) -> Self:
         return cls(trade.id, rounded(trade.price, decimals), trade.quantity, trade.executed_at)
 
 
@@ -83,7 +83,7 @@ class OrderBody(OrderSummary, frozen=True, kw_only=True):
     trades: list[OrderTrade]
 
     @classmethod
-    def with_trades(cls, order: Order | OrderState, trades: Iterable[Trade | TradeState], decimals: int) -> Self:
+    def with_trades(cls, order: OrderState, trades: Iterable[TradeState], decimals: int) -> Self:
         """The order and its trades, prices at the instrument's `decimals`."""
         return cls.of(order, decimals, trades=[OrderTrade.of(trade, decimals) for trade in trades])
 

@@ -6,7 +6,6 @@ of them.
 """
 
 from datetime import datetime
-from uuid import UUID
 
 import uuid_utils.compat as uuid_utils
 from django.db import models
@@ -25,10 +24,6 @@ class OrderQuerySet(models.QuerySet["Order"]):
     def working(self) -> "OrderQuerySet":
         """Those that have not ended, also where their time has passed and the sweep is still to come."""
         return self.filter(_IS_WORKING)
-
-    def visible_to(self, broker_id: str | None) -> "OrderQuerySet":
-        """A broker's own; an operator, who is none, sees all."""
-        return self if broker_id is None else self.filter(broker=broker_id)
 
     def due(self, now: datetime | Now) -> "OrderQuerySet":
         """Those whose time has passed and which the sweep has still to expire."""
@@ -125,11 +120,6 @@ class Order(models.Model):
 
 class TradeQuerySet(models.QuerySet["Trade"]):
     """Ways to look at trades."""
-
-    def of_order(self, order_id: UUID, side: str) -> "TradeQuerySet":
-        """The trades one order took part in, on its side, oldest first."""
-        own = Q(bid_order=order_id) if side == Side.BID else Q(ask_order=order_id)
-        return self.filter(own).order_by("executed_at", "id")
 
     def fills_of(self, broker_id: str, side: Side) -> "TradeQuerySet":
         """The trades a broker was on this side of, each telling its `side`."""

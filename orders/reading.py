@@ -1,44 +1,80 @@
-"""Orders read again, as they are now, each with its trades."""
+"""Orders read again, as they are now, each with its trades: one statement, so one moment of both."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection
+from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
-from django.db.models import Q
+import msgspec
+from django.db import connection
 
 from exchange import errors
 from exchange.rules import price_decimals
 from orders.bodies import OrderBody
-from orders.models import Order, OrderQuerySet, Trade
+from orders.state import OrderState, TradeState
 
 
-def order_body(found: OrderQuerySet) -> OrderBody:
-    """The one order found, as it is now, with its trades."""
-    order = found.select_related("instrument").first()
-    if order is None:
-        raise errors.OrderNotFound
-    return _with_trades(order, Trade.objects.of_order(order.id, order.side))
+def order_body(order_id: UUID, *, owner: str | None = None) -> OrderBody:
+    """The order as it is now, with its trades; where an owner is told, only if it is theirs."""
+    return _only(_read(_BY_ID, order_id, owner))
+
+
+def order_body_by_client_order_id(owner: str, client_order_id: str) -> OrderBody:
+    """The order that its broker gave this id, as it is now, with its trades."""
+    return _only(_read(_BY_CLIENT_ORDER_ID, owner, client_order_id))
 
 
 def order_bodies(order_ids: Collection[UUID]) -> dict[UUID, OrderBody]:
-    """These orders as they are now, with their trades: two queries, however many orders."""
-    orders = Order.objects.filter(pk__in=order_ids).select_related("instrument").in_bulk()
-    trades: dict[UUID, list[Trade]] = {order_id: [] for order_id in orders}
-    either = Q(bid_order__in=orders) | Q(ask_order__in=orders)
-    for trade in Trade.objects.filter(either).order_by("executed_at", "id"):
-        for order_id in {trade.bid_order_id, trade.ask_order_id} & trades.keys():
-            trades[order_id].append(trade)
-    return {order_id: _with_trades(order, trades[order_id]) for order_id, order in orders.items()}
+    """These orders as they are now, with their trades: one statement, however many orders."""
+    if not order_ids:
+        return {}
+    return {found.order.id: found.body() for found in _read(_BY_IDS, list(order_ids))}
 
 
-def _with_trades(order: Order, trades: Iterable[Trade]) -> OrderBody:
-    return OrderBody.with_trades(order, _counted(order, trades), price_decimals(order.instrument.tick_size))
+class _Found(msgspec.Struct, frozen=True):
+    """One order as the statement gives it, its trades oldest first."""
+
+    order: OrderState
+    tick_size: Decimal
+    trades: list[TradeState]
+
+    def body(self) -> OrderBody:
+        return OrderBody.with_trades(self.order, self.trades, price_decimals(self.tick_size))
 
 
-def _counted(order: Order, trades: Iterable[Trade]) -> Iterator[Trade]:
-    """The trades that make up what the order had filled when it was read; more may have happened since."""
-    filled = 0
-    for trade in trades:
-        if filled == order.filled_quantity:
-            return
-        filled += trade.quantity
-        yield trade
+_decode_found = msgspec.json.Decoder(list[_Found]).decode
+
+
+def _only(found: list[_Found]) -> OrderBody:
+    if not found:
+        raise errors.OrderNotFound
+    return found[0].body()
+
+
+def _read(sql: str, *values: Any) -> list[_Found]:
+    with connection.cursor() as cursor:
+        cursor.execute(sql, values)
+        (found,) = cursor.fetchone()
+    return _decode_found(found)
+
+
+def _orders_where(condition: str) -> str:
+    """The statement that reads these orders; as text, for it is decoded here, and not by the driver."""
+    return f"""
+SELECT coalesce(json_agg(json_build_object('order', o, 'tick_size', i.tick_size, 'trades', own.trades)), '[]')::text
+FROM orders_order o
+JOIN exchange_instrument i ON i.symbol = o.symbol
+CROSS JOIN LATERAL (
+  SELECT coalesce(json_agg(t ORDER BY t.executed_at, t.id), '[]') AS trades FROM (
+    SELECT * FROM orders_trade WHERE bid_order_id = o.id AND o.side = 'bid'
+    UNION ALL
+    SELECT * FROM orders_trade WHERE ask_order_id = o.id AND o.side = 'ask'
+  ) t
+) own
+WHERE {condition}
+"""
+
+
+_BY_ID = _orders_where("o.id = %s AND (o.broker_id = %s) IS NOT FALSE")  # an owner that is null is any
+_BY_CLIENT_ORDER_ID = _orders_where("o.broker_id = %s AND o.client_order_id = %s")
+_BY_IDS = _orders_where("o.id = ANY(%s)")

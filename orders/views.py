@@ -67,7 +67,7 @@ REPLAYED = {"Idempotent-Replayed": "true"}
 def placed(outcome: Accepted | Replayed) -> Answer:
     """The order as it stands after matching, or as it is now if it was placed before."""
     if isinstance(outcome, Replayed):
-        return Answer(reading.order_body(Order.objects.filter(pk=outcome.order_id)), headers=REPLAYED)
+        return Answer(reading.order_body(outcome.order_id), headers=REPLAYED)
     return Answer(_accepted_body(outcome), HTTPStatus.CREATED)
 
 
@@ -104,9 +104,7 @@ class OrdersView(ExchangeView):
         "find_order", "Find an order by its client_order_id", {200: OrderBody}, [errors.OrderNotFound], tags=["orders"]
     )
     def get(self, request: HttpRequest) -> Response:
-        return Response(
-            reading.order_body(Order.objects.filter(broker=self._owner, client_order_id=self.query["client_order_id"]))
-        )
+        return Response(reading.order_body_by_client_order_id(self._owner, self.query["client_order_id"]))
 
     @documented(
         "cancel_orders",
@@ -199,7 +197,7 @@ class OrderView(ExchangeView):
 
     @documented("get_order", "Read an order", {200: OrderBody}, [errors.OrderNotFound], tags=["orders"])
     def get(self, request: HttpRequest, order_id: UUID) -> Response:
-        return Response(reading.order_body(Order.objects.visible_to(self.principal.broker_id).filter(pk=order_id)))
+        return Response(reading.order_body(order_id, owner=self.principal.broker_id))
 
     @documented(
         "cancel_order",

@@ -616,14 +616,14 @@ def test_an_order_is_read_with_the_trades_it_counts_though_it_trades_meanwhile()
     ask = place(Side.ASK, 10, "10.00", by="alice")
     place(Side.BID, 3, "10.00", by="bob")
 
-    def trade_before_the_trades_are_read(execute: Any, sql: str, *arguments: Any) -> Any:
-        if 'FROM "orders_trade"' in sql:
-            in_thread(partial(place, Side.BID, 4, "10.00", by="bob")).result(WAIT_SECONDS)
+    def trade_before_each_reading(execute: Any, sql: str, *arguments: Any) -> Any:
+        if "orders_" in sql:
+            in_thread(partial(place, Side.BID, 1, "10.00", by="bob")).result(WAIT_SECONDS)
         return execute(sql, *arguments)
 
-    with connection.execute_wrapper(trade_before_the_trades_are_read):
+    with connection.execute_wrapper(trade_before_each_reading):
         body = alice.get(f"/orders/{ask.pk}").body
-    assert body["filled_quantity"] == sum(trade["quantity"] for trade in body["trades"]) == 3
+    assert body["filled_quantity"] == sum(trade["quantity"] for trade in body["trades"]) == 3 + 1
 
 
 def test_expiry_leaves_a_busy_book_to_the_next_sweep() -> None:
