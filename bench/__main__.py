@@ -29,7 +29,7 @@ from bench import (
     wrk,
 )
 from bench.run import QUICK, Lengths, Run
-from bench.turns import Contestant, take_turns
+from bench.turns import Contestant, side_by_side, take_turns
 from bench.venue import FOLDER, ROOT, servers
 from config.local.processes import LocalError
 from config.local.supervisor import say
@@ -94,7 +94,7 @@ def _measure(run: Run, options: argparse.Namespace) -> None:
     }
     with ExitStack() as venues:
         opened = [venues.enter_context(IN_TURNS[part](run, options)) for part in options.parts if part in IN_TURNS]
-        take_turns(run, sorted(itertools.chain(*opened), key=lambda each: each.clients))
+        take_turns(run, side_by_side(itertools.chain(*opened)))
     for part in options.parts:
         if part in ONE_BY_ONE:
             say(f"{part} ...")

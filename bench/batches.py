@@ -12,6 +12,7 @@ from bench.turns import Contestant
 from bench.venue import Venue
 
 SIZES, CLIENTS, SYMBOLS = (1, 10, 100, 500), 4, 16
+COMPARED = 100  # orders, by a bar
 
 
 @contextmanager
@@ -19,7 +20,10 @@ def contestants(run: Run) -> Iterator[list[Contestant]]:
     """Each size."""
     sizes = SIZES[::2] if run.quick else SIZES
     with run.venue("batches") as (venue, world):
-        yield [Contestant("batches", str(size), CLIENTS, partial(_measure, run, venue, world, size)) for size in sizes]
+        yield [
+            Contestant("batches", str(size), CLIENTS, partial(_measure, run, venue, world, size), size == COMPARED)
+            for size in sizes
+        ]
 
 
 def _measure(run: Run, venue: Venue, world: Path, size: int) -> dict[str, Any]:

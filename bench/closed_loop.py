@@ -28,6 +28,7 @@ class Cell:
 
 
 ALL = [Cell(*each) for each in itertools.product((1, 16, 64), (16, 1), (1, 2))]
+COMPARED = (1, 64)  # clients
 QUICK = [Cell.named(name) for name in ("1x16x1", "64x16x1", "64x1x1", "64x16x2")]
 
 
@@ -46,6 +47,7 @@ def contestants(run: Run, only: Sequence[str] = ()) -> Iterator[list[Contestant]
                 str(cell),
                 cell.clients,
                 partial(run.mix, *running[cell.processes], clients=cell.clients, symbols=cell.symbols),
+                is_compared=cell.clients in COMPARED,
             )
             for cell in cells
         ]

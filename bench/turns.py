@@ -3,7 +3,7 @@ has met the same machine."""
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,12 @@ class Contestant:
     name: str
     clients: int
     measure: Callable[[], Found]
+    is_compared: bool = True  # by a bar
+
+
+def side_by_side(contestants: Iterable[Contestant]) -> list[Contestant]:
+    """What bars compare stands close together: what has one client, and what has many; between them is all else."""
+    return sorted(contestants, key=lambda each: (each.clients > 1, each.is_compared, each.clients))
 
 
 def take_turns(run: Run, contestants: Sequence[Contestant]) -> None:

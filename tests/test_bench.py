@@ -12,7 +12,7 @@ import pytest
 from bench import bars, floor, generator
 from bench.naive import matcher
 from bench.run import Lengths, Run
-from bench.turns import Contestant, take_turns
+from bench.turns import Contestant, side_by_side, take_turns
 from bench.venue import Servers
 from tests import trading
 
@@ -180,6 +180,23 @@ def test_with_connections_to_spare_nothing_waits() -> None:
 
 
 # --- Turns ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_bars_compare_stands_close_together() -> None:
+    def contestant(name: str, clients: int, *, is_compared: bool = True) -> Contestant:
+        return Contestant("http", name, clients, dict, is_compared)
+
+    found = side_by_side(
+        [
+            contestant("floor of one", 1),
+            contestant("floor", 16),
+            contestant("naive", 8),
+            contestant("one", 1),
+            contestant("some", 16, is_compared=False),
+            contestant("many", 64),
+        ]
+    )
+    assert [each.name for each in found] == ["floor of one", "one", "some", "naive", "floor", "many"]
 
 
 def test_contestants_take_turns_back_and_forth_and_the_median_round_is_kept() -> None:
