@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from itertools import chain, repeat
 from typing import overload
 
 import structlog
@@ -227,21 +228,27 @@ class Sequencer:
 
     def _lead(self) -> None:
         """Execute what waits, the first one's commands first, and appoint who leads next before calling who is done."""
-        if len(self._tickets) > 1 and settings.WEB_PROCESSES > 1:
-            _await_turn()
-        tickets = self._take()
-        commands = [command for ticket in tickets for command in ticket.commands]
-        outcomes: list[Outcome] = [OutcomeUnknown() for _ in commands]  # should this thread be torn down meanwhile
-        started = time.monotonic()
+        tickets: list[Ticket] = []
+        outcomes: list[Outcome] = []
         try:
-            outcomes = outcomes_of(commands)
-        finally:
-            self._seconds_per_command = (time.monotonic() - started) / len(commands)
+            if len(self._tickets) > 1 and settings.WEB_PROCESSES > 1:
+                _await_turn()
+            tickets = self._take(self._room())
+            outcomes = self._execute([command for ticket in tickets for command in ticket.commands])
+        finally:  # also should this thread be torn down meanwhile
+            tickets = tickets or self._take(0)
             self._hand_on()
-            in_order = iter(outcomes)
+            in_order = chain(outcomes, repeat(OutcomeUnknown()))
             for ticket in tickets:
                 ticket.outcomes = [next(in_order) for _ in ticket.commands]
                 ticket.call()
+
+    def _execute(self, commands: Sequence[Command]) -> list[Outcome]:
+        started = time.monotonic()
+        try:
+            return outcomes_of(commands)
+        finally:
+            self._seconds_per_command = (time.monotonic() - started) / len(commands)
 
     def _lead_in_its_thread(self) -> None:
         try:
@@ -250,11 +257,11 @@ class Sequencer:
         except Exception as error:  # nobody waits for this thread's result
             _log.error("leader_failed", exc_info=error)
 
-    def _take(self) -> list[Ticket]:
-        """The first tickets: as many commands as one transaction may have, and may last."""
+    def _take(self, room: int) -> list[Ticket]:
+        """The first ticket, and as many more as there is room for their commands."""
         with self._mutex:
             taken = [self._tickets.popleft()]
-            room = self._room() - len(taken[0].commands)
+            room -= len(taken[0].commands)
             while self._tickets and len(self._tickets[0].commands) <= room:
                 taken.append(self._tickets.popleft())
                 room -= len(taken[-1].commands)
@@ -262,7 +269,7 @@ class Sequencer:
             return taken
 
     def _room(self) -> int:
-        """How many commands fit, at the pace of the list before."""
+        """How many commands one transaction may have, and may last at the pace of the list before."""
         if self._seconds_per_command == 0:
             return settings.SEQUENCER_BATCH
         return min(settings.SEQUENCER_BATCH, int(settings.SEQUENCER_BATCH_SECONDS / self._seconds_per_command))
