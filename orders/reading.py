@@ -14,8 +14,8 @@ from orders.bodies import OrderBody
 from orders.state import OrderState, TradeState
 
 
-def order_body(order_id: UUID, *, owner: str | None = None) -> OrderBody:
-    """The order as it is now, with its trades; where an owner is told, only if it is theirs."""
+def order_body(order_id: UUID, *, owner: str | None) -> OrderBody:
+    """The order as it is now, with its trades; where an owner is named, only if it is theirs."""
     return _only(_read(_BY_ID, order_id, owner))
 
 

@@ -231,10 +231,10 @@ class Sequencer:
         tickets: list[Ticket] = []
         outcomes: list[Outcome] = []
         try:
-            if len(self._tickets) > 1 and settings.WEB_PROCESSES > 1:
-                _await_turn()
+            is_retry = len(self._tickets) > 1 and settings.WEB_PROCESSES > 1 and not _awaited_turn()
             tickets = self._take(self._room())
-            outcomes = self._execute([command for ticket in tickets for command in ticket.commands])
+            commands = [command for ticket in tickets for command in ticket.commands]
+            outcomes = self._execute(commands, is_retry=is_retry)
         finally:  # also should this thread be torn down meanwhile
             tickets = tickets or self._take(0)
             self._hand_on()
@@ -243,10 +243,10 @@ class Sequencer:
                 ticket.outcomes = [next(in_order) for _ in ticket.commands]
                 ticket.call()
 
-    def _execute(self, commands: Sequence[Command]) -> list[Outcome]:
+    def _execute(self, commands: Sequence[Command], *, is_retry: bool) -> list[Outcome]:
         started = time.monotonic()
         try:
-            return outcomes_of(commands)
+            return outcomes_of(commands, is_retry=is_retry)
         finally:
             self._seconds_per_command = (time.monotonic() - started) / len(commands)
 
@@ -307,13 +307,18 @@ def outcomes_of(commands: Sequence[Command], *, is_retry: bool = False, skip_bus
     ]
 
 
-def _await_turn() -> None:
-    """Let the list that another process executes end first: what comes meanwhile need not wait for the one after."""
+def _awaited_turn() -> bool:
+    """Let the list that another process executes end first: what comes meanwhile need not wait for the one after.
+
+    False when that failed: then the list goes without, and it is its second try, so that an outage is waited for twice.
+    """
     try:
         services.await_turn()
-    except Error as error:  # the list goes without, and meets whatever it is again
+    except Error as error:
         _log.warning("turn_failed", exc_info=error)
         _reconnect()
+        return False
+    return True
 
 
 def _reconnect() -> None:

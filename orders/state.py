@@ -1,4 +1,4 @@
-"""Orders, trades and balances while the write path holds their locks: plain values, named like their columns."""
+"""Orders, trades and balances as read, by the write path under their locks: plain values, named like their columns."""
 
 from dataclasses import dataclass, field
 from datetime import datetime

@@ -31,7 +31,8 @@ _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 def await_turn(cursor: CursorWrapper) -> None:
     """Begin, and wait until no other transaction has its turn, or no longer; the turn ends with the transaction."""
-    cursor.execute(_AWAIT_TURN, [round(settings.SEQUENCER_TURN_SECONDS * 1000)])
+    milliseconds = max(round(settings.SEQUENCER_TURN_SECONDS * 1000), 1)  # of PostgreSQL's time-outs 0 is none
+    cursor.execute(_AWAIT_TURN, [milliseconds])
 
 
 def load_market(cursor: CursorWrapper, commands: Sequence[Command], *, skip_busy: bool = False) -> Market:

@@ -67,7 +67,7 @@ REPLAYED = {"Idempotent-Replayed": "true"}
 def placed(outcome: Accepted | Replayed) -> Answer:
     """The order as it stands after matching, or as it is now if it was placed before."""
     if isinstance(outcome, Replayed):
-        return Answer(reading.order_body(outcome.order_id), headers=REPLAYED)
+        return Answer(reading.order_body(outcome.order_id, owner=None), headers=REPLAYED)
     return Answer(_accepted_body(outcome), HTTPStatus.CREATED)
 
 

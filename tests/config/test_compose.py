@@ -192,7 +192,7 @@ def test_our_services_are_told_what_the_settings_read() -> None:
     assert given == required | {"PGPASSWORD"}  # read by PostgreSQL's own library
     assert environments[0].keys() - given == optional
     offered = set(re.findall(r"^#(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
-    assert offered == optional | {"PORT", "BIND_ADDRESS", "WEB_PROCESSES"}
+    assert offered == optional | {"PORT", "BIND_ADDRESS"}
 
 
 def test_only_the_database_keeps_anything() -> None:
