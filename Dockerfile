@@ -15,6 +15,7 @@ RUN pip install --no-cache-dir --disable-pip-version-check --root-user-action=ig
 
 COPY manage.py ./
 COPY config config
+COPY backoffice backoffice
 COPY exchange exchange
 COPY orders orders
 COPY webhooks webhooks

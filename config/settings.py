@@ -21,6 +21,7 @@ DATABASE_POOL_SIZE = int(os.environ.get("DATABASE_POOL_SIZE", "20"))
 WEB_PROCESSES = int(os.environ.get("WEB_PROCESSES") or "2")  # of one, lists need no turns
 SECURE_COOKIES = os.environ.get("SECURE_COOKIES", "1") == "1"
 CSRF_TRUSTED_ORIGINS = os.environ.get("CSRF_TRUSTED_ORIGINS", "").split()
+TRUSTED_PROXIES = int(os.environ.get("TRUSTED_PROXIES") or "0")  # in front of us, whose X-Forwarded-For is believed
 WEBHOOK_ADDRESSES = Profile(os.environ.get("WEBHOOK_ADDRESSES", "public"))
 
 # --- Limits of the API (contract: "Conventions") --------------------------------------------------------------------
@@ -102,7 +103,9 @@ WEBHOOK_POLL_SECONDS = 0.03  # how often a busy one looks for more, and notes wh
 # --- Django ---------------------------------------------------------------------------------------------------------
 
 INSTALLED_APPS = [
-    "django.contrib.admin",
+    "backoffice.apps.BackOfficeConfig",  # before the admin, whose templates and site it replaces
+    "unfold.apps.BasicAppConfig",
+    "backoffice.apps.AdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.postgres",
@@ -117,6 +120,20 @@ INSTALLED_APPS = [
     "webhooks",
     "orders",
 ]
+
+# Its navigation, styles and scripts: `backoffice.site`.
+UNFOLD = {
+    "SITE_TITLE": "Bourse",
+    "SITE_HEADER": "Bourse",
+    "SITE_SUBHEADER": "Back office",
+    "SITE_SYMBOL": "candlestick_chart",
+    "SITE_URL": None,
+    "SHOW_HISTORY": False,
+    "SHOW_VIEW_ON_SITE": False,
+    "SIDEBAR": {"navigation": "backoffice.site.navigation"},
+    "STYLES": ["backoffice.site.stylesheet"],
+    "SCRIPTS": ["backoffice.site.script"],
+}
 
 MIDDLEWARE = [
     "exchange.middleware.RequestLog",

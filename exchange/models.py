@@ -11,6 +11,7 @@ from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import F, Q
 
+from exchange.audit import ActorKind
 from exchange.rules import MAX_NAME_LENGTH, MAX_REASON_LENGTH, BrokerStatus, InstrumentStatus, Pricing, Scope
 
 CASH_DIGITS, PRICE_DIGITS, DECIMALS = 30, 20, 4
@@ -32,6 +33,11 @@ class Broker(models.Model):
             models.CheckConstraint(
                 condition=Q(reserved_cash__gte=0, cash__gte=F("reserved_cash")), name="broker_cash_covers_reserved"
             ),
+        ]
+        permissions = [
+            ("admit_broker", "Can admit a broker"),
+            ("suspend_broker", "Can suspend and reinstate a broker"),
+            ("stop_broker", "Can suspend a broker and cancel all its orders: the kill switch"),
         ]
 
     def __str__(self) -> str:
@@ -55,6 +61,12 @@ class Instrument(models.Model):
         constraints = [
             models.CheckConstraint(condition=Q(tick_size__gt=0), name="instrument_tick_positive"),
             models.CheckConstraint(condition=Q(lot_size__gte=1), name="instrument_lot_positive"),
+        ]
+        permissions = [
+            ("list_instrument", "Can list an instrument"),
+            ("edit_instrument", "Can edit an instrument's rules"),
+            ("halt_instrument", "Can halt and resume an instrument"),
+            ("halt_market", "Can halt all instruments at once"),
         ]
 
     def __str__(self) -> str:
@@ -109,6 +121,7 @@ class Transfer(models.Model):
                 name="transfer_cash_or_shares",
             ),
         ]
+        permissions = [("book_transfer", "Can book cash and shares in and out")]
 
     def __str__(self) -> str:
         return self.reference
@@ -125,6 +138,7 @@ class ApiKey(models.Model):
     created_at = models.DateTimeField()
     expires_at = models.DateTimeField(null=True)
     revoked_at = models.DateTimeField(null=True)
+    last_used_at = models.DateTimeField(null=True)  # to the minute: see `exchange.keys.note_use`
 
     class Meta:
         constraints = [
@@ -134,6 +148,46 @@ class ApiKey(models.Model):
                 name="key_of_broker_or_operator",
             ),
         ]
+        permissions = [("issue_key", "Can issue a key to a broker"), ("revoke_key", "Can revoke a broker's key")]
 
     def __str__(self) -> str:
         return self.pk
+
+
+class AuditEntry(models.Model):
+    """One act of an operator. Written by `exchange.audit`; the database refuses to change, remove or empty them."""
+
+    id = models.UUIDField(primary_key=True, default=uuid_utils.uuid7, editable=False)
+    at = models.DateTimeField()
+    actor_kind = models.CharField(max_length=8, choices=ActorKind.choices())
+    actor = models.CharField(max_length=150)  # as long as a user's name may be
+    address = models.CharField(max_length=64, blank=True)
+    request_id = models.CharField(max_length=64, blank=True)
+    action = models.CharField(max_length=32)  # one of `Action`
+    subject = models.CharField(max_length=150)
+    reason = models.CharField(max_length=MAX_REASON_LENGTH, blank=True)
+    before = models.JSONField(null=True)
+    after = models.JSONField(null=True)
+
+    class Meta:
+        indexes = [
+            models.Index(fields=["subject", "-id"], name="audit_newest_of_subject"),
+            models.Index(fields=["actor", "-id"], name="audit_newest_of_actor"),
+        ]
+        verbose_name_plural = "audit entries"
+
+    def __str__(self) -> str:
+        return str(self.pk)
+
+
+class RejectedOrders(models.Model):
+    """How many orders were refused in the ten seconds from `at`: they leave no other trace. Kept for two days."""
+
+    at = models.DateTimeField(primary_key=True)
+    count = models.BigIntegerField()
+
+    class Meta:
+        verbose_name_plural = "rejected orders"
+
+    def __str__(self) -> str:
+        return str(self.pk)

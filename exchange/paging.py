@@ -42,11 +42,16 @@ class Keyset:
     """
 
     def __init__(self, *columns: tuple[str, Any]) -> None:
+        self._columns = columns
         self.ordering = tuple(name for name, _ in columns)
-        self._names = tuple(name.lstrip("-") for name in self.ordering)
+        self.names = tuple(name.lstrip("-") for name in self.ordering)
         self._beyond = "lt" if self.ordering[0].startswith("-") else "gt"
         kinds: Any = tuple(kind for _, kind in columns)
         self._decoder: msgspec.json.Decoder[tuple[Any, ...]] = msgspec.json.Decoder(tuple[kinds])
+
+    def reversed(self) -> "Keyset":
+        """The same rows the other way round."""
+        return Keyset(*((name[1:] if name.startswith("-") else f"-{name}", kind) for name, kind in self._columns))
 
     def read(self, cursor: str) -> tuple[Any, ...]:
         """The sort key in a cursor; `ValueError` if we did not write it."""
@@ -58,8 +63,11 @@ class Keyset:
 
     def write(self, row: object) -> str:
         """The cursor that goes on after `row`."""
-        position = [attrgetter(name)(row) for name in self._names]
-        return base64.urlsafe_b64encode(msgspec.json.encode(position)).decode().rstrip("=")
+        return self.write_position([attrgetter(name)(row) for name in self.names])
+
+    def write_position(self, position: Iterable[Any]) -> str:
+        """The cursor that goes on after the row with this sort key."""
+        return base64.urlsafe_b64encode(msgspec.json.encode(list(position))).decode().rstrip("=")
 
     def rows(self, queryset: QuerySet[Row], page: Page) -> QuerySet[Row]:
         """What the page shows, and one row more, by which `cut` knows whether there is another page."""
@@ -74,10 +82,14 @@ class Keyset:
             return found, None
         return found[:-1], self.write(found[-2])
 
-    def _after(self, position: tuple[Any, ...]) -> Q:
+    def until(self, queryset: QuerySet[Row], position: tuple[Any, ...]) -> QuerySet[Row]:
+        """The rows up to this sort key and with it."""
+        return queryset.filter(self.reversed()._after(position, or_at="e"))
+
+    def _after(self, position: tuple[Any, ...], *, or_at: str = "") -> Q:
         """Rows past `position`: a <= x AND (a < x OR b < y), and so on; an index is entered by the first condition."""
-        *outer, (last, value) = zip(self._names, position, strict=True)
-        condition = Q((f"{last}__{self._beyond}", value))
+        *outer, (last, value) = zip(self.names, position, strict=True)
+        condition = Q((f"{last}__{self._beyond}{or_at}", value))
         for name, value in reversed(outer):
             condition = Q((f"{name}__{self._beyond}e", value)) & (Q((f"{name}__{self._beyond}", value)) | condition)
         return condition

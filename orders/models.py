@@ -78,7 +78,9 @@ class Order(models.Model):
                 fields=["broker", "instrument", "sequence"], name="order_working_of_broker", condition=_IS_WORKING
             ),
             models.Index(fields=["broker", "-created_at", "-id"], name="order_newest_of_broker"),
+            models.Index(fields=["document_number", "-id"], name="order_newest_of_document"),
         ]
+        permissions = [("cancel_order", "Can cancel orders")]
         constraints = [
             models.UniqueConstraint(fields=["instrument", "sequence"], name="order_arrival_unique"),
             models.UniqueConstraint(
@@ -158,6 +160,52 @@ class Trade(models.Model):
         constraints = [
             models.CheckConstraint(condition=Q(quantity__gt=0, price__gt=0), name="trade_positive"),
         ]
+
+    def __str__(self) -> str:
+        return str(self.pk)
+
+
+class Bar(models.Model):
+    """What happened in an instrument in one minute: its orders, and its trades' prices, shares and value.
+
+    Summed up from orders and trades by `orders.activity`, again and again for the last minutes; no source of truth. A
+    minute without any has no bar; one with orders only has no prices.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    instrument = models.ForeignKey(Instrument, models.PROTECT, related_name="bars", db_column="symbol", db_index=False)
+    minute = models.DateTimeField()
+    orders = models.IntegerField(default=0)
+    trades = models.IntegerField(default=0)
+    volume = models.DecimalField(max_digits=30, decimal_places=0, default=0)
+    value = models.DecimalField(max_digits=CASH_DIGITS, decimal_places=DECIMALS, default=0)
+    open = models.DecimalField(max_digits=PRICE_DIGITS, decimal_places=DECIMALS, null=True)
+    high = models.DecimalField(max_digits=PRICE_DIGITS, decimal_places=DECIMALS, null=True)
+    low = models.DecimalField(max_digits=PRICE_DIGITS, decimal_places=DECIMALS, null=True)
+    close = models.DecimalField(max_digits=PRICE_DIGITS, decimal_places=DECIMALS, null=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["minute", "instrument"], name="bar_once_per_minute")]
+        indexes = [models.Index(fields=["instrument", "minute"], name="bar_of_instrument")]
+
+    def __str__(self) -> str:
+        return f"{self.instrument_id} {self.minute:%Y-%m-%d %H:%M}"
+
+
+class ReconcileRun(models.Model):
+    """One audit of all invariants: who asked for it, how far it is, and what it found."""
+
+    id = models.UUIDField(primary_key=True, default=uuid_utils.uuid7, editable=False)
+    asked_by = models.CharField(max_length=150)
+    asked_at = models.DateTimeField()
+    started_at = models.DateTimeField(null=True)
+    finished_at = models.DateTimeField(null=True)
+    checks = models.SmallIntegerField(default=0)  # how many there are
+    findings = models.JSONField(default=list)  # of each check made so far: check, count, examples, seconds
+    error = models.CharField(max_length=200, blank=True)  # why it ended without a verdict
+
+    class Meta:
+        permissions = [("run_reconcile", "Can run the reconciliation")]
 
     def __str__(self) -> str:
         return str(self.pk)

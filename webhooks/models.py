@@ -66,10 +66,14 @@ class Subscription(models.Model):
     url = models.CharField(max_length=MAX_URL_LENGTH)
     created_at = models.DateTimeField()
     deleted_at = models.DateTimeField(null=True)
+    paused_at = models.DateTimeField(null=True)  # by an operator: what is due stays due, and is not sent meanwhile
+    last_success_at = models.DateTimeField(null=True)
+    last_failure_at = models.DateTimeField(null=True)
 
     objects = SubscriptionQuerySet.as_manager()
 
     class Meta:
+        permissions = [("pause_subscription", "Can pause and resume a subscription")]
         constraints = [
             models.UniqueConstraint(
                 fields=["broker", "event_type"], name="subscription_once_per_event", condition=Q(deleted_at=None)
@@ -78,6 +82,12 @@ class Subscription(models.Model):
 
     def __str__(self) -> str:
         return str(self.pk)
+
+
+# Of a delivery that was attempted: no answer, or one that is not 2xx.
+FAILED = Q(completed_at__isnull=False) & (
+    ~Q(error__in=["", DeliveryError.SUBSCRIPTION_DELETED.value]) | Q(status_code__lt=200) | Q(status_code__gte=300)
+)
 
 
 class Delivery(models.Model):
@@ -97,11 +107,46 @@ class Delivery(models.Model):
     status_code = models.SmallIntegerField(null=True)  # of the receiver's answer, if one came
     error = models.CharField(max_length=32, choices=DeliveryError.choices(), blank=True, db_default="")
     duration_ms = models.IntegerField(null=True)
+    redelivery_of = models.ForeignKey(
+        "self", models.PROTECT, related_name="+", null=True, db_index=False, db_constraint=False
+    )
 
     class Meta:
         indexes = [
             models.Index(fields=["subscription", "id"], name="delivery_due", condition=Q(claimed_at=None)),
+            models.Index(fields=["id"], name="delivery_failed", condition=FAILED),
         ]
+        permissions = [("redeliver_delivery", "Can have events delivered again")]
 
     def __str__(self) -> str:
         return str(self.pk)
+
+
+class Answer(models.Model):
+    """The beginning of what a receiver answered to a delivery, as text; kept for `WEBHOOK_ANSWERS_KEPT`."""
+
+    delivery = models.OneToOneField(
+        Delivery, models.CASCADE, primary_key=True, related_name="answer", db_constraint=False
+    )
+    body = models.TextField()
+
+    def __str__(self) -> str:
+        return str(self.pk)
+
+
+class SubscriptionHour(models.Model):
+    """How many deliveries of a subscription had an outcome in the hour from `hour`, and how many of them failed."""
+
+    id = models.BigAutoField(primary_key=True)
+    subscription = models.ForeignKey(
+        Subscription, models.PROTECT, related_name="hours", db_index=False, db_constraint=False
+    )
+    hour = models.DateTimeField()
+    completed = models.BigIntegerField(default=0)
+    failed = models.BigIntegerField(default=0)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["subscription", "hour"], name="subscription_hour_once")]
+
+    def __str__(self) -> str:
+        return f"{self.subscription_id} {self.hour:%Y-%m-%d %H}:00"

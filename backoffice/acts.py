@@ -1,0 +1,148 @@
+"""What operators do: an act is a permission, a form that asks for what it needs to know, and one call of a service.
+
+Each has a page of its own, which names what it is about and asks for a reason before anything is done. Every act is
+made outside any transaction of the admin's, by the services that the API calls.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from django import forms
+from django.contrib import messages
+from django.core.exceptions import PermissionDenied
+from django.db.models import Model
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import reverse
+
+from exchange.audit import Actor, ActorKind, address_of
+from exchange.errors import ExchangeError
+from exchange.rules import MAX_REASON_LENGTH
+
+MAX_SUBJECTS = 500  # of one act
+
+
+def actor_of(request: HttpRequest) -> Actor:
+    """The signed-in user, as the audit names them."""
+    request_id: str = getattr(request, "request_id", "")
+    return Actor(ActorKind.USER, request.user.get_username(), address_of(request.META), request_id)
+
+
+class ReasonForm(forms.Form):
+    """Every act says why."""
+
+    reason = forms.CharField(max_length=MAX_REASON_LENGTH, help_text="Goes on record with the act.")
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What came of an act, as its user is told; a secret is shown once and kept nowhere."""
+
+    message: str
+    secret: str = ""
+    is_warning: bool = False  # it was done in part
+
+
+class Act:
+    """One thing that can be done to the rows of a model, to one, to several, or to none in particular."""
+
+    name: ClassVar[str]  # in its URL
+    label: ClassVar[str]  # on its button
+    explanation: ClassVar[str]  # on its page: what will happen
+    permission: ClassVar[str]  # "app.codename"
+    form_class: ClassVar[type[forms.Form]] = ReasonForm
+    subjects_max: ClassVar[int] = 1  # 0: it is about no row in particular
+    is_dangerous: ClassVar[bool] = False
+
+    def applies_to(self, row: Any) -> bool:
+        """Whether it could be done to this row as it stands: else it has no button."""
+        return True
+
+    def initial(self, row: Any) -> dict[str, Any]:
+        """What its form begins with."""
+        return {}
+
+    def perform(self, by: Actor, subjects: Sequence[Any], **fields: Any) -> Done:
+        """Do it by one call of a service; a refusal is raised."""
+        raise NotImplementedError
+
+
+def is_permitted(request: HttpRequest, act: Act) -> bool:
+    return request.user.has_perm(act.permission)
+
+
+def act_url(model: type[Model], act: Act, row: Model | None = None) -> str:
+    path = reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_{act.name.replace('-', '_')}")
+    return path if row is None else f"{path}?id={row.pk}"
+
+
+def act_page(request: HttpRequest, act: Act, model: type[Model], context: dict[str, Any]) -> HttpResponse:
+    """Ask, and when that is answered do it and say what came of it."""
+    if not is_permitted(request, act):
+        raise PermissionDenied
+    subjects = _subjects(request, act, model)
+    if act.subjects_max and not subjects:
+        messages.warning(request, "Nothing was selected.")
+        return HttpResponseRedirect(_back(model, subjects))
+    initial = act.initial(subjects[0]) if len(subjects) == 1 else {}
+    form = act.form_class(request.POST if request.method == "POST" else None, initial=initial)
+    if request.method == "POST" and form.is_valid():
+        try:
+            done = act.perform(actor_of(request), subjects, **form.cleaned_data)
+        except ExchangeError as refusal:
+            _tell(form, refusal)
+        else:
+            return _done(request, act, model, subjects, done, context)
+    return TemplateResponse(
+        request,
+        "backoffice/act.html",
+        {
+            **context,
+            "title": act.label,
+            "act": act,
+            "form": form,
+            "subjects": subjects,
+            "back_url": _back(model, subjects),
+        },
+    )
+
+
+def _subjects(request: HttpRequest, act: Act, model: type[Model]) -> list[Any]:
+    """The rows that the act is about, in the order of their keys; 404 where one does not exist, or for too many."""
+    if not act.subjects_max:
+        return []
+    ids = list(dict.fromkeys(request.GET.getlist("id")))
+    try:
+        rows = list(model._default_manager.filter(pk__in=ids[: act.subjects_max + 1]).order_by("pk"))
+    except (ValueError, forms.ValidationError) as error:  # what is no id of these rows
+        raise Http404 from error
+    if len(ids) > act.subjects_max or len(rows) != len(ids):
+        raise Http404
+    return rows
+
+
+def _tell(form: forms.Form, refusal: ExchangeError) -> None:
+    """Say on the form why the service refused."""
+    for error in refusal.errors:
+        form.add_error(error.field if error.field in form.fields else None, error.detail)
+    if not refusal.errors:
+        form.add_error(None, refusal.detail)
+
+
+def _back(model: type[Model], subjects: Sequence[Model]) -> str:
+    """Where one came from: the row, or the list."""
+    name = f"admin:{model._meta.app_label}_{model._meta.model_name}"
+    return reverse(f"{name}_change", args=[subjects[0].pk]) if len(subjects) == 1 else reverse(f"{name}_changelist")
+
+
+def _done(
+    request: HttpRequest, act: Act, model: type[Model], subjects: Sequence[Any], done: Done, context: dict[str, Any]
+) -> HttpResponse:
+    if done.secret:  # shown by this answer alone: a message would be stored on its way
+        shown = {**context, "title": act.label, "done": done, "back_url": _back(model, subjects)}
+        response: HttpResponse = TemplateResponse(request, "backoffice/secret.html", shown)
+        response["Cache-Control"] = "no-store"
+        return response
+    messages.add_message(request, messages.WARNING if done.is_warning else messages.SUCCESS, done.message)
+    return HttpResponseRedirect(_back(model, subjects))

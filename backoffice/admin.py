@@ -1,0 +1,10 @@
+"""What Django's admin looks for in every app: here are all pages of the back office, a module each."""
+
+from backoffice import audit as audit
+from backoffice import brokers as brokers
+from backoffice import instruments as instruments
+from backoffice import orders as orders
+from backoffice import people as people
+from backoffice import reconciliation as reconciliation
+from backoffice import trades as trades
+from backoffice import webhooks as webhooks

@@ -1,0 +1,55 @@
+// Keeps what is marked `data-live` fresh: the page is fetched again, and what has changed of these parts takes its place.
+// A page that could not be fetched says so, and since when.
+(() => {
+  "use strict";
+
+  const EVERY_MS = 2000;
+  const PATIENCE_MS = 10000;
+  let freshAt = new Date();
+
+  function tellStale(isStale) {
+    const note = document.getElementById("o-stale");
+    if (note) {
+      note.hidden = !isStale;
+      note.textContent = isStale ? `Not refreshed since ${freshAt.toISOString().slice(11, 19)} UTC: the exchange does not answer.` : "";
+    }
+  }
+
+  function isInUse(part) {
+    return part.contains(document.activeElement) && document.activeElement.matches("input, select, textarea")
+      || part.querySelector("input:checked") !== null;
+  }
+
+  function replaceIn(parts, fresh) {
+    for (const part of parts) {
+      const other = fresh.getElementById(part.id);
+      if (other && other.innerHTML !== part.innerHTML && !isInUse(part)) {
+        const focused = part.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+        part.innerHTML = other.innerHTML;
+        if (focused) part.querySelector(`[href="${CSS.escape(focused)}"]`)?.focus();
+      }
+    }
+  }
+
+  async function refresh() {
+    const parts = document.querySelectorAll("[data-live]");
+    if (!parts.length || document.hidden) return;
+    try {
+      const answer = await fetch(location.href, { signal: AbortSignal.timeout(PATIENCE_MS), cache: "no-store" });
+      if (answer.redirected) return location.reload(); // signed out meanwhile
+      if (!answer.ok) throw new Error(String(answer.status));
+      replaceIn(parts, new DOMParser().parseFromString(await answer.text(), "text/html"));
+      freshAt = new Date();
+      tellStale(false);
+    } catch {
+      tellStale(true);
+    }
+  }
+
+  async function goOn() {
+    await refresh();
+    setTimeout(goOn, EVERY_MS);
+  }
+
+  document.addEventListener("DOMContentLoaded", () => setTimeout(goOn, EVERY_MS));
+})();

@@ -1,0 +1,88 @@
+"""How the back office writes what it shows: amounts, times, states."""
+
+from datetime import datetime
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+
+from django import template
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from exchange.rules import cash_shown
+
+register = template.Library()
+
+NOTHING = "\N{EN DASH}"
+
+# A state's colour: good, bad, waiting, or none in particular.
+_TONES = {
+    "trading": "good",
+    "active": "good",
+    "filled": "good",
+    "delivered": "good",
+    "ok": "good",
+    "halted": "bad",
+    "suspended": "bad",
+    "failed": "bad",
+    "revoked": "bad",
+    "pending": "wait",
+    "partially_filled": "wait",
+    "due": "wait",
+    "paused": "wait",
+    "running": "wait",
+}
+
+
+@register.filter
+def state(value: Any) -> SafeString:
+    """A state's word on its colour."""
+    word = str(value)
+    return format_html('<span class="o-state o-{}">{}</span>', _TONES.get(word, "plain"), word.replace("_", " "))
+
+
+@register.filter
+def shown(value: Any) -> Any:
+    """A value as tables show it: grouped digits, UTC to the second, a dash for nothing."""
+    match value:
+        case None | "":
+            return NOTHING
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case Decimal():
+            return money(value)
+        case datetime():
+            return moment(value)
+        case Enum():
+            return str(value)
+    return value
+
+
+@register.filter
+def money(value: Decimal | None) -> str:
+    """An amount with grouped digits and two decimals, or up to four where it has them."""
+    return NOTHING if value is None else f"{cash_shown(value):,}"
+
+
+@register.filter
+def moment(value: datetime | None) -> SafeString | str:
+    """A time in UTC to the second; the whole of it on hovering."""
+    if value is None:
+        return NOTHING
+    exact = value.isoformat()
+    return format_html('<time datetime="{}" title="{}">{}</time>', exact, exact, f"{value:%Y-%m-%d %H:%M:%S}")
+
+
+@register.filter
+def age(seconds: float | None) -> str:
+    """A duration in the largest unit that says enough: 0.8 s, 42 s, 7 min, 3 h, 2 d."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 10:
+        return f"{max(seconds, 0):.1f} s"
+    for limit, unit, name in ((120, 1, "s"), (7_200, 60, "min"), (172_800, 3_600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 86_400:.0f} d"

@@ -1,0 +1,125 @@
+"""The record of what operators do: who, when, from where, what, why, and how it was before and after.
+
+An entry is written in the transaction of the act that it tells, by a function of the database (migration
+`0003_add_audit`), so that the write path can send it along with the rest. The table only grows: the database itself
+refuses to change or remove an entry.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+from django.conf import settings
+from django.db import connection
+
+from exchange.rules import Words
+
+
+class ActorKind(Words):
+    """How somebody acts: signed in to the back office, with an operator's key over REST, or at the machine itself."""
+
+    USER = "user"
+    KEY = "key"
+    COMMAND = "command"
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who acts, and from where: a user's name, a key's prefix or a command; the address is empty at the machine."""
+
+    kind: ActorKind
+    name: str
+    address: str = ""
+    request_id: str = ""
+
+
+class Action(Words):
+    """What can be done; the word before the dot says what kind of thing the subject is."""
+
+    INSTRUMENT_LIST = "instrument.list"
+    INSTRUMENT_EDIT = "instrument.edit"
+    INSTRUMENT_HALT = "instrument.halt"
+    INSTRUMENT_RESUME = "instrument.resume"
+    BROKER_ADMIT = "broker.admit"
+    BROKER_SUSPEND = "broker.suspend"
+    BROKER_REINSTATE = "broker.reinstate"
+    BROKER_CANCEL_ORDERS = "broker.cancel_orders"
+    TRANSFER_BOOK = "transfer.book"
+    KEY_ISSUE = "key.issue"
+    KEY_REVOKE = "key.revoke"
+    ORDER_CANCEL = "order.cancel"
+    WEBHOOK_PAUSE = "webhook.pause"
+    WEBHOOK_RESUME = "webhook.resume"
+    DELIVERY_REDELIVER = "delivery.redeliver"
+    RECONCILE_START = "reconcile.start"
+    USER_ADD = "user.add"
+    USER_CHANGE = "user.change"
+    USER_DELETE = "user.delete"
+    USER_ENROL = "user.enrol_two_factor"
+    USER_RESET = "user.reset_two_factor"
+
+    @property
+    def subject_kind(self) -> str:
+        return self.value.partition(".")[0]
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """An act, as it is written down; `before` and `after` tell what of the subject it changed."""
+
+    actor_kind: ActorKind
+    actor: str
+    address: str
+    request_id: str
+    action: Action
+    subject: str
+    reason: str
+    before: Mapping[str, Any] | None
+    after: Mapping[str, Any] | None
+
+    @classmethod
+    def of(
+        cls,
+        by: Actor,
+        action: Action,
+        subject: object,
+        *,
+        reason: str = "",
+        before: Mapping[str, Any] | None = None,
+        after: Mapping[str, Any] | None = None,
+    ) -> "Entry":
+        return cls(by.kind, by.name, by.address, by.request_id, action, str(subject), reason, before, after)
+
+
+# For the statement that writes the act: gives how many entries that were.
+RECORD = "exchange_record_audit(%(audit)s::json)"
+
+
+def rows(entries: Iterable[Entry]) -> str | None:
+    """`entries` as `RECORD` takes them: amounts are strings, since nobody may read them as binary floats."""
+    found = list(entries)
+    return _ENCODER.encode(found).decode() if found else None
+
+
+def record(*entries: Entry) -> None:
+    """Write entries in the transaction that is open: the act's own."""
+    assert connection.in_atomic_block
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {RECORD}", {"audit": rows(entries)})
+
+
+def address_of(environ: Mapping[str, Any]) -> str:
+    """The client's address: the socket's, or what the outermost of our own proxies says of it."""
+    proxies: int = settings.TRUSTED_PROXIES
+    forwarded = [each.strip() for each in environ.get("HTTP_X_FORWARDED_FOR", "").split(",")] if proxies else []
+    return forwarded[-proxies] if len(forwarded) >= proxies > 0 else str(environ.get("REMOTE_ADDR", ""))
+
+
+def _encoded(value: object) -> object:
+    if isinstance(value, Decimal):
+        return str(value)
+    raise TypeError(type(value))
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_encoded)  # Decimals become strings by default

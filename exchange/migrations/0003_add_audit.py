@@ -1,0 +1,107 @@
+"""The audit, which only grows, and what else the back office shows of brokers, keys and orders.
+
+Whoever changes the function writes a migration that replaces it, with the arguments it had: the old code may still be
+running.
+"""
+
+import uuid_utils.compat
+from django.db import migrations, models
+
+# How many entries it wrote; null writes none.
+RECORD = """
+CREATE FUNCTION exchange_record_audit(entries json) RETURNS int LANGUAGE plpgsql AS $$
+DECLARE
+  written int := 0;
+BEGIN
+  IF entries IS NOT NULL THEN
+    INSERT INTO exchange_auditentry (
+      id, at, actor_kind, actor, address, request_id, action, subject, reason, before, after)
+    SELECT uuidv7(), clock_timestamp(), actor_kind, actor, address, request_id, action, subject, reason, before, after
+    FROM json_to_recordset(entries) AS row(
+      actor_kind text, actor text, address text, request_id text, action text, subject text, reason text,
+      before jsonb, after jsonb);
+    GET DIAGNOSTICS written = ROW_COUNT;
+  END IF;
+  RETURN written;
+END
+$$
+"""
+
+REFUSE = """
+CREATE FUNCTION exchange_refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  RAISE EXCEPTION 'The audit only grows: % of % is refused.', TG_OP, TG_TABLE_NAME
+    USING ERRCODE = 'insufficient_privilege';
+END
+$$;
+CREATE TRIGGER audit_only_grows BEFORE UPDATE OR DELETE OR TRUNCATE ON exchange_auditentry
+FOR EACH STATEMENT EXECUTE FUNCTION exchange_refuse_change()
+"""
+
+ALLOW = """
+DROP TRIGGER audit_only_grows ON exchange_auditentry;
+DROP FUNCTION exchange_refuse_change
+"""
+
+
+class Migration(migrations.Migration):
+
+    dependencies = [
+        ('exchange', '0002_add_open_orders'),
+    ]
+
+    operations = [
+        migrations.CreateModel(
+            name='RejectedOrders',
+            fields=[
+                ('at', models.DateTimeField(primary_key=True, serialize=False)),
+                ('count', models.BigIntegerField()),
+            ],
+            options={
+                'verbose_name_plural': 'rejected orders',
+            },
+        ),
+        migrations.AlterModelOptions(
+            name='apikey',
+            options={'permissions': [('issue_key', 'Can issue a key to a broker'), ('revoke_key', "Can revoke a broker's key")]},
+        ),
+        migrations.AlterModelOptions(
+            name='broker',
+            options={'permissions': [('admit_broker', 'Can admit a broker'), ('suspend_broker', 'Can suspend and reinstate a broker'), ('stop_broker', 'Can suspend a broker and cancel all its orders: the kill switch')]},
+        ),
+        migrations.AlterModelOptions(
+            name='instrument',
+            options={'permissions': [('list_instrument', 'Can list an instrument'), ('edit_instrument', "Can edit an instrument's rules"), ('halt_instrument', 'Can halt and resume an instrument'), ('halt_market', 'Can halt all instruments at once')]},
+        ),
+        migrations.AlterModelOptions(
+            name='transfer',
+            options={'permissions': [('book_transfer', 'Can book cash and shares in and out')]},
+        ),
+        migrations.AddField(
+            model_name='apikey',
+            name='last_used_at',
+            field=models.DateTimeField(null=True),
+        ),
+        migrations.CreateModel(
+            name='AuditEntry',
+            fields=[
+                ('id', models.UUIDField(default=uuid_utils.compat.uuid7, editable=False, primary_key=True, serialize=False)),
+                ('at', models.DateTimeField()),
+                ('actor_kind', models.CharField(choices=[('user', 'user'), ('key', 'key'), ('command', 'command')], max_length=8)),
+                ('actor', models.CharField(max_length=150)),
+                ('address', models.CharField(blank=True, max_length=64)),
+                ('request_id', models.CharField(blank=True, max_length=64)),
+                ('action', models.CharField(max_length=32)),
+                ('subject', models.CharField(max_length=150)),
+                ('reason', models.CharField(blank=True, max_length=200)),
+                ('before', models.JSONField(null=True)),
+                ('after', models.JSONField(null=True)),
+            ],
+            options={
+                'verbose_name_plural': 'audit entries',
+                'indexes': [models.Index(fields=['subject', '-id'], name='audit_newest_of_subject'), models.Index(fields=['actor', '-id'], name='audit_newest_of_actor')],
+            },
+        ),
+        migrations.RunSQL(RECORD, "DROP FUNCTION exchange_record_audit"),
+        migrations.RunSQL(REFUSE, ALLOW),
+    ]

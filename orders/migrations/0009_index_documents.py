@@ -1,0 +1,18 @@
+from django.contrib.postgres.operations import AddIndexConcurrently
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+
+    atomic = False  # orders go on meanwhile
+
+    dependencies = [
+        ('orders', '0008_add_bars_and_runs'),
+    ]
+
+    operations = [
+        AddIndexConcurrently(
+            model_name='order',
+            index=models.Index(fields=['document_number', '-id'], name='order_newest_of_document'),
+        ),
+    ]

@@ -1,0 +1,18 @@
+from django.contrib.postgres.operations import AddIndexConcurrently
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+
+    atomic = False  # deliveries go on meanwhile
+
+    dependencies = [
+        ('webhooks', '0005_add_health'),
+    ]
+
+    operations = [
+        AddIndexConcurrently(
+            model_name='delivery',
+            index=models.Index(condition=models.Q(('completed_at__isnull', False), models.Q(models.Q(('error__in', ['', 'subscription_deleted']), _negated=True), ('status_code__lt', 200), ('status_code__gte', 300), _connector='OR')), fields=['id'], name='delivery_failed'),
+        ),
+    ]
