@@ -31,7 +31,7 @@ from webhooks.addresses import Profile
 
 ERRORS, SETTINGS = ((ROOT / "docs" / name).read_text() for name in ("errors.md", "settings.md"))
 SETTINGS_PY = ROOT / "config" / "settings.py"
-PACKAGES = ("exchange", "orders", "webhooks")
+PACKAGES = ("backoffice", "exchange", "orders", "webhooks")
 PRODUCT = [ROOT / "manage.py", *(path for name in ("config", *PACKAGES) for path in (ROOT / name).rglob("*.py"))]
 NOT_OURS = {"Django", "REST", "Celery"}  # sections of settings.py
 
