@@ -23,7 +23,7 @@ START_SECONDS = 90.0
 STOP_SECONDS = 45.0
 REPAIR_SECONDS = 5.0  # the contract's
 ANSWER_SECONDS = 2.0
-PARTS = ["config", "exchange", "orders", "webhooks", "manage.py"]
+PARTS = ["config", "backoffice", "exchange", "orders", "webhooks", "manage.py"]
 
 
 class Copy:
