@@ -90,6 +90,7 @@ HEARTBEAT_SECONDS = 1.0
 EXPIRY_SWEEP_SECONDS = 1.0
 EXPIRY_MESSAGE_SECONDS = 10.0  # then a sweep has asked again; also how far one worker's clock may be ahead of another's
 EXPIRY_LOCK_TIMEOUT = "200ms"
+HALT_LOCK_TIMEOUT = "200ms"  # of a halt of everything; what is held for longer is left for the end
 TASK_TIME_LIMIT_SECONDS = 30
 WEBHOOK_DEADLINE_SECONDS = 5.0  # of one attempt, from the dial to the end of the answer
 WEBHOOK_KEEPALIVE_SECONDS = 1.0  # a connection unused for longer may be closed by the receiver just when it is used

@@ -16,6 +16,7 @@ from django.http import HttpRequest, HttpResponse, QueryDict, UnreadablePostErro
 from rest_framework.views import APIView
 
 from exchange import limits
+from exchange.audit import Actor
 from exchange.authentication import ApiKeyAuthentication
 from exchange.errors import (
     BrokerMismatch,
@@ -31,6 +32,7 @@ from exchange.errors import (
 from exchange.fields import MAX_ERRORS, MAX_NAME_SHOWN, StrictSerializer, validated
 from exchange.filters import Filters
 from exchange.keys import Principal
+from exchange.middleware import actor_of
 from exchange.paging import Keyset, Page, PageQuery
 from exchange.problems import problem_response, refusal_of
 from exchange.rules import Scope
@@ -74,6 +76,11 @@ class ExchangeView(APIView):
     body: dict[str, Any]  # checked
     query: dict[str, Any]
     page: Page
+
+    @property
+    def actor(self) -> Actor:
+        """Who is asking, as the audit tells it."""
+        return actor_of(self.principal, self.request.META)
 
     def cost(self, request: HttpRequest) -> int:
         """How many requests this one counts for; a body is known to be a JSON object by now, and to be nothing more."""

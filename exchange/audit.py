@@ -16,6 +16,8 @@ from django.db import connection
 
 from exchange.rules import Words
 
+ADDRESS_LENGTH = 64
+
 
 class ActorKind(Words):
     """How somebody acts: signed in to the back office, with an operator's key over REST, or at the machine itself."""
@@ -46,7 +48,7 @@ class Action(Words):
     BROKER_SUSPEND = "broker.suspend"
     BROKER_REINSTATE = "broker.reinstate"
     BROKER_CANCEL_ORDERS = "broker.cancel_orders"
-    TRANSFER_BOOK = "transfer.book"
+    BROKER_TRANSFER = "broker.transfer"
     KEY_ISSUE = "key.issue"
     KEY_REVOKE = "key.revoke"
     ORDER_CANCEL = "order.cancel"
@@ -112,8 +114,10 @@ def record(*entries: Entry) -> None:
 def address_of(environ: Mapping[str, Any]) -> str:
     """The client's address: the socket's, or what the outermost of our own proxies says of it."""
     proxies: int = settings.TRUSTED_PROXIES
-    forwarded = [each.strip() for each in environ.get("HTTP_X_FORWARDED_FOR", "").split(",")] if proxies else []
-    return forwarded[-proxies] if len(forwarded) >= proxies > 0 else str(environ.get("REMOTE_ADDR", ""))
+    forwarded: list[str] = environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
+    said = forwarded[-proxies].strip() if len(forwarded) >= proxies > 0 else ""
+    address = said or str(environ.get("REMOTE_ADDR", ""))
+    return address[:ADDRESS_LENGTH]  # with fewer proxies than we are told of it is what the client says
 
 
 def _encoded(value: object) -> object:

@@ -21,9 +21,9 @@ from granian.rsgi import HTTPProtocol, ProtocolClosed, Scope  # type: ignore[att
 from exchange import short_way
 from exchange.errors import Overloaded
 from exchange.keys import renew_known
-from exchange.middleware import STARTED, request_id_of
+from exchange.middleware import STARTED, Environ, request_id_of
 from exchange.problems import problem_response
-from exchange.short_way import Environ, Errand, Reply
+from exchange.short_way import Errand, Reply
 from exchange.threads import in_thread
 
 WSGI = Callable[[Environ, Any], Iterable[bytes]]

@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +22,7 @@ from django.http.response import HttpResponseBase
 from django.middleware.clickjacking import XFrameOptionsMiddleware
 from django.middleware.csrf import CsrfViewMiddleware
 
+from exchange.audit import Actor, ActorKind, address_of
 from exchange.keys import Principal
 from exchange.wire import encoded
 
@@ -29,6 +30,9 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEY = re.compile(r"brs_\w+")
 MAX_PATH_LOGGED = 200
 STARTED = "exchange.started"  # in the environ: when the request came in, by `time.perf_counter`
+REQUEST_ID = "exchange.request_id"  # there, too
+
+Environ = dict[str, Any]  # of WSGI
 
 # Its messages are lines of JSON already, which `config.logs` passes on: the way through structlog takes 100 µs.
 _log = logging.getLogger("exchange.requests")
@@ -52,10 +56,18 @@ class RequestLog:
         return response
 
 
-def request_id_of(environ: Mapping[str, Any]) -> str:
-    """The id that the client gave the request, if it is one, or a new one."""
-    given = environ.get("HTTP_X_REQUEST_ID", "")
-    return given if _ID.fullmatch(given) else str(uuid_utils.uuid7())
+def request_id_of(environ: Environ) -> str:
+    """The id that the client gave the request, if it is one, or a new one; whoever asks again is told the same."""
+    known: str | None = environ.get(REQUEST_ID)
+    if known is None:
+        given = environ.get("HTTP_X_REQUEST_ID", "")
+        known = environ[REQUEST_ID] = given if _ID.fullmatch(given) else str(uuid_utils.uuid7())
+    return known
+
+
+def actor_of(principal: Principal, environ: Environ) -> Actor:
+    """Who acts by a request with a key, as the audit tells it."""
+    return Actor(ActorKind.KEY, principal.key_prefix, address_of(environ), request_id_of(environ))
 
 
 def log_request(

@@ -11,7 +11,7 @@ from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import F, Q
 
-from exchange.audit import ActorKind
+from exchange.audit import ADDRESS_LENGTH, ActorKind
 from exchange.rules import MAX_NAME_LENGTH, MAX_REASON_LENGTH, BrokerStatus, InstrumentStatus, Pricing, Scope
 
 CASH_DIGITS, PRICE_DIGITS, DECIMALS = 30, 20, 4
@@ -161,7 +161,7 @@ class AuditEntry(models.Model):
     at = models.DateTimeField()
     actor_kind = models.CharField(max_length=8, choices=ActorKind.choices())
     actor = models.CharField(max_length=150)  # as long as a user's name may be
-    address = models.CharField(max_length=64, blank=True)
+    address = models.CharField(max_length=ADDRESS_LENGTH, blank=True)
     request_id = models.CharField(max_length=64, blank=True)
     action = models.CharField(max_length=32)  # one of `Action`
     subject = models.CharField(max_length=150)

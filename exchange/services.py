@@ -1,18 +1,23 @@
 """What operators do to brokers, instruments and keys: each act one transaction, under the lock of the row it changes.
 
 Transfers and suspensions lock the broker alone, halts the instrument alone. Times come from the database's clock, read
-after the lock.
+after the lock. Whatever was done is on record by the same transaction, also what changed nothing: before and after are
+the same then.
 """
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
-from django.db import IntegrityError, transaction
+import structlog
+from django.conf import settings
+from django.db import IntegrityError, InterfaceError, OperationalError, transaction
 from django.db.models import F
-from django.db.models.functions import Coalesce
 
-from exchange.database import database_now
+from exchange import audit
+from exchange.audit import Action, Actor, Entry
+from exchange.database import database_now, lock_timeout
 from exchange.errors import (
     BrokerAlreadyExists,
     BrokerNotFound,
@@ -27,10 +32,14 @@ from exchange.errors import (
 )
 from exchange.keys import forget_key, new_key
 from exchange.models import ApiKey, Broker, Holding, Instrument, Transfer
-from exchange.rules import BrokerStatus, InstrumentStatus, Pricing, Scope, cash_shown
+from exchange.rules import BrokerStatus, InstrumentStatus, Pricing, Scope, cash_shown, price_decimals, rounded
+
+_log = structlog.get_logger(__name__)
 
 
-def create_broker(broker_id: str, *, initial_cash: Decimal, initial_holdings: Mapping[str, int]) -> tuple[Broker, str]:
+def create_broker(
+    broker_id: str, *, initial_cash: Decimal, initial_holdings: Mapping[str, int], by: Actor, reason: str = ""
+) -> tuple[Broker, str]:
     """Admit a broker with its first cash and shares, both in the journal, and its first key, which is shown once."""
     with transaction.atomic(durable=True):
         now = database_now()
@@ -44,7 +53,17 @@ def create_broker(broker_id: str, *, initial_cash: Decimal, initial_holdings: Ma
         Instrument.objects.bulk_create(unlisted, ignore_conflicts=True)  # sorted: two of these never wait in a circle
         Holding.objects.bulk_create(Holding(broker=broker, instrument_id=symbol, quantity=n) for symbol, n in shares)
         Transfer.objects.bulk_create(_initial_transfers(broker, shares, now))
-        return broker, _add_key(broker_id, "", (Scope.TRADE,), None, now)[1]
+        api_key, key = _add_key(broker_id, "", (Scope.TRADE,), None, now)
+        listed = Instrument.objects.filter(pk__in=initial_holdings, created_at=now)  # by us, and not by a rival
+        admitted = {
+            "status": broker.status,
+            "cash": cash_shown(broker.cash),
+            "holdings": dict(shares),
+            "listed": sorted(listed.values_list("symbol", flat=True)),
+            "key": api_key.prefix,
+        }
+        audit.record(Entry.of(by, Action.BROKER_ADMIT, broker_id, reason=reason, after=admitted))
+        return broker, key
 
 
 def _initial_transfers(broker: Broker, shares: Iterable[tuple[str, int]], now: datetime) -> Iterable[Transfer]:
@@ -68,11 +87,14 @@ def _initial_transfers(broker: Broker, shares: Iterable[tuple[str, int]], now: d
         )
 
 
-def set_broker_status(broker_id: str, status: BrokerStatus) -> None:
+def set_broker_status(broker_id: str, status: BrokerStatus, *, reason: str, by: Actor) -> None:
     """Suspend or reinstate a broker; orders placed from now on are decided by it."""
+    action = Action.BROKER_SUSPEND if status is BrokerStatus.SUSPENDED else Action.BROKER_REINSTATE
     with transaction.atomic(durable=True):
-        _locked_broker(broker_id)
+        broker = _locked_broker(broker_id)
         Broker.objects.filter(pk=broker_id).update(status=status)
+        before, after = {"status": broker.status}, {"status": status}
+        audit.record(Entry.of(by, action, broker_id, reason=reason, before=before, after=after))
 
 
 def _locked_broker(broker_id: str) -> Broker:
@@ -94,6 +116,8 @@ def issue_key(
     name: str = "",
     scopes: Iterable[Scope] = (Scope.TRADE,),
     expires_at: datetime | None = None,
+    by: Actor,
+    reason: str = "",
 ) -> tuple[ApiKey, str]:
     """A new key of a broker, or of an operator when there is none; the key itself is shown once and not kept."""
     with transaction.atomic(durable=True):
@@ -102,7 +126,10 @@ def issue_key(
         now = database_now()
         if expires_at is not None and expires_at <= now:
             raise ValidationFailed(errors=[FieldError("expires_at", "in_the_past", "Must be in the future.")])
-        return _add_key(broker_id, name, scopes, expires_at, now)
+        api_key, key = _add_key(broker_id, name, scopes, expires_at, now)
+        issued = {"broker_id": broker_id, "name": name, "scopes": api_key.scopes, "expires_at": expires_at}
+        audit.record(Entry.of(by, Action.KEY_ISSUE, api_key.prefix, reason=reason, after=issued))
+        return api_key, key
 
 
 def _add_key(
@@ -121,13 +148,20 @@ def _add_key(
     return api_key, key
 
 
-def revoke_key(broker_id: str, prefix: str) -> None:
-    """End a key; ending it again changes nothing."""
+def revoke_key(broker_id: str | None, prefix: str, *, by: Actor, reason: str = "") -> None:
+    """End a key, of an operator when there is no broker; ending it again changes nothing."""
     with transaction.atomic(durable=True):
-        require_broker(broker_id)
-        revoked_at = Coalesce(F("revoked_at"), database_now())
-        if not ApiKey.objects.filter(broker_id=broker_id, prefix=prefix).update(revoked_at=revoked_at):
-            raise KeyNotFound(f"Broker {broker_id} has no key {prefix}.")
+        if broker_id is not None:
+            require_broker(broker_id)
+        keys = ApiKey.objects.filter(broker_id=broker_id, prefix=prefix)
+        api_key = keys.select_for_update(no_key=True, of=("self",)).first()
+        if api_key is None:
+            raise KeyNotFound(f"{f'Broker {broker_id}' if broker_id else 'No operator'} has no key {prefix}.")
+        revoked_at = api_key.revoked_at or database_now()
+        keys.update(revoked_at=revoked_at)
+        before = {"broker_id": broker_id, "name": api_key.name, "revoked_at": api_key.revoked_at}
+        after = before | {"revoked_at": revoked_at}
+        audit.record(Entry.of(by, Action.KEY_REVOKE, prefix, reason=reason, before=before, after=after))
     forget_key(prefix)  # after the commit, so that nobody looks up once more what is no longer true
 
 
@@ -142,22 +176,23 @@ def transfer(
     symbol: str | None = None,
     quantity: int | None = None,
     reason: str,
+    by: Actor,
 ) -> tuple[Transfer, bool]:
     """Book cash or shares in or out, once per `reference`; gives the transfer and whether it is new."""
     wanted = Transfer(
         reference=reference, broker_id=broker_id, cash=cash, instrument_id=symbol, quantity=quantity, reason=reason
     )
     try:
-        return _book_once(wanted)
+        return _book_once(wanted, by)
     except _ReferenceJustTaken:
-        return _book_once(wanted)  # and read what took it
+        return _book_once(wanted, by)  # and read what took it
 
 
 class _ReferenceJustTaken(Exception):
     """By a transfer of another broker, whose lock we do not wait for."""
 
 
-def _book_once(wanted: Transfer) -> tuple[Transfer, bool]:
+def _book_once(wanted: Transfer, by: Actor) -> tuple[Transfer, bool]:
     with transaction.atomic(durable=True):
         broker = _locked_broker(wanted.broker_id)
         booked = Transfer.objects.filter(reference=wanted.reference).first()
@@ -169,11 +204,10 @@ def _book_once(wanted: Transfer) -> tuple[Transfer, bool]:
             wanted.save(force_insert=True)
         except IntegrityError as error:
             raise _ReferenceJustTaken from error
-        if wanted.cash is not None:
-            _move_cash(broker, wanted.cash)
-        else:
-            _move_shares(wanted)
+        before, after = _move_cash(broker, wanted.cash) if wanted.cash is not None else _move_shares(wanted)
         Broker.objects.filter(pk=broker.pk).update(updated_at=wanted.created_at)
+        after |= {"reference": wanted.reference}
+        audit.record(Entry.of(by, Action.BROKER_TRANSFER, broker.pk, reason=wanted.reason, before=before, after=after))
         return wanted, True
 
 
@@ -194,26 +228,33 @@ def _require_same(booked: Transfer, wanted: Transfer) -> None:
         )
 
 
-def _move_cash(broker: Broker, cash: Decimal) -> None:
+def _move_cash(broker: Broker, cash: Decimal) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Gives how the balance was, and is."""
     if cash < 0 and broker.cash + cash < broker.reserved_cash:
         raise InsufficientBalance(
             f"Only {cash_shown(broker.cash - broker.reserved_cash)} of the broker's cash is free."
         )
     Broker.objects.filter(pk=broker.pk).update(cash=F("cash") + cash)
+    before = {"cash": cash_shown(broker.cash), "reserved_cash": cash_shown(broker.reserved_cash)}
+    return before, before | {"cash": cash_shown(broker.cash + cash)}
 
 
-def _move_shares(wanted: Transfer) -> None:
+def _move_shares(wanted: Transfer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same of the broker's shares."""
     assert wanted.quantity is not None
     assert wanted.instrument_id is not None
     instrument_of(wanted.instrument_id)
     holding = Holding.objects.filter(broker_id=wanted.broker_id, instrument_id=wanted.instrument_id).first()
-    free = int(holding.quantity - holding.reserved) if holding else 0
+    owned, reserved = (int(holding.quantity), int(holding.reserved)) if holding else (0, 0)
+    free = owned - reserved
     if wanted.quantity < 0 and free + wanted.quantity < 0:
         raise InsufficientHoldings(f"Only {free} of the broker's shares of {wanted.instrument_id} are free.")
     if holding:
         Holding.objects.filter(pk=holding.pk).update(quantity=F("quantity") + wanted.quantity)
     else:
         Holding.objects.create(broker_id=wanted.broker_id, instrument_id=wanted.instrument_id, quantity=wanted.quantity)
+    before = {"symbol": wanted.instrument_id, "quantity": owned, "reserved_quantity": reserved}
+    return before, before | {"quantity": owned + wanted.quantity}
 
 
 # --- Instruments ----------------------------------------------------------------------------------------------------
@@ -226,6 +267,8 @@ def list_instrument(
     tick_size: Decimal = Decimal("0.01"),
     lot_size: int = 1,
     pricing: Pricing = Pricing.SELLER,
+    by: Actor,
+    reason: str = "",
 ) -> Instrument:
     """List a new instrument, named like its symbol unless told otherwise."""
     with transaction.atomic(durable=True):
@@ -236,7 +279,19 @@ def list_instrument(
             instrument.save(force_insert=True)
         except IntegrityError as error:
             raise SymbolAlreadyListed(f"An instrument {symbol} is listed already.") from error
+        after = rules_of(instrument)
+        audit.record(Entry.of(by, Action.INSTRUMENT_LIST, symbol, reason=reason, after=after))
         return instrument
+
+
+def rules_of(instrument: Instrument) -> dict[str, Any]:
+    """What an operator may choose of an instrument, as the audit shows it."""
+    return {
+        "name": instrument.name,
+        "tick_size": rounded(instrument.tick_size, price_decimals(instrument.tick_size)),
+        "lot_size": instrument.lot_size,
+        "pricing": instrument.pricing,
+    }
 
 
 def instrument_of(symbol: str) -> Instrument:
@@ -247,25 +302,57 @@ def instrument_of(symbol: str) -> Instrument:
     return instrument
 
 
+def locked_instrument(symbol: str) -> Instrument:
+    """The instrument, with its book held until the transaction ends."""
+    instrument = Instrument.objects.select_for_update(no_key=True, of=("self",)).filter(pk=symbol).first()
+    if instrument is None:
+        raise SymbolNotFound(f"No instrument {symbol} is listed.")
+    return instrument
+
+
 def _new_instrument(symbol: str, now: datetime) -> Instrument:
     return Instrument(symbol=symbol, name=symbol, created_at=now)
 
 
-def halt(symbol: str, reason: str = "") -> Instrument:
+def halt(symbol: str, reason: str = "", *, by: Actor) -> Instrument:
     """Stop new orders in an instrument; cancels and expiry go on."""
-    return _set_instrument_status(symbol, InstrumentStatus.HALTED, reason)
+    return _set_instrument_status(symbol, InstrumentStatus.HALTED, reason, by)
 
 
-def resume(symbol: str, reason: str = "") -> Instrument:
+def resume(symbol: str, reason: str = "", *, by: Actor) -> Instrument:
     """Let an instrument trade again."""
-    return _set_instrument_status(symbol, InstrumentStatus.TRADING, reason)
+    return _set_instrument_status(symbol, InstrumentStatus.TRADING, reason, by)
 
 
-def _set_instrument_status(symbol: str, status: InstrumentStatus, reason: str) -> Instrument:
+def halt_all(reason: str, *, by: Actor) -> tuple[list[str], list[str]]:
+    """Halt whatever trades; the symbols that were halted, and those that could not be.
+
+    Each has a transaction of its own, and a book that is held up does not hold up the others: it is left for the end.
+    """
+    trading = Instrument.objects.filter(status=InstrumentStatus.TRADING).order_by("symbol")
+    symbols = list(trading.values_list("symbol", flat=True))
+    with lock_timeout(settings.HALT_LOCK_TIMEOUT):
+        left = [symbol for symbol in symbols if not _is_halted(symbol, reason, by)]
+    failed = [symbol for symbol in left if not _is_halted(symbol, reason, by)]
+    return [symbol for symbol in symbols if symbol not in failed], failed
+
+
+def _is_halted(symbol: str, reason: str, by: Actor) -> bool:
+    try:
+        halt(symbol, reason, by=by)
+    except (OperationalError, InterfaceError) as error:
+        _log.warning("halt_failed", symbol=symbol, error=str(error))
+        return False
+    return True
+
+
+def _set_instrument_status(symbol: str, status: InstrumentStatus, reason: str, by: Actor) -> Instrument:
+    action = Action.INSTRUMENT_HALT if status is InstrumentStatus.HALTED else Action.INSTRUMENT_RESUME
     with transaction.atomic(durable=True):
-        instrument = Instrument.objects.select_for_update(no_key=True, of=("self",)).filter(pk=symbol).first()
-        if instrument is None:
-            raise SymbolNotFound(f"No instrument {symbol} is listed.")
+        instrument = locked_instrument(symbol)
+        before = {"status": instrument.status, "halt_reason": instrument.halt_reason}
         Instrument.objects.filter(pk=symbol).update(status=status, halt_reason=reason)
         instrument.status, instrument.halt_reason = status, reason
+        after = {"status": status, "halt_reason": reason}
+        audit.record(Entry.of(by, action, symbol, reason=reason, before=before, after=after))
         return instrument

@@ -20,11 +20,9 @@ from django.middleware.security import SecurityMiddleware
 
 from exchange.keys import Principal, known_principal
 from exchange.limits import Limit
-from exchange.middleware import STARTED, log_request, request_id_of
+from exchange.middleware import STARTED, Environ, log_request, request_id_of
 from exchange.problems import problem_response, refusal_of
 from exchange.wire import encoded
-
-Environ = dict[str, Any]  # of WSGI
 
 MEDIA_TYPE = "application/json"
 _USUAL_TYPES = {MEDIA_TYPE, f"{MEDIA_TYPE}; charset=utf-8"}  # what clients send that nobody told what to send

@@ -71,7 +71,7 @@ class BrokersView(ExchangeView):
 
     @documented("create_broker", "Admit a broker", {201: NewBrokerBody}, [BrokerAlreadyExists])
     def post(self, request: HttpRequest) -> Response:
-        broker, key = services.create_broker(**self.body)
+        broker, key = services.create_broker(**self.body, by=self.actor)
         return Response(new_broker_body(broker, self.body["initial_holdings"], key), status=201)
 
 
@@ -101,7 +101,7 @@ class TransfersView(ExchangeView):
         [BrokerNotFound, SymbolNotFound, TransferReferenceConflict, InsufficientBalance, InsufficientHoldings],
     )
     def post(self, request: HttpRequest, broker_id: str) -> Response:
-        transfer, is_new = services.transfer(broker_id, **self.body)
+        transfer, is_new = services.transfer(broker_id, **self.body, by=self.actor)
         return Response(transfer_body(transfer), status=201 if is_new else 200)
 
 
@@ -118,7 +118,7 @@ class KeysView(ExchangeView):
 
     @documented("create_key", "Make a key for a broker", {201: NewKeyBody}, [BrokerNotFound])
     def post(self, request: HttpRequest, broker_id: str) -> Response:
-        key, secret = services.issue_key(broker_id, **self.body)
+        key, secret = services.issue_key(broker_id, **self.body, by=self.actor)
         return Response(new_key_body(key, secret), status=201)
 
 
@@ -127,7 +127,7 @@ class KeyView(ExchangeView):
 
     @documented("revoke_key", "Revoke a key", {204: None}, [BrokerNotFound, KeyNotFound])
     def delete(self, request: HttpRequest, broker_id: str, prefix: str) -> Response:
-        services.revoke_key(broker_id, prefix)
+        services.revoke_key(broker_id, prefix, by=self.actor)
         return Response(status=204)
 
 
@@ -143,7 +143,7 @@ class StocksView(ExchangeView):
 
     @documented("create_stock", "List an instrument", {201: InstrumentBody}, [SymbolAlreadyListed])
     def post(self, request: HttpRequest) -> Response:
-        return Response(instrument_body(services.list_instrument(**self.body)), status=201)
+        return Response(instrument_body(services.list_instrument(**self.body, by=self.actor)), status=201)
 
 
 class StockView(ExchangeView):
@@ -161,7 +161,7 @@ class HaltView(ExchangeView):
 
     @documented("halt_stock", "Refuse new orders in an instrument", {200: InstrumentBody}, [SymbolNotFound])
     def post(self, request: HttpRequest, symbol: str) -> Response:
-        return Response(instrument_body(services.halt(symbol, **self.body)))
+        return Response(instrument_body(services.halt(symbol, **self.body, by=self.actor)))
 
 
 class ResumeView(ExchangeView):
@@ -171,7 +171,7 @@ class ResumeView(ExchangeView):
 
     @documented("resume_stock", "Take orders in an instrument again", {200: InstrumentBody}, [SymbolNotFound])
     def post(self, request: HttpRequest, symbol: str) -> Response:
-        return Response(instrument_body(services.resume(symbol, **self.body)))
+        return Response(instrument_body(services.resume(symbol, **self.body, by=self.actor)))
 
 
 class HealthView(ExchangeView):

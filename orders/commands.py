@@ -7,6 +7,7 @@ from uuid import UUID
 
 import uuid_utils.compat as uuid_utils
 
+from exchange.audit import Actor
 from exchange.errors import ExchangeError
 from orders.state import OrderState, TradeState
 from orders.terms import CancelReason, OrderType, Side, TimeInForce
@@ -31,11 +32,13 @@ class PlaceOrder:
 
 @dataclass(frozen=True, slots=True)
 class CancelOrder:
-    """Cancel one working order of `broker_id`, or of anybody when that is None."""
+    """Cancel one working order of `broker_id`, or of anybody when that is None; what an operator does is on record."""
 
     order_id: UUID
     broker_id: str | None
     reason: CancelReason = CancelReason.BY_BROKER
+    by: Actor | None = None  # an operator,
+    why: str = ""  # in its own words
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class CancelOrders:
     symbol: str
     reason: CancelReason = CancelReason.BY_BROKER
     side: Side | None = None
+    by: Actor | None = None  # as above
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import msgspec
 import uuid_utils.compat as uuid_utils
 
 from exchange import errors
+from exchange.audit import Action, Actor, Entry
 from exchange.errors import ExchangeError, FieldError
 from exchange.rules import BrokerStatus, InstrumentStatus, cash_shown, price_decimals, rounded
 from orders.commands import (
@@ -32,7 +33,7 @@ from orders.commands import (
 from orders.events import OrderClosed, TradeExecuted
 from orders.matching import Fill, Maker, match
 from orders.state import Account, Book, OrderState, Position, TradeState
-from orders.terms import CancelReason, OrderType, Side, TimeInForce
+from orders.terms import CancelReason, OrderStatus, OrderType, Side, TimeInForce
 from webhooks.models import EventType
 from webhooks.outbox import NewEvent
 
@@ -54,6 +55,7 @@ class Market:
     changed: dict[UUID, OrderState] = field(default_factory=dict)
     trades: list[TradeState] = field(default_factory=list)
     events: list[NewEvent] = field(default_factory=list)
+    audit: list[Entry] = field(default_factory=list)
     moved_books: dict[str, Book] = field(default_factory=dict)
     moved_accounts: dict[str, Account] = field(default_factory=dict)
     moved_positions: dict[tuple[str, str], Position] = field(default_factory=dict)
@@ -237,7 +239,10 @@ class Market:
             self._expire_resting(order)
         if not order.is_working:
             return errors.OrderNotCancellable(f"The order is already {order.status}.")
+        status = order.status
         self._cancel_resting(order, command.reason)
+        if command.by is not None:
+            self.audit.append(_cancelled(order, status, command.by, command.why))
         return Cancelled(copy(order), self._trades_of(order), price_decimals(self.books[order.symbol].tick_size))
 
     def _trades_of(self, order: OrderState) -> list[TradeState]:
@@ -254,7 +259,12 @@ class Market:
         for order in targets:
             if order.is_working:
                 self._cancel_resting(order, command.reason)
-        return Swept(closed=len(targets), cancelled=len(targets) - len(due))
+        cancelled = len(targets) - len(due)
+        if command.by is not None and cancelled:
+            after = {"symbol": command.symbol, "side": command.side, "cancelled": cancelled}
+            act = Action.BROKER_CANCEL_ORDERS
+            self.audit.append(Entry.of(command.by, act, command.broker_id, reason=command.why, after=after))
+        return Swept(closed=len(targets), cancelled=cancelled)
 
     def _cancel_resting(self, order: OrderState, reason: CancelReason) -> None:
         order.cancel(self.now, reason)
@@ -272,6 +282,18 @@ class Market:
         self._touch(order, book)
         price = rounded(order.limit, price_decimals(book.tick_size))
         self._tell(order, type_, occurred_at, OrderClosed.of(order, price))
+
+
+def _cancelled(order: OrderState, status: OrderStatus, by: Actor, why: str) -> Entry:
+    """An operator's cancel of an order that had this status."""
+    after = {
+        "status": order.status,
+        "broker_id": order.broker_id,
+        "symbol": order.symbol,
+        "filled_quantity": order.filled_quantity,
+        "remaining_quantity": order.remaining_quantity,
+    }
+    return Entry.of(by, Action.ORDER_CANCEL, order.id, reason=why, before={"status": status}, after=after)
 
 
 # --- Why a place is refused -----------------------------------------------------------------------------------------

@@ -1,15 +1,20 @@
 """The one way in: every change to a book goes through `execute`, under that book's lock."""
 
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 
 import structlog
 from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection, transaction
+from django.db.models import F, Value
 
+from exchange import audit
 from exchange import services as exchange_services
+from exchange.audit import Action, Actor, Entry
 from exchange.database import already_committed, is_connection_lost, own_transaction, replace_lost_connections
-from exchange.errors import OutcomeUnknown
-from exchange.rules import BrokerStatus
+from exchange.errors import FieldError, OutcomeUnknown, ValidationFailed
+from exchange.models import Instrument
+from exchange.rules import BrokerStatus, Pricing, price_decimals, rounded
 from orders import store
 from orders.commands import CancelOrders, Command, ExpireOrders, Outcome, Swept
 from orders.market import Market
@@ -72,11 +77,23 @@ def _was_committed(market: Market) -> bool:
         raise OutcomeUnknown from error
 
 
-def cancel_all(broker_id: str, *, reason: CancelReason, symbol: str | None = None, side: Side | None = None) -> int:
-    """Cancel a broker's working orders, or those of one symbol or side, book by book in batches; how many that were."""
+def cancel_all(
+    broker_id: str,
+    *,
+    reason: CancelReason,
+    symbol: str | None = None,
+    side: Side | None = None,
+    by: Actor | None = None,
+    why: str = "",
+) -> int:
+    """Cancel a broker's working orders, or those of one symbol or side, book by book in batches; how many that were.
+
+    Each batch that an operator cancels is on record.
+    """
     working = Order.objects.working().filter(broker=broker_id, side__in=[side] if side else Side)
     symbols = [symbol] if symbol else sorted(working.values_list("instrument", flat=True).distinct())
-    batches = (swept.cancelled for each in symbols for swept in _sweep(CancelOrders(broker_id, each, reason, side)))
+    sweeps = (_sweep(CancelOrders(broker_id, each, reason, side, by, why)) for each in symbols)
+    batches = (swept.cancelled for sweep in sweeps for swept in sweep)
     first = next(batches, 0)
     with already_committed():
         return first + sum(batches)
@@ -102,18 +119,61 @@ def _sweep(command: CancelOrders | ExpireOrders) -> Iterator[Swept]:
             yield outcome
 
 
-def suspend(broker_id: str, *, cancel_orders: bool, reason: str = "") -> int:
+def suspend(broker_id: str, *, cancel_orders: bool, reason: str = "", by: Actor) -> int:
     """Refuse the broker's new orders from now on and, if asked, cancel its resting ones; how many were cancelled.
 
     The suspension commits first: every place decides under the broker's lock, so none slips in behind the cancels.
     """
-    exchange_services.set_broker_status(broker_id, BrokerStatus.SUSPENDED)
+    exchange_services.set_broker_status(broker_id, BrokerStatus.SUSPENDED, reason=reason, by=by)
     _log.info("broker_suspended", broker=broker_id, reason=reason)
     with already_committed():
-        return cancel_all(broker_id, reason=CancelReason.BROKER_SUSPENDED) if cancel_orders else 0
+        return cancel_all(broker_id, reason=CancelReason.BROKER_SUSPENDED, by=by, why=reason) if cancel_orders else 0
 
 
-def reinstate(broker_id: str, *, reason: str = "") -> None:
+def reinstate(broker_id: str, *, reason: str = "", by: Actor) -> None:
     """Let a suspended broker place orders again."""
-    exchange_services.set_broker_status(broker_id, BrokerStatus.ACTIVE)
+    exchange_services.set_broker_status(broker_id, BrokerStatus.ACTIVE, reason=reason, by=by)
     _log.info("broker_reinstated", broker=broker_id, reason=reason)
+
+
+def edit_instrument(
+    symbol: str, *, name: str, tick_size: Decimal, lot_size: int, pricing: Pricing, by: Actor, reason: str = ""
+) -> Instrument:
+    """Change the rules that an instrument's orders obey; what its working orders would break is refused."""
+    with transaction.atomic(durable=True):
+        instrument = exchange_services.locked_instrument(symbol)
+        before = exchange_services.rules_of(instrument)
+        broken = [*_broken_by_tick(instrument, tick_size), *_broken_by_lot(instrument, lot_size)]
+        if broken:
+            raise ValidationFailed(errors=broken)
+        instrument.name = name or symbol
+        instrument.tick_size, instrument.lot_size, instrument.pricing = tick_size, lot_size, pricing
+        after = exchange_services.rules_of(instrument)
+        Instrument.objects.filter(pk=symbol).update(**after)
+        audit.record(Entry.of(by, Action.INSTRUMENT_EDIT, symbol, reason=reason, before=before, after=after))
+        return instrument
+
+
+def _broken_by_tick(instrument: Instrument, tick_size: Decimal) -> Iterator[FieldError]:
+    if instrument.tick_size % tick_size == 0:
+        return  # whatever price was right is right
+    decimals = price_decimals(instrument.tick_size)
+    if instrument.sequence and price_decimals(tick_size) < decimals:
+        detail = f"Prices of its history have {decimals} decimals, which it could show no longer."
+        yield FieldError("tick_size", "off_tick", detail)
+        return
+    over = F("price") % Value(tick_size)
+    off = Order.objects.working().filter(instrument=instrument).alias(over=over).exclude(over=0)
+    example = off.values_list("price", flat=True).first()
+    if example is not None:
+        yield FieldError("tick_size", "off_tick", f"A working order has a price of {rounded(example, decimals)}.")
+
+
+def _broken_by_lot(instrument: Instrument, lot_size: int) -> Iterator[FieldError]:
+    if instrument.lot_size % lot_size == 0:
+        return
+    left = F("quantity") - F("filled_quantity")
+    off = Order.objects.working().filter(instrument=instrument).alias(over=left % lot_size).exclude(over=0)
+    example = off.values_list(left, flat=True).first()
+    if example is not None:
+        yield FieldError("lot_size", "off_lot", f"A working order has {example} left.")

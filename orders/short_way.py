@@ -7,8 +7,9 @@ from uuid import UUID
 
 from exchange import limits
 from exchange.errors import MalformedRequest
+from exchange.middleware import Environ
 from exchange.rules import Scope
-from exchange.short_way import Answer, Environ, Errand, body_of, principal_of
+from exchange.short_way import Answer, Errand, body_of, principal_of
 from exchange.threads import in_thread
 from exchange.wire import decoded
 from orders import quick_form, sequencer
@@ -59,7 +60,7 @@ def _cancelling(environ: Environ, order_id: UUID) -> Errand | None:
     principal = principal_of(environ)
     if principal is None or not {Scope.TRADE, Scope.OPERATOR} & principal.scopes:
         return None
-    return Errand(principal, limits.cancels(), partial(_cancel, cancelling(order_id, principal)))
+    return Errand(principal, limits.cancels(), partial(_cancel, cancelling(order_id, principal, environ)))
 
 
 async def _cancel(command: CancelOrder) -> Answer:

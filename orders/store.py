@@ -19,6 +19,7 @@ import msgspec
 from django.conf import settings
 from django.db.backends.utils import CursorWrapper
 
+from exchange import audit
 from exchange.database import is_transaction_open
 from orders.commands import CancelOrder, CancelOrders, Command, ExpireOrders, PlaceOrder
 from orders.market import Market
@@ -74,9 +75,10 @@ def save_market(cursor: CursorWrapper, market: Market) -> int:
             "books": _json({"symbol": book.symbol, "sequence": book.sequence} for book in market.moved_books.values()),
             "now": market.now,
             "events": outbox.rows(market.events),
+            "audit": audit.rows(market.audit),
         },
     )
-    (due,) = cursor.fetchone()
+    due, _ = cursor.fetchone()
     return int(due)
 
 
@@ -270,9 +272,9 @@ _IS_CLOSED = """
 SELECT FROM orders_order WHERE id = %s AND status = %s AND cancelled_at IS NOT DISTINCT FROM %s
 """
 
-# Writes, and ends the transaction, in one message; gives how many deliveries are due.
+# Writes, and ends the transaction, in one message; gives how many deliveries are due, and how many acts are on record.
 _SAVE = f"""
-SELECT {outbox.PUBLISH} FROM orders_save_market(
+SELECT {outbox.PUBLISH}, {audit.RECORD} FROM orders_save_market(
   %(placed)s::json, %(changed)s::json, %(trades)s::json, %(accounts)s::json, %(positions)s::json, %(books)s::json,
   %(now)s);
 COMMIT

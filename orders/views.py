@@ -16,6 +16,7 @@ from exchange.database import already_committed
 from exchange.errors import BrokerNotFound, ExchangeError, FieldError, SymbolNotFound
 from exchange.fields import MAX_ERRORS, validated
 from exchange.keys import Principal
+from exchange.middleware import Environ, actor_of
 from exchange.paging import NEWEST_FIRST, Keyset
 from exchange.problems import problem_of
 from exchange.rules import BrokerStatus, Scope, price_decimals
@@ -71,8 +72,9 @@ def placed(outcome: Accepted | Replayed) -> Answer:
     return Answer(_accepted_body(outcome), HTTPStatus.CREATED)
 
 
-def cancelling(order_id: UUID, principal: Principal) -> CancelOrder:
-    return CancelOrder(order_id, principal.broker_id, _reason(principal))
+def cancelling(order_id: UUID, principal: Principal, environ: Environ) -> CancelOrder:
+    by = actor_of(principal, environ) if principal.is_operator else None
+    return CancelOrder(order_id, principal.broker_id, _reason(principal), by)
 
 
 def cancelled(outcome: Cancelled) -> Answer:
@@ -119,7 +121,8 @@ class OrdersView(ExchangeView):
         exchange_services.require_broker(self._owner)
         if symbol is not None:
             exchange_services.instrument_of(symbol)  # a misspelt one must not look as if nothing had been working
-        cancelled = services.cancel_all(self._owner, reason=_reason(self.principal), symbol=symbol, side=side)
+        by = self.actor if self.principal.is_operator else None
+        cancelled = services.cancel_all(self._owner, reason=_reason(self.principal), symbol=symbol, side=side, by=by)
         return Response(CancelledOrders(cancelled))
 
     @property
@@ -207,7 +210,7 @@ class OrderView(ExchangeView):
         tags=["orders"],
     )
     def delete(self, request: HttpRequest, order_id: UUID) -> Response:
-        return Response(*cancelled(sequencer.submit(cancelling(order_id, self.principal))))
+        return Response(*cancelled(sequencer.submit(cancelling(order_id, self.principal, request.META))))
 
 
 class BrokerOrdersView(ExchangeView):
@@ -302,7 +305,7 @@ class SuspendView(ExchangeView):
 
     @documented("suspend_broker", "Suspend a broker", {200: BrokerStanding}, [BrokerNotFound])
     def post(self, request: HttpRequest, broker_id: str) -> Response:
-        cancelled = services.suspend(broker_id, **self.body)
+        cancelled = services.suspend(broker_id, **self.body, by=self.actor)
         return Response(BrokerStanding(broker_id, BrokerStatus.SUSPENDED, cancelled))
 
 
@@ -315,7 +318,7 @@ class ReinstateView(ExchangeView):
 
     @documented("reinstate_broker", "Reinstate a broker", {200: BrokerStanding}, [BrokerNotFound])
     def post(self, request: HttpRequest, broker_id: str) -> Response:
-        services.reinstate(broker_id, **self.body)
+        services.reinstate(broker_id, **self.body, by=self.actor)
         return Response(BrokerStanding(broker_id, BrokerStatus.ACTIVE, cancelled_orders=0))
 
 

@@ -9,6 +9,7 @@ from exchange import services
 from exchange.rules import Scope
 from tests import trading
 from tests.exchange.client import Answer, Client
+from tests.trading import BY
 
 LIMIT = {
     "broker_id": "alice",
@@ -32,7 +33,7 @@ def broker(broker_id: str, **funds: Any) -> Client:
 
 
 def operator() -> Client:
-    return Client(services.issue_key(None, scopes=[Scope.OPERATOR])[1])
+    return Client(services.issue_key(None, scopes=[Scope.OPERATOR], by=BY)[1])
 
 
 def limit(side: str, quantity: int, price: str, **more: Any) -> dict[str, Any]:

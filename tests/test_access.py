@@ -20,6 +20,7 @@ from orders.models import Order
 from tests import api, trading
 from tests.api import LIMIT
 from tests.exchange.client import Client
+from tests.trading import BY
 from webhooks import services as webhooks
 from webhooks.models import EventType, Subscription
 
@@ -123,11 +124,11 @@ def keys() -> dict[str, Client]:
     alice = api.broker("alice")
     api.placed(alice, LIMIT | {"client_order_id": "mine"})
     webhooks.subscribe("alice", url="http://127.0.0.1:9/trades", events=[EventType.TRADE_EXECUTED])
-    expired, expired_key = services.issue_key("alice")
+    expired, expired_key = services.issue_key("alice", by=BY)
     ApiKey.objects.filter(pk=expired.pk).update(expires_at=expired.created_at)
-    revoked, revoked_key = services.issue_key("alice")
-    services.revoke_key("alice", revoked.pk)
-    reader_key = services.issue_key("alice", scopes=[Scope.READ])[1]
+    revoked, revoked_key = services.issue_key("alice", by=BY)
+    services.revoke_key("alice", revoked.pk, by=BY)
+    reader_key = services.issue_key("alice", scopes=[Scope.READ], by=BY)[1]
     dead = [Client(key) for key in (None, "garbage", new_key()[0], expired_key, revoked_key)]
     return dict(zip(KINDS, [*dead, alice, api.broker("bob"), Client(reader_key), api.operator()], strict=True))
 

@@ -27,6 +27,7 @@ from tests import api, trading
 from tests.api import LATER, LIMIT
 from tests.exchange.client import Client
 from tests.live import ROOT
+from tests.trading import BY
 from webhooks.addresses import Profile
 
 ERRORS, SETTINGS = ((ROOT / "docs" / name).read_text() for name in ("errors.md", "settings.md"))
@@ -187,12 +188,12 @@ def code_argument(module: ModuleType, node: ast.AST) -> ast.expr | None:
 def test_refusals_come_in_the_page_s_order(settings: Settings) -> None:
     """One request that breaks every rule, mended rule by rule; whatever is refused changes nothing."""
     alice, bob, nobody = api.broker("alice"), api.broker("bob"), Client(None)
-    reader = Client(exchange_services.issue_key("alice", scopes=[Scope.READ])[1])
+    reader = Client(exchange_services.issue_key("alice", scopes=[Scope.READ], by=BY)[1])
     for client_order_id in ("used", "another"):
         api.placed(bob, api.limit("ask", 1, "10", broker_id="bob"))
         api.placed(alice, api.limit("bid", 1, "1", client_order_id=client_order_id))
-    exchange_services.halt("AAPL")
-    services.suspend("alice", cancel_orders=False)
+    exchange_services.halt("AAPL", by=BY)
+    services.suspend("alice", cancel_orders=False, by=BY)
     settings.MAX_MAKERS_PER_COMMAND = 1
     settings.MAX_OPEN_ORDERS = 2
     met = []
@@ -215,9 +216,9 @@ def test_refusals_come_in_the_page_s_order(settings: Settings) -> None:
     met_by(alice, order := order | {"symbol": "AAPL"})
     met_by(alice, order := order | {"client_order_id": "new"})
     met_by(alice, order := order | {"price": "10"})
-    exchange_services.resume("AAPL")
+    exchange_services.resume("AAPL", by=BY)
     met_by(alice, order)
-    services.reinstate("alice")
+    services.reinstate("alice", by=BY)
     met_by(alice, order)
     settings.MAX_OPEN_ORDERS = 3
     met_by(alice, order)

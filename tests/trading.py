@@ -1,7 +1,8 @@
 """The market as tests set it up: brokers, instruments and orders through the front door, and what became of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from decimal import Decimal
 from functools import partial
 from threading import Barrier, Thread
@@ -11,8 +12,9 @@ from django.db import connection
 from django.db.models import Model
 
 from exchange import services as exchange_services
+from exchange.audit import Actor, ActorKind
 from exchange.errors import ExchangeError
-from exchange.models import Broker, Holding, Instrument
+from exchange.models import ApiKey, AuditEntry, Broker, Holding, Instrument, Transfer
 from exchange.rules import Pricing
 from orders import reconcile, services
 from orders.commands import Accepted, CancelOrder, Outcome, PlaceOrder, Replayed
@@ -20,6 +22,7 @@ from orders.models import Order, Trade
 from orders.terms import OrderType, Side, TimeInForce
 from webhooks.models import Delivery, Event, Subscription
 
+BY = Actor(ActorKind.COMMAND, "tests")
 CASH, SHARES = Decimal(1_000_000), 10_000
 PATIENCE_SECONDS = 30.0  # no thread may take longer: a test that hangs is a test that fails
 
@@ -30,13 +33,13 @@ def instrument(
     symbol: str = "AAPL", *, tick: str = "0.01", lot: int = 1, pricing: Pricing = Pricing.SELLER
 ) -> Instrument:
     """List an instrument."""
-    return exchange_services.list_instrument(symbol, tick_size=Decimal(tick), lot_size=lot, pricing=pricing)
+    return exchange_services.list_instrument(symbol, tick_size=Decimal(tick), lot_size=lot, pricing=pricing, by=BY)
 
 
 def broker(broker_id: str, *, cash: Decimal | int = CASH, holdings: dict[str, int] | None = None) -> str:
     """Admit a broker with ample cash and shares of AAPL, or with what is said; its key."""
     held = {"AAPL": SHARES} if holdings is None else holdings
-    _, key = exchange_services.create_broker(broker_id, initial_cash=Decimal(cash), initial_holdings=held)
+    _, key = exchange_services.create_broker(broker_id, initial_cash=Decimal(cash), initial_holdings=held, by=BY)
     return key
 
 
@@ -111,9 +114,39 @@ def shares(broker_id: str, symbol: str = "AAPL") -> tuple[int, int]:
 
 
 def everything() -> dict[str, list[dict[str, Any]]]:
-    """Every row that an order or a subscription could change."""
-    models: tuple[type[Model], ...] = (Broker, Holding, Instrument, Order, Trade, Event, Subscription, Delivery)
+    """Every row that an order, a subscription or an operator could change."""
+    orders: tuple[type[Model], ...] = (Broker, Holding, Instrument, Order, Trade, Event, Subscription, Delivery)
+    models: tuple[type[Model], ...] = (*orders, Transfer, ApiKey, AuditEntry)
     return {model.__name__: list(model._default_manager.order_by("pk").values()) for model in models}
+
+
+@contextmanager
+def on_record() -> Iterator[list[AuditEntry]]:
+    """What goes on record meanwhile, in the order in which it did; it is there at the end of the `with`."""
+    entries: list[AuditEntry] = []
+    earlier = list(AuditEntry.objects.values_list("pk", flat=True))
+    yield entries
+    entries += AuditEntry.objects.exclude(pk__in=earlier).order_by("id")
+
+
+@contextmanager
+def refused_at_commit(*tables: str) -> Iterator[None]:
+    """Whoever writes one of `tables` meanwhile is refused by its COMMIT, when all is done that there was to do."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE FUNCTION not_this_one() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE EXCEPTION 'not this one'; END $$"
+        )
+        for table in tables:
+            cursor.execute(
+                f"CREATE CONSTRAINT TRIGGER not_this_one AFTER INSERT OR UPDATE ON {table} "
+                "INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION not_this_one()"
+            )
+    try:
+        yield
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP FUNCTION not_this_one CASCADE")
 
 
 def assert_sound() -> None:

@@ -7,23 +7,24 @@ import pytest
 from exchange import services
 from exchange.rules import Scope
 from tests.exchange.client import Client
+from tests.trading import BY
 
 
 @pytest.fixture
 def operator(db: None) -> Client:
-    return Client(services.issue_key(None, scopes=[Scope.OPERATOR])[1])
+    return Client(services.issue_key(None, scopes=[Scope.OPERATOR], by=BY)[1])
 
 
 @pytest.fixture
 def alice(db: None) -> Client:
     """Broker `alice`, with 1,000.00 in cash and 100 shares of AAPL."""
-    return Client(services.create_broker("alice", initial_cash=Decimal(1000), initial_holdings={"AAPL": 100})[1])
+    return Client(services.create_broker("alice", initial_cash=Decimal(1000), initial_holdings={"AAPL": 100}, by=BY)[1])
 
 
 @pytest.fixture
 def bob(db: None) -> Client:
     """Broker `bob`, who has nothing."""
-    return Client(services.create_broker("bob", initial_cash=Decimal(0), initial_holdings={})[1])
+    return Client(services.create_broker("bob", initial_cash=Decimal(0), initial_holdings={}, by=BY)[1])
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from exchange.keys import new_key, principal_of_key
 from exchange.models import ApiKey, Broker, Instrument
 from exchange.rules import Scope
 from tests.exchange.client import Client
+from tests.trading import BY
 
 OPERATORS_ONLY = [
     ("GET", "/brokers"),
@@ -97,7 +98,7 @@ def test_a_broker_named_in_the_query_is_checked_before_the_query_is(alice: Clien
 
 
 def test_every_key_reads(operator: Client, alice: Client) -> None:
-    reader = Client(services.issue_key("alice", scopes=[Scope.READ])[1])
+    reader = Client(services.issue_key("alice", scopes=[Scope.READ], by=BY)[1])
     for client in (operator, alice, reader):
         for method, path in READABLE:
             assert client.request(method, path).status == 200

@@ -26,8 +26,8 @@ from django.db import connection, transaction
 
 from config.local.processes import wait_until
 from exchange.front import Front, environ_of
+from exchange.middleware import Environ
 from exchange.models import Instrument
-from exchange.short_way import Environ
 from exchange.wsgi import ExchangeHandler, ExchangeRequest
 from orders.models import Order
 from tests import api, live, trading

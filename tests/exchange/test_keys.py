@@ -20,6 +20,7 @@ from exchange.rules import Scope
 from tests import trading
 from tests.exchange.client import Client
 from tests.live import Server
+from tests.trading import BY
 
 SECONDS = 4.0  # KEY_CACHE_SECONDS
 
@@ -45,7 +46,7 @@ def revoked_after_the_next_query(key: str) -> Iterator[None]:
     def revoke_after(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
         result = execute(sql, *args)
         if ApiKey.objects.get(pk=key.split("_")[1]).revoked_at is None:
-            services.revoke_key("alice", key.split("_")[1])
+            services.revoke_key("alice", key.split("_")[1], by=BY)
         return result
 
     calls = iter([revoke_after])
@@ -81,7 +82,7 @@ def test_a_key_revoked_here_is_dead_at_once(key: str, bob: Client) -> None:
     assert is_good(key)
     assert is_good(bob.key)
 
-    services.revoke_key("alice", key.split("_")[1])
+    services.revoke_key("alice", key.split("_")[1], by=BY)
 
     assert not is_good(key)
     assert is_good(bob.key)
@@ -107,8 +108,8 @@ def test_keys_in_use_are_renewed_together(
     alice: Client, django_assert_num_queries: DjangoAssertNumQueries, settings: Settings
 ) -> None:
     settings.KEY_RENEWAL_SECONDS = 1.5
-    used = [services.issue_key("alice")[1] for _ in range(20)]
-    unused = services.issue_key("alice")[1]
+    used = [services.issue_key("alice", by=BY)[1] for _ in range(20)]
+    unused = services.issue_key("alice", by=BY)[1]
     assert all(is_good(key) for key in [*used, unused])
     renew_known(at(SECONDS / 2))
     assert all(is_good(key, 3) for key in used)
@@ -153,7 +154,7 @@ def test_without_a_database_keys_are_believed_as_long_as_ever(key: str, caplog: 
 
 def test_an_expired_key_is_dead_although_it_is_remembered(alice: Client) -> None:
     expires_at = timezone.now() + timedelta(seconds=0.5)
-    key = services.issue_key("alice", expires_at=expires_at)[1]
+    key = services.issue_key("alice", expires_at=expires_at, by=BY)[1]
     assert is_good(key)
 
     time.sleep((expires_at - timezone.now()).total_seconds())
@@ -162,8 +163,8 @@ def test_an_expired_key_is_dead_although_it_is_remembered(alice: Client) -> None
 
 def test_what_is_no_key_is_not_remembered(key: str) -> None:
     keys._known_keys.by_digest.clear()
-    revoked, revoked_key = services.issue_key("alice")
-    services.revoke_key("alice", revoked.pk)
+    revoked, revoked_key = services.issue_key("alice", by=BY)
+    services.revoke_key("alice", revoked.pk, by=BY)
     forged = key[:-1] + ("0" if key[-1] != "0" else "1")
     bad = [revoked_key, forged, "", "x" * len(key), "é" * len(key), *(new_key()[0] for _ in range(100))]
 
@@ -180,7 +181,7 @@ def test_a_known_key_with_another_secret_is_refused(key: str) -> None:
 def test_no_more_keys_are_remembered_than_the_limit(alice: Client, settings: Settings) -> None:
     settings.KEY_CACHE_SIZE = 10
     keys._known_keys.by_digest.clear()
-    many = [services.issue_key("alice", scopes=[Scope.READ])[1] for _ in range(30)]
+    many = [services.issue_key("alice", scopes=[Scope.READ], by=BY)[1] for _ in range(30)]
 
     assert all(is_good(key) for key in many)
     assert {known.principal.key_prefix for known in keys._known_keys.by_digest.values()} == {
@@ -192,7 +193,7 @@ def test_no_more_keys_are_remembered_than_the_limit(alice: Client, settings: Set
 @pytest.mark.django_db(transaction=True)
 def test_a_key_revoked_by_one_process_is_dead_in_the_other_within_five_seconds(server: Server) -> None:
     key = trading.broker("alice")
-    other = services.issue_key("alice")[1]
+    other = services.issue_key("alice", by=BY)[1]
 
     def status(bearer: str) -> int:
         request = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
@@ -203,7 +204,7 @@ def test_a_key_revoked_by_one_process_is_dead_in_the_other_within_five_seconds(s
             request.close()
 
     assert (status(key), status(other)) == (200, 200)
-    services.revoke_key("alice", key.split("_")[1])
+    services.revoke_key("alice", key.split("_")[1], by=BY)
     deadline = time.monotonic() + 5
     while status(key) == 200:
         assert time.monotonic() < deadline

@@ -16,6 +16,7 @@ from orders.models import Order
 from tests import api, trading
 from tests.api import LIMIT
 from tests.exchange.client import Answer, Client
+from tests.trading import BY
 
 SECOND = 1_000_000_000
 START = 123_456_789_012_345  # of a monotonic clock: any
@@ -190,7 +191,7 @@ def test_cancels_have_a_limit_of_their_own(alice: Client, operator: Client) -> N
 
 @pytest.mark.usefixtures("_slow")
 def test_keys_of_one_broker_do_not_share(alice: Client) -> None:
-    second = Client(services.issue_key("alice", scopes=[Scope.TRADE])[1])
+    second = Client(services.issue_key("alice", scopes=[Scope.TRADE], by=BY)[1])
     until_refused(alice, "GET", "/stocks")
 
     assert second.get("/stocks").status == 200

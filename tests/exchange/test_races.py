@@ -14,6 +14,7 @@ from exchange import services
 from exchange.database import database_now
 from exchange.errors import ExchangeError
 from exchange.models import Broker, Holding, Instrument, Transfer
+from tests.trading import BY
 
 THREADS = 8
 
@@ -39,7 +40,7 @@ def at_once(*acts: Callable[[], object]) -> Counter[str]:
 
 
 def _broker(broker_id: str, cash: int = 1000) -> None:
-    services.create_broker(broker_id, initial_cash=Decimal(cash), initial_holdings={"AAPL": 100})
+    services.create_broker(broker_id, initial_cash=Decimal(cash), initial_holdings={"AAPL": 100}, by=BY)
 
 
 def test_a_broker_is_admitted_once() -> None:
@@ -48,14 +49,14 @@ def test_a_broker_is_admitted_once() -> None:
 
 
 def test_a_symbol_is_listed_once() -> None:
-    found = at_once(*[lambda: services.list_instrument("AAPL")] * THREADS)
+    found = at_once(*[lambda: services.list_instrument("AAPL", by=BY)] * THREADS)
 
     assert found == {"done": 1, "symbol_already_listed": THREADS - 1}
 
 
 def test_brokers_with_the_same_new_symbols_do_not_wait_in_a_circle() -> None:
     def admit(broker_id: str, symbols: str) -> None:
-        services.create_broker(broker_id, initial_cash=Decimal(0), initial_holdings=dict.fromkeys(symbols, 1))
+        services.create_broker(broker_id, initial_cash=Decimal(0), initial_holdings=dict.fromkeys(symbols, 1), by=BY)
 
     with ThreadPoolExecutor(1) as pool:
         with transaction.atomic():  # a third session holds M until both wait, each with its first symbol listed
@@ -81,7 +82,7 @@ def test_one_reference_is_one_transfer() -> None:
     news: list[bool] = []
 
     def book() -> None:
-        news.append(services.transfer("alice", reference="r", cash=Decimal(-10), reason="x")[1])
+        news.append(services.transfer("alice", reference="r", cash=Decimal(-10), reason="x", by=BY)[1])
 
     assert at_once(*[book] * THREADS) == {"done": THREADS}
     assert Counter(news) == {True: 1, False: THREADS - 1}
@@ -94,7 +95,7 @@ def test_one_reference_on_many_brokers_is_one_transfer() -> None:
         _broker(broker_id)
 
     def book(broker_id: str) -> None:
-        services.transfer(broker_id, reference="r", cash=Decimal(-10), reason="x")
+        services.transfer(broker_id, reference="r", cash=Decimal(-10), reason="x", by=BY)
 
     found = at_once(*[lambda b=b: book(b) for b in brokers])
 
@@ -106,10 +107,10 @@ def test_the_free_amount_is_spent_once() -> None:
     _broker("alice", cash=30)
 
     def withdraw(number: int) -> None:
-        services.transfer("alice", reference=f"c{number}", cash=Decimal(-10), reason="x")
+        services.transfer("alice", reference=f"c{number}", cash=Decimal(-10), reason="x", by=BY)
 
     def deliver(number: int) -> None:
-        services.transfer("alice", reference=f"s{number}", symbol="AAPL", quantity=-40, reason="x")
+        services.transfer("alice", reference=f"s{number}", symbol="AAPL", quantity=-40, reason="x", by=BY)
 
     cash = at_once(*[lambda n=n: withdraw(n) for n in range(THREADS)])
     shares = at_once(*[lambda n=n: deliver(n) for n in range(THREADS)])
@@ -121,10 +122,10 @@ def test_the_free_amount_is_spent_once() -> None:
 
 def test_first_shares_at_once_make_one_holding() -> None:
     _broker("alice")
-    services.list_instrument("GOOG")
+    services.list_instrument("GOOG", by=BY)
 
     def book(number: int) -> None:
-        services.transfer("alice", reference=f"s{number}", symbol="GOOG", quantity=1, reason="x")
+        services.transfer("alice", reference=f"s{number}", symbol="GOOG", quantity=1, reason="x", by=BY)
 
     assert at_once(*[lambda n=n: book(n) for n in range(THREADS)]) == {"done": THREADS}
     assert Holding.objects.get(instrument="GOOG").quantity == THREADS

@@ -14,6 +14,7 @@ from exchange.front import MAX_PIECES
 from exchange.models import Instrument
 from exchange.rules import Scope
 from tests.live import Server
+from tests.trading import BY
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -25,7 +26,7 @@ class Wire:
 
     def __init__(self, server: Server) -> None:
         self.port = server.port
-        self.key = services.issue_key(None, scopes=[Scope.OPERATOR])[1]
+        self.key = services.issue_key(None, scopes=[Scope.OPERATOR], by=BY)[1]
 
     def send(self, request_line: bytes, *headers: bytes, body: bytes = b"") -> tuple[int, Any]:
         """The status, and the JSON that came with it."""

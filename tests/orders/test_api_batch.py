@@ -21,7 +21,7 @@ from orders.models import Order, Trade
 from tests import api, live, trading
 from tests.api import LATER, LIMIT, MARKET, limit, market, placed, refused, token, without
 from tests.exchange.client import Answer, Client
-from tests.trading import at_once
+from tests.trading import BY, at_once
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -163,7 +163,7 @@ def test_what_one_order_takes_the_next_one_lacks(alice: Client) -> None:
 
 def test_a_halted_book_refuses_its_orders_only(alice: Client) -> None:
     trading.instrument("PETR4")
-    exchange_services.halt("PETR4")
+    exchange_services.halt("PETR4", by=BY)
 
     assert told(batch(alice, LIMIT | {"symbol": "PETR4"}, LIMIT)) == ["409 instrument_halted", "201 pending"]
 
@@ -282,7 +282,7 @@ def test_a_body_may_have_one_mebibyte(alice: Client) -> None:
 
 
 def test_who_may_not_trade_is_refused_the_whole_batch(alice: Client, operator: Client) -> None:
-    reader = Client(exchange_services.issue_key("alice", scopes=[Scope.READ])[1])
+    reader = Client(exchange_services.issue_key("alice", scopes=[Scope.READ], by=BY)[1])
     for client in (reader, operator):
         assert refused(client, "POST", "/orders/batch", {"orders": [LIMIT, 1]}).code == "scope_missing"
     assert refused(Client(None), "POST", "/orders/batch", {"orders": [LIMIT]}).code == "unauthenticated"
@@ -293,7 +293,7 @@ def test_who_may_not_trade_is_refused_the_whole_batch(alice: Client, operator: C
 
 
 def test_a_suspended_broker_is_refused_each_order(alice: Client) -> None:
-    services.suspend("alice", cancel_orders=False)
+    services.suspend("alice", cancel_orders=False, by=BY)
 
     assert told(batch(alice, LIMIT, {})) == ["409 broker_suspended", "400 validation_error"]
 

@@ -28,7 +28,7 @@ from orders.terms import CancelReason, Side
 from tests import api, live, trading
 from tests.api import limit, placed, refused
 from tests.exchange.client import Client
-from tests.trading import in_thread, order
+from tests.trading import BY, in_thread, order
 from webhooks.models import Event
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -146,8 +146,8 @@ def test_orders_past_their_time_expire_and_are_not_counted(alice: Client) -> Non
 
 def test_a_suspended_broker_cancels_and_so_does_one_in_a_halted_book(alice: Client) -> None:
     rest("alice")
-    services.suspend("alice", cancel_orders=False)
-    exchange_services.halt("AAPL")
+    services.suspend("alice", cancel_orders=False, by=BY)
+    exchange_services.halt("AAPL", by=BY)
 
     assert cancelled(alice, "all=true") == 6
 
@@ -240,7 +240,7 @@ def test_a_symbol_that_is_not_listed_is_404(alice: Client) -> None:
 
 def test_nobody_cancels_for_another_broker(alice: Client, bob: Client) -> None:
     rest("alice")
-    reader = Client(exchange_services.issue_key("alice", scopes=[Scope.READ])[1])
+    reader = Client(exchange_services.issue_key("alice", scopes=[Scope.READ], by=BY)[1])
 
     assert refused(bob, "DELETE", "/orders?all=true&broker_id=alice").code == "broker_mismatch"
     assert refused(reader, "DELETE", "/orders?all=true").code == "scope_missing"

@@ -19,6 +19,7 @@ from orders.models import Order
 from tests import api, trading
 from tests.api import LATER, LIMIT, MARKET, limit, market, placed, refused, token, without
 from tests.exchange.client import Answer, Client
+from tests.trading import BY
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -358,9 +359,9 @@ def test_a_body_may_have_64_kib_and_name_its_charset(alice: Client) -> None:
 
 
 def test_refusals_come_in_the_contracts_order(alice: Client, bob: Client) -> None:
-    reader = Client(exchange_services.issue_key("alice", scopes=[Scope.READ])[1])
-    exchange_services.halt("AAPL", "news")
-    services.suspend("alice", cancel_orders=False)
+    reader = Client(exchange_services.issue_key("alice", scopes=[Scope.READ], by=BY)[1])
+    exchange_services.halt("AAPL", "news", by=BY)
+    services.suspend("alice", cancel_orders=False, by=BY)
     others = LIMIT | BY_BOB
     nowhere = LIMIT | {"symbol": "NONE"}
     for client, body, status, code in [
@@ -385,8 +386,8 @@ def test_a_replay_comes_after_404_and_before_everything_else(alice: Client) -> N
     first = placed(alice, body)
     Order.objects.update(expires_at=F("expires_at") - timedelta(days=40_000))
     late = body | {"expires_at": Order.objects.get().expires_at}
-    exchange_services.halt("AAPL", "news")
-    services.suspend("alice", cancel_orders=False)
+    exchange_services.halt("AAPL", "news", by=BY)
+    services.suspend("alice", cancel_orders=False, by=BY)
     trading.broker("poor", cash=0, holdings={})
 
     assert refused_order(alice, late | {"symbol": "NONE"}).code == "symbol_not_found"

@@ -37,16 +37,17 @@ from exchange.errors import (
     InsufficientHoldings,
     OutcomeUnknown,
     SymbolNotFound,
+    ValidationFailed,
 )
 from exchange.models import Broker, Holding, Instrument, Transfer
-from exchange.rules import BrokerStatus
+from exchange.rules import BrokerStatus, Pricing
 from orders import services, store, tasks
 from orders.commands import Accepted, CancelOrder, Command, ExpireOrders, Outcome, PlaceOrder, Replayed
 from orders.models import Order, Trade
 from orders.terms import CancelReason, OrderStatus, OrderType, Side, TimeInForce
 from tests import live, trading
 from tests.exchange.client import Client
-from tests.trading import at_once, attempt, in_thread, order, place
+from tests.trading import BY, at_once, attempt, in_thread, order, place
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -212,6 +213,16 @@ def test_a_taker_that_waited_sees_the_order_committed_meanwhile() -> None:
     assert trading.fills() == [(10, Decimal(10))]
 
 
+def test_an_edit_that_waited_sees_the_order_committed_meanwhile() -> None:
+    trading.broker("alice")
+    rules: dict[str, Any] = {"name": "", "tick_size": Decimal("0.05"), "lot_size": 1, "pricing": Pricing.SELLER}
+    with not_yet_committed(order(Side.ASK, 10, "10.01", by="alice")):
+        editing = in_thread(partial(services.edit_instrument, "AAPL", **rules, by=BY))
+        wait_for_a_waiter()
+    with pytest.raises(ValidationFailed):
+        editing.result(WAIT_SECONDS)
+
+
 def test_a_taker_that_waited_does_not_see_an_order_cancelled_meanwhile() -> None:
     trading.broker("alice")
     trading.broker("bob")
@@ -292,7 +303,7 @@ def test_money_is_not_spent_twice_by_takers_of_two_books() -> None:
 
 def test_a_transfer_and_an_order_do_not_use_the_same_money() -> None:
     trading.broker("alice", cash=100)
-    withdrawal = partial(exchange_services.transfer, "alice", reference="out", cash=Decimal(-1), reason="out")
+    withdrawal = partial(exchange_services.transfer, "alice", reference="out", cash=Decimal(-1), reason="out", by=BY)
     with not_yet_committed(order(Side.BID, 10, "10.00")):
         transfer = in_thread(withdrawal)
         wait_for_a_waiter()
@@ -444,14 +455,14 @@ def move_money(random: Random, references: Iterator[int]) -> None:
         moved = {"symbol": random.choice(SYMBOLS), "quantity": random.randint(-50, 50) or 1}
     reference = f"transfer-{next(references)}"
     with suppress(InsufficientBalance, InsufficientHoldings):
-        exchange_services.transfer(random.choice(BROKERS), reference=reference, reason="test", **moved)
+        exchange_services.transfer(random.choice(BROKERS), reference=reference, reason="test", **moved, by=BY)
 
 
 def suspend_and_reinstate(random: Random) -> None:
     broker_id = random.choice(BROKERS)
-    services.suspend(broker_id, cancel_orders=random.random() < 0.5)
+    services.suspend(broker_id, cancel_orders=random.random() < 0.5, by=BY)
     time.sleep(0.01)
-    services.reinstate(broker_id)
+    services.reinstate(broker_id, by=BY)
     time.sleep(0.05)
 
 
@@ -462,9 +473,9 @@ def cancel_everything_of_one(random: Random) -> None:
 
 def halt_and_resume(random: Random) -> None:
     symbol = random.choice(SYMBOLS)
-    exchange_services.halt(symbol)
+    exchange_services.halt(symbol, by=BY)
     time.sleep(0.01)
-    exchange_services.resume(symbol)
+    exchange_services.resume(symbol, by=BY)
     time.sleep(0.05)
 
 
@@ -541,7 +552,7 @@ def test_a_place_that_waited_for_a_suspension_is_refused() -> None:
 def test_a_suspension_waits_for_the_place_before_it_and_cancels_its_order() -> None:
     trading.broker("alice")
     with not_yet_committed(order(Side.BID, 1, "10.00", by="alice")):
-        suspending = in_thread(partial(services.suspend, "alice", cancel_orders=True))
+        suspending = in_thread(partial(services.suspend, "alice", cancel_orders=True, by=BY))
         wait_for_a_waiter()
     assert suspending.result(WAIT_SECONDS) == 1
     assert [(order.status, order.cancel_reason) for order in Order.objects.all()] == [
@@ -567,13 +578,13 @@ def test_nothing_slips_between_a_suspension_and_its_cancels() -> None:
 
         placing = [in_thread(partial(place_until_suspended, symbol)) for symbol in symbols * 3]
         assert placed.wait(WAIT_SECONDS)
-        cancelled = services.suspend("alice", cancel_orders=True)
+        cancelled = services.suspend("alice", cancel_orders=True, by=BY)
         is_suspended.set()
         assert not Order.objects.working().filter(broker="alice").exists()
         assert [type(future.result(WAIT_SECONDS)) for future in placing] == [BrokerSuspended] * len(placing)
         assert not Order.objects.working().filter(broker="alice").exists()
         assert cancelled > 0
-        services.reinstate("alice")
+        services.reinstate("alice", by=BY)
 
 
 # --- Halts ----------------------------------------------------------------------------------------------------------
@@ -593,7 +604,7 @@ def test_a_place_that_waited_for_a_halt_is_refused() -> None:
 
 def suspend_impatiently(broker_id: str) -> int:
     with lock_timeout("100ms"):
-        return services.suspend(broker_id, cancel_orders=True)
+        return services.suspend(broker_id, cancel_orders=True, by=BY)
 
 
 def test_a_suspension_whose_cancels_fail_does_not_say_that_nothing_was_done() -> None:

@@ -20,7 +20,7 @@ from orders.models import Order
 from orders.terms import CancelReason, Side, TimeInForce
 from tests import api, trading
 from tests.exchange.client import Client
-from tests.trading import attempt, cancel, order, place, refused
+from tests.trading import BY, attempt, cancel, order, place, refused
 
 BID, ASK = Side.BID, Side.ASK
 LATER = datetime(2099, 1, 1, tzinfo=UTC)
@@ -119,8 +119,8 @@ def test_over_http_it_is_a_409(settings: Settings) -> None:
 
 
 def suspend() -> None:
-    services.suspend("alice", cancel_orders=True)
-    services.reinstate("alice")
+    services.suspend("alice", cancel_orders=True, by=BY)
+    services.reinstate("alice", by=BY)
 
 
 def let_expire() -> None:

@@ -14,6 +14,7 @@ from exchange import services
 from exchange.rules import Scope
 from orders.replay.files import Level, Message, MessageType, parse_book, parse_message
 from orders.terms import Side
+from tests.trading import BY
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL_FLOW = ROOT.parent / "shared" / "data"
@@ -163,7 +164,7 @@ def test_an_exchange_that_does_not_run_is_said_so(tmp_path: Path) -> None:
 def credentials(server: Any, tmp_path: Path) -> Path:
     """The running exchange's, as `make run` would write them."""
     path = tmp_path / "credentials.json"
-    _, key = services.issue_key(None, name="replay", scopes=(Scope.OPERATOR,))
+    _, key = services.issue_key(None, name="replay", scopes=(Scope.OPERATOR,), by=BY)
     path.write_text(json.dumps({"base_url": server.url, "operator_key": key}))
     return path
 

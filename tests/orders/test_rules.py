@@ -16,7 +16,7 @@ from orders.commands import Accepted, Cancelled, CancelOrder, ExpireOrders, Swep
 from orders.models import Order
 from orders.terms import CancelReason, Side, TimeInForce
 from tests import trading
-from tests.trading import attempt, balance, cancel, fills, order, place, refused, replayed, shares
+from tests.trading import BY, attempt, balance, cancel, fills, order, place, refused, replayed, shares
 from webhooks.models import Event
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -289,7 +289,7 @@ def test_an_unlisted_symbol_is_not_found() -> None:
 def test_a_halted_instrument_refuses_orders_but_not_cancels_and_expiry() -> None:
     resting = place(BID, 5, "10")
     due = place(BID, 5, "10", time_in_force=GTD, expires_at=in_an_hour())
-    exchange_services.halt("AAPL", "news")
+    exchange_services.halt("AAPL", "news", by=BY)
 
     assert refused(order(ASK, 5, "10")) == "instrument_halted"
     assert isinstance(cancel(resting), Cancelled)
@@ -297,20 +297,20 @@ def test_a_halted_instrument_refuses_orders_but_not_cancels_and_expiry() -> None
     services.expire_orders("AAPL")
     due.refresh_from_db()
     assert due.status == "expired"
-    exchange_services.resume("AAPL")
+    exchange_services.resume("AAPL", by=BY)
     assert place(ASK, 5, "10").status == "pending"
 
 
 def test_a_suspended_brokers_resting_orders_trade_and_can_be_cancelled() -> None:
     first, second = place(ASK, 5, "10", by="alice"), place(ASK, 5, "10", by="alice")
-    assert services.suspend("alice", cancel_orders=False) == 0
+    assert services.suspend("alice", cancel_orders=False, by=BY) == 0
 
     assert refused(order(ASK, 5, "10", by="alice")) == "broker_suspended"
     place(BID, 5, "10", by="bob")
     first.refresh_from_db()
     assert first.status == "filled"
     assert isinstance(cancel(second), Cancelled)
-    services.reinstate("alice")
+    services.reinstate("alice", by=BY)
     assert place(ASK, 5, "10", by="alice").status == "pending"
 
 
@@ -319,7 +319,7 @@ def test_suspension_with_cancel_ends_every_order_of_the_broker() -> None:
     mine = [place(ASK, 5, "10"), place(BID, 5, "9"), place(BID, 5, "9", symbol="PETR4")]
     other = place(BID, 5, "8", by="bob")
 
-    assert services.suspend("alice", cancel_orders=True) == 3
+    assert services.suspend("alice", cancel_orders=True, by=BY) == 3
     ended = Order.objects.filter(pk__in=[each.pk for each in mine])
     assert set(ended.values_list("status", "cancel_reason")) == {("cancelled", "broker_suspended")}
     other.refresh_from_db()
@@ -458,8 +458,8 @@ def test_a_late_repeat_is_found_before_expiry_halt_suspension_and_funds() -> Non
     asked = {"by": "poor", "client_order_id": "mine", "time_in_force": GTD}
     first = place(BID, 5, "10", **asked, expires_at=until)
     Order.objects.filter(pk=first.pk).update(expires_at=F("expires_at") - timedelta(hours=2))
-    exchange_services.halt("AAPL", "news")
-    services.suspend("poor", cancel_orders=False)
+    exchange_services.halt("AAPL", "news", by=BY)
+    services.suspend("poor", cancel_orders=False, by=BY)
 
     assert replayed(order(BID, 5, "10", **asked, expires_at=until - timedelta(hours=2))).pk == first.pk
 
@@ -501,9 +501,9 @@ def test_two_brokers_may_use_the_same_client_order_id() -> None:
 
 
 def test_a_refused_order_does_not_use_up_its_id() -> None:
-    exchange_services.halt("AAPL", "news")
+    exchange_services.halt("AAPL", "news", by=BY)
     assert refused(order(BID, 5, "10", client_order_id="mine")) == "instrument_halted"
-    exchange_services.resume("AAPL")
+    exchange_services.resume("AAPL", by=BY)
 
     assert place(BID, 5, "10", client_order_id="mine").status == "pending"
 

@@ -39,6 +39,7 @@ from orders.models import Order, Trade
 from orders.terms import Side
 from tests import api, trading
 from tests.exchange.client import Answer, Client
+from tests.trading import BY
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -285,8 +286,22 @@ def test_the_answer_is_that_of_the_long_way(
 
 
 def test_an_operator_cancels_the_short_way_too(exchange: Exchange, key: str, operator: Client) -> None:
-    answer = exchange.compare(lambda: (known(operator.key), *resting()))
+    with trading.on_record() as entries:
+        answer = exchange.compare(lambda: (known(operator.key), *resting()))
     assert (answer.status, answer.body["cancel_reason"], answer.line["broker"]) == (200, "by_operator", None)
+    short, long = ((each.actor_kind, each.actor, each.address, each.request_id, each.after) for each in entries)
+    assert short == long
+    assert short[:4] == ("key", str(operator.key).split("_")[1], "127.0.0.1", "mine")
+    assert {each.subject for each in entries} == {str(pk) for pk in Order.objects.values_list("pk", flat=True)}
+
+
+@pytest.mark.parametrize("front", [SHORT, LONG])
+def test_what_goes_on_record_has_the_id_that_the_answer_tells(exchange: Exchange, operator: Client, front: str) -> None:
+    trading.broker("alice")
+    with trading.on_record() as entries:
+        answer = exchange.send(front, known(operator.key), *resting(), None, {"x-request-id": "not one"})
+    assert (answer.status, answer.way) == (200, front)
+    assert [each.request_id for each in entries] == [answer.headers["X-Request-Id"]]
 
 
 @pytest.mark.parametrize("given", ["", "a b", "x" * 65, "é"])
@@ -301,16 +316,16 @@ def test_a_request_without_a_good_id_gets_one(exchange: Exchange, key: str, fron
 
 
 def issued(*scopes: Scope) -> str:
-    return known(services.issue_key("alice", scopes=scopes)[1])
+    return known(services.issue_key("alice", scopes=scopes, by=BY)[1])
 
 
 def revoked() -> str:
-    services.revoke_key("alice", (key := issued(Scope.TRADE)).split("_")[1])
+    services.revoke_key("alice", (key := issued(Scope.TRADE)).split("_")[1], by=BY)
     return key
 
 
 def expired() -> str:
-    key = known(services.issue_key("alice", expires_at=timezone.now() + timedelta(seconds=0.3))[1])
+    key = known(services.issue_key("alice", expires_at=timezone.now() + timedelta(seconds=0.3), by=BY)[1])
     time.sleep(0.4)
     return key
 
@@ -388,7 +403,7 @@ def test_a_key_must_have_been_looked_up_a_moment_ago(
 def test_a_key_that_is_revoked_while_the_body_comes_places_nothing(exchange: Exchange, key: str) -> None:
     def ask() -> tuple[Any, ...]:
         doomed = issued(Scope.TRADE)
-        return doomed, "POST", "/orders", BODY, None, lambda: services.revoke_key("alice", doomed.split("_")[1])
+        return doomed, "POST", "/orders", BODY, None, lambda: services.revoke_key("alice", doomed.split("_")[1], by=BY)
 
     before = trading.everything()
     assert exchange.compare(ask, goes=LONG).status == 401

@@ -20,6 +20,7 @@ from orders.commands import Accepted, CancelOrder, PlaceOrder
 from orders.models import Order
 from orders.terms import CancelReason, OrderType, Side, TimeInForce
 from tests import trading
+from tests.trading import BY
 
 BROKERS = ("alice", "bob", "carol")
 SYMBOLS = ("AAPL", "PETR4")
@@ -92,9 +93,9 @@ class Exchange(RuleBasedStateMachine):
 
     @rule(broker_id=brokers)
     def suspend_and_reinstate(self, broker_id: str) -> None:
-        services.suspend(broker_id, cancel_orders=True)
+        services.suspend(broker_id, cancel_orders=True, by=BY)
         assert not Order.objects.working().filter(broker=broker_id).exists()
-        services.reinstate(broker_id)
+        services.reinstate(broker_id, by=BY)
 
     @rule(broker_id=brokers)
     def cancel_all(self, broker_id: str) -> None:
@@ -104,7 +105,7 @@ class Exchange(RuleBasedStateMachine):
     def transfer(self, broker_id: str, cash: int) -> None:
         reference = str(uuid4())
         with suppress(InsufficientBalance):
-            exchange_services.transfer(broker_id, reference=reference, cash=Decimal(cash), reason="test")
+            exchange_services.transfer(broker_id, reference=reference, cash=Decimal(cash), reason="test", by=BY)
             self.totals["cash"] += cash
 
     @invariant()

@@ -11,6 +11,7 @@ from orders.commands import Accepted
 from orders.state import OrderState
 from orders.terms import Side
 from tests import api, trading
+from tests.trading import BY
 from webhooks import services as webhooks
 from webhooks.models import EventType, Subscription
 
@@ -50,9 +51,9 @@ class Market:
     def existing(self) -> dict[str, list[Any]]:
         """Undo what operators do to a market, add what can be used up, and name what exists, by parameter."""
         for symbol in SYMBOLS:
-            exchange_services.resume(symbol)
+            exchange_services.resume(symbol, by=BY)
         for broker_id in BROKERS:
-            services.reinstate(broker_id)
+            services.reinstate(broker_id, by=BY)
         trading.place(Side.ASK, 2, "10.00", by="bob")
         trading.place(Side.BID, 1, "10.00")
         resting = self._resting()
@@ -62,7 +63,7 @@ class Market:
             "order_id": [str(order.id) for order in resting],
             "client_order_id": [order.client_order_id for order in resting],
             "webhook_id": [str(self._subscription().pk)],
-            "prefix": [exchange_services.issue_key("alice")[0].prefix for _ in range(EACH)],
+            "prefix": [exchange_services.issue_key("alice", by=BY)[0].prefix for _ in range(EACH)],
         }
 
     def _subscription(self) -> Subscription:
@@ -82,5 +83,5 @@ def opened() -> Market:
     """A new market, in an empty database."""
     holdings = dict.fromkeys(SYMBOLS, 1_000_000)
     alice, _ = (trading.broker(broker_id, cash=10**9, holdings=holdings) for broker_id in BROKERS)
-    _, operator = exchange_services.issue_key(None, scopes=[Scope.OPERATOR])
+    _, operator = exchange_services.issue_key(None, scopes=[Scope.OPERATOR], by=BY)
     return Market({"broker": alice, "operator": operator})

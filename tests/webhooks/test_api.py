@@ -28,7 +28,7 @@ from orders.terms import Side
 from tests import api, trading
 from tests.api import refused, token, without
 from tests.exchange.client import Answer, Client
-from tests.trading import PATIENCE_SECONDS, at_once, in_thread
+from tests.trading import BY, PATIENCE_SECONDS, at_once, in_thread
 from webhooks.addresses import Profile
 from webhooks.models import MAX_URL_LENGTH, Delivery, Event, EventType, Subscription
 from webhooks.serializers import SubscribeForm
@@ -55,7 +55,7 @@ def bob(db: None, alice: Client) -> Client:
 @pytest.fixture
 def reader(alice: Client) -> Client:
     """Alice's key for looking only."""
-    return Client(exchange_services.issue_key("alice", scopes=[Scope.READ])[1])
+    return Client(exchange_services.issue_key("alice", scopes=[Scope.READ], by=BY)[1])
 
 
 def subscribed(client: Client, *events: str, status: int = 201, **more: Any) -> dict[str, str]:
@@ -179,7 +179,7 @@ def test_after_a_delete_the_next_is_new(alice: Client) -> None:
 
 
 def test_a_suspended_broker_may_subscribe_and_unsubscribe(alice: Client) -> None:
-    services.suspend("alice", cancel_orders=False)
+    services.suspend("alice", cancel_orders=False, by=BY)
     ids = subscribed(alice)
     subscribed(alice, url=OTHER_URL, status=200)
     for webhook_id in ids.values():

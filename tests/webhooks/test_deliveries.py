@@ -32,7 +32,7 @@ from orders.terms import CancelReason, Side, TimeInForce
 from tests import api, celery_processes, live, trading
 from tests.celery_processes import Celery, CeleryProcess, start_all
 from tests.receiver import Receiver, Request, answer, hang
-from tests.trading import in_thread, order, place
+from tests.trading import BY, in_thread, order, place
 from tests.webhooks.telling import drain, no_dispatcher, outcomes, settle, subscribe, trade, wait_until_idle
 from webhooks import delivery, services, wakeup
 from webhooks.models import Delivery, Event, EventType
@@ -191,7 +191,7 @@ def test_every_cancel_of_a_resting_order_is_told(worker: CeleryProcess, receiver
     by_broker, by_operator, by_suspension = (place(BID, 5, "10") for _ in range(3))
     trading.cancel(by_broker)
     trading.attempt(CancelOrder(by_operator.pk, None, CancelReason.BY_OPERATOR))
-    orders_services.suspend("alice", cancel_orders=True)
+    orders_services.suspend("alice", cancel_orders=True, by=BY)
     settle()
 
     assert [(request.headers["x-event-type"], data(request)["order_id"]) for request in in_sequence(receiver)] == [
@@ -247,7 +247,7 @@ def test_the_numbers_of_a_brokers_events_have_no_gap(worker: CeleryProcess, rece
     for bid in [place(BID, 1, "9") for _ in range(5)]:
         trading.cancel(bid)
     expired(place(BID, 1, "9", **until_in_an_hour()))
-    orders_services.suspend("bob", cancel_orders=True)
+    orders_services.suspend("bob", cancel_orders=True, by=BY)
     settle()
 
     for name, count in [("alice", 10 + 5 + 1), ("bob", 10 + 1)]:

@@ -5,7 +5,10 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from exchange import services
+from exchange.audit import Actor, ActorKind
 from exchange.rules import MAX_NAME_LENGTH, Scope
+
+BY = Actor(ActorKind.COMMAND, "manage.py create_operator_key")
 
 
 class Command(BaseCommand):
@@ -15,5 +18,5 @@ class Command(BaseCommand):
         parser.add_argument("--name", default="", help="who or what uses it")
 
     def handle(self, *, name: str, **options: Any) -> None:
-        _, key = services.issue_key(None, name=name[:MAX_NAME_LENGTH], scopes=[Scope.OPERATOR])
+        _, key = services.issue_key(None, name=name[:MAX_NAME_LENGTH], scopes=[Scope.OPERATOR], by=BY)
         self.stdout.write(key)

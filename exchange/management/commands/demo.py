@@ -10,6 +10,7 @@ from django.contrib.auth.models import User
 from django.core.management.base import BaseCommand, CommandParser
 
 from exchange import private_file, services
+from exchange.audit import Actor, ActorKind
 from exchange.errors import BrokerAlreadyExists, Unauthenticated
 from exchange.keys import principal_of_key
 from exchange.rules import Scope
@@ -18,6 +19,7 @@ BROKERS = ["broker-1", "broker-2"]
 INITIAL_CASH = Decimal(1_000_000)
 INITIAL_HOLDINGS = {"AAPL": 10_000, "GOOG": 10_000, "PETR4": 10_000}
 ADMIN = "admin"
+BY = Actor(ActorKind.COMMAND, "manage.py demo")
 
 
 class Command(BaseCommand):
@@ -67,13 +69,13 @@ def _acts_for(key: object, broker_id: str | None) -> bool:
 def _new_broker_key(broker_id: str) -> str:
     """The first key of a new broker, or one more of a broker whose key was lost."""
     try:
-        return services.create_broker(broker_id, initial_cash=INITIAL_CASH, initial_holdings=INITIAL_HOLDINGS)[1]
+        return services.create_broker(broker_id, initial_cash=INITIAL_CASH, initial_holdings=INITIAL_HOLDINGS, by=BY)[1]
     except BrokerAlreadyExists:
-        return services.issue_key(broker_id, name="demo")[1]
+        return services.issue_key(broker_id, name="demo", by=BY)[1]
 
 
 def _new_operator_key() -> str:
-    return services.issue_key(None, name="demo", scopes=(Scope.OPERATOR,))[1]
+    return services.issue_key(None, name="demo", scopes=(Scope.OPERATOR,), by=BY)[1]
 
 
 def _password(kept: object) -> str:

@@ -1,0 +1,403 @@
+"""Every act of an operator is on record, by the transaction that does it, and nothing on record ever changes."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from decimal import Decimal
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from django.core.management import call_command
+from django.db import DatabaseError, connection, transaction
+from django.utils import timezone
+from pytest_django import Settings
+
+from config.local.processes import wait_until
+from exchange import audit, services
+from exchange.audit import Action, Actor, ActorKind, Entry
+from exchange.errors import ExchangeError
+from exchange.models import ApiKey, AuditEntry, Instrument, Transfer
+from exchange.rules import InstrumentStatus, Pricing, Scope
+from orders import services as orders_services
+from tests import trading
+from tests.exchange.client import Client
+from tests.trading import BY, on_record
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+SOMEBODY = Actor(ActorKind.USER, "olga", "192.0.2.7", "r-1")
+CASH, SHARES = Decimal(250), {"symbol": "AAPL", "quantity": -40}
+RULES = {"name": "Apple", "tick_size": "0.05", "lot_size": 10, "pricing": "maker"}
+PLAIN_RULES = {"name": "PETR4", "tick_size": "0.01", "lot_size": 1, "pricing": "seller"}
+TRADING, HALTED = {"status": "trading", "halt_reason": ""}, {"status": "halted", "halt_reason": "news"}
+BALANCE = {"cash": "1000.00", "reserved_cash": "0.00"}
+HOLDING = {"symbol": "AAPL", "quantity": 100, "reserved_quantity": 0}
+
+
+def newest_key() -> str:
+    return ApiKey.objects.latest("created_at").prefix
+
+
+def old_key() -> str:
+    """The first of alice's."""
+    return ApiKey.objects.filter(broker="alice").earliest("created_at").prefix
+
+
+def halted() -> None:
+    services.halt("AAPL", "news", by=BY)
+
+
+def suspended() -> None:
+    orders_services.suspend("alice", cancel_orders=False, by=BY)
+
+
+def nothing() -> None:
+    pass
+
+
+class Act(NamedTuple):
+    """An act over REST and the same by the services, and what it leaves on record."""
+
+    action: Action
+    request: Callable[[], tuple[str, str, Any]]
+    call: Callable[[Actor], Any]
+    subject: Callable[[], str]
+    before: dict[str, Any] | None
+    after: Callable[[], dict[str, Any]]
+    reason: str = ""
+    first: Callable[[], None] = nothing
+
+
+ACTS = [
+    Act(
+        Action.BROKER_ADMIT,
+        lambda: (
+            "POST",
+            "/brokers",
+            {
+                "broker_id": "carol",
+                "initial_cash": "10.5",
+                "initial_holdings": [{"symbol": s, "quantity": 7} for s in ("GOOG", "AAPL")],
+            },
+        ),
+        lambda by: services.create_broker(
+            "carol", initial_cash=Decimal("10.5"), initial_holdings={"GOOG": 7, "AAPL": 7}, by=by
+        ),
+        lambda: "carol",
+        None,
+        lambda: {
+            "status": "active",
+            "cash": "10.50",
+            "holdings": {"AAPL": 7, "GOOG": 7},
+            "listed": ["GOOG"],
+            "key": newest_key(),
+        },
+    ),
+    Act(
+        Action.BROKER_SUSPEND,
+        lambda: ("POST", "/brokers/alice/suspend", {"reason": "late"}),
+        lambda by: orders_services.suspend("alice", cancel_orders=False, reason="late", by=by),
+        lambda: "alice",
+        {"status": "active"},
+        lambda: {"status": "suspended"},
+        "late",
+    ),
+    Act(
+        Action.BROKER_REINSTATE,
+        lambda: ("POST", "/brokers/alice/reinstate", {"reason": "paid"}),
+        lambda by: orders_services.reinstate("alice", reason="paid", by=by),
+        lambda: "alice",
+        {"status": "suspended"},
+        lambda: {"status": "active"},
+        "paid",
+        suspended,
+    ),
+    Act(
+        Action.BROKER_TRANSFER,
+        lambda: ("POST", "/brokers/alice/transfers", {"reference": "r", "cash": "250", "reason": "in"}),
+        lambda by: services.transfer("alice", reference="r", cash=CASH, reason="in", by=by),
+        lambda: "alice",
+        BALANCE,
+        lambda: BALANCE | {"cash": "1250.00", "reference": "r"},
+        "in",
+    ),
+    Act(
+        Action.BROKER_TRANSFER,
+        lambda: ("POST", "/brokers/alice/transfers", {"reference": "r", "reason": "out"} | SHARES),
+        lambda by: services.transfer("alice", reference="r", symbol="AAPL", quantity=-40, reason="out", by=by),
+        lambda: "alice",
+        HOLDING,
+        lambda: HOLDING | {"quantity": 60, "reference": "r"},
+        "out",
+    ),
+    Act(
+        Action.KEY_ISSUE,
+        lambda: ("POST", "/brokers/alice/keys", {"name": "desk", "scopes": ["read"]}),
+        lambda by: services.issue_key("alice", name="desk", scopes=[Scope.READ], by=by),
+        newest_key,
+        None,
+        lambda: {"broker_id": "alice", "name": "desk", "scopes": ["read"], "expires_at": None},
+    ),
+    Act(
+        Action.KEY_REVOKE,
+        lambda: ("DELETE", f"/brokers/alice/keys/{old_key()}", None),
+        lambda by: services.revoke_key("alice", old_key(), by=by),
+        old_key,
+        {"broker_id": "alice", "name": "", "revoked_at": None},
+        lambda: {"broker_id": "alice", "name": "", "revoked_at": _json_time(ApiKey.objects.get(pk=old_key()))},
+    ),
+    Act(
+        Action.INSTRUMENT_LIST,
+        lambda: ("POST", "/stocks", {"symbol": "PETR4"} | RULES),
+        lambda by: services.list_instrument(
+            "PETR4", name="Apple", tick_size=Decimal("0.05"), lot_size=10, pricing=Pricing.MAKER, by=by
+        ),
+        lambda: "PETR4",
+        None,
+        lambda: RULES,
+    ),
+    Act(
+        Action.INSTRUMENT_LIST,
+        lambda: ("POST", "/stocks", {"symbol": "PETR4"}),
+        lambda by: services.list_instrument("PETR4", by=by),
+        lambda: "PETR4",
+        None,
+        lambda: PLAIN_RULES,
+    ),
+    Act(
+        Action.INSTRUMENT_HALT,
+        lambda: ("POST", "/stocks/AAPL/halt", {"reason": "news"}),
+        lambda by: services.halt("AAPL", "news", by=by),
+        lambda: "AAPL",
+        TRADING,
+        lambda: HALTED,
+        "news",
+    ),
+    Act(
+        Action.INSTRUMENT_HALT,  # changes nothing
+        lambda: ("POST", "/stocks/AAPL/halt", {"reason": "news"}),
+        lambda by: services.halt("AAPL", "news", by=by),
+        lambda: "AAPL",
+        HALTED,
+        lambda: HALTED,
+        "news",
+        halted,
+    ),
+    Act(
+        Action.INSTRUMENT_RESUME,
+        lambda: ("POST", "/stocks/AAPL/resume", None),
+        lambda by: services.resume("AAPL", by=by),
+        lambda: "AAPL",
+        HALTED,
+        lambda: TRADING,
+        "",
+        halted,
+    ),
+]
+IDS = [f"{number}-{act.action}" for number, act in enumerate(ACTS)]
+
+
+def _json_time(key: ApiKey) -> str:
+    assert key.revoked_at is not None
+    return key.revoked_at.isoformat().replace("+00:00", "Z")
+
+
+def told(entry: AuditEntry) -> tuple[Any, ...]:
+    return entry.action, entry.subject, entry.reason, entry.before, entry.after
+
+
+def who(entry: AuditEntry) -> tuple[str, ...]:
+    return entry.actor_kind, entry.actor, entry.address, entry.request_id
+
+
+@pytest.mark.parametrize("act", ACTS, ids=IDS)
+def test_an_act_over_rest_leaves_one_entry(operator: Client, alice: Client, act: Act) -> None:
+    act.first()
+    asked_at = timezone.now()
+    with on_record() as entries:
+        answer = operator.request(*act.request())
+
+    assert answer.status < 300, answer
+    (entry,) = entries
+    assert told(entry) == (act.action, act.subject(), act.reason, act.before, act.after())
+    assert who(entry) == ("key", str(operator.key).split("_")[1], "127.0.0.1", answer.headers["X-Request-Id"])
+    assert asked_at - timedelta(seconds=1) < entry.at < timezone.now() + timedelta(seconds=1)
+
+
+@pytest.mark.parametrize("act", ACTS, ids=IDS)
+def test_an_act_by_the_services_leaves_the_same_one(alice: Client, act: Act) -> None:
+    act.first()
+    with on_record() as entries:
+        act.call(SOMEBODY)
+
+    (entry,) = entries
+    assert told(entry) == (act.action, act.subject(), act.reason, act.before, act.after())
+    assert who(entry) == ("user", "olga", "192.0.2.7", "r-1")
+
+
+@pytest.mark.parametrize(
+    "tables", [["exchange_auditentry"], ["exchange_broker", "exchange_instrument", "exchange_apikey"]]
+)
+@pytest.mark.parametrize("act", ACTS, ids=IDS)
+def test_an_act_and_its_entry_are_done_together_or_not_at_all(alice: Client, act: Act, tables: list[str]) -> None:
+    act.first()
+    before = trading.everything()
+    with trading.refused_at_commit(*tables), pytest.raises(DatabaseError, match="not this one"):
+        act.call(BY)
+
+    assert trading.everything() == before
+
+
+REFUSED: list[Callable[[], Any]] = [
+    lambda: services.create_broker("alice", initial_cash=Decimal(0), initial_holdings={"NEW": 1}, by=BY),
+    lambda: orders_services.suspend("nobody", cancel_orders=True, by=BY),
+    lambda: orders_services.reinstate("nobody", by=BY),
+    lambda: services.transfer("alice", reference="r", cash=Decimal(-1001), reason="out", by=BY),
+    lambda: services.transfer("alice", reference="r", symbol="AAPL", quantity=-101, reason="out", by=BY),
+    lambda: services.transfer("alice", reference="r", symbol="NONE", quantity=1, reason="in", by=BY),
+    lambda: services.transfer("nobody", reference="r", cash=CASH, reason="in", by=BY),
+    lambda: services.issue_key("nobody", by=BY),
+    lambda: services.issue_key("alice", expires_at=timezone.now(), by=BY),
+    lambda: services.revoke_key("alice", "0" * 12, by=BY),
+    lambda: services.revoke_key(None, old_key(), by=BY),
+    lambda: services.list_instrument("AAPL", by=BY),
+    lambda: services.halt("NONE", by=BY),
+    lambda: services.resume("NONE", by=BY),
+]
+
+
+@pytest.mark.parametrize("act", REFUSED)
+def test_what_is_refused_leaves_nothing(alice: Client, act: Callable[[], Any]) -> None:
+    before = trading.everything()
+    with pytest.raises(ExchangeError):
+        act()
+
+    assert trading.everything() == before
+
+
+def test_a_transfer_is_on_record_once_and_what_is_refused_over_rest_not_at_all(operator: Client, alice: Client) -> None:
+    body = {"reference": "r", "cash": "1", "reason": "in"}
+    with on_record() as entries:
+        answers = [operator.post("/brokers/alice/transfers", body | more) for more in ({}, {}, {"cash": "2"})]
+
+    assert [answer.status for answer in answers] == [201, 200, 409]
+    assert (len(entries), Transfer.objects.filter(reference="r").count()) == (1, 1)
+
+
+def test_an_operators_key_can_be_revoked(operator: Client) -> None:
+    prefix = str(operator.key).split("_")[1]
+    with on_record() as entries:
+        services.revoke_key(None, prefix, by=SOMEBODY, reason="left")
+
+    assert operator.get("/stocks").status == 401
+    assert [(each.action, each.subject, each.reason) for each in entries] == [("key.revoke", prefix, "left")]
+
+
+def test_no_key_and_no_hash_is_on_record(operator: Client) -> None:
+    with on_record() as entries:
+        admitted = operator.post("/brokers", {"broker_id": "carol", "initial_cash": "0"}).body["api_key"]
+        issued = operator.post("/brokers/carol/keys", {"name": "desk"}).body["api_key"]
+
+    said = str([(each.subject, each.before, each.after) for each in entries])
+    for key in (admitted, issued):
+        _, prefix, secret = key.split("_")
+        assert prefix in said
+        assert secret not in said
+        assert bytes(ApiKey.objects.get(pk=prefix).secret_hash).hex() not in said
+
+
+# --- Halting everything ---------------------------------------------------------------------------------------------
+
+
+def test_everything_that_trades_is_halted_and_each_halt_is_on_record(db: None) -> None:
+    for symbol in ("GOOG", "AAPL", "PETR4"):
+        trading.instrument(symbol)
+    services.halt("GOOG", "earlier", by=BY)
+    with on_record() as entries:
+        assert services.halt_all("fire", by=SOMEBODY) == (["AAPL", "PETR4"], [])
+
+    halted = {"status": "halted", "halt_reason": "fire"}
+    assert [told(each) for each in entries] == [
+        ("instrument.halt", symbol, "fire", TRADING, halted) for symbol in ("AAPL", "PETR4")
+    ]
+    assert {who(each) for each in entries} == {("user", "olga", "192.0.2.7", "r-1")}
+    assert Instrument.objects.get(pk="GOOG").halt_reason == "earlier"
+
+
+def test_a_book_that_is_held_up_is_told_and_holds_up_no_other(db: None) -> None:
+    for symbol in ("AAPL", "GOOG"):
+        trading.instrument(symbol)
+    with transaction.atomic(), on_record() as entries:
+        Instrument.objects.select_for_update().get(pk="AAPL")
+        halting = trading.in_thread(lambda: services.halt_all("fire", by=BY))
+        assert wait_until(lambda: Instrument.objects.get(pk="GOOG").status == InstrumentStatus.HALTED, 1.5)
+        assert not halting.done()
+        assert halting.result(trading.PATIENCE_SECONDS) == (["GOOG"], ["AAPL"])
+
+    assert [each.subject for each in entries] == ["GOOG"]
+    assert Instrument.objects.get(pk="AAPL").status == InstrumentStatus.TRADING
+
+
+# --- The record itself ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE exchange_auditentry SET reason = 'another'",
+        "UPDATE exchange_auditentry SET reason = 'another' WHERE false",
+        "DELETE FROM exchange_auditentry",
+        "TRUNCATE exchange_auditentry",
+        "TRUNCATE exchange_auditentry, exchange_broker CASCADE",
+    ],
+)
+def test_the_database_refuses_to_change_what_is_on_record(alice: Client, statement: str) -> None:
+    before = trading.everything()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT usesuper FROM pg_user WHERE usename = current_user")
+        assert cursor.fetchone() == (True,)  # whoever else there is may do less
+        with pytest.raises(DatabaseError, match="The audit only grows"):
+            cursor.execute(statement)
+
+    assert trading.everything() == before
+
+
+def test_an_entry_belongs_to_a_transaction(db: None) -> None:
+    with pytest.raises(AssertionError):
+        audit.record(Entry.of(BY, Action.KEY_ISSUE, "x"))
+
+
+@pytest.mark.parametrize(
+    ("proxies", "forwarded", "address"),
+    [
+        (0, None, "192.0.2.1"),
+        (0, "198.51.100.1", "192.0.2.1"),  # anybody may write that
+        (1, "198.51.100.1", "198.51.100.1"),
+        (1, "203.0.113.9, 198.51.100.1", "198.51.100.1"),  # what the client wrote before the proxy did
+        (2, "203.0.113.9,198.51.100.1 , 10.0.0.1", "198.51.100.1"),
+        (1, None, "192.0.2.1"),
+        (2, "198.51.100.1", "192.0.2.1"),  # it did not come through both
+        (1, "x" * 65, "x" * 64),
+    ],
+)
+def test_an_address_is_what_the_outermost_of_our_own_proxies_says(
+    settings: Settings, proxies: int, forwarded: str | None, address: str
+) -> None:
+    settings.TRUSTED_PROXIES = proxies
+    environ = {"REMOTE_ADDR": "192.0.2.1"} | ({} if forwarded is None else {"HTTP_X_FORWARDED_FOR": forwarded})
+
+    assert audit.address_of(environ) == address
+
+
+def test_what_a_command_does_is_on_record(db: None, tmp_path: Path) -> None:
+    with on_record() as entries:
+        call_command("create_operator_key", name="desk", stdout=StringIO())
+        call_command("demo", credentials=tmp_path / "credentials.json", base_url="http://localhost")
+
+    assert [(each.action, *who(each)) for each in entries] == [
+        ("key.issue", "command", "manage.py create_operator_key", "", ""),
+        ("broker.admit", "command", "manage.py demo", "", ""),
+        ("broker.admit", "command", "manage.py demo", "", ""),
+        ("key.issue", "command", "manage.py demo", "", ""),
+    ]

@@ -1,0 +1,186 @@
+"""What an operator does to orders is on record, by the very transaction that does it; what brokers do is not."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+import pytest
+from django.db import DatabaseError
+from django.utils import timezone
+from pytest_django import Settings
+
+from exchange.audit import Actor, ActorKind
+from exchange.models import AuditEntry
+from orders import services
+from orders.commands import Cancelled, CancelOrder, CancelOrders
+from orders.models import Order
+from orders.terms import CancelReason, OrderStatus, Side, TimeInForce
+from tests import api, trading
+from tests.exchange.client import Client
+from tests.trading import attempt, on_record, place
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+OLGA = Actor(ActorKind.USER, "olga", "192.0.2.7", "r-1")
+
+
+def told(entry: AuditEntry) -> tuple[Any, ...]:
+    return entry.action, entry.subject, entry.reason, entry.before, entry.after
+
+
+def who(entry: AuditEntry) -> tuple[str, ...]:
+    return entry.actor_kind, entry.actor, entry.address, entry.request_id
+
+
+def by_operator(order: Order, why: str = "") -> CancelOrder:
+    return CancelOrder(order.pk, None, CancelReason.BY_OPERATOR, OLGA, why)
+
+
+def cancelled(filled: int, remaining: int) -> dict[str, Any]:
+    return {
+        "status": "cancelled",
+        "broker_id": "alice",
+        "symbol": "AAPL",
+        "filled_quantity": filled,
+        "remaining_quantity": remaining,
+    }
+
+
+# --- One order ------------------------------------------------------------------------------------------------------
+
+
+def test_an_operators_cancel_is_on_record(alice: Client, bob: Client, operator: Client) -> None:
+    untouched, partly = place(Side.BID, 5, "10"), place(Side.ASK, 5, "11")
+    place(Side.BID, 2, "11", by="bob")
+    with on_record() as entries:
+        answers = [operator.delete(f"/orders/{order.pk}") for order in (untouched, partly)]
+
+    assert [answer.status for answer in answers] == [200, 200]
+    assert [told(each) for each in entries] == [
+        ("order.cancel", str(untouched.pk), "", {"status": "pending"}, cancelled(0, 5)),
+        ("order.cancel", str(partly.pk), "", {"status": "partially_filled"}, cancelled(2, 3)),
+    ]
+    key = str(operator.key).split("_")[1]
+    assert [who(each) for each in entries] == [
+        ("key", key, "127.0.0.1", answer.headers["X-Request-Id"]) for answer in answers
+    ]
+
+
+def test_of_a_list_each_cancel_that_was_done_is_on_record(alice: Client) -> None:
+    first, second = place(Side.BID, 1, "10"), place(Side.BID, 2, "10")
+    with on_record() as entries:
+        services.execute(
+            [
+                by_operator(first, "error"),
+                by_operator(first, "twice"),
+                by_operator(second, "error"),
+                trading.order(Side.BID, 1, "9"),
+            ]
+        )
+
+    assert [(each.subject, each.reason, who(each)) for each in entries] == [
+        (str(order.pk), "error", ("user", "olga", "192.0.2.7", "r-1")) for order in (first, second)
+    ]
+
+
+def test_what_brokers_cancel_is_not_on_record(alice: Client) -> None:
+    orders = [place(Side.BID, 1, "10") for _ in range(3)]
+    with on_record() as entries:
+        assert alice.delete(f"/orders/{orders[0].pk}").status == 200
+        assert alice.delete("/orders?all=true").body == {"cancelled": 2}
+
+    assert entries == []
+
+
+def test_a_cancel_that_is_refused_is_not_on_record(alice: Client, operator: Client) -> None:
+    ended, due = place(Side.BID, 1, "10"), place(Side.BID, 1, "10")
+    trading.cancel(ended)
+    Order.objects.filter(pk=due.pk).update(expires_at=timezone.now(), time_in_force=TimeInForce.GTD)
+    api.refused(operator, "DELETE", f"/orders/{ended.pk}")
+    api.refused(operator, "DELETE", f"/orders/{UUID(int=1)}")
+    with on_record() as entries:
+        assert operator.delete(f"/orders/{due.pk}").code == "order_not_cancellable"  # it has expired
+
+    assert Order.objects.get(pk=due.pk).status == OrderStatus.EXPIRED
+    assert entries == []
+
+
+# --- Many -----------------------------------------------------------------------------------------------------------
+
+
+def test_each_batch_that_an_operator_cancels_is_on_record(
+    alice: Client, bob: Client, operator: Client, settings: Settings
+) -> None:
+    settings.SWEEP_BATCH = 2
+    trading.instrument("PETR4")
+    for symbol, count in (("AAPL", 3), ("PETR4", 1)):
+        for _ in range(count):
+            place(Side.BID, 1, "10", symbol=symbol)
+    place(Side.ASK, 1, "11")
+    with on_record() as entries:
+        answer = operator.delete("/orders?broker_id=alice&side=bid")
+
+    assert answer.body == {"cancelled": 4}
+    assert [told(each) for each in entries] == [
+        ("broker.cancel_orders", "alice", "", None, {"symbol": symbol, "side": "bid", "cancelled": count})
+        for symbol, count in (("AAPL", 2), ("AAPL", 1), ("PETR4", 1))
+    ]
+    key = str(operator.key).split("_")[1]
+    assert {who(each) for each in entries} == {("key", key, "127.0.0.1", answer.headers["X-Request-Id"])}
+
+
+def test_the_kill_switch_is_on_record_with_its_reason(alice: Client, operator: Client) -> None:
+    for side, price in ((Side.BID, "10"), (Side.ASK, "11")):
+        place(side, 1, price)
+    body = {"cancel_orders": True, "reason": "default"}
+    with on_record() as entries:
+        assert operator.post("/brokers/alice/suspend", body).body["cancelled_orders"] == 2
+
+    assert [told(each) for each in entries] == [
+        ("broker.suspend", "alice", "default", {"status": "active"}, {"status": "suspended"}),
+        ("broker.cancel_orders", "alice", "default", None, {"symbol": "AAPL", "side": None, "cancelled": 2}),
+    ]
+
+
+def test_two_operators_who_cancel_the_same_at_once_are_told_apart(alice: Client) -> None:
+    """Nothing is left for the second, who is not on record."""
+    place(Side.BID, 1, "10")
+    ivan = Actor(ActorKind.USER, "ivan")
+    sweeps = [CancelOrders("alice", "AAPL", CancelReason.BY_OPERATOR, None, by, "error") for by in (OLGA, ivan)]
+    with on_record() as entries:
+        assert [getattr(outcome, "cancelled", None) for outcome in services.execute(sweeps)] == [1, 0]
+
+    assert [each.actor for each in entries] == ["olga"]
+
+
+def test_orders_that_a_mass_cancel_finds_past_their_time_are_not_on_record_as_cancelled(alice: Client) -> None:
+    place(Side.BID, 1, "10")
+    Order.objects.update(expires_at=timezone.now() - timedelta(seconds=1), time_in_force=TimeInForce.GTD)
+    with on_record() as entries:
+        assert services.cancel_all("alice", reason=CancelReason.BY_OPERATOR, by=OLGA) == 0
+
+    assert Order.objects.get().status == OrderStatus.EXPIRED
+    assert entries == []
+
+
+# --- Together or not at all -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", ["exchange_auditentry", "orders_order"])
+@pytest.mark.parametrize("way", ["one", "all"])
+def test_a_cancel_and_its_entry_are_done_together_or_not_at_all(alice: Client, table: str, way: str) -> None:
+    order = place(Side.BID, 1, "10")
+    ways: dict[str, Callable[[], Any]] = {
+        "one": partial(attempt, by_operator(order)),
+        "all": partial(services.cancel_all, "alice", reason=CancelReason.BY_OPERATOR, by=OLGA),
+    }
+    before = trading.everything()
+    with trading.refused_at_commit(table), pytest.raises(DatabaseError, match="not this one"):
+        ways[way]()
+
+    assert trading.everything() == before
+    with on_record() as entries:
+        assert isinstance(attempt(by_operator(order)), Cancelled)
+    assert len(entries) == 1

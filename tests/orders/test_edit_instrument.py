@@ -1,0 +1,98 @@
+"""An instrument's rules are changed by its operator, and never so that an order or a price would break them."""
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from exchange.errors import SymbolNotFound, ValidationFailed
+from exchange.models import Instrument
+from exchange.rules import Pricing
+from orders import services
+from orders.terms import Side
+from tests import trading
+from tests.exchange.client import Client
+from tests.trading import BY, on_record, place
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+RULES: dict[str, Any] = {"name": "AAPL", "tick_size": Decimal("0.01"), "lot_size": 1, "pricing": Pricing.SELLER}
+
+
+def edit(**changed: Any) -> Instrument:
+    return services.edit_instrument("AAPL", **(RULES | changed), by=BY, reason="review")
+
+
+def refused(**changed: Any) -> dict[str, str]:
+    """An edit that must be refused, and change nothing; the fields that are to blame, and why."""
+    before = trading.everything()
+    with pytest.raises(ValidationFailed) as refusal:
+        edit(**changed)
+    assert trading.everything() == before
+    return {error.field: error.detail for error in refusal.value.errors}
+
+
+def test_rules_are_changed_and_nothing_else_and_it_is_on_record(alice: Client) -> None:
+    place(Side.BID, 20, "10.05")
+    before = Instrument.objects.values().get(pk="AAPL")
+    changed = {"name": "Apple", "tick_size": Decimal("0.05"), "lot_size": 10, "pricing": Pricing.MAKER}
+    with on_record() as entries:
+        edited = edit(**changed)
+
+    after = Instrument.objects.values().get(pk="AAPL")
+    assert after == before | changed
+    assert {name: getattr(edited, name) for name in changed} == changed
+    (entry,) = entries
+    assert (entry.action, entry.subject, entry.reason) == ("instrument.edit", "AAPL", "review")
+    assert entry.before == {"name": "AAPL", "tick_size": "0.01", "lot_size": 1, "pricing": "seller"}
+    assert entry.after == {"name": "Apple", "tick_size": "0.05", "lot_size": 10, "pricing": "maker"}
+
+
+def test_an_instrument_without_a_name_is_named_like_its_symbol(alice: Client) -> None:
+    assert edit(name="").name == "AAPL"
+
+
+def test_what_is_not_listed_is_not_edited(db: None) -> None:
+    with pytest.raises(SymbolNotFound):
+        edit()
+
+
+def test_a_tick_that_a_working_order_is_off_is_refused(alice: Client) -> None:
+    place(Side.BID, 1, "10.05")
+    ended = place(Side.BID, 1, "10.01")
+    assert refused(tick_size=Decimal("0.05")) == {"tick_size": "A working order has a price of 10.01."}
+    trading.cancel(ended)
+    assert refused(tick_size=Decimal("0.10")) == {"tick_size": "A working order has a price of 10.05."}
+
+    assert edit(tick_size=Decimal("0.05")).tick_size == Decimal("0.05")
+    assert edit(tick_size=Decimal("0.001")).tick_size == Decimal("0.001")
+    assert alice.get("/stocks/AAPL/book").body["bids"][0]["price"] == Decimal("10.050")
+
+
+def test_a_lot_that_what_a_working_order_has_left_is_off_is_refused(alice: Client, bob: Client) -> None:
+    place(Side.ASK, 25, "10")
+    place(Side.BID, 10, "10", by="bob")
+    assert refused(lot_size=10) == {"lot_size": "A working order has 15 left."}
+
+    assert edit(lot_size=15).lot_size == 15
+    place(Side.BID, 15, "10", by="bob")
+    assert edit(lot_size=7).lot_size == 7  # no order is left
+
+
+def test_each_bad_field_is_named(alice: Client) -> None:
+    place(Side.BID, 3, "10.01")
+    assert refused(tick_size=Decimal("0.10"), lot_size=2).keys() == {"tick_size", "lot_size"}
+
+
+def test_decimals_that_history_may_have_used_are_kept(alice: Client, bob: Client) -> None:
+    assert edit(tick_size=Decimal("0.0005")).tick_size == Decimal("0.0005")
+    assert edit(tick_size=Decimal("0.01")).tick_size == Decimal("0.01")  # nothing was ever ordered
+    edit(tick_size=Decimal("0.0005"))
+    place(Side.ASK, 1, "10.0005")
+    place(Side.BID, 1, "10.0005", by="bob")
+    refusal = {"tick_size": "Prices of its history have 4 decimals, which it could show no longer."}
+    assert refused(tick_size=Decimal("0.01")) == refusal
+    assert refused(tick_size=Decimal("0.001")) == refusal
+
+    assert edit(tick_size=Decimal("1.0025")).tick_size == Decimal("1.0025")
+    assert alice.get("/stocks/AAPL/trades").body["trades"][0]["price"] == Decimal("10.0005")
