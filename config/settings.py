@@ -41,6 +41,7 @@ RATE_LIMIT_KEYS_REMEMBERED = 10_000
 KEY_CACHE_SECONDS = 4.0  # a key that another process revoked is dead after it: within five seconds, says the contract
 KEY_CACHE_SIZE = 10_000
 WEB_THREADS = 400  # of a web process, for all but the usual order and cancel
+WEB_STREAMS = 8  # answers of any length that a web process sends at a time, a thread for each
 KEY_RENEWAL_SECONDS = 300.0  # for so long after its last use a key is asked about again before it is needed
 
 # --- Limits of the write path ---------------------------------------------------------------------------------------
@@ -85,6 +86,7 @@ SEQUENCER_TURN_SECONDS = 0.25  # so long a list waits for another process' to en
 SEQUENCER_PATIENCE_SECONDS = 5.0  # then a request takes back what still waits,
 SEQUENCER_LAST_PATIENCE_SECONDS = 5.0  # and gives what is under way this long to end
 WEB_BODY_SECONDS = 30.0  # a request's, to come in
+WEB_STREAM_PIECE_SECONDS = 60.0  # a piece of a long answer, some thousand rows, to be taken
 VALKEY_TIMEOUT_SECONDS = 0.5
 HEARTBEAT_SECONDS = 1.0
 EXPIRY_SWEEP_SECONDS = 1.0

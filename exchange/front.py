@@ -18,7 +18,7 @@ from django.conf import settings
 from django.db import connection
 from granian.rsgi import HTTPProtocol, ProtocolClosed, Scope  # type: ignore[attr-defined]  # two come from within it
 
-from exchange import short_way
+from exchange import short_way, streams
 from exchange.errors import Overloaded
 from exchange.keys import renew_known
 from exchange.middleware import STARTED, Environ, request_id_of
@@ -44,6 +44,7 @@ class Front:
         self._long_way = long_way
         self._takes_no_orders = takes_no_orders
         self._errand_of = errand_of
+        self._streams = 0  # that are being sent
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         threading.Thread(target=_renew_keys_for_ever, name="keys", daemon=True).start()
@@ -55,7 +56,10 @@ class Front:
         if scope.method not in _BODILESS:
             environ["wsgi.input"] = await _body(environ, protocol)
         reply = await self.answer(environ)
-        protocol.response_bytes(reply.status, reply.headers, reply.content)
+        if reply.pieces is not None:
+            await self._stream(reply, environ, scope.client, protocol)
+        else:
+            protocol.response_bytes(reply.status, reply.headers, reply.content)
 
     async def answer(self, environ: Environ) -> Reply:
         """Whichever way is the request's; an order is turned away at the door when no more may wait.
@@ -69,6 +73,23 @@ class Front:
         if errand and (reply := await short_way.run(errand, environ)):
             return reply
         return await in_thread(_django, self._long_way, environ)
+
+    async def _stream(self, reply: Reply, environ: Environ, client: str, protocol: HTTPProtocol) -> None:
+        """Send it piece by piece, in a thread of its own, unless so many do already."""
+        if self._streams >= settings.WEB_STREAMS:
+            await in_thread(reply.pieces.close)
+            refusal = _refusal(environ)
+            protocol.response_bytes(refusal.status, refusal.headers, refusal.content)
+            return
+        self._streams += 1
+        structlog.contextvars.bind_contextvars(request_id=dict(reply.headers).get("X-Request-Id"))
+        try:
+            pipe = streams.Pipe()
+            protocol.response_file(reply.status, reply.headers, pipe.path)
+            await in_thread(streams.pour, reply.pieces, pipe, client)
+        finally:
+            self._streams -= 1
+            await in_thread(reply.pieces.close)
 
 
 def _renew_keys_for_ever() -> None:
@@ -167,10 +188,18 @@ def _refusal(environ: Environ) -> Reply:
 def _django(application: WSGI, environ: Environ) -> Reply:
     told: list[Any] = []
     pieces = application(environ, lambda status, headers, exc_info=None: told.extend((status, headers)))
+    if _is_endless(pieces) and environ["REQUEST_METHOD"] != "HEAD":
+        status, headers = told
+        return Reply(int(status.partition(" ")[0]), headers, b"", pieces)
     try:
-        content = b"".join(pieces)
+        content = b"" if _is_endless(pieces) else b"".join(pieces)
     finally:
         if hasattr(pieces, "close"):
             pieces.close()  # the request has ended
     status, headers = told
     return Reply(int(status.partition(" ")[0]), headers, content)
+
+
+def _is_endless(answer: Any) -> bool:
+    """Whether it comes in pieces, and nobody knows how many: a file says how long it is, and is sent at once."""
+    return getattr(answer, "streaming", False) and not answer.has_header("Content-Length")

@@ -44,6 +44,7 @@ class Reply(NamedTuple):
     status: int
     headers: list[tuple[str, str]]
     content: bytes
+    pieces: Any = None  # to be sent one after another in place of the content; who has them closes them
 
 
 @dataclass(frozen=True, slots=True)
