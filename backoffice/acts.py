@@ -11,13 +11,16 @@ from typing import Any, ClassVar
 from django import forms
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied
+from django.db import InterfaceError, OperationalError
 from django.db.models import Model
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
 
+from backoffice.links import list_url, page_url
 from exchange.audit import Actor, ActorKind, address_of
-from exchange.errors import ExchangeError
+from exchange.errors import ExchangeError, OutcomeUnknown
+from exchange.problems import refusal_of
 from exchange.rules import MAX_REASON_LENGTH
 
 MAX_SUBJECTS = 500  # of one act
@@ -41,7 +44,8 @@ class Done:
 
     message: str
     secret: str = ""
-    is_warning: bool = False  # it was done in part
+    is_warning: bool = False  # it was done in part, or had been done before
+    url: str = ""  # where to go now, if not back
 
 
 class Act:
@@ -58,6 +62,10 @@ class Act:
     def applies_to(self, row: Any) -> bool:
         """Whether it could be done to this row as it stands: else it has no button."""
         return True
+
+    def named(self, row: Any) -> str:
+        """What its page says of this row, beside what it is called by."""
+        return str(row)
 
     def initial(self, row: Any) -> dict[str, Any]:
         """What its form begins with."""
@@ -90,8 +98,8 @@ def act_page(request: HttpRequest, act: Act, model: type[Model], context: dict[s
     if request.method == "POST" and form.is_valid():
         try:
             done = act.perform(actor_of(request), subjects, **form.cleaned_data)
-        except ExchangeError as refusal:
-            _tell(form, refusal)
+        except (ExchangeError, OperationalError, InterfaceError) as error:
+            _tell(form, _refusal(error))
         else:
             return _done(request, act, model, subjects, done, context)
     return TemplateResponse(
@@ -102,7 +110,7 @@ def act_page(request: HttpRequest, act: Act, model: type[Model], context: dict[s
             "title": act.label,
             "act": act,
             "form": form,
-            "subjects": subjects,
+            "subjects": [act.named(row) for row in subjects],
             "back_url": _back(model, subjects),
         },
     )
@@ -122,27 +130,40 @@ def _subjects(request: HttpRequest, act: Act, model: type[Model]) -> list[Any]:
     return rows
 
 
+def _refusal(error: Exception) -> ExchangeError:
+    """Why it was not done; of a database that failed, whether that is certain."""
+    if isinstance(error, ExchangeError):
+        return error
+    refusal = refusal_of(error)
+    if isinstance(refusal, OutcomeUnknown):
+        return OutcomeUnknown("It is not known whether this was done: look, before you press again.")
+    return refusal
+
+
 def _tell(form: forms.Form, refusal: ExchangeError) -> None:
     """Say on the form why the service refused."""
     for error in refusal.errors:
-        form.add_error(error.field if error.field in form.fields else None, error.detail)
+        if error.field in form.fields:
+            form.add_error(error.field, error.detail)
+        else:
+            form.add_error(None, f"{error.field}: {error.detail}")
     if not refusal.errors:
         form.add_error(None, refusal.detail)
 
 
 def _back(model: type[Model], subjects: Sequence[Model]) -> str:
     """Where one came from: the row, or the list."""
-    name = f"admin:{model._meta.app_label}_{model._meta.model_name}"
-    return reverse(f"{name}_change", args=[subjects[0].pk]) if len(subjects) == 1 else reverse(f"{name}_changelist")
+    return page_url(model, subjects[0].pk) if len(subjects) == 1 else list_url(model)
 
 
 def _done(
     request: HttpRequest, act: Act, model: type[Model], subjects: Sequence[Any], done: Done, context: dict[str, Any]
 ) -> HttpResponse:
+    next_url = done.url or _back(model, subjects)
     if done.secret:  # shown by this answer alone: a message would be stored on its way
-        shown = {**context, "title": act.label, "done": done, "back_url": _back(model, subjects)}
+        shown = {**context, "title": act.label, "done": done, "back_url": next_url}
         response: HttpResponse = TemplateResponse(request, "backoffice/secret.html", shown)
         response["Cache-Control"] = "no-store"
         return response
     messages.add_message(request, messages.WARNING if done.is_warning else messages.SUCCESS, done.message)
-    return HttpResponseRedirect(_back(model, subjects))
+    return HttpResponseRedirect(next_url)

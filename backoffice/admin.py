@@ -3,8 +3,10 @@
 from backoffice import audit as audit
 from backoffice import brokers as brokers
 from backoffice import instruments as instruments
+from backoffice import keys as keys
 from backoffice import orders as orders
 from backoffice import people as people
 from backoffice import reconciliation as reconciliation
 from backoffice import trades as trades
+from backoffice import transfers as transfers
 from backoffice import webhooks as webhooks

@@ -1,23 +1,133 @@
 """The audit: every act on record, to be looked through and taken along."""
 
+import json
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from django import forms
 from django.contrib import admin
+from django.db.models import Model, Q
+from django.http import HttpRequest
 
+from backoffice.links import list_url, page_url
 from backoffice.lists import Column, Way
 from backoffice.pages import Pages
-from exchange.models import AuditEntry
+from backoffice.periods import PeriodForm, within_by_id
+from exchange.audit import Action, ActorKind
+from exchange.models import ApiKey, AuditEntry, Broker, Instrument
 from exchange.paging import Keyset
+from orders.models import Order, ReconcileRun
+from webhooks.models import Delivery, Subscription
+
+LATEST = 10  # entries on the page of what they are about
+
+# What the subject of an act is, by the word before the dot in the action; each is named by its key.
+SUBJECTS: dict[str, type[Model]] = {
+    "instrument": Instrument,
+    "broker": Broker,
+    "key": ApiKey,
+    "order": Order,
+    "webhook": Subscription,
+    "delivery": Delivery,
+    "reconcile": ReconcileRun,
+}
+
+
+def subject_url(entry: AuditEntry) -> str:
+    """The page of what an entry is about, where there is one."""
+    model = SUBJECTS.get(entry.action.partition(".")[0])
+    return page_url(model, entry.subject) if model and entry.subject else ""
+
+
+def actor_url(entry: AuditEntry) -> str:
+    """The key that acted, or all else that a user or a command did."""
+    if entry.actor_kind == ActorKind.KEY:
+        return page_url(ApiKey, entry.actor)
+    return list_url(AuditEntry, actor=entry.actor, kind=entry.actor_kind)
+
+
+def latest_about(*rows: Model) -> list[AuditEntry]:
+    """The latest acts that any of these rows was the subject of, newest first; each is looked for by itself."""
+    kinds = {model: kind for kind, model in SUBJECTS.items()}
+    each = [
+        AuditEntry.objects.filter(subject=str(row.pk), action__startswith=f"{kinds[type(row)]}.").order_by("-id")[
+            :LATEST
+        ]
+        for row in rows
+    ]
+    return list(each[0].union(*each[1:], all=True).order_by("-id")[:LATEST] if len(each) > 1 else each[0])
+
+
+class AuditFilter(PeriodForm):
+    q = forms.CharField(max_length=150, required=False, label="Subject", help_text="A broker, a symbol, an id, …")
+    actor = forms.CharField(max_length=150, required=False, label="Who", help_text="A user, a key's prefix, …")
+    kind = forms.ChoiceField(choices=[("", "any"), *ActorKind.choices()], required=False, label="As")
+    action = forms.ChoiceField(choices=[("", "any"), *Action.choices()], required=False, label="What")
+    field_order = ["q", "actor", "kind", "action", "since", "until"]
 
 
 @admin.register(AuditEntry)
 class AuditPages(Pages):
     columns = (
-        Column("When", "at"),
-        Column("Who", "actor"),
+        Column("When", "at", link=lambda entry: page_url(AuditEntry, entry.pk)),
+        Column("Who", lambda entry: f"{entry.actor_kind} {entry.actor}", link=actor_url),
+        Column("From", "address"),
         Column("What", "action"),
+        Column("Subject", "subject", link=subject_url),
+        Column("Reason", "reason", is_text=True),
     )
+    form_class = AuditFilter
+    row_template = "backoffice/audit_entry.html"
+    is_live = True
 
     def way(self, asked: dict[str, Any]) -> Way:
-        return Way(AuditEntry.objects.all(), Keyset(("-id", UUID)))
+        rows = within_by_id(AuditEntry.objects.all(), "at", asked)
+        among = Q(**{name: asked[field] for name, field in _AMONG.items() if asked[field]})
+        if asked["q"]:
+            rows, among = rows.filter(subject=asked["q"]), among & _by(asked)
+        elif asked["actor"]:
+            rows = rows.filter(_by(asked))
+        return Way(rows, Keyset(("-id", UUID)), among)
+
+    def row_context(self, request: HttpRequest, row: AuditEntry) -> dict[str, Any]:
+        return {
+            "changes": changes(row.before, row.after),
+            "actor_url": actor_url(row),
+            "subject_url": subject_url(row),
+            "about_url": list_url(AuditEntry, q=row.subject) if row.subject else "",
+        }
+
+
+_AMONG = {"actor_kind": "kind", "action": "action"}
+
+
+def _by(asked: dict[str, Any]) -> Q:
+    return Q(actor=asked["actor"]) if asked["actor"] else Q()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing that an act tells of its subject: how it was, and how it has been since; None: not there."""
+
+    name: str
+    before: str | None
+    after: str | None
+
+    @property
+    def is_one(self) -> bool:
+        return self.before != self.after
+
+
+def changes(before: Any, after: Any) -> list[Change]:
+    """Both sides of an entry beside each other, in the order in which they were written."""
+    was, has_been = before or {}, after or {}
+    names = [*was, *(name for name in has_been if name not in was)]
+    return [Change(name, _told(was, name), _told(has_been, name)) for name in names]
+
+
+def _told(side: dict[str, Any], name: str) -> str | None:
+    if name not in side:
+        return None
+    value = side[name]
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

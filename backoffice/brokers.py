@@ -1,44 +1,182 @@
-"""Brokers: what they own, what moves in and out, their keys, and how they are stopped."""
+"""Brokers: what they own, what they do today, what moves in and out, and how they are stopped."""
 
+from datetime import datetime, time
+from decimal import Decimal
 from typing import Any
-from uuid import UUID
 
+from django import forms
 from django.contrib import admin
+from django.contrib.postgres.expressions import ArraySubquery
+from django.db.models import (
+    Count,
+    DecimalField,
+    ExpressionWrapper,
+    F,
+    Func,
+    IntegerField,
+    OuterRef,
+    Q,
+    Subquery,
+    Sum,
+    Value,
+)
+from django.db.models.functions import Coalesce
+from django.http import HttpRequest
+from django.utils import timezone
 
-from backoffice.lists import Column, Way
+from backoffice.acts import act_url, is_permitted
+from backoffice.audit import latest_about
+from backoffice.broker_acts import (
+    AdmitBroker,
+    IssueKey,
+    Reinstate,
+    StopBroker,
+    Suspend,
+    TransferCash,
+    TransferShares,
+)
+from backoffice.keys import RevokeKey, key_state
+from backoffice.links import list_url, page_url
+from backoffice.lists import Column, FilterForm, Way
 from backoffice.pages import Pages
-from exchange.models import ApiKey, Broker, Transfer
+from backoffice.templatetags.office import state
+from exchange.models import CASH_DIGITS, DECIMALS, ApiKey, Broker, Holding, Instrument, Transfer
 from exchange.paging import Keyset
+from exchange.rules import BrokerStatus
+from orders.models import Order, Trade
+from orders.terms import Side
+from webhooks.models import Subscription
+
+TRADES_COUNTED = 1_000  # of a broker in the list, on each side
+TRADES_SUMMED = 5_000  # on a broker's own page, on each side
+HOLDINGS_SHOWN = 100
+ROWS_SHOWN = 10  # of what has a list of its own
+KEYS_SHOWN = 20
+
+_WORTH = ExpressionWrapper(F("price") * F("quantity"), DecimalField(max_digits=CASH_DIGITS, decimal_places=DECIMALS))
+
+
+class BrokerFilter(FilterForm):
+    q = forms.CharField(max_length=64, required=False, label="Broker id")
+    status = forms.ChoiceField(choices=[("", "any"), *BrokerStatus.choices()], required=False)
 
 
 @admin.register(Broker)
 class BrokerPages(Pages):
     columns = (
-        Column("Broker", "id"),
-        Column("Status", "status"),
+        Column("Broker", "id", link=lambda broker: page_url(Broker, broker.pk)),
+        Column("Status", lambda broker: state(broker.status)),
+        Column("Cash", "cash", is_number=True),
+        Column("Reserved", "reserved_cash", is_number=True),
+        Column("Available", lambda broker: broker.cash - broker.reserved_cash, is_number=True),
+        Column("Open orders", lambda broker: int(broker.open_orders), is_number=True),
+        Column("Trades today", lambda broker: _counted(broker.bids_today, broker.asks_today), is_number=True),
+        Column("Admitted", "created_at"),
     )
+    form_class = BrokerFilter
+    acts = (AdmitBroker(), TransferCash(), TransferShares(), IssueKey(), Suspend(), Reinstate(), StopBroker())
+    row_template = "backoffice/broker.html"
+    is_live = True
+
+    def get_queryset(self, request: HttpRequest | None) -> Any:
+        held = Holding.objects.filter(broker=OuterRef("pk")).values("broker")
+        open_orders = Subquery(held.annotate(total=Sum("open_orders")).values("total"))
+        return Broker.objects.annotate(open_orders=Coalesce(open_orders, Value(Decimal(0))))
 
     def way(self, asked: dict[str, Any]) -> Way:
-        return Way(Broker.objects.all(), Keyset(("id", str)))
+        rows = self.get_queryset(None).annotate(
+            bids_today=_how_many(Trade.objects.filter(bid_broker=OuterRef("pk"), executed_at__gte=today())),
+            asks_today=_how_many(Trade.objects.filter(ask_broker=OuterRef("pk"), executed_at__gte=today())),
+        )
+        among = Q(pk__icontains=asked["q"]) if asked["q"] else Q()
+        if asked["status"]:
+            among &= Q(status=asked["status"])
+        return Way(rows, Keyset(("id", str)), among)
+
+    def row_context(self, request: HttpRequest, row: Broker) -> dict[str, Any]:
+        holdings = _holdings_of(row)
+        keys = list(
+            ApiKey.objects.filter(broker=row).defer("secret_hash").order_by("-created_at", "-prefix")[:KEYS_SHOWN]
+        )
+        return {
+            "available": row.cash - row.reserved_cash,
+            "open_orders": int(row.open_orders),  # type: ignore[attr-defined]  # annotated
+            "sides": [_trades_today(row, side) for side in Side],
+            "today": today(),
+            "holdings": holdings[:HOLDINGS_SHOWN],
+            "more_holdings": len(holdings) > HOLDINGS_SHOWN,
+            "orders": _latest_open_orders(row),
+            "transfers": Transfer.objects.filter(broker=row).order_by("-created_at", "-id")[:ROWS_SHOWN],
+            "keys": [(key, key_state(key), _revoke_url(request, key)) for key in keys],
+            "subscriptions": list(Subscription.objects.alive().filter(broker=row).order_by("event_type")),
+            "audit": latest_about(row, *keys),
+            "orders_url": list_url(Order, broker=row.pk),
+            "trades_url": list_url(Trade, broker=row.pk),
+            "transfers_url": list_url(Transfer, broker=row.pk),
+            "keys_url": list_url(ApiKey, broker=row.pk),
+            "subscriptions_url": list_url(Subscription, broker=row.pk),
+        }
 
 
-@admin.register(Transfer)
-class TransferPages(Pages):
-    columns = (
-        Column("Transfer", "id"),
-        Column("Broker", "broker_id"),
-    )
-
-    def way(self, asked: dict[str, Any]) -> Way:
-        return Way(Transfer.objects.all(), Keyset(("-id", UUID)))
+def today() -> datetime:
+    """When it began, in UTC."""
+    return datetime.combine(timezone.now().date(), time.min, timezone.now().tzinfo)
 
 
-@admin.register(ApiKey)
-class ApiKeyPages(Pages):
-    columns = (
-        Column("Key", "prefix"),
-        Column("Broker", "broker_id"),
-    )
+# --- Trades of today ------------------------------------------------------------------------------------------------
 
-    def way(self, asked: dict[str, Any]) -> Way:
-        return Way(ApiKey.objects.all(), Keyset(("prefix", str)))
+
+def _how_many(trades: Any) -> Func:
+    """How many trades, of which no more are read than it takes to say "more than `TRADES_COUNTED`"."""
+    ids = ArraySubquery(trades.values("pk")[: TRADES_COUNTED + 1])
+    return Func(ids, function="CARDINALITY", output_field=IntegerField())
+
+
+def _counted(*counts: int) -> str:
+    """Their sum, or at least how many it is when one of them was not counted to its end."""
+    more = "+" if max(counts) > TRADES_COUNTED else ""
+    return f"{sum(min(count, TRADES_COUNTED) for count in counts):,}{more}"
+
+
+def _trades_today(broker: Broker, side: Side) -> dict[str, Any]:
+    """How many trades of today this broker was on this side of, and what they were worth: of the latest."""
+    of_today = Trade.objects.fills_of(broker.pk, side).select_related(None).filter(executed_at__gte=today())
+    latest = of_today.annotate(worth=_WORTH).order_by("-executed_at", "-id")[: TRADES_SUMMED + 1]
+    found = latest.aggregate(count=Count("pk"), value=Coalesce(Sum("worth"), Decimal(0)))
+    return {"side": side, **found, "is_more": found["count"] > TRADES_SUMMED, "limit": TRADES_SUMMED}
+
+
+# --- Holdings and open orders ---------------------------------------------------------------------------------------
+
+
+def _holdings_of(broker: Broker) -> list[dict[str, Any]]:
+    """What a broker has of each instrument, and one row more than is shown."""
+    there = Q(quantity__gt=0) | Q(open_orders__gt=0)
+    held = Holding.objects.filter(there, broker=broker).order_by("instrument")[: HOLDINGS_SHOWN + 1]
+    return [
+        {
+            "symbol": holding.instrument_id,
+            "url": page_url(Instrument, holding.instrument_id),
+            "quantity": int(holding.quantity),
+            "reserved": int(holding.reserved),
+            "available": int(holding.quantity - holding.reserved),
+            "open_orders": holding.open_orders,
+        }
+        for holding in held
+    ]
+
+
+def _latest_open_orders(broker: Broker) -> list[Order]:
+    """The latest of a broker's open orders, found book by book: of each book's, an index gives the latest first."""
+    of_book = Order.objects.working().filter(broker=OuterRef("broker"), instrument=OuterRef("instrument"))
+    latest = ArraySubquery(of_book.order_by("-sequence").values("pk")[:ROWS_SHOWN])
+    books = Holding.objects.filter(broker=broker, open_orders__gt=0).annotate(latest=latest)
+    ids = [pk for each in books.values_list("latest", flat=True) for pk in each]
+    newest = sorted(ids, reverse=True)[:ROWS_SHOWN]  # version 7: by their time
+    return list(Order.objects.filter(pk__in=newest).order_by("-created_at", "-id"))
+
+
+def _revoke_url(request: HttpRequest, key: ApiKey) -> str:
+    """Where this user may revoke it, if there is anything to revoke."""
+    act = RevokeKey()
+    return act_url(ApiKey, act, key) if act.applies_to(key) and is_permitted(request, act) else ""

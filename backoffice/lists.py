@@ -30,6 +30,7 @@ class Column:
     value: str | Callable[[Any], Any]
     is_number: bool = False
     link: Callable[[Any], str] | None = None  # where the value leads
+    is_text: bool = False  # of any length: its lines break
 
     def of(self, row: Any) -> Any:
         return getattr(row, self.value) if isinstance(self.value, str) else self.value(row)

@@ -141,6 +141,7 @@ class ApiKey(models.Model):
     last_used_at = models.DateTimeField(null=True)  # to the minute: see `exchange.keys.note_use`
 
     class Meta:
+        indexes = [models.Index(fields=["-created_at", "-prefix"], name="key_newest")]
         constraints = [
             models.CheckConstraint(
                 condition=Q(broker=None, scopes=[Scope.OPERATOR])

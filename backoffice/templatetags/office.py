@@ -6,9 +6,11 @@ from enum import Enum
 from typing import Any
 
 from django import template
+from django.db.models import Model
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from backoffice.links import page_url
 from exchange.rules import cash_shown
 
 register = template.Library()
@@ -26,6 +28,7 @@ _TONES = {
     "suspended": "bad",
     "failed": "bad",
     "revoked": "bad",
+    "live": "good",
     "pending": "wait",
     "partially_filled": "wait",
     "due": "wait",
@@ -86,3 +89,9 @@ def age(seconds: float | None) -> str:
         if seconds < limit:
             return f"{seconds / unit:.0f} {name}"
     return f"{seconds / 86_400:.0f} d"
+
+
+@register.filter
+def page(row: Model) -> str:
+    """Where the row has its page."""
+    return page_url(type(row), row.pk)

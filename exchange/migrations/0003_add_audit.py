@@ -82,6 +82,10 @@ class Migration(migrations.Migration):
             name='last_used_at',
             field=models.DateTimeField(null=True),
         ),
+        migrations.AddIndex(
+            model_name='apikey',
+            index=models.Index(fields=['-created_at', '-prefix'], name='key_newest'),
+        ),
         migrations.CreateModel(
             name='AuditEntry',
             fields=[
