@@ -8,7 +8,7 @@ from django import forms
 from rest_framework import serializers
 
 from exchange.fields import Amount, Quantity, Text, Timestamp, WireField, field_errors
-from exchange.rules import BROKER_ID, MAX_INITIAL_CASH, SYMBOL, TRANSFER_REFERENCE
+from exchange.rules import BROKER_ID, MAX_INITIAL_CASH, SYMBOL, TRANSFER_REFERENCE, Words
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,15}")
 _LOCAL = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?")
@@ -78,3 +78,12 @@ def _in_utc(text: str) -> str:
     if local is None:
         return text
     return text.replace(" ", "T") + ("Z" if local[1] else ":00Z")
+
+
+class WordField(forms.ChoiceField):
+    """One of a closed set of words, or any; for a filter."""
+
+    def __init__(self, words: type[Words], *more: str, **options: Any) -> None:
+        names = [*more, *(word.value for word in words)]
+        choices = [("", "any"), *((name, name.replace("_", " ")) for name in names)]
+        super().__init__(choices=choices, required=False, **options)

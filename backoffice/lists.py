@@ -5,8 +5,9 @@ list is read along one index, its way; what no index serves is looked for in `FI
 and the page says so and offers to look further.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 from urllib.parse import urlencode
 
@@ -18,8 +19,10 @@ from exchange.paging import MAX_CURSOR_LENGTH, Keyset, Page
 
 PAGE_ROWS = 50
 FILTERED_ROWS = 20_000  # few enough to be read from a disk at once
+BATCH_ROWS = 5_000  # of an export, in one statement
 
 Rows = QuerySet[Any]
+Position = tuple[Any, ...]  # a row's sort key
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +41,38 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a list is read: rows that an index serves in the order of `keyset`, and what to look for among them."""
+    """How a list is read: rows that an index serves in the order of `keyset`, and what to look for among them.
+
+    Where several indexes serve a part each, `also` has the others': they are merged, and what several have shows once.
+    """
 
     rows: Rows
     keyset: Keyset
     among: Q = field(default_factory=Q)  # what no index serves
+    also: Sequence[Rows] = ()
+
+    def reversed(self) -> "Way":
+        """The same from the other end."""
+        return Way(self.rows, self.keyset.reversed(), self.among, self.also)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a page begins: past a row, or with it."""
+
+    cursor: str
+    is_with: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RowPage:
-    """What a list shows: rows, where it goes on in both directions (None: nowhere), and whether it looked at all."""
+    """What a list shows: its rows, and where it goes on in both directions, if it does."""
 
     rows: list[Any]
-    newer: str | None
-    older: str | None
+    newer: Start | None = None
+    older: Start | None = None
     looked_through: int = 0  # so many rows, and no further
+    is_backwards: bool = False
 
 
 class PageForm(forms.Form):
@@ -60,60 +80,114 @@ class PageForm(forms.Form):
 
     after = forms.CharField(max_length=MAX_CURSOR_LENGTH, required=False)
     before = forms.CharField(max_length=MAX_CURSOR_LENGTH, required=False)
+    including = forms.BooleanField(required=False)  # the row of the cursor
     last = forms.BooleanField(required=False)
+
+
+def page_of(way: Way, query: Mapping[str, Any]) -> RowPage:
+    """The page that the query asks for; one whose cursor is none of this way's is the first."""
+    form = PageForm(query)
+    asked = form.cleaned_data if form.is_valid() else {}
+    is_with = asked.get("including", False)
+    try:
+        if asked.get("before"):
+            return _backwards(way, Start(asked["before"], is_with)) or _forwards(way, None)
+        if asked.get("last"):
+            return _backwards(way, None) or _forwards(way, None)
+        return _forwards(way, Start(asked["after"], is_with) if asked.get("after") else None)
+    except ValueError:
+        return _forwards(way, None)
+
+
+def _forwards(way: Way, start: Start | None) -> RowPage:
+    found = _read(way, start, PAGE_ROWS)
+    return RowPage(found.rows, _back(way, start, found), found.further, found.looked_through)
+
+
+def _backwards(way: Way, start: Start | None) -> RowPage | None:
+    """None for a page that would show the first rows and no full page of them: that is the first page's."""
+    found = _read(way.reversed(), start, PAGE_ROWS)
+    if start and not found.further and len(found.rows) < PAGE_ROWS:
+        return None
+    older = _back(way, start, found)
+    return RowPage(found.rows[::-1], found.further, older, found.looked_through, is_backwards=True)
+
+
+def _back(way: Way, start: Start | None, found: "_Found") -> Start | None:
+    """What comes before all that was looked at; without a row to name, it is whatever this page did not begin with."""
+    if start is None:
+        return None
+    if found.rows:
+        return Start(way.keyset.write(found.rows[0]))
+    return Start(start.cursor, not start.is_with)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    rows: list[Any]
+    further: Start | None = None
+    looked_through: int = 0
+
+
+def _read(way: Way, start: Start | None, limit: int) -> _Found:
+    """Up to so many rows, and where to go on: also where only so many rows were looked through, and no further."""
+    keyset, position = way.keyset, way.keyset.read(start.cursor) if start else None
+    sources = [way.rows, *way.also]
+    if start and start.is_with and position:
+        sources, position = [keyset.reversed().until(rows, position) for rows in sources], None
+    page = Page(limit, position)
+    edge = _edge(sources, keyset, position) if way.among else None
+    if edge:
+        sources = [keyset.until(rows, edge) for rows in sources]
+    rows, cursor = keyset.cut(_merged([rows.filter(way.among) for rows in sources], keyset, page), page)
+    if cursor is None and edge:
+        return _Found(rows, Start(keyset.write_position(edge)), FILTERED_ROWS)
+    return _Found(rows, Start(cursor) if cursor else None)
+
+
+def _merged(sources: Sequence[Rows], keyset: Keyset, page: Page) -> list[Any]:
+    """The page's rows of all sources in their order, and one more if there is one."""
+    if len(sources) == 1:
+        return list(keyset.rows(sources[0], page))
+    key_of = attrgetter(*keyset.names)
+    found = {key_of(row): row for rows in sources for row in keyset.rows(rows, page)}
+    return [found[key] for key in sorted(found, reverse=_descends(keyset))]
+
+
+def _edge(sources: Sequence[Rows], keyset: Keyset, position: Position | None) -> Position | None:
+    """The sort key of the last row that is looked at, if any source has more rows than are looked through."""
+    page, edges = Page(FILTERED_ROWS, position), []
+    for rows in sources:
+        ahead = list(keyset.rows(rows, page).values_list(*keyset.names)[FILTERED_ROWS - 1 : FILTERED_ROWS + 1])
+        edges += ahead[:1] if len(ahead) == 2 else []
+    nearest = max if _descends(keyset) else min
+    return nearest(edges) if edges else None
+
+
+def _descends(keyset: Keyset) -> bool:
+    return keyset.ordering[0].startswith("-")
+
+
+def batches(way: Way, *fields: str) -> Iterator[list[tuple[Any, ...]]]:
+    """These fields of all rows of the way, as many at a time as one short statement reads; a batch may be empty."""
+    names = tuple(dict.fromkeys([*fields, *way.keyset.names]))
+    parts = [rows.values_list(*names, named=True) for rows in (way.rows, *way.also)]
+    lean, start = Way(parts[0], way.keyset, way.among, parts[1:]), None
+    while True:
+        found = _read(lean, start, BATCH_ROWS)
+        yield [row[: len(fields)] for row in found.rows]
+        if found.further is None:
+            return
+        start = found.further
+
+
+# --- What is asked for ----------------------------------------------------------------------------------------------
 
 
 class FilterForm(forms.Form):
     """What a list can be asked for: a form that is sent as the page's query, every field optional."""
 
     q = forms.CharField(max_length=100, required=False, label="Search")
-
-
-def page_of(way: Way, query: Mapping[str, Any]) -> RowPage:
-    """The page that the query asks for; one whose cursor is not ours is the first."""
-    form = PageForm(query)
-    asked = form.cleaned_data if form.is_valid() else {}
-    try:
-        if asked.get("before"):
-            return _backwards(way, asked["before"])
-        if asked.get("last"):
-            return _backwards(way, None)
-        return _forwards(way, asked.get("after") or None)
-    except ValueError:
-        return _forwards(way, None)
-
-
-def _forwards(way: Way, cursor: str | None) -> RowPage:
-    rows, older, looked_through = _read(way, way.keyset, cursor)
-    newer = way.keyset.write(rows[0]) if cursor and rows else cursor
-    return RowPage(rows, newer, older, looked_through)
-
-
-def _backwards(way: Way, cursor: str | None) -> RowPage:
-    rows, newer, looked_through = _read(way, way.keyset.reversed(), cursor)
-    older = way.keyset.write(rows[0]) if cursor and rows else cursor
-    return RowPage(rows[::-1], newer, older, looked_through)
-
-
-def _read(way: Way, keyset: Keyset, cursor: str | None) -> tuple[list[Any], str | None, int]:
-    """Up to a page of rows, the cursor to go on from, and how many rows were looked through if that was the limit."""
-    position = keyset.read(cursor) if cursor else None
-    page = Page(PAGE_ROWS, position)
-    if not way.among:
-        return *keyset.cut(keyset.rows(way.rows, page), page), 0
-    edge = _edge(way, keyset, position)
-    rows = way.rows if edge is None else keyset.until(way.rows, edge)
-    found, further = keyset.cut(keyset.rows(rows.filter(way.among), page), page)
-    if further is None and edge is not None:
-        return found, keyset.write_position(edge), FILTERED_ROWS
-    return found, further, 0
-
-
-def _edge(way: Way, keyset: Keyset, position: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-    """The sort key of the last row that is looked at, if there are more rows than that."""
-    ahead = keyset.rows(way.rows, Page(FILTERED_ROWS, position)).values_list(*keyset.names)
-    found: list[tuple[Any, ...]] = list(ahead[FILTERED_ROWS - 1 : FILTERED_ROWS + 1])
-    return found[0] if len(found) == 2 else None
 
 
 # --- As a page shows it ---------------------------------------------------------------------------------------------
@@ -142,11 +216,16 @@ class Listing:
 
     @property
     def newer_url(self) -> str:
-        return self._url(before=self.page.newer) if self.page.newer else ""
+        return self._url(**_asking("before", self.page.newer)) if self.page.newer else ""
 
     @property
     def older_url(self) -> str:
-        return self._url(after=self.page.older) if self.page.older else ""
+        return self._url(**_asking("after", self.page.older)) if self.page.older else ""
+
+    @property
+    def further_url(self) -> str:
+        """Where there is more to look through."""
+        return self.newer_url if self.page.is_backwards else self.older_url
 
     @property
     def last_url(self) -> str:
@@ -156,8 +235,31 @@ class Listing:
     def is_filtered(self) -> bool:
         return bool(self.query)
 
+    @property
+    def in_force(self) -> list[tuple[str, str, str]]:
+        """Each filter: what it is about, what it asks for, and the list without it."""
+        return [
+            (str(self.form[name].label), _asked(self.form, name, value), self._url(**{name: ""}))
+            for name, value in self.query.items()
+        ]
+
+    @property
+    def query_string(self) -> str:
+        """What is asked for, for another page."""
+        return urlencode(self.query)
+
     def _url(self, **more: str) -> str:
-        return f"?{urlencode({**self.query, **more})}"
+        return f"?{urlencode({name: value for name, value in {**self.query, **more}.items() if value})}"
+
+
+def _asking(direction: str, start: Start) -> dict[str, str]:
+    return {direction: start.cursor, **({"including": "1"} if start.is_with else {})}
+
+
+def _asked(form: FilterForm, name: str, value: str) -> str:
+    """A value as its field shows it."""
+    choices: Any = getattr(form.fields[name], "choices", ())
+    return str(dict(choices).get(value, value))
 
 
 def listing(
@@ -166,5 +268,5 @@ def listing(
     """The list that a request asks for; with bad filters it shows nothing, and the form says why."""
     form = form_class(request.GET)
     query = {name: request.GET[name] for name in form.fields if request.GET.get(name)}
-    page = page_of(way(form.cleaned_data), request.GET) if form.is_valid() else RowPage([], None, None)
+    page = page_of(way(form.cleaned_data), request.GET) if form.is_valid() else RowPage([])
     return Listing(columns, page, form, query)

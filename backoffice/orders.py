@@ -1,23 +1,288 @@
 """Orders: found by what they are known by, looked at from their arrival to their end, and cancelled."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from django import forms
 from django.contrib import admin
+from django.db import connection
+from django.db.models import Q
+from django.http import HttpRequest
 
-from backoffice.lists import Column, Way
+from backoffice import fields
+from backoffice.acts import MAX_SUBJECTS, Act, Done
+from backoffice.audit import latest_about
+from backoffice.links import list_url, page_url
+from backoffice.lists import Column, Rows, Way
 from backoffice.pages import Pages
-from exchange.paging import Keyset
-from orders.models import Order
+from backoffice.periods import PeriodForm, period, within, within_by_id
+from backoffice.templatetags.office import short_id, state
+from exchange.audit import Action, Actor
+from exchange.errors import ExchangeError
+from exchange.models import AuditEntry, Broker, Instrument
+from exchange.paging import NEWEST_FIRST, Keyset
+from exchange.rules import CLIENT_ORDER_ID, DOCUMENT_NUMBER, mean, price_decimals
+from orders import life, sequencer
+from orders.commands import CancelOrder
+from orders.life import Fill, Telling
+from orders.models import Order, Trade
+from orders.terms import WORKING, CancelReason, OrderStatus, OrderType, Side
+
+WORKING_WORD = "working"  # a filter: any status in which an order may still trade
+NAMED_EACH = 5  # orders of an act on many that were refused, in its message
+
+_BY_ID = Keyset(("-id", UUID))
+
+
+class Cancel(Act):
+    name = "cancel"
+    label = "Cancel"
+    explanation = "What has not been traded of it is cancelled, and what it reserved is free again. Its trades stay."
+    permission = "orders.cancel_order"
+    subjects_max = MAX_SUBJECTS
+    is_dangerous = True
+
+    def applies_to(self, row: Order) -> bool:
+        return row.status in WORKING
+
+    def named(self, row: Order) -> str:
+        price = "at the market" if row.price is None else f"at {row.price.normalize():f}"
+        terms = f"{row.side} {row.remaining_quantity:,} of {row.quantity:,} {row.symbol} {price}"
+        return f"{row.pk} · {row.broker_id} · {terms} · {row.status.replace('_', ' ')}"
+
+    def perform(self, by: Actor, subjects: Sequence[Order], **asked: Any) -> Done:
+        why: str = asked["reason"]
+        outcomes = sequencer.submit_all(
+            [CancelOrder(order.pk, None, CancelReason.BY_OPERATOR, by=by, why=why) for order in subjects]
+        )
+        refusals = [
+            (order, outcome)
+            for order, outcome in zip(subjects, outcomes, strict=True)
+            if isinstance(outcome, ExchangeError)
+        ]
+        if len(subjects) == 1 and refusals:
+            raise refusals[0][1]
+        return Done(_told(len(subjects), refusals), is_warning=bool(refusals))
+
+
+def _told(asked: int, refusals: Sequence[tuple[Order, ExchangeError]]) -> str:
+    if not refusals:
+        return "The order was cancelled." if asked == 1 else f"All {asked} orders were cancelled."
+    named = [f"{order.pk}: {refusal.detail}" for order, refusal in refusals[:NAMED_EACH]]
+    more = [f"and {len(refusals) - NAMED_EACH} more."] if len(refusals) > NAMED_EACH else []
+    return " ".join([f"{asked - len(refusals)} of {asked} orders were cancelled. Not cancelled:", *named, *more])
+
+
+# --- The list -------------------------------------------------------------------------------------------------------
+
+
+class OrderFilter(PeriodForm):
+    q = forms.CharField(max_length=64, required=False, label="Order, client order or document")
+    status = fields.WordField(OrderStatus, WORKING_WORD)
+    symbol = fields.symbol(required=False, read=str.upper)
+    side = fields.WordField(Side)
+    type = fields.WordField(OrderType)
+    broker = fields.broker_id(required=False)
+    field_order = ["q", "status", "symbol", "side", "type", "broker", "since", "until"]
 
 
 @admin.register(Order)
 class OrderPages(Pages):
     columns = (
-        Column("Order", "id"),
-        Column("Broker", "broker_id"),
-        Column("Symbol", "instrument_id"),
+        Column("Order", lambda order: short_id(order.pk), link=lambda order: page_url(Order, order.pk)),
+        Column("Placed", "created_at"),
+        Column("Broker", "broker_id", link=lambda order: page_url(Broker, order.broker_id)),
+        Column("Document", "document_number"),
+        Column("Client order", "client_order_id"),
+        Column("Symbol", "symbol", link=lambda order: page_url(Instrument, order.symbol)),
+        Column("Side", "side"),
+        Column("Type", "type"),
+        Column("TIF", "time_in_force"),
+        Column("Price", "price", is_number=True),
+        Column("Quantity", "quantity", is_number=True),
+        Column("Filled", "filled_quantity", is_number=True),
+        Column("Status", lambda order: state(order.status)),
     )
+    export_columns = {
+        "order_id": "id",
+        "client_order_id": "client_order_id",
+        "broker_id": "broker_id",
+        "document_number": "document_number",
+        "symbol": "instrument_id",
+        "type": "type",
+        "side": "side",
+        "price": "price",
+        "quantity": "quantity",
+        "filled_quantity": "filled_quantity",
+        "filled_value": "filled_value",
+        "status": "status",
+        "time_in_force": "time_in_force",
+        "expires_at": "expires_at",
+        "created_at": "created_at",
+        "cancelled_at": "cancelled_at",
+        "expired_at": "expired_at",
+        "cancel_reason": "cancel_reason",
+    }
+    form_class = OrderFilter
+    acts = (Cancel(),)
+    row_template = "backoffice/order.html"
+    is_live = True
 
     def way(self, asked: dict[str, Any]) -> Way:
-        return Way(Order.objects.all(), Keyset(("-id", UUID)))
+        """Along the index that leaves least to look through: a name, what works, a broker, a time, a symbol."""
+        if asked["q"]:
+            return _known_by(asked["q"], _among(asked, *_FIELDS) & period("created_at", asked))
+        if asked["status"] in _WORKING_WORDS:
+            return _working(asked)
+        rows: Rows = Order.objects.all()
+        if asked["broker"]:
+            rows = within(rows.filter(broker=asked["broker"]), "created_at", asked)
+            return Way(rows, NEWEST_FIRST, _among(asked, "status", "symbol", "side", "type"))
+        if asked["symbol"] and not (asked["since"] or asked["until"]):
+            arrivals = rows.filter(instrument=asked["symbol"])
+            return Way(arrivals, Keyset(("-sequence", int)), _among(asked, "status", "side", "type"))
+        return Way(within_by_id(rows, "created_at", asked), _BY_ID, _among(asked, "status", "symbol", "side", "type"))
+
+    def row_context(self, request: HttpRequest, row: Order) -> dict[str, Any]:
+        fills, has_more_fills = life.latest_fills(row)
+        told, end = life.telling_of(row, fills)
+        entries = latest_about(row)
+        return {
+            "fills": fills,
+            "has_more_fills": has_more_fills,
+            "trades_url": list_url(Trade, q=row.pk),
+            "moments": moments_of(row, fills, told, end, entries, has_more_fills=has_more_fills),
+            "place": life.place_of(row),
+            "max_events": life.MAX_EVENTS,
+            "average_price": _average_price(row),
+            "audit": entries,
+            "broker_url": page_url(Broker, row.broker_id),
+            "instrument_url": page_url(Instrument, row.symbol),
+            "orders_of_document_url": list_url(Order, q=row.document_number),
+        }
+
+
+_WORKING_WORDS = {WORKING_WORD, *(status.value for status in WORKING)}
+_FIELDS = {"status": "status", "symbol": "instrument", "side": "side", "type": "type", "broker": "broker"}
+
+
+def _among(asked: dict[str, Any], *names: str) -> Q:
+    """What of these no index serves."""
+    found = Q()
+    for name in names:
+        if name == "status" and asked[name] == WORKING_WORD:
+            found &= Q(status__in=[status.value for status in WORKING])
+        elif asked[name]:
+            found &= Q(**{_FIELDS[name]: asked[name]})
+    return found
+
+
+def _working(asked: dict[str, Any]) -> Way:
+    """What may still trade, however old it is: of a broker as it arrived, of a book by priority."""
+    rows: Rows = Order.objects.working()
+    names = ("type",) if asked["status"] == WORKING_WORD else ("status", "type")
+    if asked["broker"]:
+        among = _among(asked, "side", *names) & period("created_at", asked)
+        rows = rows.filter(broker=asked["broker"])
+        if asked["symbol"]:
+            return Way(rows.filter(instrument=asked["symbol"]), Keyset(("-sequence", int)), among)
+        return Way(rows, Keyset(("instrument_id", str), ("sequence", int)), among)
+    among, priority = _among(asked, *names) & period("created_at", asked), (("rank", Decimal), ("sequence", int))
+    if asked["symbol"] and asked["side"]:
+        return Way(rows.filter(instrument=asked["symbol"], side=asked["side"]), Keyset(*priority), among)
+    among &= _among(asked, "side")
+    if asked["symbol"]:
+        return Way(rows.filter(instrument=asked["symbol"]), Keyset(("side", str), *priority), among)
+    return Way(rows, Keyset(("instrument_id", str), ("side", str), *priority), among)
+
+
+def _known_by(term: str, among: Q) -> Way:
+    """The order with this id, or those that their brokers or whose owners are known by it: newest first."""
+    try:
+        return Way(Order.objects.filter(pk=UUID(term)), _BY_ID, among)
+    except ValueError:
+        pass
+    parts: list[Rows] = []
+    if DOCUMENT_NUMBER.fullmatch(term):
+        parts.append(Order.objects.filter(document_number=term))
+    if CLIENT_ORDER_ID.fullmatch(term) and (ids := _named_by_brokers(term)):
+        parts.append(Order.objects.filter(pk__in=ids))
+    return Way(parts[0] if parts else Order.objects.none(), _BY_ID, among, parts[1:])
+
+
+def _named_by_brokers(client_order_id: str) -> list[UUID]:
+    """Orders that their brokers gave this id: one look into the index for each broker there is."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT named.id FROM exchange_broker broker CROSS JOIN LATERAL (
+              SELECT id FROM orders_order WHERE broker_id = broker.id AND client_order_id = %s
+            ) named
+            """,
+            [client_order_id],
+        )
+        return [found for (found,) in cursor.fetchall()]
+
+
+# --- The page of an order -------------------------------------------------------------------------------------------
+
+
+def _average_price(order: Order) -> Decimal | None:
+    if not order.filled_quantity:
+        return None
+    return mean(order.filled_value, order.filled_quantity, price_decimals(order.instrument.tick_size))
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A line of an order's timeline: what happened when, what more there is to say, and what its broker was told."""
+
+    at: datetime
+    title: str
+    detail: str = ""
+    telling: Telling | None = None
+    url: str = ""
+    tone: str = "plain"
+
+
+def moments_of(
+    order: Order,
+    fills: Sequence[Fill],
+    told: dict[UUID, Telling],
+    end: Telling | None,
+    entries: Sequence[AuditEntry],
+    *,
+    has_more_fills: bool,
+) -> list[Moment]:
+    """The order's life, oldest first."""
+    price = "at the market" if order.price is None else f"at {order.price.normalize():f}"
+    terms = f"{order.side} {order.quantity:,} {price}, {order.time_in_force}, arrival {order.sequence:,} in its book"
+    moments = [Moment(order.created_at, "Accepted", terms)]
+    if has_more_fills:
+        moments.append(Moment(fills[-1].trade.executed_at, "Earlier fills", "are not shown here: see all its trades"))
+    moments += [_filled(fill, told.get(fill.trade.pk)) for fill in reversed(fills)]
+    if order.cancelled_at:
+        moments.append(Moment(order.cancelled_at, "Cancelled", _cancelled(order, entries), end, tone="bad"))
+    if order.expired_at:
+        left = f"its time had come, with {order.remaining_quantity:,} left"
+        moments.append(Moment(order.expired_at, "Expired", left, end, tone="bad"))
+    return moments
+
+
+def _filled(fill: Fill, telling: Telling | None) -> Moment:
+    trade, left = fill.trade, f"{fill.remaining:,} left" if fill.remaining else "nothing left"
+    role = "taking" if fill.is_taker else "resting"
+    detail = f"{trade.quantity:,} at {trade.price.normalize():f}, {role}; {left}"
+    return Moment(trade.executed_at, "Filled", detail, telling, page_url(Trade, trade.pk), tone="good")
+
+
+def _cancelled(order: Order, entries: Sequence[AuditEntry]) -> str:
+    """Why, and by which operator, if it was one."""
+    why = str(order.cancel_reason).replace("_", " ")
+    by = next((entry for entry in entries if entry.action == Action.ORDER_CANCEL), None)
+    left = f"with {order.remaining_quantity:,} left"
+    return f"{why}, {left}: {by.actor_kind} {by.actor}, “{by.reason}”" if by else f"{why}, {left}"

@@ -3,19 +3,20 @@
 Django's forms to add, change and delete are off: nothing here writes a row, acts do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import Model
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
-from django.urls import URLPattern, path
+from django.urls import URLPattern, path, reverse
 from unfold.admin import ModelAdmin
 
-from backoffice import acts, lists
+from backoffice import acts, exports, lists
 from backoffice.acts import Act
 from backoffice.lists import Column, FilterForm, Way
 
@@ -29,6 +30,7 @@ class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
     list_template: ClassVar[str] = "backoffice/list.html"
     row_template: ClassVar[str] = "backoffice/row.html"
     is_live: ClassVar[bool] = False  # the list refreshes by itself
+    export_columns: ClassVar[Mapping[str, str]] = {}  # of the list as a file, if it can be one: title and field
 
     def way(self, asked: dict[str, Any]) -> Way:
         """How to read the rows that the filters, checked, ask for."""
@@ -61,6 +63,8 @@ class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
             )
             for act in self.acts
         ]
+        if self.export_columns:
+            own.append(path("export/", self.admin_site.admin_view(self.export_view), name=f"{name}_export"))
         return [*own, *super().get_urls()]
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
@@ -75,6 +79,7 @@ class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
                 "title": str(self.opts.verbose_name_plural).capitalize(),
                 "listing": listing,
                 "is_live": self.is_live,
+                "export_url": self._export_url(listing),
                 "acts_on_many": [(act, acts.act_url(self.model, act)) for act in many],
                 "acts_on_none": [
                     (act, acts.act_url(self.model, act)) for act in self._permitted(request) if not act.subjects_max
@@ -100,6 +105,21 @@ class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
                 **self.row_context(request, row),
             },
         )
+
+    def export_view(self, request: HttpRequest) -> HttpResponseBase:
+        """What the filters ask for, as a file; with bad ones, the list, which says what is wrong with them."""
+        self._require_view(request)
+        form = self.form_class(request.GET)
+        if not form.is_valid():
+            return HttpResponseRedirect(f"{self._url('changelist')}?{request.GET.urlencode()}")
+        name = str(self.opts.verbose_name_plural).replace(" ", "-")
+        return exports.csv_answer(name, self.export_columns, self.way(form.cleaned_data))
+
+    def _export_url(self, listing: lists.Listing) -> str:
+        return f"{self._url('export')}?{listing.query_string}" if self.export_columns else ""
+
+    def _url(self, name: str) -> str:
+        return reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_{name}")
 
     def act_view(self, request: HttpRequest, act: Act) -> HttpResponse:
         return acts.act_page(request, act, self.model, self._context(request))

@@ -4,6 +4,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from django.db.models import Q
+
 from backoffice import fields
 from backoffice.lists import FilterForm, Rows
 
@@ -19,11 +21,17 @@ class PeriodForm(FilterForm):
 
 def within(rows: Rows, column: str, asked: dict[str, Any]) -> Rows:
     """Those of the period asked for, where an index has this column."""
+    return rows.filter(period(column, asked))
+
+
+def period(column: str, asked: dict[str, Any]) -> Q:
+    """The period as a condition."""
+    found = Q()
     if asked["since"]:
-        rows = rows.filter(**{f"{column}__gte": asked["since"]})
+        found &= Q(**{f"{column}__gte": asked["since"]})
     if asked["until"]:
-        rows = rows.filter(**{f"{column}__lt": asked["until"]})
-    return rows
+        found &= Q(**{f"{column}__lt": asked["until"]})
+    return found
 
 
 def within_by_id(rows: Rows, column: str, asked: dict[str, Any]) -> Rows:

@@ -3,22 +3,129 @@
 from typing import Any
 from uuid import UUID
 
+from django import forms
 from django.contrib import admin
+from django.db.models import Q
+from django.http import HttpRequest
 
-from backoffice.lists import Column, Way
+from backoffice import fields
+from backoffice.links import page_url
+from backoffice.lists import Column, Rows, Way
 from backoffice.pages import Pages
+from backoffice.periods import PeriodForm, period, within, within_by_id
+from backoffice.templatetags.office import short_id
+from exchange.models import Broker, Instrument
 from exchange.paging import Keyset
-from orders.models import Trade
+from exchange.wire import Instant
+from orders.models import Order, Trade
+from orders.terms import Side
+
+_BY_ID = Keyset(("-id", UUID))
+_NEWEST_FIRST = Keyset(("-executed_at", Instant), ("-id", UUID))
+
+
+class TradeFilter(PeriodForm):
+    q = forms.CharField(max_length=64, required=False, label="Trade or order")
+    symbol = fields.symbol(required=False, read=str.upper)
+    broker = fields.broker_id(required=False)
+    side = fields.WordField(Side, label="Broker's side")
+    field_order = ["q", "symbol", "broker", "side", "since", "until"]
 
 
 @admin.register(Trade)
 class TradePages(Pages):
     columns = (
-        Column("Trade", "id"),
-        Column("Symbol", "instrument_id"),
+        Column("Trade", lambda trade: short_id(trade.pk), link=lambda trade: page_url(Trade, trade.pk)),
+        Column("Executed", "executed_at"),
+        Column("Symbol", "instrument_id", link=lambda trade: page_url(Instrument, trade.instrument_id)),
         Column("Price", "price", is_number=True),
         Column("Quantity", "quantity", is_number=True),
+        Column("Value", lambda trade: trade.price * trade.quantity, is_number=True),
+        Column("Bid broker", "bid_broker_id", link=lambda trade: page_url(Broker, trade.bid_broker_id)),
+        Column(
+            "Bid order",
+            lambda trade: short_id(trade.bid_order_id),
+            link=lambda trade: page_url(Order, trade.bid_order_id),
+        ),
+        Column("Ask broker", "ask_broker_id", link=lambda trade: page_url(Broker, trade.ask_broker_id)),
+        Column(
+            "Ask order",
+            lambda trade: short_id(trade.ask_order_id),
+            link=lambda trade: page_url(Order, trade.ask_order_id),
+        ),
+        Column("Taker", "taker_side"),
     )
+    export_columns = {
+        "trade_id": "id",
+        "executed_at": "executed_at",
+        "symbol": "instrument_id",
+        "price": "price",
+        "quantity": "quantity",
+        "taker_side": "taker_side",
+        "bid_broker_id": "bid_broker_id",
+        "bid_order_id": "bid_order_id",
+        "ask_broker_id": "ask_broker_id",
+        "ask_order_id": "ask_order_id",
+    }
+    form_class = TradeFilter
+    row_template = "backoffice/trade.html"
+    is_live = True
 
     def way(self, asked: dict[str, Any]) -> Way:
-        return Way(Trade.objects.all(), Keyset(("-id", UUID)))
+        """Along the index of what the trade is known by, of a broker's side or both, of a time, or of a symbol."""
+        rows = Trade.objects.all()
+        of_symbol = Q(instrument=asked["symbol"]) if asked["symbol"] else Q()
+        if asked["q"]:
+            parts = _known_by(asked["q"])
+            among = of_symbol & _of_broker(asked) & period("executed_at", asked)
+            return Way(parts[0] if parts else rows.none(), _NEWEST_FIRST, among, parts[1:])
+        if asked["broker"]:
+            parts = [within(rows.filter(each), "executed_at", asked) for each in _sides(asked)]
+            return Way(parts[0], _NEWEST_FIRST, of_symbol, parts[1:])
+        if asked["symbol"]:
+            return Way(within(rows.filter(of_symbol), "executed_at", asked), _NEWEST_FIRST)
+        return Way(within_by_id(rows, "executed_at", asked), _BY_ID)
+
+    def row_context(self, request: HttpRequest, row: Trade) -> dict[str, Any]:
+        return {
+            "value": row.price * row.quantity,
+            "instrument_url": page_url(Instrument, row.instrument_id),
+            "sides": [
+                {
+                    "side": Side.BID,
+                    "broker": row.bid_broker_id,
+                    "broker_url": page_url(Broker, row.bid_broker_id),
+                    "order": row.bid_order,
+                    "is_taker": row.taker_side == Side.BID,
+                },
+                {
+                    "side": Side.ASK,
+                    "broker": row.ask_broker_id,
+                    "broker_url": page_url(Broker, row.ask_broker_id),
+                    "order": row.ask_order,
+                    "is_taker": row.taker_side == Side.ASK,
+                },
+            ],
+        }
+
+
+def _known_by(term: str) -> list[Rows]:
+    """The trade with this id, or those of the order with it."""
+    try:
+        key = UUID(term)
+    except ValueError:
+        return []
+    return [Trade.objects.filter(each) for each in (Q(pk=key), Q(bid_order=key), Q(ask_order=key))]
+
+
+def _sides(asked: dict[str, Any]) -> list[Q]:
+    """The broker as the one side or the other, each of which has an index."""
+    sides = [asked["side"]] if asked["side"] else list(Side)
+    return [Q(**{f"{side}_broker": asked["broker"]}) for side in sides]
+
+
+def _of_broker(asked: dict[str, Any]) -> Q:
+    found = Q()
+    for each in _sides(asked) if asked["broker"] else []:
+        found |= each
+    return found

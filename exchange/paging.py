@@ -3,7 +3,8 @@
 import base64
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from itertools import islice
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -99,7 +100,17 @@ def _storable(value: Any) -> Any:
     """`value` as PostgreSQL takes it, or an error: a cursor may be anybody's invention."""
     if isinstance(value, str) and "\0" in value:
         raise ValueError("NUL")
+    if isinstance(value, Decimal) and not (value.is_finite() and abs(value) < _DECIMAL_LIMIT):
+        raise ValueError("no amount")
     return value.astimezone(UTC) if isinstance(value, datetime) else value
 
+
+def first_id_at(moment: datetime) -> UUID:
+    """What no id of this millisecond or later is below, and every earlier one is: ids are of version 7."""
+    return UUID(int=((moment - _EPOCH) // timedelta(milliseconds=1)) << _BITS_BELOW_THE_TIME)
+
+
+_EPOCH, _BITS_BELOW_THE_TIME = datetime(1970, 1, 1, tzinfo=UTC), 80
+_DECIMAL_LIMIT = 10**16  # above any price
 
 NEWEST_FIRST = Keyset(("-created_at", Instant), ("-id", UUID))

@@ -84,6 +84,14 @@ class Subscription(models.Model):
         return str(self.pk)
 
 
+class DeliveryState(Words):
+    DUE = "due"
+    IN_FLIGHT = "in_flight"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    DISCARDED = "discarded"
+
+
 # Of a delivery that was attempted: no answer, or one that is not 2xx.
 FAILED = Q(completed_at__isnull=False) & (
     ~Q(error__in=["", DeliveryError.SUBSCRIPTION_DELETED.value]) | Q(status_code__lt=200) | Q(status_code__gte=300)
@@ -120,6 +128,15 @@ class Delivery(models.Model):
 
     def __str__(self) -> str:
         return str(self.pk)
+
+    @property
+    def state(self) -> DeliveryState:
+        if self.completed_at is None:
+            return DeliveryState.DUE if self.claimed_at is None else DeliveryState.IN_FLIGHT
+        if self.error == DeliveryError.SUBSCRIPTION_DELETED:
+            return DeliveryState.DISCARDED
+        has_succeeded = not self.error and self.status_code is not None and self.status_code // 100 == 2
+        return DeliveryState.DELIVERED if has_succeeded else DeliveryState.FAILED
 
 
 class Answer(models.Model):

@@ -32,6 +32,7 @@ _TONES = {
     "pending": "wait",
     "partially_filled": "wait",
     "due": "wait",
+    "in_flight": "wait",
     "paused": "wait",
     "running": "wait",
 }
@@ -61,6 +62,18 @@ def shown(value: Any) -> Any:
         case Enum():
             return str(value)
     return value
+
+
+@register.filter
+def words(value: Any) -> str:
+    """A word of ours as people write it."""
+    return str(value).replace("_", " ")
+
+
+@register.filter
+def short_id(value: Any) -> SafeString | str:
+    """The end of an id, which tells neighbours apart (they begin alike); the whole of it on hovering."""
+    return NOTHING if value is None else format_html('<span class="o-id" title="{}">…{}</span>', value, str(value)[-8:])
 
 
 @register.filter

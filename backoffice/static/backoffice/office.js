@@ -51,5 +51,11 @@
     setTimeout(goOn, EVERY_MS);
   }
 
+  // A box that picks all: every box of its form with the name that it tells.
+  document.addEventListener("change", ({ target }) => {
+    const name = target.dataset?.picks;
+    if (name) for (const box of target.form.querySelectorAll(`input[name="${CSS.escape(name)}"]`)) box.checked = target.checked;
+  });
+
   document.addEventListener("DOMContentLoaded", () => setTimeout(goOn, EVERY_MS));
 })();

@@ -1,0 +1,342 @@
+"""Lists of the back office: every row is on one page and on no other, from either end, however many there are."""
+
+import base64
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from html import unescape
+from itertools import pairwise
+from typing import Any
+from uuid import UUID
+
+import pytest
+from django.db import connection
+from django.db.models import Q
+from django.http import HttpRequest, QueryDict
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+
+from backoffice import lists
+from backoffice.links import list_url
+from backoffice.lists import Column, FilterForm, Listing, RowPage, Way, batches, page_of
+from exchange.models import Broker, Transfer
+from exchange.paging import NEWEST_FIRST, Keyset
+from orders.models import Order, Trade
+from tests.backoffice import browser
+
+pytestmark = pytest.mark.django_db
+
+NOON = datetime(2026, 2, 16, 12, tzinfo=UTC)
+BY_REFERENCE = Keyset(("reference", str))
+PAGE, WINDOW = 5, 20
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages and windows that a test can fill."""
+    monkeypatch.setattr(lists, "PAGE_ROWS", PAGE)
+    monkeypatch.setattr(lists, "FILTERED_ROWS", WINDOW)
+    monkeypatch.setattr(lists, "BATCH_ROWS", 7)
+
+
+def write(count: int, *, first: int = 0, broker: str = "alice") -> None:
+    """So many rows with the references 0000, 0001, …, two at each time."""
+    Broker.objects.get_or_create(pk=broker, defaults={"created_at": NOON, "updated_at": NOON})
+    Transfer.objects.bulk_create(
+        Transfer(
+            reference=f"{number:04}",
+            broker_id=broker,
+            cash=Decimal(number + 1),
+            created_at=NOON + timedelta(seconds=number // 2),
+        )
+        for number in range(first, first + count)
+    )
+
+
+def everything(keyset: Keyset = BY_REFERENCE, among: Q | None = None) -> Way:
+    return Way(Transfer.objects.all(), keyset, among or Q())
+
+
+def listing(way: Way, query: str = "") -> Listing:
+    """What a request with this query gets."""
+    request = HttpRequest()
+    request.GET = QueryDict(query.lstrip("?"))
+    return lists.listing(request, [Column("Reference", "reference")], FilterForm, lambda _: way)
+
+
+def seen(page: RowPage | Listing) -> list[int]:
+    return [int(row.reference) for row in (page.page if isinstance(page, Listing) else page).rows]
+
+
+def walk(way: Way, query: str, link: Callable[[Listing], str]) -> Iterator[list[int]]:
+    """The pages from this one on, each reached by a link of the one before."""
+    while True:
+        page = listing(way, query)
+        yield seen(page)
+        if not (query := link(page)):
+            return
+
+
+def older(page: Listing) -> str:
+    return page.older_url
+
+
+def newer(page: Listing) -> str:
+    return page.newer_url
+
+
+# --- From page to page ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE, 23])
+@pytest.mark.parametrize("keyset", [BY_REFERENCE, BY_REFERENCE.reversed(), NEWEST_FIRST, Keyset(("-id", UUID))])
+def test_pages_forwards_have_every_row_once(keyset: Keyset, count: int) -> None:
+    write(count)
+    expected = [int(row.reference) for row in Transfer.objects.order_by(*keyset.ordering)]
+    pages = list(walk(everything(keyset), "", older))
+    assert [number for page in pages for number in page] == expected
+    assert all(len(page) == PAGE for page in pages[:-1])
+    assert len(pages) == max(1, -(-count // PAGE))
+
+
+@pytest.mark.parametrize("count", [0, 1, PAGE, PAGE + 1, 23])
+@pytest.mark.parametrize("keyset", [BY_REFERENCE, NEWEST_FIRST])
+def test_pages_backwards_from_the_last_end_with_the_first_page(keyset: Keyset, count: int) -> None:
+    write(count)
+    expected = [int(row.reference) for row in Transfer.objects.order_by(*keyset.ordering)]
+    pages = list(walk(everything(keyset), "last=1", newer))
+    assert pages[0] == expected[-PAGE:]
+    assert pages[-1] == expected[:PAGE]
+    assert {number for page in pages for number in page} == set(expected)
+    whole = pages[:-1] or pages
+    ending = [number for page in reversed(whole) for number in page]
+    assert ending == expected[len(expected) - len(ending) :]
+
+
+def test_previous_is_where_one_came_from() -> None:
+    write(23)
+    forwards = list(walk(everything(), "", older))
+    third = listing(everything(), listing(everything(), listing(everything()).older_url).older_url)
+    assert [seen(third), *list(walk(everything(), third.newer_url, newer))] == forwards[2::-1]
+
+
+def test_there_is_a_link_where_there_is_more_and_only_there() -> None:
+    write(11)
+    first = listing(everything())
+    middle = listing(everything(), first.older_url)
+    last = listing(everything(), middle.older_url)
+    ends = [(bool(page.newer_url), bool(page.older_url)) for page in (first, middle, last)]
+    assert ends == [(False, True), (True, True), (True, False)]
+    assert seen(listing(everything(), last.last_url)) == [6, 7, 8, 9, 10]
+    assert listing(everything(), last.last_url).older_url == ""
+
+
+def test_rows_that_come_meanwhile_shift_nothing() -> None:
+    write(15)
+    way = everything(BY_REFERENCE.reversed())
+    second = listing(way, listing(way).older_url)
+    assert seen(second) == [9, 8, 7, 6, 5]
+    write(4, first=15)
+    assert seen(listing(way, second.older_url)) == [4, 3, 2, 1, 0]
+    assert seen(listing(way, second.newer_url)) == [14, 13, 12, 11, 10]
+    assert seen(listing(way, listing(way, second.newer_url).newer_url)) == [18, 17, 16, 15, 14]
+
+
+# --- What no index serves -------------------------------------------------------------------------------------------
+
+
+def test_what_no_index_serves_is_looked_for_in_a_window_at_a_time() -> None:
+    """Nothing is missed on the way, and an empty page says that it did not look at everything."""
+    write(100)
+    way = everything(among=Q(reference__in=["0003", "0019", "0020", "0059", "0060", "0099"]))
+    first = listing(way)
+    assert (seen(first), first.page.looked_through, first.further_url) == ([3, 19], WINDOW, first.older_url)
+    assert list(walk(way, "", older)) == [[3, 19], [20], [59], [60], [99]]
+
+
+def test_the_windows_backwards_are_as_wide() -> None:
+    write(100)
+    way = everything(among=Q(reference__in=["0000", "0040", "0099"]))
+    last = listing(way, "last=1")
+    assert (seen(last), last.page.looked_through, last.further_url) == ([99], WINDOW, last.newer_url)
+    assert last.older_url == ""
+    assert list(walk(way, "last=1", newer)) == [[99], [], [40], [], [0]]
+
+
+def test_an_empty_window_leads_back_to_the_row_it_began_after() -> None:
+    write(100)
+    way = everything(among=Q(reference__in=["0019", "0090"]))
+    second = listing(way, listing(way).older_url)
+    assert (seen(second), second.page.looked_through) == ([], WINDOW)
+    assert seen(listing(way, second.newer_url)) == [19]
+    back = listing(way, listing(way, "last=1").newer_url)
+    assert seen(back) == []
+    assert 90 in seen(listing(way, back.older_url))
+
+
+def test_a_page_that_is_full_does_not_say_that_it_gave_up() -> None:
+    write(100)
+    page = listing(everything(among=Q(cash__gt=0)))
+    assert (len(seen(page)), page.page.looked_through) == (PAGE, 0)
+
+
+def test_a_window_is_read_no_further_than_it_is_wide() -> None:
+    """Told by PostgreSQL itself: rows that the statement took from the table."""
+    write(100)
+    with CaptureQueriesContext(connection) as queries:
+        listing(everything(among=Q(cash=0)))
+    (_, read) = queries.captured_queries
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN (ANALYZE, TIMING OFF, BUFFERS OFF) {read['sql']}")
+        plan = "\n".join(line for (line,) in cursor.fetchall())
+    assert f"Rows Removed by Filter: {WINDOW}" in plan, plan
+
+
+# --- Several indexes ------------------------------------------------------------------------------------------------
+
+
+def both(among: Q | None = None) -> Way:
+    """What two conditions find, some rows by both."""
+    rows = Transfer.objects.all()
+    part = [rows.filter(cash__lte=30), rows.filter(cash__gte=21)]
+    return Way(part[0], BY_REFERENCE, among or Q(), [part[1]])
+
+
+def test_what_several_indexes_find_is_merged_and_shown_once() -> None:
+    write(50)
+    assert [number for page in walk(both(), "", older) for number in page] == list(range(50))
+    assert [number for page in reversed(list(walk(both(), "last=1", newer))) for number in page] == list(range(50))
+
+
+def test_windows_of_several_end_at_the_nearest() -> None:
+    write(100)
+    way = both(Q(reference__in=["0010", "0045", "0070"]))
+    assert [number for page in walk(way, "", older) for number in page] == [10, 45, 70]
+
+
+# --- Whatever is asked ----------------------------------------------------------------------------------------------
+
+HOSTILE = [
+    "after=x", "after=%00", "before=%00", "after=" + "x" * 10_000, "after=W10", "before=bnVsbA", "last=x%00",
+    "after=WzEsMl0", "after=WyJcdTAwMDAiXQ", "including=1", "after=&before=", "after=%FF%FE",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("query", HOSTILE)
+def test_a_cursor_that_is_not_ours_is_the_first_page(query: str) -> None:
+    write(11)
+    assert seen(listing(everything(), query)) in ([0, 1, 2, 3, 4], [6, 7, 8, 9, 10])
+    assert (seen(listing(everything(), query)) == [6, 7, 8, 9, 10]) == query.startswith("last")
+
+
+def test_a_cursor_of_another_way_is_ignored() -> None:
+    write(11)
+    of_another = listing(everything(NEWEST_FIRST)).older_url
+    assert seen(listing(everything(), of_another)) == [0, 1, 2, 3, 4]
+    assert seen(listing(everything(Keyset(("-id", UUID))), of_another)) == [10, 9, 8, 7, 6]
+
+
+BAD_AMOUNTS = ['["NaN"]', '["Infinity"]', '["1e400"]', '["1e17"]', "[1e300]"]
+
+
+@pytest.mark.parametrize("position", BAD_AMOUNTS)
+def test_an_amount_that_no_column_holds_is_no_cursor(position: str) -> None:
+    write(3)
+    cursor = base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
+    assert seen(listing(everything(Keyset(("cash", Decimal))), f"after={cursor}")) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("model", [Order, Trade])
+@pytest.mark.parametrize(
+    "query",
+    [
+        *HOSTILE,
+        "q=%00", "symbol=%00", "broker=%00", "side=%00", "since=%00", "q=%FF%FE%00", "side=both", "symbol=$",
+        "since=yesterday", "since=0001-01-01T00:00&until=9999-12-31T23:59:59", "until=0001-01-01T00:00:00%2B14:00",
+        "since=9999-12-31T23:59:59-14:00", "q=" + "9" * 65, "q=%27%3B--", "q=%F0%9F%92%A9", "broker=%F0%9F%92%A9",
+        "type=x&type=limit", "since=2026-13-45T99:99",
+    ],
+)  # fmt: skip
+def test_no_input_fails(client: Client, model: Any, query: str) -> None:
+    browser.sign_in(client)
+    assert client.get(f"{list_url(model)}?{query}").status_code == 200
+
+
+def test_bad_filters_show_nothing_and_say_why(client: Client) -> None:
+    browser.sign_in(client)
+    page: Any = client.get(f"{list_url(Order)}?side=both&since=yesterday")
+    assert page.context["listing"].page.rows == []
+    assert set(page.context["listing"].form.errors) == {"side", "since"}
+    shown = unescape(page.content.decode())
+    assert "Select a valid choice. both is not one of the available choices." in shown
+    assert "Nothing is listed: one of the filters is not right." in shown
+
+
+# --- Filters in links -----------------------------------------------------------------------------------------------
+
+
+def test_pages_keep_the_filters_and_nothing_else() -> None:
+    write(20)
+    page = listing(everything(), "q=a+b%26c&page=7&nonsense=1")
+    for url in (page.first_url, page.older_url, page.last_url):
+        assert QueryDict(url[1:])["q"] == "a b&c"
+        assert {"page", "nonsense"}.isdisjoint(QueryDict(url[1:]))
+
+
+def test_each_filter_in_force_is_shown_with_the_list_without_it(client: Client) -> None:
+    browser.sign_in(client)
+    page: Any = client.get(f"{list_url(Order)}?side=bid&status=partially_filled&symbol=&broker=alice")
+    assert page.context["listing"].in_force == [
+        ("Status", "partially filled", "?side=bid&broker=alice"),
+        ("Side", "bid", "?status=partially_filled&broker=alice"),
+        ("Broker", "alice", "?status=partially_filled&side=bid"),
+    ]
+
+
+def test_times_are_asked_for_and_said_to_be_in_utc(client: Client) -> None:
+    browser.sign_in(client)
+    shown = client.get(list_url(Order)).content.decode()
+    assert "From (UTC)" in shown
+    assert "To (UTC)" in shown
+    assert shown.count('type="datetime-local"') == 2
+
+
+# --- All of it ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 6, 7, 8, 50])
+def test_batches_have_every_row_once(count: int) -> None:
+    write(count)
+    found = list(batches(everything(NEWEST_FIRST), "reference", "cash"))
+    assert [row for batch in found for row in batch] == list(
+        Transfer.objects.order_by("-created_at", "-id").values_list("reference", "cash")
+    )
+    assert all(len(batch) <= 7 for batch in found)
+
+
+def test_batches_go_on_where_nothing_was_found() -> None:
+    write(100)
+    found = list(batches(everything(among=Q(reference__in=["0001", "0099"])), "reference"))
+    assert [row for batch in found for row in batch] == [("0001",), ("0099",)]
+    assert [len(batch) for batch in found] == [1, 0, 0, 0, 1]
+
+
+def test_batches_of_several_indexes_are_merged() -> None:
+    write(50)
+    assert [row for batch in batches(both(), "reference") for row in batch] == [(f"{n:04}",) for n in range(50)]
+
+
+def test_page_of_asks_twice_at_most() -> None:
+    write(100)
+    for way, count in ((everything(), 1), (everything(among=Q(cash__gt=50)), 2)):
+        for query in ("", "last=1"):
+            with CaptureQueriesContext(connection) as queries:
+                page_of(way, QueryDict(query))
+            assert len(queries) == count
+            assert all("count(" not in query["sql"].lower() for query in queries)
+
+
+def test_pairs_of_neighbouring_pages_meet() -> None:
+    write(37)
+    for one, other in pairwise(walk(everything(), "", older)):
+        assert one[-1] + 1 == other[0]
