@@ -60,8 +60,8 @@ def latest_about(*rows: Model) -> list[AuditEntry]:
 
 
 class AuditFilter(PeriodForm):
-    q = forms.CharField(max_length=150, required=False, label="Subject", help_text="A broker, a symbol, an id, …")
-    actor = forms.CharField(max_length=150, required=False, label="Who", help_text="A user, a key's prefix, …")
+    q = forms.CharField(max_length=150, required=False, label="Broker, symbol, key, id, …")
+    actor = forms.CharField(max_length=150, required=False, label="User, prefix or command")
     kind = forms.ChoiceField(choices=[("", "any"), *ActorKind.choices()], required=False, label="As")
     action = forms.ChoiceField(choices=[("", "any"), *Action.choices()], required=False, label="What")
     field_order = ["q", "actor", "kind", "action", "since", "until"]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from django import forms
+from django.db.models import Sum
 
 from backoffice import fields
 from backoffice.acts import Act, Done, ReasonForm
@@ -211,6 +212,10 @@ class StopBroker(Act):
     form_class = StopForm
     is_dangerous = True
 
+    def named(self, row: Broker) -> str:
+        open_orders = row.holdings.aggregate(total=Sum("open_orders", default=0))["total"]
+        return f"{row}: {row.status}, {_orders(int(open_orders))} open"
+
     def perform(self, by: Actor, subjects: Sequence[Broker], *, confirmation: str = "", **fields: Any) -> Done:
         (broker,) = subjects
         if confirmation != broker.pk:
@@ -222,5 +227,9 @@ class StopBroker(Act):
                 "The broker is suspended, but this broke off while its orders were being cancelled: some may still be "
                 "open. Press again, and it goes on with what is left."
             ) from error
-        orders = "1 order was" if cancelled == 1 else f"{cancelled:,} orders were"
-        return Done(f"{broker} is suspended, and {orders} cancelled.")
+        were = "was" if cancelled == 1 else "were"
+        return Done(f"{broker} is suspended, and {_orders(cancelled)} {were} cancelled.")
+
+
+def _orders(count: int) -> str:
+    return "1 order" if count == 1 else f"{count:,} orders"

@@ -47,7 +47,7 @@ from orders.models import Order, Trade
 from orders.terms import Side
 from webhooks.models import Subscription
 
-TRADES_COUNTED = 1_000  # of a broker in the list, on each side
+TRADES_COUNTED = 500  # of a broker in the list, on each side
 TRADES_SUMMED = 5_000  # on a broker's own page, on each side
 HOLDINGS_SHOWN = 100
 ROWS_SHOWN = 10  # of what has a list of its own
@@ -81,7 +81,7 @@ class BrokerPages(Pages):
     def get_queryset(self, request: HttpRequest | None) -> Any:
         held = Holding.objects.filter(broker=OuterRef("pk")).values("broker")
         open_orders = Subquery(held.annotate(total=Sum("open_orders")).values("total"))
-        return Broker.objects.annotate(open_orders=Coalesce(open_orders, Value(Decimal(0))))
+        return Broker.objects.annotate(open_orders=Coalesce(open_orders, Value(0)))
 
     def way(self, asked: dict[str, Any]) -> Way:
         rows = self.get_queryset(None).annotate(

@@ -149,6 +149,7 @@ class ApiKey(models.Model):
                 name="key_of_broker_or_operator",
             ),
         ]
+        verbose_name = "key"
         permissions = [("issue_key", "Can issue a key to a broker"), ("revoke_key", "Can revoke a broker's key")]
 
     def __str__(self) -> str:

@@ -63,7 +63,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AlterModelOptions(
             name='apikey',
-            options={'permissions': [('issue_key', 'Can issue a key to a broker'), ('revoke_key', "Can revoke a broker's key")]},
+            options={'permissions': [('issue_key', 'Can issue a key to a broker'), ('revoke_key', "Can revoke a broker's key")], 'verbose_name': 'key'},
         ),
         migrations.AlterModelOptions(
             name='broker',

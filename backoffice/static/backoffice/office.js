@@ -1,5 +1,5 @@
 // Keeps what is marked `data-live` fresh: the page is fetched again, and what has changed of these parts takes its place.
-// A page that could not be fetched says so, and since when.
+// A page that could not be fetched says so, and since when. Acts are not sent twice.
 (() => {
   "use strict";
 
@@ -55,6 +55,15 @@
   document.addEventListener("change", ({ target }) => {
     const name = target.dataset?.picks;
     if (name) for (const box of target.form.querySelectorAll(`input[name="${CSS.escape(name)}"]`)) box.checked = target.checked;
+
+  // An act is pressed once, however often its button is; whoever comes back to its page may press again.
+  document.addEventListener("submit", (event) => {
+    if (!event.target.matches(".o-form")) return;
+    if (event.target.ariaBusy === "true") event.preventDefault();
+    event.target.ariaBusy = "true";
+  });
+  window.addEventListener("pageshow", () => {
+    for (const form of document.querySelectorAll(".o-form")) form.ariaBusy = null;
   });
 
   document.addEventListener("DOMContentLoaded", () => setTimeout(goOn, EVERY_MS));

@@ -1,0 +1,315 @@
+"""The audit in the back office: every act is found, shown with what it changed, and can be taken along."""
+
+import csv
+import io
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from django.db import connection, transaction
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+
+from backoffice import lists
+from backoffice.audit import Change, changes, latest_about
+from backoffice.links import list_url, page_url
+from backoffice.periods import first_id
+from exchange import audit
+from exchange import services as exchange_services
+from exchange.audit import Action, Actor, ActorKind, Entry
+from exchange.models import ApiKey, AuditEntry, Broker, Instrument
+from exchange.rules import Scope
+from orders.models import Order
+from orders.terms import Side
+from tests import trading
+from tests.backoffice.browser import ADDRESS, REASON, act_path, do, page, shown, sign_in
+from tests.exchange.client import Client as ApiClient
+from tests.trading import BY, place
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+MAX_QUERIES = 20
+MARY = Actor(ActorKind.USER, "mary", "192.0.2.7", "request-1")
+ROBOT = Actor(ActorKind.KEY, "0123456789ab", "192.0.2.8", "request-2")
+
+
+@pytest.fixture
+def root(client: Client) -> Client:
+    return sign_in(client)
+
+
+def write(by: Actor, action: Action, subject: str, **more: Any) -> AuditEntry:
+    """Put an act on record, as services do."""
+    with transaction.atomic():
+        audit.record(Entry.of(by, action, subject, **more))
+    return AuditEntry.objects.latest("id")
+
+
+# --- The list -------------------------------------------------------------------------------------------------------
+
+
+def test_the_list_shows_who_did_what_when_from_where_and_why(root: Client) -> None:
+    by_user = write(MARY, Action.BROKER_SUSPEND, "alice", reason="margin call")
+    by_key = write(ROBOT, Action.INSTRUMENT_HALT, "AAPL")
+    by_command = write(BY, Action.KEY_ISSUE, "abcdefabcdef")
+
+    lines = root.get(list_url(AuditEntry)).context["listing"].lines
+
+    assert [row for row, _ in lines] == [by_command, by_key, by_user]
+    assert [[value for _, value, _ in cells] for _, cells in lines] == [
+        [by_command.at, "command tests", "", "key.issue", "abcdefabcdef", ""],
+        [by_key.at, "key 0123456789ab", "192.0.2.8", "instrument.halt", "AAPL", ""],
+        [by_user.at, "user mary", "192.0.2.7", "broker.suspend", "alice", "margin call"],
+    ]
+    assert [[link for *_, link in cells] for _, cells in lines] == [
+        [
+            page(by_command),
+            list_url(AuditEntry, actor="tests", kind="command"),
+            "",
+            "",
+            page_url(ApiKey, "abcdefabcdef"),
+            "",
+        ],
+        [page(by_key), page_url(ApiKey, "0123456789ab"), "", "", page_url(Instrument, "AAPL"), ""],
+        [
+            page(by_user),
+            list_url(AuditEntry, actor="mary", kind="user"),
+            "",
+            "",
+            page_url(Broker, "alice"),
+            "",
+        ],
+    ]
+
+
+def test_acts_are_found_by_all_that_is_known_of_them(root: Client) -> None:
+    first = write(MARY, Action.BROKER_SUSPEND, "alice")
+    second = write(ROBOT, Action.BROKER_SUSPEND, "bob")
+    third = write(MARY, Action.BROKER_REINSTATE, "alice")
+    fourth = write(Actor(ActorKind.COMMAND, "mary"), Action.BROKER_REINSTATE, "alice")
+
+    assert shown(root, AuditEntry) == [fourth, third, second, first]
+    assert shown(root, AuditEntry, q="alice") == [fourth, third, first]
+    assert shown(root, AuditEntry, q="ali") == []
+    assert shown(root, AuditEntry, actor="mary") == [fourth, third, first]
+    assert shown(root, AuditEntry, actor="mary", kind="user") == [third, first]
+    assert shown(root, AuditEntry, kind="key") == [second]
+    assert shown(root, AuditEntry, action="broker.suspend") == [second, first]
+    assert shown(root, AuditEntry, action="broker.suspend", q="alice", actor="mary", kind="user") == [first]
+    assert shown(root, AuditEntry, actor="0123456789ab", action="broker.reinstate") == []
+    since, until = second.at.isoformat(), fourth.at.isoformat()
+    assert shown(root, AuditEntry, since=since) == [fourth, third, second]
+    assert shown(root, AuditEntry, since=since, until=until) == [third, second]
+    assert shown(root, AuditEntry, until=until, q="alice") == [third, first]
+    assert shown(root, AuditEntry, since=until, actor="mary") == [fourth]
+
+
+def test_bad_filters_are_said_to_be(root: Client) -> None:
+    write(MARY, Action.BROKER_SUSPEND, "alice")
+
+    response = root.get(list_url(AuditEntry, kind="god", action="x", since="now", until="0", q="\0"))
+
+    listing = response.context["listing"]
+    assert (response.status_code, listing.page.rows) == (200, [])
+    assert listing.form.errors.keys() == {"kind", "action", "since", "until", "q"}
+
+
+def test_each_question_follows_an_index(root: Client) -> None:
+    with transaction.atomic():
+        audit.record(*(Entry.of(MARY, Action.BROKER_SUSPEND, f"b{n % 50}") for n in range(5_000)))
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE exchange_auditentry")
+
+    def plan(**asked: Any) -> str:
+        with CaptureQueriesContext(connection) as queries:
+            shown(root, AuditEntry, **asked)
+        (statement,) = [each["sql"] for each in queries if 'FROM "exchange_auditentry"' in each["sql"]][-1:]
+        with connection.cursor() as cursor:
+            cursor.execute("EXPLAIN " + statement.replace("%", "%%"))
+            return "\n".join(line for (line,) in cursor.fetchall())
+
+    assert "audit_newest_of_subject" in plan(q="b7")
+    assert "audit_newest_of_actor" in plan(actor="nobody")
+    for asked in ({}, {"since": "2026-01-01T00:00"}, {"kind": "user"}):
+        found = plan(**asked)
+        assert "exchange_auditentry_pkey" in found
+        assert "Sort" not in found
+
+
+def test_an_id_begins_with_its_time() -> None:
+    at = datetime(2026, 2, 16, 16, 29, 0, 123_000, tzinfo=UTC)
+
+    assert str(first_id(at, timedelta(0))) == "019c6748-a55b-0000-0000-000000000000"
+    assert first_id(at, timedelta(milliseconds=1)).int - first_id(at, timedelta(0)).int == 1 << 80
+    assert first_id(datetime(1, 1, 1, tzinfo=UTC), timedelta(0)) == UUID(int=0)
+    entry = write(MARY, Action.BROKER_SUSPEND, "alice")
+    assert first_id(entry.at, timedelta(seconds=-1)) < entry.pk < first_id(entry.at, timedelta(seconds=1))
+
+
+# --- A page ---------------------------------------------------------------------------------------------------------
+
+
+def test_before_and_after_stand_side_by_side(root: Client) -> None:
+    before = {"status": "active", "cash": "10.00", "gone": 1, "same": [1, 2], "empty": ""}
+    after = {"status": "suspended", "cash": "10.00", "same": [1, 2], "empty": "", "new": {"a": None}, "flag": True}
+    entry = write(MARY, Action.BROKER_SUSPEND, "alice", before=before, after=after, reason="<b>why</b>")
+
+    response = root.get(page(entry))
+
+    assert sorted(response.context["changes"], key=lambda change: change.name) == [
+        Change("cash", "10.00", "10.00"),
+        Change("empty", "", ""),
+        Change("flag", None, "true"),
+        Change("gone", "1", None),
+        Change("new", None, '{"a": null}'),
+        Change("same", "[1, 2]", "[1, 2]"),
+        Change("status", "active", "suspended"),
+    ]
+    text = response.content.decode()
+    assert "<del>active</del>" in text
+    assert "<ins>suspended</ins>" in text
+    assert text.count("<ins>") == 3
+    assert text.count("<del>") == 2
+    for told in ("mary", "192.0.2.7", "request-1", "broker.suspend", page_url(Broker, "alice"), "&lt;b&gt;why"):
+        assert told in text
+
+
+def test_an_act_that_tells_nothing_has_a_page_too(root: Client) -> None:
+    assert changes(None, None) == []
+    assert "tells nothing of its subject" in root.get(page(write(BY, Action.USER_ADD, "mary"))).content.decode()
+
+
+def test_an_operators_key_is_named_by_its_prefix_and_leads_to_it(root: Client) -> None:
+    trading.broker("alice")
+    key, secret = exchange_services.issue_key(None, name="robot", scopes=[Scope.OPERATOR], by=BY)
+    operator = ApiClient(secret)
+    operator.post("/brokers/alice/suspend", {"reason": "over REST"})
+    operator.post("/brokers/alice/transfers", {"reference": "r", "cash": "5", "reason": "paid in"})
+
+    transfer, suspension = shown(root, AuditEntry, actor=key.pk, kind="key")
+
+    assert (suspension.action, suspension.subject, suspension.reason) == ("broker.suspend", "alice", "over REST")
+    assert (transfer.action, transfer.subject, transfer.reason) == ("broker.transfer", "alice", "paid in")
+    text = root.get(page(suspension)).content.decode()
+    assert f'href="{page(key)}"' in text
+    assert secret not in text
+    assert list_url(AuditEntry, actor=key.pk, kind="key").replace("&", "&amp;") in root.get(page(key)).content.decode()
+
+
+def test_what_a_user_does_is_on_record_with_user_and_address(root: Client) -> None:
+    trading.broker("alice")
+    do(root, Broker, "suspend", "alice")
+
+    entry = AuditEntry.objects.latest("id")
+    assert (entry.actor_kind, entry.actor, entry.address, entry.reason) == ("user", "root", ADDRESS, REASON)
+    assert entry.request_id != ""
+
+
+# --- About one thing ------------------------------------------------------------------------------------------------
+
+
+def test_the_latest_about_a_thing_are_of_its_kind_only() -> None:
+    trading.broker("AAPL", holdings={"AAPL": 1})  # a broker may be called like an instrument
+    broker, instrument = Broker.objects.get(), Instrument.objects.get()
+    key = ApiKey.objects.get()
+    halted = write(MARY, Action.INSTRUMENT_HALT, "AAPL")
+    suspended = write(MARY, Action.BROKER_SUSPEND, "AAPL")
+    revoked = write(MARY, Action.KEY_REVOKE, key.pk)
+
+    assert latest_about(instrument) == [halted]
+    admitted = AuditEntry.objects.get(action="broker.admit")
+    assert latest_about(broker) == [suspended, admitted]
+    assert latest_about(broker, key) == [revoked, suspended, admitted]
+    for _ in range(20):
+        last = write(MARY, Action.BROKER_SUSPEND, "AAPL")
+    assert len(latest_about(broker, key)) == 10
+    assert latest_about(broker, key)[0] == last
+
+
+def test_a_cancelled_order_tells_who_cancelled_it() -> None:
+    trading.broker("alice")
+    order = place(Side.BID, 1, "10", by="alice")
+    entry = write(MARY, Action.ORDER_CANCEL, str(order.pk))
+
+    assert latest_about(Order.objects.get()) == [entry]
+
+
+# --- Nothing can be done to it --------------------------------------------------------------------------------------
+
+
+def test_there_is_nothing_to_press(root: Client) -> None:
+    entry = write(MARY, Action.BROKER_SUSPEND, "alice")
+
+    for act in ("add", "delete", "change"):
+        for path in (act_path(AuditEntry, act), page(entry).replace("change", act)):
+            root.post(path, {"reason": "x", "post": "yes"})
+    assert list(AuditEntry.objects.values()) == list(AuditEntry.objects.filter(pk=entry.pk).values())
+    context = root.get(list_url(AuditEntry)).context
+    assert (context["acts_on_many"], context["acts_on_none"]) == ([], [])
+    assert root.get(page(entry)).context["acts"] == []
+
+
+def test_who_may_not_view_it_is_refused(client: Client) -> None:
+    entry = write(MARY, Action.BROKER_SUSPEND, "alice")
+    user = sign_in(client, "teller", ["exchange.view_broker"])
+
+    for path in (list_url(AuditEntry), page(entry), act_path(AuditEntry, "export")):
+        assert user.get(path).status_code == 403
+
+
+# --- Taken along ----------------------------------------------------------------------------------------------------
+
+
+def exported(client: Client, **asked: Any) -> list[dict[str, str]]:
+    query = list_url(AuditEntry, **asked).partition("?")[2]
+    response: Any = client.get(f"{act_path(AuditEntry, 'export')}?{query}")
+    assert response.status_code == 200
+    assert response.streaming
+    assert response["Content-Type"] == "text/csv; charset=utf-8"
+    assert response["Content-Disposition"] == 'attachment; filename="audit.csv"'
+    return list(csv.DictReader(io.StringIO(b"".join(response.streaming_content).decode())))
+
+
+def test_the_file_has_every_field_of_every_entry_asked_for(root: Client) -> None:
+    first = write(MARY, Action.BROKER_SUSPEND, "alice", reason='a "b", c', before={"x": "1"}, after={"x": "2"})
+    write(ROBOT, Action.INSTRUMENT_HALT, "AAPL")
+
+    (line,) = exported(root, actor="mary")
+
+    assert line == {
+        "id": str(first.pk),
+        "at": first.at.isoformat(),
+        "actor_kind": "user",
+        "actor": "mary",
+        "address": "192.0.2.7",
+        "request_id": "request-1",
+        "action": "broker.suspend",
+        "subject": "alice",
+        "reason": 'a "b", c',
+        "before": '{"x": "1"}',
+        "after": '{"x": "2"}',
+    }
+    assert [each["subject"] for each in exported(root)] == ["AAPL", "alice"]
+
+
+def test_the_file_goes_on_to_the_last_entry_without_repeating_any(
+    root: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lists, "FILTERED_ROWS", 70)
+    with transaction.atomic():
+        audit.record(*(Entry.of((MARY, ROBOT)[n % 2], Action.BROKER_SUSPEND, f"b{n}") for n in range(2_500)))
+
+    ids = [str(pk) for pk in AuditEntry.objects.order_by("-id").values_list("pk", flat=True)]
+    assert [line["id"] for line in exported(root)] == ids
+    assert [line["subject"] for line in exported(root, kind="key")] == [f"b{n}" for n in range(2_499, 0, -2)]
+
+
+def test_pages_take_few_queries_however_many_entries_there_are(root: Client) -> None:
+    with transaction.atomic():
+        audit.record(*(Entry.of(MARY, Action.BROKER_SUSPEND, "alice") for _ in range(300)))
+    for path in (list_url(AuditEntry), list_url(AuditEntry, last=1), page(AuditEntry.objects.latest("id"))):
+        with CaptureQueriesContext(connection) as queries:
+            assert root.get(path).status_code == 200
+        assert len(queries) < MAX_QUERIES
+        assert not any("count(*)" in query["sql"].lower() for query in queries)

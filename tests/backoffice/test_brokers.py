@@ -1,0 +1,756 @@
+"""Brokers, transfers and keys in the back office: what is shown of them, and that each act does what it says."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import partial
+from html import unescape
+from itertools import count
+from threading import Event
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from backoffice import brokers
+from backoffice.links import list_url, page_url
+from exchange import services as exchange_services
+from exchange.errors import BrokerSuspended
+from exchange.models import ApiKey, AuditEntry, Broker, Instrument, Transfer
+from exchange.rules import BrokerStatus, Scope
+from orders import services
+from orders.commands import Accepted
+from orders.models import Order, Trade
+from orders.terms import CancelReason, OrderStatus, Side
+from tests import api, trading
+from tests.backoffice.browser import ADDRESS, REASON, act_path, do, is_offered, page, said, shown, sign_in, wrong
+from tests.exchange.client import Client as ApiClient
+from tests.trading import BY, at_once, attempt, in_thread, order, place
+from webhooks.models import Subscription
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+MAX_QUERIES = 20
+
+
+@pytest.fixture
+def root(client: Client) -> Client:
+    return sign_in(client)
+
+
+@pytest.fixture
+def alice(db: None) -> Broker:
+    """1,000,000 in cash and 10,000 shares of AAPL."""
+    trading.broker("alice")
+    return Broker.objects.get(pk="alice")
+
+
+def entries() -> list[tuple[Any, ...]]:
+    """What the user `root` did, as it is on record."""
+    told = AuditEntry.objects.filter(actor="root").order_by("id")
+    assert {(entry.actor_kind, entry.address) for entry in told} <= {("user", ADDRESS)}
+    return list(told.values_list("action", "subject", "reason", "before", "after"))
+
+
+def journal(broker_id: str) -> list[tuple[Any, ...]]:
+    rows = Transfer.objects.filter(broker=broker_id).order_by("created_at", "id")
+    return list(rows.values_list("reference", "cash", "instrument", "quantity", "reason"))
+
+
+def refused(response: Any, before: Any, **errors: list[str]) -> None:
+    """The form says just this, and nothing was written."""
+    assert wrong(response) == errors
+    assert (trading.everything(), AuditEntry.objects.count(), Transfer.objects.count()) == before
+
+
+def state_now() -> Any:
+    return trading.everything(), AuditEntry.objects.count(), Transfer.objects.count()
+
+
+# --- The list -------------------------------------------------------------------------------------------------------
+
+
+def test_the_list_shows_what_each_broker_has_and_does(root: Client, alice: Broker) -> None:
+    trading.broker("bob", cash=5, holdings={})
+    place(Side.ASK, 5, "10", by="alice")
+    place(Side.BID, 3, "11", by="alice")  # trades with itself: a purchase and a sale
+    place(Side.ASK, 7, "12.5", by="alice")
+    place(Side.BID, 2, "9", by="alice")
+
+    response = root.get(list_url(Broker))
+
+    (alices, bobs) = ([str(value) for _, value, _ in cells] for _, cells in response.context["listing"].lines)
+    assert alices[0] == "alice"
+    assert "active" in alices[1]
+    assert (Decimal(alices[2]), Decimal(alices[3]), Decimal(alices[4])) == (1_000_000, 18, 999_982)
+    assert alices[5:7] == ["3", "2"]
+    assert bobs[5:7] == ["0", "0"]
+    assert page(alice) in response.content.decode()
+
+
+def test_trades_are_counted_as_far_as_is_cheap(root: Client, alice: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(brokers, "TRADES_COUNTED", 2)
+    monkeypatch.setattr(brokers, "TRADES_SUMMED", 2)
+    trading.broker("bob")
+
+    def counted() -> list[str]:
+        return [cells[6][1] for _, cells in root.get(list_url(Broker)).context["listing"].lines]
+
+    def summed() -> list[tuple[Any, ...]]:
+        sides = root.get(page(alice)).context["sides"]
+        return [(each["side"], each["count"], each["value"], each["is_more"]) for each in sides]
+
+    for quantity in (1, 2):
+        place(Side.ASK, quantity, "10", by="alice")
+        place(Side.BID, quantity, "10", by="bob")
+    assert counted() == ["2", "2"]
+    assert summed() == [("bid", 0, 0, False), ("ask", 2, Decimal(30), False)]
+    Trade.objects.update(executed_at=brokers.today() - timedelta(seconds=1))
+    assert counted() == ["0", "0"]
+    for quantity in (4, 8, 16):
+        place(Side.ASK, quantity, "10", by="alice")
+        place(Side.BID, quantity, "10", by="bob")
+    assert counted() == ["2+", "2+"]
+    assert [each[3] for each in summed()] == [False, True]
+    assert "in the latest 2 of more trades" in root.get(page(alice)).content.decode()
+
+
+def test_brokers_are_found_by_status_and_id(root: Client, alice: Broker) -> None:
+    for broker_id in ("bob", "bobby"):
+        trading.broker(broker_id)
+    services.suspend("bobby", cancel_orders=False, by=BY)
+
+    assert [row.pk for row in shown(root, Broker)] == ["alice", "bob", "bobby"]
+    assert [row.pk for row in shown(root, Broker, q="bob")] == ["bob", "bobby"]
+    assert [row.pk for row in shown(root, Broker, q="BOB", status="active")] == ["bob"]
+    assert [row.pk for row in shown(root, Broker, status="suspended")] == ["bobby"]
+    assert root.get(list_url(Broker, status="dead")).context["listing"].form.errors.keys() == {"status"}
+
+
+# --- The page -------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_a_broker_shows_all_of_it(root: Client, alice: Broker) -> None:
+    trading.broker("bob")
+    resting = place(Side.ASK, 5, "10.5", by="alice")
+    place(Side.BID, 2, "10.5", by="bob")
+    bid = place(Side.BID, 4, "10", by="alice")
+    subscription = Subscription.objects.create(
+        broker=alice, event_type="trade.executed", url="https://a.example/hook", created_at=timezone.now()
+    )
+
+    response = root.get(page(alice))
+
+    told = response.context
+    assert (told["available"], told["open_orders"]) == (Decimal(1_000_000) + 21 - 40, 2)
+    assert told["holdings"] == [
+        {
+            "symbol": "AAPL",
+            "url": page_url(Instrument, "AAPL"),
+            "quantity": 9_998,
+            "reserved": 3,
+            "available": 9_995,
+            "open_orders": 2,
+        }
+    ]
+    assert told["orders"] == [bid, resting]
+    assert [(each["side"], each["count"], each["value"]) for each in told["sides"]] == [
+        (Side.BID, 0, Decimal(0)),
+        (Side.ASK, 1, Decimal(21)),
+    ]
+    assert [each.reference for each in told["transfers"]] == ["initial/alice/AAPL", "initial/alice/cash"]
+    assert [key.broker_id for key, *_ in told["keys"]] == ["alice"]
+    assert list(told["subscriptions"]) == [subscription]
+    assert [(entry.action, entry.subject) for entry in told["audit"]] == [("broker.admit", "alice")]
+    text = response.content.decode()
+    for row in (bid, resting, subscription, *told["transfers"], told["keys"][0][0], *told["audit"]):
+        assert page(row) in text
+
+
+def test_the_latest_open_orders_come_from_all_books(root: Client, alice: Broker) -> None:
+    trading.instrument("GOOG")
+    placed = [place(Side.BID, 1, "10", symbol=symbol, by="alice") for _ in range(7) for symbol in ("AAPL", "GOOG")]
+    trading.cancel(placed[-1])
+
+    assert root.get(page(alice)).context["orders"] == placed[-2:-12:-1]
+
+
+@pytest.mark.parametrize("model", [Broker, Transfer, ApiKey], ids=lambda model: model.__name__)
+def test_pages_take_few_queries_however_many_rows_there_are(root: Client, model: Any) -> None:
+    for number in range(60):
+        trading.broker(f"broker-{number}")
+    for symbol in range(30):
+        trading.instrument(f"S{symbol}")
+        place(Side.BID, 1, "10", symbol=f"S{symbol}", by="broker-0")
+    for path in (list_url(model), page(model.objects.order_by("pk")[0]), page_url(Broker, "broker-0")):
+        with CaptureQueriesContext(connection) as queries:
+            assert root.get(path).status_code == 200
+        assert len(queries) < MAX_QUERIES
+        assert not any("count(*)" in query["sql"].lower().split(" from ")[0] for query in queries)
+
+
+@pytest.mark.parametrize("broker_id", ["a_5Fb", "a-b_c", "_", "-"])
+def test_ids_with_signs_lead_to_their_own_pages(root: Client, broker_id: str) -> None:
+    trading.broker(broker_id)
+    trading.broker("a_b")
+
+    assert root.get(page_url(Broker, broker_id)).context["row"].pk == broker_id
+    response = do(root, Broker, "suspend", broker_id)
+    assert (response.context["row"].pk, response.context["row"].status) == (broker_id, BrokerStatus.SUSPENDED)
+    assert root.get(page_url(Broker, "nobody")).status_code == 404
+
+
+# --- Admitted -------------------------------------------------------------------------------------------------------
+
+ADMIT = {"broker_id": "carol", "initial_cash": "1000.5", "initial_holdings": "AAPL 100\r\n\r\n  NEW.1   7  \r\n"}
+
+
+def secret_of(response: Any) -> str:
+    """The key that a page shows, once: nobody may keep the page."""
+    assert response.status_code == 200
+    assert "no-store" in response["Cache-Control"]
+    (secret,) = re.findall(r"brs_[0-9a-f]{12}_[0-9a-f]{64}", response.content.decode())
+    return str(secret)
+
+
+def test_a_broker_is_admitted_with_cash_shares_and_a_key(root: Client) -> None:
+    trading.instrument("AAPL")
+
+    response = do(root, Broker, "admit", **ADMIT)
+
+    key = secret_of(response)
+    assert trading.balance("carol") == (Decimal("1000.5"), 0)
+    assert [trading.shares("carol", symbol) for symbol in ("AAPL", "NEW.1")] == [(100, 0), (7, 0)]
+    assert [row[:4] for row in journal("carol")] == [
+        ("initial/carol/cash", Decimal("1000.5"), None, None),
+        ("initial/carol/AAPL", None, "AAPL", 100),
+        ("initial/carol/NEW.1", None, "NEW.1", 7),
+    ]
+    assert api.placed(ApiClient(key), api.limit("bid", 1, "10") | {"broker_id": "carol"})["status"] == "pending"
+    assert page_url(Broker, "carol") in response.content.decode()
+    ((action, subject, reason, before, after),) = entries()
+    assert (action, subject, reason, before) == ("broker.admit", "carol", REASON, None)
+    assert (after["cash"], after["holdings"]) == ("1000.50", {"AAPL": 100, "NEW.1": 7})
+    assert key not in str(AuditEntry.objects.values_list())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("broker_id", "", "This field is required."),
+        ("broker_id", "a b", "Letters, digits, hyphens and underscores, 64 at most."),
+        ("broker_id", "é", "Letters, digits, hyphens and underscores, 64 at most."),
+        ("broker_id", "a" * 65, "Letters, digits, hyphens and underscores, 64 at most."),
+        ("broker_id", "a\0", "Null characters are not allowed."),
+        ("initial_cash", "", "This field is required."),
+        ("initial_cash", "-1", "Must be a number below 10^16, with 4 decimals at most and a point before them."),
+        ("initial_cash", "1,000", "Must be a number below 10^16, with 4 decimals at most and a point before them."),
+        ("initial_cash", "1.00001", "Must be a number below 10^16, with 4 decimals at most and a point before them."),
+        ("initial_cash", "NaN", "Must be a number below 10^16, with 4 decimals at most and a point before them."),
+        ("initial_cash", "1e3", "Must be a number below 10^16, with 4 decimals at most and a point before them."),
+        ("initial_cash", "1000000000000001", "May be at most 1000000000000000."),
+        ("initial_holdings", "AAPL 1\naapl 1", "Line 2: Capital letters, digits and dots, 12 at most."),
+        ("initial_holdings", "AAPL", "Line 1: This field is required."),
+        ("initial_holdings", "AAPL 1.5", "Line 1: Must be a whole number, in digits."),
+        ("initial_holdings", "AAPL 1 2", "Line 1: Must be a whole number, in digits."),
+        ("initial_holdings", "AAPL 0", "Line 1: Must be 1 to 1000000000000."),
+        ("initial_holdings", "AAPL -5", "Line 1: Must be 1 to 1000000000000."),
+        ("initial_holdings", "AAPL 1\n\nAAPL 1", "Line 3: AAPL may be named only once."),
+        ("reason", "", "This field is required."),
+        ("reason", "x" * 201, "Ensure this value has at most 200 characters (it has 201)."),
+    ],
+)
+def test_what_is_wrong_with_a_new_broker_is_said_of_its_field(
+    root: Client, field: str, value: str, sentence: str
+) -> None:
+    before = state_now()
+    refused(do(root, Broker, "admit", **ADMIT | {field: value}), before, **{field: [sentence]})
+
+
+def test_everything_that_is_wrong_is_said_at_once(root: Client) -> None:
+    fields = {"broker_id": "?", "initial_cash": "x", "initial_holdings": "a 1\nB x", "reason": " "}
+
+    assert {name: len(each) for name, each in wrong(do(root, Broker, "admit", **fields)).items()} == {
+        "broker_id": 1,
+        "initial_cash": 1,
+        "initial_holdings": 2,
+        "reason": 1,
+    }
+
+
+def test_a_broker_is_not_admitted_twice(root: Client, alice: Broker) -> None:
+    before = state_now()
+    response = do(root, Broker, "admit", **ADMIT | {"broker_id": "alice"})
+
+    refused(response, before, __all__=["A broker alice exists already."])
+
+
+# --- Transfers ------------------------------------------------------------------------------------------------------
+
+
+def cash(root: Client, amount: str, reference: str = "wire-1", **more: str) -> Any:
+    return do(root, Broker, "transfer-cash", "alice", cash=amount, reference=reference, **more)
+
+
+def shares(root: Client, quantity: str, symbol: str = "AAPL", reference: str = "move-1", **more: str) -> Any:
+    return do(root, Broker, "transfer-shares", "alice", quantity=quantity, symbol=symbol, reference=reference, **more)
+
+
+def test_cash_is_booked_to_the_last_digit(root: Client, alice: Broker) -> None:
+    assert said(cash(root, "250.2501", "in")) == [("success", "+250.2501 of cash is booked as in.")]
+    assert trading.balance("alice") == (Decimal("1000250.2501"), 0)
+    assert said(cash(root, "-1000250.2501", "out")) == [("success", "-1,000,250.2501 of cash is booked as out.")]
+    assert trading.balance("alice") == (0, 0)
+    assert journal("alice")[2:] == [
+        ("in", Decimal("250.2501"), None, None, REASON),
+        ("out", Decimal("-1000250.2501"), None, None, REASON),
+    ]
+    assert [(action, subject, reason) for action, subject, reason, *_ in entries()] == [
+        ("broker.transfer", "alice", REASON)
+    ] * 2
+    assert [(before["cash"], after["cash"]) for *_, before, after in entries()] == [
+        ("1000000.00", "1000250.2501"),
+        ("1000250.2501", "0.00"),
+    ]
+
+
+def test_shares_come_in_and_go_out(root: Client, alice: Broker) -> None:
+    trading.instrument("GOOG")
+
+    assert said(shares(root, "1000000000000", "GOOG", "in")) == [
+        ("success", "+1,000,000,000,000 shares of GOOG are booked as in.")
+    ]
+    assert said(shares(root, "-10000", "AAPL", "out")) == [("success", "-10,000 shares of AAPL are booked as out.")]
+    assert (trading.shares("alice", "GOOG"), trading.shares("alice")) == ((10**12, 0), (0, 0))
+    assert len(entries()) == 2
+
+
+def test_a_reference_that_was_booked_before_is_said_to_be(root: Client, alice: Broker) -> None:
+    cash(root, "5")
+    booked, before = Transfer.objects.get(reference="wire-1"), state_now()
+
+    ((level, sentence),) = said(cash(root, "5.00"))
+
+    at = f"{booked.created_at:%Y-%m-%d %H:%M:%S}"
+    assert (level, sentence) == ("warning", f"wire-1 was booked before, at {at} UTC. Nothing was booked now.")
+    assert state_now() == before
+
+
+def test_a_reference_of_another_transfer_is_refused_and_the_difference_is_named(root: Client, alice: Broker) -> None:
+    trading.broker("bob")
+    cash(root, "5")
+    before = state_now()
+
+    differs = "Differs from the transfer booked first."
+    refused(cash(root, "6", reason="other"), before, cash=[differs], reason=[differs])
+    other_kind = {"symbol": [differs], "quantity": [differs], "__all__": [f"cash: {differs}"]}
+    refused(shares(root, "1", reference="wire-1"), before, **other_kind)
+    of_bob = do(root, Broker, "transfer-cash", "bob", cash="5", reference="wire-1")
+    refused(of_bob, before, __all__=[f"broker_id: {differs}"])
+
+
+def test_what_is_not_free_does_not_go_out(root: Client, alice: Broker) -> None:
+    place(Side.BID, 10, "99.99", by="alice")
+    place(Side.ASK, 9_000, "500", by="alice")
+    before = state_now()
+
+    refused(cash(root, "-999000.11"), before, __all__=["Only 999000.10 of the broker's cash is free."])
+    refused(shares(root, "-1001"), before, __all__=["Only 1000 of the broker's shares of AAPL are free."])
+    refused(shares(root, "1", "NONE"), before, __all__=["No instrument NONE is listed."])
+    assert said(cash(root, "-999000.10"))[0][0] == "success"
+    assert said(shares(root, "-1000"))[0][0] == "success"
+    assert trading.balance("alice") == (Decimal("999.9"), Decimal("999.9"))
+
+
+@pytest.mark.parametrize(
+    ("act", "field", "value", "sentence"),
+    [
+        ("cash", "cash", "0", "Must be other than 0."),
+        ("cash", "cash", "--1", "Must be a number below 10^16, with 4 decimals at most and a point before them."),
+        ("cash", "cash", "1" * 17, "Must be a number below 10^16, with 4 decimals at most and a point before them."),
+        ("cash", "reference", "a/b", "Letters, digits, dots, colons, hyphens and underscores, 64 at most."),
+        ("cash", "reference", "", "This field is required."),
+        ("cash", "reason", "", "This field is required."),
+        ("shares", "quantity", "1.0", "Must be a whole number, in digits."),
+        ("shares", "quantity", "true", "Must be a whole number, in digits."),
+        ("shares", "quantity", "0", "Must be not 0, and from -1000000000000 to 1000000000000."),
+        ("shares", "quantity", "-1000000000001", "Must be not 0, and from -1000000000000 to 1000000000000."),
+        ("shares", "symbol", "aapl", "Capital letters, digits and dots, 12 at most."),
+    ],
+)
+def test_what_is_wrong_with_a_transfer_is_said_of_its_field(
+    root: Client, alice: Broker, act: str, field: str, value: str, sentence: str
+) -> None:
+    before = state_now()
+    book: Any = partial(cash, amount="1") if act == "cash" else partial(shares, quantity="1")
+    fields = {"cash": "amount"} if act == "cash" else {}
+    refused(book(root, **{fields.get(field, field): value}), before, **{field: [sentence]})
+
+
+def test_a_broker_that_somebody_holds_is_said_to_be_busy(root: Client, alice: Broker) -> None:
+    held, done = Event(), Event()
+
+    def hold() -> None:
+        with transaction.atomic():
+            Broker.objects.select_for_update().get(pk="alice")
+            held.set()
+            done.wait(trading.PATIENCE_SECONDS)
+
+    holding = in_thread(hold)
+    held.wait(trading.PATIENCE_SECONDS)
+    before = state_now()
+    try:
+        response = cash(root, "1")
+    finally:
+        done.set()
+        holding.result(trading.PATIENCE_SECONDS)
+    refused(response, before, __all__=["The exchange is busy and did not do this; try again shortly."])
+
+
+def test_transfers_are_listed_and_found(root: Client, alice: Broker) -> None:
+    trading.broker("bob", cash=7, holdings={"GOOG": 3})
+    cash(root, "1", "wire-1")
+    shares(root, "1", "GOOG", "move-1")
+    all_, wire = Transfer.objects.order_by("-id"), Transfer.objects.get(reference="wire-1")
+
+    def references(**asked: Any) -> list[str]:
+        return [row.reference for row in shown(root, Transfer, **asked)]
+
+    assert shown(root, Transfer) == list(all_)
+    assert references()[:2] == ["move-1", "wire-1"]
+    assert references(broker="bob") == ["initial/bob/GOOG", "initial/bob/cash"]
+    assert references(kind="shares", broker="alice") == ["move-1", "initial/alice/AAPL"]
+    assert references(symbol="GOOG") == ["move-1", "initial/bob/GOOG"]
+    assert references(q="wire-1") == references(q=wire.pk) == ["wire-1"]
+    assert references(q="wire-1", broker="bob") == references(q="wire") == []
+    assert root.get(list_url(Transfer, symbol="goog")).context["listing"].form.errors.keys() == {"symbol"}
+
+
+def test_transfers_of_a_period_begin_with_it_and_end_before_its_end(root: Client, alice: Broker) -> None:
+    cash(root, "1", "wire-1")
+    cash(root, "2", "wire-2")
+    first, second = Transfer.objects.filter(cash__lt=3).order_by("created_at")
+
+    for asked in ({}, {"broker": "alice"}):
+        since, until = first.created_at.isoformat(), second.created_at.isoformat()
+        assert shown(root, Transfer, since=since, **asked) == [second, first]
+        assert shown(root, Transfer, since=since, until=until, **asked) == [first]
+        assert shown(root, Transfer, until="2001-01-01T00:00", **asked) == []
+        assert shown(root, Transfer, since="9999-12-31T23:59:59", until="0001-01-01 00:00", **asked) == []
+
+
+def test_the_page_of_a_transfer_leads_to_its_broker_and_instrument(root: Client, alice: Broker) -> None:
+    of_cash, of_shares = Transfer.objects.order_by("id")
+
+    assert "1,000,000.00" in root.get(page(of_cash)).content.decode()
+    text = root.get(page(of_shares)).content.decode()
+    assert "10,000 of" in text
+    assert page(alice) in text
+    assert page_url(Instrument, "AAPL") in text
+
+
+# --- Keys -----------------------------------------------------------------------------------------------------------
+
+
+def issue(root: Client, **fields: str) -> Any:
+    return do(root, Broker, "issue-key", "alice", **{"scope": "trade"} | fields)
+
+
+def answers(key: str) -> int:
+    return ApiClient(key).get("/brokers/alice/balance").status
+
+
+def test_a_key_is_issued_works_and_is_shown_once(root: Client, alice: Broker) -> None:
+    key = secret_of(issue(root, name="night desk", expires_at="2099-01-01T00:00"))
+
+    stored = ApiKey.objects.get(pk=key.split("_")[1])
+    assert (stored.broker_id, stored.name, stored.scopes) == ("alice", "night desk", ["trade"])
+    assert stored.expires_at == datetime(2099, 1, 1, tzinfo=UTC)
+    assert api.placed(ApiClient(key), api.limit("bid", 1, "10"))["status"] == "pending"
+    for path in (
+        page(alice),
+        page(stored),
+        list_url(ApiKey),
+        list_url(AuditEntry),
+        page(AuditEntry.objects.latest("id")),
+    ):
+        text = root.get(path).content.decode()
+        assert key not in text
+        assert key.split("_")[2] not in text
+        assert bytes(stored.secret_hash).hex() not in text
+    ((action, subject, reason, before, after),) = entries()
+    assert (action, subject, reason, before) == ("key.issue", stored.pk, REASON, None)
+    assert (after["broker_id"], after["name"], after["scopes"]) == ("alice", "night desk", ["trade"])
+
+
+def test_a_key_that_may_only_read_places_nothing(root: Client, alice: Broker) -> None:
+    key = secret_of(issue(root, scope="read"))
+
+    stored = ApiKey.objects.get(pk=key.split("_")[1])
+    assert (stored.name, stored.scopes, stored.expires_at) == ("", [Scope.READ], None)
+    assert answers(key) == 200
+    assert api.refused(ApiClient(key), "POST", "/orders", api.limit("bid", 1, "10")).code == "scope_missing"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("scope", "operator", "Select a valid choice. operator is not one of the available choices."),
+        ("scope", "", "This field is required."),
+        ("name", "x" * 101, "Ensure this value has at most 100 characters (it has 101)."),
+        ("expires_at", "2001-01-01T00:00", "Must be in the future."),
+        ("expires_at", "tomorrow", "Must be a time, such as 2026-02-16 16:29 (UTC)."),
+        ("expires_at", "2027-02-30T00:00", "Must be a time, such as 2026-02-16 16:29 (UTC)."),
+        ("expires_at", "9999-12-31T23:59:59-05:00", "Must be a time, such as 2026-02-16 16:29 (UTC)."),
+        ("reason", "", "This field is required."),
+    ],
+)
+def test_what_is_wrong_with_a_key_is_said_of_its_field(
+    root: Client, alice: Broker, field: str, value: str, sentence: str
+) -> None:
+    before, keys = state_now(), ApiKey.objects.count()
+    refused(issue(root, **{field: value}), before, **{field: [sentence]})
+    assert ApiKey.objects.count() == keys
+
+
+def test_keys_die_when_they_are_revoked_one_or_many(root: Client, alice: Broker) -> None:
+    first, second, third = (secret_of(issue(root, name=name)) for name in ("a", "b", "c"))
+    prefixes = [key.split("_")[1] for key in (first, second, third)]
+    assert [answers(key) for key in (first, second, third)] == [200, 200, 200]
+
+    one = do(root, ApiKey, "revoke", prefixes[0])
+    assert said(one) == [("success", f"{prefixes[0]} is revoked.")]
+    assert one.context["row"].pk == prefixes[0]
+    assert [answers(key) for key in (first, second, third)] == [401, 200, 200]
+    revoked_at = ApiKey.objects.get(pk=prefixes[0]).revoked_at
+    assert said(do(root, ApiKey, "revoke", *prefixes)) == [("success", "2 keys are revoked.")]
+    assert [answers(key) for key in (first, second, third)] == [401, 401, 401]
+    assert ApiKey.objects.get(pk=prefixes[0]).revoked_at == revoked_at
+    assert said(do(root, ApiKey, "revoke", *prefixes)) == [("warning", "Nothing was left to revoke.")]
+    assert sorted(subject for action, subject, *_ in entries() if action == "key.revoke") == sorted(prefixes)
+
+
+def test_an_operators_key_is_revoked_too(root: Client) -> None:
+    key, secret = exchange_services.issue_key(None, scopes=[Scope.OPERATOR], by=BY)
+
+    assert ApiClient(secret).get("/brokers").status == 200
+    assert said(do(root, ApiKey, "revoke", key.pk)) == [("success", f"{key.pk} is revoked.")]
+    assert ApiClient(secret).get("/brokers").status == 401
+
+
+def test_keys_are_listed_and_found_by_what_they_are_good_for(root: Client, alice: Broker) -> None:
+    secret_of(issue(root, name="gone", expires_at="2099-01-01T00:00"))
+    secret_of(issue(root, name="desk"))
+    first = ApiKey.objects.get(name="")
+    gone = ApiKey.objects.get(name="gone")
+    desk = ApiKey.objects.get(name="desk")
+    ApiKey.objects.filter(pk=gone.pk).update(expires_at=timezone.now())
+    do(root, ApiKey, "revoke", first.pk)
+    operators, _ = exchange_services.issue_key(None, name="desk of operators", scopes=[Scope.OPERATOR], by=BY)
+
+    assert shown(root, ApiKey) == [operators, desk, gone, first]
+    assert shown(root, ApiKey, broker="alice") == [desk, gone, first]
+    assert shown(root, ApiKey, state="live") == [operators, desk]
+    assert shown(root, ApiKey, state="expired") == [gone]
+    assert shown(root, ApiKey, state="revoked") == [first]
+    assert shown(root, ApiKey, q="desk") == [operators, desk]
+    assert shown(root, ApiKey, q=gone.pk) == [gone]
+    assert [(key.pk, str(state), bool(url)) for key, state, url in root.get(page(alice)).context["keys"]] == [
+        (desk.pk, "live", True),
+        (gone.pk, "expired", True),
+        (first.pk, "revoked", False),
+    ]
+
+
+# --- Stopped --------------------------------------------------------------------------------------------------------
+
+
+def test_suspending_refuses_new_orders_and_leaves_the_old(root: Client, alice: Broker) -> None:
+    resting = place(Side.ASK, 5, "10", by="alice")
+
+    assert said(do(root, Broker, "suspend", "alice")) == [("success", "alice is suspended.")]
+    assert isinstance(attempt(order(Side.ASK, 5, "10", by="alice")), BrokerSuspended)
+    resting.refresh_from_db()
+    assert resting.status == OrderStatus.PENDING
+    assert said(do(root, Broker, "reinstate", "alice")) == [("success", "alice is reinstated.")]
+    assert isinstance(attempt(order(Side.ASK, 5, "10", by="alice")), Accepted)
+    assert entries() == [
+        ("broker.suspend", "alice", REASON, {"status": "active"}, {"status": "suspended"}),
+        ("broker.reinstate", "alice", REASON, {"status": "suspended"}, {"status": "active"}),
+    ]
+
+
+def test_a_button_is_there_while_it_makes_sense(root: Client, alice: Broker) -> None:
+    offered = {act: is_offered(root, act_path(Broker, act, "alice"), page(alice)) for act in ACTS}
+    assert offered == dict.fromkeys(ACTS, True) | {"reinstate": False}
+    do(root, Broker, "suspend", "alice")
+    offered = {act: is_offered(root, act_path(Broker, act, "alice"), page(alice)) for act in ACTS}
+    assert offered == dict.fromkeys(ACTS, True) | {"suspend": False}
+
+
+def stop(root: Client, **fields: str) -> Any:
+    return do(root, Broker, "stop", "alice", **{"confirmation": "alice"} | fields)
+
+
+def test_the_kill_switch_suspends_and_cancels_everything_of_that_broker(root: Client, alice: Broker) -> None:
+    trading.broker("bob")
+    trading.instrument("GOOG")
+    for number in range(3):
+        place(Side.BID, 1, f"1{number}", by="alice")
+        place(Side.BID, 1, f"1{number}", symbol="GOOG", by="alice")
+    bobs = place(Side.BID, 1, "9", by="bob")
+
+    assert "alice: active, 6 orders open" in root.get(act_path(Broker, "stop", "alice")).content.decode()
+    assert said(stop(root)) == [("success", "alice is suspended, and 6 orders were cancelled.")]
+
+    of_alice = Order.objects.filter(broker=alice)
+    assert set(of_alice.values_list("status", "cancel_reason")) == {
+        (OrderStatus.CANCELLED, CancelReason.BROKER_SUSPENDED)
+    }
+    assert trading.balance("alice") == (trading.CASH, 0)
+    bobs.refresh_from_db()
+    assert bobs.status == OrderStatus.PENDING
+    assert isinstance(attempt(order(Side.ASK, 5, "10", by="alice")), BrokerSuspended)
+    assert {(action, subject, reason) for action, subject, reason, *_ in entries()} == {
+        ("broker.suspend", "alice", REASON),
+        ("broker.cancel_orders", "alice", REASON),
+    }
+    assert said(stop(root)) == [("success", "alice is suspended, and 0 orders were cancelled.")]
+
+
+@pytest.mark.parametrize("confirmation", ["", "Alice", "alice ", "bob"])
+def test_the_kill_switch_wants_the_brokers_id(root: Client, alice: Broker, confirmation: str) -> None:
+    resting = place(Side.BID, 1, "10", by="alice")
+    before = state_now()
+
+    sentence = "This is not the broker's id." if confirmation else "This field is required."
+    refused(stop(root, confirmation=confirmation), before, confirmation=[sentence])
+    assert Order.objects.get(pk=resting.pk).status == OrderStatus.PENDING
+
+
+def test_no_order_slips_by_the_kill_switch(root: Client, alice: Broker) -> None:
+    trading.broker("bob")
+    begun, refusals = Event(), count()
+
+    def place_on(side: Side, price: str) -> int:
+        """Place until the broker is suspended; how many were accepted."""
+        for accepted in count():
+            if accepted == 5:
+                begun.set()
+            outcome = attempt(order(side, 1, price, by="alice"))
+            if isinstance(outcome, BrokerSuspended):
+                next(refusals)
+                return accepted
+            assert isinstance(outcome, Accepted)
+        raise AssertionError
+
+    def press() -> Any:
+        begun.wait(trading.PATIENCE_SECONDS)
+        return stop(root)
+
+    jobs = [partial(place_on, side, price) for side, price in [(Side.BID, "9"), (Side.ASK, "11")] * 4]
+    *placed, response = at_once([*jobs, press])
+
+    orders = Order.objects.filter(broker=alice)
+    assert orders.count() == sum(placed) >= 8
+    assert not orders.working().exists()
+    assert said(response) == [("success", f"alice is suspended, and {sum(placed):,} orders were cancelled.")]
+    assert trading.balance("alice")[1] == trading.shares("alice")[1] == 0
+    assert next(refusals) == 8
+    trading.assert_sound()
+
+
+def test_a_kill_switch_that_breaks_off_says_so_and_the_next_press_finishes_it(root: Client, alice: Broker) -> None:
+    trading.instrument("GOOG")
+    first = place(Side.BID, 1, "10", by="alice")
+    second = place(Side.BID, 1, "10", symbol="GOOG", by="alice")
+    held, done = Event(), Event()
+
+    def hold() -> None:
+        with transaction.atomic():
+            Instrument.objects.select_for_update().get(pk="GOOG")
+            held.set()
+            done.wait(trading.PATIENCE_SECONDS)
+
+    holding = in_thread(hold)
+    held.wait(trading.PATIENCE_SECONDS)
+    try:
+        response = stop(root)
+    finally:
+        done.set()
+        holding.result(trading.PATIENCE_SECONDS)
+
+    assert wrong(response) == {
+        "__all__": [
+            "The broker is suspended, but this broke off while its orders were being cancelled: some may still be "
+            "open. Press again, and it goes on with what is left."
+        ]
+    }
+    assert Broker.objects.get(pk="alice").status == BrokerStatus.SUSPENDED
+    assert [Order.objects.get(pk=each.pk).status for each in (first, second)] == ["cancelled", "pending"]
+    assert said(stop(root)) == [("success", "alice is suspended, and 1 order was cancelled.")]
+    assert not Order.objects.working().exists()
+
+
+# --- Who may --------------------------------------------------------------------------------------------------------
+
+ACTS = {
+    "transfer-cash": "exchange.book_transfer",
+    "transfer-shares": "exchange.book_transfer",
+    "issue-key": "exchange.issue_key",
+    "suspend": "exchange.suspend_broker",
+    "reinstate": "exchange.suspend_broker",
+    "stop": "exchange.stop_broker",
+}
+FIELDS = {"cash": "1", "symbol": "AAPL", "quantity": "1", "reference": "r", "scope": "read", "confirmation": "alice"}
+
+
+def test_who_may_only_look_sees_no_button_and_is_refused(client: Client, alice: Broker) -> None:
+    viewer = sign_in(client, "viewer", ["exchange.view_broker", "exchange.view_apikey"])
+    key = ApiKey.objects.get()
+    before = state_now()
+
+    paths = [act_path(Broker, act, "alice") for act in ACTS]
+    paths += [act_path(Broker, "admit"), act_path(ApiKey, "revoke", key.pk)]
+    for path in paths:
+        assert viewer.get(path).status_code == 403
+        assert viewer.post(path, FIELDS | ADMIT | {"reason": REASON}).status_code == 403
+    for looked_at in (page(alice), list_url(Broker), page(key), list_url(ApiKey)):
+        text = unescape(viewer.get(looked_at).content.decode())
+        assert not any(path.partition("?")[0] in text for path in paths)
+    assert state_now() == before
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_who_may_do_one_thing_may_do_no_other(client: Client, alice: Broker, act: str) -> None:
+    user = sign_in(client, "specialist", ["exchange.view_broker", ACTS[act]])
+
+    for other, permission in ACTS.items():
+        response = user.get(act_path(Broker, other, "alice"))
+        assert response.status_code == (200 if permission == ACTS[act] else 403)
+    assert user.post(act_path(Broker, act, "alice"), FIELDS | {"reason": REASON}).status_code in (200, 302)
+    assert AuditEntry.objects.filter(actor="specialist").exists()
+
+
+def test_strangers_are_sent_to_the_login(client: Client, alice: Broker) -> None:
+    for path in (
+        list_url(Broker),
+        page(alice),
+        act_path(Broker, "stop", "alice"),
+        list_url(ApiKey),
+        list_url(Transfer),
+    ):
+        response = client.get(path)
+        assert (response.status_code, response["Location"].startswith("/admin/login/")) == (302, True)
+
+
+def test_an_act_on_nobody_or_on_too_many_is_none(root: Client, alice: Broker) -> None:
+    trading.broker("bob")
+
+    assert root.get(act_path(Broker, "suspend", "nobody")).status_code == 404
+    assert root.get(act_path(Broker, "suspend", "alice", "bob")).status_code == 404
+    assert root.post(act_path(Broker, "suspend"), {"reason": REASON}, follow=True).redirect_chain != []
+    assert Broker.objects.filter(status=BrokerStatus.SUSPENDED).count() == 0
