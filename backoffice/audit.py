@@ -10,6 +10,7 @@ from django.contrib import admin
 from django.db.models import Model, Q
 from django.http import HttpRequest
 
+from backoffice import fields
 from backoffice.links import list_url, page_url
 from backoffice.lists import Column, Way
 from backoffice.pages import Pages
@@ -62,8 +63,8 @@ def latest_about(*rows: Model) -> list[AuditEntry]:
 class AuditFilter(PeriodForm):
     q = forms.CharField(max_length=150, required=False, label="Broker, symbol, key, id, …")
     actor = forms.CharField(max_length=150, required=False, label="User, prefix or command")
-    kind = forms.ChoiceField(choices=[("", "any"), *ActorKind.choices()], required=False, label="As")
-    action = forms.ChoiceField(choices=[("", "any"), *Action.choices()], required=False, label="What")
+    kind = fields.WordField(ActorKind, label="As")
+    action = fields.WordField(Action, label="What")
     field_order = ["q", "actor", "kind", "action", "since", "until"]
 
 
@@ -77,6 +78,19 @@ class AuditPages(Pages):
         Column("Subject", "subject", link=subject_url),
         Column("Reason", "reason", is_text=True),
     )
+    export_columns = {
+        "id": "id",
+        "at": "at",
+        "actor_kind": "actor_kind",
+        "actor": "actor",
+        "address": "address",
+        "request_id": "request_id",
+        "action": "action",
+        "subject": "subject",
+        "reason": "reason",
+        "before": "before",
+        "after": "after",
+    }
     form_class = AuditFilter
     row_template = "backoffice/audit_entry.html"
     is_live = True

@@ -24,6 +24,7 @@ from django.db.models.functions import Coalesce
 from django.http import HttpRequest
 from django.utils import timezone
 
+from backoffice import fields
 from backoffice.acts import act_url, is_permitted
 from backoffice.audit import latest_about
 from backoffice.broker_acts import (
@@ -38,6 +39,7 @@ from backoffice.broker_acts import (
 from backoffice.keys import RevokeKey, key_state
 from backoffice.links import list_url, page_url
 from backoffice.lists import Column, FilterForm, Way
+from backoffice.orders import WORKING_WORD
 from backoffice.pages import Pages
 from backoffice.templatetags.office import state
 from exchange.models import CASH_DIGITS, DECIMALS, ApiKey, Broker, Holding, Instrument, Transfer
@@ -58,7 +60,7 @@ _WORTH = ExpressionWrapper(F("price") * F("quantity"), DecimalField(max_digits=C
 
 class BrokerFilter(FilterForm):
     q = forms.CharField(max_length=64, required=False, label="Broker id")
-    status = forms.ChoiceField(choices=[("", "any"), *BrokerStatus.choices()], required=False)
+    status = fields.WordField(BrokerStatus)
 
 
 @admin.register(Broker)
@@ -102,7 +104,6 @@ class BrokerPages(Pages):
             "available": row.cash - row.reserved_cash,
             "open_orders": int(row.open_orders),  # type: ignore[attr-defined]  # annotated
             "sides": [_trades_today(row, side) for side in Side],
-            "today": today(),
             "holdings": holdings[:HOLDINGS_SHOWN],
             "more_holdings": len(holdings) > HOLDINGS_SHOWN,
             "orders": _latest_open_orders(row),
@@ -111,6 +112,7 @@ class BrokerPages(Pages):
             "subscriptions": list(Subscription.objects.alive().filter(broker=row).order_by("event_type")),
             "audit": latest_about(row, *keys),
             "orders_url": list_url(Order, broker=row.pk),
+            "open_orders_url": list_url(Order, broker=row.pk, status=WORKING_WORD),
             "trades_url": list_url(Trade, broker=row.pk),
             "transfers_url": list_url(Transfer, broker=row.pk),
             "keys_url": list_url(ApiKey, broker=row.pk),
@@ -143,7 +145,8 @@ def _trades_today(broker: Broker, side: Side) -> dict[str, Any]:
     of_today = Trade.objects.fills_of(broker.pk, side).select_related(None).filter(executed_at__gte=today())
     latest = of_today.annotate(worth=_WORTH).order_by("-executed_at", "-id")[: TRADES_SUMMED + 1]
     found = latest.aggregate(count=Count("pk"), value=Coalesce(Sum("worth"), Decimal(0)))
-    return {"side": side, **found, "is_more": found["count"] > TRADES_SUMMED, "limit": TRADES_SUMMED}
+    url = list_url(Trade, broker=broker.pk, side=side, since=f"{today():%Y-%m-%dT%H:%M:%S}")
+    return {"side": side, **found, "is_more": found["count"] > TRADES_SUMMED, "limit": TRADES_SUMMED, "url": url}
 
 
 # --- Holdings and open orders ---------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ class RevokeKey(Act):
 class KeyFilter(FilterForm):
     q = forms.CharField(max_length=100, required=False, label="Prefix or name")
     broker = fields.broker_id(required=False)
-    state = forms.ChoiceField(choices=[("", "any"), *KeyState.choices()], required=False)
+    state = fields.WordField(KeyState)
 
 
 @admin.register(ApiKey)

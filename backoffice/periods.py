@@ -1,6 +1,6 @@
 """Lists of what has a time: from when to when, by an index."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -10,6 +10,8 @@ from backoffice import fields
 from backoffice.lists import FilterForm, Rows
 
 SLACK = timedelta(minutes=1)  # how far an id's time may be from the row's: they are by two clocks, and a lock apart
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class PeriodForm(FilterForm):
@@ -45,5 +47,5 @@ def within_by_id(rows: Rows, column: str, asked: dict[str, Any]) -> Rows:
 
 def first_id(at: datetime, shift: timedelta) -> UUID:
     """The least id of this moment, moved by so much."""
-    milliseconds = int((at.timestamp() + shift.total_seconds()) * 1000)
+    milliseconds = (at - _EPOCH + shift) // timedelta(milliseconds=1)
     return UUID(int=min(max(milliseconds, 0), 2**48 - 1) << 80)

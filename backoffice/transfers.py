@@ -26,8 +26,8 @@ class TransferKind(Words):
 class TransferFilter(PeriodForm):
     q = forms.CharField(max_length=120, required=False, label="Reference or id")
     broker = fields.broker_id(required=False)
-    kind = forms.ChoiceField(choices=[("", "any"), *TransferKind.choices()], required=False)
-    symbol = fields.symbol(required=False)
+    kind = fields.WordField(TransferKind)
+    symbol = fields.symbol(required=False, read=str.upper)
     field_order = ["q", "broker", "kind", "symbol", "since", "until"]
 
 
@@ -46,6 +46,16 @@ class TransferPages(Pages):
         Column("Shares", "quantity", is_number=True),
         Column("Reason", "reason", is_text=True),
     )
+    export_columns = {
+        "id": "id",
+        "reference": "reference",
+        "broker_id": "broker_id",
+        "cash": "cash",
+        "symbol": "instrument_id",
+        "quantity": "quantity",
+        "reason": "reason",
+        "created_at": "created_at",
+    }
     form_class = TransferFilter
     row_template = "backoffice/transfer.html"
 

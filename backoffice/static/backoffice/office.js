@@ -55,6 +55,7 @@
   document.addEventListener("change", ({ target }) => {
     const name = target.dataset?.picks;
     if (name) for (const box of target.form.querySelectorAll(`input[name="${CSS.escape(name)}"]`)) box.checked = target.checked;
+  });
 
   // An act is pressed once, however often its button is; whoever comes back to its page may press again.
   document.addEventListener("submit", (event) => {
