@@ -36,6 +36,7 @@ def schedule(sender: Celery, **_: Any) -> None:
     sender.conf.beat_schedule = {
         "heartbeat": _every(settings.HEARTBEAT_SECONDS, "exchange.heartbeat.record"),
         "sweep_expired": _every(settings.EXPIRY_SWEEP_SECONDS, "orders.tasks.sweep_expired"),
+        "drop_old": _every(settings.WEBHOOK_DROP_EVERY_SECONDS, "webhooks.tasks.drop_old"),
         **{
             f"deliver-{shard}": _every(settings.WEBHOOK_DRAIN_EVERY_SECONDS, "webhooks.tasks.deliver", shard)
             for shard in range(settings.WEBHOOK_SHARDS)

@@ -63,6 +63,11 @@ WEBHOOK_LANES = 256  # deliveries on their way at a time, of one dispatcher
 WEBHOOK_LANES_PER_ENDPOINT = 4  # and per broker and event, whatever URL it has meanwhile
 WEBHOOK_HINTS_WAITING = 100  # in Valkey; more are not sent
 WEBHOOK_ANSWER_BYTES = 4 * 1024  # read of a receiver's answer
+WEBHOOK_ANSWER_KEPT_BYTES = 1024  # of that, to be looked at in the back office,
+WEBHOOK_ANSWERS_KEPT = timedelta(days=14)  # for so long, as are the hours of the subscriptions' health
+WEBHOOK_DROP_BATCH = 5_000  # rows dropped in one transaction when they are older,
+WEBHOOK_DROP_BATCHES = 100  # and so many of these in one go: well within the time that a task may take
+WEBHOOK_REDELIVERIES = 500  # by one act
 
 # --- Limits of the audit --------------------------------------------------------------------------------------------
 
@@ -100,6 +105,8 @@ WEBHOOK_WAKE_UP_TIMEOUT_SECONDS = 0.1  # then the hint is lost, and the next sec
 WEBHOOK_WAKE_UP_PAUSE_SECONDS = 0.25  # between hints; less than a dispatcher lingers, which needs none
 WEBHOOK_MESSAGE_SECONDS = 10.0
 WEBHOOK_DRAIN_EVERY_SECONDS = 1.0
+WEBHOOK_DROP_EVERY_SECONDS = 60.0
+WEBHOOK_LOST_AFTER_SECONDS = 60.0  # claimed for so long and without an outcome, a delivery will have none
 WEBHOOK_LINGER_SECONDS = 0.3  # how long a dispatcher with nothing to do waits for more
 WEBHOOK_POLL_SECONDS = 0.03  # how often a busy one looks for more, and notes what became of what it sent
 
@@ -235,7 +242,7 @@ SPECTACULAR_SETTINGS = {
 CELERY_BROKER_URL = REDIS_URL
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_SERIALIZER = "json"
-CELERY_TASK_ROUTES = {"webhooks.tasks.*": {"queue": "webhooks"}}  # a worker of their own: see docs/webhooks.md
+CELERY_TASK_ROUTES = {"webhooks.tasks.deliver": {"queue": "webhooks"}}  # a worker of their own: see docs/webhooks.md
 CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_ACKS_LATE = True
 CELERY_TASK_TIME_LIMIT = TASK_TIME_LIMIT_SECONDS

@@ -112,6 +112,18 @@ class WebhookNotFound(ExchangeError):
     code = "webhook_not_found"
 
 
+class WebhookDeleted(ExchangeError):
+    """This webhook was deleted: nothing is sent to it any more."""
+
+    code = "webhook_deleted"
+
+
+class NothingToRedeliver(ExchangeError):
+    """None of these deliveries can be made again: they are due or on their way, or are being made again already."""
+
+    code = "nothing_to_redeliver"
+
+
 class BrokerAlreadyExists(ExchangeError):
     """A broker with this id exists already."""
 

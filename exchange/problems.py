@@ -37,6 +37,8 @@ STATUSES: dict[str, HTTPStatus] = {
     "key_not_found": HTTPStatus.NOT_FOUND,
     "webhook_not_found": HTTPStatus.NOT_FOUND,
     "method_not_allowed": HTTPStatus.METHOD_NOT_ALLOWED,
+    "webhook_deleted": HTTPStatus.CONFLICT,
+    "nothing_to_redeliver": HTTPStatus.CONFLICT,
     "broker_already_exists": HTTPStatus.CONFLICT,
     "symbol_already_listed": HTTPStatus.CONFLICT,
     "transfer_reference_conflict": HTTPStatus.CONFLICT,

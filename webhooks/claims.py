@@ -56,10 +56,14 @@ class Outcome(msgspec.Struct, frozen=True):
     status_code: int | None
     error: DeliveryError | None
     duration_ms: int
+    answer: str = ""  # the beginning of its body
 
 
 class Claims:
-    """One connection to the database, in a session that holds its shard's lock."""
+    """One connection to the database, in a session that holds its shard's lock.
+
+    What each look says is prepared: planning it took PostgreSQL as long as doing it.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -82,18 +86,19 @@ class Claims:
         return bool(row[0])
 
     async def due(self, counted_up_to: int) -> list[Endpoint]:
-        """Where something is due, what has waited longest first."""
-        cursor = await self._connection.execute(_DUE, [counted_up_to])
+        """Where something is due and may be sent, what has waited longest first."""
+        cursor = await self._connection.execute(_DUE, [counted_up_to], prepare=True)
         return [Endpoint(*row) for row in await cursor.fetchall()]
 
     async def settle_and_claim(self, outcomes: Sequence[Outcome], rooms: Sequence[tuple[Endpoint, int]]) -> list[Claim]:
         """Note what became of earlier attempts, and claim up to so many deliveries of each endpoint, oldest first.
 
-        One statement and one commit for both; nothing is claimed where the URL changed meanwhile.
+        One statement and one commit for both; nothing is claimed where the URL changed meanwhile, and nothing that was
+        noted before is noted again: who lost the connection tries once more.
         """
         wanted = [{"id": endpoint.subscription_id, "url": endpoint.url, "room": room} for endpoint, room in rooms]
         parameters = [msgspec.json.encode(rows).decode() for rows in (outcomes, wanted)]
-        cursor = await self._connection.execute(_SETTLE_AND_CLAIM, parameters)
+        cursor = await self._connection.execute(_SETTLE_AND_CLAIM, parameters, prepare=True)
         return [Claim(*row) for row in await cursor.fetchall()]
 
     async def discard(self, subscription_ids: Sequence[UUID]) -> None:
@@ -106,6 +111,8 @@ class Claims:
         """Make what was claimed and not sent due again."""
         await self._connection.execute(_GIVE_BACK, [[claim.delivery_id for claim in claims]])
 
+
+_HEALTH_MAY_LAG = "interval '5 s'"
 
 _LANES = "ARRAY[subscription.url, subscription.broker_id || ' ' || subscription.event_type]"
 
@@ -124,7 +131,8 @@ WITH RECURSIVE due AS (
     WHERE claimed_at IS NULL AND subscription_id > due.subscription_id ORDER BY subscription_id, id LIMIT 1) next
 )
 SELECT subscription.id, subscription.url, {_LANES}, subscription.deleted_at IS NOT NULL, queue.length
-FROM due JOIN webhooks_subscription subscription ON subscription.id = due.subscription_id
+FROM due JOIN webhooks_subscription subscription
+  ON subscription.id = due.subscription_id AND (subscription.paused_at IS NULL OR subscription.deleted_at IS NOT NULL)
 CROSS JOIN LATERAL (
   SELECT count(*) AS length FROM (
     SELECT FROM webhooks_delivery
@@ -136,18 +144,50 @@ ORDER BY due.id
 
 # What is completed was claimed before, and what is claimed was not: the two updates never meet in a row.
 # By its estimate of how many are chosen it would read both tables whole when much is due; of an array it expects few.
+# `is_failed` says what `models.FAILED` does. A subscription's two times are for people: while they say the same of it,
+# to within a few seconds, its row is left alone, since publishing reads it and a long transaction would keep every
+# version of it; and whoever is changing it is not waited for, so that nobody holds up the sending. Its hours count all.
 _SETTLE_AND_CLAIM = f"""
 WITH completed AS (
   UPDATE webhooks_delivery delivery
   SET completed_at = clock_timestamp(), status_code = row.status_code, error = coalesce(row.error, ''),
       duration_ms = row.duration_ms
-  FROM json_to_recordset(%s::json) AS row(id uuid, status_code smallint, error text, duration_ms int)
-  WHERE delivery.id = row.id
+  FROM json_to_recordset(%s::json) AS row(id uuid, status_code smallint, error text, duration_ms int, answer text)
+  WHERE delivery.id = row.id AND delivery.completed_at IS NULL
+  RETURNING delivery.id, delivery.subscription_id, delivery.completed_at, row.answer,
+            delivery.error <> '' OR delivery.status_code NOT BETWEEN 200 AND 299 AS is_failed
+), answered AS (
+  INSERT INTO webhooks_answer (delivery_id, body) SELECT id, answer FROM completed WHERE answer <> ''
+), counted AS (
+  SELECT subscription_id, date_trunc('hour', completed_at, 'UTC') AS hour, count(*) AS completed,
+         count(*) FILTER (WHERE is_failed) AS failed, max(completed_at) FILTER (WHERE NOT is_failed) AS succeeded_at,
+         max(completed_at) FILTER (WHERE is_failed) AS failed_at
+  FROM completed GROUP BY 1, 2
+), summed AS (
+  INSERT INTO webhooks_subscriptionhour AS hours (subscription_id, hour, completed, failed)
+  SELECT subscription_id, hour, completed, failed FROM counted ORDER BY subscription_id, hour
+  ON CONFLICT (subscription_id, hour)
+  DO UPDATE SET completed = hours.completed + excluded.completed, failed = hours.failed + excluded.failed
+), news AS (
+  SELECT subscription.id, greatest(last_success_at, succeeded_at) AS success_at,
+         greatest(last_failure_at, failed_at) AS failure_at
+  FROM (SELECT subscription_id, max(succeeded_at) AS succeeded_at, max(failed_at) AS failed_at
+        FROM counted GROUP BY 1) latest
+  JOIN webhooks_subscription subscription ON subscription.id = latest.subscription_id
+  WHERE succeeded_at > coalesce(last_success_at + {_HEALTH_MAY_LAG}, '-infinity')
+     OR failed_at > coalesce(last_failure_at + {_HEALTH_MAY_LAG}, '-infinity')
+     OR coalesce(failed_at > succeeded_at, failed_at IS NOT NULL)
+        <> coalesce(last_failure_at > last_success_at, last_failure_at IS NOT NULL)
+  FOR NO KEY UPDATE OF subscription SKIP LOCKED
+), told AS (
+  UPDATE webhooks_subscription subscription SET last_success_at = success_at, last_failure_at = failure_at
+  FROM news WHERE subscription.id = news.id
 ), chosen AS (
   SELECT delivery.id
   FROM json_to_recordset(%s::json) AS wanted(id uuid, url text, room int)
   JOIN webhooks_subscription subscription
-    ON subscription.id = wanted.id AND subscription.url = wanted.url AND subscription.deleted_at IS NULL
+    ON subscription.id = wanted.id AND subscription.url = wanted.url
+       AND subscription.deleted_at IS NULL AND subscription.paused_at IS NULL
   CROSS JOIN LATERAL (
     SELECT id FROM webhooks_delivery
     WHERE subscription_id BETWEEN wanted.id AND wanted.id AND claimed_at IS NULL

@@ -47,6 +47,12 @@ class Event(models.Model):
         return str(self.pk)
 
 
+class SubscriptionState(Words):
+    ACTIVE = "active"
+    PAUSED = "paused"
+    DELETED = "deleted"
+
+
 class SubscriptionQuerySet(models.QuerySet["Subscription"]):
     """Ways to look at subscriptions."""
 
@@ -83,6 +89,19 @@ class Subscription(models.Model):
     def __str__(self) -> str:
         return str(self.pk)
 
+    @property
+    def state(self) -> SubscriptionState:
+        if self.deleted_at:
+            return SubscriptionState.DELETED
+        return SubscriptionState.PAUSED if self.paused_at else SubscriptionState.ACTIVE
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last delivery that had an outcome failed, as far as is known."""
+        return self.last_failure_at is not None and (
+            self.last_success_at is None or self.last_failure_at > self.last_success_at
+        )
+
 
 class DeliveryState(Words):
     DUE = "due"
@@ -102,7 +121,7 @@ class Delivery(models.Model):
     """One event to be told to one subscription, once: it is marked as claimed before it is sent, and never sent again.
 
     What is neither claimed nor completed is due. What was claimed and has no outcome was on its way when its
-    dispatcher died, or is on its way now.
+    dispatcher died, or is on its way now. Where an operator has it made again, that is another delivery.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid_utils.uuid7, editable=False)
@@ -123,6 +142,9 @@ class Delivery(models.Model):
         indexes = [
             models.Index(fields=["subscription", "id"], name="delivery_due", condition=Q(claimed_at=None)),
             models.Index(fields=["id"], name="delivery_failed", condition=FAILED),
+            models.Index(
+                fields=["redelivery_of"], name="delivery_redelivered", condition=Q(redelivery_of__isnull=False)
+            ),
         ]
         permissions = [("redeliver_delivery", "Can have events delivered again")]
 

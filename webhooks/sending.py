@@ -1,6 +1,6 @@
 """One attempt at one delivery: a POST to an address that was checked when it was dialled, and what came of it.
 
-Whatever the receiver does, it takes no longer than the deadline and no more of its answer than is kept.
+Whatever the receiver does, it takes no longer than the deadline and no more of its answer than we take.
 """
 
 import asyncio
@@ -94,16 +94,16 @@ class _Socket(socket.socket):
 
 async def send(connector: aiohttp.BaseConnector, claim: Claim) -> Outcome:
     """Send it; never an exception."""
-    started, status, error = time.monotonic(), None, None
+    started, status, error, kept = time.monotonic(), None, None, bytearray()
     try:
         if settings.WEBHOOK_ADDRESSES is Profile.PUBLIC and not claim.url.lower().startswith("https:"):
             raise BlockedAddress("http is blocked")
         async with asyncio.timeout(settings.WEBHOOK_DEADLINE_SECONDS), _connection(connector, claim.url) as connection:
             status, answer = await _ask(connection, _request(claim))
-            await _take(answer)
+            await _take(answer, kept)
     except Exception as exception:
         error = _error(exception)
-    return Outcome(claim.delivery_id, status, error, int((time.monotonic() - started) * 1000))
+    return Outcome(claim.delivery_id, status, error, int((time.monotonic() - started) * 1000), _text(kept))
 
 
 @asynccontextmanager
@@ -158,11 +158,20 @@ def _request(claim: Claim) -> bytes:
     return head.encode() + body
 
 
-async def _take(answer: aiohttp.StreamReader) -> None:
-    """Read to the end, so that the connection can be used again; what is longer than we take ends it."""
+async def _take(answer: aiohttp.StreamReader, kept: bytearray) -> None:
+    """Read to the end, so that the connection can be used again; what is longer than we take ends it.
+
+    The beginning is kept as it comes, for an answer may break off.
+    """
     left = settings.WEBHOOK_ANSWER_BYTES
     while left > 0 and (chunk := await answer.read(left)):
+        kept += chunk[: settings.WEBHOOK_ANSWER_KEPT_BYTES - len(kept)]
         left -= len(chunk)
+
+
+def _text(kept: bytearray) -> str:
+    """What was kept as PostgreSQL can store it: whatever it is, it is text without NULs."""
+    return kept.decode(errors="replace").replace("\0", "") if kept else ""
 
 
 def _error(exception: Exception) -> DeliveryError:

@@ -1,4 +1,7 @@
-"""What sends the deliveries: started by a hint after each commit, and by beat every second in case one was lost."""
+"""What sends the deliveries: started by a hint after each commit, and by beat every second in case one was lost.
+
+And what drops the old answers to them, which is none of the dispatching workers' business.
+"""
 
 from typing import Any
 
@@ -7,7 +10,7 @@ import structlog
 from celery import shared_task
 from celery.signals import worker_shutting_down
 
-from webhooks import delivery
+from webhooks import delivery, keeping
 from webhooks.wakeup import TASK
 
 _log = structlog.get_logger(__name__)
@@ -20,6 +23,12 @@ def deliver(shard: int) -> None:
         delivery.drain(shard)
     except psycopg.OperationalError as error:
         _log.warning("deliveries_put_off", shard=shard, error=str(error))
+
+
+@shared_task
+def drop_old() -> None:
+    """Drop what is no longer kept."""
+    keeping.drop_old()
 
 
 @worker_shutting_down.connect

@@ -1,0 +1,517 @@
+"""What a dispatcher notes for operators, and what they may do: pause, resume, have something delivered again."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from functools import partial
+from typing import Any, TypeVar
+from uuid import UUID
+
+import pytest
+from django.db import connection, transaction
+from django.db.models import F, Max
+from django.db.models.functions import Now
+from pytest_django import Settings
+
+from exchange.audit import Action, Actor, ActorKind
+from exchange.database import database_now
+from exchange.errors import NothingToRedeliver, ValidationFailed, WebhookDeleted, WebhookNotFound
+from exchange.models import AuditEntry
+from exchange.paging import first_id_at
+from tests import trading
+from tests.receiver import Receiver, Request, answer, close, drip_body, hang
+from tests.trading import at_once, in_thread
+from tests.webhooks.telling import drain, outcomes, subscribe, trade
+from webhooks import delivery, keeping, services, wakeup
+from webhooks.claims import Claim, Claims, Outcome
+from webhooks.models import FAILED, Answer, Delivery, DeliveryState, Subscription, SubscriptionHour
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+OPERATOR = Actor(ActorKind.USER, "olga", "192.0.2.7", "request-1")
+KEPT_BYTES = 1_024
+T = TypeVar("T")
+PATIENCE_SECONDS = trading.PATIENCE_SECONDS
+
+
+@pytest.fixture(autouse=True)
+def _brokers(transactional_db: None) -> None:
+    for name in ["alice", "bob", "maker"]:
+        trading.broker(name)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many deliveries there were whenever a dispatcher was to be woken: after the commit, another thread sees."""
+    seen: list[int] = []
+
+    def ask() -> None:
+        seen.append(in_thread(Delivery.objects.count).result(PATIENCE_SECONDS))
+
+    monkeypatch.setattr(wakeup, "ask", ask)
+    return seen
+
+
+# --- What the receivers answered ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        (b"", None),
+        (b'{"ok":true}', '{"ok":true}'),
+        (b"x" * 4_000, "x" * KEPT_BYTES),
+        (b"x" * (KEPT_BYTES - 1) + "é".encode(), "x" * (KEPT_BYTES - 1) + "\N{REPLACEMENT CHARACTER}"),
+        (b"a\0b\xff\xed\xa0\x80c", "ab" + "\N{REPLACEMENT CHARACTER}" * 4 + "c"),
+        (b"\0", None),
+    ],
+    ids=["nothing", "all of a short one", "no more than a KiB", "a cut character", "no text", "nothing but NUL"],
+)
+def test_the_beginning_of_an_answer_is_kept_as_text(receiver: Receiver, sent: bytes, kept: str | None) -> None:
+    subscribe("alice", receiver.on("/", answer(500, body=sent)))
+    trade()
+    drain()
+
+    assert outcomes() == [(500, "")]
+    assert list(Answer.objects.values_list("body", flat=True)) == ([] if kept is None else [kept])
+    assert list(Answer.objects.values_list("pk", flat=True)) == [
+        each.pk for each in Delivery.objects.all() if kept is not None
+    ]
+
+
+def test_of_an_answer_that_broke_off_is_kept_what_came(receiver: Receiver, settings: Settings) -> None:
+    settings.WEBHOOK_DEADLINE_SECONDS = 1.5
+    subscribe("alice", receiver.on("/", drip_body))
+    trade()
+    drain()
+
+    assert outcomes() == [(200, "timeout")]
+    assert set(Answer.objects.get().body) == {"x"}
+
+
+# --- How well it goes -----------------------------------------------------------------------------------------------
+
+
+def test_hours_count_what_had_an_outcome_and_what_of_it_failed(receiver: Receiver) -> None:
+    """Each kind of outcome, of one look and of several, for two subscriptions; as the condition for failures says."""
+    for number, behaviour in enumerate([answer(204), answer(301), answer(500), close]):
+        subscribe("alice", receiver.on(f"/{number}", behaviour))
+        trade(6)
+        drain()
+    subscribe("bob", receiver.url("/bob"))
+    trade(3, of="bob")
+    drain()
+    gone = subscribe("maker", receiver.url("/maker"))
+    trade(of="bob")
+    services.unsubscribe("maker", gone)
+    drain()
+
+    assert outcomes("maker") == [(None, "subscription_deleted")]
+    assert counted() == {"alice": (24, 18), "bob": (4, 0)}
+    assert Delivery.objects.filter(FAILED).count() == 18
+    assert {each.state for each in Delivery.objects.filter(FAILED)} == {DeliveryState.FAILED}
+    others = Counter(each.state for each in Delivery.objects.exclude(pk__in=Delivery.objects.filter(FAILED)))
+    assert others == {DeliveryState.DELIVERED: 10, DeliveryState.DISCARDED: 1}
+
+
+def test_a_subscription_knows_its_last_success_and_failure(receiver: Receiver) -> None:
+    webhook_id = subscribe("alice", receiver.url())
+    trade()
+    drain()
+    succeeded, failed = times(webhook_id)
+    assert (succeeded, failed) == (completed(), None)
+
+    receiver.on("/", answer(500))
+    trade()
+    drain()
+    assert times(webhook_id) == (succeeded, completed())
+    assert Subscription.objects.get().is_failing
+
+    receiver.on("/", answer())
+    _, failed = times(webhook_id)
+    trade()
+    drain()
+    assert times(webhook_id) == (completed(), failed)  # at once, for it says something else
+    assert not Subscription.objects.get().is_failing
+
+
+def test_a_subscription_whose_health_stays_the_same_is_written_now_and_then(receiver: Receiver) -> None:
+    webhook_id = subscribe("alice", receiver.url())
+    trade()
+    drain()
+    first, _ = times(webhook_id)
+    trade()
+    drain()
+    assert times(webhook_id) == (first, None)
+
+    Subscription.objects.update(last_success_at=F("last_success_at") - timedelta(seconds=5))
+    trade()
+    drain()
+    assert times(webhook_id) == (completed(), None)
+
+
+def test_whoever_changes_a_subscription_holds_up_no_delivery(receiver: Receiver) -> None:
+    webhook_id = subscribe("alice", receiver.url())
+    trade()
+    with transaction.atomic():
+        Subscription.objects.select_for_update().get()
+        drain()
+        assert outcomes() == [(200, "")]
+    assert times(webhook_id) == (None, None)
+    assert counted() == {"alice": (1, 0)}
+
+    trade()
+    drain()
+    assert times(webhook_id) == (completed(), None)
+
+
+def test_what_was_noted_is_not_noted_again(receiver: Receiver) -> None:
+    """As by a dispatcher that lost its connection before it heard that the first time was committed."""
+    subscribe("alice", receiver.url())
+    trade()
+
+    async def claim_and_note_twice(claims: Claims) -> None:
+        ((claim,),) = [await claims.settle_and_claim([], [(each, 1)]) for each in await claims.due(1)]
+        for status_code in (500, 200):
+            await claims.settle_and_claim([Outcome(claim.delivery_id, status_code, None, 3, "down")], [])
+
+    with_claims(claim_and_note_twice)
+    assert outcomes() == [(500, "")]
+    assert counted() == {"alice": (1, 1)}
+    assert list(Answer.objects.values_list("body", flat=True)) == ["down"]
+
+
+# --- Pause and resume -----------------------------------------------------------------------------------------------
+
+
+def test_what_happens_in_a_pause_is_sent_after_it(receiver: Receiver) -> None:
+    webhook_id = subscribe("alice", receiver.url("/alice"))
+    subscribe("bob", receiver.url("/bob"))
+    trade()
+    services.pause(webhook_id, by=OPERATOR, reason="its receiver needs rest")
+    trade(2)
+    trade(of="bob")
+    drain()
+    assert [request.path for request in receiver.requests] == ["/bob"]
+    assert outcomes() == [(None, "")] * 3
+
+    services.resume(webhook_id, by=OPERATOR, reason="it is back")
+    drain()
+    assert sequences(receiver.to("/alice")) == [1, 2, 3]
+    assert outcomes() == [(200, "")] * 3
+
+
+def test_a_dispatcher_at_work_claims_nothing_more_in_a_pause(receiver: Receiver, settings: Settings) -> None:
+    settings.WEBHOOK_LANES_PER_ENDPOINT = 1
+    webhook_id = subscribe("alice", receiver.on("/", answer(after_seconds=0.5)))
+    trade(4)
+    draining = in_thread(partial(delivery.drain, 0))
+    assert receiver.wait_for(1, PATIENCE_SECONDS)
+    services.pause(webhook_id, by=OPERATOR, reason="x")
+    draining.result(PATIENCE_SECONDS)
+
+    assert len(receiver.requests) == 1
+    assert Counter(outcomes()) == {(200, ""): 1, (None, ""): 3}
+
+
+def test_what_was_found_due_before_a_pause_is_not_claimed_in_it(receiver: Receiver) -> None:
+    webhook_id = subscribe("alice", receiver.url())
+    trade()
+
+    async def find_and_claim(claims: Claims) -> list[Claim]:
+        (endpoint,) = await claims.due(1)
+        await asyncio.to_thread(services.pause, webhook_id, by=OPERATOR, reason="x")
+        return await claims.settle_and_claim([], [(endpoint, 1)])
+
+    assert with_claims(find_and_claim) == []
+    assert outcomes() == [(None, "")]
+
+
+def test_a_paused_subscription_stays_paused_whatever_its_broker_sends(receiver: Receiver) -> None:
+    webhook_id = subscribe("alice", receiver.url("/old"))
+    services.pause(webhook_id, by=OPERATOR, reason="x")
+    trade()
+    assert subscribe("alice", receiver.url("/new")) == webhook_id
+    drain()
+    assert receiver.requests == []
+
+    services.unsubscribe("alice", webhook_id)
+    drain()
+    assert receiver.requests == []
+    assert outcomes() == [(None, "subscription_deleted")]
+
+
+def test_pauses_are_on_record_once_and_wake_the_dispatcher_at_their_end(receiver: Receiver, asked: list[int]) -> None:
+    webhook_id = subscribe("alice", receiver.url())
+    trade()
+    asked.clear()
+    for _ in range(2):
+        services.pause(webhook_id, by=OPERATOR, reason="rest")
+    assert asked == []
+    paused_at = Subscription.objects.get().paused_at
+    assert paused_at is not None
+    for _ in range(2):
+        services.resume(webhook_id, by=OPERATOR, reason="enough")
+
+    assert asked == [1, 1]
+    assert Subscription.objects.get().paused_at is None
+    assert entries() == [
+        ("webhook.pause", str(webhook_id), "rest", {"state": "active"}, {"state": "paused"}),
+        ("webhook.resume", str(webhook_id), "enough", {"state": "paused"}, {"state": "active"}),
+    ]
+    assert set(AuditEntry.objects.values_list("actor_kind", "actor", "address", "request_id")) == {
+        ("user", "olga", "192.0.2.7", "request-1")
+    }
+
+
+def test_what_was_deleted_or_never_was_is_not_paused(receiver: Receiver) -> None:
+    webhook_id = subscribe("alice", receiver.url())
+    services.unsubscribe("alice", webhook_id)
+
+    for act in (services.pause, services.resume):
+        with pytest.raises(WebhookDeleted):
+            act(webhook_id, by=OPERATOR, reason="x")
+        with pytest.raises(WebhookNotFound):
+            act(UUID(int=1), by=OPERATOR, reason="x")
+    assert Subscription.objects.get().paused_at is None
+    assert entries() == []
+
+
+# --- Again ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_delivery_is_made_again_by_another_one_of_the_same_event(receiver: Receiver, asked: list[int]) -> None:
+    webhook_id = subscribe("alice", receiver.on("/", answer(503, body=b"down")))
+    trade(2)
+    drain()
+    first, second = Delivery.objects.order_by("id")
+    before = list(Delivery.objects.order_by("id").values())
+    receiver.on("/", answer(204))
+    asked.clear()
+
+    assert services.redeliver([second.pk, first.pk, first.pk], by=OPERATOR, reason="it was down") == 2
+    assert asked == [4]
+    drain()
+
+    old, again = receiver.requests[:2], receiver.requests[2:]
+    assert [told(each) for each in again] == [told(each) for each in old]
+    assert list(Delivery.objects.filter(redelivery_of=None).order_by("id").values()) == before
+    repeats = Delivery.objects.exclude(redelivery_of=None).order_by("id")
+    assert [(each.redelivery_of_id, each.event_id, each.subscription_id) for each in repeats] == [
+        (each.pk, each.event_id, webhook_id) for each in (first, second)
+    ]
+    assert {each.headers["x-delivery-id"] for each in again} == {str(each.pk) for each in repeats}
+    assert [(each.status_code, each.error) for each in repeats] == [(204, "")] * 2
+    assert entries() == [
+        ("delivery.redeliver", str(each.redelivery_of_id), "it was down", None, {"redelivery": str(each.pk)})
+        for each in repeats
+    ]
+    assert counted() == {"alice": (4, 2)}
+    trading.assert_sound()
+
+
+def test_what_succeeded_may_be_made_again_too(receiver: Receiver) -> None:
+    subscribe("alice", receiver.url())
+    trade()
+    drain()
+    (only,) = Delivery.objects.all()
+
+    assert services.redeliver([only.pk], by=OPERATOR, reason="they lost it") == 1
+    drain()
+    assert sequences(receiver.requests) == [1, 1]
+
+
+def test_what_is_due_or_on_its_way_is_not_made_again(receiver: Receiver) -> None:
+    subscribe("alice", receiver.on("/", hang))
+    trade(5)
+    due = list(Delivery.objects.values_list("pk", flat=True))
+    assert_nothing_is_redelivered(due)
+
+    draining = in_thread(partial(delivery.drain, 0))
+    assert receiver.wait_for(4, PATIENCE_SECONDS)
+    assert_nothing_is_redelivered(due)
+    delivery.stop()
+    draining.result(PATIENCE_SECONDS)
+    delivery._stopping.clear()
+
+    assert services.redeliver(due, by=OPERATOR, reason="x") == 4  # the fifth is due
+    assert_nothing_is_redelivered(due)  # each is on its way again
+    assert_nothing_is_redelivered([UUID(int=1)])
+    assert_nothing_is_redelivered([])
+
+
+def test_what_was_lost_with_its_dispatcher_is_made_again_after_a_while(receiver: Receiver, settings: Settings) -> None:
+    subscribe("alice", receiver.url())
+    trade()
+    (lost,) = Delivery.objects.all()
+    Delivery.objects.update(claimed_at=Now() - timedelta(seconds=settings.WEBHOOK_LOST_AFTER_SECONDS - 5))
+    assert_nothing_is_redelivered([lost.pk])
+
+    Delivery.objects.update(claimed_at=Now() - timedelta(seconds=settings.WEBHOOK_LOST_AFTER_SECONDS + 5))
+    assert services.redeliver([lost.pk], by=OPERATOR, reason="a worker was killed") == 1
+    drain()
+    assert len(receiver.requests) == 1
+    assert outcomes() == [(None, ""), (200, "")]
+
+
+def test_of_two_who_press_at_once_one_has_it_made_again(receiver: Receiver) -> None:
+    subscribe("alice", receiver.url())
+    trade(20)
+    drain()
+    ids = list(Delivery.objects.values_list("pk", flat=True))
+
+    def press() -> int:
+        try:
+            return services.redeliver(ids, by=OPERATOR, reason="x")
+        except NothingToRedeliver:
+            return 0
+
+    assert sum(at_once([press] * 6)) == 20
+    assert Delivery.objects.exclude(redelivery_of=None).values("redelivery_of").distinct().count() == 20
+    assert Delivery.objects.count() == 40
+
+
+def test_nothing_is_made_again_for_what_was_deleted(receiver: Receiver) -> None:
+    webhook_id = subscribe("alice", receiver.url())
+    subscribe("bob", receiver.url())
+    trade()
+    trade(of="bob")
+    drain()
+    services.unsubscribe("alice", webhook_id)
+    mine = Delivery.objects.get(subscription=webhook_id)
+    both = list(Delivery.objects.values_list("pk", flat=True))
+
+    with pytest.raises(WebhookDeleted):
+        services.redeliver([mine.pk], by=OPERATOR, reason="x")
+    assert services.redeliver(both, by=OPERATOR, reason="x") == 1
+    assert Delivery.objects.exclude(redelivery_of=None).get().subscription_id != webhook_id
+
+
+def test_no_more_are_made_again_at_once_than_allowed(receiver: Receiver, settings: Settings) -> None:
+    settings.WEBHOOK_REDELIVERIES = 2
+    subscribe("alice", receiver.url())
+    trade(3)
+    drain()
+    ids = list(Delivery.objects.values_list("pk", flat=True))
+
+    with pytest.raises(ValidationFailed):
+        services.redeliver(ids, by=OPERATOR, reason="x")
+    assert Delivery.objects.count() == 3
+    assert services.redeliver(ids[:2], by=OPERATOR, reason="x") == 2
+
+
+def test_what_is_not_on_record_is_not_done(receiver: Receiver) -> None:
+    """The entry is written in the act's own transaction: where it cannot be, nothing is."""
+    webhook_id = subscribe("alice", receiver.url())
+    trade()
+    drain()
+    (only,) = Delivery.objects.all()
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE exchange_auditentry ADD CONSTRAINT none_today CHECK (false) NOT VALID")
+    try:
+        for act in (
+            partial(services.pause, webhook_id),
+            partial(services.redeliver, [only.pk]),
+        ):
+            with pytest.raises(Exception, match="none_today"):
+                act(by=OPERATOR, reason="x")
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE exchange_auditentry DROP CONSTRAINT none_today")
+    assert Subscription.objects.get().paused_at is None
+    assert Delivery.objects.count() == 1
+
+
+# --- What is kept ---------------------------------------------------------------------------------------------------
+
+
+def test_answers_are_dropped_when_they_are_old_a_batch_at_a_time(
+    receiver: Receiver, settings: Settings, django_assert_num_queries: Any
+) -> None:
+    now = database_now()
+    settings.WEBHOOK_DROP_BATCH = 10
+    edge = now - settings.WEBHOOK_ANSWERS_KEPT
+    old = [UUID(int=first_id_at(edge - timedelta(seconds=1)).int + number) for number in range(25)]
+    young = [UUID(int=first_id_at(edge + timedelta(minutes=1)).int + number) for number in range(5)]
+    Answer.objects.bulk_create(Answer(delivery_id=each, body="x") for each in [*old, *young])
+
+    with django_assert_num_queries(5):  # the clock, three batches, the hours
+        assert keeping.drop_old() == 25
+    assert list(Answer.objects.order_by("pk").values_list("pk", flat=True)) == young
+
+
+def test_one_run_drops_no_more_than_it_can(settings: Settings) -> None:
+    settings.WEBHOOK_DROP_BATCH, settings.WEBHOOK_DROP_BATCHES = 10, 2
+    Answer.objects.bulk_create(Answer(delivery_id=UUID(int=number), body="x") for number in range(1, 26))
+
+    assert [keeping.drop_old() for _ in range(3)] == [20, 5, 0]
+
+
+def test_the_hours_of_a_subscriptions_health_are_dropped_with_them(receiver: Receiver, settings: Settings) -> None:
+    webhook_id = subscribe("alice", receiver.url())
+    edge = database_now() - settings.WEBHOOK_ANSWERS_KEPT
+    for away in [timedelta(days=-1), timedelta(hours=-2), timedelta(0), timedelta(days=1)]:
+        SubscriptionHour.objects.create(subscription_id=webhook_id, hour=edge + away, completed=1)
+    keeping.drop_old()
+
+    assert [row.hour - edge for row in SubscriptionHour.objects.order_by("hour")] == [timedelta(0), timedelta(days=1)]
+
+
+# --- The small words of these tests ---------------------------------------------------------------------------------
+
+
+def with_claims(job: Callable[[Claims], Awaitable[T]]) -> T:
+    """What a dispatcher's connection does, without a dispatcher."""
+
+    async def run() -> T:
+        claims = await Claims.connect()
+        try:
+            return await job(claims)
+        finally:
+            await claims.close()
+
+    return asyncio.run(run())
+
+
+def assert_nothing_is_redelivered(ids: list[UUID]) -> None:
+    before, recorded = Delivery.objects.count(), len(entries())
+    with pytest.raises(NothingToRedeliver):
+        services.redeliver(ids, by=OPERATOR, reason="x")
+    assert (Delivery.objects.count(), len(entries())) == (before, recorded)
+
+
+def entries() -> list[tuple[Any, ...]]:
+    """What is on record about webhooks, oldest first."""
+    mine = AuditEntry.objects.filter(
+        action__in=[Action.WEBHOOK_PAUSE, Action.WEBHOOK_RESUME, Action.DELIVERY_REDELIVER]
+    )
+    return list(mine.order_by("id").values_list("action", "subject", "reason", "before", "after"))
+
+
+def counted() -> dict[str, tuple[int, int]]:
+    """By broker: what had an outcome, and what of it failed, over all hours."""
+    totals: dict[str, tuple[int, int]] = {}
+    for hour in SubscriptionHour.objects.select_related("subscription"):
+        assert (hour.hour.minute, hour.hour.second, hour.hour.microsecond) == (0, 0, 0)
+        completed, failed = totals.get(hour.subscription.broker_id, (0, 0))
+        totals[hour.subscription.broker_id] = completed + hour.completed, failed + hour.failed
+    return totals
+
+
+def times(webhook_id: UUID) -> tuple[Any, Any]:
+    row = Subscription.objects.get(pk=webhook_id)
+    return row.last_success_at, row.last_failure_at
+
+
+def completed() -> Any:
+    """When the last outcome was noted."""
+    return Delivery.objects.aggregate(last=Max("completed_at"))["last"]
+
+
+def told(request: Request) -> tuple[bytes, str, str]:
+    return request.body, request.headers["x-webhook-id"], request.headers["x-event-sequence"]
+
+
+def sequences(requests: list[Request]) -> list[int]:
+    return sorted(int(request.headers["x-event-sequence"]) for request in requests)
