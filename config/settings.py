@@ -65,8 +65,8 @@ WEBHOOK_HINTS_WAITING = 100  # in Valkey; more are not sent
 WEBHOOK_ANSWER_BYTES = 4 * 1024  # read of a receiver's answer
 WEBHOOK_ANSWER_KEPT_BYTES = 1024  # of that, to be looked at in the back office,
 WEBHOOK_ANSWERS_KEPT = timedelta(days=14)  # for so long, as are the hours of the subscriptions' health
-WEBHOOK_DROP_BATCH = 5_000  # rows dropped in one transaction when they are older,
-WEBHOOK_DROP_BATCHES = 100  # and so many of these in one go: well within the time that a task may take
+WEBHOOK_DROP_BATCH = 1_000  # rows dropped in one transaction when they are older,
+WEBHOOK_DROP_BATCHES = 200  # and so many of these in one go: well within the time that a task may take
 WEBHOOK_REDELIVERIES = 500  # by one act
 
 # --- Limits of the audit --------------------------------------------------------------------------------------------
