@@ -2,6 +2,8 @@
 
 from backoffice import audit as audit
 from backoffice import brokers as brokers
+from backoffice import deliveries as deliveries
+from backoffice import events as events
 from backoffice import instruments as instruments
 from backoffice import keys as keys
 from backoffice import orders as orders

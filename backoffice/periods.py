@@ -45,6 +45,16 @@ def within_by_id(rows: Rows, column: str, asked: dict[str, Any]) -> Rows:
     return within(rows, column, asked)
 
 
+def id_period(asked: dict[str, Any]) -> Q:
+    """The same of what has no other time than that of its id."""
+    found = Q()
+    if asked["since"]:
+        found &= Q(pk__gte=first_id(asked["since"], timedelta(0)))
+    if asked["until"]:
+        found &= Q(pk__lt=first_id(asked["until"], timedelta(0)))
+    return found
+
+
 def first_id(at: datetime, shift: timedelta) -> UUID:
     """The least id of this moment, moved by so much."""
     milliseconds = (at - _EPOCH + shift) // timedelta(milliseconds=1)

@@ -110,6 +110,11 @@ def first_id_at(moment: datetime) -> UUID:
     return UUID(int=((moment - _EPOCH) // timedelta(milliseconds=1)) << _BITS_BELOW_THE_TIME)
 
 
+def moment_of(id_: UUID) -> datetime:
+    """When this id was made, to the millisecond."""
+    return _EPOCH + timedelta(milliseconds=id_.int >> _BITS_BELOW_THE_TIME)
+
+
 _EPOCH, _BITS_BELOW_THE_TIME = datetime(1970, 1, 1, tzinfo=UTC), 80
 _DECIMAL_LIMIT = 10**16  # above any price
 

@@ -4,6 +4,7 @@ from datetime import datetime
 from decimal import Decimal
 from enum import Enum
 from typing import Any
+from uuid import UUID
 
 from django import template
 from django.db.models import Model
@@ -11,7 +12,9 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from backoffice.links import page_url
+from exchange.paging import moment_of
 from exchange.rules import cash_shown
+from webhooks.models import Delivery
 
 register = template.Library()
 
@@ -27,6 +30,7 @@ _TONES = {
     "halted": "bad",
     "suspended": "bad",
     "failed": "bad",
+    "failing": "bad",
     "revoked": "bad",
     "live": "good",
     "pending": "wait",
@@ -89,6 +93,19 @@ def moment(value: datetime | None) -> SafeString | str:
         return NOTHING
     exact = value.isoformat()
     return format_html('<time datetime="{}" title="{}">{}</time>', exact, exact, f"{value:%Y-%m-%d %H:%M:%S}")
+
+
+@register.filter
+def made_at(id_: UUID) -> datetime:
+    """When an id was made."""
+    return moment_of(id_)
+
+
+@register.filter
+def outcome(delivery: Delivery) -> str:
+    """What became of a delivery: the status that was answered, the error, or both when the answer broke off."""
+    code = str(delivery.status_code) if delivery.status_code else ""
+    return ", ".join(each for each in (code, words(delivery.error)) if each)
 
 
 @register.filter

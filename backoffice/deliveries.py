@@ -1,0 +1,180 @@
+"""Deliveries: each event told to each subscriber, what became of it, and having it told again."""
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from django import forms
+from django.conf import settings
+from django.contrib import admin
+from django.db.models import Q
+from django.http import HttpRequest
+from django.utils import timezone
+
+from backoffice import fields, lists
+from backoffice.audit import latest_about
+from backoffice.events import about, events_about
+from backoffice.health import due_to
+from backoffice.links import page_url
+from backoffice.lists import Column, Rows, Way
+from backoffice.pages import Pages
+from backoffice.periods import PeriodForm, id_period
+from backoffice.templatetags.office import outcome, short_id, state
+from backoffice.webhook_acts import NOTED_WITHIN, Redeliver, is_lost
+from exchange.models import Broker
+from exchange.paging import Keyset, first_id_at, moment_of
+from webhooks import attempts
+from webhooks.models import FAILED, Answer, Delivery, DeliveryError, DeliveryState, Event, EventType, Subscription
+
+LATEST = 10  # deliveries on the page of their subscription
+
+_BY_ID, _BY_SUBSCRIPTION = Keyset(("-id", UUID)), Keyset(("subscription_id", UUID), ("id", UUID))
+
+_STATES = {
+    DeliveryState.DUE: Q(claimed_at=None),
+    DeliveryState.IN_FLIGHT: Q(claimed_at__isnull=False, completed_at=None),
+    DeliveryState.DELIVERED: Q(completed_at__isnull=False, error="", status_code__gte=200, status_code__lt=300),
+    DeliveryState.FAILED: FAILED,
+    DeliveryState.DISCARDED: Q(error=DeliveryError.SUBSCRIPTION_DELETED),
+}
+
+# What each error means, for who has to tell a broker.
+ERRORS = {
+    DeliveryError.TIMEOUT: "No whole answer came within the deadline.",
+    DeliveryError.BLOCKED_ADDRESS: "The URL, or the address its name led to, is none that webhooks may be sent to.",
+    DeliveryError.NAME_NOT_RESOLVED: "The name in the URL could not be looked up.",
+    DeliveryError.NOT_CONNECTED: "Nobody took the connection.",
+    DeliveryError.TLS_FAILED: "No secure connection came about, most often for a certificate that is not valid.",
+    DeliveryError.DISCONNECTED: "The receiver hung up before it had answered.",
+    DeliveryError.INVALID_ANSWER: "What the receiver answered is not HTTP, or longer than any answer.",
+    DeliveryError.SUBSCRIPTION_DELETED: "Its broker deleted the subscription before it was sent.",
+    DeliveryError.FAILED: "Sending it failed in a way that is told in the log.",
+}
+
+
+class DeliveryFilter(PeriodForm):
+    q = forms.CharField(max_length=64, required=False, label="Delivery, event or order")
+    state = fields.WordField(DeliveryState)
+    broker = fields.broker_id(required=False)
+    event = fields.WordField(EventType)
+    error = fields.WordField(DeliveryError)
+    status_code = forms.IntegerField(min_value=100, max_value=999, required=False, label="Answer's status")
+    subscription = forms.UUIDField(required=False, label="Subscription id")
+    field_order = ["q", "state", "broker", "event", "error", "status_code", "subscription", "since", "until"]
+
+
+@admin.register(Delivery)
+class DeliveryPages(Pages):
+    columns = (
+        Column("Delivery", lambda row: short_id(row.pk), link=lambda row: page_url(Delivery, row.pk)),
+        Column("Due since", lambda row: moment_of(row.pk)),
+        Column("Broker", lambda row: row.subscription.broker_id, link=lambda row: page_url(Broker, _broker_id(row))),
+        Column("Event", lambda row: row.subscription.event_type, link=lambda row: page_url(Event, row.event_id)),
+        Column("Number", lambda row: row.event.sequence, is_number=True),
+        Column("State", lambda row: state(row.state)),
+        Column("Outcome", outcome),
+        Column("ms", "duration_ms", is_number=True),
+        Column("Completed", "completed_at"),
+        Column(
+            "Again",
+            lambda row: short_id(row.redelivery_of_id) if row.redelivery_of_id else "",
+            link=lambda row: page_url(Delivery, row.redelivery_of_id) if row.redelivery_of_id else "",
+        ),
+    )
+    form_class = DeliveryFilter
+    acts = (Redeliver(),)
+    row_template = "backoffice/delivery.html"
+    is_live = True
+
+    def get_queryset(self, request: HttpRequest | None) -> Any:
+        return Delivery.objects.select_related("subscription", "event")
+
+    def way(self, asked: dict[str, Any]) -> Way:
+        """Along the index of what is due, that of what failed, or the ids, which ascend with time."""
+        rows = self._lean(Delivery.objects.all())
+        if asked["q"]:
+            return Way(rows.filter(pk__in=_known_by(asked["q"])), _BY_ID, _among(asked) & id_period(asked))
+        if asked["state"] == DeliveryState.DUE:
+            due = due_to(asked["subscription"]) if asked["subscription"] else Delivery.objects.filter(claimed_at=None)
+            among = _among(asked | {"state": "", "subscription": None}) & id_period(asked)
+            return Way(self._lean(due), _BY_SUBSCRIPTION, among)
+        rows = rows.filter(id_period(asked))
+        if _have_failed(asked):
+            served = {"state": ""} if asked["state"] == DeliveryState.FAILED else {}
+            return Way(rows.filter(FAILED), _BY_ID, _among(asked | served))
+        return Way(rows, _BY_ID, _among(asked))
+
+    def _lean(self, rows: Rows) -> Rows:
+        return rows.select_related("subscription", "event").defer("event__body")
+
+    def row_context(self, request: HttpRequest, row: Delivery) -> dict[str, Any]:
+        answer = Answer.objects.filter(pk=row.pk).first()
+        kept_since = timezone.now() - settings.WEBHOOK_ANSWERS_KEPT
+        return {
+            "error_in_words": ERRORS[DeliveryError(row.error)] if row.error else "",
+            "is_lost": is_lost(row),
+            "written_at": moment_of(row.pk),
+            "answer": answer,
+            "is_answer_dropped": moment_of(row.pk) < kept_since,
+            "kept_days": settings.WEBHOOK_ANSWERS_KEPT.days,
+            "kept_bytes": settings.WEBHOOK_ANSWER_KEPT_BYTES,
+            "family": attempts.of_the_same(row),
+            "broker_url": page_url(Broker, _broker_id(row)),
+            "audit": latest_about(row),
+            **about(row.event),
+        }
+
+
+def _broker_id(row: Delivery) -> str:
+    return row.subscription.broker_id
+
+
+def _have_failed(asked: dict[str, Any]) -> bool:
+    """Whether what is asked for can only be true of what failed, so that its index serves."""
+    code, error = asked["status_code"], asked["error"]
+    is_bad_code = code is not None and code // 100 != 2
+    return (
+        asked["state"] == DeliveryState.FAILED or is_bad_code or error not in ("", DeliveryError.SUBSCRIPTION_DELETED)
+    )
+
+
+def _among(asked: dict[str, Any]) -> Q:
+    found = _STATES[DeliveryState(asked["state"])] if asked["state"] else Q()
+    names = {
+        "broker": "subscription__broker",
+        "event": "subscription__event_type",
+        "error": "error",
+        "status_code": "status_code",
+    }
+    for name, column in names.items():
+        if asked[name]:
+            found &= Q(**{column: asked[name]})
+    if asked["subscription"]:
+        found &= Q(subscription=asked["subscription"])
+    return found
+
+
+def _known_by(term: str) -> list[UUID]:
+    """The delivery with this id, or those of the event or about the order with it."""
+    try:
+        id_ = UUID(term)
+    except ValueError:
+        return []
+    events = Event.objects.filter(pk__in=[id_, *events_about(id_)])
+    return [id_, *(each.pk for event in events for each in attempts.of_event(event))]
+
+
+# --- What other pages show of them ----------------------------------------------------------------------------------
+
+
+def latest_of(subscription: Subscription, *, failed: bool) -> Sequence[Delivery]:
+    """A subscription's latest deliveries that have an outcome: looked for from the time of its last one on."""
+    times = [subscription.last_failure_at] if failed else [subscription.last_success_at, subscription.last_failure_at]
+    known = [each for each in times if each]
+    if not known:
+        return []
+    rows = Delivery.objects.filter(pk__lt=first_id_at(max(known) + NOTED_WITHIN)).select_related("event")
+    if failed:
+        rows = rows.filter(FAILED)
+    among = Q(subscription=subscription, completed_at__isnull=False)
+    return lists.page_of(Way(rows.defer("event__body"), _BY_ID, among), {}).rows[:LATEST]

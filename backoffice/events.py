@@ -1,0 +1,112 @@
+"""Events: what happened to each broker, in the order of its stream, and to whom it was told."""
+
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from django import forms
+from django.contrib import admin
+from django.db.models import Q
+from django.http import HttpRequest
+
+from backoffice import fields
+from backoffice.links import list_url, page_url
+from backoffice.lists import Column, Rows, Way
+from backoffice.pages import Pages
+from backoffice.periods import PeriodForm, within_by_id
+from backoffice.templatetags.office import short_id
+from exchange.models import Broker
+from exchange.paging import Keyset
+from orders import life
+from orders.models import Order, Trade
+from webhooks import attempts
+from webhooks.models import Event, EventType
+
+
+class EventFilter(PeriodForm):
+    q = forms.CharField(max_length=64, required=False, label="Event or order")
+    broker = fields.broker_id(required=False)
+    type = fields.WordField(EventType)
+    field_order = ["q", "broker", "type", "since", "until"]
+
+
+@admin.register(Event)
+class EventPages(Pages):
+    columns = (
+        Column("Event", lambda event: short_id(event.pk), link=lambda event: page_url(Event, event.pk)),
+        Column("Happened", "occurred_at"),
+        Column("Broker", "broker_id", link=lambda event: page_url(Broker, event.broker_id)),
+        Column("Number", "sequence", is_number=True),
+        Column("Type", "type"),
+        Column("Order", lambda event: short_id(told(event).get("order_id")), link=lambda event: _order_url(event)),
+        Column("Symbol", lambda event: told(event).get("symbol")),
+        Column("Side", lambda event: told(event).get("side")),
+        Column("Status", lambda event: told(event).get("status", "").replace("_", " ")),
+    )
+    form_class = EventFilter
+    row_template = "backoffice/event.html"
+    is_live = True
+
+    def way(self, asked: dict[str, Any]) -> Way:
+        """Along a broker's stream, or all events by their ids, which ascend with time."""
+        rows: Rows = Event.objects.all()
+        among = Q(type=asked["type"]) if asked["type"] else Q()
+        of_broker = Q(broker=asked["broker"]) if asked["broker"] else Q()
+        if asked["q"]:
+            known = rows.filter(pk__in=_known_by(asked["q"]))
+            return Way(within_by_id(known, "occurred_at", asked), _BY_ID, among & of_broker)
+        if asked["broker"] and not (asked["since"] or asked["until"]):
+            return Way(rows.filter(of_broker), Keyset(("-sequence", int)), among)
+        return Way(within_by_id(rows, "occurred_at", asked), _BY_ID, among & of_broker)
+
+    def row_context(self, request: HttpRequest, row: Event) -> dict[str, Any]:
+        return {
+            "title": f"Event {row.sequence:,} of {row.broker_id}",
+            "family": attempts.of_event(row),
+            "broker_url": page_url(Broker, row.broker_id),
+            "stream_url": list_url(Event, broker=row.broker_id),
+            **about(row),
+        }
+
+
+_BY_ID = Keyset(("-id", UUID))
+
+
+def told(event: Event) -> dict[str, Any]:
+    """What it tells of."""
+    found: dict[str, Any] = msgspec.json.decode(event.body)["data"]
+    return found
+
+
+def about(event: Event) -> dict[str, Any]:
+    """What a page shows of what an event tells: its body with a line for each field, and what that leads to."""
+    data = told(event)
+    return {
+        "body": msgspec.json.format(event.body, indent=2),
+        "order_id": data["order_id"],
+        "order_url": page_url(Order, data["order_id"]),
+        "trade_id": data.get("trade_id"),
+        "trade_url": page_url(Trade, data["trade_id"]) if "trade_id" in data else "",
+    }
+
+
+def events_about(order_id: UUID) -> list[UUID]:
+    """The events that tell of an order's latest fills and of its end."""
+    order = Order.objects.filter(pk=order_id).first()
+    if order is None:
+        return []
+    fills, _ = life.latest_fills(order)
+    of_fills, end = life.telling_of(order, fills)
+    return [each.told.event_id for each in [*of_fills.values(), end] if each and each.told]
+
+
+def _known_by(term: str) -> list[UUID]:
+    """The event with this id, or those about the order with it."""
+    try:
+        return [UUID(term), *events_about(UUID(term))]
+    except ValueError:
+        return []
+
+
+def _order_url(event: Event) -> str:
+    return page_url(Order, told(event)["order_id"])

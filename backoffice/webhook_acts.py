@@ -1,0 +1,142 @@
+"""What is done about webhooks: a subscription paused and resumed, and events delivered again."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from django import forms
+from django.conf import settings
+from django.utils import timezone
+
+from backoffice.acts import Act, Done, ReasonForm
+from backoffice.lists import FILTERED_ROWS
+from exchange.audit import Actor
+from exchange.errors import NothingToRedeliver
+from exchange.paging import first_id_at
+from webhooks import services
+from webhooks.models import FAILED, Delivery, DeliveryState, Subscription, SubscriptionState
+
+SUGGESTED = 100
+NOTED_WITHIN = timedelta(seconds=10)  # a subscription's times are for people, and may lag a little
+
+
+class Pause(Act):
+    name = "pause"
+    label = "Pause"
+    explanation = (
+        "Nothing more is sent to it until it is resumed: what is due stays due, and what happens meanwhile is due too. "
+        "A new URL does not resume it. What is on its way may still arrive."
+    )
+    permission = "webhooks.pause_subscription"
+
+    def applies_to(self, row: Subscription) -> bool:
+        return row.state == SubscriptionState.ACTIVE
+
+    def named(self, row: Subscription) -> str:
+        return named(row)
+
+    def perform(self, by: Actor, subjects: Sequence[Subscription], **fields: Any) -> Done:
+        services.pause(subjects[0].pk, by=by, **fields)
+        return Done(f"{named(subjects[0])} is paused.")
+
+
+class Resume(Act):
+    name = "resume"
+    label = "Resume"
+    explanation = "What waited is sent, oldest first, and what happens from now on."
+    permission = "webhooks.pause_subscription"
+
+    def applies_to(self, row: Subscription) -> bool:
+        return row.state == SubscriptionState.PAUSED
+
+    def named(self, row: Subscription) -> str:
+        return named(row)
+
+    def perform(self, by: Actor, subjects: Sequence[Subscription], **fields: Any) -> Done:
+        services.resume(subjects[0].pk, by=by, **fields)
+        return Done(f"{named(subjects[0])} is sent to again.")
+
+
+class Redeliver(Act):
+    name = "redeliver"
+    label = "Redeliver"
+    explanation = (
+        "The event is sent again to where it went, under a delivery id of its own; its receiver knows its number. "
+        "The first delivery stays as it is. To a paused subscription it is sent when that is resumed."
+    )
+    permission = "webhooks.redeliver_delivery"
+    subjects_max = settings.WEBHOOK_REDELIVERIES
+
+    def applies_to(self, row: Delivery) -> bool:
+        is_over = row.state in (DeliveryState.DELIVERED, DeliveryState.FAILED)
+        return (is_over or is_lost(row)) and row.subscription.deleted_at is None
+
+    def named(self, row: Delivery) -> str:
+        return f"{row.pk} · {row.state.replace('_', ' ')}"
+
+    def perform(self, by: Actor, subjects: Sequence[Delivery], **fields: Any) -> Done:
+        return _told(len(subjects), services.redeliver([row.pk for row in subjects], by=by, **fields))
+
+
+class RedeliverFailedForm(ReasonForm):
+    latest = forms.IntegerField(
+        min_value=1,
+        max_value=settings.WEBHOOK_REDELIVERIES,
+        initial=SUGGESTED,
+        label="How many",
+        help_text="Of its latest failed deliveries so many, without those that were made again already.",
+    )
+    field_order = ["latest", "reason"]
+
+
+class RedeliverFailed(Act):
+    name = "redeliver-failed"
+    label = "Redeliver what failed"
+    explanation = (
+        "The events of its latest failed deliveries are sent again, under delivery ids of their own; its receiver "
+        "knows their numbers."
+    )
+    permission = "webhooks.redeliver_delivery"
+    form_class = RedeliverFailedForm
+
+    def applies_to(self, row: Subscription) -> bool:
+        return row.last_failure_at is not None and row.deleted_at is None
+
+    def named(self, row: Subscription) -> str:
+        return named(row)
+
+    def perform(self, by: Actor, subjects: Sequence[Subscription], **fields: Any) -> Done:
+        ids = latest_failed(subjects[0], fields.pop("latest"))
+        if not ids:
+            raise NothingToRedeliver("Nothing failed that was not made again already.")
+        return _told(len(ids), services.redeliver(ids, by=by, **fields))
+
+
+def named(row: Subscription) -> str:
+    return f"{row.event_type} of {row.broker_id} to {row.url}"
+
+
+def is_lost(row: Delivery) -> bool:
+    """Whether it was claimed so long ago that it will have no outcome."""
+    lost = timedelta(seconds=settings.WEBHOOK_LOST_AFTER_SECONDS)
+    return row.state == DeliveryState.IN_FLIGHT and row.claimed_at < timezone.now() - lost  # type: ignore[operator]
+
+
+def latest_failed(subscription: Subscription, count: int) -> list[UUID]:
+    """Of its latest failed deliveries, those that nobody had made again; looked for among the latest of all."""
+    until = (subscription.last_failure_at or timezone.now()) + NOTED_WITHIN
+    failed = Delivery.objects.filter(FAILED, pk__lt=first_id_at(until)).order_by("-pk")
+    near = failed.values_list("pk", "subscription_id")[:FILTERED_ROWS]
+    mine = [pk for pk, subscription_id in near if subscription_id == subscription.pk][:count]
+    again = set(Delivery.objects.filter(redelivery_of__in=mine).values_list("redelivery_of_id", flat=True))
+    return [pk for pk in mine if pk not in again]
+
+
+def _told(asked: int, made: int) -> Done:
+    if made == asked:
+        return Done("The event is due again." if made == 1 else f"{made} events are due again.")
+    left_out = (
+        "Left out is what has had no outcome yet, is being made again already, or went to a deleted subscription."
+    )
+    return Done(f"{made} of {asked} events are due again. {left_out}", is_warning=True)
