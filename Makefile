@@ -7,6 +7,8 @@ export PORT
 IN_VENV := .venv/bin/python
 # For tools that load the settings and talk to no server.
 NO_SERVERS := SECRET_KEY=lint DATABASE_URL=postgresql://127.0.0.1:1/none REDIS_URL=redis://127.0.0.1:1/0
+# What differs there, whatever is set here.
+PRODUCTION := SECRET_KEY=only-for-checks-but-as-long-and-as-mixed-as-a-real-one-is-0123456789 SECURE_COOKIES=1 DEBUG=0
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint replay mutants schemathesis bench clean
@@ -26,7 +28,7 @@ lint: .venv/installed ## format, lint, types, layers, migrations, schema: all ch
 	$(NO_SERVERS) $(IN_VENV) -m mypy --strict .
 	$(NO_SERVERS) $(IN_VENV) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
 	$(NO_SERVERS) $(IN_VENV) -W ignore manage.py makemigrations --check
-	$(NO_SERVERS) $(IN_VENV) manage.py check
+	$(NO_SERVERS) $(PRODUCTION) $(IN_VENV) manage.py check --deploy --fail-level WARNING
 	$(NO_SERVERS) $(IN_VENV) manage.py spectacular --validate --fail-on-warn --file /dev/null
 
 replay: .venv/installed ## send MESSAGES=file to the running exchange and compare with BOOK=file

@@ -1,9 +1,12 @@
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
 from django.contrib.admin.apps import AdminConfig as DjangoAdminConfig
 
 
 class BackOfficeConfig(AppConfig):
     name = "backoffice"
+
+    def ready(self) -> None:
+        apps.get_app_config("auth").verbose_name = "People"  # above its pages here
 
 
 class AdminConfig(DjangoAdminConfig):

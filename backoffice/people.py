@@ -1,17 +1,253 @@
-"""People: who may come in, and what they may do."""
+"""People: who may come in, and what they may do.
 
+Administrators admit people and give them groups. Superusers, who may do everything, are made and changed by superusers
+only, and nobody changes their own rights. Whatever is changed here goes on record, in the transaction that changes it.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, ClassVar
+from urllib.parse import urlencode
+
+from django import forms
 from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin
 from django.contrib.auth.models import Group, User
+from django.core.exceptions import PermissionDenied
+from django.db import transaction
+from django.db.models import Exists, OuterRef, QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import URLPattern, path, reverse
+from django_otp.plugins.otp_static.admin import StaticDevice
+from django_otp.plugins.otp_totp.admin import TOTPDevice
 from unfold.admin import ModelAdmin
+from unfold.decorators import display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
+from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminTextInputWidget
 
-admin.site.unregister(Group)
-admin.site.unregister(User)
+from backoffice import acts, two_factor
+from backoffice.acts import Act, Done, actor_of
+from exchange import audit
+from exchange.audit import Action, Actor, Entry
+from exchange.rules import MAX_REASON_LENGTH
+
+for model in (Group, User, TOTPDevice, StaticDevice):  # their own pages leave no record, and show secrets
+    admin.site.unregister(model)
+
+RIGHTS = ("is_active", "is_staff", "is_superuser", "groups", "user_permissions")
+_FACTS = ("username", "first_name", "last_name", "email", "is_active", "is_staff", "is_superuser")
+
+
+def facts(user: User) -> dict[str, Any]:
+    """What the record tells of a user: all but the password."""
+    permissions = user.user_permissions.select_related("content_type")
+    return {
+        **{name: getattr(user, name) for name in _FACTS},
+        "groups": sorted(user.groups.values_list("name", flat=True)),
+        "permissions": sorted(f"{each.content_type.app_label}.{each.codename}" for each in permissions),
+    }
+
+
+class ResetTwoFactor(Act):
+    name = "reset-two-factor"
+    label = "Reset two-factor login"
+    explanation = (
+        "The authenticator and the recovery codes stop working, and every session that was verified with them ends. "
+        "Be sure who asks for this: after it the password alone lets in, until the user has enrolled again."
+    )
+    permission = "auth.change_user"
+    is_dangerous = True
+
+    def applies_to(self, row: User) -> bool:
+        return two_factor.has_device(row)
+
+    def perform(self, by: Actor, subjects: Sequence[User], **fields: Any) -> Done:
+        (user,) = subjects
+        if two_factor.reset(user, by=by, reason=fields["reason"]):
+            return Done(f"{user} has no second factor any more.")
+        return Done(f"{user} had no second factor.", is_warning=True)
+
+
+RESET = ResetTwoFactor()
+_CHANGE_PASSWORD = {"label": "Change password"}  # a button like those of acts
+
+
+class _Reason(forms.Form):
+    reason = forms.CharField(
+        max_length=MAX_REASON_LENGTH,
+        required=False,
+        help_text="Goes on record with the change.",
+        widget=UnfoldAdminTextInputWidget,
+    )
+
+
+class NewUserForm(_Reason, UserCreationForm):  # type: ignore[misc]  # unfold is not typed
+    pass
+
+
+class UserForm(_Reason, UserChangeForm):  # type: ignore[misc]  # as above
+    pass
 
 
 @admin.register(User)
-class UserPages(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # unfold is not typed, and Django takes no parameters
-    form = UserChangeForm
-    add_form = UserCreationForm
+class UserPages(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as above, and Django takes no parameters
+    form = UserForm
+    add_form = NewUserForm
     change_password_form = AdminPasswordChangeForm
+    acts: ClassVar[Sequence[Act]] = (RESET,)
+    actions = None  # one at a time
+    add_form_template = None
+    change_form_outer_before_template = "backoffice/user_acts.html"
+    list_display = ("username", "full_name", "rights", "has_two_factor", "is_active", "last_login")
+    list_filter = ("groups", "is_active", "is_superuser")
+    list_filter_submit = True
+    readonly_fields = ("last_login", "date_joined")
+    show_full_result_count = False
+
+    # --- What is shown, and to whom ---
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[User]:
+        enrolled = Exists(TOTPDevice.objects.filter(user=OuterRef("pk"), confirmed=True))
+        users: QuerySet[User] = super().get_queryset(request)
+        return users.prefetch_related("groups").annotate(has_second_factor=enrolled)
+
+    @display(description="Name")  # type: ignore[untyped-decorator]  # as above
+    def full_name(self, user: User) -> str:
+        return user.get_full_name() or "\N{EN DASH}"
+
+    @display(description="Groups")  # type: ignore[untyped-decorator]  # as above
+    def rights(self, user: User) -> str:
+        groups = ["superuser"] if user.is_superuser else sorted(group.name for group in user.groups.all())
+        return ", ".join(groups) or "none"
+
+    @display(description="Two-factor login", boolean=True)  # type: ignore[untyped-decorator]  # as above
+    def has_two_factor(self, user: Any) -> bool:
+        return bool(user.has_second_factor)
+
+    def get_fieldsets(self, request: HttpRequest, obj: User | None = None) -> Any:
+        """Rights beyond groups are for superusers to see, and to give."""
+        rights = RIGHTS if request.user.is_superuser else ("is_active", "groups")
+        if obj is None:
+            return [
+                (None, {"fields": ("username", "password1", "password2")}),
+                ("What they may do", {"fields": [name for name in rights if name not in ("is_active", "is_staff")]}),
+                ("Who it is", {"fields": ("first_name", "last_name", "email")}),
+                ("Why", {"fields": ("reason",)}),
+            ]
+        return [
+            (None, {"fields": ("username", "last_login", "date_joined")}),
+            ("What they may do", {"fields": rights}),
+            ("Who it is", {"fields": ("first_name", "last_name", "email")}),
+            ("Why", {"fields": ("reason",)}),
+        ]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: User | None = None) -> tuple[str, ...]:
+        """Nobody changes their own rights."""
+        return (*self.readonly_fields, *(RIGHTS if obj is not None and obj == request.user else ()))
+
+    def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        if db_field.name == "groups":
+            kwargs |= {"widget": UnfoldAdminCheckboxSelectMultipleWidget(), "queryset": Group.objects.order_by("pk")}
+            return db_field.formfield(**kwargs)
+        return super().formfield_for_manytomany(db_field, request, **kwargs)
+
+    # --- Who may ---
+
+    def has_change_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
+        return super().has_change_permission(request, obj) and _is_in_reach(request, obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
+        return super().has_delete_permission(request, obj) and _is_in_reach(request, obj) and obj != request.user
+
+    # --- Acts ---
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view(partial(self.act_view, act=RESET))
+        return [path(f"{RESET.name}/", view, name="auth_user_reset_two_factor"), *super().get_urls()]
+
+    def act_view(self, request: HttpRequest, act: Act) -> HttpResponse:
+        if not all(_is_in_reach(request, user) for user in self._named(request)):
+            raise PermissionDenied
+        request.current_app = self.admin_site.name
+        return acts.act_page(request, act, User, {**self.admin_site.each_context(request), "opts": self.opts})
+
+    def _named(self, request: HttpRequest) -> list[User]:
+        ids = [int(each) for each in request.GET.getlist("id") if each.isdecimal() and len(each) < 10]
+        return list(User.objects.filter(pk__in=ids))
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        user = super().get_object(request, object_id)
+        buttons: list[tuple[Any, str]] = []
+        if user is not None and self.has_change_permission(request, user):
+            buttons.append((_CHANGE_PASSWORD, reverse("admin:auth_user_password_change", args=[user.pk])))
+            buttons += [(act, acts.act_url(User, act, user)) for act in self.acts if act.applies_to(user)]
+        response: HttpResponse = super().change_view(request, object_id, form_url, {"acts": buttons})
+        return response
+
+    # --- The record, in place of Django's own, whose rows nobody asks for ---
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> User | None:
+        """The user, locked while it is changed, and told as it is before that."""
+        user: User | None = super().get_object(request, object_id, from_field)
+        if user is not None and request.method == "POST":
+            user = User.objects.select_for_update().get(pk=user.pk)
+            request.before = facts(user)  # type: ignore[attr-defined]  # for `log_change`
+        return user
+
+    def save_model(self, request: HttpRequest, obj: User, form: Any, change: bool) -> None:
+        if not change:
+            obj.is_staff = True  # who is admitted here is admitted to the back office
+        super().save_model(request, obj, form, change)
+
+    def log_addition(self, request: HttpRequest, obj: User, message: Any) -> None:  # type: ignore[override]
+        self._record(request, Action.USER_ADD, obj, after=facts(obj))
+
+    def log_change(self, request: HttpRequest, obj: User, message: Any) -> None:  # type: ignore[override]
+        before: dict[str, Any] = request.before  # type: ignore[attr-defined]  # of `get_object`
+        after = facts(obj)
+        changed = [name for name in after if after[name] != before[name]]
+        if changed:
+            self._record(
+                request,
+                Action.USER_CHANGE,
+                obj,
+                before={name: before[name] for name in changed},
+                after={name: after[name] for name in changed},
+            )
+
+    def log_deletions(self, request: HttpRequest, queryset: QuerySet[User]) -> None:  # type: ignore[override]
+        for user in queryset:
+            self._record(request, Action.USER_DELETE, user, before=facts(user))
+
+    def user_change_password(self, request: HttpRequest, id: str, form_url: str = "") -> HttpResponse:
+        """Django's, in a transaction; it answers with a redirect, and changes the hash, when it is done."""
+        with transaction.atomic():
+            user = self.get_object(request, id)
+            response: HttpResponse = super().user_change_password(request, id, form_url)
+            if user is not None and request.method == "POST":
+                now = User.objects.get(pk=user.pk)
+                if now.password != user.password:
+                    told = "changed" if now.has_usable_password() else "switched off"
+                    self._record(request, Action.USER_CHANGE, now, after={"password": told})
+        return response
+
+    def _record(self, request: HttpRequest, action: Action, user: User, **states: Any) -> None:
+        reason = request.POST.get("reason", "")[:MAX_REASON_LENGTH]
+        audit.record(Entry.of(actor_of(request), action, user.get_username(), reason=reason, **states))
+
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Django's record is not kept: the audit is."""
+        user = super().get_object(request, object_id)
+        if user is None or not self.has_view_permission(request, user):
+            raise PermissionDenied
+        about = urlencode({"q": user.get_username()})
+        return HttpResponseRedirect(f"{reverse('admin:exchange_auditentry_changelist')}?{about}")
+
+
+def _is_in_reach(request: HttpRequest, user: User | None) -> bool:
+    """Superusers are changed by superusers only."""
+    return user is None or not user.is_superuser or bool(request.user.is_superuser)

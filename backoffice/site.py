@@ -1,11 +1,22 @@
 """The back office as a whole: who may come in, what leads where, and what every page loads."""
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
-from django.http import HttpRequest
+from django.contrib.auth.views import redirect_to_login
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
 from django.templatetags.static import static
-from django.urls import reverse
+from django.urls import URLPattern, path, reverse
+from django.utils.decorators import method_decorator
+from django.views.decorators.cache import never_cache
 from unfold.sites import UnfoldAdminSite
+
+from backoffice import two_factor
+from backoffice.acts import actor_of
+from exchange import audit
+from exchange.audit import Action, Entry
 
 # What the sidebar shows: groups of pages, each with its URL's name, its icon, and the permission to see it.
 PAGES: tuple[tuple[str, tuple[tuple[str, str, str, str], ...]], ...] = (
@@ -46,9 +57,54 @@ PAGES: tuple[tuple[str, tuple[tuple[str, str, str, str], ...]], ...] = (
 
 
 class BackOffice(UnfoldAdminSite):  # type: ignore[misc]  # unfold is not typed
-    """Django's admin site, with a dashboard as its first page."""
+    """Django's admin site, with a dashboard as its first page, and a second step of the login before it."""
 
     index_title = "Dashboard"
+
+    def has_permission(self, request: HttpRequest) -> bool:
+        return self._has_logged_in(request) and not two_factor.is_missing(request)
+
+    def _has_logged_in(self, request: HttpRequest) -> bool:
+        """Whether the first step was taken, by somebody who may."""
+        return bool(super().has_permission(request))
+
+    def extra_urls(self) -> list[URLPattern]:
+        return [
+            path("two-factor/", self._after_login(two_factor.verify), name="two_factor"),
+            path("two-factor/setup/", self._after_login(two_factor.setup), name="two_factor_setup"),
+            path("logout/", self._after_login(self.logout), name="logout"),  # also instead of the second step
+        ]
+
+    def _after_login(self, view: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+        """A view for whom the password has let in, before the second step."""
+
+        @never_cache
+        @wraps(view)
+        def inner(request: HttpRequest) -> HttpResponse:
+            if not self._has_logged_in(request):
+                return redirect_to_login(request.get_full_path(), reverse("admin:login"))
+            return view(request)
+
+        return inner
+
+    @method_decorator(never_cache)
+    def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """Django's form for who has not logged in, the second step for who has."""
+        if request.method == "GET" and self._has_logged_in(request) and two_factor.is_missing(request):
+            return two_factor.ask(request)
+        response: HttpResponse = super().login(request, extra_context)
+        return response
+
+    def password_change(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """One's own; it goes on record, which Django answers with a redirect when it is done."""
+        with transaction.atomic():
+            response: HttpResponse = super().password_change(request, extra_context)
+            if request.method == "POST" and response.status_code == 302:
+                entry = Entry.of(
+                    actor_of(request), Action.USER_CHANGE, request.user.get_username(), after={"password": "changed"}
+                )
+                audit.record(entry)
+        return response
 
 
 def navigation(request: HttpRequest) -> list[dict[str, Any]]:
@@ -69,6 +125,14 @@ def _link(request: HttpRequest, title: str, name: str, icon: str, permission: st
         "active": is_active,
         "permission": lambda asking: not permission or asking.user.has_perm(permission),
     }
+
+
+def account_links(request: HttpRequest) -> list[dict[str, str]]:
+    """What the user's own menu shows."""
+    return [
+        {"title": "Change password", "link": reverse("admin:password_change")},
+        {"title": "Two-factor login", "link": reverse("admin:two_factor_setup")},
+    ]
 
 
 def stylesheet(request: HttpRequest) -> str:

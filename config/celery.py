@@ -35,6 +35,7 @@ def schedule(sender: Celery, **_: Any) -> None:
     """What beat sends; read late, because the settings are not there yet when this module is imported."""
     sender.conf.beat_schedule = {
         "heartbeat": _every(settings.HEARTBEAT_SECONDS, "exchange.heartbeat.record"),
+        "clean_up": _every(settings.CLEAN_UP_EVERY_SECONDS, "backoffice.tasks.clean_up"),
         "sweep_expired": _every(settings.EXPIRY_SWEEP_SECONDS, "orders.tasks.sweep_expired"),
         "drop_old": _every(settings.WEBHOOK_DROP_EVERY_SECONDS, "webhooks.tasks.drop_old"),
         **{

@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import dj_database_url
+from csp.constants import NONE, SELF, UNSAFE_EVAL, UNSAFE_INLINE
 
 from config.logs import LOGGING as LOGGING
 from exchange.rules import BROKER_ID, SYMBOL
@@ -22,6 +23,7 @@ WEB_PROCESSES = int(os.environ.get("WEB_PROCESSES") or "2")  # of one, lists nee
 SECURE_COOKIES = os.environ.get("SECURE_COOKIES", "1") == "1"
 CSRF_TRUSTED_ORIGINS = os.environ.get("CSRF_TRUSTED_ORIGINS", "").split()
 TRUSTED_PROXIES = int(os.environ.get("TRUSTED_PROXIES") or "0")  # in front of us, whose X-Forwarded-For is believed
+TWO_FACTOR_REQUIRED = os.environ.get("TWO_FACTOR_REQUIRED", "1") == "1"
 WEBHOOK_ADDRESSES = Profile(os.environ.get("WEBHOOK_ADDRESSES", "public"))
 
 # --- Limits of the API (contract: "Conventions") --------------------------------------------------------------------
@@ -68,6 +70,16 @@ WEBHOOK_ANSWERS_KEPT = timedelta(days=14)  # for so long, as are the hours of th
 WEBHOOK_DROP_BATCH = 1_000  # rows dropped in one transaction when they are older,
 WEBHOOK_DROP_BATCHES = 200  # and so many of these in one go: well within the time that a task may take
 WEBHOOK_REDELIVERIES = 500  # by one act
+
+# --- Limits of the back office --------------------------------------------------------------------------------------
+
+LOGIN_FAILURES = 5  # of one user from one address
+LOGIN_FAILURES_OF_ADDRESS = 50  # whoever it tries to be
+LOGIN_LOCKOUT = timedelta(minutes=15)
+SESSION_COOKIE_AGE = 12 * 60 * 60  # from the login on, whatever is done meanwhile: `backoffice.sessions`
+RECOVERY_CODES = 10  # of a user with two-factor login
+CLEAN_UP_EVERY_SECONDS = 3_600.0
+CLEAN_UP_ROWS = 10_000  # of a table at a time
 
 # --- Limits of the audit --------------------------------------------------------------------------------------------
 
@@ -116,6 +128,10 @@ INSTALLED_APPS = [
     "backoffice.apps.BackOfficeConfig",  # before the admin, whose templates and site it replaces
     "unfold.apps.BasicAppConfig",
     "backoffice.apps.AdminConfig",
+    "axes",
+    "django_otp",
+    "django_otp.plugins.otp_totp",
+    "django_otp.plugins.otp_static",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.postgres",
@@ -143,17 +159,21 @@ UNFOLD = {
     "SIDEBAR": {"navigation": "backoffice.site.navigation"},
     "STYLES": ["backoffice.site.stylesheet"],
     "SCRIPTS": ["backoffice.site.script"],
+    "ACCOUNT": {"navigation": "backoffice.site.account_links"},
 }
 
 MIDDLEWARE = [
     "exchange.middleware.RequestLog",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "exchange.middleware.Sessions",  # these five let the API's requests pass
+    "exchange.middleware.Sessions",  # these let the API's requests pass
     "exchange.middleware.Csrf",
     "exchange.middleware.Users",
+    "exchange.middleware.SecondFactors",
     "exchange.middleware.Messages",
     "exchange.middleware.Frames",
+    "exchange.middleware.Content",
+    "exchange.middleware.Attempts",
 ]
 
 ROOT_URLCONF = "config.urls"
@@ -194,7 +214,18 @@ _database |= {
 }
 DATABASES = {"default": _database}
 
-AUTH_PASSWORD_VALIDATORS = [{"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"}]
+AUTHENTICATION_BACKENDS = [
+    "axes.backends.AxesStandaloneBackend",  # first: it says who may try
+    "django.contrib.auth.backends.ModelBackend",
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}", "OPTIONS": options}
+    for name, options in {
+        "MinimumLengthValidator": {"min_length": 12},
+        "CommonPasswordValidator": {},
+        "UserAttributeSimilarityValidator": {},
+    }.items()
+]
 
 USE_TZ = True
 TIME_ZONE = "UTC"
@@ -203,9 +234,55 @@ LANGUAGE_CODE = "en-us"
 STATIC_URL = "/static/"
 WHITENOISE_USE_FINDERS = True  # files are served from the packages that bring them; nothing to collect
 
+SESSION_ENGINE = "backoffice.sessions"
+SESSION_EXPIRE_AT_BROWSER_CLOSE = True
+SESSION_COOKIE_HTTPONLY = CSRF_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
+CSRF_FAILURE_VIEW = "backoffice.refusals.csrf_failure"
+
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_COOKIES
+SECURE_SSL_REDIRECT = SECURE_COOKIES
+SECURE_REDIRECT_EXEMPT = [r"^(?!admin/)"]  # all else: proxies and health checks speak http to it
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if SECURE_COOKIES else None
+SECURE_HSTS_SECONDS = 365 * 24 * 60 * 60 if SECURE_COOKIES else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_COOKIES
 SECURE_CONTENT_TYPE_NOSNIFF = True
 X_FRAME_OPTIONS = "DENY"
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [SELF],
+        "script-src": [SELF, UNSAFE_EVAL],  # Alpine, which moves unfold's menus, makes functions of attributes
+        "style-src": [SELF, UNSAFE_INLINE],  # unfold's colours, and what its scripts set on elements
+        "img-src": [SELF, "data:"],
+        "font-src": [SELF],
+        "connect-src": [SELF],
+        "object-src": [NONE],
+        "base-uri": [NONE],
+        "form-action": [SELF],
+        "frame-ancestors": [NONE],
+    }
+}
+SILENCED_SYSTEM_CHECKS = [
+    "security.W021",  # HSTS preload binds a whole domain for years: its owner's to decide, not ours
+    "security.W002",  # these three look for a middleware by its name: ours are subclasses that let the API pass
+    "security.W003",
+    "axes.W002",
+]
+
+AXES_HANDLER = "backoffice.attempts.Handler"
+AXES_FAILURE_LIMIT = LOGIN_FAILURES
+AXES_COOLOFF_TIME = LOGIN_LOCKOUT
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # it ends when we say it does
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_RESET_ON_SUCCESS = True
+AXES_CLIENT_IP_CALLABLE = "backoffice.attempts.address"
+AXES_LOCKOUT_CALLABLE = "backoffice.attempts.locked_out"
+AXES_DISABLE_ACCESS_LOG = True  # a table without an end, of what the log says anyway
+AXES_ENABLE_ADMIN = False
+AXES_VERBOSE = False
+
+OTP_TOTP_ISSUER = "Bourse"
+OTP_ADMIN_HIDE_SENSITIVE_DATA = True
 
 # --- REST -----------------------------------------------------------------------------------------------------------
 

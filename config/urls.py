@@ -11,6 +11,6 @@ urlpatterns = [
 ]
 
 handler400 = "exchange.problems.bad_request"
-handler403 = "exchange.problems.permission_denied"
-handler404 = "exchange.problems.not_found"
+handler403 = "backoffice.refusals.permission_denied"
+handler404 = "backoffice.refusals.not_found"
 handler500 = "exchange.problems.server_error"

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 import structlog
 import uuid_utils
+from axes.middleware import AxesMiddleware
+from csp.middleware import CSPMiddleware
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.messages.middleware import MessageMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
@@ -21,6 +23,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseForbidden
 from django.http.response import HttpResponseBase
 from django.middleware.clickjacking import XFrameOptionsMiddleware
 from django.middleware.csrf import CsrfViewMiddleware
+from django_otp.middleware import OTPMiddleware
 
 from exchange.audit import Actor, ActorKind, address_of
 from exchange.keys import Principal
@@ -133,9 +136,23 @@ class Users(_ForBrowsers, AuthenticationMiddleware):
     pass
 
 
+class SecondFactors(_ForBrowsers, OTPMiddleware):  # type: ignore[misc]  # django-otp is not typed
+    """Whether the user, in this session, has shown a second factor: `request.user.is_verified()`."""
+
+
 class Messages(_ForBrowsers, MessageMiddleware):
     pass
 
 
 class Frames(_ForBrowsers, XFrameOptionsMiddleware):
     paths = ("/admin/", "/docs")
+
+
+class Content(_ForBrowsers, CSPMiddleware):
+    """What a page may load, run and send to: `CONTENT_SECURITY_POLICY`."""
+
+    paths = ("/admin/", "/docs")
+
+
+class Attempts(_ForBrowsers, AxesMiddleware):  # type: ignore[misc]  # axes is not typed
+    """Answers a login that was one too many with the page that says so."""

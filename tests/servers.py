@@ -25,6 +25,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None
         "REDIS_URL": redis_url,
         "SECRET_KEY": "only for tests",
         "SECURE_COOKIES": "0",
+        "TWO_FACTOR_REQUIRED": "0",
         "WEBHOOK_ADDRESSES": "local",
     }
     return (yield)

@@ -92,7 +92,12 @@ def _steps(base_url: str) -> dict[str, list[str]]:
 def _environment(supervisor: Supervisor, cleanup: ExitStack) -> dict[str, str]:
     """What the processes are told; the servers that it names are started here when nobody named any."""
     os.environ[leftovers.MARK] = str(RUN)
-    env = {"SECURE_COOKIES": "0", "WEBHOOK_ADDRESSES": "local", "SECRET_KEY": _secret_key()} | os.environ
+    env = {
+        "SECURE_COOKIES": "0",
+        "TWO_FACTOR_REQUIRED": "0",
+        "WEBHOOK_ADDRESSES": "local",
+        "SECRET_KEY": _secret_key(),
+    } | os.environ
     if not env.get("DATABASE_URL"):
         say("Starting PostgreSQL ...")
         postgres = Postgres(RUN / "postgres", log=LOGS / "postgres.log")
@@ -108,7 +113,7 @@ def _environment(supervisor: Supervisor, cleanup: ExitStack) -> dict[str, str]:
         valkey.start()
         supervisor.keep(valkey.child, running=True)
         env["REDIS_URL"] = valkey.url
-    names = ["DATABASE_URL", "REDIS_URL", "SECRET_KEY", "SECURE_COOKIES", "WEBHOOK_ADDRESSES"]
+    names = ["DATABASE_URL", "REDIS_URL", "SECRET_KEY", "SECURE_COOKIES", "TWO_FACTOR_REQUIRED", "WEBHOOK_ADDRESSES"]
     private_file.write(RUN / "env", "".join(f"export {name}={shlex.quote(env[name])}\n" for name in names))
     return env
 

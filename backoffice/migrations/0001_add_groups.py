@@ -1,0 +1,75 @@
+"""The groups of people: who looks, who acts, and who says who may.
+
+A permission that is added later belongs to no group by itself: the migration that follows it gives it to those that
+may, as `add_groups` does here.
+"""
+
+from django.contrib.auth.management import create_permissions
+from django.db import migrations
+from django.db.models import Q
+
+OURS = ["exchange", "webhooks", "orders"]
+
+ACTS = {
+    "exchange": [
+        "admit_broker",
+        "suspend_broker",
+        "stop_broker",
+        "list_instrument",
+        "edit_instrument",
+        "halt_instrument",
+        "halt_market",
+        "book_transfer",
+        "issue_key",
+        "revoke_key",
+    ],
+    "orders": ["cancel_order", "run_reconcile"],
+    "webhooks": ["pause_subscription", "redeliver_delivery"],
+}
+PEOPLE = {"auth": ["view_user", "add_user", "change_user", "delete_user", "view_group"]}
+
+
+def add_groups(apps, schema_editor):
+    """Make them, or complete them."""
+    for label in [*OURS, "auth"]:
+        _add_permissions(apps, label)
+    Permission = apps.get_model("auth", "Permission")
+    views = Permission.objects.filter(content_type__app_label__in=OURS, codename__startswith="view_")
+    acts, people = (Permission.objects.filter(_named(names)) for names in (ACTS, PEOPLE))
+    assert (acts.count(), people.count()) == tuple(sum(map(len, names.values())) for names in (ACTS, PEOPLE))
+    _give(apps, "viewer", views)
+    _give(apps, "operator", views, acts)
+    _give(apps, "administrator", views, acts, people)
+
+
+def _add_permissions(apps, label):
+    """Django adds them when all migrations have run, which is too late for us."""
+    config = apps.get_app_config(label)
+    before, config.models_module = getattr(config, "models_module", None), True
+    create_permissions(config, apps=apps, verbosity=0)
+    config.models_module = before
+
+
+def _named(names):
+    found = Q(pk__in=[])
+    for label, codenames in names.items():
+        found |= Q(content_type__app_label=label, codename__in=codenames)
+    return found
+
+
+def _give(apps, name, *permissions):
+    group, _ = apps.get_model("auth", "Group").objects.get_or_create(name=name)
+    for some in permissions:
+        group.permissions.add(*some)
+
+
+class Migration(migrations.Migration):
+    dependencies = [
+        ("auth", "0012_alter_user_first_name_max_length"),
+        ("contenttypes", "0002_remove_content_type_name"),
+        ("exchange", "0003_add_audit"),
+        ("orders", "0009_index_documents"),
+        ("webhooks", "0006_index_failed"),
+    ]
+
+    operations = [migrations.RunPython(add_groups, migrations.RunPython.noop)]
