@@ -2,7 +2,9 @@
 
     python -m bench.history --orders 1000000 --trades 1000000 --resting 20000
 
-on DATABASE_URL. Everything that `manage.py reconcile` checks holds afterwards, and trading can go on from there.
+on DATABASE_URL. Everything that `manage.py reconcile` checks holds afterwards, every minute has its bars, and trading
+can go on from there.
+
 Orders come in scenes of eight in one instrument. The first six trade in turn, each the taker of what the one before
 left; what is left of the sixth, and the last two, ends by a cancel, an expiry or its time in force. Where more trades
 are asked for than that makes, two orders trade several times at once: the only thing that no real past would show.
@@ -14,12 +16,16 @@ It is one transaction, written by set-based SQL. Foreign keys are not checked me
 import argparse
 import os
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 
 import psycopg
+
+from orders import activity
 
 SCENE, TRADING = 8, 6  # orders of a scene, and how many of them trade
 CHUNK = 25_000 * SCENE  # orders whose lives are worked out at a time
 WORK_MEM = "256MB"
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,7 @@ def _write(connection: psycopg.Connection, past: _Past) -> None:
         connection.execute(_COUNT_EVENTS)
     connection.execute(_REST, values)
     connection.execute(_SETTLE)
+    connection.execute(activity.ROLL_UP, activity.span(_EPOCH, datetime.now(UTC) + activity.MINUTE))
 
 
 # --- SQL ------------------------------------------------------------------------------------------------------------

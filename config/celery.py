@@ -38,6 +38,8 @@ def schedule(sender: Celery, **_: Any) -> None:
         "clean_up": _every(settings.CLEAN_UP_EVERY_SECONDS, "backoffice.tasks.clean_up"),
         "sweep_expired": _every(settings.EXPIRY_SWEEP_SECONDS, "orders.tasks.sweep_expired"),
         "drop_old": _every(settings.WEBHOOK_DROP_EVERY_SECONDS, "webhooks.tasks.drop_old"),
+        "roll_up": _every(settings.BARS_EVERY_SECONDS, "orders.tasks.roll_up"),
+        "drop_rejects": _every(settings.REJECTS_DROPPED_EVERY_SECONDS, "exchange.tasks.drop_rejects"),
         **{
             f"deliver-{shard}": _every(settings.WEBHOOK_DRAIN_EVERY_SECONDS, "webhooks.tasks.deliver", shard)
             for shard in range(settings.WEBHOOK_SHARDS)

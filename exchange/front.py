@@ -18,9 +18,9 @@ from django.conf import settings
 from django.db import connection
 from granian.rsgi import HTTPProtocol, ProtocolClosed, Scope  # type: ignore[attr-defined]  # two come from within it
 
-from exchange import short_way, streams
+from exchange import heartbeat, rejects, short_way, streams
 from exchange.errors import Overloaded
-from exchange.keys import renew_known
+from exchange.keys import renew_known, write_uses
 from exchange.middleware import STARTED, Environ, request_id_of
 from exchange.problems import problem_response
 from exchange.short_way import Errand, Reply
@@ -47,7 +47,7 @@ class Front:
         self._streams = 0  # that are being sent
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        threading.Thread(target=_renew_keys_for_ever, name="keys", daemon=True).start()
+        threading.Thread(target=_keep_up_for_ever, name="upkeep", daemon=True).start()
 
     async def __rsgi__(self, scope: Scope, protocol: HTTPProtocol) -> None:
         started = time.perf_counter()
@@ -56,6 +56,8 @@ class Front:
         if scope.method not in _BODILESS:
             environ["wsgi.input"] = await _body(environ, protocol)
         reply = await self.answer(environ)
+        if _is_to_place(environ) and rejects.is_refusal(reply.status):
+            rejects.note(1)
         if reply.pieces is not None:
             await self._stream(reply, environ, scope.client, protocol)
         else:
@@ -92,15 +94,28 @@ class Front:
             await in_thread(reply.pieces.close)
 
 
-def _renew_keys_for_ever() -> None:
-    """Twice in the time for which keys are believed; in a thread of its own, since under load every other is busy."""
+def _keep_up_for_ever() -> None:
+    """What a web process does beside its requests; in a thread of its own, since under load every other is busy.
+
+    Keys are renewed twice in the time for which they are believed.
+    """
+    uses_are_due_at = time.monotonic()
     while True:
         time.sleep(settings.KEY_CACHE_SECONDS / 2)
-        try:
-            with closing(connection):
-                renew_known()
-        except Exception as error:  # whatever it is, keys are to be renewed the next time
-            _log.error("keys_not_renewed", exc_info=error)
+        _do(renew_known)
+        _do(rejects.write)
+        if time.monotonic() >= uses_are_due_at:
+            uses_are_due_at = time.monotonic() + settings.KEY_USE_WRITTEN_SECONDS
+            _do(write_uses)
+        heartbeat.mark(heartbeat.WEB)
+
+
+def _do(chore: Callable[[], None]) -> None:
+    try:
+        with closing(connection):
+            chore()
+    except Exception as error:  # whatever it is, the others are to be done, and this one the next time
+        _log.error("chore_failed", chore=chore.__name__, exc_info=error)
 
 
 def environ_of(scope: Scope) -> Environ:
@@ -176,6 +191,10 @@ def _is_for_a_book(environ: Environ) -> bool:
     """Whether it would wait for its turn. A mass cancel does not: it goes its own way."""
     path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
     return (method == "POST" and path == "/orders") or (method in ("POST", "DELETE") and path.startswith("/orders/"))
+
+
+def _is_to_place(environ: Environ) -> bool:
+    return environ["REQUEST_METHOD"] == "POST" and environ["PATH_INFO"] in ("/orders", "/orders/batch")
 
 
 def _refusal(environ: Environ) -> Reply:

@@ -1,8 +1,9 @@
-"""Whether beat and a worker are alive: each leaves a mark in Valkey, and the mark's age is what `/readyz` tells.
+"""Whether the processes are alive: each kind leaves a mark in Valkey, and `/readyz` tells how old two of them are.
 
 The age is measured by Valkey alone, as the time a key's expiry has run: no two clocks are ever compared.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,6 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 BEAT, WORKER = "bourse:heartbeat:beat", "bourse:heartbeat:worker"
+WEB, WEBHOOKS = "bourse:heartbeat:web", "bourse:heartbeat:webhooks"
 REMEMBERED_MS = 24 * 60 * 60 * 1000  # an older mark reads as none
 TASK = "exchange.heartbeat.record"
 
@@ -26,24 +28,32 @@ class Heartbeat:
     valkey: bool
     beat_age_seconds: float | None
     worker_age_seconds: float | None
+    web_age_seconds: float | None = None
+    webhooks_age_seconds: float | None = None
 
 
 def read() -> Heartbeat:
     """The marks' ages now, within `VALKEY_TIMEOUT_SECONDS`; never an exception."""
     try:
         with _client().pipeline(transaction=False) as pipeline:
-            pipeline.pttl(BEAT)
-            pipeline.pttl(WORKER)
-            beat, worker = pipeline.execute()
+            for key in (BEAT, WORKER, WEB, WEBHOOKS):
+                pipeline.pttl(key)
+            ages = map(_age, pipeline.execute())
     except redis.RedisError:
         return Heartbeat(valkey=False, beat_age_seconds=None, worker_age_seconds=None)
-    return Heartbeat(valkey=True, beat_age_seconds=_age(beat), worker_age_seconds=_age(worker))
+    return Heartbeat(True, *ages)
 
 
 @shared_task(name=TASK)
 def record() -> None:
     """Sent by beat and run by a worker: that it runs is the message."""
     _mark(WORKER)
+
+
+def mark(key: str) -> None:
+    """Leave a mark from what does not depend on Valkey, and goes on without."""
+    with suppress(redis.RedisError):
+        _mark(key)
 
 
 @after_task_publish.connect(sender=TASK)

@@ -2,7 +2,7 @@
 
 Keys are believed for `KEY_CACHE_SECONDS`, by the SHA-256 of the whole key: no query per request, and a key that
 another process revokes is dead after that time. Those in use are asked about again before it ends, all in one query.
-What was never a key, or is revoked, is not remembered.
+What was never a key, or is revoked, is not remembered. When a key was last used is written down later, with others.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from typing import NamedTuple
 import structlog
 from django.conf import settings
 from django.db import Error as DatabaseFailure
+from django.db import connection
 from django.utils import timezone
 
 from exchange.errors import Unauthenticated
@@ -62,6 +63,7 @@ class _KnownKeys:
     def __init__(self) -> None:
         self.by_digest: dict[bytes, _Known] = {}  # the one looked up last comes last
         self.used_at: dict[bytes, float] = {}
+        self.uses: dict[str, float] = {}  # by prefix, since they were last written down
         self.forgotten = 0
         self._lock = Lock()
 
@@ -74,6 +76,9 @@ class _KnownKeys:
             self.by_digest[digest] = known
             if len(self.by_digest) > settings.KEY_CACHE_SIZE:
                 del self.by_digest[next(iter(self.by_digest))]
+
+    def note_use(self, digest: bytes, known: _Known, now: float) -> None:
+        self.used_at[digest] = self.uses[known.principal.key_prefix] = now
 
     def in_use(self, since: float) -> dict[bytes, str]:
         """The prefixes of the remembered keys that were used since then; when others were is forgotten."""
@@ -120,7 +125,7 @@ def principal_of_key(key: str, clock: Callable[[], float] = time.monotonic) -> P
         known = _look_up(key, digest, clock)
     if _has_expired(known):
         raise Unauthenticated
-    _known_keys.used_at[digest] = clock()
+    _known_keys.note_use(digest, known, clock())
     return known.principal
 
 
@@ -130,7 +135,7 @@ def known_principal(key: str, clock: Callable[[], float] = time.monotonic) -> Pr
     known = _known_keys.by_digest.get(digest)
     if known is None or (now := clock()) >= known.believed_until or _has_expired(known):
         return None
-    _known_keys.used_at[digest] = now
+    _known_keys.note_use(digest, known, now)
     return known.principal
 
 
@@ -150,6 +155,20 @@ def renew_known(clock: Callable[[], float] = time.monotonic) -> None:
         _log.warning("keys_not_renewed", error=str(error))
     else:
         _known_keys.renew(prefixes, alive, until=now + settings.KEY_CACHE_SECONDS)
+
+
+def write_uses(clock: Callable[[], float] = time.monotonic) -> None:
+    """Write down, to the minute, when the keys were used that were used since the last time: one statement for all."""
+    uses, _known_keys.uses = _known_keys.uses, {}
+    now, used = clock(), list(uses.items())
+    if not used:
+        return
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(_USED, [[prefix for prefix, _ in used], [now - used_at for _, used_at in used]])
+    except DatabaseFailure:
+        _known_keys.uses = uses | _known_keys.uses
+        raise
 
 
 def forget_key(prefix: str) -> None:
@@ -181,3 +200,17 @@ def _has_expired(known: _Known) -> bool:
 
 def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
+
+
+# Locked in one order: two web processes often write down the use of the same keys.
+_USED = """
+WITH used AS (
+  SELECT prefix, date_trunc('minute', statement_timestamp() - seconds * interval '1 second') AS at
+  FROM unnest(%s::text[], %s::float8[]) AS row(prefix, seconds)
+), locked AS MATERIALIZED (
+  SELECT prefix, at FROM exchange_apikey key JOIN used USING (prefix)
+  WHERE key.last_used_at IS NULL OR key.last_used_at < at
+  ORDER BY prefix FOR NO KEY UPDATE OF key
+)
+UPDATE exchange_apikey key SET last_used_at = at FROM locked WHERE key.prefix = locked.prefix
+"""

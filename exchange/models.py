@@ -138,7 +138,7 @@ class ApiKey(models.Model):
     created_at = models.DateTimeField()
     expires_at = models.DateTimeField(null=True)
     revoked_at = models.DateTimeField(null=True)
-    last_used_at = models.DateTimeField(null=True)  # to the minute: see `exchange.keys.note_use`
+    last_used_at = models.DateTimeField(null=True)  # to the minute: see `exchange.keys.write_uses`
 
     class Meta:
         indexes = [models.Index(fields=["-created_at", "-prefix"], name="key_newest")]

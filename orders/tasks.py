@@ -1,4 +1,7 @@
-"""What beat repeats: expiry. Correctness never depends on it being on time; an order past its time does not trade."""
+"""What beat repeats: expiry, and the bars. Correctness never depends on it being on time.
+
+An order past its time does not trade, and a bar that is late is made the next time.
+"""
 
 import structlog
 from celery import shared_task
@@ -9,7 +12,7 @@ from django.db.models.functions import Now
 
 from exchange.database import lock_timeout
 from exchange.models import Instrument
-from orders import services
+from orders import activity, services
 from orders.models import Order
 
 _log = structlog.get_logger(__name__)
@@ -31,3 +34,12 @@ def expire_orders(symbol: str) -> None:
             services.expire_orders(symbol)
     except OperationalError as error:
         _log.warning("expiry_put_off", symbol=symbol, error=str(error))
+
+
+@shared_task
+def roll_up() -> None:
+    """Bring the bars up to now."""
+    try:
+        activity.roll_up()
+    except OperationalError as error:
+        _log.warning("bars_put_off", error=str(error))

@@ -9,7 +9,7 @@ from uuid import UUID
 from django.conf import settings
 from django.http import HttpRequest
 
-from exchange import errors
+from exchange import errors, rejects
 from exchange import services as exchange_services
 from exchange.api import ExchangeView, Response
 from exchange.database import already_committed
@@ -168,7 +168,9 @@ class OrderBatchView(ExchangeView):
         decided = [next(outcomes) if isinstance(each, PlaceOrder) else each for each in asked]
         with already_committed():
             earlier = reading.order_bodies([each.order_id for each in decided if isinstance(each, Replayed)])
-        return Response(OrderResults([self._result(each, earlier) for each in decided]))
+        results = [self._result(each, earlier) for each in decided]
+        rejects.note(sum(rejects.is_refusal(each.status) for each in results))
+        return Response(OrderResults(results))
 
     def _asked(self, body: Any) -> PlaceOrder | ExchangeError:
         """What one of the bodies asks for, or why it cannot: as a request by itself is refused, and in that order."""

@@ -8,13 +8,15 @@ from typing import Any
 
 import msgspec
 import pytest
-from django.db.models import Count, F, Max, Min
+from django.db.models import Count, F, Max, Min, Sum
 
 from bench import history
+from exchange.database import database_now
 from exchange.models import Broker, Instrument
 from exchange.rules import rounded
+from orders import activity
 from orders.events import OrderClosed, TradeExecuted
-from orders.models import Order, Trade
+from orders.models import Bar, Order, Trade
 from orders.terms import CancelReason, OrderStatus, Side
 from tests import celery_processes, trading
 from webhooks.models import Delivery, Event, EventType
@@ -159,6 +161,14 @@ def test_deliveries_are_of_their_brokers_events(past: None) -> None:
         subscription__broker=F("event__broker"), subscription__event_type=F("event__type")
     ).exists()
     assert Delivery.objects.values("event").distinct().count() == DELIVERIES
+
+
+def test_every_minute_has_its_bars(past: None) -> None:
+    sums = Bar.objects.aggregate(Sum("orders"), Sum("trades"), Sum("volume"))
+    (shares,) = Trade.objects.aggregate(Sum("quantity")).values()
+
+    assert list(sums.values()) == [ORDERS + RESTING, TRADES, shares]
+    assert activity.behind_since(database_now()) is None
 
 
 def test_trading_goes_on(past: None) -> None:

@@ -10,6 +10,7 @@ import structlog
 from celery import shared_task
 from celery.signals import worker_shutting_down
 
+from exchange import heartbeat
 from webhooks import delivery, keeping
 from webhooks.wakeup import TASK
 
@@ -18,7 +19,11 @@ _log = structlog.get_logger(__name__)
 
 @shared_task(name=TASK, acks_late=False)  # a message lost is as good as one that never came
 def deliver(shard: int) -> None:
-    """Send what is due in one shard."""
+    """Send what is due in one shard.
+
+    While one thread sends, others are asked to all the same: that is this worker's heartbeat.
+    """
+    heartbeat.mark(heartbeat.WEBHOOKS)
     try:
         delivery.drain(shard)
     except psycopg.OperationalError as error:

@@ -12,13 +12,14 @@ from django.test import override_settings
 from config.celery import app
 from config.local.servers import free_port
 from exchange import heartbeat
+from webhooks.tasks import deliver
 
 
 @pytest.fixture(autouse=True)
 def _no_marks() -> Iterator[None]:
     heartbeat._client.cache_clear()
     client = heartbeat._client()
-    client.delete(heartbeat.BEAT, heartbeat.WORKER)
+    client.delete(heartbeat.BEAT, heartbeat.WORKER, heartbeat.WEB, heartbeat.WEBHOOKS)
     yield
     client.close()
     heartbeat._client.cache_clear()
@@ -40,6 +41,24 @@ def test_a_sent_task_is_beats_mark_and_a_run_one_is_the_workers() -> None:
     assert sent.worker_age_seconds is None
     assert ran.worker_age_seconds is not None
     assert 0 <= ran.worker_age_seconds < 5
+
+
+@pytest.mark.django_db(transaction=True)
+def test_web_processes_and_the_webhooks_worker_leave_marks_of_their_own() -> None:
+    heartbeat.mark(heartbeat.WEB)
+    read = heartbeat.read()
+    assert read.web_age_seconds is not None
+    assert 0 <= read.web_age_seconds < 5
+    assert read.webhooks_age_seconds is None
+
+    deliver(0)
+    assert heartbeat.read().webhooks_age_seconds is not None
+
+
+def test_a_mark_is_left_out_without_valkey() -> None:
+    with valkey_at(free_port()):
+        heartbeat.mark(heartbeat.WEB)
+    assert heartbeat.read().web_age_seconds is None
 
 
 @contextmanager
@@ -64,11 +83,13 @@ def test_a_valkey_that_does_not_answer_is_given_up_in_time() -> None:
         assert time.monotonic() - started < 5 * settings.VALKEY_TIMEOUT_SECONDS  # it tries twice
 
 
-def test_beat_sends_heartbeats_sweeps_and_drains_that_expire() -> None:
+def test_beat_sends_what_must_be_repeated_and_all_of_it_expires() -> None:
     schedule = app.conf.beat_schedule
     assert {entry["task"]: entry["schedule"].seconds for entry in schedule.values()} == {
         "exchange.heartbeat.record": settings.HEARTBEAT_SECONDS,
         "orders.tasks.sweep_expired": settings.EXPIRY_SWEEP_SECONDS,
+        "orders.tasks.roll_up": settings.BARS_EVERY_SECONDS,
+        "exchange.tasks.drop_rejects": settings.REJECTS_DROPPED_EVERY_SECONDS,
         "webhooks.tasks.deliver": settings.WEBHOOK_DRAIN_EVERY_SECONDS,
     }
     assert all(entry["options"]["expires"] > 0 for entry in schedule.values())

@@ -4,7 +4,7 @@ import http.client
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,8 +13,9 @@ from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries, Settings
 
 from exchange import keys, services
+from exchange.database import database_now
 from exchange.errors import Unauthenticated
-from exchange.keys import known_principal, new_key, principal_of_key, renew_known
+from exchange.keys import known_principal, new_key, principal_of_key, renew_known, write_uses
 from exchange.models import ApiKey
 from exchange.rules import Scope
 from tests import trading
@@ -188,6 +189,86 @@ def test_no_more_keys_are_remembered_than_the_limit(alice: Client, settings: Set
         key.split("_")[1] for key in many[-10:]
     }
     assert not any(key.split("_")[2] in repr(keys._known_keys.by_digest) for key in many)
+
+
+# --- When it was last used ------------------------------------------------------------------------------------------
+
+
+def last_use(key: str) -> datetime | None:
+    return ApiKey.objects.get(pk=key.split("_")[1]).last_used_at
+
+
+def minute_of(moment: datetime) -> datetime:
+    return moment.replace(second=0, microsecond=0)
+
+
+def test_the_use_of_keys_is_written_down_to_the_minute_in_one_statement(
+    alice: Client, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    used = [services.issue_key("alice")[1] for _ in range(5)]
+    unused = services.issue_key("alice")[1]
+    assert all(is_good(key, 10) for key in used)
+    assert all(known_principal(key, at(11)) for key in used)
+    assert [last_use(key) for key in used] == [None] * 5
+
+    before = database_now()
+    with django_assert_num_queries(1):
+        write_uses(at(191))
+    after = database_now()
+
+    (moment,) = {last_use(key) for key in used}
+    assert moment is not None
+    age = timedelta(seconds=180)
+    assert minute_of(before - age) <= moment <= minute_of(after - age)
+    assert moment == minute_of(moment)
+    assert last_use(unused) is None
+
+
+def test_a_use_is_written_down_once_and_never_turns_back(
+    key: str, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    later = timezone.now() + timedelta(hours=1)
+    ApiKey.objects.filter(pk=key.split("_")[1]).update(last_used_at=later)  # another process', say
+    assert is_good(key)
+
+    write_uses(at(1))
+    assert last_use(key) == later
+    with django_assert_num_queries(0):
+        write_uses(at(2))
+
+
+def test_the_last_use_of_a_key_that_was_revoked_since_is_written_down(key: str) -> None:
+    assert is_good(key)
+    services.revoke_key("alice", key.split("_")[1])
+    renew_known(at(1))
+
+    write_uses(at(1))
+    assert last_use(key) is not None
+
+
+def test_a_use_that_could_not_be_written_down_is_the_next_time(key: str) -> None:
+    assert is_good(key)
+
+    def fail(*_: Any) -> Any:
+        raise OperationalError("away")
+
+    with connection.execute_wrapper(fail), pytest.raises(OperationalError):
+        write_uses(at(1))
+    assert last_use(key) is None
+    write_uses(at(2))
+    assert last_use(key) is not None
+
+
+def test_a_key_that_is_refused_is_not_used(key: str) -> None:
+    ApiKey.objects.filter(pk=key.split("_")[1]).update(expires_at=timezone.now())
+    assert not is_good(key)
+    assert not is_good(key[:-1] + ("0" if key[-1] != "0" else "1"))
+
+    write_uses(at(1))
+    assert last_use(key) is None
+
+
+# --- Over the wire --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.django_db(transaction=True)

@@ -1,0 +1,213 @@
+"""Orders that are refused are counted, once each, whichever way they went; strangers and what is unknown are not."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from http.client import HTTPConnection
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+from django.db import OperationalError, connection
+from django.utils import timezone
+
+from config.local.processes import wait_until
+from exchange import rejects
+from exchange.front import Front
+from exchange.models import RejectedOrders
+from exchange.tasks import drop_rejects
+from exchange.wsgi import ExchangeHandler
+from orders import sequencer, short_way
+from tests import api, trading
+from tests.api import LIMIT
+from tests.live import Server
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+TEN = datetime(2026, 3, 2, 10, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_counted() -> None:
+    rejects._counted.clear()
+
+
+def at(seconds: float) -> Callable[[], float]:
+    """A clock that stands still so long after ten."""
+    return lambda: TEN.timestamp() + seconds
+
+
+def stored() -> dict[datetime, int]:
+    return dict(RejectedOrders.objects.order_by("at").values_list("at", "count"))
+
+
+def counted() -> int:
+    """What this process counted and has not written down."""
+    return sum(rejects._counted.values())
+
+
+# --- Which count ----------------------------------------------------------------------------------------------------
+
+
+def sent(key: str, path: str, body: Any, *, full: bool = False, method: str = "POST", how: str = "json") -> int:
+    """The status that a request over the front gets."""
+    content = msgspec.json.encode(body)
+    headers = {
+        "authorization": f"Bearer {key}",
+        "content-type": f"application/{how}",
+        "content-length": str(len(content)),
+    }
+    scope = SimpleNamespace(
+        method=method, path=path, query_string="", http_version="1.1", server="127.0.0.1:8000", client="10.0.0.1:4711",
+        scheme="http", headers=SimpleNamespace(items=headers.items),
+    )  # fmt: skip
+    answers: list[int] = []
+
+    class Protocol:
+        async def __call__(self) -> bytes:
+            return content
+
+        def response_bytes(self, status: int, headers: Any, content: bytes) -> None:
+            answers.append(status)
+
+    front = Front(ExchangeHandler(), (lambda: True) if full else sequencer.is_full, short_way.errand_of)
+    asyncio.run(front.__rsgi__(scope, Protocol()))  # type: ignore[arg-type]  # the smallest fake of both
+    return answers[0]
+
+
+USUAL, UNUSUAL = "json", "json; charset=UTF8"  # the short way and the long one
+
+
+@pytest.mark.parametrize("how", [USUAL, UNUSUAL])
+def test_a_refused_order_counts_once_whichever_way_it_goes(how: str) -> None:
+    key = trading.broker("alice")
+    assert sent(key, "/orders", LIMIT, how=how) == 201
+    assert counted() == 0
+
+    asked = [LIMIT | {"price": "900000000"}, LIMIT | {"symbol": "NONE"}, LIMIT | {"quantity": 0}]
+    assert [sent(key, "/orders", body, how=how) for body in asked] == [409, 404, 400]
+    assert counted() == 3
+
+
+def test_a_replay_is_no_refusal() -> None:
+    key, body = trading.broker("alice"), LIMIT | {"client_order_id": "once"}
+
+    assert [sent(key, "/orders", body) for _ in range(2)] == [201, 200]
+    assert sent(key, "/orders", body | {"quantity": 6}) == 409
+    assert counted() == 1
+
+
+def test_strangers_do_not_count() -> None:
+    trading.broker("alice")
+
+    assert sent(f"brs_{'0' * 12}_{'0' * 64}", "/orders", LIMIT) == 401
+    assert counted() == 0
+
+
+def test_what_is_turned_away_at_the_door_counts() -> None:
+    key = trading.broker("alice")
+
+    assert sent(key, "/orders", LIMIT, full=True) == 503
+    assert sent(key, "/orders/batch", {"orders": [LIMIT] * 3}, full=True) == 503
+    assert sent(key, "/orders/01a1b97c-7119-7000-8000-000000000000", {}, full=True, method="DELETE") == 503
+    assert counted() == 2
+
+
+def test_in_a_batch_each_refused_order_counts() -> None:
+    key = trading.broker("alice")
+    orders = [LIMIT, LIMIT | {"price": "900000000"}, "no order", LIMIT | {"broker_id": "bob"}, LIMIT]
+
+    assert sent(key, "/orders/batch", {"orders": orders}) == 200
+    assert counted() == 3
+
+
+def test_a_batch_that_is_refused_as_a_whole_counts_as_one() -> None:
+    key = trading.broker("alice")
+
+    assert sent(key, "/orders/batch", {"orders": []}) == 400
+    assert counted() == 1
+
+
+def test_other_requests_do_not_count() -> None:
+    key = trading.broker("alice")
+
+    assert sent(key, "/webhooks", {}) == 400
+    assert sent(key, "/orders/01a1b97c-7119-7000-8000-000000000000", {}, method="DELETE") == 404
+    assert counted() == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "is_one"),
+    [(200, False), (201, False), (400, True), (401, False), (403, True), (409, True), (429, True), (500, False),
+     (503, True), (504, False)],
+)  # fmt: skip
+def test_only_what_certainly_was_not_done_is_a_refusal(status: int, is_one: bool) -> None:
+    assert rejects.is_refusal(status) is is_one
+
+
+# --- How they are stored --------------------------------------------------------------------------------------------
+
+
+def test_counts_add_up_in_buckets_of_ten_seconds() -> None:
+    for seconds in (0, 9.9, 10, 25):
+        rejects.note(1, at(seconds))
+    rejects.write()
+    rejects.note(5, at(3))  # another process', say
+    rejects.write()
+    rejects.write()
+
+    assert stored() == {TEN: 7, TEN + timedelta(seconds=10): 1, TEN + timedelta(seconds=20): 1}
+
+
+def test_what_could_not_be_stored_is_stored_the_next_time() -> None:
+    rejects.note(2, at(0))
+
+    def fail(*_: Any) -> Any:
+        rejects.note(1, at(1))  # meanwhile
+        raise OperationalError("away")
+
+    with connection.execute_wrapper(fail), pytest.raises(OperationalError):
+        rejects.write()
+    rejects.write()
+
+    assert stored() == {TEN: 3}
+
+
+def test_nothing_refused_needs_no_query(django_assert_num_queries: Any) -> None:
+    rejects.note(0)
+    with django_assert_num_queries(0):
+        rejects.write()
+
+
+def test_threads_lose_no_count() -> None:
+    trading.at_once([lambda: [rejects.note(1, at(0)) for _ in range(2_000)]] * 8)
+    rejects.write()
+
+    assert stored() == {TEN: 16_000}
+
+
+def test_counts_are_dropped_after_two_days_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rejects, "DROPPED_AT_ONCE", 3)
+    edge = timezone.now() - rejects.KEPT
+    for seconds in (-70, -60, -50, -40, -30, -20, -10, 60):
+        RejectedOrders.objects.create(at=edge + timedelta(seconds=seconds), count=1)
+
+    drop_rejects()
+
+    assert stored() == {edge + timedelta(seconds=60): 1}
+
+
+def test_a_web_process_writes_its_counts_down_by_itself(server: Server) -> None:
+    key = trading.broker("alice")
+    api.services.halt("AAPL")
+    client = HTTPConnection("127.0.0.1", server.port, timeout=10)
+    for _ in range(3):
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        client.request("POST", "/orders", msgspec.json.encode(LIMIT), headers)
+        answer = client.getresponse()
+        assert answer.status == 409
+        answer.read()
+    client.close()
+
+    assert wait_until(lambda: sum(stored().values()) == 3, 10)

@@ -1,0 +1,300 @@
+"""The bars are what the orders and trades say, whenever those were committed and however long nobody summed them up."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
+import uuid_utils.compat as uuid_utils
+from django.db import connection
+from pytest_django import DjangoAssertNumQueries, Settings
+
+from exchange.database import database_now
+from orders import activity
+from orders.activity import MINUTE, Activity
+from orders.models import Bar, Order, Trade
+from orders.tasks import roll_up
+from orders.terms import OrderStatus, OrderType, Side, TimeInForce
+from tests import trading
+
+# Orders and trades are written as if they had come at this time or that: their brokers' balances know nothing of it.
+pytestmark = [pytest.mark.django_db, pytest.mark.unsound]
+
+SECOND = timedelta(seconds=1)
+NINE = datetime(2026, 3, 2, 9, tzinfo=UTC)
+
+
+def id_at(moment: datetime) -> UUID:
+    """A new id as it would have been chosen then."""
+    fresh = uuid_utils.uuid7().int
+    return UUID(int=(int(moment.timestamp() * 1000) << 80) | fresh & ((1 << 80) - 1))
+
+
+def order_at(moment: datetime, symbol: str = "AAPL", *, chosen_at: datetime | None = None) -> None:
+    """An order that came then."""
+    Order.objects.create(
+        id=id_at(chosen_at or moment),
+        broker_id="alice",
+        document_number="1",
+        instrument_id=symbol,
+        sequence=Order.objects.count() + 1,
+        type=OrderType.LIMIT,
+        side=Side.BID,
+        price=Decimal(1),
+        quantity=1,
+        status=OrderStatus.PENDING,
+        time_in_force=TimeInForce.GTC,
+        created_at=moment,
+    )
+
+
+def trade_at(moment: datetime, quantity: int, price: str, symbol: str = "AAPL") -> None:
+    """A trade of then."""
+    Trade.objects.create(
+        id=id_at(moment),
+        instrument_id=symbol,
+        price=Decimal(price),
+        quantity=quantity,
+        taker_side=Side.BID,
+        bid_order_id=id_at(moment),
+        ask_order_id=id_at(moment),
+        bid_broker_id="alice",
+        ask_broker_id="alice",
+        executed_at=moment,
+    )
+
+
+def bars() -> list[tuple[Any, ...]]:
+    """Every bar, oldest first: when, whose, and its figures."""
+    names = ("minute", "instrument_id", "orders", "trades", "volume", "value", "open", "high", "low", "close")
+    return list(Bar.objects.order_by("minute", "instrument").values_list(*names))
+
+
+def figures() -> dict[datetime, tuple[int, int]]:
+    """The orders and trades of each minute that has a bar."""
+    return {minute: (orders, trades) for minute, _, orders, trades, *_ in bars()}
+
+
+@pytest.fixture(autouse=True)
+def _instruments() -> None:
+    trading.broker("alice")
+    trading.instrument("GOOG")
+
+
+# --- Bars -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_bar_has_the_orders_trades_and_prices_of_its_minute_and_no_others() -> None:
+    for moment, quantity, price in [
+        (NINE - SECOND / 1_000_000, 1, "99"),
+        (NINE, 10, "20"),
+        (NINE + 1 * SECOND, 2, "21.5"),
+        (NINE + 1 * SECOND, 3, "19.25"),
+        (NINE + 59.999999 * SECOND, 4, "20.5"),
+        (NINE + 60 * SECOND, 5, "30"),
+    ]:
+        trade_at(moment, quantity, price)
+        order_at(moment)
+    trade_at(NINE + 2 * SECOND, 7, "5", "GOOG")
+    order_at(NINE + 3 * SECOND, "GOOG")
+    order_at(NINE + 65 * SECOND, "GOOG")
+
+    roll_up()
+
+    def money(*amounts: str) -> list[Decimal]:
+        return [Decimal(amount) for amount in amounts]
+
+    assert bars() == [
+        (NINE - MINUTE, "AAPL", 1, 1, 1, *money("99", "99", "99", "99", "99")),
+        (NINE, "AAPL", 4, 4, 19, *money("382.75", "20", "21.5", "19.25", "20.5")),
+        (NINE, "GOOG", 1, 1, 7, *money("35", "5", "5", "5", "5")),
+        (NINE + MINUTE, "AAPL", 1, 1, 5, *money("150", "30", "30", "30", "30")),
+        (NINE + MINUTE, "GOOG", 1, 0, 0, Decimal(0), None, None, None, None),
+    ]
+
+
+def test_of_trades_at_one_moment_the_first_opens_and_the_last_closes() -> None:
+    for price in ("3", "1", "2"):
+        trade_at(NINE, 1, price)
+
+    roll_up()
+
+    ((*_, open_, high, low, close),) = bars()
+    assert (open_, high, low, close) == (3, 3, 1, 2)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_orders_through_the_front_door_are_in_the_bar_of_their_minute() -> None:
+    trading.broker("bob")
+    trading.place(Side.ASK, 10, "10", by="bob")
+    for quantity in (4, 5):
+        trading.place(Side.BID, quantity, "11")
+
+    roll_up()
+
+    assert [sum(column) for column in zip(*(bar[2:6] for bar in bars()), strict=True)] == [3, 2, 9, 90]
+
+
+def test_an_order_counts_in_the_minute_it_came_though_its_id_was_chosen_in_another() -> None:
+    order_at(NINE + 1 * SECOND, chosen_at=NINE - 50 * SECOND)
+    order_at(NINE - 1 * SECOND, chosen_at=NINE + 50 * SECOND)
+
+    roll_up()
+
+    assert figures() == {NINE - MINUTE: (1, 0), NINE: (1, 0)}
+
+
+def test_summing_up_again_changes_nothing_and_writes_nothing() -> None:
+    now = database_now()
+    order_at(now)
+    trade_at(now, 1, "1")
+    roll_up()
+    before, versions = bars(), Bar.objects.extra(select={"xmin": "xmin::text"}).values_list("pk", "xmin")
+    written = list(versions)
+
+    roll_up()
+
+    assert (bars(), list(versions)) == (before, written)
+
+
+def test_what_was_committed_late_is_in_its_bar_the_next_time() -> None:
+    now = database_now()
+    this, last = activity._minute_of(now), activity._minute_of(now) - MINUTE
+    order_at(last + 59 * SECOND)
+    order_at(this)
+    roll_up()
+    assert figures() == {last: (1, 0), this: (1, 0)}
+
+    order_at(last + 45 * SECOND)
+    trade_at(last + 45 * SECOND, 3, "2")
+    roll_up()
+
+    assert figures() == {last: (2, 1), this: (1, 0)}
+    assert [bar[4:6] for bar in bars()] == [(3, 6), (0, 0)]
+
+
+def test_what_came_late_before_a_pause_is_in_its_bar_after_it() -> None:
+    order_at(NINE + 30 * SECOND)
+    roll_up()
+    order_at(NINE - 10 * SECOND)
+    order_at(NINE + 40 * SECOND)
+    order_at(NINE + 600 * SECOND)
+
+    roll_up()
+
+    assert figures() == {NINE - MINUTE: (1, 0), NINE: (2, 0), NINE + 10 * MINUTE: (1, 0)}
+
+
+def test_it_catches_up_in_steps_each_time_a_bit(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activity, "STEP_ROWS", 0)  # a minute is a step
+    settings.BARS_SECONDS = 0.02
+    began = activity._minute_of(database_now()) - 300 * MINUTE
+    moments = [began + n * MINUTE + SECOND for n in range(300)]
+    for moment in moments:
+        trade_at(moment, 1, "1")
+        order_at(moment)
+
+    roll_up()
+    first_time = len(bars())
+    assert first_time < 300
+    for _ in range(300):
+        roll_up()
+
+    assert figures() == {moment - SECOND: (1, 1) for moment in moments}
+
+
+def test_years_without_an_order_are_one_step(django_assert_num_queries: DjangoAssertNumQueries) -> None:
+    order_at(NINE - timedelta(days=3_000))
+    order_at(NINE)
+
+    with django_assert_num_queries(4):  # the time, the last bar, the step's end, the step
+        roll_up()
+
+    assert len(bars()) == 2
+
+
+def test_a_clock_that_was_set_back_does_not_stop_it() -> None:
+    Bar.objects.create(instrument_id="AAPL", minute=activity._minute_of(database_now()) + timedelta(hours=5))
+    order_at(database_now())
+
+    roll_up()
+
+    assert sum(bar[2] for bar in bars()) == 1
+
+
+def test_what_is_long_past_is_not_read_again() -> None:
+    now = database_now()
+    for n in range(200):
+        order_at(now - timedelta(hours=2) + n * SECOND)
+        trade_at(now - timedelta(hours=2) + n * SECOND, 1, "1")
+    order_at(now)
+    roll_up()
+
+    begin = activity._minute_of(now) - MINUTE
+    assert rows_read(activity.ROLL_UP, activity.span(begin, now + MINUTE)) <= 2
+    assert rows_read(activity._LIVE, {"since": begin, "first_id": activity._first_id(begin)}) <= 2
+
+
+def rows_read(statement: str, parameters: dict[str, Any]) -> int:
+    """How many orders and trades PostgreSQL looks at for a statement."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters)
+        (plans,) = cursor.fetchone()
+    plan = json.loads(plans) if isinstance(plans, str) else plans
+    reads = [node for node in nodes(plan[0]["Plan"]) if node.get("Relation Name") in ("orders_order", "orders_trade")]
+    return sum(
+        round((node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]) for node in reads
+    )
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+# --- What the dashboard shows ---------------------------------------------------------------------------------------
+
+
+def test_the_last_minute_is_the_sixty_seconds_until_now() -> None:
+    now = NINE + 30 * SECOND
+    for age, price in [(60, "100"), (59.9, "2"), (0, "3")]:
+        order_at(now - age * SECOND)
+        trade_at(now - age * SECOND, 10, price)
+    order_at(now, chosen_at=now - 50 * SECOND)
+
+    assert activity.last_minute(now) == Activity(orders=3, trades=2, value=Decimal(50))
+    assert activity.last_minute(now + MINUTE) == Activity()
+
+
+def test_the_day_is_summed_up_by_instrument_and_the_hour_by_minute() -> None:
+    for minute, symbol, quantity in [(-1, "AAPL", 100), (0, "AAPL", 1), (0, "GOOG", 2), (3, "GOOG", 4)]:
+        trade_at(NINE + minute * MINUTE, quantity, "10", symbol)
+        order_at(NINE + minute * MINUTE, symbol)
+    roll_up()
+
+    assert activity.of_each_instrument(NINE) == {
+        "AAPL": (Activity(1, 1, Decimal(10)), 1),
+        "GOOG": (Activity(2, 2, Decimal(60)), 6),
+    }
+    assert activity.of_each_minute(NINE, NINE + 4 * MINUTE) == [
+        Activity(2, 2, Decimal(30)), Activity(), Activity(), Activity(1, 1, Decimal(40)),
+    ]  # fmt: skip
+
+
+def test_it_is_known_when_bars_are_missing() -> None:
+    assert activity.behind_since(NINE) is None
+    order_at(NINE + 5 * SECOND)
+    assert activity.behind_since(NINE + 1 * MINUTE) is None  # there is time yet
+    assert activity.behind_since(NINE + 2 * MINUTE) == NINE
+    roll_up()
+    assert activity.behind_since(NINE + 2 * MINUTE) is None
+
+    trade_at(NINE + 9 * MINUTE, 1, "1")
+    assert activity.behind_since(NINE + 10 * MINUTE) is None
+    assert activity.behind_since(NINE + 11 * MINUTE) == NINE
+    roll_up()
+    assert activity.behind_since(NINE + 11 * MINUTE) is None
