@@ -7,6 +7,7 @@ from typing import Any
 from django.contrib.auth.views import redirect_to_login
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
 from django.templatetags.static import static
 from django.urls import URLPattern, path, reverse
 from django.utils.decorators import method_decorator
@@ -15,8 +16,10 @@ from unfold.sites import UnfoldAdminSite
 
 from backoffice import two_factor
 from backoffice.acts import actor_of
+from backoffice.dashboard import dashboard
 from exchange import audit
 from exchange.audit import Action, Entry
+
 
 # What the sidebar shows: groups of pages, each with its URL's name, its icon, and the permission to see it.
 PAGES: tuple[tuple[str, tuple[tuple[str, str, str, str], ...]], ...] = (
@@ -106,6 +109,11 @@ class BackOffice(UnfoldAdminSite):  # type: ignore[misc]  # unfold is not typed
                 audit.record(entry)
         return response
 
+    def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
+        request.current_app = self.name
+        context = self.each_context(request) | {"title": self.index_title, "pages": _pages(request)}
+        return TemplateResponse(request, "backoffice/dashboard.html", context | dashboard(request))
+
 
 def navigation(request: HttpRequest) -> list[dict[str, Any]]:
     """The sidebar, as unfold wants to be told it: only what this user may see."""
@@ -113,6 +121,14 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
         {"title": title, "separator": False, "items": [_link(request, *page) for page in pages]}
         for title, pages in PAGES
     ]
+
+
+def _pages(request: HttpRequest) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The same for the dashboard, but for itself."""
+    groups = [
+        (group["title"], [item for item in group["items"] if not item["active"]]) for group in navigation(request)
+    ]
+    return [(title, [item for item in items if item.pop("permission")(request)]) for title, items in groups]
 
 
 def _link(request: HttpRequest, title: str, name: str, icon: str, permission: str) -> dict[str, Any]:

@@ -14,11 +14,13 @@ from threading import Lock
 
 from django.db import Error as DatabaseFailure
 from django.db import connection
-from django.db.models.functions import Now
+from django.db.models import Q, Sum
+from django.db.models.functions import Now, TruncMinute
 
 from exchange.models import RejectedOrders
 
 BUCKET_SECONDS = 10
+MINUTE = timedelta(minutes=1)
 KEPT = timedelta(days=2)
 DROPPED_AT_ONCE = 1_000
 
@@ -60,6 +62,19 @@ def write() -> None:
         with _lock:
             _counted.update(counted)
         raise
+
+
+def overview(now: datetime, midnight: datetime, minutes: int) -> tuple[int, int, list[int]]:
+    """How many were refused in the sixty seconds before now, in the day, and in each of the last whole minutes."""
+    this = now.replace(second=0, microsecond=0)
+    asked = RejectedOrders.objects.filter(at__gte=min(midnight, this - minutes * MINUTE))
+    by_minute = asked.annotate(minute=TruncMinute("at")).values_list("minute")
+    lately = Sum("count", filter=Q(at__gt=now - MINUTE), default=0)
+    rows = list(by_minute.annotate(refused=Sum("count"), lately=lately))
+    found = {minute: count for minute, count, _ in rows}
+    today = sum(count for minute, count in found.items() if minute >= midnight)
+    charted = (this - n * MINUTE for n in range(minutes, 0, -1))
+    return sum(row[2] for row in rows), today, [found.get(minute, 0) for minute in charted]
 
 
 def drop_old() -> None:

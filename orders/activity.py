@@ -6,6 +6,7 @@ UUIDs of version 7 and begin with the moment they were chosen, so a minute's ord
 primary key: taken with a margin, of which only those count whose own time is in the minute.
 """
 
+import itertools
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -22,6 +23,7 @@ from exchange.database import database_now
 MINUTE = timedelta(minutes=1)
 # How far an order's id may be from its time: it is chosen before the order waits for its turn, by another clock.
 ID_MARGIN = timedelta(minutes=1)
+STEPS_AT_LEAST = 4  # the minute before the last bar, its own, a pause, and one more: however slow, it gets on
 STEP_ROWS = 50_000  # orders or trades that are summed up at once, unless one minute has more
 
 
@@ -32,6 +34,18 @@ class Activity:
     orders: int = 0
     trades: int = 0
     value: Decimal = Decimal(0)
+
+    def __add__(self, other: "Activity") -> "Activity":
+        return Activity(self.orders + other.orders, self.trades + other.trades, self.value + other.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """The sixty seconds before now, the day, and the last whole minutes, oldest first."""
+
+    last_minute: Activity
+    today: Activity
+    minutes: list[Activity]
 
 
 # --- Bars -----------------------------------------------------------------------------------------------------------
@@ -46,7 +60,9 @@ def roll_up() -> None:
     with connection.cursor() as cursor:
         now = database_now()
         begin = _begin(cursor, now)
-        while begin <= now and time.monotonic() - started < settings.BARS_SECONDS:
+        for step in itertools.count():
+            if begin > now or (step >= STEPS_AT_LEAST and time.monotonic() - started > settings.BARS_SECONDS):
+                break
             end = _end(cursor, begin, now)
             cursor.execute(ROLL_UP, span(begin, end))
             begin = end
@@ -84,27 +100,38 @@ def _first_id(at: datetime) -> UUID:
 # --- What the dashboard shows ---------------------------------------------------------------------------------------
 
 
-def last_minute(now: datetime) -> Activity:
-    """The sixty seconds before `now`, as the orders and trades themselves tell it."""
-    since = now - MINUTE
+def overview(now: datetime, midnight: datetime, minutes: int) -> Overview:
+    """What the bars say; what the last of them may miss, the orders and trades themselves tell."""
+    this = _minute_of(now)
+    bars_until = max(this - MINUTE, midnight)
+    last_minute, rest = _live(now, bars_until)
+    bars = _of_all_instruments(min(midnight, this - minutes * MINUTE), this)
+    today = sum((bar for minute, bar in bars.items() if midnight <= minute < bars_until), rest)
+    charted = (this - n * MINUTE for n in range(minutes, 0, -1))
+    return Overview(last_minute, today, [bars.get(minute, Activity()) for minute in charted])
+
+
+def _live(now: datetime, since: datetime) -> tuple[Activity, Activity]:
+    """The last sixty seconds, and all since then."""
+    last = now - MINUTE
     with connection.cursor() as cursor:
-        cursor.execute(_LIVE, {"since": since, "first_id": _first_id(since - ID_MARGIN)})
-        return Activity(*cursor.fetchone())
+        cursor.execute(_LIVE, {"last": last, "since": since, "first_id": _first_id(min(last, since) - ID_MARGIN)})
+        *lately, orders, trades, value = cursor.fetchone()
+    return Activity(*lately), Activity(orders, trades, value)
 
 
-def of_each_instrument(since: datetime) -> dict[str, tuple[Activity, int]]:
-    """What the bars since then say of each instrument, and how many of its shares were traded."""
-    with connection.cursor() as cursor:
-        cursor.execute(_BY_INSTRUMENT, [since])
-        return {symbol: (Activity(*sums), int(volume)) for symbol, volume, *sums in cursor.fetchall()}
-
-
-def of_each_minute(since: datetime, until: datetime) -> list[Activity]:
-    """What the bars say of all instruments together, minute by minute."""
+def _of_all_instruments(since: datetime, until: datetime) -> dict[datetime, Activity]:
+    """The bars of all instruments together, by minute."""
     with connection.cursor() as cursor:
         cursor.execute(_BY_MINUTE, [since, until])
-        found = {minute: Activity(*sums) for minute, *sums in cursor.fetchall()}
-    return [found.get(since + n * MINUTE, Activity()) for n in range((until - since) // MINUTE)]
+        return {minute: Activity(*sums) for minute, *sums in cursor.fetchall()}
+
+
+def volumes(since: datetime) -> dict[str, int]:
+    """How many shares of each instrument were traded since then, as its bars say."""
+    with connection.cursor() as cursor:
+        cursor.execute(_VOLUMES, [since])
+        return {symbol: int(volume) for symbol, volume in cursor.fetchall()}
 
 
 def behind_since(now: datetime) -> datetime | None:
@@ -171,16 +198,26 @@ SELECT least(
 """
 
 _LIVE = """
-SELECT (SELECT count(*) FROM orders_order WHERE id >= %(first_id)s AND created_at > %(since)s), count(*),
-       coalesce(sum(price * quantity), 0)
-FROM orders_trade WHERE id >= %(first_id)s AND executed_at > %(since)s
+SELECT orders_lately, trades_lately, value_lately, orders, trades, value
+FROM (
+  SELECT count(*) FILTER (WHERE created_at > %(last)s) AS orders_lately,
+         count(*) FILTER (WHERE created_at >= %(since)s) AS orders
+  FROM orders_order WHERE id >= %(first_id)s
+) ordered, (
+  SELECT count(*) FILTER (WHERE executed_at > %(last)s) AS trades_lately,
+         coalesce(sum(price * quantity) FILTER (WHERE executed_at > %(last)s), 0) AS value_lately,
+         count(*) FILTER (WHERE executed_at >= %(since)s) AS trades,
+         coalesce(sum(price * quantity) FILTER (WHERE executed_at >= %(since)s), 0) AS value
+  FROM orders_trade WHERE id >= %(first_id)s
+) traded
 """
 
-_SUMS = "sum(orders), sum(trades), sum(value)"
+_VOLUMES = "SELECT symbol, sum(volume) FROM orders_bar WHERE minute >= %s GROUP BY symbol"
 
-_BY_INSTRUMENT = f"SELECT symbol, sum(volume), {_SUMS} FROM orders_bar WHERE minute >= %s GROUP BY symbol"
-
-_BY_MINUTE = f"SELECT minute, {_SUMS} FROM orders_bar WHERE minute >= %s AND minute < %s GROUP BY minute"
+_BY_MINUTE = """
+SELECT minute, sum(orders), sum(trades), sum(value) FROM orders_bar
+WHERE minute >= %s AND minute < %s GROUP BY minute
+"""
 
 _NEWEST = """
 SELECT greatest(

@@ -26,11 +26,14 @@ _TONES = {
     "active": "good",
     "filled": "good",
     "delivered": "good",
+    "alive": "good",
     "ok": "good",
     "halted": "bad",
     "suspended": "bad",
     "failed": "bad",
     "failing": "bad",
+    "silent": "bad",
+    "differences": "bad",
     "revoked": "bad",
     "live": "good",
     "pending": "wait",
@@ -84,6 +87,21 @@ def short_id(value: Any) -> SafeString | str:
 def money(value: Decimal | None) -> str:
     """An amount with grouped digits and two decimals, or up to four where it has them."""
     return NOTHING if value is None else f"{cash_shown(value):,}"
+
+
+@register.filter
+def short(value: Any) -> str:
+    """A figure for a glance: whole up to a million, then in millions and so on to three digits or four."""
+    for limit, name in ((10**12, "tn"), (10**9, "bn"), (10**6, "M")):
+        if abs(value) >= limit:
+            return f"{value / limit:,.2f} {name}"
+    return money(value) if isinstance(value, Decimal) else f"{value:,}"
+
+
+@register.filter
+def percent(value: Decimal | None) -> str:
+    """A change with its sign and two decimals."""
+    return NOTHING if value is None else f"{value:+.2f} %"
 
 
 @register.filter

@@ -13,13 +13,13 @@ from django.db import OperationalError, connection
 from django.utils import timezone
 
 from config.local.processes import wait_until
-from exchange import rejects
+from exchange import rejects, services
 from exchange.front import Front
 from exchange.models import RejectedOrders
 from exchange.tasks import drop_rejects
 from exchange.wsgi import ExchangeHandler
 from orders import sequencer, short_way
-from tests import api, trading
+from tests import trading
 from tests.api import LIMIT
 from tests.live import Server
 
@@ -181,10 +181,23 @@ def test_nothing_refused_needs_no_query(django_assert_num_queries: Any) -> None:
 
 
 def test_threads_lose_no_count() -> None:
-    trading.at_once([lambda: [rejects.note(1, at(0)) for _ in range(2_000)]] * 8)
+    def note_many() -> None:
+        for _ in range(2_000):
+            rejects.note(1, at(0))
+
+    trading.at_once([note_many] * 8)
     rejects.write()
 
     assert stored() == {TEN: 16_000}
+
+
+def test_what_was_refused_is_told_of_the_last_minute_the_day_and_each_minute() -> None:
+    for seconds in (-3_700, -70, -50, -10, 5, 15):  # of midnight
+        rejects.note(1, at(seconds))
+    rejects.write()
+
+    assert rejects.overview(TEN + timedelta(seconds=20), TEN, 3) == (3, 2, [0, 1, 2])
+    assert rejects.overview(TEN + timedelta(seconds=80), TEN, 1) == (0, 2, [2])
 
 
 def test_counts_are_dropped_after_two_days_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +213,7 @@ def test_counts_are_dropped_after_two_days_in_batches(monkeypatch: pytest.Monkey
 
 def test_a_web_process_writes_its_counts_down_by_itself(server: Server) -> None:
     key = trading.broker("alice")
-    api.services.halt("AAPL")
+    services.halt("AAPL")
     client = HTTPConnection("127.0.0.1", server.port, timeout=10)
     for _ in range(3):
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}

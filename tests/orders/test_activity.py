@@ -1,5 +1,6 @@
 """The bars are what the orders and trades say, whenever those were committed and however long nobody summed them up."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -8,7 +9,6 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-import uuid_utils.compat as uuid_utils
 from django.db import connection
 from pytest_django import DjangoAssertNumQueries, Settings
 
@@ -25,12 +25,13 @@ pytestmark = [pytest.mark.django_db, pytest.mark.unsound]
 
 SECOND = timedelta(seconds=1)
 NINE = datetime(2026, 3, 2, 9, tzinfo=UTC)
+_numbers = itertools.count()
+MIDNIGHT = datetime(2026, 3, 2, tzinfo=UTC)
 
 
 def id_at(moment: datetime) -> UUID:
     """A new id as it would have been chosen then."""
-    fresh = uuid_utils.uuid7().int
-    return UUID(int=(int(moment.timestamp() * 1000) << 80) | fresh & ((1 << 80) - 1))
+    return UUID(int=int(moment.timestamp() * 1000) << 80 | 7 << 76 | 2 << 62 | next(_numbers))
 
 
 def order_at(moment: datetime, symbol: str = "AAPL", *, chosen_at: datetime | None = None) -> None:
@@ -140,11 +141,13 @@ def test_orders_through_the_front_door_are_in_the_bar_of_their_minute() -> None:
 
 def test_an_order_counts_in_the_minute_it_came_though_its_id_was_chosen_in_another() -> None:
     order_at(NINE + 1 * SECOND, chosen_at=NINE - 50 * SECOND)
-    order_at(NINE - 1 * SECOND, chosen_at=NINE + 50 * SECOND)
+    order_at(NINE + 59 * SECOND, chosen_at=NINE + 110 * SECOND)
+    order_at(NINE - 1 * SECOND, chosen_at=NINE + 30 * SECOND)
 
-    roll_up()
+    with connection.cursor() as cursor:
+        cursor.execute(activity.ROLL_UP, activity.span(NINE, NINE + MINUTE))
 
-    assert figures() == {NINE - MINUTE: (1, 0), NINE: (1, 0)}
+    assert figures() == {NINE: (2, 0)}
 
 
 def test_summing_up_again_changes_nothing_and_writes_nothing() -> None:
@@ -190,7 +193,7 @@ def test_what_came_late_before_a_pause_is_in_its_bar_after_it() -> None:
 
 def test_it_catches_up_in_steps_each_time_a_bit(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activity, "STEP_ROWS", 0)  # a minute is a step
-    settings.BARS_SECONDS = 0.02
+    settings.BARS_SECONDS = 0  # at least as far as is needed to get on
     began = activity._minute_of(database_now()) - 300 * MINUTE
     moments = [began + n * MINUTE + SECOND for n in range(300)]
     for moment in moments:
@@ -199,7 +202,7 @@ def test_it_catches_up_in_steps_each_time_a_bit(settings: Settings, monkeypatch:
 
     roll_up()
     first_time = len(bars())
-    assert first_time < 300
+    assert 0 < first_time < 5
     for _ in range(300):
         roll_up()
 
@@ -235,7 +238,7 @@ def test_what_is_long_past_is_not_read_again() -> None:
 
     begin = activity._minute_of(now) - MINUTE
     assert rows_read(activity.ROLL_UP, activity.span(begin, now + MINUTE)) <= 2
-    assert rows_read(activity._LIVE, {"since": begin, "first_id": activity._first_id(begin)}) <= 2
+    assert rows_read(activity._LIVE, {"last": begin, "since": begin, "first_id": activity._first_id(begin)}) <= 2
 
 
 def rows_read(statement: str, parameters: dict[str, Any]) -> int:
@@ -266,23 +269,45 @@ def test_the_last_minute_is_the_sixty_seconds_until_now() -> None:
         trade_at(now - age * SECOND, 10, price)
     order_at(now, chosen_at=now - 50 * SECOND)
 
-    assert activity.last_minute(now) == Activity(orders=3, trades=2, value=Decimal(50))
-    assert activity.last_minute(now + MINUTE) == Activity()
+    assert activity.overview(now, MIDNIGHT, 1).last_minute == Activity(orders=3, trades=2, value=Decimal(50))
+    assert activity.overview(now + MINUTE, MIDNIGHT, 1).last_minute == Activity()
 
 
-def test_the_day_is_summed_up_by_instrument_and_the_hour_by_minute() -> None:
-    for minute, symbol, quantity in [(-1, "AAPL", 100), (0, "AAPL", 1), (0, "GOOG", 2), (3, "GOOG", 4)]:
-        trade_at(NINE + minute * MINUTE, quantity, "10", symbol)
-        order_at(NINE + minute * MINUTE, symbol)
+def test_the_day_is_exact_at_once_and_counts_nothing_twice() -> None:
+    for moment in (MIDNIGHT - SECOND, MIDNIGHT, NINE - 90 * SECOND, NINE - 30 * SECOND, NINE, NINE + 10 * SECOND):
+        order_at(moment)
+        trade_at(moment, 2, "10")
+    roll_up()
+    order_at(NINE + 20 * SECOND)  # not in its bar yet
+
+    today = activity.overview(NINE + 30 * SECOND, MIDNIGHT, 1).today
+    assert today == Activity(orders=6, trades=5, value=Decimal(100))
+
+
+def test_just_after_midnight_there_is_nothing_of_yesterday() -> None:
+    for moment in (MIDNIGHT - 20 * SECOND, MIDNIGHT + 5 * SECOND):
+        order_at(moment)
+
+    overview = activity.overview(MIDNIGHT + 10 * SECOND, MIDNIGHT, 1)
+    assert (overview.last_minute.orders, overview.today.orders) == (2, 1)
+
+
+def test_the_last_whole_minutes_are_those_of_all_instruments_together() -> None:
+    for minute, symbol, quantity in [
+        (-9, "AAPL", 100),
+        (-4, "AAPL", 1),
+        (-4, "GOOG", 2),
+        (-1, "GOOG", 4),
+        (0, "GOOG", 8),
+    ]:
+        trade_at(MIDNIGHT + minute * MINUTE, quantity, "10", symbol)
+        order_at(MIDNIGHT + minute * MINUTE, symbol)
     roll_up()
 
-    assert activity.of_each_instrument(NINE) == {
-        "AAPL": (Activity(1, 1, Decimal(10)), 1),
-        "GOOG": (Activity(2, 2, Decimal(60)), 6),
-    }
-    assert activity.of_each_minute(NINE, NINE + 4 * MINUTE) == [
+    assert activity.overview(MIDNIGHT + 30 * SECOND, MIDNIGHT, 4).minutes == [
         Activity(2, 2, Decimal(30)), Activity(), Activity(), Activity(1, 1, Decimal(40)),
     ]  # fmt: skip
+    assert activity.volumes(MIDNIGHT - 4 * MINUTE) == {"AAPL": 1, "GOOG": 14}
 
 
 def test_it_is_known_when_bars_are_missing() -> None:

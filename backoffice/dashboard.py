@@ -1,0 +1,305 @@
+"""The dashboard: what goes on now and today, what is wrong and where to look, in a dozen queries whatever there is.
+
+Every figure is bounded: by a range of a primary key, by the bars of a day, by what is due counted up to a limit, or by
+how many instruments and subscriptions there are. Who may not see a part of the back office does not see it here either.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from django.db.models import F, OuterRef, Q, QuerySet, Subquery, Sum
+from django.http import HttpRequest
+from django.urls import reverse
+
+from backoffice.charts import Number, Sparkline, sparkline
+from backoffice.templatetags.office import age, short
+from exchange import heartbeat, rejects
+from exchange.database import database_now
+from exchange.models import Holding, Instrument
+from exchange.rules import InstrumentStatus
+from orders import activity
+from orders.models import ReconcileRun, Trade
+from webhooks.models import Delivery, Subscription
+
+SILENT_AFTER_SECONDS = 15.0  # a process that has left no mark for so long is taken for dead
+QUIET_AFTER = timedelta(minutes=15)  # without a trade, while trading
+DUE_TOO_LONG = timedelta(minutes=1)
+FAILING_WITHIN = timedelta(days=1)  # a receiver that nobody has called since is forgotten
+DUE_COUNTED = 10_000
+INSTRUMENTS_SHOWN, NAMED = 12, 5
+QUIET = "quiet"
+CHARTED = 60  # minutes
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """What is wrong, and the page that shows it."""
+
+    text: str
+    url: str
+    link: str
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A figure of the last minute and of today, with the chart of the last hour, also in words."""
+
+    title: str
+    last_minute: Number
+    today: Number
+    chart: Sparkline
+    in_words: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An instrument as the dashboard shows it."""
+
+    symbol: str
+    name: str
+    url: str
+    state: str
+    last: Decimal | None
+    change: Decimal | None  # in percent of the last price before today
+    volume: int
+    open_orders: int
+    last_trade_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """A kind of process, and how old its last mark is."""
+
+    name: str
+    age_seconds: float | None
+    does: str
+
+    @property
+    def state(self) -> str:
+        return "silent" if self.age_seconds is None or self.age_seconds > SILENT_AFTER_SECONDS else "alive"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a part of the dashboard shows, and what is wrong in it."""
+
+    shown: dict[str, Any]
+    alarms: Sequence[Alarm] = ()
+
+
+def dashboard(request: HttpRequest) -> dict[str, Any]:
+    """What the page shows to this user."""
+    now = database_now()
+    parts = [part(now) for permissions, part in _PARTS if request.user.has_perms(permissions)]
+    figures = {name: value for part in parts for name, value in part.shown.items()}
+    alarms = [alarm for part in parts for alarm in part.alarms]
+    return figures | {"now": now, "alarms": alarms, "sees_all": len(parts) == len(_PARTS)}
+
+
+def _list(model: str, query: str = "") -> str:
+    return reverse(f"admin:{model}_changelist") + query
+
+
+def _midnight(now: datetime) -> datetime:
+    return now.replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+# --- What goes on ---------------------------------------------------------------------------------------------------
+
+
+def _figures(now: datetime) -> Part:
+    midnight = _midnight(now)
+    told = activity.overview(now, midnight, CHARTED)
+    lately, today, minutes = told.last_minute, told.today, told.minutes
+    refused_lately, refused_today, refused = rejects.overview(now, midnight, CHARTED)
+    orders, trades = _list("orders_order"), _list("orders_trade")
+    cards = [
+        _card("Orders", lately.orders, today.orders, [each.orders for each in minutes], orders),
+        _card("Trades", lately.trades, today.trades, [each.trades for each in minutes], trades),
+        _card("Value traded", lately.value, today.value, [each.value for each in minutes], trades),
+        _card("Orders rejected", refused_lately, refused_today, refused, orders),
+    ]
+    behind = activity.behind_since(now)
+    if behind is None:
+        return Part({"cards": cards})
+    text = f"The figures of the day and the charts are not kept up: they end at {behind:%Y-%m-%d %H:%M} UTC."
+    return Part({"cards": cards}, [Alarm(text, "#processes", "Look at the processes")])
+
+
+def _card(title: str, last_minute: Number, today: Number, minutes: Sequence[Number], url: str) -> Card:
+    in_words = (
+        f"{title} by minute in the last hour: {short(minutes[-1])} in the last whole minute, "
+        f"{short(max(minutes))} at most, {short(sum(minutes))} together"
+    )
+    return Card(title, last_minute, today, sparkline(minutes), in_words, url)
+
+
+# --- The market -----------------------------------------------------------------------------------------------------
+
+
+def _market(now: datetime) -> Part:
+    midnight = _midnight(now)
+    tape = Trade.objects.filter(instrument=OuterRef("pk")).order_by("-executed_at", "-id")
+    instruments = Instrument.objects.order_by("symbol").annotate(
+        last=Subquery(tape.values("price")[:1]),
+        last_trade_at=Subquery(tape.values("executed_at")[:1]),
+        close_before=Subquery(tape.filter(executed_at__lt=midnight).values("price")[:1]),
+    )
+    open_orders = dict(Holding.objects.values_list("instrument").annotate(Sum("open_orders")))
+    volumes = activity.volumes(midnight)
+    rows = [_row(each, now, volumes.get(each.pk, 0), open_orders.get(each.pk, 0)) for each in instruments]
+    busiest = sorted(rows, key=lambda row: (row.state != InstrumentStatus.HALTED, -row.volume, row.symbol))
+    halted = [row for row in rows if row.state == InstrumentStatus.HALTED]
+    market = {
+        "rows": busiest[:INSTRUMENTS_SHOWN],
+        "instruments": len(rows),
+        "halted": len(halted),
+        "quiet": sum(row.state == QUIET for row in rows),
+        "quiet_seconds": QUIET_AFTER.total_seconds(),
+        "open_orders": sum(open_orders.values()),
+        "url": _list("exchange_instrument"),
+    }
+    return Part({"market": market}, [_halted(halted)] if halted else [])
+
+
+def _row(instrument: Any, now: datetime, volume: int, open_orders: int) -> Row:
+    last, before, last_trade_at = instrument.last, instrument.close_before, instrument.last_trade_at
+    silence = None if last_trade_at is None else now - last_trade_at
+    is_quiet = instrument.status == InstrumentStatus.TRADING and (silence is None or silence > QUIET_AFTER)
+    return Row(
+        symbol=instrument.pk,
+        name=instrument.name,
+        url=reverse("admin:exchange_instrument_change", args=[instrument.pk]),
+        state=QUIET if is_quiet else instrument.status,
+        last=last,
+        change=(last - before) / before * 100 if last and before else None,
+        volume=volume,
+        open_orders=open_orders,
+        last_trade_seconds=None if silence is None else silence.total_seconds(),
+    )
+
+
+def _halted(rows: Sequence[Row]) -> Alarm:
+    if len(rows) == 1:
+        return Alarm(f"{rows[0].symbol} is halted.", rows[0].url, f"Look at {rows[0].symbol}")
+    return Alarm(f"{_named([row.symbol for row in rows])} are halted.", _list("exchange_instrument"), "Instruments")
+
+
+def _named(names: Sequence[str]) -> str:
+    """The first few by name, and how many others there are."""
+    others = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {others:,} more" if others > 0 else "")
+
+
+# --- Webhooks -------------------------------------------------------------------------------------------------------
+
+
+def _webhooks(now: datetime) -> Part:
+    due = Delivery.objects.filter(claimed_at=None)[: DUE_COUNTED + 1].count()
+    oldest = _oldest_due()
+    waited = None if oldest is None else now - _moment_of(oldest)
+    failing = list(_failing(now)[: NAMED + 1])
+    url, deliveries_url = _list("webhooks_subscription"), _list("webhooks_delivery")
+    count = f"{NAMED}+" if len(failing) > NAMED else str(len(failing))
+    told = {
+        "due": f"{DUE_COUNTED:,}+" if due > DUE_COUNTED else f"{due:,}",
+        "oldest_seconds": None if waited is None else waited.total_seconds(),
+        "failing": failing[:NAMED],
+        "failing_count": count,
+        "url": url,
+        "deliveries_url": deliveries_url,
+    }
+    alarms = []
+    if failing:
+        latest = failing[0]
+        what = "An endpoint fails" if len(failing) == 1 else f"{count} endpoints fail, the latest"
+        alarms.append(Alarm(f"{what}: {latest.url} of {latest.broker_id}.", url, "Subscriptions"))
+    if waited is not None and waited > DUE_TOO_LONG:
+        text = f"Webhooks wait to be delivered, the oldest for {age(waited.total_seconds())}."
+        alarms.append(Alarm(text, deliveries_url, "Deliveries"))
+    return Part({"webhooks": told}, alarms)
+
+
+def _oldest_due() -> UUID | None:
+    """The delivery that has waited longest, of those that anything is meant to be sent to: one look per subscription.
+
+    The condition and the order name both columns of the index of what is due, or the planner might hope to meet one
+    soon along another.
+    """
+    due = Delivery.objects.filter(
+        claimed_at=None, subscription_id__gte=OuterRef("pk"), subscription_id__lte=OuterRef("pk")
+    ).order_by("subscription_id", "id")
+    sent_to = Subscription.objects.alive().filter(paused_at=None).annotate(oldest=Subquery(due.values("pk")[:1]))
+    return sent_to.exclude(oldest=None).order_by("oldest").values_list("oldest", flat=True).first()
+
+
+def _moment_of(delivery_id: UUID) -> datetime:
+    """When the database made this id: it begins with the milliseconds."""
+    return datetime.fromtimestamp((delivery_id.int >> 80) / 1000, UTC)
+
+
+def _failing(now: datetime) -> QuerySet[Subscription]:
+    """Those whose last attempt failed, latest first; not those that an operator has paused."""
+    has_failed_last = Q(last_success_at=None) | Q(last_failure_at__gt=F("last_success_at"))
+    asked = Subscription.objects.alive().filter(
+        has_failed_last, paused_at=None, last_failure_at__gt=now - FAILING_WITHIN
+    )
+    return asked.order_by("-last_failure_at", "pk")
+
+
+# --- Processes ------------------------------------------------------------------------------------------------------
+
+
+def _processes(now: datetime) -> Part:
+    read = heartbeat.read()
+    pulses = [
+        Pulse("Web", read.web_age_seconds, "answers requests"),
+        Pulse("Worker", read.worker_age_seconds, "expires orders, sums up the day"),
+        Pulse("Webhooks worker", read.webhooks_age_seconds, "sends deliveries"),
+        Pulse("Beat", read.beat_age_seconds, "starts what must be repeated"),
+    ]
+    told = {"processes": pulses, "valkey": read.valkey}
+    if not read.valkey:
+        text = "Valkey does not answer: nothing that must be repeated is started, and nobody knows what is alive."
+        return Part(told, [Alarm(text, "#processes", "Look at the processes")])
+    silent = [pulse for pulse in pulses[1:] if pulse.state == "silent"]  # a web process shows this page
+    return Part(told, [_silent(pulse) for pulse in silent])
+
+
+def _silent(pulse: Pulse) -> Alarm:
+    since = "at all" if pulse.age_seconds is None else f"for {age(pulse.age_seconds)}"
+    text = f"There is no sign of the {pulse.name.lower()} {since}: it {pulse.does}."
+    return Alarm(text, "#processes", "Look at the processes")
+
+
+# --- Reconciliation -------------------------------------------------------------------------------------------------
+
+
+def _reconciliation(now: datetime) -> Part:
+    run = ReconcileRun.objects.exclude(finished_at=None).order_by("-id").first()
+    if run is None:
+        return Part({"run": None, "runs_url": _list("orders_reconcilerun")})
+    differences = sum(finding["count"] for finding in run.findings)
+    url = reverse("admin:orders_reconcilerun_change", args=[run.pk])
+    told = {"run": run, "run_url": url, "differences": differences, "runs_url": _list("orders_reconcilerun")}
+    if run.error:
+        return Part(told, [Alarm(f"The last reconciliation came to no verdict: {run.error}", url, "Look at it")])
+    if differences:
+        many = "a difference" if differences == 1 else f"{differences:,} differences"
+        return Part(told, [Alarm(f"The last reconciliation found {many}.", url, "Look at it")])
+    return Part(told)
+
+
+# What each part needs to be seen, and where its alarms stand: what stops trading comes first.
+_PARTS: tuple[tuple[tuple[str, ...], Callable[[datetime], Part]], ...] = (
+    ((), _processes),
+    (("exchange.view_instrument", "orders.view_trade", "orders.view_order"), _market),
+    (("orders.view_reconcilerun",), _reconciliation),
+    (("webhooks.view_subscription", "webhooks.view_delivery"), _webhooks),
+    (("orders.view_order", "orders.view_trade", "exchange.view_rejectedorders"), _figures),
+)
