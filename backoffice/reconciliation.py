@@ -1,22 +1,82 @@
 """The reconciliation: the last run, a button for the next, and all there were."""
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
+from django import forms
 from django.contrib import admin
+from django.http import HttpRequest
+from django.urls import reverse
 
-from backoffice.lists import Column, Way
+from backoffice.acts import Act, Done
+from backoffice.lists import Column, FilterForm, Way
 from backoffice.pages import Pages
+from backoffice.templatetags.office import age, state
+from exchange.audit import Actor
 from exchange.paging import Keyset
+from exchange.rules import MAX_REASON_LENGTH
+from orders import reconcile_runs
 from orders.models import ReconcileRun
+
+
+class NoFilters(FilterForm):
+    """All runs: there is little to look for in them."""
+
+    q = None  # type: ignore[assignment]  # so Django takes a field away
+
+
+class MaybeReasonForm(forms.Form):
+    """It changes nothing, so nobody need say why."""
+
+    reason = forms.CharField(max_length=MAX_REASON_LENGTH, required=False, help_text="Goes on record with the act.")
+
+
+class StartRun(Act):
+    name = "start"
+    label = "Run the reconciliation"
+    explanation = (
+        "Recomputes balances, reservations, fills and event numbers from transfers, trades and open orders, in one "
+        "snapshot of the live exchange. Trading goes on meanwhile, and nothing is changed. It may take minutes."
+    )
+    permission = "orders.run_reconcile"
+    form_class = MaybeReasonForm
+    subjects_max = 0
+
+    def perform(self, by: Actor, subjects: Sequence[Any], **fields: Any) -> Done:
+        reconcile_runs.start(by=by, reason=fields["reason"])
+        return Done("The reconciliation was asked for; a worker begins it within seconds.")
+
+
+def _page(run: ReconcileRun) -> str:
+    return reverse("admin:orders_reconcilerun_change", args=[run.pk])
+
+
+def _differences(run: ReconcileRun) -> int | None:
+    """None where there is no verdict to go by."""
+    return run.differences if run.findings else None
 
 
 @admin.register(ReconcileRun)
 class ReconcileRunPages(Pages):
     columns = (
-        Column("Run", "id"),
-        Column("Asked by", "asked_by"),
+        Column("Asked for (UTC)", "asked_at", link=_page),
+        Column("By", "asked_by"),
+        Column("Outcome", lambda run: state(run.state)),
+        Column("Checks made", lambda run: f"{len(run.findings)} of {run.checks}", is_number=True),
+        Column("Differences", _differences, is_number=True),
+        Column("Took", lambda run: age(run.seconds), is_number=True),
     )
+    form_class = NoFilters
+    acts = (StartRun(),)
+    list_template = "backoffice/reconciliation/list.html"
+    row_template = "backoffice/reconciliation/row.html"
 
     def way(self, asked: dict[str, Any]) -> Way:
         return Way(ReconcileRun.objects.all(), Keyset(("-id", UUID)))
+
+    def list_context(self, request: HttpRequest) -> dict[str, Any]:
+        return {"title": "Reconciliation", "run": ReconcileRun.objects.order_by("pk").last()}
+
+    def row_context(self, request: HttpRequest, row: ReconcileRun) -> dict[str, Any]:
+        return {"title": f"Reconciliation of {row.asked_at:%Y-%m-%d %H:%M:%S} UTC", "run": row}

@@ -20,7 +20,6 @@ from backoffice.dashboard import dashboard
 from exchange import audit
 from exchange.audit import Action, Entry
 
-
 # What the sidebar shows: groups of pages, each with its URL's name, its icon, and the permission to see it.
 PAGES: tuple[tuple[str, tuple[tuple[str, str, str, str], ...]], ...] = (
     (

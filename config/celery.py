@@ -40,6 +40,7 @@ def schedule(sender: Celery, **_: Any) -> None:
         "drop_old": _every(settings.WEBHOOK_DROP_EVERY_SECONDS, "webhooks.tasks.drop_old"),
         "roll_up": _every(settings.BARS_EVERY_SECONDS, "orders.tasks.roll_up"),
         "drop_rejects": _every(settings.REJECTS_DROPPED_EVERY_SECONDS, "exchange.tasks.drop_rejects"),
+        "tend_reconcile_runs": _every(settings.RECONCILE_TEND_SECONDS, "orders.tasks.tend_reconcile_runs"),
         **{
             f"deliver-{shard}": _every(settings.WEBHOOK_DRAIN_EVERY_SECONDS, "webhooks.tasks.deliver", shard)
             for shard in range(settings.WEBHOOK_SHARDS)

@@ -85,6 +85,9 @@ CLEAN_UP_ROWS = 10_000  # of a table at a time
 
 RECONCILE_WORK_MEM = "256MB"  # for each step of a check that sorts or hashes
 RECONCILE_STATEMENT_TIMEOUT_MS = 600_000  # for each check, which may read every trade there ever was
+RECONCILE_TASK_SECONDS = 3_600  # for all of them, in a worker
+RECONCILE_TEND_SECONDS = 2.0  # how often beat looks after runs that wait for a worker, or have lost theirs
+RECONCILE_MESSAGE_SECONDS = 10.0  # then beat has asked again
 
 # --- Timeouts -------------------------------------------------------------------------------------------------------
 

@@ -190,6 +190,12 @@ class OrderNotCancellable(ExchangeError):
     code = "order_not_cancellable"
 
 
+class ReconcileUnderWay(ExchangeError):
+    """A reconciliation is under way: wait for its verdict."""
+
+    code = "reconcile_under_way"
+
+
 class RateLimited(ExchangeError):
     """This key sent more than it may, and nothing of this was done; wait for the seconds that Retry-After names."""
 

@@ -50,6 +50,7 @@ STATUSES: dict[str, HTTPStatus] = {
     "too_many_open_orders": HTTPStatus.CONFLICT,
     "too_many_fills": HTTPStatus.CONFLICT,
     "order_not_cancellable": HTTPStatus.CONFLICT,
+    "reconcile_under_way": HTTPStatus.CONFLICT,
     "too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "unsupported_media_type": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     "rate_limited": HTTPStatus.TOO_MANY_REQUESTS,

@@ -13,6 +13,7 @@ from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Now
 
 from exchange.models import CASH_DIGITS, DECIMALS, PRICE_DIGITS, Broker, Instrument
+from exchange.rules import Words
 from orders.terms import WORKING, CancelReason, OrderStatus, OrderType, Side, TimeInForce
 
 _IS_WORKING = Q(status__in=[status.value for status in WORKING])
@@ -192,6 +193,24 @@ class Bar(models.Model):
         return f"{self.instrument_id} {self.minute:%Y-%m-%d %H:%M}"
 
 
+class RunState(Words):
+    """How far an audit is, or how it ended; without a verdict, where it broke off."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    AGREES = "agrees"
+    DIFFERS = "differs"
+    BROKE_OFF = "broke_off"
+
+
+class ReconcileRunQuerySet(models.QuerySet["ReconcileRun"]):
+    """Ways to look at runs."""
+
+    def under_way(self) -> "ReconcileRunQuerySet":
+        """Those that have not ended, begun or not."""
+        return self.filter(finished_at=None)
+
+
 class ReconcileRun(models.Model):
     """One audit of all invariants: who asked for it, how far it is, and what it found."""
 
@@ -204,8 +223,33 @@ class ReconcileRun(models.Model):
     findings = models.JSONField(default=list)  # of each check made so far: check, count, examples, seconds
     error = models.CharField(max_length=200, blank=True)  # why it ended without a verdict
 
+    objects = ReconcileRunQuerySet.as_manager()
+
     class Meta:
         permissions = [("run_reconcile", "Can run the reconciliation")]
+        indexes = [
+            models.Index(fields=["id"], name="reconcile_run_under_way", condition=Q(finished_at=None)),
+        ]
 
     def __str__(self) -> str:
         return str(self.pk)
+
+    @property
+    def state(self) -> RunState:
+        if self.error:
+            return RunState.BROKE_OFF
+        if self.finished_at is None:
+            return RunState.WAITING if self.started_at is None else RunState.RUNNING
+        return RunState.DIFFERS if self.differences else RunState.AGREES
+
+    @property
+    def differences(self) -> int:
+        """How many rows break a check, of those made so far."""
+        return sum(finding["count"] for finding in self.findings)
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it took, once it has ended."""
+        if self.started_at is None or self.finished_at is None:
+            return None
+        return (self.finished_at - self.started_at).total_seconds()

@@ -1,8 +1,8 @@
 """Recomputes what must always be true from transfers, trades and open orders, and names every difference.
 
 Each check is one set-based query that returns the rows that break it. Together, in one snapshot, they can run on a live
-database: see `manage.py reconcile`. What is stored grows without end, so a check reads each large table once, in parts
-that several processes share.
+database, as `orders.reconcile_runs` does. What is stored grows without end, so a check reads each large table once, in
+parts that several processes share.
 """
 
 from collections.abc import Iterator
@@ -37,9 +37,8 @@ def snapshot() -> Iterator[CursorWrapper]:
         yield cursor
 
 
-def findings(cursor: CursorWrapper) -> list[Finding]:
-    """Run every check; a sound exchange has a count of 0 in each."""
-    result = []
+def findings(cursor: CursorWrapper) -> Iterator[Finding]:
+    """Run every check, one after the other; a sound exchange has a count of 0 in each."""
     for check, sql in CHECKS.items():
         started = perf_counter()
         cursor.execute(
@@ -47,8 +46,7 @@ def findings(cursor: CursorWrapper) -> list[Finding]:
             f"SELECT (SELECT count(*) FROM broken), ARRAY(SELECT what::text FROM broken LIMIT {EXAMPLES})"
         )
         count, examples = cursor.fetchone()
-        result.append(Finding(check, count, examples, perf_counter() - started))
-    return result
+        yield Finding(check, count, examples, perf_counter() - started)
 
 
 # The connection is tuned for the write path's small statements. These are few and large: they are planned for the
@@ -63,6 +61,7 @@ _SESSION = {
     "parallel_setup_cost": "0",
     "parallel_tuple_cost": "0",
     "random_page_cost": "1.1",
+    "client_connection_check_interval": "1s",  # a check may take minutes, which nobody waits for who was killed
 }
 
 _WORKING = "status IN ('pending', 'partially_filled')"

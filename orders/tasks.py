@@ -1,7 +1,10 @@
-"""What beat repeats: expiry, and the bars. Correctness never depends on it being on time.
+"""What beat repeats: expiry, the bars, and looking after reconciliations, which workers make.
 
-An order past its time does not trade, and a bar that is late is made the next time.
+Correctness never depends on it being on time: an order past its time does not trade, and a bar that is late is made the
+next time.
 """
+
+from uuid import UUID
 
 import structlog
 from celery import shared_task
@@ -12,7 +15,7 @@ from django.db.models.functions import Now
 
 from exchange.database import lock_timeout
 from exchange.models import Instrument
-from orders import activity, services
+from orders import activity, reconcile_runs, services
 from orders.models import Order
 
 _log = structlog.get_logger(__name__)
@@ -43,3 +46,15 @@ def roll_up() -> None:
         activity.roll_up()
     except OperationalError as error:
         _log.warning("bars_put_off", error=str(error))
+
+
+@shared_task
+def tend_reconcile_runs() -> None:
+    """See to it that every reconciliation begins, and ends."""
+    reconcile_runs.tend()
+
+
+@shared_task(name=reconcile_runs.TASK, time_limit=settings.RECONCILE_TASK_SECONDS)
+def run_reconcile(run_id: str) -> None:
+    """Make a reconciliation. It may take an hour, and leaves the worker's other process for what is short."""
+    reconcile_runs.perform(UUID(run_id))

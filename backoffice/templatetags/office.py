@@ -42,6 +42,10 @@ _TONES = {
     "in_flight": "wait",
     "paused": "wait",
     "running": "wait",
+    "waiting": "wait",
+    "agrees": "good",
+    "differs": "bad",
+    "broke_off": "bad",
 }
 
 

@@ -42,6 +42,10 @@ class Migration(migrations.Migration):
                 'permissions': [('run_reconcile', 'Can run the reconciliation')],
             },
         ),
+        migrations.AddIndex(
+            model_name='reconcilerun',
+            index=models.Index(condition=models.Q(('finished_at', None)), fields=['id'], name='reconcile_run_under_way'),
+        ),
         migrations.AlterModelOptions(
             name='order',
             options={'permissions': [('cancel_order', 'Can cancel orders')]},

@@ -222,9 +222,9 @@ def test_it_sees_one_moment_and_changes_nothing(past: None) -> None:
     give = "UPDATE exchange_broker SET cash = cash + 1 WHERE id = 'bench-1'"
     take = give.replace("+", "-")
     with reconcile.snapshot() as cursor:
-        first = reconcile.findings(cursor)
+        first = list(reconcile.findings(cursor))
         in_thread(partial(run, give)).result(PATIENCE_SECONDS)
-        second = reconcile.findings(cursor)
+        second = list(reconcile.findings(cursor))
         with pytest.raises(InternalError, match="read-only transaction"), transaction.atomic():
             cursor.execute(give)
 

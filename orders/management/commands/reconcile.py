@@ -4,7 +4,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from orders import reconcile
+from exchange.audit import Actor, ActorKind
+from orders import reconcile_runs
 
 
 class Command(BaseCommand):
@@ -14,14 +15,12 @@ class Command(BaseCommand):
         parser.add_argument("--timings", action="store_true", help="say how many seconds each check took")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        with reconcile.snapshot() as cursor:
-            findings = reconcile.findings(cursor)
-        for finding in findings:
-            seconds = f"{finding.seconds:>8.2f} s" if options["timings"] else ""
-            self.stdout.write(f"{finding.count:>8}{seconds}  {finding.check}")
-            for example in finding.examples:
+        run = reconcile_runs.run_now(by=Actor(ActorKind.COMMAND, "manage.py reconcile"))
+        for finding in run.findings:
+            seconds = f"{finding['seconds']:>8.2f} s" if options["timings"] else ""
+            self.stdout.write(f"{finding['count']:>8}{seconds}  {finding['check']}")
+            for example in finding["examples"]:
                 self.stdout.write(f"          - {example}")
-        differences = sum(finding.count for finding in findings)
-        if differences:
-            raise CommandError(f"{differences} differences.", returncode=1)
+        if run.differences:
+            raise CommandError(f"{run.differences} differences.", returncode=1)
         self.stdout.write("Everything agrees.")

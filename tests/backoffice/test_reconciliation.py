@@ -1,0 +1,155 @@
+"""The page of the reconciliation: its button, its progress, its verdict in plain words, and the runs before."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.test import Client
+
+from config.local.processes import wait_until
+from exchange.audit import Actor, ActorKind
+from exchange.models import AuditEntry
+from orders import reconcile, reconcile_runs
+from orders.models import ReconcileRun
+from tests.celery_processes import Celery
+from tests.trading import PATIENCE_SECONDS
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+LIST, START = "/admin/orders/reconcilerun/", "/admin/orders/reconcilerun/start/"
+NOON = datetime(2026, 2, 16, 12, tzinfo=UTC)
+CHECKS = len(reconcile.CHECKS)
+
+
+def signed_in(*permissions: str) -> Client:
+    """A browser of somebody who may do this and nothing else."""
+    user = User.objects.create_user("olga", password=None, is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    client = Client()
+    client.force_login(user, backend="django.contrib.auth.backends.ModelBackend")
+    return client
+
+
+def page(client: Client, path: str = LIST) -> str:
+    answer = client.get(path)
+    assert answer.status_code == 200
+    return answer.content.decode()
+
+
+def run(**fields: Any) -> ReconcileRun:
+    """A run of noon."""
+    return ReconcileRun.objects.create(**{"asked_by": "olga", "asked_at": NOON, "checks": CHECKS} | fields)
+
+
+def findings(*counts: int) -> list[dict[str, Any]]:
+    return [
+        {"check": check, "count": count, "examples": [f"{check} broken"] * min(count, 5), "seconds": 0.25}
+        for check, count in zip(reconcile.CHECKS, counts, strict=False)
+    ]
+
+
+def test_from_the_button_to_the_verdict(celery: Celery) -> None:
+    celery.worker().start()
+    client = signed_in("view_reconcilerun", "run_reconcile")
+    assert "It has never run here." in page(client)
+    assert f'href="{START}"' in page(client)
+
+    answer = client.post(START, {"reason": "end of the day"})
+
+    assert (answer.status_code, answer.headers["Location"]) == (302, LIST)
+    assert wait_until(lambda: "Everything agrees" in page(client), PATIENCE_SECONDS)
+    assert f"All {CHECKS} checks were made" in page(client)
+    assert AuditEntry.objects.values_list("actor", "action", "reason").get() == (
+        "olga",
+        "reconcile.start",
+        "end of the day",
+    )
+
+
+def test_no_reason_is_needed(celery: Celery) -> None:
+    assert signed_in("view_reconcilerun", "run_reconcile").post(START, {}).status_code == 302
+    assert ReconcileRun.objects.get().asked_by == "olga"
+
+
+def test_a_second_one_is_refused_on_the_form(celery: Celery) -> None:
+    reconcile_runs.start(by=Actor(ActorKind.USER, "otto"))
+
+    answer = signed_in("view_reconcilerun", "run_reconcile").post(START, {})
+
+    assert answer.status_code == 200
+    assert "A reconciliation is under way: wait for its verdict." in answer.content.decode()
+    assert ReconcileRun.objects.count() == 1
+
+
+def test_who_may_only_look_has_no_button(celery: Celery) -> None:
+    client = signed_in("view_reconcilerun")
+
+    assert START not in page(client)
+    assert client.get(START).status_code == 403
+    assert client.post(START, {}).status_code == 403
+    assert not ReconcileRun.objects.exists()
+
+
+def test_who_may_not_look_sees_nothing() -> None:
+    made = run(started_at=NOON)
+    client = signed_in("run_reconcile")
+
+    assert client.get(LIST).status_code == 403
+    assert client.get(f"{LIST}{made.pk}/change/").status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({}, ["Waiting for a worker"]),
+        ({"started_at": NOON, "findings": findings(*[0] * 7)}, [f"7 of {CHECKS} checks", "<progress"]),
+        ({"started_at": NOON, "findings": findings(0, 2)}, ["It is under way. 2 differences so far."]),
+        (
+            {"started_at": NOON, "finished_at": NOON, "findings": findings(*[0] * CHECKS)},
+            ["Everything agrees", "0.2 s", "agrees"],
+        ),
+        (
+            {"started_at": NOON, "finished_at": NOON, "findings": findings(0, 1)},
+            ["1 difference<", "1 differs", f"{list(reconcile.CHECKS)[1]} broken"],
+        ),
+        (
+            {"started_at": NOON, "finished_at": NOON, "findings": findings(7)},
+            ["7 differences<", "7 differ<", "and more"],
+        ),
+        (
+            {"started_at": NOON, "finished_at": NOON, "findings": findings(0, 3), "error": "the lights went out"},
+            ["No verdict", f"after 2 of {CHECKS} checks: the lights went out<", "It had found 3 differences"],
+        ),
+    ],
+    ids=["waiting", "running", "running, with differences", "agrees", "one difference", "many", "broke off"],
+)
+def test_it_says_how_it_stands_on_top_and_on_a_page_of_its_own(fields: dict[str, Any], says: list[str]) -> None:
+    made = run(**fields)
+    client = signed_in("view_reconcilerun")
+
+    for path in (LIST, f"{LIST}{made.pk}/change/"):
+        content = page(client, path)
+        assert [text for text in says if text not in content] == []
+    assert ('id="run" data-live' in page(client, f"{LIST}{made.pk}/change/")) == (made.finished_at is None)
+
+
+def test_the_last_is_on_top_and_all_are_below() -> None:
+    first = run(started_at=NOON, finished_at=NOON, findings=findings(*[0] * CHECKS))
+    last = run(started_at=NOON, finished_at=NOON, findings=findings(3))
+
+    content = page(signed_in("view_reconcilerun"))
+
+    assert "3 differences<" in content
+    assert "Everything agrees" not in content
+    places = [content.index(f'href="{LIST}{each.pk}/change/"') for each in (last, first)]
+    assert places == sorted(places)
+
+
+def test_the_pages_ask_little_of_the_database(django_assert_max_num_queries: Any) -> None:
+    made = run(started_at=NOON, findings=findings(1))
+    client = signed_in("view_reconcilerun", "run_reconcile")
+
+    for path in (LIST, f"{LIST}{made.pk}/change/", START):
+        with django_assert_max_num_queries(19):
+            client.get(path)
