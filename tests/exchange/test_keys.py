@@ -205,8 +205,8 @@ def minute_of(moment: datetime) -> datetime:
 def test_the_use_of_keys_is_written_down_to_the_minute_in_one_statement(
     alice: Client, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
-    used = [services.issue_key("alice")[1] for _ in range(5)]
-    unused = services.issue_key("alice")[1]
+    used = [services.issue_key("alice", by=trading.BY)[1] for _ in range(5)]
+    unused = services.issue_key("alice", by=trading.BY)[1]
     assert all(is_good(key, 10) for key in used)
     assert all(known_principal(key, at(11)) for key in used)
     assert [last_use(key) for key in used] == [None] * 5
@@ -239,7 +239,7 @@ def test_a_use_is_written_down_once_and_never_turns_back(
 
 def test_the_last_use_of_a_key_that_was_revoked_since_is_written_down(key: str) -> None:
     assert is_good(key)
-    services.revoke_key("alice", key.split("_")[1])
+    services.revoke_key("alice", key.split("_")[1], by=trading.BY)
     renew_known(at(1))
 
     write_uses(at(1))

@@ -213,7 +213,7 @@ def test_counts_are_dropped_after_two_days_in_batches(monkeypatch: pytest.Monkey
 
 def test_a_web_process_writes_its_counts_down_by_itself(server: Server) -> None:
     key = trading.broker("alice")
-    services.halt("AAPL")
+    services.halt("AAPL", by=trading.BY)
     client = HTTPConnection("127.0.0.1", server.port, timeout=10)
     for _ in range(3):
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
