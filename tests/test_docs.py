@@ -33,7 +33,8 @@ from webhooks.addresses import Profile
 ERRORS, SETTINGS = ((ROOT / "docs" / name).read_text() for name in ("errors.md", "settings.md"))
 SETTINGS_PY = ROOT / "config" / "settings.py"
 PACKAGES = ("backoffice", "exchange", "orders", "webhooks")
-PRODUCT = [ROOT / "manage.py", *(path for name in ("config", *PACKAGES) for path in (ROOT / name).rglob("*.py"))]
+SOURCES = [path for name in ("config", *PACKAGES) for path in (ROOT / name).rglob("*.py")]
+PRODUCT = [ROOT / "manage.py", *(path for path in SOURCES if "migrations" not in path.parts)]
 NOT_OURS = {"Django", "REST", "Celery"}  # sections of settings.py
 
 
