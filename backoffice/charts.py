@@ -1,10 +1,28 @@
-"""Charts as SVG, drawn on the server: numbers in, points out. A template puts them into a picture and into words."""
+"""Charts: numbers in, the geometry of an SVG out, all in percent of the chart's box, which may have any shape.
 
-from collections.abc import Sequence
+Only what is drawn is ever a binary float; what is written beside it is exact.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from datetime import datetime, timedelta
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from itertools import accumulate
+
+from exchange.rules import price_decimals, rounded
+from orders.market_data import BookSnapshot, Level
+from orders.market_watch import Candle
+from orders.terms import Side
 
 Number = int | float | Decimal
+
+TICKS = 5  # at most, on an axis
+HEIGHT_USED = Decimal("0.95")  # of the depth's box
+PRICES_PART, VOLUMES_PART = (
+    Decimal("0.76"),
+    Decimal("0.2"),
+)  # of the height of a chart of prices; the rest is between them
+BODY_PART = 0.7  # of a candle's column; the rest is between it and its neighbours
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +46,251 @@ def sparkline(values: Sequence[Number], width: int = 240, height: int = 40) -> S
         return Sparkline(width, height, "", "")
     line = f"M{' L'.join(points)}"
     return Sparkline(width, height, line, f"{line} L{(len(points) - 1) * step:.1f},{height} L0,{height} Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A word on an axis, and how far along it stands, in percent from the left or from the top."""
+
+    at: float
+    text: str
+
+
+def ticks(low: Decimal, high: Decimal, at_most: int, least: Decimal) -> list[Decimal]:
+    """Round numbers from `low` to `high`, evenly apart, by `least` or more."""
+    rough = (high - low) / at_most
+    unit = Decimal(1).scaleb(rough.adjusted()) if rough else least
+    step = max(least, next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough))
+    first = int((low / step).to_integral_value(ROUND_CEILING))
+    last = int((high / step).to_integral_value(ROUND_FLOOR))
+    return [n * step for n in range(first, last + 1)]
+
+
+def _percent(part: Decimal, whole: Decimal | int) -> float:
+    """How much `part` is of `whole`, to a hundredth of a percent."""
+    return round(float(100 * part / whole), 2)
+
+
+@dataclass(frozen=True, slots=True)
+class _PriceScale:
+    """Prices from one side of the box to the other, with a margin on both."""
+
+    low: Decimal
+    high: Decimal
+    tick_size: Decimal
+
+    @classmethod
+    def around(cls, lowest: Decimal, highest: Decimal, tick_size: Decimal) -> "_PriceScale":
+        margin = max(tick_size, (highest - lowest) / 20)
+        return cls(lowest - margin, highest + margin, tick_size)
+
+    def across(self, price: Decimal) -> float:
+        """How far from the left a price stands, where they go from left to right."""
+        return _percent(price - self.low, self.high - self.low)
+
+    def down(self, price: Decimal) -> float:
+        """How far from the top, where they go upwards and volumes have the floor of the box."""
+        return _percent((self.high - price) * PRICES_PART, self.high - self.low)
+
+    def ticks(self) -> list[Decimal]:
+        return ticks(max(self.low, self.tick_size), self.high, TICKS, self.tick_size)
+
+    def written(self, price: Decimal) -> str:
+        return f"{rounded(price, price_decimals(self.tick_size)):,}"
+
+
+# --- The book -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """A level as a ladder shows it: with all that is as good or better, and how long its bar is."""
+
+    price: Decimal
+    quantity: int
+    orders: int
+    cumulative: int
+    bar: float
+
+
+def ladder(book: BookSnapshot, depth: int) -> tuple[list[Rung], list[Rung]]:
+    """The best `depth` levels of the bids and of the asks, best first; the bars of both are to one scale."""
+    bids, asks = book.bids[:depth], book.asks[:depth]
+    largest = max((level.total_quantity for level in (*bids, *asks)), default=1)
+    return _rungs(bids, largest), _rungs(asks, largest)
+
+
+def _rungs(levels: Sequence[Level], largest: int) -> list[Rung]:
+    cumulated = accumulate(level.total_quantity for level in levels)
+    return [
+        Rung(
+            price=level.price,
+            quantity=level.total_quantity,
+            orders=level.order_count,
+            cumulative=total,
+            bar=_percent(Decimal(level.total_quantity), largest),
+        )
+        for level, total in zip(levels, cumulated, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class DepthChart:
+    """How many shares could be had at each price or better: an area for each side, empty where it has no orders."""
+
+    bids: str
+    asks: str
+    prices: list[Mark]
+    quantities: list[Mark]
+    description: str
+    sides: list[tuple[Side, list[Rung]]]
+
+
+def depth_chart(book: BookSnapshot, tick_size: Decimal) -> DepthChart | None:
+    """The depth of a book; None of one that is empty."""
+    bids, asks = ladder(book, max(len(book.bids), len(book.asks)))
+    rungs = [*bids, *asks]
+    if not rungs:
+        return None
+    scale = _PriceScale.around(min(rung.price for rung in rungs), max(rung.price for rung in rungs), tick_size)
+    most = Decimal(max(rung.cumulative for rung in rungs))
+
+    def y(quantity: Decimal) -> float:
+        return round(100 - _percent(quantity * HEIGHT_USED, most), 2)
+
+    def points(side: list[Rung]) -> list[tuple[float, float]]:
+        return [(scale.across(rung.price), y(Decimal(rung.cumulative))) for rung in side]
+
+    return DepthChart(
+        bids=_steps(points(bids), edge=0),
+        asks=_steps(points(asks), edge=100),
+        prices=[Mark(scale.across(price), scale.written(price)) for price in scale.ticks()],
+        quantities=[Mark(y(each), f"{int(each):,}") for each in ticks(Decimal(1), most, TICKS, Decimal(1))],
+        description=f"{_told('Bids', bids)}; {_told('asks', asks)}.",
+        sides=[(Side.BID, bids), (Side.ASK, asks)],
+    )
+
+
+def _steps(points: Sequence[tuple[float, float]], *, edge: int) -> str:
+    """A staircase from the best price up to the edge of the box, and along its floor back."""
+    if not points:
+        return ""
+    stairs = " ".join(f"H {x} V {y}" for x, y in points)
+    return f"M {points[0][0]} 100 {stairs} H {edge} V 100 Z"
+
+
+def _told(side: str, rungs: Sequence[Rung]) -> str:
+    if not rungs:
+        return f"{side}: none"
+    return f"{side}: {rungs[-1].cumulative:,} shares from {rungs[0].price:,} to {rungs[-1].price:,}"
+
+
+# --- Prices ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of time that a chart shows: a candle for every `step`, a word under every `mark`."""
+
+    name: str
+    label: str
+    length: timedelta
+    step: timedelta
+    mark: timedelta
+
+    def begin(self, now: datetime) -> datetime:
+        """When it began, if the step that we are in is its last."""
+        return _floor(now, self.step) + self.step - self.length
+
+    def part(self, time: timedelta) -> float:
+        """How much this is of its length, in percent."""
+        return round(100 * (time / self.length), 2)
+
+
+def _floor(moment: datetime, step: timedelta) -> datetime:
+    """The last whole `step` of the day until then."""
+    midnight = moment.replace(hour=0, minute=0, second=0, microsecond=0)
+    return moment - (moment - midnight) % step
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True, slots=True)
+class CandleShape:
+    """A candle as it is drawn: its wick, its body, the column of its volume, and where a pointer finds it."""
+
+    candle: Candle
+    middle: float
+    wick_top: float
+    wick_bottom: float
+    body: Box
+    volume: Box
+    column: Box
+    tone: str  # "up" or "down"
+
+
+@dataclass(frozen=True, slots=True)
+class PriceChart:
+    """Candles over time, with the volume under them, and where the last price stands."""
+
+    candles: list[CandleShape]
+    prices: list[Mark]
+    times: list[Mark]
+    last: Mark
+    description: str
+
+    @property
+    def newest_first(self) -> list[CandleShape]:
+        return self.candles[::-1]
+
+
+def price_chart(candles: Sequence[Candle], span: Span, begin: datetime, tick_size: Decimal) -> PriceChart | None:
+    """How prices went and how much was traded; None where nothing was."""
+    if not candles:
+        return None
+    lowest, highest = min(each.low for each in candles), max(each.high for each in candles)
+    scale = _PriceScale.around(lowest, highest, tick_size)
+    most = max(each.volume for each in candles)
+    first, last = candles[0].open, candles[-1].close
+    return PriceChart(
+        candles=[_shape(candle, span, begin, scale, most) for candle in candles],
+        prices=[Mark(scale.down(price), scale.written(price)) for price in scale.ticks()],
+        times=list(_times(span, begin)),
+        last=Mark(scale.down(last), scale.written(last)),
+        description=(
+            f"From {scale.written(first)} to {scale.written(last)}, between {scale.written(lowest)} and "
+            f"{scale.written(highest)}; {sum(each.volume for each in candles):,} shares."
+        ),
+    )
+
+
+def _shape(candle: Candle, span: Span, begin: datetime, scale: _PriceScale, most: int) -> CandleShape:
+    x, width = span.part(candle.at - begin), span.part(span.step)
+    left, body = round(x + width * (1 - BODY_PART) / 2, 2), round(width * BODY_PART, 2)
+    top, bottom = scale.down(max(candle.open, candle.close)), scale.down(min(candle.open, candle.close))
+    volume = _percent(candle.volume * VOLUMES_PART, most)
+    return CandleShape(
+        candle=candle,
+        middle=round(x + width / 2, 2),
+        wick_top=scale.down(candle.high),
+        wick_bottom=scale.down(candle.low),
+        body=Box(left, top, body, round(bottom - top, 2)),
+        volume=Box(left, round(100 - volume, 2), body, volume),
+        column=Box(x, 0, width, 100),
+        tone="up" if candle.close >= candle.open else "down",
+    )
+
+
+def _times(span: Span, begin: datetime) -> Iterator[Mark]:
+    moment = _floor(begin + span.mark - timedelta(microseconds=1), span.mark)
+    while moment < begin + span.length:
+        yield Mark(span.part(moment - begin), f"{moment:%H:%M}")
+        moment += span.mark

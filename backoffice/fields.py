@@ -53,6 +53,11 @@ def amount(*, signed: bool = False, **options: Any) -> ApiField:
     return ApiField(Amount(**bounds, error_messages=wrong), **options)
 
 
+def tick_size(**options: Any) -> ApiField:
+    wrong = {"invalid": "Must be a number below 10^16, with 4 decimals at most and a point before them."}
+    return ApiField(Amount(error_messages=wrong), **options)
+
+
 def shares(*, signed: bool = False, **options: Any) -> ApiField:
     return ApiField(shares_rule(signed=signed), read=whole, **options)
 

@@ -1,22 +1,118 @@
-"""Instruments: the list of the market, a page for each with its book, and what can be done to them."""
+"""Instruments: the list of the market, and a page for each with its book, its charts and its tape."""
 
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Any
 
+from django import forms
 from django.contrib import admin
+from django.db.models import Count, Q
+from django.http import HttpRequest
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 
-from backoffice.lists import Column, Way
+from backoffice import charts
+from backoffice.audit import latest_about
+from backoffice.charts import Span
+from backoffice.instrument_acts import Edit, Halt, HaltEverything, ListInstrument, Resume
+from backoffice.links import list_url, page_url
+from backoffice.lists import Column, FilterForm, Way
 from backoffice.pages import Pages
+from backoffice.templatetags.office import moved, price, state
+from exchange.database import database_now
 from exchange.models import Instrument
 from exchange.paging import Keyset
+from exchange.rules import MAX_NAME_LENGTH, InstrumentStatus, Pricing, price_decimals, rounded
+from orders import market_data, market_watch
+from orders.models import Order, Trade
+
+LADDER_LEVELS, DEPTH_LEVELS = 15, 50  # of each side
+TAPE_TRADES = 25
+
+_MINUTE, _HOUR = timedelta(minutes=1), timedelta(hours=1)
+SPANS = (
+    Span("1h", "1 hour", _HOUR, step=_MINUTE, mark=10 * _MINUTE),
+    Span("6h", "6 hours", 6 * _HOUR, step=5 * _MINUTE, mark=_HOUR),
+    Span("1d", "1 day", 24 * _HOUR, step=15 * _MINUTE, mark=4 * _HOUR),
+)
+
+
+class InstrumentFilter(FilterForm):
+    q = forms.CharField(max_length=MAX_NAME_LENGTH, required=False, label="Symbol or name")
+    status = forms.ChoiceField(choices=[("", "any"), *InstrumentStatus.choices()], required=False)
+    pricing = forms.ChoiceField(choices=[("", "any"), *Pricing.choices()], required=False)
+
+
+def _priced(name: str, tone: str = "") -> Callable[[Any], SafeString | str]:
+    """A price among the figures of a row, in the colour of its side."""
+
+    def shown(row: Any) -> SafeString | str:
+        value = getattr(row.figures, name)
+        return format_html('<span class="{}">{}</span>', tone, price(value)) if tone and value else price(value)
+
+    return shown
 
 
 @admin.register(Instrument)
 class InstrumentPages(Pages):
     columns = (
-        Column("Symbol", "symbol"),
-        Column("Name", "name"),
-        Column("Status", "status"),
+        Column("Symbol", "symbol", link=lambda row: page_url(Instrument, row.pk)),
+        Column("Name", "name", is_text=True),
+        Column("Status", lambda row: state(row.status)),
+        Column("Bid", _priced("best_bid", "o-bid"), is_number=True),
+        Column("Ask", _priced("best_ask", "o-ask"), is_number=True),
+        Column("Spread", _priced("spread"), is_number=True),
+        Column("Last", _priced("last_price"), is_number=True),
+        Column("Change today", lambda row: moved(row.figures.change, row.figures.change_percent), is_number=True),
+        Column("Volume today", lambda row: row.figures.volume, is_number=True),
+        Column("Open orders", lambda row: row.figures.open_orders, is_number=True),
     )
+    form_class = InstrumentFilter
+    acts = (ListInstrument(), Edit(), Halt(), Resume(), HaltEverything())
+    list_template = "backoffice/instruments.html"
+    row_template = "backoffice/instrument.html"
+    is_live = True
 
     def way(self, asked: dict[str, Any]) -> Way:
-        return Way(Instrument.objects.all(), Keyset(("symbol", str)))
+        among = Q(symbol__icontains=asked["q"]) | Q(name__icontains=asked["q"]) if asked["q"] else Q()
+        for name in ("status", "pricing"):
+            if asked[name]:
+                among &= Q((name, asked[name]))
+        return Way(Instrument.objects.all(), Keyset(("symbol", str)), among)
+
+    def complete(self, rows: list[Any]) -> None:
+        figures = market_watch.figures_of([row.pk for row in rows])
+        for row in rows:
+            row.figures = figures[row.pk]
+
+    def list_context(self, request: HttpRequest) -> dict[str, Any]:
+        counts = dict(Instrument.objects.order_by().values_list("status").annotate(Count("pk")))
+        return {"counts": [(status.value, counts.get(status, 0)) for status in InstrumentStatus]}
+
+    def row_context(self, request: HttpRequest, row: Instrument) -> dict[str, Any]:
+        book = market_data.book_snapshot(row.pk, DEPTH_LEVELS)
+        bids, asks = charts.ladder(book, LADDER_LEVELS)
+        decimals = price_decimals(row.tick_size)
+        tape = Trade.objects.filter(instrument=row).order_by("-executed_at", "-id")[:TAPE_TRADES]
+        return {
+            "figures": market_watch.figures_of([row.pk])[row.pk],
+            "summary": market_data.price_summary(row.pk),
+            "book": book,
+            "bids": bids,
+            "asks": asks[::-1],  # the best of both sides meet in the middle
+            "depth": charts.depth_chart(book, row.tick_size),
+            "tape": [(trade, rounded(trade.price, decimals)) for trade in tape],
+            "tick_size": rounded(row.tick_size, decimals),
+            "audit": latest_about(row),
+            "orders_url": list_url(Order, symbol=row.pk),
+            "trades_url": list_url(Trade, symbol=row.pk),
+            **_price_chart(request, row, database_now()),
+        }
+
+
+def _price_chart(request: HttpRequest, row: Instrument, now: datetime) -> dict[str, Any]:
+    """The candles of the span that is asked for, else of the shortest."""
+    span = next((each for each in SPANS if each.name == request.GET.get("span")), SPANS[0])
+    begin = span.begin(now)
+    candles = market_watch.candles(row, begin, span.step)
+    return {"spans": SPANS, "span": span, "prices": charts.price_chart(candles, span, begin, row.tick_size)}

@@ -36,6 +36,9 @@ class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
         """How to read the rows that the filters, checked, ask for."""
         raise NotImplementedError
 
+    def complete(self, rows: list[Any]) -> None:
+        """Read what the columns need beside the rows, at once for all that a page shows."""
+
     def row_context(self, request: HttpRequest, row: Any) -> dict[str, Any]:
         """What the page of a row shows beside its fields."""
         return {}
@@ -70,6 +73,7 @@ class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         self._require_view(request)
         listing = lists.listing(request, self.columns, self.form_class, self.way)
+        self.complete(listing.page.rows)
         many = [act for act in self._permitted(request) if act.subjects_max > 1]
         return TemplateResponse(
             request,

@@ -179,14 +179,15 @@ WHERE i.symbol = %(symbol)s
 ORDER BY half.side, level.rank
 """
 
-_BEST = f"""
+# The best price of a side of the book of instrument `i`, by the index that the write path reads it with.
+BEST = f"""
 (SELECT o.price FROM orders_order o WHERE o.symbol = i.symbol AND o.side = '{{side}}' AND {_WORKING}
  ORDER BY o.rank, o.sequence LIMIT 1)"""
 
 _PRICE = f"""
 SELECT i.tick_size, w.trades_in_window, w.window_value, w.window_quantity,
        last.price AS last_price, last.executed_at AS last_trade_at,
-       {_BEST.format(side="bid")} AS best_bid, {_BEST.format(side="ask")} AS best_ask, a.limit_sum, a.limit_count
+       {BEST.format(side="bid")} AS best_bid, {BEST.format(side="ask")} AS best_ask, a.limit_sum, a.limit_count
 FROM exchange_instrument i
 CROSS JOIN LATERAL (
   SELECT count(*) AS trades_in_window, sum(t.price * t.quantity) AS window_value, sum(t.quantity) AS window_quantity

@@ -109,6 +109,23 @@ def percent(value: Decimal | None) -> str:
 
 
 @register.filter
+def price(value: Decimal | None) -> str:
+    """A price with grouped digits and the decimals it comes with: its instrument's."""
+    return NOTHING if value is None else f"{value:,}"
+
+
+@register.filter
+def moved(change: Decimal | None, percent: Decimal | None) -> SafeString | str:
+    """How far a price has moved, in green or in red."""
+    if change is None:
+        return NOTHING
+    sign, tone = (("+", "o-bid") if change > 0 else ("", "o-ask")) if change else ("", "o-faint")
+    return format_html(
+        '<span class="{}">{}{} <span class="o-percent">{}{}%</span></span>', tone, sign, price(change), sign, percent
+    )
+
+
+@register.filter
 def moment(value: datetime | None) -> SafeString | str:
     """A time in UTC to the second; the whole of it on hovering."""
     if value is None:

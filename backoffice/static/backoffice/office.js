@@ -20,13 +20,35 @@
       || part.querySelector("input:checked") !== null;
   }
 
+  // Makes a node like another in its place, so that what was scrolled, opened or is pointed at stays so.
+  function update(node, other) {
+    if (node.nodeName !== other.nodeName) return node.replaceWith(document.importNode(other, true));
+    if (node.nodeType !== Node.ELEMENT_NODE) {
+      if (node.data !== other.data) node.data = other.data;
+      return;
+    }
+    for (const { name } of [...node.attributes]) if (!other.hasAttribute(name) && name !== "open") node.removeAttribute(name);
+    for (const { name, value } of other.attributes) if (node.getAttribute(name) !== value) node.setAttribute(name, value);
+    updateInside(node, other);
+  }
+
+  function updateInside(node, other) {
+    const nodes = [...node.childNodes];
+    const others = [...other.childNodes];
+    others.forEach((each, n) => (n < nodes.length ? update(nodes[n], each) : node.append(document.importNode(each, true))));
+    nodes.slice(others.length).forEach((each) => each.remove());
+  }
+
   function replaceIn(parts, fresh) {
     for (const part of parts) {
       const other = fresh.getElementById(part.id);
       if (other && other.innerHTML !== part.innerHTML && !isInUse(part)) {
         const focused = part.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
-        part.innerHTML = other.innerHTML;
-        if (focused) part.querySelector(`[href="${CSS.escape(focused)}"]`)?.focus();
+        updateInside(part, other);
+        if (focused && document.activeElement.getAttribute("href") !== focused) {
+          document.activeElement.blur();
+          part.querySelector(`[href="${CSS.escape(focused)}"]`)?.focus();
+        }
       }
     }
   }

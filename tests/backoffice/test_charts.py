@@ -1,0 +1,172 @@
+"""Charts: where things stand, in percent of the box; exact, and defined for a market that hardly moves."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+
+from backoffice import charts
+from backoffice.charts import Box, Mark, Rung, Span
+from orders.market_data import BookSnapshot, Level
+from orders.market_watch import Candle
+from orders.terms import Side
+
+NOON = datetime(2026, 2, 16, 12, tzinfo=UTC)
+TICK = Decimal("0.01")
+MINUTE = timedelta(minutes=1)
+TEN_MINUTES = Span("10m", "10 minutes", 10 * MINUTE, step=MINUTE, mark=5 * MINUTE)
+
+
+def d(*numbers: str) -> list[Decimal]:
+    return [Decimal(each) for each in numbers]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "least", "expected"),
+    [
+        pytest.param("0", "10", "0.01", d("0", "2", "4", "6", "8", "10"), id="by twos"),
+        pytest.param("9.93", "10.12", "0.01", d("9.95", "10.00", "10.05", "10.10"), id="by five hundredths"),
+        pytest.param("9.99", "10.01", "0.01", d("9.99", "10.00", "10.01"), id="never less than a tick apart"),
+        pytest.param("9.97", "10.04", "0.03", d("9.99", "10.02"), id="by an odd tick"),
+        pytest.param("7", "7", "1", d("7"), id="a single number"),
+        pytest.param("0.2", "0.4", "1", [], id="nothing round between them"),
+        pytest.param("999", "1000999", "1", d("200000", "400000", "600000", "800000", "1000000"), id="large"),
+    ],
+)
+def test_an_axis_has_round_numbers(low: str, high: str, least: str, expected: list[Decimal]) -> None:
+    assert charts.ticks(Decimal(low), Decimal(high), 5, Decimal(least)) == expected
+
+
+# --- The book -------------------------------------------------------------------------------------------------------
+
+
+def book(*, bids: Sequence[tuple[str, int, int]] = (), asks: Sequence[tuple[str, int, int]] = ()) -> BookSnapshot:
+    """A book with these prices, quantities and counts of orders."""
+    return BookSnapshot("AAPL", levels(bids), levels(asks), spread=None, sequence=0, snapshot_at=NOON)
+
+
+def levels(side: Sequence[tuple[str, int, int]]) -> list[Level]:
+    return [Level(Decimal(price), quantity, orders) for price, quantity, orders in side]
+
+
+BOTH_SIDES = book(bids=[("10.00", 50, 2), ("9.90", 25, 1)], asks=[("10.10", 100, 1), ("10.30", 20, 4), ("10.40", 1, 1)])
+
+
+def test_a_ladder_cumulates_each_side_and_measures_both_by_the_largest_level() -> None:
+    bids, asks = charts.ladder(BOTH_SIDES, 2)
+
+    assert bids == [Rung(Decimal("10.00"), 50, 2, 50, 50.0), Rung(Decimal("9.90"), 25, 1, 75, 25.0)]
+    assert asks == [Rung(Decimal("10.10"), 100, 1, 100, 100.0), Rung(Decimal("10.30"), 20, 4, 120, 20.0)]
+
+
+def test_the_ladder_of_an_empty_book_is_empty() -> None:
+    assert charts.ladder(book(), 10) == ([], [])
+
+
+def test_depth_rises_from_the_best_price_to_the_edge() -> None:
+    chart = charts.depth_chart(BOTH_SIDES, TICK)
+
+    assert chart is not None  # 9.875 to 10.425 are 0.55 wide; 121 shares are 95 % high
+    assert chart.bids == "M 22.73 100 H 22.73 V 60.74 H 4.55 V 41.12 H 0 V 100 Z"
+    assert chart.asks == "M 40.91 100 H 40.91 V 21.49 H 77.27 V 5.79 H 95.45 V 5.0 H 100 V 100 Z"
+    assert chart.prices == [Mark(22.73, "10.00"), Mark(59.09, "10.20"), Mark(95.45, "10.40")]
+    assert chart.quantities == [Mark(60.74, "50"), Mark(21.49, "100")]
+    assert chart.description == "Bids: 75 shares from 10.00 to 9.90; asks: 121 shares from 10.10 to 10.40."
+    assert [(side, len(rungs)) for side, rungs in chart.sides] == [(Side.BID, 2), (Side.ASK, 3)]
+
+
+def test_an_empty_book_has_no_depth() -> None:
+    assert charts.depth_chart(book(), TICK) is None
+
+
+def test_a_single_level_stands_in_the_middle() -> None:
+    chart = charts.depth_chart(book(asks=[("10.00", 7, 1)]), TICK)
+
+    assert chart is not None
+    assert (chart.bids, chart.asks) == ("", "M 50.0 100 H 50.0 V 5.0 H 100 V 100 Z")
+    assert chart.prices == [Mark(0.0, "9.99"), Mark(50.0, "10.00"), Mark(100.0, "10.01")]
+    assert chart.description == "Bids: none; asks: 7 shares from 10.00 to 10.00."
+
+
+def test_the_smallest_and_the_largest_there_are_can_be_drawn() -> None:
+    chart = charts.depth_chart(
+        book(bids=[("0.0001", 10**12, 1)], asks=[("9999999999999999.9999", 1, 1)]), Decimal("0.0001")
+    )
+
+    assert chart is not None
+    assert chart.bids == "M 4.55 100 H 4.55 V 5.0 H 0 V 100 Z"
+    assert chart.asks == "M 95.45 100 H 95.45 V 100.0 H 100 V 100 Z"
+
+
+# --- Prices ---------------------------------------------------------------------------------------------------------
+
+
+def candle(minute: int, *prices: str, volume: int = 10) -> Candle:
+    open_, high, low, close = d(*prices)
+    return Candle(NOON + minute * MINUTE, open_, high, low, close, volume)
+
+
+def test_candles_stand_where_their_time_prices_and_volume_say() -> None:
+    candles = [candle(0, "10.00", "11.00", "9.00", "10.50", volume=40), candle(9, "10.50", "10.50", "9.50", "10.00")]
+
+    chart = charts.price_chart(candles, TEN_MINUTES, NOON, TICK)
+
+    assert chart is not None  # 8.90 to 11.10 are the upper 76 %, the volumes the lower 20 %
+    first, last = chart.candles
+    assert (first.middle, first.wick_top, first.wick_bottom, first.tone) == (5.0, 3.45, 72.55, "up")
+    assert first.body == Box(1.5, 20.73, 7.0, 17.27)
+    assert (first.volume, first.column) == (Box(1.5, 80.0, 7.0, 20.0), Box(0.0, 0, 10.0, 100))
+    assert (last.middle, last.wick_top, last.wick_bottom, last.tone) == (95.0, 20.73, 55.27, "down")
+    assert (last.body, last.volume) == (Box(91.5, 20.73, 7.0, 17.27), Box(91.5, 95.0, 7.0, 5.0))
+    assert chart.last == Mark(38.0, "10.00")
+    assert chart.prices == [
+        Mark(72.55, "9.00"),
+        Mark(55.27, "9.50"),
+        Mark(38.0, "10.00"),
+        Mark(20.73, "10.50"),
+        Mark(3.45, "11.00"),
+    ]
+    assert chart.times == [Mark(0.0, "12:00"), Mark(50.0, "12:05")]
+    assert chart.description == "From 10.00 to 10.00, between 9.00 and 11.00; 50 shares."
+    assert chart.newest_first == [last, first]
+
+
+def test_one_trade_is_a_line_in_the_middle() -> None:
+    chart = charts.price_chart([candle(3, "10.00", "10.00", "10.00", "10.00", volume=1)], TEN_MINUTES, NOON, TICK)
+
+    assert chart is not None
+    (only,) = chart.candles
+    assert (only.wick_top, only.wick_bottom, only.tone) == (38.0, 38.0, "up")
+    assert (only.body, only.volume) == (Box(31.5, 38.0, 7.0, 0.0), Box(31.5, 80.0, 7.0, 20.0))
+    assert chart.prices == [Mark(76.0, "9.99"), Mark(38.0, "10.00"), Mark(0.0, "10.01")]
+
+
+def test_an_axis_of_prices_begins_above_nothing() -> None:
+    chart = charts.price_chart([candle(0, "0.01", "0.01", "0.01", "0.01")], TEN_MINUTES, NOON, TICK)
+
+    assert chart is not None
+    assert [mark.text for mark in chart.prices] == ["0.01", "0.02"]
+
+
+def test_without_trades_there_is_no_chart() -> None:
+    assert charts.price_chart([], TEN_MINUTES, NOON, TICK) is None
+
+
+@pytest.mark.parametrize(
+    ("now", "begin"),
+    [
+        pytest.param(NOON, NOON - 9 * MINUTE, id="the minute that has just begun is the last"),
+        pytest.param(NOON + timedelta(seconds=59), NOON - 9 * MINUTE, id="as long as it lasts"),
+        pytest.param(NOON.replace(hour=0, minute=2), NOON.replace(hour=0) - 7 * MINUTE, id="over midnight"),
+    ],
+)
+def test_a_span_ends_with_the_step_we_are_in(now: datetime, begin: datetime) -> None:
+    assert TEN_MINUTES.begin(now) == begin
+
+
+def test_the_words_under_a_chart_are_whole_steps_of_the_day() -> None:
+    chart = charts.price_chart([candle(0, "10", "10", "10", "10")], TEN_MINUTES, NOON - 3 * MINUTE, TICK)
+
+    assert chart is not None
+    assert chart.times == [Mark(30.0, "12:00"), Mark(80.0, "12:05")]

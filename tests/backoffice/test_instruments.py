@@ -1,0 +1,465 @@
+"""Instruments in the back office: what their list and their pages show, and what operators do to them there."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from decimal import Decimal
+from threading import Event
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+
+from backoffice.charts import Rung
+from backoffice.templatetags.office import NOTHING
+from exchange.database import database_now
+from exchange.models import AuditEntry, Instrument
+from exchange.rules import InstrumentStatus, Pricing
+from orders.models import Bar, Order, Trade
+from orders.terms import Side
+from tests.backoffice.browser import REASON, act_path, do, is_offered, page, said, shown, sign_in, wrong
+from tests.trading import PATIENCE_SECONDS, broker, in_thread, instrument, place
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+LIST = "/admin/exchange/instrument/"
+AAPL = f"{LIST}AAPL/change/"
+VIEW = ["exchange.view_instrument"]
+OPERATE = [*VIEW, *(f"exchange.{act}_instrument" for act in ("list", "edit", "halt")), "exchange.halt_market"]
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture(autouse=True)
+def _alice() -> None:
+    broker("alice")
+
+
+@pytest.fixture
+def office(client: Client) -> Client:
+    return sign_in(client, "olga", OPERATE)
+
+
+def d(*prices: str) -> list[Decimal]:
+    return [Decimal(price) for price in prices]
+
+
+def symbols(client: Client, **asked: Any) -> list[str]:
+    return [row.symbol for row in shown(client, Instrument, **asked)]
+
+
+def status(symbol: str = "AAPL") -> tuple[str, str]:
+    row = Instrument.objects.get(pk=symbol)
+    return row.status, row.halt_reason
+
+
+def set_status(symbol: str, status: InstrumentStatus, reason: str = "") -> None:
+    Instrument.objects.filter(pk=symbol).update(status=status, halt_reason=reason)
+
+
+def context(client: Client, path: str = AAPL) -> Any:
+    response = client.get(path)
+    assert response.status_code == 200
+    return response.context
+
+
+def html(client: Client, path: str = AAPL) -> str:
+    """A page as one reads it: without what only arranges it."""
+    response = client.get(path)
+    assert response.status_code == 200
+    return " ".join(response.content.decode().split())
+
+
+@contextmanager
+def holding(symbol: str) -> Iterator[None]:
+    """The instrument's row is locked meanwhile, by another session."""
+    is_held, may_end = Event(), Event()
+
+    def hold() -> None:
+        with transaction.atomic():
+            Instrument.objects.select_for_update().get(pk=symbol)
+            is_held.set()
+            assert may_end.wait(PATIENCE_SECONDS)
+
+    holder = in_thread(hold)
+    assert is_held.wait(PATIENCE_SECONDS)
+    try:
+        yield
+    finally:
+        may_end.set()
+        holder.result(PATIENCE_SECONDS)
+
+
+def bar(minutes_ago: int, *prices: str, volume: int) -> None:
+    minute = database_now().replace(second=0, microsecond=0) - minutes_ago * MINUTE
+    ohlc = dict(zip(("open", "high", "low", "close"), d(*prices), strict=True))
+    Bar.objects.create(instrument_id="AAPL", minute=minute, trades=1, volume=volume, value=volume, **ohlc)
+
+
+# --- The list -------------------------------------------------------------------------------------------------------
+
+
+def test_the_list_shows_where_each_instrument_stands(office: Client) -> None:
+    instrument("PETR4", tick="0.001")
+    place(Side.ASK, 5, "10")
+    place(Side.BID, 8, "10")
+    place(Side.ASK, 7, "10.20")
+    bar(0, "10", "10", "10", "10", volume=5_000)
+
+    lines = context(office, LIST)["listing"].lines
+
+    aapl, petr4 = [[str(value) for _, value, _ in cells] for _, cells in lines]
+    assert aapl == [
+        "AAPL", "AAPL", '<span class="o-state o-good">trading</span>',
+        '<span class="o-bid">10.00</span>', '<span class="o-ask">10.20</span>', "0.20", "10.00",
+        '<span class="o-faint">0.00 <span class="o-percent">0.00%</span></span>', "5000", "2",
+    ]  # fmt: skip
+    assert petr4 == ["PETR4", "PETR4", '<span class="o-state o-good">trading</span>', *[NOTHING] * 5, "0", "0"]
+    assert lines[0][1][0][2] == AAPL
+    assert '<td class="o-number">5,000</td>' in html(office, LIST)
+
+
+def test_the_list_is_asked_by_status_pricing_and_name(office: Client) -> None:
+    instrument("PETR4", pricing=Pricing.MAKER)
+    instrument("VALE3")
+    Instrument.objects.filter(pk="VALE3").update(name="Vale do Rio Doce")
+    set_status("PETR4", InstrumentStatus.HALTED)
+
+    assert symbols(office) == ["AAPL", "PETR4", "VALE3"]
+    assert symbols(office, status="halted") == ["PETR4"]
+    assert symbols(office, status="trading") == ["AAPL", "VALE3"]
+    assert symbols(office, pricing="maker") == ["PETR4"]
+    assert symbols(office, q="rio") == ["VALE3"]
+    assert symbols(office, q="petr") == ["PETR4"]
+    assert symbols(office, q="petr", status="trading") == []
+    assert context(office, LIST)["counts"] == [("trading", 2), ("halted", 1)]
+
+
+def test_a_status_that_does_not_exist_is_told(office: Client) -> None:
+    listing = context(office, f"{LIST}?status=closed")["listing"]
+
+    assert (listing.page.rows, list(listing.form.errors)) == ([], ["status"])
+
+
+def test_the_list_asks_as_often_for_fifty_instruments_as_for_one(office: Client) -> None:
+    with CaptureQueriesContext(connection) as for_one:
+        office.get(LIST)
+    for number in range(60):
+        instrument(f"S{number:02}")
+
+    with CaptureQueriesContext(connection) as for_fifty:
+        assert len(context(office, LIST)["listing"].page.rows) == 50
+
+    assert len(for_fifty) == len(for_one) < 20
+
+
+# --- The page -------------------------------------------------------------------------------------------------------
+
+
+def test_the_ladder_is_the_book(office: Client) -> None:
+    place(Side.ASK, 10, "10.30")
+    place(Side.ASK, 20, "10.20")
+    place(Side.ASK, 5, "10.20")
+    place(Side.BID, 40, "10.00")
+    place(Side.BID, 10, "9.90")
+    place(Side.BID, 1, "9.80", time_in_force="gtd", expires_at=database_now() + timedelta(hours=1))
+    Order.objects.filter(price=Decimal("9.80")).update(expires_at=database_now())  # before the sweep
+    place(Side.ASK, 15, "10.00")
+
+    shown = context(office)
+
+    assert shown["bids"] == [
+        Rung(Decimal("10.00"), 25, 1, 25, 100.0),
+        Rung(Decimal("9.90"), 10, 1, 35, 40.0),
+    ]
+    assert shown["asks"] == [  # the best of both sides meet
+        Rung(Decimal("10.30"), 10, 1, 35, 40.0),
+        Rung(Decimal("10.20"), 25, 2, 25, 100.0),
+    ]
+    assert (shown["book"].spread, shown["figures"].spread) == (Decimal("0.20"), Decimal("0.20"))
+    assert shown["depth"].description == "Bids: 35 shares from 10.00 to 9.90; asks: 35 shares from 10.20 to 10.30."
+
+
+def test_a_deep_book_shows_its_best_levels(office: Client) -> None:
+    for number in range(60):
+        place(Side.ASK, 1, f"{11 + number}")
+
+    shown = context(office)
+
+    assert [rung.price for rung in shown["asks"]] == [Decimal(f"{11 + n}.00") for n in reversed(range(15))]
+    assert len(shown["depth"].sides[1][1]) == 50
+
+
+def test_the_tape_is_newest_first_with_the_taker_in_its_colour(office: Client) -> None:
+    place(Side.ASK, 5, "10")
+    place(Side.BID, 3, "10")
+    place(Side.BID, 1, "9")
+    place(Side.ASK, 1, "9")
+
+    tape = context(office)["tape"]
+
+    assert [(str(price), trade.quantity, trade.taker_side) for trade, price in tape] == [
+        ("9.00", 1, "ask"),
+        ("10.00", 3, "bid"),
+    ]
+    assert '<td class="o-number o-bid">10.00</td><td class="o-number">3</td><td class="o-bid">bid</td>' in html(office)
+    assert f'href="{page(Trade.objects.latest("id"))}"' in html(office)
+
+
+def test_the_chart_shows_the_span_that_is_asked_for(office: Client) -> None:
+    bar(0, "10", "12", "9", "11", volume=5)
+    bar(90, "10", "10", "10", "10", volume=1)
+    bar(600, "8", "8", "8", "8", volume=1)
+
+    def chart(query: str = "") -> tuple[str, int]:
+        shown = context(office, AAPL + query)
+        return shown["span"].name, len(shown["prices"].candles)
+
+    assert chart() == ("1h", 1)
+    assert chart("?span=6h") == ("6h", 2)
+    assert chart("?span=1d") == ("1d", 3)
+    assert chart("?span=year") == ("1h", 1)
+    assert context(office)["prices"].description == "From 10.00 to 11.00, between 9.00 and 12.00; 5 shares."
+
+
+def test_the_figures_are_those_of_the_market(office: Client) -> None:
+    place(Side.ASK, 5, "10")
+    place(Side.BID, 5, "10")
+    place(Side.BID, 5, "9")
+    place(Side.ASK, 5, "12")
+
+    shown = context(office)
+    summary, figures = shown["summary"], shown["figures"]
+
+    assert (summary.current_price, summary.moving_average, summary.mid) == tuple(d("10.00", "10.25", "10.50"))
+    assert (figures.best_bid, figures.best_ask, figures.last_price) == tuple(d("9.00", "12.00", "10.00"))
+    assert (figures.change, figures.open_orders) == (Decimal("0.00"), 2)
+
+
+def test_nothing_has_happened_yet(office: Client) -> None:
+    text = html(office)
+
+    for each in ("never traded", "No asks.", "No bids.", "The book is empty.", "No trades yet."):
+        assert each in text
+    assert "No trades in the last 1 hour." in text
+
+
+def test_a_halt_is_plain_to_see(office: Client) -> None:
+    set_status("AAPL", InstrumentStatus.HALTED, "<news> pending")
+
+    assert "<strong>Halted.</strong> &lt;news&gt; pending" in html(office)
+
+
+def test_the_page_leads_on(office: Client) -> None:
+    text = html(office)
+
+    assert 'href="/admin/orders/order/?symbol=AAPL"' in text
+    assert 'href="/admin/orders/trade/?symbol=AAPL"' in text
+
+
+def test_an_instrument_that_is_not_listed_has_no_page(office: Client) -> None:
+    assert office.get(f"{LIST}NONE/change/").status_code == 404
+
+
+def test_the_page_asks_less_than_twenty_times(office: Client) -> None:
+    for number in range(20):
+        place(Side.ASK, 5, f"{10 + number}")
+        place(Side.BID, 5, f"{10 + number}")
+
+    with CaptureQueriesContext(connection) as queries:
+        office.get(AAPL)
+
+    assert len(queries) < 20
+
+
+# --- What is done there ---------------------------------------------------------------------------------------------
+
+RULES = {"name": "Petrobras", "tick_size": "0.05", "lot_size": "100", "pricing": "maker"}
+
+
+def told() -> list[tuple[str, str, str, str]]:
+    """What is on record, newest last."""
+    names = ("actor", "action", "subject", "reason")
+    return list(AuditEntry.objects.filter(actor="olga").order_by("id").values_list(*names))
+
+
+def rules(symbol: str) -> tuple[str, str, int, str]:
+    row = Instrument.objects.get(pk=symbol)
+    return row.name, str(row.tick_size), row.lot_size, row.pricing
+
+
+def test_an_instrument_is_listed(office: Client) -> None:
+    response = do(office, Instrument, "list", symbol="PETR4", **RULES)
+
+    assert said(response) == [("success", "PETR4 is listed.")]
+    assert response.redirect_chain == [(f"{LIST}PETR4/change/", 302)]
+    assert rules("PETR4") == ("Petrobras", "0.0500", 100, "maker")
+    assert told() == [("olga", "instrument.list", "PETR4", REASON)]
+
+
+def test_what_is_wrong_with_a_new_instrument_is_told_of_each_field(office: Client) -> None:
+    bad = {"symbol": "petr4", "name": "x" * 101, "tick_size": "0.00001", "lot_size": "0", "pricing": "mine"}
+
+    response = do(office, Instrument, "list", reason=" ", **bad)
+
+    assert wrong(response) == {
+        "symbol": ["Capital letters, digits and dots, 12 at most."],
+        "name": ["Ensure this value has at most 100 characters (it has 101)."],
+        "tick_size": ["Must be a number below 10^16, with 4 decimals at most and a point before them."],
+        "lot_size": ["Must be 1 to 1000000000000."],
+        "pricing": ["Select a valid choice. mine is not one of the available choices."],
+        "reason": ["This field is required."],
+    }
+    assert list(Instrument.objects.values_list("pk", flat=True)) == ["AAPL"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [
+        pytest.param("tick_size", "0", "Must be above 0.", id="no tick"),
+        pytest.param("tick_size", "-0.01", "Must be a number below 10^16", id="a negative tick"),
+        pytest.param("tick_size", "NaN", "Must be a number below 10^16", id="no number"),
+        pytest.param("tick_size", "1e-2", "Must be a number below 10^16", id="an exponent"),
+        pytest.param("lot_size", "1.5", "Must be a whole number, in digits.", id="half a share"),
+        pytest.param("lot_size", "1000000000001", "Must be 1 to 1000000000000.", id="too large a lot"),
+        pytest.param("symbol", "ABCDEFGHIJKLM", "Capital letters, digits and dots, 12 at most.", id="13 letters"),
+    ],
+)
+def test_the_limits_are_those_of_the_api(office: Client, field: str, value: str, error: str) -> None:
+    response = do(office, Instrument, "list", **{"symbol": "PETR4", **RULES, field: value})
+
+    found = wrong(response)
+    assert list(found) == [field]
+    assert found[field][0].startswith(error)
+
+
+def test_a_symbol_is_listed_once(office: Client) -> None:
+    response = do(office, Instrument, "list", symbol="AAPL", **RULES)
+
+    assert wrong(response) == {"__all__": ["An instrument AAPL is listed already."]}
+    assert told() == []
+
+
+def test_editing_begins_with_what_is_there(office: Client) -> None:
+    form = office.get(act_path(Instrument, "edit", "AAPL")).context["form"]
+
+    assert {name: str(form[name].value()) for name in RULES} == {
+        "name": "AAPL",
+        "tick_size": "0.01",
+        "lot_size": "1",
+        "pricing": "seller",
+    }
+
+
+def test_an_instrument_is_edited(office: Client) -> None:
+    response = do(office, Instrument, "edit", "AAPL", **RULES)
+
+    assert said(response) == [("success", "The rules of AAPL are changed.")]
+    assert rules("AAPL") == ("Petrobras", "0.0500", 100, "maker")
+    assert told() == [("olga", "instrument.edit", "AAPL", REASON)]
+    assert "instrument.edit" in html(office)  # among the latest acts
+
+
+def test_rules_that_the_book_would_break_are_refused_by_field(office: Client) -> None:
+    place(Side.BID, 7, "10.01")
+
+    assert set(wrong(do(office, Instrument, "edit", "AAPL", **RULES))) == {"tick_size", "lot_size"}
+    assert rules("AAPL") == ("AAPL", "0.0100", 1, "seller")
+    assert told() == []
+
+
+def test_halt_and_resume(office: Client) -> None:
+    halt, resume = act_path(Instrument, "halt", "AAPL"), act_path(Instrument, "resume", "AAPL")
+    assert (is_offered(office, halt, AAPL), is_offered(office, resume, AAPL)) == (True, False)
+
+    assert said(do(office, Instrument, "halt", "AAPL")) == [("success", "AAPL is halted.")]
+
+    assert status() == ("halted", REASON)
+    assert (is_offered(office, halt, AAPL), is_offered(office, resume, AAPL)) == (False, True)
+
+    assert said(do(office, Instrument, "resume", "AAPL", reason="news are out")) == [("success", "AAPL is resumed.")]
+
+    assert status()[0] == "trading"
+    assert told() == [
+        ("olga", "instrument.halt", "AAPL", REASON),
+        ("olga", "instrument.resume", "AAPL", "news are out"),
+    ]
+
+
+@pytest.mark.parametrize("act", ["halt", "resume", "edit"])
+def test_without_a_reason_nothing_is_done(office: Client, act: str) -> None:
+    assert wrong(do(office, Instrument, act, "AAPL", reason="", **RULES)) == {"reason": ["This field is required."]}
+    assert (status(), rules("AAPL"), told()) == (("trading", ""), ("AAPL", "0.0100", 1, "seller"), [])
+
+
+def test_several_are_halted_at_once(office: Client) -> None:
+    for symbol in ("PETR4", "VALE3"):
+        instrument(symbol)
+
+    response = do(office, Instrument, "halt", "VALE3", "AAPL")
+
+    assert said(response) == [("success", "AAPL, VALE3 are halted.")]
+    assert response.redirect_chain == [(LIST, 302)]
+    assert [status(symbol)[0] for symbol in ("AAPL", "PETR4", "VALE3")] == ["halted", "trading", "halted"]
+
+
+def test_what_is_held_up_is_told_and_the_others_are_halted(office: Client) -> None:
+    instrument("PETR4")
+    with holding("AAPL"):
+        response = do(office, Instrument, "halt", "AAPL", "PETR4")
+
+    ((level, message),) = said(response)
+    assert level == "warning"
+    assert message.startswith("PETR4 is halted. AAPL is not halted for certain")
+    assert (status("AAPL")[0], status("PETR4")[0]) == ("trading", "halted")
+
+
+def test_everything_is_halted(office: Client) -> None:
+    for symbol in ("PETR4", "VALE3"):
+        instrument(symbol)
+    set_status("VALE3", InstrumentStatus.HALTED, "before")
+    assert "2 instruments are trading now." in html(office, act_path(Instrument, "halt-all"))
+
+    response = do(office, Instrument, "halt-all", confirmation="HALT")
+
+    assert said(response) == [("success", "AAPL, PETR4 are halted.")]
+    assert [status(symbol) for symbol in ("AAPL", "PETR4", "VALE3")] == [("halted", REASON)] * 2 + [
+        ("halted", "before")
+    ]
+    assert told() == [("olga", "instrument.halt", symbol, REASON) for symbol in ("AAPL", "PETR4")]
+
+
+@pytest.mark.parametrize("confirmation", ["", "halt", "HALTED", "yes"])
+def test_everything_is_halted_on_purpose_only(office: Client, confirmation: str) -> None:
+    assert list(wrong(do(office, Instrument, "halt-all", confirmation=confirmation))) == ["confirmation"]
+    assert status() == ("trading", "")
+
+
+def test_when_everything_is_halted_there_is_nothing_to_halt(office: Client) -> None:
+    set_status("AAPL", InstrumentStatus.HALTED)
+
+    response = do(office, Instrument, "halt-all", confirmation="HALT")
+
+    assert said(response) == [("warning", "Nothing was halted: nothing was trading.")]
+
+
+ACTS = {"list": "", "edit": "AAPL", "halt": "AAPL", "resume": "AAPL", "halt-all": ""}
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_who_may_only_look_sees_no_button_and_is_refused(client: Client, act: str) -> None:
+    viewer = sign_in(client, "vera", VIEW)
+    set_status("AAPL", InstrumentStatus.HALTED if act == "resume" else InstrumentStatus.TRADING)
+    path = act_path(Instrument, act, *filter(None, [ACTS[act]]))
+
+    assert not any(is_offered(viewer, path, each) for each in (LIST, AAPL))
+    assert f"{LIST}{act}/" not in html(viewer, LIST)
+    assert viewer.get(path).status_code == 403
+    assert viewer.post(path, {"reason": REASON, "symbol": "X", "confirmation": "HALT", **RULES}).status_code == 403
+    assert list(Instrument.objects.values_list("pk", "name", "halt_reason")) == [("AAPL", "AAPL", "")]
+
+
+@pytest.mark.parametrize("path", [LIST, AAPL])
+def test_who_may_not_look_sees_nothing(client: Client, path: str) -> None:
+    assert sign_in(client, "vera", ["exchange.view_broker"]).get(path).status_code == 403
