@@ -49,7 +49,7 @@ from orders.models import Order, Trade
 from orders.terms import Side
 from webhooks.models import Subscription
 
-TRADES_COUNTED = 500  # of a broker in the list, on each side
+TRADES_COUNTED = 200  # of a broker in the list, on each side
 TRADES_SUMMED = 5_000  # on a broker's own page, on each side
 HOLDINGS_SHOWN = 100
 ROWS_SHOWN = 10  # of what has a list of its own
