@@ -16,7 +16,7 @@ from django.http import HttpRequest
 from django.urls import reverse
 
 from backoffice.charts import Number, Sparkline, sparkline
-from backoffice.templatetags.office import age, short
+from backoffice.templatetags.office import short
 from exchange import heartbeat, rejects
 from exchange.database import database_now
 from exchange.models import Holding, Instrument
@@ -65,7 +65,7 @@ class Row:
     url: str
     state: str
     last: Decimal | None
-    change: Decimal | None  # in percent of the last price before today
+    change: Decimal | None  # today's, in percent of the last price before, or of the first one ever
     volume: int
     open_orders: int
     last_trade_seconds: float | None
@@ -109,6 +109,11 @@ def _midnight(now: datetime) -> datetime:
     return now.replace(hour=0, minute=0, second=0, microsecond=0)
 
 
+def _clock(moment: datetime) -> str:
+    """A time that stays the same while the page refreshes: an alarm is read aloud when it changes."""
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
 # --- What goes on ---------------------------------------------------------------------------------------------------
 
 
@@ -127,7 +132,7 @@ def _figures(now: datetime) -> Part:
     behind = activity.behind_since(now)
     if behind is None:
         return Part({"cards": cards})
-    text = f"The figures of the day and the charts are not kept up: they end at {behind:%Y-%m-%d %H:%M} UTC."
+    text = f"The figures of the day and the charts are not kept up: they end at {_clock(behind)}."
     return Part({"cards": cards}, [Alarm(text, "#processes", "Look at the processes")])
 
 
@@ -148,7 +153,8 @@ def _market(now: datetime) -> Part:
     instruments = Instrument.objects.order_by("symbol").annotate(
         last=Subquery(tape.values("price")[:1]),
         last_trade_at=Subquery(tape.values("executed_at")[:1]),
-        close_before=Subquery(tape.filter(executed_at__lt=midnight).values("price")[:1]),
+        before=Subquery(tape.filter(executed_at__lt=midnight).values("price")[:1]),
+        first=Subquery(tape.reverse().filter(executed_at__gte=midnight).values("price")[:1]),
     )
     open_orders = dict(Holding.objects.values_list("instrument").annotate(Sum("open_orders")))
     volumes = activity.volumes(midnight)
@@ -168,7 +174,7 @@ def _market(now: datetime) -> Part:
 
 
 def _row(instrument: Any, now: datetime, volume: int, open_orders: int) -> Row:
-    last, before, last_trade_at = instrument.last, instrument.close_before, instrument.last_trade_at
+    last, last_trade_at, reference = instrument.last, instrument.last_trade_at, instrument.before or instrument.first
     silence = None if last_trade_at is None else now - last_trade_at
     is_quiet = instrument.status == InstrumentStatus.TRADING and (silence is None or silence > QUIET_AFTER)
     return Row(
@@ -177,7 +183,7 @@ def _row(instrument: Any, now: datetime, volume: int, open_orders: int) -> Row:
         url=reverse("admin:exchange_instrument_change", args=[instrument.pk]),
         state=QUIET if is_quiet else instrument.status,
         last=last,
-        change=(last - before) / before * 100 if last and before else None,
+        change=None if instrument.first is None else (last - reference) / reference * 100,
         volume=volume,
         open_orders=open_orders,
         last_trade_seconds=None if silence is None else silence.total_seconds(),
@@ -220,7 +226,7 @@ def _webhooks(now: datetime) -> Part:
         what = "An endpoint fails" if len(failing) == 1 else f"{count} endpoints fail, the latest"
         alarms.append(Alarm(f"{what}: {latest.url} of {latest.broker_id}.", url, "Subscriptions"))
     if waited is not None and waited > DUE_TOO_LONG:
-        text = f"Webhooks wait to be delivered, the oldest for {age(waited.total_seconds())}."
+        text = f"Webhooks wait to be delivered, the oldest since {_clock(now - waited)}."
         alarms.append(Alarm(text, deliveries_url, "Deliveries"))
     return Part({"webhooks": told}, alarms)
 
@@ -268,12 +274,12 @@ def _processes(now: datetime) -> Part:
         text = "Valkey does not answer: nothing that must be repeated is started, and nobody knows what is alive."
         return Part(told, [Alarm(text, "#processes", "Look at the processes")])
     silent = [pulse for pulse in pulses[1:] if pulse.state == "silent"]  # a web process shows this page
-    return Part(told, [_silent(pulse) for pulse in silent])
+    return Part(told, [_silent(pulse, now) for pulse in silent])
 
 
-def _silent(pulse: Pulse) -> Alarm:
-    since = "at all" if pulse.age_seconds is None else f"for {age(pulse.age_seconds)}"
-    text = f"There is no sign of the {pulse.name.lower()} {since}: it {pulse.does}."
+def _silent(pulse: Pulse, now: datetime) -> Alarm:
+    since = "" if pulse.age_seconds is None else f" since {_clock(now - timedelta(seconds=pulse.age_seconds))}"
+    text = f"There is no sign of the {pulse.name.lower()}{since}: it {pulse.does}."
     return Alarm(text, "#processes", "Look at the processes")
 
 

@@ -1,0 +1,438 @@
+"""The dashboard: exact figures in few queries, and every thing that is wrong, until it is right again."""
+
+import re
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.test import Client, override_settings
+from django.urls import reverse
+from pytest_django import DjangoAssertNumQueries
+
+from backoffice import dashboard, site
+from backoffice.charts import sparkline
+from backoffice.templatetags.office import short
+from config.local.servers import free_port
+from exchange import heartbeat, rejects, services
+from exchange.database import database_now
+from orders.models import Bar, ReconcileRun, Trade
+from orders.tasks import roll_up
+from orders.terms import Side
+from tests import trading
+from webhooks import services as webhooks
+from webhooks.models import Delivery, EventType, Subscription
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+INDEX = "/admin/"
+MAX_QUERIES = 19
+EVERY_PART = (
+    "exchange.view_instrument",
+    "exchange.view_rejectedorders",
+    "orders.view_order",
+    "orders.view_trade",
+    "orders.view_reconcilerun",
+    "webhooks.view_subscription",
+    "webhooks.view_delivery",
+)
+MARKS = (heartbeat.BEAT, heartbeat.WORKER, heartbeat.WEB, heartbeat.WEBHOOKS)
+
+
+@pytest.fixture(autouse=True)
+def _everything_is_alive() -> Iterator[None]:
+    heartbeat._client.cache_clear()
+    for key in MARKS:
+        heartbeat.mark(key)
+    rejects._counted.clear()
+    yield
+    heartbeat._client().delete(*MARKS)
+    heartbeat._client.cache_clear()
+
+
+@pytest.fixture
+def root(client: Client) -> Client:
+    client.force_login(User.objects.create(username="root", is_staff=True, is_superuser=True))
+    return client
+
+
+def user_with(client: Client, *permissions: str) -> Client:
+    """Somebody who may see just this."""
+    user = User.objects.create(username="some", is_staff=True)
+    for each in permissions:
+        app, _, codename = each.partition(".")
+        user.user_permissions.add(Permission.objects.get(content_type__app_label=app, codename=codename))
+    client.force_login(user)
+    return client
+
+
+def seen(browser: Client) -> Any:
+    """What the page was made of."""
+    response = browser.get(INDEX)
+    assert response.status_code == 200
+    return response.context
+
+
+def alarms(browser: Client) -> list[tuple[str, str]]:
+    """What the page says is wrong, and where that leads; the page itself has it, too."""
+    response = browser.get(INDEX)
+    text, found = response.content.decode(), [(each.text, each.url) for each in response.context["alarms"]]
+    assert all(f'href="{url}"' in text for _, url in found)
+    assert all(said.replace("'", "&#x27;") in text for said, _ in found)
+    assert ("All is well" in text) is not bool(found)
+    return found
+
+
+# --- Figures --------------------------------------------------------------------------------------------------------
+
+
+def test_orders_trades_value_and_rejects_are_exact_at_once(root: Client) -> None:
+    for name in ("alice", "bob"):
+        trading.broker(name)
+    trading.place(Side.ASK, 10, "10", by="bob")
+    trading.place(Side.BID, 4, "11")
+    rejects.note(3)
+    rejects.write()
+    roll_up()
+    trading.place(Side.BID, 2, "12.50")  # after the bars were made
+
+    cards = {card.title: (card.last_minute, card.today) for card in seen(root)["cards"]}
+
+    assert cards == {
+        "Orders": (3, 3),
+        "Trades": (2, 2),
+        "Value traded": (Decimal(60), Decimal(60)),
+        "Orders rejected": (3, 3),
+    }
+
+
+def test_charts_show_the_last_hour_and_say_it_in_words(root: Client) -> None:
+    trading.instrument()
+    minute = database_now().replace(second=0, microsecond=0)
+    for ago, orders in ((61, 100), (60, 1), (2, 7), (1, 3), (0, 50)):
+        Bar.objects.create(instrument_id="AAPL", minute=minute - timedelta(minutes=ago), orders=orders)
+
+    card = seen(root)["cards"][0]
+
+    assert card.in_words in (  # a minute may have passed meanwhile
+        "Orders by minute in the last hour: 3 in the last whole minute, 7 at most, 11 together",
+        "Orders by minute in the last hour: 50 in the last whole minute, 50 at most, 60 together",
+    )
+    assert card.chart.line.count("L") == dashboard.CHARTED - 1
+    assert f'aria-label="{card.in_words}"' in root.get(INDEX).content.decode()
+
+
+def test_instruments_are_shown_with_price_change_volume_and_open_orders(root: Client) -> None:
+    for name in ("alice", "bob"):
+        trading.broker(name, holdings={"AAPL": 1_000, "GOOG": 1_000})
+    trading.instrument("IDLE")
+    for price in ("10", "12"):
+        trading.place(Side.ASK, 5, price, by="bob")
+        trading.place(Side.BID, 5, price)
+    trading.place(Side.ASK, 5, "20", by="bob", symbol="GOOG")
+    yesterday = database_now() - timedelta(days=1)
+    roll_up()
+
+    market = seen(root)["market"]
+    told = [(row.symbol, row.state, row.last, row.change, row.volume, row.open_orders) for row in market["rows"]]
+    assert told == [
+        ("AAPL", "trading", Decimal(12), Decimal(20), 10, 0),
+        ("GOOG", "quiet", None, None, 0, 1),
+        ("IDLE", "quiet", None, None, 0, 0),
+    ]
+    assert (market["instruments"], market["halted"], market["quiet"], market["open_orders"]) == (3, 0, 2, 1)
+
+    Trade.objects.filter(price=10).update(executed_at=yesterday, price=8)
+    assert seen(root)["market"]["rows"][0].change == 50
+    Trade.objects.all().update(executed_at=yesterday)
+    row = seen(root)["market"]["rows"][0]
+    assert (row.state, row.last, row.change) == ("quiet", Decimal(12), None)
+
+
+def test_only_the_busiest_instruments_are_shown_halted_ones_first(
+    root: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dashboard, "INSTRUMENTS_SHOWN", 2)
+    for symbol, volume in (("A", 1), ("B", 3), ("C", 2)):
+        trading.instrument(symbol)
+        Bar.objects.create(instrument_id=symbol, minute=database_now(), volume=volume)
+    services.halt("A")
+
+    assert [row.symbol for row in seen(root)["market"]["rows"]] == ["A", "B"]
+
+
+# --- What is wrong --------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_wrong_with_an_exchange_that_has_just_begun(root: Client) -> None:
+    assert alarms(root) == []
+
+
+def test_halted_instruments_are_told_until_they_are_resumed(root: Client) -> None:
+    for symbol in ("AAPL", "GOOG"):
+        trading.instrument(symbol)
+        services.halt(symbol)
+    assert alarms(root) == [("AAPL, GOOG are halted.", "/admin/exchange/instrument/")]
+
+    services.resume("AAPL")
+    assert alarms(root) == [("GOOG is halted.", "/admin/exchange/instrument/GOOG/change/")]
+
+    services.resume("GOOG")
+    assert alarms(root) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [(heartbeat.BEAT, "beat"), (heartbeat.WORKER, "worker"), (heartbeat.WEBHOOKS, "webhooks worker")],
+)
+def test_a_process_that_is_silent_is_told(root: Client, key: str, name: str) -> None:
+    heartbeat._client().delete(key)
+    ((text, url),) = alarms(root)
+    assert text.startswith(f"There is no sign of the {name}: it ")
+    assert (url, 'id="processes"' in root.get(INDEX).content.decode()) == ("#processes", True)
+
+    heartbeat._client().set(key, 1, px=heartbeat.REMEMBERED_MS - 3_600_000)
+    ((text, _),) = alarms(root)
+    since = [database_now() - timedelta(minutes=minutes) for minutes in (60, 61)]  # one may have passed meanwhile
+    assert any(
+        text.startswith(f"There is no sign of the {name} since {each:%Y-%m-%d %H:%M} UTC: it ") for each in since
+    )
+
+    heartbeat.mark(key)
+    assert alarms(root) == []
+
+
+def test_a_valkey_that_is_away_is_told_and_nothing_else(root: Client) -> None:
+    heartbeat._client().close()
+    heartbeat._client.cache_clear()
+    with override_settings(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0"):
+        ((text, _),) = alarms(root)
+        assert text.startswith("Valkey does not answer")
+        heartbeat._client.cache_clear()
+    assert alarms(root) == []
+
+
+def subscribed(broker_id: str) -> Subscription:
+    trading.broker(broker_id)
+    (subscription,), _ = webhooks.subscribe(
+        broker_id, url=f"https://{broker_id}.example/", events=[EventType.TRADE_EXECUTED]
+    )
+    return Subscription.objects.get(pk=subscription.pk)
+
+
+def test_endpoints_that_fail_are_told_until_they_answer_or_are_paused(root: Client) -> None:
+    subscriptions, now = [subscribed(name) for name in ("alice", "bob", "carol")], database_now()
+
+    def set_all(**fields: Any) -> None:
+        Subscription.objects.filter(pk__in=[each.pk for each in subscriptions]).update(**fields)
+
+    set_all(last_success_at=now - timedelta(hours=1), last_failure_at=now - timedelta(hours=2))
+    assert alarms(root) == []
+
+    subscriptions = [subscriptions[0]]
+    set_all(last_failure_at=now - timedelta(minutes=1))
+    page = "/admin/webhooks/subscription/"
+    assert alarms(root) == [("An endpoint fails: https://alice.example/ of alice.", page)]
+    assert f'href="{page}{subscriptions[0].pk}/change/"' in root.get(INDEX).content.decode()
+
+    subscriptions = list(Subscription.objects.filter(broker="bob"))
+    set_all(last_success_at=None, last_failure_at=now)
+    assert alarms(root) == [("2 endpoints fail, the latest: https://bob.example/ of bob.", page)]
+
+    set_all(paused_at=now)
+    subscriptions = list(Subscription.objects.filter(broker="alice"))
+    set_all(last_success_at=now)
+    assert alarms(root) == []
+
+
+def test_what_failed_long_ago_and_was_never_tried_again_is_forgotten(root: Client) -> None:
+    subscribed("alice")
+    Subscription.objects.update(last_failure_at=database_now() - timedelta(hours=25))
+
+    assert alarms(root) == []
+
+
+def due(subscription: Subscription, seconds: int) -> datetime:
+    """A delivery that has been due for so long; since when."""
+    made_at = database_now() - timedelta(seconds=seconds)
+    for_id = UUID(int=int(made_at.timestamp() * 1000) << 80 | 7 << 76 | 2 << 62 | Delivery.objects.count())
+    Delivery.objects.create(id=for_id, event_id=for_id, subscription=subscription)
+    return made_at
+
+
+def test_deliveries_that_wait_too_long_are_told_until_they_are_sent_or_paused(root: Client) -> None:
+    subscription = subscribed("alice")
+    due(subscription, 50)
+    assert alarms(root) == []
+
+    oldest = due(subscription, 200)
+    told = f"Webhooks wait to be delivered, the oldest since {oldest:%Y-%m-%d %H:%M} UTC."
+    assert alarms(root) == [(told, "/admin/webhooks/delivery/")]
+    assert seen(root)["webhooks"]["due"] == "2"
+
+    Subscription.objects.update(paused_at=database_now())
+    assert alarms(root) == []
+    assert seen(root)["webhooks"]["oldest_seconds"] is None
+
+    Subscription.objects.update(paused_at=None)
+    Delivery.objects.update(claimed_at=database_now())
+    assert alarms(root) == []
+    assert seen(root)["webhooks"]["due"] == "0"
+
+
+def test_what_is_due_is_counted_up_to_a_limit(root: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dashboard, "DUE_COUNTED", 3)
+    subscription = subscribed("alice")
+    counted = []
+    for _ in range(5):
+        due(subscription, 1)
+        counted.append(seen(root)["webhooks"]["due"])
+
+    assert counted == ["1", "2", "3", "3+", "3+"]
+
+
+def run(**fields: Any) -> ReconcileRun:
+    now = database_now()
+    return ReconcileRun.objects.create(asked_by="root", asked_at=now, **({"finished_at": now} | fields))
+
+
+def test_the_last_reconciliation_is_told_if_it_found_something(root: Client) -> None:
+    def findings(*counts: int) -> list[dict[str, Any]]:
+        return [{"check": "x", "count": count, "examples": [], "seconds": 0.1} for count in counts]
+
+    bad = run(findings=findings(0, 2, 1))
+    run(finished_at=None, findings=findings(0))  # under way
+    page = "/admin/orders/reconcilerun/{}/change/"
+    assert alarms(root) == [("The last reconciliation found 3 differences.", page.format(bad.pk))]
+
+    bad = run(error="out of time")
+    assert alarms(root) == [("The last reconciliation came to no verdict: out of time", page.format(bad.pk))]
+
+    run(findings=findings(0, 0))
+    assert alarms(root) == []
+
+
+def test_bars_that_are_not_kept_up_are_told(root: Client) -> None:
+    trading.broker("alice")
+    trading.place(Side.BID, 1, "1")
+    moment = database_now() - timedelta(minutes=3)
+    id_ = UUID(int=int(moment.timestamp() * 1000) << 80 | 7 << 76 | 2 << 62)
+    Trade.objects.create(
+        id=id_, instrument_id="AAPL", price=1, quantity=1, taker_side=Side.BID, bid_order_id=id_, ask_order_id=id_,
+        bid_broker_id="alice", ask_broker_id="alice", executed_at=moment,
+    )  # fmt: skip
+    ((text, url),) = alarms(root)
+    assert text == f"The figures of the day and the charts are not kept up: they end at {moment:%Y-%m-%d %H:%M} UTC."
+    assert url == "#processes"
+
+    roll_up()
+    assert alarms(root) == []
+
+
+# --- Who sees it, and at what cost ----------------------------------------------------------------------------------
+
+
+def test_a_stranger_is_sent_to_the_login(client: Client) -> None:
+    response = client.get(INDEX)
+
+    assert (response.status_code, response.headers["Location"]) == (302, "/admin/login/?next=/admin/")
+
+
+def test_who_may_see_nothing_else_sees_the_processes(client: Client) -> None:
+    trading.instrument()
+    services.halt("AAPL")
+    browser = user_with(client)
+
+    context = seen(browser)
+    text = browser.get(INDEX).content.decode()
+
+    assert alarms(browser) == []
+    assert "All is well with what you may see" in text
+    assert len(context["processes"]) == 4
+    assert not {"cards", "market", "webhooks", "runs_url"} & context.keys()
+    assert re.findall(r'href="(/admin/[a-z]+/[^"]*)"', text.split('id="content"')[1]) == []
+
+
+@pytest.mark.parametrize(
+    ("permissions", "part"),
+    [
+        (["exchange.view_instrument", "orders.view_trade", "orders.view_order"], "market"),
+        (["orders.view_order", "orders.view_trade", "exchange.view_rejectedorders"], "cards"),
+        (["webhooks.view_subscription", "webhooks.view_delivery"], "webhooks"),
+        (["orders.view_reconcilerun"], "runs_url"),
+    ],
+)
+def test_a_part_is_for_those_who_may_see_what_it_shows(client: Client, permissions: list[str], part: str) -> None:
+    browser = user_with(client, *permissions[1:])
+    assert part not in seen(browser)
+    User.objects.all().delete()
+
+    browser = user_with(client, *permissions)
+    assert {"cards", "market", "webhooks", "runs_url"} & seen(browser).keys() == {part}
+
+
+def test_it_links_to_every_page_of_the_back_office(root: Client) -> None:
+    content = root.get(INDEX).content.decode().split('id="content"')[1]
+
+    pages = [reverse(f"admin:{name}") for _, group in site.PAGES for _, name, _, _ in group]
+    assert len(pages) > 10
+    assert [page for page in pages if page != INDEX and f'href="{page}"' not in content] == []
+
+
+def test_it_refreshes_by_itself(root: Client) -> None:
+    content = root.get(INDEX).content.decode()
+
+    live = re.findall(r'id="(\w+)"[^>]*data-live', content)
+    assert live == ["now", "alarms", "figures", "standing", "market", "processes", "webhooks", "reconciliation"]
+
+
+@pytest.mark.parametrize("is_superuser", [True, False])
+def test_it_takes_few_queries_whatever_there_is(
+    client: Client, django_assert_max_num_queries: DjangoAssertNumQueries, is_superuser: bool
+) -> None:
+    for number in range(10):
+        due(subscribed(f"broker-{number}"), 500)
+        trading.instrument(f"S{number}")
+        trading.place(Side.ASK, 1, "10", by=f"broker-{number}")
+    Subscription.objects.update(last_failure_at=database_now())
+    run()
+    browser = user_with(client, *EVERY_PART)
+    User.objects.update(is_superuser=is_superuser)
+
+    with django_assert_max_num_queries(MAX_QUERIES):
+        context = seen(browser)
+    assert {"cards", "market", "webhooks", "runs_url"} <= context.keys()
+
+
+# --- How figures are drawn and written ------------------------------------------------------------------------------
+
+
+def test_a_sparkline_goes_from_left_to_right_with_its_highest_value_at_the_top() -> None:
+    chart = sparkline([0, Decimal(5), 10], width=100, height=42)
+
+    assert (chart.width, chart.height) == (100, 42)
+    assert chart.line == "M0.0,41.0 L50.0,21.0 L100.0,1.0"
+    assert chart.area == "M0.0,41.0 L50.0,21.0 L100.0,1.0 L100.0,42 L0,42 Z"
+
+
+def test_a_sparkline_of_nothing_lies_at_the_bottom() -> None:
+    assert sparkline([0, 0], width=10, height=42).line == "M0.0,41.0 L10.0,41.0"
+    assert sparkline([]).line == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (0, "0"),
+        (999_999, "999,999"),
+        (1_000_000, "1.00 M"),
+        (Decimal("1234.5"), "1,234.50"),
+        (Decimal("12345678901"), "12.35 bn"),
+        (Decimal("5e15"), "5,000.00 tn"),
+    ],
+)
+def test_figures_are_short(value: Any, written: str) -> None:
+    assert short(value) == written
