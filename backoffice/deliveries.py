@@ -27,6 +27,7 @@ from webhooks import attempts
 from webhooks.models import FAILED, Answer, Delivery, DeliveryError, DeliveryState, Event, EventType, Subscription
 
 LATEST = 10  # deliveries on the page of their subscription
+OF_BROKER = 1_000  # subscriptions, the latest, by which a broker's deliveries are known
 
 _BY_ID, _BY_SUBSCRIPTION = Keyset(("-id", UUID)), Keyset(("subscription_id", UUID), ("id", UUID))
 
@@ -95,9 +96,8 @@ class DeliveryPages(Pages):
         if asked["q"]:
             return Way(rows.filter(pk__in=_known_by(asked["q"])), _BY_ID, _among(asked) & id_period(asked))
         if asked["state"] == DeliveryState.DUE:
-            due = due_to(asked["subscription"]) if asked["subscription"] else Delivery.objects.filter(claimed_at=None)
-            among = _among(asked | {"state": "", "subscription": None}) & id_period(asked)
-            return Way(self._lean(due), _BY_SUBSCRIPTION, among)
+            due, served = _due(asked)
+            return Way(self._lean(due), _BY_SUBSCRIPTION, _among(asked | served) & id_period(asked))
         rows = rows.filter(id_period(asked))
         if _have_failed(asked):
             served = {"state": ""} if asked["state"] == DeliveryState.FAILED else {}
@@ -129,6 +129,16 @@ def _broker_id(row: Delivery) -> str:
     return row.subscription.broker_id
 
 
+def _due(asked: dict[str, Any]) -> tuple[Rows, dict[str, Any]]:
+    """What is due, subscription by subscription, and which filters are done with by that."""
+    if asked["subscription"]:
+        return due_to(asked["subscription"]), {"state": "", "subscription": None}
+    due = Delivery.objects.filter(claimed_at=None)
+    if asked["broker"]:
+        return due.filter(subscription__in=_subscriptions_of(asked["broker"])), {"state": "", "broker": ""}
+    return due, {"state": ""}
+
+
 def _have_failed(asked: dict[str, Any]) -> bool:
     """Whether what is asked for can only be true of what failed, so that its index serves."""
     code, error = asked["status_code"], asked["error"]
@@ -140,18 +150,19 @@ def _have_failed(asked: dict[str, Any]) -> bool:
 
 def _among(asked: dict[str, Any]) -> Q:
     found = _STATES[DeliveryState(asked["state"])] if asked["state"] else Q()
-    names = {
-        "broker": "subscription__broker",
-        "event": "subscription__event_type",
-        "error": "error",
-        "status_code": "status_code",
-    }
-    for name, column in names.items():
+    for name, column in {"event": "subscription__event_type", "error": "error", "status_code": "status_code"}.items():
         if asked[name]:
             found &= Q(**{column: asked[name]})
+    if asked["broker"]:
+        found &= Q(subscription__in=_subscriptions_of(asked["broker"]))
     if asked["subscription"]:
         found &= Q(subscription=asked["subscription"])
     return found
+
+
+def _subscriptions_of(broker_id: str) -> list[UUID]:
+    """A broker's subscriptions, named one by one: by a join the planner would read all deliveries to each of them."""
+    return list(Subscription.objects.filter(broker=broker_id).order_by("-pk").values_list("pk", flat=True)[:OF_BROKER])
 
 
 def _known_by(term: str) -> list[UUID]:
@@ -160,8 +171,7 @@ def _known_by(term: str) -> list[UUID]:
         id_ = UUID(term)
     except ValueError:
         return []
-    events = Event.objects.filter(pk__in=[id_, *events_about(id_)])
-    return [id_, *(each.pk for event in events for each in attempts.of_event(event))]
+    return [id_, *(each.pk for each in attempts.of_events([id_, *events_about(id_)]))]
 
 
 # --- What other pages show of them ----------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ class EventPages(Pages):
     def row_context(self, request: HttpRequest, row: Event) -> dict[str, Any]:
         return {
             "title": f"Event {row.sequence:,} of {row.broker_id}",
-            "family": attempts.of_event(row),
+            "family": attempts.of_events([row.pk]),
             "broker_url": page_url(Broker, row.broker_id),
             "stream_url": list_url(Event, broker=row.broker_id),
             **about(row),

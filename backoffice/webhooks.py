@@ -14,7 +14,7 @@ from backoffice.deliveries import latest_of
 from backoffice.links import list_url, page_url
 from backoffice.lists import Column, FilterForm, Way
 from backoffice.pages import Pages
-from backoffice.templatetags.office import state
+from backoffice.templatetags.office import ago, states
 from backoffice.webhook_acts import Pause, RedeliverFailed, Resume
 from exchange.models import Broker
 from exchange.paging import Keyset
@@ -42,18 +42,18 @@ class SubscriptionPages(Pages):
     columns = (
         Column("Event", "event_type", link=lambda row: page_url(Subscription, row.pk)),
         Column("Broker", "broker_id", link=lambda row: page_url(Broker, row.broker_id)),
+        Column("State", lambda row: states(row.state, health.health_of(row))),
         Column("URL", "url", is_text=True),
-        Column("State", lambda row: state(row.state)),
-        Column("Health", lambda row: state(health.health_of(row)) if health.health_of(row) else ""),
-        Column("Last success", "last_success_at"),
-        Column("Last failure", "last_failure_at"),
-        Column("Failed, hour", lambda row: health.failed_share(row.completed_hour, row.failed_hour), is_number=True),
-        Column("Failed, day", lambda row: health.failed_share(row.completed_day, row.failed_day), is_number=True),
+        Column("Succeeded", lambda row: ago(row.last_success_at)),
+        Column("Failed", lambda row: ago(row.last_failure_at)),
+        Column("Hour", lambda row: health.failed_share(row.completed_hour, row.failed_hour), is_number=True),
+        Column("Day", lambda row: health.failed_share(row.completed_day, row.failed_day), is_number=True),
         Column("Due", health.due_count, is_number=True),
         Column("Oldest", health.oldest_due, is_number=True),
     )
     form_class = SubscriptionFilter
     acts = (Pause(), Resume(), RedeliverFailed())
+    list_template = "backoffice/subscriptions.html"
     row_template = "backoffice/subscription.html"
     is_live = True
 

@@ -1,7 +1,7 @@
-"""Which deliveries belong together: those of one event, the first to each subscription and those made again of it.
+"""Which deliveries belong together: those of one event, the first one and those by which it was made again.
 
-There is no index of deliveries by event. The first were written by the statement that wrote the event, so that their
-ids follow its own closely: there they are looked for, among so many and no further. All others name the one before.
+There is no index of deliveries by event. The first was written by the statement that wrote the event, so that its id
+follows the event's closely: there it is looked for, among so many and no further. All others name the one before.
 """
 
 from collections.abc import Sequence
@@ -11,22 +11,25 @@ from uuid import UUID
 from django.db import connection
 
 from exchange.paging import first_id_at, moment_of
-from webhooks.models import Delivery, Event
+from webhooks.models import Delivery
 
-MAX_NEAR = 4_000  # deliveries that are looked through for those of an event
-MAX_FAMILY = 100  # deliveries of one event that are told of
+MAX_NEAR = 4_000  # deliveries that are looked through for the first of an event
+MAX_FAMILY = 500  # deliveries of one event, or of several, that are told of
 _WRITTEN_WITHIN = timedelta(minutes=1)  # no statement takes as long
 
 
-def of_event(event: Event) -> list[Delivery]:
-    """An event's deliveries, oldest first."""
-    written_at = moment_of(event.pk)
-    near = (
-        Delivery.objects.filter(pk__gte=first_id_at(written_at), pk__lt=first_id_at(written_at + _WRITTEN_WITHIN))
-        .order_by("pk")
-        .values_list("pk", "event_id")[:MAX_NEAR]
-    )
-    return _descended_from([pk for pk, event_id in near if event_id == event.pk])
+def of_events(event_ids: Sequence[UUID]) -> list[Delivery]:
+    """The deliveries of these events, oldest first."""
+    written_at = [moment_of(each) for each in event_ids]
+    values = {
+        "ids": list(event_ids),
+        "firsts": [first_id_at(each) for each in written_at],
+        "ends": [first_id_at(each + _WRITTEN_WITHIN) for each in written_at],
+        "max_near": MAX_NEAR,
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(_FIRST_OF_EVENTS, values)
+        return _descended_from([id_ for (id_,) in cursor.fetchall()])
 
 
 def of_the_same(delivery: Delivery) -> list[Delivery]:
@@ -42,6 +45,18 @@ def _descended_from(first: Sequence[UUID]) -> list[Delivery]:
         ids = [id_ for (id_,) in cursor.fetchall()]
     return list(Delivery.objects.filter(pk__in=ids).select_related("subscription").order_by("pk"))
 
+
+# An event has one first delivery at most, for a broker has one subscription to each type: the look ends where it is.
+_FIRST_OF_EVENTS = """
+SELECT first.id
+FROM unnest(%(ids)s::uuid[], %(firsts)s::uuid[], %(ends)s::uuid[]) AS event(id, first, last) CROSS JOIN LATERAL (
+  SELECT near.id FROM (
+    SELECT id, event_id FROM webhooks_delivery
+    WHERE id >= event.first AND id < event.last ORDER BY id LIMIT %(max_near)s
+  ) near
+  WHERE near.event_id = event.id LIMIT 1
+) first
+"""
 
 _FIRST = """
 WITH RECURSIVE line AS (

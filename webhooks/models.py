@@ -147,6 +147,7 @@ class Delivery(models.Model):
             ),
         ]
         permissions = [("redeliver_delivery", "Can have events delivered again")]
+        verbose_name_plural = "deliveries"
 
     def __str__(self) -> str:
         return str(self.pk)

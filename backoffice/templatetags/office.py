@@ -8,7 +8,8 @@ from uuid import UUID
 
 from django import template
 from django.db.models import Model
-from django.utils.html import format_html
+from django.utils import timezone
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from backoffice.links import page_url
@@ -54,6 +55,11 @@ def state(value: Any) -> SafeString:
     """A state's word on its colour."""
     word = str(value)
     return format_html('<span class="o-state o-{}">{}</span>', _TONES.get(word, "plain"), word.replace("_", " "))
+
+
+def states(*values: Any) -> SafeString:
+    """Several of them, side by side; what is empty is left out."""
+    return format_html_join(" ", "{}", ((state(value),) for value in values if value))
 
 
 @register.filter
@@ -158,6 +164,16 @@ def age(seconds: float | None) -> str:
         if seconds < limit:
             return f"{seconds / unit:.0f} {name}"
     return f"{seconds / 86_400:.0f} d"
+
+
+@register.filter
+def ago(value: datetime | None) -> SafeString | str:
+    """How long ago it was; the time itself on hovering."""
+    if value is None:
+        return NOTHING
+    exact = value.isoformat()
+    seconds = (timezone.now() - value).total_seconds()
+    return format_html('<time datetime="{}" title="{}">{} ago</time>', exact, exact, age(seconds))
 
 
 @register.filter

@@ -264,6 +264,20 @@ def test_a_delivery_is_found_by_its_id_its_event_and_its_order(root: Client, rec
     assert found("nonsense") == []
 
 
+def test_all_deliveries_about_an_order_are_found_with_few_queries(root: Client, receiver: Receiver) -> None:
+    subscribe("alice", receiver.url())
+    ask = place(Side.ASK, 40, "10")
+    for _ in range(30):
+        place(Side.BID, 1, "10", by="bob")
+    trade(1)
+
+    with CaptureQueriesContext(connection) as queries:
+        rows = shown(root, Delivery, q=ask.pk)
+    assert len(rows) == 30
+    assert {row.event.sequence for row in rows} == set(range(1, 31))
+    assert len(queries) <= MAX_QUERIES
+
+
 def test_deliveries_are_found_by_the_time_of_their_ids(root: Client, receiver: Receiver) -> None:
     webhook_id = subscribe("alice", receiver.url())
     trade(1)

@@ -11,6 +11,10 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
+        migrations.AlterModelOptions(
+            name='delivery',
+            options={'permissions': [('redeliver_delivery', 'Can have events delivered again')], 'verbose_name_plural': 'deliveries'},
+        ),
         AddIndexConcurrently(
             model_name='delivery',
             index=models.Index(condition=models.Q(('redelivery_of__isnull', False)), fields=['redelivery_of'], name='delivery_redelivered'),
