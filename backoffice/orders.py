@@ -20,7 +20,7 @@ from backoffice.links import list_url, page_url
 from backoffice.lists import Column, Rows, Way
 from backoffice.pages import Pages
 from backoffice.periods import PeriodForm, period, within, within_by_id
-from backoffice.templatetags.office import short_id, state
+from backoffice.templatetags.office import coloured, money, short_id, state
 from exchange.audit import Action, Actor
 from exchange.errors import ExchangeError
 from exchange.models import AuditEntry, Broker, Instrument
@@ -50,7 +50,7 @@ class Cancel(Act):
         return row.status in WORKING
 
     def named(self, row: Order) -> str:
-        price = "at the market" if row.price is None else f"at {row.price.normalize():f}"
+        price = "at the market" if row.price is None else f"at {money(row.price)}"
         terms = f"{row.side} {row.remaining_quantity:,} of {row.quantity:,} {row.symbol} {price}"
         return f"{row.pk} · {row.broker_id} · {terms} · {row.status.replace('_', ' ')}"
 
@@ -95,17 +95,17 @@ class OrderPages(Pages):
     columns = (
         Column("Order", lambda order: short_id(order.pk), link=lambda order: page_url(Order, order.pk)),
         Column("Placed", "created_at"),
-        Column("Broker", "broker_id", link=lambda order: page_url(Broker, order.broker_id)),
-        Column("Document", "document_number"),
-        Column("Client order", "client_order_id"),
+        Column("Status", lambda order: state(order.status)),
         Column("Symbol", "symbol", link=lambda order: page_url(Instrument, order.symbol)),
-        Column("Side", "side"),
-        Column("Type", "type"),
-        Column("TIF", "time_in_force"),
+        Column("Side", lambda order: coloured(order.side)),
         Column("Price", "price", is_number=True),
         Column("Quantity", "quantity", is_number=True),
         Column("Filled", "filled_quantity", is_number=True),
-        Column("Status", lambda order: state(order.status)),
+        Column("Type", "type"),
+        Column("TIF", "time_in_force"),
+        Column("Broker", "broker_id", link=lambda order: page_url(Broker, order.broker_id)),
+        Column("Document", "document_number"),
+        Column("Client order", "client_order_id"),
     )
     export_columns = {
         "order_id": "id",
@@ -259,7 +259,7 @@ def moments_of(
     has_more_fills: bool,
 ) -> list[Moment]:
     """The order's life, oldest first."""
-    price = "at the market" if order.price is None else f"at {order.price.normalize():f}"
+    price = "at the market" if order.price is None else f"at {money(order.price)}"
     terms = f"{order.side} {order.quantity:,} {price}, {order.time_in_force}, arrival {order.sequence:,} in its book"
     moments = [Moment(order.created_at, "Accepted", terms)]
     if has_more_fills:
@@ -276,7 +276,7 @@ def moments_of(
 def _filled(fill: Fill, telling: Telling | None) -> Moment:
     trade, left = fill.trade, f"{fill.remaining:,} left" if fill.remaining else "nothing left"
     role = "taking" if fill.is_taker else "resting"
-    detail = f"{trade.quantity:,} at {trade.price.normalize():f}, {role}; {left}"
+    detail = f"{trade.quantity:,} at {money(trade.price)}, {role}; {left}"
     return Moment(trade.executed_at, "Filled", detail, telling, page_url(Trade, trade.pk), tone="good")
 
 

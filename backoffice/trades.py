@@ -13,7 +13,7 @@ from backoffice.links import page_url
 from backoffice.lists import Column, Rows, Way
 from backoffice.pages import Pages
 from backoffice.periods import PeriodForm, period, within, within_by_id
-from backoffice.templatetags.office import short_id
+from backoffice.templatetags.office import coloured, short_id
 from exchange.models import Broker, Instrument
 from exchange.paging import Keyset
 from exchange.wire import Instant
@@ -53,7 +53,7 @@ class TradePages(Pages):
             lambda trade: short_id(trade.ask_order_id),
             link=lambda trade: page_url(Order, trade.ask_order_id),
         ),
-        Column("Taker", "taker_side"),
+        Column("Taker", lambda trade: coloured(trade.taker_side)),
     )
     export_columns = {
         "trade_id": "id",

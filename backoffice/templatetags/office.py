@@ -82,6 +82,12 @@ def shown(value: Any) -> Any:
 
 
 @register.filter
+def coloured(side: str) -> SafeString:
+    """A side in its colour."""
+    return format_html('<span class="o-{}">{}</span>', side, side)
+
+
+@register.filter
 def words(value: Any) -> str:
     """A word of ours as people write it."""
     return str(value).replace("_", " ")
