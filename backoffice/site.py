@@ -156,3 +156,7 @@ def stylesheet(request: HttpRequest) -> str:
 
 def script(request: HttpRequest) -> str:
     return static("backoffice/office.js")
+
+
+def favicon(request: HttpRequest) -> str:
+    return static("backoffice/favicon.svg")

@@ -203,7 +203,7 @@ class Venue:
 
 
 @contextmanager
-def venue(on: Servers, database: str, *, processes: int = 1) -> Iterator[Venue]:
+def venue(on: Servers, database: str, *, processes: int = 1, has_members: bool = True) -> Iterator[Venue]:
     """Ours, whole: web, both workers and beat on `database`, which is migrated; it ends reconciled by the caller."""
     env = environment(on.postgres.url(database), on.valkey_url()) | {"WEB_PROCESSES": str(processes)}
     port = free_port()
@@ -212,7 +212,8 @@ def venue(on: Servers, database: str, *, processes: int = 1) -> Iterator[Venue]:
         children[name] = _celery(name, ["worker", *arguments, "-n", f"{name}-{database}@%h", "--without-mingle"], env)
     children["beat"] = _celery("beat", ["beat", "--scheduler", "celery.beat.Scheduler", "--pidfile="], env)
     with _running(Venue(on, database, env, port, children)) as running:
-        running.admit()
+        if has_members:
+            running.admit()
         if not wait_until(running.is_at_work, START_SECONDS):
             raise LocalError(f"The workers do not start; see {FOLDER}")
         yield running

@@ -160,6 +160,7 @@ UNFOLD = {
     "SITE_HEADER": "Bourse",
     "SITE_SUBHEADER": "Back office",
     "SITE_SYMBOL": "candlestick_chart",
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": "backoffice.site.favicon"}],
     "SITE_URL": None,
     "SHOW_HISTORY": False,
     "SHOW_VIEW_ON_SITE": False,

@@ -226,6 +226,7 @@ class ReconcileRun(models.Model):
     objects = ReconcileRunQuerySet.as_manager()
 
     class Meta:
+        verbose_name = "reconciliation"
         permissions = [("run_reconcile", "Can run the reconciliation")]
         indexes = [
             models.Index(fields=["id"], name="reconcile_run_under_way", condition=Q(finished_at=None)),

@@ -39,6 +39,7 @@ class Migration(migrations.Migration):
                 ('error', models.CharField(blank=True, max_length=200)),
             ],
             options={
+                'verbose_name': 'reconciliation',
                 'permissions': [('run_reconcile', 'Can run the reconciliation')],
             },
         ),

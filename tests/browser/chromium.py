@@ -1,0 +1,41 @@
+"""Chromium without a window, which talks to this machine and to nobody else."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
+
+PROGRAM = shutil.which("chromium")
+REASON = "There is no Chromium here: apt-get install chromium"
+WIDE, PHONE = ViewportSize(width=1400, height=900), ViewportSize(width=390, height=844)
+PATIENCE_MS = 15_000  # several times what a page may take, on a machine that has other things to do
+_ARGUMENTS = [
+    "--no-sandbox",  # for root, who has none
+    "--disable-gpu",
+    "--disable-dev-shm-usage",  # containers have little of it
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+]
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A browser. In here this thread has an event loop that runs: see `conftest`."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=PROGRAM, args=_ARGUMENTS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def sign_in(page: Page, url: str, username: str, password: str) -> None:
+    """Through the form, as anybody; on the dashboard then."""
+    page.goto(f"{url}/admin/")
+    page.fill("[name=username]", username)
+    page.fill("[name=password]", password)
+    page.click("button[type=submit]")
+    page.wait_for_url(f"{url}/admin/")

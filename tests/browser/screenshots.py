@@ -1,0 +1,37 @@
+"""`python -m tests.browser.screenshots [FOLDER]`: pictures of every page of the back office, of a small lively market.
+
+They go to docs/images/backoffice/ unless told otherwise. It starts an exchange of its own, as the bench does, and exits
+1 when a page has a fault: an error in the browser's console, or one of accessibility.
+"""
+
+import subprocess
+import sys
+
+from bench.venue import ROOT, servers, venue
+from config.local.processes import LocalError
+from config.local.supervisor import say
+from tests.browser import lively
+from tests.browser.chromium import PROGRAM, REASON
+
+FOLDER = ROOT / "docs" / "images" / "backoffice"
+
+
+def main(folder: str = str(FOLDER)) -> int:
+    if PROGRAM is None:
+        raise LocalError(REASON)
+    with servers() as on:
+        on.migrated("lively")
+        with venue(on, "lively", has_members=False) as running:
+            market = lively.make(running)
+            with market.trading():
+                command = [sys.executable, "-m", "tests.browser.camera", running.url, folder]
+                env = {**running.env, "DJANGO_SETTINGS_MODULE": "config.settings"}
+                return subprocess.run(command, cwd=ROOT, env=env, check=False).returncode  # noqa: S603
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except LocalError as error:
+        say(str(error))
+        sys.exit(1)

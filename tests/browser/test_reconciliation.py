@@ -1,0 +1,28 @@
+"""The reconciliation as its operator sees it: asked for by keyboard, and its verdict comes without another key."""
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.conftest import SignIn
+from tests.browser.watching import assert_accessible
+from tests.celery_processes import Celery, start_all
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def test_it_is_asked_for_by_keyboard_and_tells_its_verdict(signed_in: SignIn, celery: Celery) -> None:
+    page = signed_in("superuser")
+    page.goto("/admin/orders/reconcilerun/")
+    page.get_by_role("link", name="Run the reconciliation").press("Enter")
+    assert_accessible(page)
+    page.get_by_label("Reason").fill("end of the day")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("Waiting for a worker")).to_be_visible()
+
+    start_all(celery.worker(), celery.beat())
+
+    expect(page.get_by_text("Everything agrees")).to_be_visible()
+    assert_accessible(page)
+    page.get_by_role("region", name="Reconciliation").get_by_role("link").press("Enter")
+    expect(page.get_by_text("no book is crossed")).to_be_visible()
+    assert_accessible(page)

@@ -1,0 +1,33 @@
+"""The way in, and the first page."""
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import SignIn
+from tests.browser.watching import assert_accessible
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def test_somebody_signs_in_and_sees_the_dashboard(signed_in: SignIn) -> None:
+    page = signed_in("superuser")
+
+    expect(page.get_by_role("heading", name="Dashboard", level=1)).to_be_visible()
+    expect(page.get_by_role("link", name="Reconciliation").first).to_have_attribute(
+        "href", "/admin/orders/reconcilerun/"
+    )
+    assert_accessible(page)
+
+
+def test_a_wrong_password_leads_nowhere(open_page: Callable[[], Page]) -> None:
+    page = open_page()
+    page.goto("/admin/")
+    page.fill("[name=username]", "nobody")
+    page.fill("[name=password]", "wrong")
+    page.keyboard.press("Enter")
+
+    expect(page.get_by_text("Please enter the correct username and password")).to_be_visible()
+    assert "/admin/login/" in page.url
+    assert_accessible(page)

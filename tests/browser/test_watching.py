@@ -1,0 +1,44 @@
+"""What fails a test that looks at a page does fail it."""
+
+from playwright.sync_api import Browser
+
+from tests.browser.watching import accessibility_faults, complaints_of
+
+REFUSING = "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'\">"
+
+
+def complaints(browser: Browser, html: str) -> list[str]:
+    page = browser.new_page()
+    found = complaints_of(page)
+    page.set_content(html)
+    page.wait_for_timeout(100)
+    page.close()
+    return found
+
+
+def test_errors_of_scripts_are_heard(browser: Browser) -> None:
+    (thrown,) = complaints(browser, "<script>throw new Error('torn')</script>")
+    (logged,) = complaints(browser, "<script>console.error('worn')</script>")
+
+    assert "torn" in thrown
+    assert "worn" in logged
+    assert complaints(browser, "<script>console.log('fine')</script>") == []
+
+
+def test_what_the_policy_refuses_is_heard(browser: Browser) -> None:
+    (refused,) = complaints(browser, f"{REFUSING}<script>1</script>")
+
+    assert "Content Security Policy" in refused
+
+
+def test_nothing_is_loaded_from_elsewhere(browser: Browser) -> None:
+    assert any("ERR_NAME_NOT_RESOLVED" in each for each in complaints(browser, "<img alt='' src='http://a.example/'>"))
+
+
+def test_grave_faults_of_accessibility_are_found(browser: Browser) -> None:
+    page = browser.new_page()
+    page.set_content("<html lang='en'><title>A</title><main><h1>A</h1><img src='data:,'><input></main></html>")
+    faults = accessibility_faults(page)
+    page.close()
+
+    assert sorted(fault.split(" ")[1] for fault in faults) == ["image-alt", "label"]
