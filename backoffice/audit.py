@@ -61,8 +61,8 @@ def latest_about(*rows: Model) -> list[AuditEntry]:
 
 
 class AuditFilter(PeriodForm):
-    q = forms.CharField(max_length=150, required=False, label="Broker, symbol, key, id, …")
-    actor = forms.CharField(max_length=150, required=False, label="User, prefix or command")
+    q = forms.CharField(max_length=150, required=False, label="Subject")
+    actor = forms.CharField(max_length=150, required=False, label="Who")
     kind = fields.WordField(ActorKind, label="As")
     action = fields.WordField(Action, label="What")
     field_order = ["q", "actor", "kind", "action", "since", "until"]
