@@ -1,6 +1,7 @@
-"""Charts: numbers in, the geometry of an SVG out, all in percent of the chart's box, which may have any shape.
+"""Charts as SVG, drawn on the server: numbers in, geometry out. A template puts it into a picture and into words.
 
-Only what is drawn is ever a binary float; what is written beside it is exact.
+A book's and a price's are in percent of their box, which may have any shape. Only what is drawn is ever a binary float;
+what is written beside it is exact.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,10 +19,7 @@ Number = int | float | Decimal
 
 TICKS = 5  # at most, on an axis
 HEIGHT_USED = Decimal("0.95")  # of the depth's box
-PRICES_PART, VOLUMES_PART = (
-    Decimal("0.76"),
-    Decimal("0.2"),
-)  # of the height of a chart of prices; the rest is between them
+PRICES_PART, VOLUMES_PART = Decimal("0.76"), Decimal("0.2")  # of the height of candles with volumes
 BODY_PART = 0.7  # of a candle's column; the rest is between it and its neighbours
 
 
@@ -46,6 +44,9 @@ def sparkline(values: Sequence[Number], width: int = 240, height: int = 40) -> S
         return Sparkline(width, height, "", "")
     line = f"M{' L'.join(points)}"
     return Sparkline(width, height, line, f"{line} L{(len(points) - 1) * step:.1f},{height} L0,{height} Z")
+
+
+# --- Axes -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,42 +215,43 @@ def _floor(moment: datetime, step: timedelta) -> datetime:
 
 
 @dataclass(frozen=True, slots=True)
-class Box:
-    """A rectangle."""
+class Column:
+    """A candle's place in a chart, where a pointer finds it, and what it was: open, high, low, close and volume."""
 
     x: float
-    y: float
-    width: float
-    height: float
+    time: str
+    numbers: tuple[str, str, str, str, str]
+
+    @property
+    def words(self) -> str:
+        open_, high, low, close, volume = self.numbers
+        return f"{self.time} UTC: open {open_}, high {high}, low {low}, close {close}, {volume} shares"
 
 
 @dataclass(frozen=True, slots=True)
-class CandleShape:
-    """A candle as it is drawn: its wick, its body, the column of its volume, and where a pointer finds it."""
+class Candles:
+    """All candles that rise, or all that fall: wicks and bodies in one path, and the volumes under them in another."""
 
-    candle: Candle
-    middle: float
-    wick_top: float
-    wick_bottom: float
-    body: Box
-    volume: Box
-    column: Box
-    tone: str  # "up" or "down"
+    tone: str
+    candles: str
+    volumes: str
 
 
 @dataclass(frozen=True, slots=True)
 class PriceChart:
     """Candles over time, with the volume under them, and where the last price stands."""
 
-    candles: list[CandleShape]
+    sorts: list[Candles]
+    columns: list[Column]
+    width: float  # of a column
     prices: list[Mark]
     times: list[Mark]
     last: Mark
     description: str
 
     @property
-    def newest_first(self) -> list[CandleShape]:
-        return self.candles[::-1]
+    def newest_first(self) -> list[Column]:
+        return self.columns[::-1]
 
 
 def price_chart(candles: Sequence[Candle], span: Span, begin: datetime, tick_size: Decimal) -> PriceChart | None:
@@ -260,8 +262,20 @@ def price_chart(candles: Sequence[Candle], span: Span, begin: datetime, tick_siz
     scale = _PriceScale.around(lowest, highest, tick_size)
     most = max(each.volume for each in candles)
     first, last = candles[0].open, candles[-1].close
+    x_of = {candle: span.part(candle.at - begin) for candle in candles}
+    width = span.part(span.step)
+
+    def drawn(tone: str, those: list[Candle]) -> Candles:
+        shapes = " ".join(_candle(candle, x_of[candle], width, scale) for candle in those)
+        return Candles(tone, shapes, " ".join(_volume(candle, x_of[candle], width, most) for candle in those))
+
     return PriceChart(
-        candles=[_shape(candle, span, begin, scale, most) for candle in candles],
+        sorts=[
+            drawn("up", [each for each in candles if each.close >= each.open]),
+            drawn("down", [each for each in candles if each.close < each.open]),
+        ],
+        columns=[_column(candle, x_of[candle], scale) for candle in candles],
+        width=width,
         prices=[Mark(scale.down(price), scale.written(price)) for price in scale.ticks()],
         times=list(_times(span, begin)),
         last=Mark(scale.down(last), scale.written(last)),
@@ -272,21 +286,25 @@ def price_chart(candles: Sequence[Candle], span: Span, begin: datetime, tick_siz
     )
 
 
-def _shape(candle: Candle, span: Span, begin: datetime, scale: _PriceScale, most: int) -> CandleShape:
-    x, width = span.part(candle.at - begin), span.part(span.step)
-    left, body = round(x + width * (1 - BODY_PART) / 2, 2), round(width * BODY_PART, 2)
+def _candle(candle: Candle, x: float, width: float, scale: _PriceScale) -> str:
     top, bottom = scale.down(max(candle.open, candle.close)), scale.down(min(candle.open, candle.close))
-    volume = _percent(candle.volume * VOLUMES_PART, most)
-    return CandleShape(
-        candle=candle,
-        middle=round(x + width / 2, 2),
-        wick_top=scale.down(candle.high),
-        wick_bottom=scale.down(candle.low),
-        body=Box(left, top, body, round(bottom - top, 2)),
-        volume=Box(left, round(100 - volume, 2), body, volume),
-        column=Box(x, 0, width, 100),
-        tone="up" if candle.close >= candle.open else "down",
-    )
+    wick = f"M {round(x + width / 2, 2)} {scale.down(candle.high)} V {scale.down(candle.low)}"
+    return f"{wick} {_box(x, width, top, bottom)}"
+
+
+def _volume(candle: Candle, x: float, width: float, most: int) -> str:
+    return _box(x, width, round(100 - _percent(candle.volume * VOLUMES_PART, most), 2), 100)
+
+
+def _box(x: float, width: float, top: float, bottom: float) -> str:
+    """A rectangle in the middle of a column."""
+    margin = width * (1 - BODY_PART) / 2
+    return f"M {round(x + margin, 2)} {top} H {round(x + width - margin, 2)} V {bottom} H {round(x + margin, 2)} Z"
+
+
+def _column(candle: Candle, x: float, scale: _PriceScale) -> Column:
+    open_, high, low, close = map(scale.written, (candle.open, candle.high, candle.low, candle.close))
+    return Column(x, f"{candle.at:%H:%M}", (open_, high, low, close, f"{candle.volume:,}"))
 
 
 def _times(span: Span, begin: datetime) -> Iterator[Mark]:

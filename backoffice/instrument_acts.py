@@ -27,11 +27,9 @@ class RulesForm(ReasonForm):
     tick_size = fields.tick_size(initial="0.01", help_text="Prices are multiples of it. 4 decimals at most.")
     lot_size = fields.shares(initial="1", help_text="Quantities are multiples of it.")
     pricing = forms.TypedChoiceField(
-        choices=[
-            (Pricing.SELLER.value, "seller: two limit orders trade at the seller's price"),
-            (Pricing.MAKER.value, "maker: they trade at the price of the order that was there first"),
-        ],
+        choices=Pricing.choices(),
         coerce=Pricing,
+        help_text="Two limit orders trade at the seller's price, or at the maker's: of the order that was there first.",
     )
     field_order = ["symbol", "name", "tick_size", "lot_size", "pricing", "reason"]
 
@@ -111,7 +109,7 @@ class Resume(Act):
 class HaltEverythingForm(ReasonForm):
     confirmation = forms.CharField(
         max_length=len(CONFIRMATION),
-        label=f"{CONFIRMATION}, to confirm",
+        label=f"Write {CONFIRMATION}, to confirm",
         widget=forms.TextInput(attrs={"autocomplete": "off"}),
     )
     field_order = ["confirmation", "reason"]

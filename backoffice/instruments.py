@@ -27,7 +27,7 @@ from orders import market_data, market_watch
 from orders.models import Order, Trade
 
 LADDER_LEVELS, DEPTH_LEVELS = 15, 50  # of each side
-TAPE_TRADES = 25
+TAPE_TRADES = 30
 
 _MINUTE, _HOUR = timedelta(minutes=1), timedelta(hours=1)
 SPANS = (
@@ -43,6 +43,13 @@ class InstrumentFilter(FilterForm):
     pricing = forms.ChoiceField(choices=[("", "any"), *Pricing.choices()], required=False)
 
 
+def _named(row: Instrument) -> SafeString | str:
+    """Its symbol, and its name under it where that says more."""
+    if row.name == row.symbol:
+        return row.symbol
+    return format_html('{}<br><small class="o-name">{}</small>', row.symbol, row.name)
+
+
 def _priced(name: str, tone: str = "") -> Callable[[Any], SafeString | str]:
     """A price among the figures of a row, in the colour of its side."""
 
@@ -56,14 +63,13 @@ def _priced(name: str, tone: str = "") -> Callable[[Any], SafeString | str]:
 @admin.register(Instrument)
 class InstrumentPages(Pages):
     columns = (
-        Column("Symbol", "symbol", link=lambda row: page_url(Instrument, row.pk)),
-        Column("Name", "name", is_text=True),
+        Column("Instrument", _named, link=lambda row: page_url(Instrument, row.pk)),
         Column("Status", lambda row: state(row.status)),
+        Column("Last", _priced("last_price"), is_number=True),
+        Column("Change today", lambda row: moved(row.figures.change, row.figures.change_percent), is_number=True),
         Column("Bid", _priced("best_bid", "o-bid"), is_number=True),
         Column("Ask", _priced("best_ask", "o-ask"), is_number=True),
         Column("Spread", _priced("spread"), is_number=True),
-        Column("Last", _priced("last_price"), is_number=True),
-        Column("Change today", lambda row: moved(row.figures.change, row.figures.change_percent), is_number=True),
         Column("Volume today", lambda row: row.figures.volume, is_number=True),
         Column("Open orders", lambda row: row.figures.open_orders, is_number=True),
     )

@@ -117,7 +117,9 @@ def short(value: Any) -> str:
 @register.filter
 def percent(value: Decimal | None) -> str:
     """A change with its sign and two decimals."""
-    return NOTHING if value is None else f"{value:+.2f} %"
+    if value is None:
+        return NOTHING
+    return f"{value:+.2f} %" if value else "0.00 %"
 
 
 @register.filter
@@ -127,13 +129,14 @@ def price(value: Decimal | None) -> str:
 
 
 @register.filter
-def moved(change: Decimal | None, percent: Decimal | None) -> SafeString | str:
-    """How far a price has moved, in green or in red."""
+def moved(change: Decimal | None, part: Decimal | None) -> SafeString | str:
+    """How far a price has moved, also in percent, in green or in red."""
     if change is None:
         return NOTHING
-    sign, tone = (("+", "o-bid") if change > 0 else ("", "o-ask")) if change else ("", "o-faint")
+    tone = "o-faint" if not change else "o-bid" if change > 0 else "o-ask"
+    sign = "+" if change > 0 else ""
     return format_html(
-        '<span class="{}">{}{} <span class="o-percent">{}{}%</span></span>', tone, sign, price(change), sign, percent
+        '<span class="{}">{}{} <span class="o-percent">{}</span></span>', tone, sign, price(change), percent(part)
     )
 
 

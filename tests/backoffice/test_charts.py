@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from backoffice import charts
-from backoffice.charts import Box, Mark, Rung, Span
+from backoffice.charts import Column, Mark, Rung, Span
 from orders.market_data import BookSnapshot, Level
 from orders.market_watch import Candle
 from orders.terms import Side
@@ -113,12 +113,14 @@ def test_candles_stand_where_their_time_prices_and_volume_say() -> None:
     chart = charts.price_chart(candles, TEN_MINUTES, NOON, TICK)
 
     assert chart is not None  # 8.90 to 11.10 are the upper 76 %, the volumes the lower 20 %
-    first, last = chart.candles
-    assert (first.middle, first.wick_top, first.wick_bottom, first.tone) == (5.0, 3.45, 72.55, "up")
-    assert first.body == Box(1.5, 20.73, 7.0, 17.27)
-    assert (first.volume, first.column) == (Box(1.5, 80.0, 7.0, 20.0), Box(0.0, 0, 10.0, 100))
-    assert (last.middle, last.wick_top, last.wick_bottom, last.tone) == (95.0, 20.73, 55.27, "down")
-    assert (last.body, last.volume) == (Box(91.5, 20.73, 7.0, 17.27), Box(91.5, 95.0, 7.0, 5.0))
+    up, down = chart.sorts
+    assert (up.tone, up.candles) == ("up", "M 5.0 3.45 V 72.55 M 1.5 20.73 H 8.5 V 38.0 H 1.5 Z")
+    assert up.volumes == "M 1.5 80.0 H 8.5 V 100 H 1.5 Z"
+    assert (down.tone, down.candles) == ("down", "M 95.0 20.73 V 55.27 M 91.5 20.73 H 98.5 V 38.0 H 91.5 Z")
+    assert down.volumes == "M 91.5 95.0 H 98.5 V 100 H 91.5 Z"
+    first, last = chart.columns
+    assert (first, chart.width) == (Column(0.0, "12:00", ("10.00", "11.00", "9.00", "10.50", "40")), 10.0)
+    assert last.words == "12:09 UTC: open 10.50, high 10.50, low 9.50, close 10.00, 10 shares"
     assert chart.last == Mark(38.0, "10.00")
     assert chart.prices == [
         Mark(72.55, "9.00"),
@@ -136,9 +138,10 @@ def test_one_trade_is_a_line_in_the_middle() -> None:
     chart = charts.price_chart([candle(3, "10.00", "10.00", "10.00", "10.00", volume=1)], TEN_MINUTES, NOON, TICK)
 
     assert chart is not None
-    (only,) = chart.candles
-    assert (only.wick_top, only.wick_bottom, only.tone) == (38.0, 38.0, "up")
-    assert (only.body, only.volume) == (Box(31.5, 38.0, 7.0, 0.0), Box(31.5, 80.0, 7.0, 20.0))
+    assert [(each.candles, each.volumes) for each in chart.sorts] == [
+        ("M 35.0 38.0 V 38.0 M 31.5 38.0 H 38.5 V 38.0 H 31.5 Z", "M 31.5 80.0 H 38.5 V 100 H 31.5 Z"),
+        ("", ""),
+    ]
     assert chart.prices == [Mark(76.0, "9.99"), Mark(38.0, "10.00"), Mark(0.0, "10.01")]
 
 

@@ -102,6 +102,7 @@ def bar(minutes_ago: int, *prices: str, volume: int) -> None:
 
 def test_the_list_shows_where_each_instrument_stands(office: Client) -> None:
     instrument("PETR4", tick="0.001")
+    Instrument.objects.filter(pk="PETR4").update(name="Petróleo & Gás")
     place(Side.ASK, 5, "10")
     place(Side.BID, 8, "10")
     place(Side.ASK, 7, "10.20")
@@ -110,12 +111,12 @@ def test_the_list_shows_where_each_instrument_stands(office: Client) -> None:
     lines = context(office, LIST)["listing"].lines
 
     aapl, petr4 = [[str(value) for _, value, _ in cells] for _, cells in lines]
+    trading = '<span class="o-state o-good">trading</span>'
     assert aapl == [
-        "AAPL", "AAPL", '<span class="o-state o-good">trading</span>',
-        '<span class="o-bid">10.00</span>', '<span class="o-ask">10.20</span>', "0.20", "10.00",
-        '<span class="o-faint">0.00 <span class="o-percent">0.00%</span></span>', "5000", "2",
+        "AAPL", trading, "10.00", '<span class="o-faint">0.00 <span class="o-percent">0.00 %</span></span>',
+        '<span class="o-bid">10.00</span>', '<span class="o-ask">10.20</span>', "0.20", "5000", "2",
     ]  # fmt: skip
-    assert petr4 == ["PETR4", "PETR4", '<span class="o-state o-good">trading</span>', *[NOTHING] * 5, "0", "0"]
+    assert petr4 == ['PETR4<br><small class="o-name">Petróleo &amp; Gás</small>', trading, *[NOTHING] * 5, "0", "0"]
     assert lines[0][1][0][2] == AAPL
     assert '<td class="o-number">5,000</td>' in html(office, LIST)
 
@@ -214,7 +215,7 @@ def test_the_chart_shows_the_span_that_is_asked_for(office: Client) -> None:
 
     def chart(query: str = "") -> tuple[str, int]:
         shown = context(office, AAPL + query)
-        return shown["span"].name, len(shown["prices"].candles)
+        return shown["span"].name, len(shown["prices"].columns)
 
     assert chart() == ("1h", 1)
     assert chart("?span=6h") == ("6h", 2)
