@@ -6,7 +6,7 @@ open, and no connection is held, however slow the one who takes it is.
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from io import StringIO
@@ -28,7 +28,6 @@ def csv_answer(name: str, columns: Mapping[str, str], way: Way) -> StreamingHttp
     """The file, named after what it has and when it was asked for."""
     answer = StreamingHttpResponse(csv_of(columns, way), content_type="text/csv; charset=utf-8")
     answer["Content-Disposition"] = f'attachment; filename="{name}-{timezone.now():%Y%m%dT%H%M%SZ}.csv"'
-    answer["Cache-Control"] = "no-store"
     return answer
 
 
@@ -46,17 +45,27 @@ def _lines(rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _cells(row: tuple[Any, ...]) -> list[Any]:
-    return [_cell(value) for value in row]
+    """Values as the API writes them; those that `csv` writes so by itself stay as they are."""
+    return [write(value) if (write := _WRITERS.get(type(value))) else value for value in row]
 
 
-def _cell(value: Any) -> Any:
-    """A value as the API writes it; a text that a spreadsheet would run has an apostrophe before it."""
-    if isinstance(value, str):
-        return f"'{value}" if value.startswith(_FORMULA) else value
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
-    if isinstance(value, Decimal):
-        return cash_shown(value)
-    if isinstance(value, dict | list):
-        return json.dumps(value, ensure_ascii=False)
-    return value
+def _harmless(text: str) -> str:
+    """A text that a spreadsheet would run has an apostrophe before it, which it takes for "this is text"."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _moment(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+_WRITERS: dict[type, Callable[[Any], Any]] = {
+    str: _harmless,
+    datetime: _moment,
+    Decimal: cash_shown,
+    dict: _json,
+    list: _json,
+}

@@ -1,9 +1,10 @@
 """What became of one order, for who looks at it: its place in the queue, its latest fills, what its broker was told.
 
-Nothing here takes a lock. Events and deliveries are not indexed by order: they were written right after the moment that
-they tell of, and so were their ids. There they are looked for, in so many rows and no further.
+Nothing here takes a lock. Events are not indexed by order: they were written right after the moment that they tell of,
+and so were their ids. There they are looked for, among so many and no further.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,11 +16,12 @@ from django.db import connection
 from exchange.paging import first_id_at
 from orders.models import Order, Trade
 from orders.terms import WORKING, CancelReason, OrderStatus
-from webhooks.models import Delivery
+from webhooks import attempts
+from webhooks.models import Delivery, Subscription
 
 FILLS_SHOWN = 50
 MAX_AHEAD = 10_000  # orders that are counted before another
-MAX_EVENTS = 4_000  # that are looked through for one, and as many deliveries
+MAX_EVENTS = 4_000  # that are looked through for one
 
 # How much later than its moment an event may be written: a transaction ends sooner, a sweep may be late.
 _TOLD_WITHIN, _SWEPT_WITHIN = timedelta(minutes=1), timedelta(hours=1)
@@ -74,11 +76,11 @@ def latest_fills(order: Order) -> tuple[list[Fill], bool]:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """An event about an order, and its delivery if its broker was subscribed."""
+    """An event about an order, and its deliveries if its broker was subscribed: the first, and those made again."""
 
     event_id: UUID
     sequence: int
-    delivery: Delivery | None
+    deliveries: Sequence[Delivery]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,33 +131,22 @@ def _look_for(broker_id: str, moments: Sequence[_Moment]) -> list[Telling]:
         "max_events": MAX_EVENTS,
     }
     with connection.cursor() as cursor:
-        cursor.execute(_TOLD, values)
-        return [_telling(*row) for row in cursor.fetchall()]
+        cursor.execute(_EVENTS, values)
+        found = cursor.fetchall()
+    deliveries = _deliveries_of(broker_id, [event_id for event_id, _, _ in found if event_id])
+    return [
+        Telling(Told(event_id, sequence, deliveries[event_id])) if event_id else Telling(is_cut=is_cut)
+        for event_id, sequence, is_cut in found
+    ]
 
 
-def _telling(
-    event_id: UUID | None,
-    sequence: int,
-    is_cut: bool,
-    delivery_id: UUID | None,
-    claimed_at: datetime | None,
-    completed_at: datetime | None,
-    status_code: int | None,
-    error: str,
-    duration_ms: int | None,
-) -> Telling:
-    if event_id is None:
-        return Telling(is_cut=is_cut)
-    delivery = delivery_id and Delivery(
-        id=delivery_id,
-        event_id=event_id,
-        claimed_at=claimed_at,
-        completed_at=completed_at,
-        status_code=status_code,
-        error=error,
-        duration_ms=duration_ms,
-    )
-    return Telling(Told(event_id, sequence, delivery or None))
+def _deliveries_of(broker_id: str, event_ids: Sequence[UUID]) -> dict[UUID, list[Delivery]]:
+    """Of each event, oldest first."""
+    found: dict[UUID, list[Delivery]] = defaultdict(list)
+    if event_ids and Subscription.objects.filter(broker=broker_id).exists():  # else it would be looked for in vain
+        for delivery in attempts.of_events(event_ids):
+            found[delivery.event_id].append(delivery)
+    return found
 
 
 # From the order towards the best price, so that its own level comes first should there be too many.
@@ -171,14 +162,13 @@ FROM (
 ) ahead
 """
 
-# The inner limits bound what is looked through, the outer ones end the look where the row was found.
-_TOLD = """
-SELECT event.id, event.sequence, event.id IS NULL AND further.id IS NOT NULL, delivery.id, delivery.claimed_at,
-       delivery.completed_at, delivery.status_code, delivery.error, delivery.duration_ms
+# The inner limit bounds what is looked through, the outer one ends the look where the event was found.
+_EVENTS = """
+SELECT event.id, event.sequence, event.id IS NULL AND further.id IS NOT NULL
 FROM unnest(%(firsts)s::uuid[], %(ends)s::uuid[], %(says)s::text[]) WITH ORDINALITY AS moment(first, last, says, number)
 LEFT JOIN LATERAL (
-  SELECT near.id, near.sequence, near.type FROM (
-    SELECT id, broker_id, sequence, type, body FROM webhooks_event
+  SELECT near.id, near.sequence FROM (
+    SELECT id, broker_id, sequence, body FROM webhooks_event
     WHERE id >= moment.first AND id < moment.last ORDER BY id LIMIT %(max_events)s
   ) near
   WHERE near.broker_id = %(broker_id)s AND strpos(near.body, moment.says) > 0 LIMIT 1
@@ -187,15 +177,5 @@ LEFT JOIN LATERAL (
   SELECT id FROM webhooks_event WHERE event.id IS NULL AND id >= moment.first AND id < moment.last
   ORDER BY id OFFSET %(max_events)s LIMIT 1
 ) further ON true
-LEFT JOIN LATERAL (
-  SELECT near.* FROM (
-    SELECT id, event_id, claimed_at, completed_at, status_code, error, duration_ms FROM webhooks_delivery
-    WHERE id >= moment.first AND id < moment.last
-      AND EXISTS (SELECT FROM webhooks_subscription subscription
-                  WHERE subscription.broker_id = %(broker_id)s AND subscription.event_type = event.type)
-    ORDER BY id LIMIT %(max_events)s
-  ) near
-  WHERE near.event_id = event.id LIMIT 1
-) delivery ON true
 ORDER BY moment.number
 """

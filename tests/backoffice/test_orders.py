@@ -1,0 +1,459 @@
+"""Orders in the back office: found by what they are known by, told from their arrival to their end, and cancelled."""
+
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from django.db import connection, transaction
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+from pytest_django import Settings
+
+from backoffice import lists
+from backoffice.links import list_url, page_url
+from exchange import services as exchange_services
+from exchange.models import AuditEntry
+from orders import life, services
+from orders.models import Order, Trade
+from orders.terms import CancelReason, OrderStatus, Side, TimeInForce
+from tests import trading
+from tests.backoffice.browser import REASON, act_path, do, is_offered, page, said, shown, sign_in, wrong
+from tests.trading import place
+from webhooks import services as webhook_services
+from webhooks.models import Delivery, Event, EventType
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+MAX_QUERIES = 20
+
+
+@pytest.fixture
+def root(client: Client) -> Client:
+    return sign_in(client)
+
+
+@pytest.fixture
+def market(db: None) -> None:
+    """Alice and Bob, each with ample cash and shares of AAPL and GOOG."""
+    for each in ("alice", "bob"):
+        trading.broker(each, holdings={"AAPL": 10_000, "GOOG": 10_000})
+
+
+def ids(*orders: Order) -> list[UUID]:
+    return [order.pk for order in orders]
+
+
+def found(client: Client, **asked: Any) -> list[UUID]:
+    return [order.pk for order in shown(client, Order, **asked)]
+
+
+# --- The list -------------------------------------------------------------------------------------------------------
+
+
+def test_each_filter_finds_what_it_says_and_nothing_else(root: Client, market: None) -> None:
+    bid = place(Side.BID, 5, "10")
+    filled = place(Side.ASK, 2, "10", by="bob")
+    goog = place(Side.ASK, 7, "20", symbol="GOOG", by="bob", time_in_force=TimeInForce.DAY)
+    missed = place(Side.BID, 1, None, symbol="GOOG", document_number="X1")  # filled by goog
+    nothing = place(Side.ASK, 1, None, symbol="GOOG", by="bob")  # nobody bids
+    closed = place(Side.BID, 3, "9")
+    trading.cancel(closed)
+
+    assert found(root) == ids(closed, nothing, missed, goog, filled, bid)
+    assert found(root, status="working") == ids(bid, goog)
+    assert found(root, status="partially_filled") == ids(bid, goog)
+    assert found(root, status="pending") == []
+    assert found(root, status="filled") == ids(missed, filled)
+    assert found(root, status="cancelled") == ids(closed, nothing)
+    assert found(root, symbol="GOOG") == ids(nothing, missed, goog)
+    assert found(root, symbol="goog") == ids(nothing, missed, goog)
+    assert found(root, side="ask") == ids(nothing, goog, filled)
+    assert found(root, type="market") == ids(nothing, missed)
+    assert found(root, broker="bob") == ids(nothing, goog, filled)
+    assert found(root, broker="bob", symbol="GOOG", side="ask", type="limit") == ids(goog)
+    assert found(root, status="working", broker="bob") == ids(goog)
+    assert found(root, status="working", broker="bob", symbol="AAPL") == []
+    assert found(root, status="working", side="bid") == ids(bid)
+    assert found(root, status="working", symbol="AAPL", type="market") == []
+    assert found(root, broker="nobody") == found(root, symbol="NONE") == []
+
+
+def test_what_works_in_a_book_is_listed_by_priority(root: Client, market: None) -> None:
+    worst, best = place(Side.BID, 1, "8"), place(Side.BID, 1, "9")
+    late, early = place(Side.ASK, 1, "11"), place(Side.ASK, 1, "10.5")
+    later = place(Side.ASK, 1, "10.5", by="bob")
+    elsewhere = place(Side.ASK, 1, "1", symbol="GOOG")
+    assert found(root, status="working", symbol="AAPL") == ids(early, later, late, best, worst)
+    assert found(root, status="working", symbol="AAPL", side="bid") == ids(best, worst)
+    assert found(root, status="working") == ids(early, later, late, best, worst, elsewhere)
+    assert found(root, status="working", broker="alice") == ids(worst, best, late, early, elsewhere)
+    assert found(root, status="working", broker="alice", symbol="AAPL") == ids(early, late, best, worst)
+
+
+def test_what_works_is_found_however_old_it_is(root: Client, market: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lists, "FILTERED_ROWS", 3)
+    old = place(Side.BID, 1, "5")
+    for _ in range(5):
+        trading.cancel(place(Side.BID, 1, "6"))
+    assert found(root, status="working") == ids(old)
+    assert found(root, status="working", broker="alice") == ids(old)
+    assert found(root, status="pending", symbol="AAPL", side="bid") == ids(old)
+
+
+def test_times_are_from_one_to_before_the_other_on_every_way(root: Client, market: None) -> None:
+    first, second, third = (place(Side.BID, 1, "5", client_order_id=f"c{n}") for n in range(3))
+    noon = timezone.now().replace(second=0, microsecond=0) - timedelta(days=2)
+    for order, hours in ((first, 0), (second, 1), (third, 2)):
+        move(order, noon + timedelta(hours=hours))
+    first, second, third = Order.objects.order_by("created_at")
+    asked = {
+        "since": f"{noon + timedelta(hours=1):%Y-%m-%dT%H:%M}",
+        "until": f"{noon + timedelta(hours=2):%Y-%m-%dT%H:%M}",
+    }
+    for way in ({}, {"broker": "alice"}, {"symbol": "AAPL"}, {"status": "working"}, {"q": "12345678900"}):
+        assert found(root, **asked, **way) == ids(second), way
+        assert found(root, since=asked["since"], **way) == (
+            ids(second, third) if way.get("status") else ids(third, second)
+        )
+        assert found(root, until=asked["since"], **way) == ids(first)
+
+
+def move(order: Order, at: Any) -> None:
+    """Have it placed at another time, with an id of that time."""
+    new_id = UUID(int=(int(at.timestamp() * 1000) << 80) | (order.pk.int & (1 << 80) - 1))
+    Order.objects.filter(pk=order.pk).update(id=new_id, created_at=at)
+
+
+def test_an_id_made_before_the_lock_does_not_hide_an_order(root: Client, market: None) -> None:
+    order = place(Side.BID, 1, "5")
+    at = timezone.now().replace(microsecond=0) - timedelta(days=1)
+    move(order, at - timedelta(seconds=50))
+    Order.objects.update(created_at=at)
+    assert len(found(root, since=f"{at:%Y-%m-%dT%H:%M:%S}")) == 1
+    assert len(found(root, until=f"{at:%Y-%m-%dT%H:%M:%S}")) == 0
+
+
+# --- The search -----------------------------------------------------------------------------------------------------
+
+
+def test_an_order_is_found_by_whatever_it_is_known_by(root: Client, market: None) -> None:
+    one = place(Side.BID, 1, "5", client_order_id="mine-1", document_number="A1")
+    other = place(Side.BID, 1, "6", client_order_id="mine-1", document_number="B2", by="bob")
+    third = place(Side.BID, 1, "7", client_order_id="A1", document_number="C3", by="bob")
+    assert found(root, q=str(one.pk)) == ids(one)
+    assert found(root, q=str(one.pk).upper().replace("-", "")) == ids(one)
+    assert found(root, q="mine-1") == ids(other, one)  # of every broker
+    assert found(root, q="mine-1", broker="bob") == ids(other)
+    assert found(root, q="B2") == ids(other)
+    assert found(root, q="A1") == ids(third, one)  # one broker's id, another's document
+    assert found(root, q="A1", side="ask") == []
+    assert found(root, q="mine") == found(root, q="no such thing!") == found(root, q=str(UUID(int=0))) == []
+
+
+def test_the_search_for_a_client_order_id_takes_one_look_for_each_broker(root: Client, market: None) -> None:
+    place(Side.BID, 1, "5", client_order_id="mine-1")
+    with CaptureQueriesContext(connection) as queries:
+        found(root, q="mine-1")
+    (probe,) = [query["sql"] for query in queries if "exchange_broker" in query["sql"] and "LATERAL" in query["sql"]]
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN {probe}")
+        plan = "\n".join(line for (line,) in cursor.fetchall())
+    assert "order_client_order_id_unique" in plan, plan
+
+
+# --- What it costs --------------------------------------------------------------------------------------------------
+
+QUERIES = [
+    {}, {"last": 1}, {"status": "working"}, {"status": "filled"}, {"symbol": "AAPL"}, {"side": "bid"},
+    {"broker": "alice"}, {"broker": "alice", "symbol": "AAPL", "type": "limit"}, {"since": "2026-01-01T00:00"},
+    {"q": "12345678900"}, {"q": "c1", "status": "pending"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", QUERIES)
+def test_a_list_takes_few_queries_and_counts_nothing(root: Client, market: None, asked: dict[str, Any]) -> None:
+    for number in range(70):
+        place(Side.BID, 1, "5", client_order_id=f"c{number}")
+    with CaptureQueriesContext(connection) as queries:
+        assert root.get(list_url(Order, **asked)).status_code == 200
+    assert len(queries) < MAX_QUERIES
+    own = [query for query in queries if "orders_order" in query["sql"]]
+    assert len(own) <= (5 if "q" in asked else 2)  # who is named so, and for each index where to stop and the rows
+    assert not any("count(" in query["sql"].lower() for query in queries)
+
+
+def test_the_page_of_an_order_takes_few_queries(root: Client, market: None) -> None:
+    order = place(Side.BID, 100, "10")
+    webhook_services.subscribe("alice", url="http://127.0.0.1:9/", events=[EventType.TRADE_EXECUTED])
+    for _ in range(60):
+        place(Side.ASK, 1, "10", by="bob")
+    with CaptureQueriesContext(connection) as queries:
+        answer: Any = root.get(page(order))
+    assert len(queries) < MAX_QUERIES
+    assert len(answer.context["fills"]) == life.FILLS_SHOWN
+    assert answer.context["has_more_fills"]
+    assert (answer.context["fills"][0].remaining, answer.context["fills"][-1].remaining) == (40, 89)
+    assert f'href="{list_url(Trade, q=order.pk)}"' in answer.content.decode()
+
+
+# --- Its life -------------------------------------------------------------------------------------------------------
+
+
+def story(client: Client, order: Order) -> list[tuple[str, str]]:
+    answer: Any = client.get(page(order))
+    assert answer.status_code == 200
+    return [(moment.title, moment.detail) for moment in answer.context["moments"]]
+
+
+def told(client: Client, order: Order) -> list[tuple[int, list[str]] | None]:
+    """Of each moment that was told: the event's number, and the states of its deliveries."""
+    answer: Any = client.get(page(order))
+    tellings = [moment.telling for moment in answer.context["moments"] if moment.telling]
+    return [
+        each.told and (each.told.sequence, [str(delivery.state) for delivery in each.told.deliveries])
+        for each in tellings
+    ]
+
+
+def test_the_life_of_an_order_that_was_filled(root: Client, market: None) -> None:
+    place(Side.ASK, 2, "9.5", by="bob")
+    order = place(Side.BID, 5, "10")
+    place(Side.ASK, 3, "10", by="bob")
+    assert story(root, order) == [
+        ("Accepted", "bid 5 at 10.00, gtc, arrival 2 in its book"),
+        ("Filled", "2 at 9.50, taking; 3 left"),
+        ("Filled", "3 at 10.00, resting; nothing left"),
+    ]
+
+
+def test_the_end_of_an_order_tells_why_and_by_whom(root: Client, market: None) -> None:
+    by_broker, by_operator, expired = (place(Side.BID, 5, "10") for _ in range(3))
+    trading.cancel(by_broker)
+    do(root, Order, "cancel", by_operator.pk, reason="asked by telephone")
+    Order.objects.filter(pk=expired.pk).update(
+        status=OrderStatus.EXPIRED, expired_at=timezone.now(), expires_at=timezone.now()
+    )
+    assert story(root, by_broker)[1:] == [("Cancelled", "by broker, with 5 left")]
+    assert story(root, by_operator)[1:] == [("Cancelled", "by operator, with 5 left: user root, “asked by telephone”")]
+    assert story(root, expired)[1:] == [("Expired", "its time had come, with 5 left")]
+
+
+def test_what_its_broker_was_told_is_found_beside_what_others_were(root: Client, market: None) -> None:
+    webhook_services.subscribe(
+        "alice", url="http://127.0.0.1:9/", events=[EventType.TRADE_EXECUTED, EventType.ORDER_CANCELLED]
+    )
+    neighbour = place(Side.BID, 1, "11")
+    order = place(Side.BID, 5, "10")
+    place(Side.ASK, 3, "10", by="bob")  # one trade with each
+    trading.cancel(order)
+    trades, cancelled = (
+        Delivery.objects.filter(event__type="trade.executed").order_by("id"),
+        Delivery.objects.latest("id"),
+    )
+    Delivery.objects.filter(pk=trades[1].pk).update(
+        claimed_at=timezone.now(), completed_at=timezone.now(), status_code=500
+    )
+    assert cancelled.event.type == "order.cancelled"
+
+    assert told(root, order) == [(2, ["failed"]), (3, ["due"])]
+    assert told(root, neighbour) == [(1, ["due"])]
+    (resting,) = Order.objects.filter(broker="bob")
+    assert told(root, resting) == [(1, []), (2, [])]  # not subscribed
+    assert page_url(Delivery, trades[1].pk) in root.get(page(order)).content.decode()
+    assert webhook_services.redeliver([trades[1].pk], by=trading.BY, reason="they ask") == 1
+    assert told(root, order) == [(2, ["failed", "due"]), (3, ["due"])]
+
+
+def test_what_cannot_rest_is_not_said_to_have_been_told_of_its_end(root: Client, market: None) -> None:
+    order = place(Side.BID, 5, None)
+    assert order.cancel_reason == CancelReason.NO_LIQUIDITY
+    assert story(root, order)[1:] == [("Cancelled", "no liquidity, with 5 left")]
+    assert told(root, order) == []
+
+
+def test_events_are_looked_through_no_further_than_is_said(
+    root: Client, market: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = place(Side.BID, 5, "10")
+    place(Side.ASK, 5, "10", by="bob")
+    (event,) = Event.objects.filter(broker="alice")
+    Event.objects.filter(pk=event.pk).update(broker="bob", sequence=100)  # as if it were not there
+    assert told(root, order) == [None]
+    assert "No event of it was found." in root.get(page(order)).content.decode()
+    monkeypatch.setattr(life, "MAX_EVENTS", 1)
+    assert "not among the 1 after this moment" in root.get(page(order)).content.decode()
+
+
+# --- Its place ------------------------------------------------------------------------------------------------------
+
+
+def place_of(client: Client, order: Order) -> tuple[int, ...] | None:
+    answer: Any = client.get(page(order))
+    found: life.Place | None = answer.context["place"]
+    return None if found is None else (
+        found.orders_at_price, found.shares_at_price, found.better_levels, found.better_orders, found.better_shares
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("side", "better", "own", "worse"), [(Side.BID, "11", "10", "9"), (Side.ASK, "9", "10", "11")])
+def test_a_resting_order_has_its_place(
+    root: Client, market: None, side: Side, better: str, own: str, worse: str
+) -> None:
+    place(side, 4, own)
+    place(side, 5, own, by="bob")
+    order = place(side, 7, own)
+    place(side, 9, own)  # after it
+    place(side, 1, worse)
+    place(side, 2, better)
+    place(side, 3, better)
+    place(side, 6, "12" if side is Side.BID else "8")
+    place(side.opposite, 1, better if side is Side.BID else "8", by="bob")  # takes one of the best
+    place(Side.BID, 50, "5", symbol="GOOG")
+    timed = place(side, 8, own, time_in_force=TimeInForce.GTD, expires_at=timezone.now() + timedelta(hours=1))
+    assert place_of(root, order) == (2, 9, 2, 3, 10)
+    assert place_of(root, timed) == (4, 25, 2, 3, 10)
+    trading.cancel(order)
+    order.refresh_from_db()
+    assert place_of(root, order) is None
+    assert place_of(root, timed) == (3, 18, 2, 3, 10)
+
+
+def test_what_is_past_its_time_is_not_before_anybody(root: Client, market: None) -> None:
+    timed = place(Side.BID, 8, "10", time_in_force=TimeInForce.GTD, expires_at=timezone.now() + timedelta(hours=1))
+    order = place(Side.BID, 1, "10")
+    assert place_of(root, order) == (1, 8, 0, 0, 0)
+    Order.objects.filter(pk=timed.pk).update(expires_at=timezone.now())
+    assert place_of(root, order) == (0, 0, 0, 0, 0)
+
+
+def test_no_more_are_counted_than_is_said(root: Client, market: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    place(Side.BID, 1, "11")
+    for _ in range(3):
+        place(Side.BID, 1, "10")
+    order = place(Side.BID, 1, "10")
+    monkeypatch.setattr(life, "MAX_AHEAD", 3)
+    assert place_of(root, order) == (3, 3, 0, 0, 0)
+    assert "there may be more before it" in root.get(page(order)).content.decode()
+
+
+# --- Cancelling -----------------------------------------------------------------------------------------------------
+
+
+def on_record() -> list[tuple[str, str, str, str]]:
+    return list(
+        AuditEntry.objects.filter(action="order.cancel")
+        .order_by("id")
+        .values_list("actor_kind", "actor", "subject", "reason")
+    )
+
+
+def test_one_order_is_cancelled_with_a_reason(root: Client, market: None) -> None:
+    order = place(Side.BID, 5, "10")
+    place(Side.ASK, 2, "10", by="bob")
+    assert said(do(root, Order, "cancel", order.pk)) == [("success", "The order was cancelled.")]
+    order.refresh_from_db()
+    assert (order.status, order.cancel_reason, order.filled_quantity) == ("cancelled", "by_operator", 2)
+    assert trading.balance("alice")[1] == 0
+    assert on_record() == [("user", "root", str(order.pk), REASON)]
+    assert not is_offered(root, act_path(Order, "cancel", order.pk), page(order))
+
+
+def test_without_a_reason_nothing_is_cancelled(root: Client, market: None) -> None:
+    order = place(Side.BID, 5, "10")
+    before = trading.everything()
+    for reason in ("", "   ", "x" * 201):
+        assert set(wrong(do(root, Order, "cancel", order.pk, reason=reason))) == {"reason"}
+    assert trading.everything() == before
+    assert on_record() == []
+
+
+def test_many_are_cancelled_and_those_that_were_not_are_named(root: Client, market: None) -> None:
+    orders = [place(Side.BID, 1, "10") for _ in range(4)]
+    filled = place(Side.BID, 1, "11")
+    place(Side.ASK, 1, "11", by="bob")
+    trading.cancel(orders[3])
+    answer = do(root, Order, "cancel", *ids(*orders, filled))
+    refused = [f"{orders[3].pk}: The order is already cancelled.", f"{filled.pk}: The order is already filled."]
+    assert said(answer) == [("warning", " ".join(["3 of 5 orders were cancelled. Not cancelled:", *refused]))]
+    assert [subject for _, _, subject, _ in on_record()] == [str(order.pk) for order in orders[:3]]
+
+
+def test_of_many_that_were_refused_some_are_named(root: Client, market: None) -> None:
+    orders = [place(Side.BID, 1, "10") for _ in range(8)]
+    for order in orders:
+        trading.cancel(order)
+    ((level, message),) = said(do(root, Order, "cancel", *ids(*orders)))
+    assert level == "warning"
+    assert message.startswith("0 of 8 orders were cancelled. Not cancelled:")
+    assert [str(order.pk) in message for order in orders] == [True] * 5 + [False] * 3
+    assert message.endswith("and 3 more.")
+
+
+def test_all_that_may_be_selected_are_cancelled_in_one_act(root: Client, market: None) -> None:
+    commands = [trading.order(Side.BID, 1, "10") for _ in range(500)]
+    services.execute(commands)
+    chosen = [command.order_id for command in commands]
+    assert said(do(root, Order, "cancel", *chosen)) == [("success", "All 500 orders were cancelled.")]
+    assert len(on_record()) == 500
+    assert root.get(act_path(Order, "cancel", *chosen, UUID(int=1))).status_code == 404
+
+
+def test_the_order_that_was_filled_meanwhile_is_refused_on_the_form(root: Client, market: None) -> None:
+    order = place(Side.BID, 1, "10")
+    assert is_offered(root, act_path(Order, "cancel", order.pk), page(order))
+    place(Side.ASK, 1, "10", by="bob")
+    assert wrong(do(root, Order, "cancel", order.pk)) == {"__all__": ["The order is already filled."]}
+
+
+def test_a_busy_book_is_told_on_the_form(root: Client, market: None, settings: Settings) -> None:
+    order = place(Side.BID, 1, "10")
+    settings.SEQUENCER_QUEUE_REQUESTS = 0
+    assert list(wrong(do(root, Order, "cancel", order.pk))) == ["__all__"]
+    assert on_record() == []
+
+
+def test_a_halted_instrument_cancels_all_the_same(root: Client, market: None) -> None:
+    order = place(Side.BID, 1, "10")
+    exchange_services.halt("AAPL", "news", by=trading.BY)
+    assert said(do(root, Order, "cancel", order.pk)) == [("success", "The order was cancelled.")]
+
+
+def test_who_may_only_look_sees_no_button_and_is_refused(client: Client, market: None) -> None:
+    order = place(Side.BID, 1, "10")
+    viewer = sign_in(client, "vera", ["orders.view_order"])
+    path = act_path(Order, "cancel", order.pk)
+    assert not is_offered(viewer, path, page(order))
+    listed = viewer.get(list_url(Order)).content.decode()
+    assert "Cancel selected" not in listed
+    assert 'name="id"' not in listed
+    assert (viewer.get(path).status_code, viewer.post(path, {"reason": "no"}).status_code) == (403, 403)
+    assert on_record() == []
+
+
+def test_who_may_not_look_is_refused_everywhere(client: Client, market: None) -> None:
+    order = place(Side.BID, 1, "10")
+    nobody = sign_in(client, "nobody", ["orders.view_trade"])
+    for path in (list_url(Order), page(order), act_path(Order, "cancel", order.pk), act_path(Order, "export")):
+        assert nobody.get(path).status_code == 403
+
+
+def test_the_list_offers_to_select_what_it_shows(root: Client, market: None) -> None:
+    orders = [place(Side.BID, 1, "10") for _ in range(2)]
+    listed = root.get(list_url(Order)).content.decode()
+    assert [f'name="id" value="{order.pk}"' in listed for order in orders] == [True, True]
+    assert f'formaction="{act_path(Order, "cancel")}"' in listed
+    assert 'id="rows" data-live' in listed
+
+
+def test_the_page_of_an_unknown_order_is_not_found(root: Client) -> None:
+    for key in (UUID(int=0), "x", "%00", "9" * 40):
+        assert root.get(f"{list_url(Order)}{key}/change/").status_code == 404
+
+
+def test_an_act_within_the_admins_transaction_would_be_refused(root: Client, market: None) -> None:
+    """The write path has a transaction of its own kind: nothing may be around it."""
+    order = place(Side.BID, 1, "10")
+    with transaction.atomic(), pytest.raises(RuntimeError, match="cannot be part of another"):
+        trading.cancel(order)
