@@ -85,6 +85,7 @@ class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
                 "is_live": self.is_live,
                 "export_url": self._export_url(listing),
                 "acts_on_many": [(act, acts.act_url(self.model, act)) for act in many],
+                "selectable": {row.pk for row in listing.page.rows if any(act.applies_to(row) for act in many)},
                 "acts_on_none": [
                     (act, acts.act_url(self.model, act)) for act in self._permitted(request) if not act.subjects_max
                 ],
@@ -120,7 +121,8 @@ class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
         return exports.csv_answer(name, self.export_columns, self.way(form.cleaned_data))
 
     def _export_url(self, listing: lists.Listing) -> str:
-        return f"{self._url('export')}?{listing.query_string}" if self.export_columns else ""
+        can_be = self.export_columns and listing.form.is_valid()
+        return f"{self._url('export')}?{listing.query_string}" if can_be else ""
 
     def _url(self, name: str) -> str:
         return reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_{name}")

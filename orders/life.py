@@ -41,6 +41,10 @@ class Place:
     better_shares: int
 
     @property
+    def is_first(self) -> bool:
+        return self.orders_at_price + self.better_orders == 0
+
+    @property
     def is_cut(self) -> bool:
         """Whether there may be more, which were not counted."""
         return self.orders_at_price + self.better_orders >= MAX_AHEAD

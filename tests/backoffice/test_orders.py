@@ -439,10 +439,11 @@ def test_who_may_not_look_is_refused_everywhere(client: Client, market: None) ->
         assert nobody.get(path).status_code == 403
 
 
-def test_the_list_offers_to_select_what_it_shows(root: Client, market: None) -> None:
-    orders = [place(Side.BID, 1, "10") for _ in range(2)]
+def test_the_list_offers_to_select_what_can_be_cancelled(root: Client, market: None) -> None:
+    orders = [place(Side.BID, 1, "10") for _ in range(3)]
+    trading.cancel(orders[2])
     listed = root.get(list_url(Order)).content.decode()
-    assert [f'name="id" value="{order.pk}"' in listed for order in orders] == [True, True]
+    assert [f'name="id" value="{order.pk}"' in listed for order in orders] == [True, True, False]
     assert f'formaction="{act_path(Order, "cancel")}"' in listed
     assert 'id="rows" data-live' in listed
 
