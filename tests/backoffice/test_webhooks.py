@@ -266,7 +266,7 @@ def test_a_delivery_is_found_by_its_id_its_event_and_its_order(root: Client, rec
 
 def test_all_deliveries_about_an_order_are_found_with_few_queries(root: Client, receiver: Receiver) -> None:
     subscribe("alice", receiver.url())
-    ask = place(Side.ASK, 40, "10")
+    ask = place(Side.ASK, 30, "10")
     for _ in range(30):
         place(Side.BID, 1, "10", by="bob")
     trade(1)
