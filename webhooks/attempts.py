@@ -6,6 +6,7 @@ follows the event's closely: there it is looked for, among so many and no furthe
 
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from django.db import connection
@@ -21,7 +22,7 @@ _WRITTEN_WITHIN = timedelta(minutes=1)  # no statement takes as long
 def of_events(event_ids: Sequence[UUID]) -> list[Delivery]:
     """The deliveries of these events, oldest first."""
     written_at = [moment_of(each) for each in event_ids]
-    values = {
+    values: dict[str, Any] = {
         "ids": list(event_ids),
         "firsts": [first_id_at(each) for each in written_at],
         "ends": [first_id_at(each + _WRITTEN_WITHIN) for each in written_at],

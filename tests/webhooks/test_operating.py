@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 from django.db import connection, transaction
-from django.db.models import F, Max
+from django.db.models import F, Max, QuerySet
 from django.db.models.functions import Now
 from pytest_django import Settings
 
@@ -260,7 +260,7 @@ def test_pauses_are_on_record_once_and_wake_the_dispatcher_at_their_end(receiver
         ("webhook.pause", str(webhook_id), "rest", {"state": "active"}, {"state": "paused"}),
         ("webhook.resume", str(webhook_id), "enough", {"state": "paused"}, {"state": "active"}),
     ]
-    assert set(AuditEntry.objects.values_list("actor_kind", "actor", "address", "request_id")) == {
+    assert set(acts().values_list("actor_kind", "actor", "address", "request_id")) == {
         ("user", "olga", "192.0.2.7", "request-1")
     }
 
@@ -483,10 +483,12 @@ def assert_nothing_is_redelivered(ids: list[UUID]) -> None:
 
 def entries() -> list[tuple[Any, ...]]:
     """What is on record about webhooks, oldest first."""
-    mine = AuditEntry.objects.filter(
-        action__in=[Action.WEBHOOK_PAUSE, Action.WEBHOOK_RESUME, Action.DELIVERY_REDELIVER]
-    )
-    return list(mine.order_by("id").values_list("action", "subject", "reason", "before", "after"))
+    return list(acts().values_list("action", "subject", "reason", "before", "after"))
+
+
+def acts() -> QuerySet[AuditEntry]:
+    of_webhooks = [Action.WEBHOOK_PAUSE, Action.WEBHOOK_RESUME, Action.DELIVERY_REDELIVER]
+    return AuditEntry.objects.filter(action__in=of_webhooks).order_by("id")
 
 
 def counted() -> dict[str, tuple[int, int]]:
