@@ -3,6 +3,7 @@
 What is listed in the site's registry is here by itself: lists, pages of rows, acts, and whatever else has a URL.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,8 @@ from django.urls import URLPattern, URLResolver, reverse
 from backoffice.acts import Act
 from backoffice.pages import Pages
 
-# URLs that lead away, answer scripts, or are switched off.
-NO_PAGES = {"logout", "jsi18n", "autocomplete", "view_on_site"}
+# URLs that lead away, answer scripts, or give files; and those that are switched off.
+NO_PAGES = re.compile("logout|jsi18n|autocomplete|view_on_site|.*_export")
 OFF = ("_add", "_history", "_delete")
 LOOKED_AT = 500  # rows, for one that an act can be done to
 
@@ -48,7 +49,7 @@ def _urls(patterns: Sequence[URLPattern | URLResolver]) -> Iterator[tuple[str, i
     for pattern in patterns:
         if isinstance(pattern, URLResolver):
             yield from _urls(pattern.url_patterns)
-        elif pattern.name and pattern.name not in NO_PAGES:
+        elif pattern.name and not NO_PAGES.fullmatch(pattern.name):
             route: Any = pattern.pattern
             yield pattern.name, route.regex.groups
 
@@ -90,7 +91,7 @@ def _is_off(owner: "ModelAdmin[Any]", name: str) -> bool:
 
 def _acts(owner: "ModelAdmin[Any]") -> dict[str, Act]:
     prefix = f"{owner.opts.app_label}_{owner.opts.model_name}"
-    acts = owner.acts if isinstance(owner, Pages) else ()
+    acts = [act for act in getattr(owner, "acts", ()) if isinstance(act, Act)]
     return {f"{prefix}_{act.name.replace('-', '_')}": act for act in acts}
 
 

@@ -104,6 +104,7 @@ def environment(database_url: str, redis_url: str) -> dict[str, str]:
         "REDIS_URL": redis_url,
         "SECRET_KEY": "only for measuring",
         "SECURE_COOKIES": "0",
+        "TWO_FACTOR_REQUIRED": "0",
         "WEBHOOK_ADDRESSES": "local",
     }
 

@@ -6,8 +6,10 @@ loops of their own.
 """
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
 
 import pytest
+from django.apps import apps
 from django.contrib.auth.models import Group, User
 from playwright.sync_api import Browser, Page, expect
 
@@ -57,6 +59,7 @@ def signed_in(open_page: Callable[[], Page], server: Server) -> SignIn:
             f"the-{role}", password=PASSWORD, is_staff=True, is_superuser=role == "superuser"
         )
         if role != "superuser":
+            import_module("backoffice.migrations.0001_add_groups").add_groups(apps, None)  # tests empty all tables
             user.groups.add(Group.objects.get(name=role))
         page = open_page()
         sign_in(page, server.url, user.username, PASSWORD)
