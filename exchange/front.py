@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
+from http import HTTPStatus
 from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
@@ -220,5 +221,10 @@ def _django(application: WSGI, environ: Environ) -> Reply:
 
 
 def _is_endless(answer: Any) -> bool:
-    """Whether it comes in pieces, and nobody knows how many: a file says how long it is, and is sent at once."""
-    return getattr(answer, "streaming", False) and not answer.has_header("Content-Length")
+    """Whether it comes in pieces, and nobody knows how many: a file says how long it is, and is sent at once.
+
+    Of a file that the client has (304) there is none, and a pipe that stays empty may be closed before it is read.
+    """
+    if not getattr(answer, "streaming", False):
+        return False
+    return not answer.has_header("Content-Length") and answer.status_code != HTTPStatus.NOT_MODIFIED

@@ -244,6 +244,19 @@ def test_a_static_file_is_whole(wire: Wire) -> None:
     assert len(content) > 1_000_000
 
 
+def test_a_static_file_that_is_known_is_not_sent_again(server: live.Server, db: None) -> None:
+    with closing(HTTPConnection("127.0.0.1", server.port, timeout=ANSWER_SECONDS)) as http:
+        http.request("GET", "/static/backoffice/office.js")
+        known = http.getresponse()
+        assert known.read()
+        statuses = []
+        for _ in range(50):
+            http.request("GET", "/static/backoffice/office.js", headers={"If-None-Match": known.headers["ETag"]})
+            answer = http.getresponse()
+            statuses.append((answer.status, answer.read()))
+    assert statuses == [(304, b"")] * 50
+
+
 PASSWORD = "a good password"  # noqa: S105 (nobody's)
 
 
