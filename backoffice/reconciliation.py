@@ -12,7 +12,7 @@ from django.urls import reverse
 from backoffice.acts import Act, Done
 from backoffice.lists import Column, FilterForm, Way
 from backoffice.pages import Pages
-from backoffice.templatetags.office import age, state
+from backoffice.templatetags.office import state, took
 from exchange.audit import Actor
 from exchange.paging import Keyset
 from exchange.rules import MAX_REASON_LENGTH
@@ -65,7 +65,7 @@ class ReconcileRunPages(Pages):
         Column("Outcome", lambda run: state(run.state)),
         Column("Checks made", lambda run: f"{len(run.findings)} of {run.checks}", is_number=True),
         Column("Differences", _differences, is_number=True),
-        Column("Took", lambda run: age(run.seconds), is_number=True),
+        Column("Took", lambda run: took(run.seconds), is_number=True),
     )
     form_class = NoFilters
     acts = (StartRun(),)
@@ -76,7 +76,13 @@ class ReconcileRunPages(Pages):
         return Way(ReconcileRun.objects.all(), Keyset(("-id", UUID)))
 
     def list_context(self, request: HttpRequest) -> dict[str, Any]:
-        return {"title": "Reconciliation", "run": ReconcileRun.objects.order_by("pk").last()}
+        return {"title": "Reconciliation", **_told(ReconcileRun.objects.order_by("pk").last())}
 
     def row_context(self, request: HttpRequest, row: ReconcileRun) -> dict[str, Any]:
-        return {"title": f"Reconciliation of {row.asked_at:%Y-%m-%d %H:%M:%S} UTC", "run": row}
+        return {"title": f"Reconciliation of {row.asked_at:%Y-%m-%d %H:%M:%S} UTC", **_told(row)}
+
+
+def _told(run: ReconcileRun | None) -> dict[str, Any]:
+    """A run, and what it found: first what differs."""
+    findings = [] if run is None else sorted(run.findings, key=lambda finding: finding["count"] == 0)
+    return {"run": run, "findings": findings}

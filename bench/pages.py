@@ -17,8 +17,8 @@ from django.urls import URLPattern, URLResolver, reverse
 from backoffice.acts import Act
 from backoffice.pages import Pages
 
-# URLs that lead away, answer scripts, or give files; and those that are switched off.
-NO_PAGES = re.compile("logout|jsi18n|autocomplete|view_on_site|.*_export")
+# URLs that lead away, answer scripts, or give files; and those of Django's forms, where acts take their place.
+NO_PAGES = re.compile("logout|jsi18n|autocomplete|view_on_site|search|.*_export")
 OFF = ("_add", "_history", "_delete")
 LOOKED_AT = 500  # rows, for one that an act can be done to
 
@@ -62,7 +62,7 @@ def _page(name: str, arguments: int, rows: Chosen) -> Iterator[OfficePage]:
     owner = _owner(name)
     if owner is not None and _is_off(owner, name):
         return
-    title = name.replace("_", "-")
+    title = "dashboard" if name == "index" else name.replace("_", "-")
     acts = {} if owner is None else _acts(owner)
     if name in acts:
         yield from _act_page(title, name, acts[name], owner, rows)

@@ -163,6 +163,12 @@ def outcome(delivery: Delivery) -> str:
 
 
 @register.filter
+def took(seconds: float | None) -> str:
+    """How long something took: like an age, but milliseconds below a second."""
+    return age(seconds) if seconds is None or seconds >= 1 else f"{seconds * 1000:.0f} ms"
+
+
+@register.filter
 def age(seconds: float | None) -> str:
     """A duration in the largest unit that says enough: 0.8 s, 42 s, 7 min, 3 h, 2 d."""
     if seconds is None:

@@ -107,7 +107,7 @@ def test_who_may_not_look_sees_nothing() -> None:
         ({"started_at": NOON, "findings": findings(0, 2)}, ["It is under way. 2 differences so far."]),
         (
             {"started_at": NOON, "finished_at": NOON, "findings": findings(*[0] * CHECKS)},
-            ["Everything agrees", "0.2 s", "agrees"],
+            ["Everything agrees", "250 ms", "agrees"],
         ),
         (
             {"started_at": NOON, "finished_at": NOON, "findings": findings(0, 1)},
@@ -144,6 +144,15 @@ def test_the_last_is_on_top_and_all_are_below() -> None:
     assert "Everything agrees" not in content
     places = [content.index(f'href="{LIST}{each.pk}/change/"') for each in (last, first)]
     assert places == sorted(places)
+
+
+def test_what_differs_comes_first() -> None:
+    made = run(started_at=NOON, finished_at=NOON, findings=findings(0, 0, 1))
+
+    content = page(signed_in("view_reconcilerun"), f"{LIST}{made.pk}/change/")
+
+    first, _, third = list(reconcile.CHECKS)[:3]
+    assert content.index(third) < content.index(first)
 
 
 def test_the_pages_ask_little_of_the_database(django_assert_max_num_queries: Any) -> None:
