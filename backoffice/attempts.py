@@ -17,6 +17,8 @@ from django.shortcuts import render
 
 from exchange.audit import address_of
 
+MAX_NAME_LENGTH = 150  # of a user, says Django
+
 Credentials = dict[str, Any] | None
 
 
@@ -42,6 +44,12 @@ def address(request: HttpRequest) -> str | None:
         return str(ip_address(address_of(request.META).strip("[]")))
     except ValueError:
         return None
+
+
+def name_tried(request: HttpRequest, credentials: Credentials) -> str:
+    """Whom one tried to be, as far as a user's name may be long."""
+    told = request.POST if credentials is None else credentials
+    return str(told.get("username", ""))[:MAX_NAME_LENGTH]
 
 
 def locked_out(request: HttpRequest, response: HttpResponse, credentials: Credentials) -> HttpResponse:

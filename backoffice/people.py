@@ -49,8 +49,8 @@ def facts(user: User) -> dict[str, Any]:
 
 
 class ResetTwoFactor(Act):
-    name = "reset-two-factor"
-    label = "Reset two-factor login"
+    name = "reset-second-factor"
+    label = "Reset the second factor"
     explanation = (
         "The authenticator and the recovery codes stop working, and every session that was verified with them ends. "
         "Be sure who asks for this: after it the password alone lets in, until the user has enrolled again."
@@ -163,7 +163,7 @@ class UserPages(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as ab
 
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view(partial(self.act_view, act=RESET))
-        return [path(f"{RESET.name}/", view, name="auth_user_reset_two_factor"), *super().get_urls()]
+        return [path(f"{RESET.name}/", view, name="auth_user_reset_second_factor"), *super().get_urls()]
 
     def act_view(self, request: HttpRequest, act: Act) -> HttpResponse:
         if not all(_is_in_reach(request, user) for user in self._named(request)):

@@ -109,7 +109,11 @@ LOGGING: dict[str, Any] = {
     "handlers": {"stderr": {"()": Lines, "formatter": "json"}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
     # Django would log every 4xx a second time: the request log has them all.
-    "loggers": {"django.request": {"level": "CRITICAL"}, "django.server": {"level": "CRITICAL"}},
+    "loggers": {
+        "django.request": {"level": "CRITICAL"},
+        "django.server": {"level": "CRITICAL"},
+        "axes": {"level": "WARNING"},
+    },
 }
 
 structlog.configure(

@@ -283,11 +283,13 @@ AXES_COOLOFF_TIME = LOGIN_LOCKOUT
 AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # it ends when we say it does
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_RESET_ON_SUCCESS = True
+AXES_USERNAME_CALLABLE = "backoffice.attempts.name_tried"
 AXES_CLIENT_IP_CALLABLE = "backoffice.attempts.address"
 AXES_LOCKOUT_CALLABLE = "backoffice.attempts.locked_out"
 AXES_DISABLE_ACCESS_LOG = True  # a table without an end, of what the log says anyway
 AXES_ENABLE_ADMIN = False
 AXES_VERBOSE = False
+AXES_SENSITIVE_PARAMETERS = []  # beside the password: the log tells who is tried, and from where
 
 OTP_TOTP_ISSUER = "Bourse"
 OTP_ADMIN_HIDE_SENSITIVE_DATA = True

@@ -1,0 +1,280 @@
+"""The login: how often it may be tried, how long it lasts, and what browsers are told to keep to."""
+
+import os
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from typing import Any
+
+import pytest
+from axes.models import AccessAttempt
+from django.conf import settings as real_settings
+from django.contrib.auth.models import User
+from django.contrib.sessions.models import Session
+from django.core.management import call_command
+from django.db.models import F
+from django.test import Client
+from pytest_django import Settings
+
+from backoffice import tasks
+from backoffice.sessions import SessionStore
+from tests.backoffice import people
+from tests.backoffice.people import OPERATOR, VIEWER
+from tests.live import ROOT
+
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("quick_passwords")]
+
+PASSWORD = "quiet brown rivers"  # noqa: S105 (nobody's)
+LIMIT = real_settings.LOGIN_FAILURES
+INSIDE = "/admin/orders/order/"
+
+
+@pytest.fixture
+def olga() -> User:
+    return people.user(OPERATOR, "olga", password=PASSWORD)
+
+
+def attempt(name: str, password: str, address: str = "192.0.2.1", **headers: str) -> Any:
+    return Client(REMOTE_ADDR=address, **headers).post("/admin/login/", {"username": name, "password": password})
+
+
+def fail(name: str, times: int, **more: str) -> list[int]:
+    """Try a wrong password; the answers' statuses."""
+    return [attempt(name, "wrong", **more).status_code for _ in range(times)]
+
+
+def later(by: timedelta) -> None:
+    """Let time pass for what was tried."""
+    AccessAttempt.objects.update(attempt_time=F("attempt_time") - by)
+
+
+# --- The form -------------------------------------------------------------------------------------------------------
+
+
+def test_the_form_is_djangos_and_leads_where_one_wanted_to_go(olga: User) -> None:
+    browser = Client(enforce_csrf_checks=True)
+    page = browser.get("/admin/login/", {"next": INSIDE}).content.decode()
+    fields = re.findall(r'<input[^>]* name="(\w+)"', page)
+    assert set(fields) == {"csrfmiddlewaretoken", "username", "password"}
+    (token,) = re.findall(r'name="csrfmiddlewaretoken" value="(\w+)"', page)
+    form = {"csrfmiddlewaretoken": token, "username": "olga", "password": PASSWORD}
+
+    answer = browser.post(f"/admin/login/?next={INSIDE}", form)
+    assert (answer.status_code, answer.headers["Location"]) == (302, INSIDE)
+    assert browser.get(INSIDE).status_code == 200
+    answer = Client().post("/admin/login/", form | {"next": INSIDE})
+    assert (answer.status_code, answer.headers["Location"]) == (302, INSIDE)
+    answer = Client().post("/admin/login/", form | {"next": "https://elsewhere.example/"})
+    assert (answer.status_code, answer.headers["Location"]) == (302, "/accounts/profile/")
+
+
+# --- Attempts -------------------------------------------------------------------------------------------------------
+
+
+def test_who_fails_too_often_is_locked_out_with_the_right_password_too(olga: User) -> None:
+    assert fail("olga", LIMIT) == [200] * (LIMIT - 1) + [429]
+    answer = attempt("olga", PASSWORD)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "900")
+    assert "sessionid" not in answer.cookies
+    told = answer.content.decode()
+    assert "For 15 minutes this user cannot log in from here" in told
+    assert "axes_reset_username" in told
+    assert "office.css" in told
+
+    people.user(VIEWER, "vera", password=PASSWORD)
+    assert attempt("vera", PASSWORD).status_code == 302  # from the same address
+    assert attempt("olga", PASSWORD, address="192.0.2.2").status_code == 302  # nobody is kept out from elsewhere
+
+
+def test_a_lock_out_ends_in_its_time_however_often_one_tries_meanwhile(olga: User) -> None:
+    fail("olga", LIMIT)
+    later(real_settings.LOGIN_LOCKOUT - timedelta(seconds=30))
+    assert fail("olga", 2) == [429, 429]
+    assert attempt("olga", PASSWORD).status_code == 429
+    later(timedelta(seconds=31))
+    assert attempt("olga", PASSWORD).status_code == 302
+
+
+def test_a_lock_out_is_ended_by_a_command(olga: User) -> None:
+    fail("olga", LIMIT)
+    call_command("axes_reset_username", "olga")
+    assert attempt("olga", PASSWORD).status_code == 302
+
+
+def test_a_login_forgives_its_user_and_nobody_else(olga: User) -> None:
+    fail("olga", LIMIT - 1)
+    fail("vera", LIMIT - 1)
+    assert attempt("olga", PASSWORD).status_code == 302
+    assert fail("olga", LIMIT - 1) == [200] * (LIMIT - 1)
+    assert fail("vera", 1) == [429]
+
+
+def test_an_address_has_a_limit_whoever_it_tries_to_be(olga: User, settings: Settings) -> None:
+    settings.LOGIN_FAILURES_OF_ADDRESS = 4
+    assert [fail(f"name-{number}", 1) for number in range(4)] == [[200], [200], [200], [429]]
+    assert attempt("olga", PASSWORD).status_code == 429
+    assert attempt("olga", PASSWORD, address="192.0.2.2").status_code == 302
+
+
+def test_a_browser_by_another_name_is_the_same_address(olga: User) -> None:
+    for number in range(LIMIT - 1):
+        assert fail("olga", 1, HTTP_USER_AGENT=f"browser {number}") == [200]
+    assert fail("olga", 1, HTTP_USER_AGENT="another") == [429]
+
+
+def test_behind_a_proxy_the_address_is_the_clients(olga: User, settings: Settings) -> None:
+    there, elsewhere = ({"HTTP_X_FORWARDED_FOR": f"203.0.113.9, 198.51.100.{number}"} for number in (1, 2))
+    assert fail("olga", LIMIT, **there)[-1] == 429
+    assert attempt("olga", PASSWORD, **elsewhere).status_code == 429  # nobody is believed
+    AccessAttempt.objects.all().delete()
+    settings.TRUSTED_PROXIES = 1
+    assert fail("olga", LIMIT, **there)[-1] == 429
+    assert attempt("olga", PASSWORD, **elsewhere).status_code == 302
+
+
+@pytest.mark.parametrize("address", ["", "unknown", "[2001:db8::1]"])
+def test_an_address_that_is_none_is_counted_all_the_same(olga: User, address: str) -> None:
+    assert fail("olga", LIMIT, address=address)[-1] == 429
+    assert attempt("olga", PASSWORD, address=address).status_code == 429
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "\N{SNOWMAN}", ""])
+def test_no_name_is_an_error_of_ours(name: str) -> None:
+    assert attempt(name, "wrong").status_code == 200
+
+
+def test_a_name_too_long_to_be_one_is_counted_as_far_as_it_goes() -> None:
+    assert fail("a" * 300, LIMIT)[-1] == 429
+
+
+# --- Sessions -------------------------------------------------------------------------------------------------------
+
+
+def age_by(browser: Client, by: timedelta) -> SessionStore:
+    """Let time pass for a session, which then is written to, as by a message."""
+    session = SessionStore(browser.cookies["sessionid"].value)
+    session["began"] -= by.total_seconds()
+    session["written"] = True
+    session.save()
+    return session
+
+
+def test_a_session_ends_when_it_is_old_enough_whatever_is_done_in_it() -> None:
+    browser = people.browser(VIEWER)
+    whole = timedelta(seconds=real_settings.SESSION_COOKIE_AGE)
+    assert whole == timedelta(hours=12)
+    age_by(browser, whole - timedelta(minutes=1))
+    assert browser.get(INSIDE).status_code == 200
+    age_by(browser, timedelta(0))
+    left = Session.objects.get().expire_date - datetime.now(UTC)
+    assert timedelta(0) < left <= timedelta(minutes=1)
+    age_by(browser, timedelta(minutes=2))
+    assert browser.get(INSIDE).headers["Location"] == f"/admin/login/?next={INSIDE}"
+
+
+def test_a_login_begins_a_new_one_and_a_new_password_does_not(olga: User) -> None:
+    browser = Client()
+    form = {"username": "olga", "password": PASSWORD}
+    browser.post("/admin/login/", form)
+    session = age_by(browser, timedelta(hours=11))
+    new = "loud green mountains"
+    browser.post("/admin/password_change/", {"old_password": PASSWORD, "new_password1": new, "new_password2": new})
+    assert SessionStore(browser.cookies["sessionid"].value)["began"] == session["began"]
+    assert browser.cookies["sessionid"].value != session.session_key
+    browser.post("/admin/logout/")
+    browser.post("/admin/login/", form | {"password": new})
+    assert datetime.now(UTC).timestamp() - SessionStore(browser.cookies["sessionid"].value)["began"] < 60
+
+
+def test_cookies_end_with_the_browser_and_no_script_reads_them(olga: User) -> None:
+    answer = attempt("olga", PASSWORD)
+    session = answer.cookies["sessionid"]
+    assert (session["expires"], session["max-age"]) == ("", "")
+    for name in ("sessionid", "csrftoken"):
+        assert (answer.cookies[name]["httponly"], answer.cookies[name]["samesite"]) == (True, "Lax")
+
+
+def test_what_has_ended_is_removed_so_many_at_a_time(settings: Settings) -> None:
+    settings.CLEAN_UP_ROWS = 2
+    browser = people.browser(VIEWER)
+    now = datetime.now(UTC)
+    for number in range(3):
+        Session.objects.create(session_key=f"old-{number}", session_data="", expire_date=now - timedelta(seconds=1))
+    fail("old", 1)
+    later(real_settings.LOGIN_LOCKOUT + timedelta(seconds=1))
+    fresh = {"username": "new", "ip_address": "192.0.2.1", "failures_since_start": 1}
+    AccessAttempt.objects.create(**fresh)
+
+    tasks.clean_up()
+    assert Session.objects.filter(session_key__startswith="old").count() == 1
+    tasks.clean_up()
+    assert [each.session_key for each in Session.objects.all()] == [browser.cookies["sessionid"].value]
+    assert [each.username for each in AccessAttempt.objects.all()] == ["new"]
+
+
+def test_beat_has_it_removed() -> None:
+    schedule = import_module("config.celery").app.conf.beat_schedule
+    assert schedule["clean_up"]["task"] == "backoffice.tasks.clean_up" == tasks.clean_up.name
+
+
+# --- What browsers are told -----------------------------------------------------------------------------------------
+
+POLICY = {
+    "default-src 'self'",
+    "script-src 'self' 'unsafe-eval'",
+    "style-src 'self' 'unsafe-inline'",
+    "img-src 'self' data:",
+    "font-src 'self'",
+    "connect-src 'self'",
+    "object-src 'none'",
+    "base-uri 'none'",
+    "form-action 'self'",
+    "frame-ancestors 'none'",
+}
+
+
+def test_pages_load_nothing_from_elsewhere_and_the_api_has_no_pages() -> None:
+    browser = people.browser(VIEWER)
+    for path in ("/admin/login/", "/admin/", INSIDE, "/admin/nothing/", "/docs"):
+        assert set(browser.get(path).headers["Content-Security-Policy"].split("; ")) == POLICY, path
+    for path in ("/healthz", "/stocks", "/nothing", "/openapi.json"):
+        assert "Content-Security-Policy" not in browser.get(path).headers, path
+
+
+def test_in_production_the_admin_is_https_only_and_all_else_as_it_comes(settings: Settings) -> None:
+    settings.SECURE_SSL_REDIRECT = True
+    settings.SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    settings.SECURE_HSTS_SECONDS = 60
+    browser = Client(HTTP_HOST="localhost")
+    answer = browser.get("/admin/login/")
+    assert (answer.status_code, answer.headers["Location"]) == (301, "https://localhost/admin/login/")
+    assert [browser.get(path).status_code for path in ("/healthz", "/stocks", "/docs")] == [200, 401, 200]
+    behind = browser.get("/admin/login/", HTTP_X_FORWARDED_PROTO="https")
+    assert (behind.status_code, behind.headers["Strict-Transport-Security"]) == (200, "max-age=60")
+
+
+def production(**more: str) -> dict[str, str]:
+    """An environment as production has it."""
+    names = ("SECURE_COOKIES", "TWO_FACTOR_REQUIRED", "WEBHOOK_ADDRESSES", "DEBUG")
+    kept = {name: value for name, value in os.environ.items() if name not in names}
+    return kept | {"SECRET_KEY": "0123456789abcdef" * 4, "ALLOWED_HOSTS": "exchange.example.com"} | more
+
+
+def in_production(*command: str, **more: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(  # noqa: S603
+        [sys.executable, *command], cwd=ROOT, env=production(**more), capture_output=True, text=True, check=False
+    )
+
+
+def test_the_checks_for_deployment_find_nothing() -> None:
+    check = ("manage.py", "check", "--deploy", "--fail-level", "WARNING")
+    done = in_production(*check)
+    assert (done.returncode, "no issues" in done.stdout) == (0, True), done.stderr
+    assert in_production(*check, SECURE_COOKIES="0").returncode == 1  # they would
+
+
+def test_in_production_a_second_factor_is_required() -> None:
+    told = in_production("-c", "from config import settings; print(settings.TWO_FACTOR_REQUIRED)")
+    assert told.stdout == "True\n"

@@ -1,0 +1,238 @@
+"""People: who admits whom, what nobody may give, and that each change is on record in its own transaction."""
+
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Group, Permission, User
+from django.db import connection
+from django.test import Client
+
+from exchange.audit import Action, ActorKind
+from exchange.models import AuditEntry
+from tests.backoffice import people
+from tests.backoffice.people import ADMINISTRATOR, OPERATOR, SUPERUSER, VIEWER
+
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("quick_passwords")]
+
+PASSWORD = "quiet brown rivers"  # noqa: S105 (nobody's)
+ADD = "/admin/auth/user/add/"
+
+
+def change_of(user: User) -> str:
+    return f"/admin/auth/user/{user.pk}/change/"
+
+
+def group(name: str) -> int:
+    people.make_groups()
+    return int(Group.objects.get(name=name).pk)
+
+
+def fields_of(user: User, **changed: Any) -> dict[str, Any]:
+    """What the form of a user sends, with what is changed of it."""
+    sent: dict[str, Any] = {
+        "username": user.username,
+        "first_name": user.first_name,
+        "last_name": user.last_name,
+        "email": user.email,
+        "groups": list(user.groups.values_list("pk", flat=True)),
+    }
+    sent |= {"is_active": "on"} if user.is_active else {}
+    return {name: value for name, value in (sent | changed).items() if value is not None}
+
+
+def saved(answer: Any) -> bool:
+    assert answer.status_code in (200, 302, 403)
+    return bool(answer.status_code == 302)
+
+
+def entry() -> AuditEntry:
+    """The only entry there is."""
+    return AuditEntry.objects.get()
+
+
+def test_an_administrator_admits_somebody_who_then_comes_in() -> None:
+    browser = people.browser(ADMINISTRATOR)
+    form = {"username": "vera", "password1": PASSWORD, "password2": PASSWORD, "groups": [group(VIEWER)]}
+    assert saved(browser.post(ADD, form | {"first_name": "Vera", "reason": "new on the desk"}, REMOTE_ADDR="192.0.2.7"))
+
+    vera = User.objects.get(username="vera")
+    assert (vera.is_active, vera.is_staff, vera.is_superuser) == (True, True, False)
+    told = entry()
+    assert (told.actor_kind, told.actor, told.address) == (ActorKind.USER, ADMINISTRATOR, "192.0.2.7")
+    assert (told.action, told.subject, told.reason, told.before) == (Action.USER_ADD, "vera", "new on the desk", None)
+    assert told.after == {
+        "username": "vera",
+        "first_name": "Vera",
+        "last_name": "",
+        "email": "",
+        "is_active": True,
+        "is_staff": True,
+        "is_superuser": False,
+        "groups": [VIEWER],
+        "permissions": [],
+    }
+    hers = Client()
+    assert hers.post("/admin/login/", {"username": "vera", "password": PASSWORD}).status_code == 302
+    assert hers.get("/admin/orders/order/").status_code == 200
+    assert hers.get("/admin/auth/user/").status_code == 403
+
+
+@pytest.mark.parametrize("password", ["short", "password1234", "administrator", "veraveravera"])
+def test_a_password_that_is_easily_guessed_is_refused(password: str) -> None:
+    form = {"username": "veraveravera", "password1": password, "password2": password}
+    assert not saved(people.browser(ADMINISTRATOR).post(ADD, form))
+    assert not User.objects.filter(username="veraveravera").exists()
+    assert not AuditEntry.objects.exists()
+
+
+def test_a_change_tells_before_and_after_of_what_it_changed_and_no_more() -> None:
+    user = people.user(VIEWER)
+    browser = people.browser(ADMINISTRATOR)
+    sent = fields_of(user, last_name="Vega", groups=[group(OPERATOR)], is_active=None, reason="moves on")
+    assert saved(browser.post(change_of(user), sent))
+
+    told = entry()
+    assert (told.action, told.subject, told.reason) == (Action.USER_CHANGE, VIEWER, "moves on")
+    assert told.before == {"last_name": "", "is_active": True, "groups": [VIEWER]}
+    assert told.after == {"last_name": "Vega", "is_active": False, "groups": [OPERATOR]}
+    assert saved(browser.post(change_of(user), fields_of(User.objects.get(pk=user.pk))))  # nothing
+    assert AuditEntry.objects.count() == 1
+
+
+def test_who_is_deactivated_is_out_at_once() -> None:
+    user, theirs = people.user(VIEWER), people.browser(VIEWER)
+    assert theirs.get("/admin/").status_code == 200
+    people.browser(ADMINISTRATOR).post(change_of(user), fields_of(user, is_active=None))
+    assert theirs.get("/admin/").status_code == 302
+
+
+def test_a_removal_tells_who_it_was() -> None:
+    user = people.user(VIEWER)
+    browser = people.browser(ADMINISTRATOR)
+    assert saved(browser.post(f"/admin/auth/user/{user.pk}/delete/", {"post": "yes"}))
+    assert not User.objects.filter(pk=user.pk).exists()
+    told = entry()
+    assert (told.action, told.subject, told.after) == (Action.USER_DELETE, VIEWER, None)
+    assert told.before is not None
+    assert told.before["groups"] == [VIEWER]
+
+
+def test_a_new_password_is_told_of_and_never_itself() -> None:
+    user = people.user(VIEWER)
+    browser = people.browser(ADMINISTRATOR)
+    path = f"/admin/auth/user/{user.pk}/password/"
+    assert not saved(browser.post(path, {"password1": PASSWORD, "password2": "another"}))
+    assert not AuditEntry.objects.exists()
+    assert saved(browser.post(path, {"password1": PASSWORD, "password2": PASSWORD}))
+    assert User.objects.get(pk=user.pk).check_password(PASSWORD)
+    told = entry()
+    assert (told.action, told.actor, told.subject) == (Action.USER_CHANGE, ADMINISTRATOR, VIEWER)
+    assert (told.before, told.after) == (None, {"password": "changed"})
+
+
+def test_ones_own_new_password_is_told_of_too() -> None:
+    people.user(VIEWER, "vera", password=PASSWORD)
+    browser = people.browser(VIEWER, "vera")
+    new = "loud green mountains"
+    form = {"old_password": "wrong", "new_password1": new, "new_password2": new}
+    assert not saved(browser.post("/admin/password_change/", form))
+    assert not AuditEntry.objects.exists()
+    assert saved(browser.post("/admin/password_change/", form | {"old_password": PASSWORD}))
+    told = entry()
+    assert (told.action, told.actor, told.subject) == (Action.USER_CHANGE, "vera", "vera")
+    assert (told.before, told.after) == (None, {"password": "changed"})
+    assert browser.get("/admin/").status_code == 200
+
+
+# --- What nobody may give -------------------------------------------------------------------------------------------
+
+EVERYTHING = {"is_superuser": "on", "is_staff": "on"}
+
+
+def test_an_administrator_makes_no_superusers_and_gives_no_single_permissions() -> None:
+    user = people.user(VIEWER)
+    browser = people.browser(ADMINISTRATOR)
+    powers = EVERYTHING | {"user_permissions": list(Permission.objects.values_list("pk", flat=True)[:3])}
+    assert saved(browser.post(change_of(user), fields_of(user, **powers)))
+    form = {"username": "new", "password1": PASSWORD, "password2": PASSWORD}
+    assert saved(browser.post(ADD, form | powers))
+    for each in User.objects.filter(username__in=[VIEWER, "new"]):
+        assert (each.is_superuser, each.user_permissions.count()) == (False, 0)
+    for page in (ADD, change_of(user)):
+        assert not {'name="is_superuser"', 'name="user_permissions"'} & set(browser.get(page).content.decode().split())
+
+
+def test_superusers_are_out_of_an_administrators_reach() -> None:
+    root = people.user(SUPERUSER)
+    browser = people.browser(ADMINISTRATOR)
+    before = list(User.objects.order_by("pk").values())
+    assert browser.get(change_of(root)).status_code == 200  # to look at
+    for path, form in {
+        change_of(root): fields_of(root, is_active=None),
+        f"/admin/auth/user/{root.pk}/delete/": {"post": "yes"},
+        f"/admin/auth/user/{root.pk}/password/": {"password1": PASSWORD, "password2": PASSWORD},
+    }.items():
+        assert browser.post(path, form).status_code == 403, path
+    action = {"action": "delete_selected", "_selected_action": [root.pk], "post": "yes"}
+    browser.post("/admin/auth/user/", action)
+    assert list(User.objects.order_by("pk").values()) == before
+    assert not AuditEntry.objects.exists()
+
+
+def test_a_superuser_makes_superusers() -> None:
+    user = people.user(VIEWER)
+    assert saved(people.browser(SUPERUSER).post(change_of(user), fields_of(user, **EVERYTHING)))
+    told = entry()
+    assert (told.before, told.after) == ({"is_superuser": False}, {"is_superuser": True})
+
+
+@pytest.mark.parametrize("role", [ADMINISTRATOR, SUPERUSER])
+def test_nobody_changes_their_own_rights_or_removes_themselves(role: str) -> None:
+    user, browser = people.user(role), people.browser(role)
+    rights = {"is_active": None, "groups": [group(VIEWER)], "is_superuser": "on", "is_staff": None}
+    assert saved(browser.post(change_of(user), fields_of(user, **rights, first_name="Ada")))
+    told = entry()
+    assert (told.before, told.after) == ({"first_name": ""}, {"first_name": "Ada"})
+    assert browser.post(f"/admin/auth/user/{user.pk}/delete/", {"post": "yes"}).status_code == 403
+    assert [each.name for each in User.objects.get(pk=user.pk).groups.all()] == [role] * (role == ADMINISTRATOR)
+
+
+def test_no_hash_of_a_password_is_shown() -> None:
+    user = people.user(VIEWER, "vera", password=PASSWORD)
+    root = people.user(SUPERUSER, "root", password=PASSWORD)
+    browser = people.browser(ADMINISTRATOR)
+    for each in (user, root):
+        assert "algorithm" not in browser.get(change_of(each)).content.decode()
+    assert browser.get("/admin/auth/user/?password__startswith=md5").status_code in (302, 400)
+
+
+def test_a_change_and_its_entry_are_one(transactional_db: None) -> None:
+    """The database refuses the entry, as it would when its disk is full: then there is no change either."""
+    user = people.user(VIEWER)
+    browser = people.browser(ADMINISTRATOR)
+    browser.raise_request_exception = False
+    paths = {
+        change_of(user): fields_of(user, first_name="Vera"),
+        ADD: {"username": "new", "password1": PASSWORD, "password2": PASSWORD},
+        f"/admin/auth/user/{user.pk}/delete/": {"post": "yes"},
+        f"/admin/auth/user/{user.pk}/password/": {"password1": PASSWORD, "password2": PASSWORD},
+    }
+    before = list(User.objects.order_by("pk").values())
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE exchange_auditentry ADD CONSTRAINT refuses CHECK (false) NOT VALID")
+        try:
+            statuses = {path: browser.post(path, form).status_code for path, form in paths.items()}
+        finally:
+            cursor.execute("ALTER TABLE exchange_auditentry DROP CONSTRAINT refuses")
+    assert set(statuses.values()) == {500}, statuses
+    assert list(User.objects.order_by("pk").values()) == before
+
+
+def test_the_list_tells_of_each_what_they_may_do_in_a_few_queries(django_assert_max_num_queries: Any) -> None:
+    for number in range(30):
+        people.user(VIEWER, f"viewer-{number}")
+    browser = people.browser(ADMINISTRATOR)
+    with django_assert_max_num_queries(20):
+        page = browser.get("/admin/auth/user/", {"q": "viewer-2"}).content.decode()
+    assert "viewer-29" in page
+    assert "viewer-10" not in page

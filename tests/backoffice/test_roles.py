@@ -1,0 +1,226 @@
+"""Who may do what in the back office: every act and every page, by its own address, for every role.
+
+The acts and pages are those that are registered, whoever adds them; who may is said here, by permission.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.contrib import admin
+from django.contrib.auth.models import Group, Permission, User
+from django.db.models import Model
+from django.test import Client
+from django.urls import reverse
+
+from backoffice.acts import Act, act_url
+from backoffice.pages import Pages
+from exchange.models import AuditEntry
+from orders.terms import Side
+from tests import trading
+from tests.backoffice import people
+from tests.backoffice.people import ADMINISTRATOR, OPERATOR, ROLES, VIEWER
+from tests.trading import place
+from webhooks import services as webhooks
+from webhooks.models import EventType
+
+pytestmark = pytest.mark.django_db
+
+OPERATORS, ADMINISTRATORS = {OPERATOR, ADMINISTRATOR}, {ADMINISTRATOR}
+WHO_MAY = {
+    "exchange.admit_broker": OPERATORS,
+    "exchange.suspend_broker": OPERATORS,
+    "exchange.stop_broker": OPERATORS,
+    "exchange.list_instrument": OPERATORS,
+    "exchange.edit_instrument": OPERATORS,
+    "exchange.halt_instrument": OPERATORS,
+    "exchange.halt_market": OPERATORS,
+    "exchange.book_transfer": OPERATORS,
+    "exchange.issue_key": OPERATORS,
+    "exchange.revoke_key": OPERATORS,
+    "orders.cancel_order": OPERATORS,
+    "orders.run_reconcile": OPERATORS,
+    "webhooks.pause_subscription": OPERATORS,
+    "webhooks.redeliver_delivery": OPERATORS,
+    "auth.view_user": ADMINISTRATORS,
+    "auth.add_user": ADMINISTRATORS,
+    "auth.change_user": ADMINISTRATORS,
+    "auth.delete_user": ADMINISTRATORS,
+    "auth.view_group": ADMINISTRATORS,
+}
+OURS = ["exchange", "orders", "webhooks"]
+INLINE = re.compile(r"<script(?![^>]*\bsrc=)[^>]*>|<[^>]+\son[a-z]+=", re.I)
+
+
+def acts() -> Iterator[tuple[type[Model], Act]]:
+    """Every act of every page there is."""
+    for model, pages in admin.site._registry.items():
+        for act in getattr(pages, "acts", ()):
+            yield model, act
+
+
+def registered() -> list[type[Model]]:
+    return [model for model, pages in admin.site._registry.items() if isinstance(pages, Pages)]
+
+
+def everybody() -> dict[str, Client]:
+    """A browser of each role; of somebody in no group; of a user who is not of the staff; of nobody."""
+    outsider = Client()
+    outsider.force_login(User.objects.create_user("outsider"))
+    return {role: people.browser(role) for role in ROLES} | {
+        "nothing": people.browser("nothing"),
+        "outsider": outsider,
+        "stranger": Client(),
+    }
+
+
+@pytest.fixture
+def market(transactional_db: None) -> None:
+    """Something for acts to be about."""
+    trading.instrument()
+    trading.broker("alice")
+    place(Side.ASK, 5, "10")
+    webhooks.subscribe("alice", url="http://127.0.0.1:9/", events=[EventType.ORDER_EXPIRED])
+
+
+def everything() -> Any:
+    return trading.everything(), list(User.objects.order_by("pk").values()), AuditEntry.objects.count()
+
+
+def is_the_login(answer: Any) -> bool:
+    return answer.status_code == 302 and answer.headers["Location"].startswith("/admin/login/?next=/admin/")
+
+
+# --- The groups -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_group_has_the_permissions_of_its_role_and_no_other(role: str) -> None:
+    people.make_groups()
+    granted = Group.objects.get(name=role).permissions.values_list("content_type__app_label", "codename")
+    views = {f"{label}.{codename}" for label, codename in granted if label in OURS and codename.startswith("view_")}
+    others = {".".join(permission) for permission in granted} - views
+
+    assert others == {permission for permission, who in WHO_MAY.items() if role in who}
+    ours = Permission.objects.filter(content_type__app_label__in=OURS, codename__startswith="view_")
+    assert views == {f"{label}.{name}" for label, name in ours.values_list("content_type__app_label", "codename")}
+    assert {f"{model._meta.app_label}.view_{model._meta.model_name}" for model in registered()} <= views
+
+
+def test_every_permission_to_act_is_somebodys() -> None:
+    """One that a model gains needs a migration which gives it to a group."""
+    people.make_groups()
+    default = ("add_", "change_", "delete_", "view_")
+    for permission in Permission.objects.filter(content_type__app_label__in=OURS).select_related("content_type"):
+        if not permission.codename.startswith(default):
+            assert f"{permission.content_type.app_label}.{permission.codename}" in WHO_MAY
+
+
+def test_only_what_is_meant_to_has_pages() -> None:
+    """No pages of Django's own that write rows: theirs is no record."""
+    assert set(admin.site._registry) - set(registered()) == {User}
+
+
+# --- Acts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("model", "act"), list(acts()), ids=lambda each: getattr(each, "name", each.__class__))
+def test_an_act_is_for_those_who_may_by_its_own_address_too(market: None, model: type[Model], act: Act) -> None:
+    row = model._default_manager.first() if act.subjects_max else None
+    addresses = [act_url(model, act), act_url(model, act, row)] if row else [act_url(model, act)]
+    may = WHO_MAY[act.permission]
+    for who, browser in everybody().items():
+        before = everything()
+        for address in addresses:
+            for answer in (browser.get(address), browser.post(address, {"reason": ""})):
+                if who in ("stranger", "outsider"):
+                    assert is_the_login(answer), (who, address)
+                else:
+                    assert (answer.status_code == 403) == (who not in may), (who, address)
+                    assert answer.status_code in (200, 302, 403), (who, address)
+        assert everything() == before, who
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_nobody_sees_a_button_that_they_may_not_press(market: None, role: str) -> None:
+    browser = people.browser(role)
+    for model in registered():
+        pages = [reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist")]
+        if row := model._default_manager.first():
+            pages.append(reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_change", args=[row.pk]))
+        for page in pages:
+            content = browser.get(page).content.decode()
+            for of, act in acts():
+                if role not in WHO_MAY[act.permission]:
+                    assert act_url(of, act) not in content, (page, act.name)
+
+
+# --- Pages ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [*registered(), User], ids=lambda model: model.__name__)
+def test_a_page_is_for_those_who_may_see_it(market: None, model: type[Model]) -> None:
+    name = f"{model._meta.app_label}_{model._meta.model_name}"
+    people.user(VIEWER)
+    row = model._default_manager.first()
+    paths = [reverse(f"admin:{name}_changelist"), *([reverse(f"admin:{name}_change", args=[row.pk])] if row else [])]
+    may = ADMINISTRATORS if model is User else {*ROLES}
+    for who, browser in everybody().items():
+        for path in paths:
+            answer = browser.get(path)
+            if who in ("stranger", "outsider"):
+                assert is_the_login(answer), (who, path)
+            else:
+                assert answer.status_code == (200 if who in may else 403), (who, path)
+                assert not INLINE.search(answer.content.decode()), (who, path)  # a browser would not run it
+
+
+@pytest.mark.parametrize("model", registered(), ids=lambda model: model.__name__)
+def test_nobody_writes_rows_past_the_services(market: None, model: type[Model]) -> None:
+    name = f"{model._meta.app_label}_{model._meta.model_name}"
+    row = model._default_manager.first()
+    browser = people.browser(people.SUPERUSER)
+    before = everything()
+    for path in [reverse(f"admin:{name}_add"), *([reverse(f"admin:{name}_delete", args=[row.pk])] if row else [])]:
+        assert [browser.get(path).status_code, browser.post(path, {"post": "yes"}).status_code] == [403, 403]
+    assert everything() == before
+
+
+PLAIN = ["", "password_change/", "password_change/done/", "two-factor/", "two-factor/setup/", "search/", "jsi18n/"]
+PLAIN += ["autocomplete/", "nothing/", "exchange/", "auth/", "r/1/1/"]
+
+
+@pytest.mark.parametrize("path", [f"/admin/{path}" for path in PLAIN])
+def test_a_stranger_is_sent_to_the_login_everywhere(path: str) -> None:
+    assert is_the_login(Client().get(path))
+    outsider = Client()
+    outsider.force_login(User.objects.create_user("outsider"))
+    assert is_the_login(outsider.get(path))
+
+
+# --- Refusals -------------------------------------------------------------------------------------------------------
+
+
+def test_a_refusal_looks_like_the_back_office_and_leads_back_to_it() -> None:
+    browser = people.browser(VIEWER)
+    for path, status in (("/admin/nothing/", 404), ("/admin/auth/user/", 403), ("/admin/orders/order/x/change/", 404)):
+        answer = browser.get(path)
+        content = answer.content.decode()
+        assert (answer.status_code, answer.headers["Content-Type"]) == (status, "text/html; charset=utf-8")
+        assert 'href="/admin/orders/order/"' in content  # the sidebar
+        assert "To the dashboard" in content
+
+
+def test_the_api_is_refused_with_problems_as_ever() -> None:
+    answer = people.browser(VIEWER).get("/nothing")
+    assert (answer.status_code, answer.headers["Content-Type"]) == (404, "application/problem+json")
+
+
+def test_a_form_from_elsewhere_is_refused_with_a_page() -> None:
+    browser = Client(enforce_csrf_checks=True)
+    browser.force_login(people.user(OPERATOR))
+    answer = browser.post("/admin/password_change/", {"old_password": "x"})
+    assert answer.status_code == 403
+    assert "nothing was done" in answer.content.decode()
+    assert 'href="/admin/orders/order/"' in answer.content.decode()

@@ -1,0 +1,302 @@
+"""The second step of a login: who is asked for it, what lets in, and what ends it."""
+
+import re
+import time
+from base64 import b32decode
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+from django_otp.oath import TOTP
+from django_otp.plugins.otp_static.models import StaticDevice, StaticToken
+from django_otp.plugins.otp_totp.models import TOTPDevice
+from pytest_django import Settings
+
+from exchange.audit import Action
+from exchange.models import AuditEntry
+from tests.backoffice import people
+from tests.backoffice.people import ADMINISTRATOR, OPERATOR
+
+pytestmark = pytest.mark.django_db
+
+INSIDE = "/admin/orders/order/"
+STEP, SETUP = "/admin/two-factor/", "/admin/two-factor/setup/"
+
+
+def code_of(key: bytes, *, ahead: int = 0) -> str:
+    """What an authenticator shows, or will so many steps from now."""
+    totp = TOTP(key)
+    totp.time = time.time() + ahead * 30
+    return f"{totp.token():06d}"
+
+
+def wrong_code(key: bytes) -> str:
+    right = {code_of(key, ahead=steps) for steps in range(-2, 3)}
+    return next(code for code in ("000000", "111111", "222222", "333333", "444444", "555555") if code not in right)
+
+
+def secret_of(page: Any) -> bytes:
+    """The secret on the page that enrols."""
+    (shown,) = re.findall(r'id="secret">([A-Z2-7 ]+)<', page.content.decode())
+    return b32decode(shown.replace(" ", ""))
+
+
+def enrol(browser: Client, **form: str) -> tuple[bytes, Any]:
+    """Enrol the browser's user; the authenticator's key, and the answer."""
+    key = secret_of(browser.get(SETUP))
+    return key, browser.post(SETUP, {"code": code_of(key), **form})
+
+
+def codes_in(answer: Any) -> list[str]:
+    return re.findall(r"<li><code>([a-z2-7 ]+)</code>", answer.content.decode())
+
+
+def enrolled(role: str = OPERATOR) -> tuple[bytes, list[str]]:
+    """Somebody who has enrolled; their key, and their recovery codes."""
+    key, answer = enrol(people.browser(role))
+    return key, codes_in(answer)
+
+
+def calm() -> None:
+    """Let enough time pass after a wrong code."""
+    for model in (TOTPDevice, StaticDevice):
+        for device in model.objects.filter(throttling_failure_timestamp__isnull=False):
+            device.throttling_failure_timestamp -= timedelta(minutes=10)
+            device.save()
+
+
+def asks_for(browser: Client, where: str, path: str = INSIDE) -> bool:
+    """Whether the way in leads to this step, which remembers where one wanted to go."""
+    answer = browser.get(path, follow=True)
+    return bool(answer.redirect_chain) and answer.redirect_chain[-1][0] == f"{where}?next={path.replace('/', '%2F')}"
+
+
+# --- Who is asked ---------------------------------------------------------------------------------------------------
+
+
+def test_who_has_not_enrolled_comes_in_where_it_is_not_required() -> None:
+    assert people.browser(OPERATOR).get(INSIDE).status_code == 200
+
+
+def test_where_it_is_required_one_enrols_before_anything_else(settings: Settings) -> None:
+    settings.TWO_FACTOR_REQUIRED = True
+    browser = people.browser(OPERATOR)
+    assert asks_for(browser, SETUP)
+    assert asks_for(browser, SETUP, "/admin/")
+    assert browser.get(STEP).headers["Location"] == f"{SETUP}?next=%2Fadmin%2F"
+    _, answer = enrol(browser, next=INSIDE)
+    assert f'href="{INSIDE}"' in answer.content.decode()
+    assert browser.get(INSIDE).status_code == 200
+
+
+def test_who_has_enrolled_is_asked_in_every_other_session_old_or_new() -> None:
+    old, browser = people.browser(OPERATOR), people.browser(OPERATOR)
+    assert old.get(INSIDE).status_code == 200
+    key, _ = enrol(browser)
+    assert browser.get(INSIDE).status_code == 200
+    assert asks_for(old, STEP)
+    new = people.browser(OPERATOR)
+    assert asks_for(new, STEP)
+    assert new.get("/admin/login/").headers["Location"] == f"{STEP}?next=%2Fadmin%2F"
+    answer = new.post(STEP, {"code": code_of(key, ahead=1), "next": INSIDE})
+    assert (answer.status_code, answer.headers["Location"]) == (302, INSIDE)
+    assert new.get(INSIDE).status_code == 200
+    assert asks_for(old, STEP)
+
+
+def test_nothing_is_shown_or_done_before_the_second_step() -> None:
+    enrolled(ADMINISTRATOR)
+    browser = people.browser(ADMINISTRATOR)
+    other = people.user(OPERATOR)
+    for path in ("/admin/", INSIDE, "/admin/password_change/", f"/admin/auth/user/{other.pk}/delete/"):
+        for answer in (browser.get(path), browser.post(path, {"post": "yes"})):
+            assert answer.headers["Location"] == f"/admin/login/?next={path}"
+    assert asks_for(browser, STEP, SETUP.replace(SETUP, INSIDE))
+    assert browser.get(SETUP).headers["Location"] == f"{STEP}?next=%2Fadmin%2F"  # to replace it one must have it
+    key = b"k" * 20
+    assert browser.post(SETUP, {"code": code_of(key)}).headers["Location"] == f"{STEP}?next=%2Fadmin%2F"
+    assert User.objects.filter(pk=other.pk).exists()
+    assert 'href="/admin/orders/order/"' not in browser.get(STEP).content.decode()
+
+
+def test_one_may_leave_before_the_second_step() -> None:
+    enrolled()
+    browser = people.browser(OPERATOR)
+    assert browser.post("/admin/logout/").status_code == 200
+    assert browser.get(STEP).headers["Location"] == f"/admin/login/?next={STEP}"
+
+
+# --- What lets in ---------------------------------------------------------------------------------------------------
+
+
+def test_a_code_lets_in_once() -> None:
+    key, _ = enrolled()
+    first, second = people.browser(OPERATOR), people.browser(OPERATOR)
+    code = code_of(key, ahead=1)
+    assert first.post(STEP, {"code": f" {code[:3]} {code[3:]}"}).status_code == 302
+    assert second.post(STEP, {"code": code}).status_code == 200
+    assert asks_for(second, STEP)
+
+
+def test_the_code_that_enrolled_is_used_up() -> None:
+    browser = people.browser(OPERATOR)
+    key = secret_of(browser.get(SETUP))
+    code = code_of(key)
+    browser.post(SETUP, {"code": code})
+    other = people.browser(OPERATOR)
+    assert other.post(STEP, {"code": code}).status_code == 200
+    assert asks_for(other, STEP)
+
+
+def test_a_recovery_code_lets_in_once(settings: Settings) -> None:
+    settings.RECOVERY_CODES = 3
+    _, codes = enrolled()
+    assert len(set(codes)) == 3
+    browser = people.browser(OPERATOR)
+    assert browser.post(STEP, {"code": codes[0].upper()}).status_code == 302
+    assert browser.get(INSIDE).status_code == 200
+    other = people.browser(OPERATOR)
+    assert other.post(STEP, {"code": codes[0]}).status_code == 200
+    calm()
+    assert other.post(STEP, {"code": codes[1]}).status_code == 302
+    assert StaticToken.objects.count() == 1
+
+
+@pytest.mark.parametrize("of_recovery", [False, True])
+def test_after_a_wrong_code_the_right_one_must_wait(of_recovery: bool) -> None:
+    key, codes = enrolled()
+    wrong, right = ("aaaaaaaa", codes[0]) if of_recovery else (wrong_code(key), code_of(key, ahead=1))
+    browser = people.browser(OPERATOR)
+    for _ in range(3):
+        answer = browser.post(STEP, {"code": wrong})
+        assert (answer.status_code, "not valid" in answer.content.decode()) == (200, True)
+    assert browser.post(STEP, {"code": right}).status_code == 200
+    calm()
+    assert browser.post(STEP, {"code": right}).status_code == 302
+
+
+@pytest.mark.parametrize("code", ["", "abcdef", "12345", "1234567", "\0", "x" * 21, "½" * 6])
+def test_what_is_no_code_is_refused(code: str) -> None:
+    enrolled()
+    browser = people.browser(OPERATOR)
+    assert browser.post(STEP, {"code": code}).status_code == 200
+    assert asks_for(browser, STEP)
+
+
+def test_anothers_code_does_not_let_in() -> None:
+    enrolled()
+    key, codes = enrolled(ADMINISTRATOR)
+    browser = people.browser(OPERATOR)
+    for code in (code_of(key, ahead=1), codes[0]):
+        assert browser.post(STEP, {"code": code}).status_code == 200
+    assert asks_for(browser, STEP)
+
+
+@pytest.mark.parametrize("evil", ["https://elsewhere.example/", "//elsewhere.example/", "javascript:alert(1)", ""])
+def test_it_leads_to_pages_of_ours_only(evil: str) -> None:
+    key, _ = enrolled()
+    browser = people.browser(OPERATOR)
+    assert 'name="next" value="/admin/"' in browser.get(STEP, {"next": evil}).content.decode()
+    answer = browser.post(STEP, {"code": code_of(key, ahead=1), "next": evil})
+    assert (answer.status_code, answer.headers["Location"]) == (302, "/admin/")
+
+
+def test_the_session_gets_a_new_key_with_the_second_step() -> None:
+    key, _ = enrolled()
+    browser = people.browser(OPERATOR)
+    before = browser.cookies["sessionid"].value
+    browser.post(STEP, {"code": code_of(key, ahead=1)})
+    assert browser.cookies["sessionid"].value != before
+    stolen = Client()
+    stolen.cookies["sessionid"] = before
+    assert stolen.get(INSIDE).headers["Location"] == f"/admin/login/?next={INSIDE}"
+
+
+# --- Enrolling ------------------------------------------------------------------------------------------------------
+
+
+def test_enrolling_shows_what_an_authenticator_needs_and_recovery_codes_once() -> None:
+    browser = people.browser(OPERATOR)
+    page = browser.get(SETUP)
+    assert "<svg" in page.content.decode()
+    key = secret_of(page)
+    assert secret_of(browser.get(SETUP)) == key  # a slip of the finger does not cost a new scan
+    assert browser.post(SETUP, {"code": wrong_code(key)}).status_code == 200
+    assert not TOTPDevice.objects.exists()
+
+    answer = browser.post(SETUP, {"code": code_of(key)})
+    assert len(codes_in(answer)) == 10
+    assert "no-store" in answer.headers["Cache-Control"]
+    again = browser.get(SETUP)
+    assert codes_in(again) == []
+    assert secret_of(again) != key
+    (entry,) = AuditEntry.objects.all()
+    assert (entry.action, entry.actor, entry.subject) == (Action.USER_ENROL, OPERATOR, OPERATOR)
+    assert key.hex() not in str(entry.after)
+
+
+def test_a_secret_is_seen_by_the_session_that_enrols_alone() -> None:
+    """Else whoever knows the password could read, before, the secret that its owner enrols later."""
+    keys = {secret_of(people.browser(OPERATOR).get(SETUP)) for _ in range(2)}
+    assert len(keys) == 2
+
+
+def test_a_new_authenticator_takes_the_place_of_the_old_one_and_of_its_sessions() -> None:
+    first = people.browser(OPERATOR)
+    old_key, answer = enrol(first)
+    second = people.browser(OPERATOR)
+    second.post(STEP, {"code": codes_in(answer)[0]})
+    assert second.get(INSIDE).status_code == 200
+    key, _ = enrol(first)
+    assert first.get(INSIDE).status_code == 200
+    assert asks_for(second, STEP)
+    assert second.post(STEP, {"code": code_of(old_key, ahead=1)}).status_code == 200
+    assert second.post(STEP, {"code": codes_in(answer)[1]}).status_code == 200
+    calm()
+    assert second.post(STEP, {"code": code_of(key, ahead=1)}).status_code == 302
+
+
+# --- Its end --------------------------------------------------------------------------------------------------------
+
+
+def test_an_administrator_resets_it_with_a_reason() -> None:
+    verified = people.browser(OPERATOR)
+    enrol(verified)
+    user = User.objects.get(username=OPERATOR)
+    administrator = people.browser(ADMINISTRATOR)
+    reset = f"/admin/auth/user/reset-second-factor/?id={user.pk}"
+    assert f'href="{reset}"' in administrator.get(f"/admin/auth/user/{user.pk}/change/").content.decode()
+    assert administrator.post(reset, {"reason": ""}).status_code == 200
+    assert TOTPDevice.objects.count() == 1
+
+    assert administrator.post(reset, {"reason": "lost her phone"}).status_code == 302
+    assert (TOTPDevice.objects.count(), StaticToken.objects.count()) == (0, 0)
+    entry = AuditEntry.objects.latest("id")
+    assert (entry.action, entry.actor, entry.subject) == (Action.USER_RESET, ADMINISTRATOR, OPERATOR)
+    assert entry.reason == "lost her phone"
+    assert f'href="{reset}"' not in administrator.get(f"/admin/auth/user/{user.pk}/change/").content.decode()
+
+
+def test_a_reset_ends_what_was_verified_where_it_is_required(settings: Settings) -> None:
+    verified = people.browser(OPERATOR)
+    enrol(verified)
+    settings.TWO_FACTOR_REQUIRED = True
+    assert verified.get(INSIDE).status_code == 200
+    TOTPDevice.objects.all().delete()
+    assert asks_for(verified, SETUP)
+
+
+def test_a_superusers_is_reset_by_superusers_only() -> None:
+    enrolled(people.SUPERUSER)
+    reset = f"/admin/auth/user/reset-second-factor/?id={User.objects.get(username=people.SUPERUSER).pk}"
+    browser = people.browser(ADMINISTRATOR)
+    assert (browser.get(reset).status_code, browser.post(reset, {"reason": "x"}).status_code) == (403, 403)
+    assert TOTPDevice.objects.count() == 1
+
+
+@pytest.mark.parametrize("ids", ["x", "1&id=x", "99999999999", "\0", "-1", "²"])
+def test_a_reset_of_nobody_is_404(ids: str) -> None:
+    browser = people.browser(ADMINISTRATOR)
+    assert browser.get(f"/admin/auth/user/reset-second-factor/?id={ids}").status_code == 404
