@@ -139,7 +139,7 @@ def test_an_act_is_for_those_who_may_by_its_own_address_too(market: None, model:
                 else:
                     assert (answer.status_code == 403) == (who not in may), (who, address)
                     assert answer.status_code in (200, 302, 403), (who, address)
-        assert everything() == before, who
+        assert who in may or everything() == before, who  # some who may have done it: not every act asks for more
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -13,6 +13,7 @@ from django.apps import apps
 from django.contrib.auth.models import Group, User
 from playwright.sync_api import Browser, Page, expect
 
+from tests.backoffice import people
 from tests.browser.chromium import PATIENCE_MS, PROGRAM, REASON, WIDE, chromium, sign_in
 from tests.browser.watching import complaints_of
 from tests.live import Server
@@ -55,6 +56,7 @@ def signed_in(open_page: Callable[[], Page], server: Server) -> SignIn:
     """Signs somebody in who has a role, that of the group of this name, and may do everything as `superuser`."""
 
     def sign_in_as(role: str) -> Page:
+        people.make_groups()
         user = User.objects.create_user(
             f"the-{role}", password=PASSWORD, is_staff=True, is_superuser=role == "superuser"
         )

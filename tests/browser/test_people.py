@@ -1,0 +1,87 @@
+"""People in a real browser: admitted, enrolled, let in by a code; no page breaks the content policy or accessibility."""
+
+import re
+import time
+from base64 import b32decode
+from collections.abc import Callable
+
+import pytest
+from django_otp.oath import TOTP
+from playwright.sync_api import Page, expect
+
+from tests.backoffice import people
+from tests.browser.chromium import sign_in
+from tests.browser.conftest import PASSWORD, SignIn
+from tests.browser.watching import assert_accessible
+from tests.live import Server
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def test_somebody_is_admitted_enrols_and_is_let_in_by_a_code(
+    signed_in: SignIn, open_page: Callable[[], Page], server: Server
+) -> None:
+    administrator = signed_in("administrator")
+    _admit(administrator, "vera")
+
+    hers = open_page()
+    sign_in(hers, server.url, "vera", PASSWORD)
+    hers.get_by_text("vera", exact=True).click()
+    hers.get_by_role("link", name="Two-factor login").click()
+    assert_accessible(hers)
+    secret = b32decode(hers.locator("#secret").inner_text().replace(" ", ""))
+    hers.get_by_role("textbox", name="Code").fill(_code(secret))
+    hers.get_by_role("button", name="Enrol").click()
+    expect(hers.get_by_text("Two-factor login is on.")).to_be_visible()
+    assert_accessible(hers)
+    recovery = hers.locator("#codes code").first.inner_text()
+
+    elsewhere = open_page()
+    elsewhere.goto("/admin/orders/order/")
+    elsewhere.get_by_label("Username").fill("vera")
+    elsewhere.get_by_label("Password").fill(PASSWORD)
+    elsewhere.keyboard.press("Enter")
+    expect(elsewhere.get_by_role("textbox", name="Code")).to_be_focused()
+    assert_accessible(elsewhere)
+    elsewhere.keyboard.type(recovery)
+    elsewhere.keyboard.press("Enter")
+    expect(elsewhere.get_by_role("heading", name="Orders", level=1)).to_be_visible()
+    expect(elsewhere.get_by_role("link", name="Users")).to_have_count(0)
+
+
+def _admit(page: Page, name: str) -> None:
+    page.get_by_role("link", name="Users").first.click()
+    expect(page.get_by_role("link", name="the-administrator")).to_be_visible()
+    assert_accessible(page)
+    page.goto("/admin/auth/user/add/")
+    assert_accessible(page)
+    page.get_by_label("Username").fill(name)
+    page.locator("[name=password1]").fill(PASSWORD)
+    page.locator("[name=password2]").fill(PASSWORD)
+    page.get_by_label(people.VIEWER).check()
+    page.get_by_role("button", name="Save", exact=True).click()
+    expect(page.get_by_text("was added successfully")).to_be_visible()
+    assert_accessible(page)
+    page.get_by_role("link", name="Change password").first.click()
+    assert_accessible(page)
+    page.go_back()
+    page.get_by_role("link", name=re.compile("Delete")).click()
+    assert_accessible(page)
+
+
+def _code(secret: bytes) -> str:
+    totp = TOTP(secret)
+    totp.time = time.time()
+    return f"{totp.token():06d}"
+
+
+def test_ones_own_password_is_changed(signed_in: SignIn) -> None:
+    page = signed_in("viewer")
+    page.goto("/admin/password_change/")
+    assert_accessible(page)
+    page.locator("[name=old_password]").fill(PASSWORD)
+    for name in ("new_password1", "new_password2"):
+        page.locator(f"[name={name}]").fill("another battery staple")
+    page.get_by_role("button", name="Change password").click()
+    expect(page.get_by_text("Your password was changed")).to_be_visible()
+    assert_accessible(page)
