@@ -6,24 +6,26 @@ how many instruments and subscriptions there are. Who may not see a part of the 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from django.db.models import F, OuterRef, Q, QuerySet, Subquery, Sum
+from django.db.models import OuterRef, QuerySet, Subquery, Sum
 from django.http import HttpRequest
-from django.urls import reverse
 
 from backoffice.charts import Number, Sparkline, sparkline
+from backoffice.health import FAILING, due_to
+from backoffice.links import list_url, page_url
 from backoffice.templatetags.office import short
 from exchange import heartbeat, rejects
 from exchange.database import database_now
 from exchange.models import Holding, Instrument
+from exchange.paging import moment_of
 from exchange.rules import InstrumentStatus
 from orders import activity
-from orders.models import ReconcileRun, Trade
-from webhooks.models import Delivery, Subscription
+from orders.models import Order, ReconcileRun, RunState, Trade
+from webhooks.models import Delivery, DeliveryState, Subscription
 
 SILENT_AFTER_SECONDS = 15.0  # a process that has left no mark for so long is taken for dead
 QUIET_AFTER = timedelta(minutes=15)  # without a trade, while trading
@@ -101,10 +103,6 @@ def dashboard(request: HttpRequest) -> dict[str, Any]:
     return figures | {"now": now, "alarms": alarms, "sees_all": len(parts) == len(_PARTS)}
 
 
-def _list(model: str, query: str = "") -> str:
-    return reverse(f"admin:{model}_changelist") + query
-
-
 def _midnight(now: datetime) -> datetime:
     return now.replace(hour=0, minute=0, second=0, microsecond=0)
 
@@ -122,7 +120,7 @@ def _figures(now: datetime) -> Part:
     told = activity.overview(now, midnight, CHARTED)
     lately, today, minutes = told.last_minute, told.today, told.minutes
     refused_lately, refused_today, refused = rejects.overview(now, midnight, CHARTED)
-    orders, trades = _list("orders_order"), _list("orders_trade")
+    orders, trades = list_url(Order), list_url(Trade)
     cards = [
         _card("Orders", lately.orders, today.orders, [each.orders for each in minutes], orders),
         _card("Trades", lately.trades, today.trades, [each.trades for each in minutes], trades),
@@ -168,7 +166,7 @@ def _market(now: datetime) -> Part:
         "quiet": sum(row.state == QUIET for row in rows),
         "quiet_seconds": QUIET_AFTER.total_seconds(),
         "open_orders": sum(open_orders.values()),
-        "url": _list("exchange_instrument"),
+        "url": list_url(Instrument),
     }
     return Part({"market": market}, [_halted(halted)] if halted else [])
 
@@ -180,7 +178,7 @@ def _row(instrument: Any, now: datetime, volume: int, open_orders: int) -> Row:
     return Row(
         symbol=instrument.pk,
         name=instrument.name,
-        url=reverse("admin:exchange_instrument_change", args=[instrument.pk]),
+        url=page_url(Instrument, instrument.pk),
         state=QUIET if is_quiet else instrument.status,
         last=last,
         change=None if instrument.first is None else (last - reference) / reference * 100,
@@ -193,7 +191,11 @@ def _row(instrument: Any, now: datetime, volume: int, open_orders: int) -> Row:
 def _halted(rows: Sequence[Row]) -> Alarm:
     if len(rows) == 1:
         return Alarm(f"{rows[0].symbol} is halted.", rows[0].url, f"Look at {rows[0].symbol}")
-    return Alarm(f"{_named([row.symbol for row in rows])} are halted.", _list("exchange_instrument"), "Instruments")
+    return Alarm(
+        f"{_named([row.symbol for row in rows])} are halted.",
+        list_url(Instrument, status=InstrumentStatus.HALTED),
+        "Look at them",
+    )
 
 
 def _named(names: Sequence[str]) -> str:
@@ -208,53 +210,39 @@ def _named(names: Sequence[str]) -> str:
 def _webhooks(now: datetime) -> Part:
     due = Delivery.objects.filter(claimed_at=None)[: DUE_COUNTED + 1].count()
     oldest = _oldest_due()
-    waited = None if oldest is None else now - _moment_of(oldest)
+    waited = None if oldest is None else now - moment_of(oldest)
     failing = list(_failing(now)[: NAMED + 1])
-    url, deliveries_url = _list("webhooks_subscription"), _list("webhooks_delivery")
     count = f"{NAMED}+" if len(failing) > NAMED else str(len(failing))
     told = {
         "due": f"{DUE_COUNTED:,}+" if due > DUE_COUNTED else f"{due:,}",
         "oldest_seconds": None if waited is None else waited.total_seconds(),
         "failing": failing[:NAMED],
         "failing_count": count,
-        "url": url,
-        "deliveries_url": deliveries_url,
+        "due_url": list_url(Delivery, state=DeliveryState.DUE),
+        "failed_url": list_url(Delivery, state=DeliveryState.FAILED),
     }
     alarms = []
     if failing:
         latest = failing[0]
         what = "An endpoint fails" if len(failing) == 1 else f"{count} endpoints fail, the latest"
-        alarms.append(Alarm(f"{what}: {latest.url} of {latest.broker_id}.", url, "Subscriptions"))
+        url = list_url(Subscription, failing="on")
+        alarms.append(Alarm(f"{what}: {latest.url} of {latest.broker_id}.", url, "Look at what fails"))
     if waited is not None and waited > DUE_TOO_LONG:
         text = f"Webhooks wait to be delivered, the oldest since {_clock(now - waited)}."
-        alarms.append(Alarm(text, deliveries_url, "Deliveries"))
+        alarms.append(Alarm(text, list_url(Delivery, state=DeliveryState.DUE), "Look at what is due"))
     return Part({"webhooks": told}, alarms)
 
 
 def _oldest_due() -> UUID | None:
-    """The delivery that has waited longest, of those that anything is meant to be sent to: one look per subscription.
-
-    The condition and the order name both columns of the index of what is due, or the planner might hope to meet one
-    soon along another.
-    """
-    due = Delivery.objects.filter(
-        claimed_at=None, subscription_id__gte=OuterRef("pk"), subscription_id__lte=OuterRef("pk")
-    ).order_by("subscription_id", "id")
-    sent_to = Subscription.objects.alive().filter(paused_at=None).annotate(oldest=Subquery(due.values("pk")[:1]))
-    return sent_to.exclude(oldest=None).order_by("oldest").values_list("oldest", flat=True).first()
-
-
-def _moment_of(delivery_id: UUID) -> datetime:
-    """When the database made this id: it begins with the milliseconds."""
-    return datetime.fromtimestamp((delivery_id.int >> 80) / 1000, UTC)
+    """What has waited longest, of all that is meant to be sent: one look per subscription."""
+    sent_to = Subscription.objects.alive().filter(paused_at=None)
+    oldest = sent_to.annotate(oldest=Subquery(due_to(OuterRef("pk")).values("pk")[:1])).exclude(oldest=None)
+    return oldest.order_by("oldest").values_list("oldest", flat=True).first()
 
 
 def _failing(now: datetime) -> QuerySet[Subscription]:
     """Those whose last attempt failed, latest first; not those that an operator has paused."""
-    has_failed_last = Q(last_success_at=None) | Q(last_failure_at__gt=F("last_success_at"))
-    asked = Subscription.objects.alive().filter(
-        has_failed_last, paused_at=None, last_failure_at__gt=now - FAILING_WITHIN
-    )
+    asked = Subscription.objects.alive().filter(FAILING, paused_at=None, last_failure_at__gt=now - FAILING_WITHIN)
     return asked.order_by("-last_failure_at", "pk")
 
 
@@ -288,17 +276,13 @@ def _silent(pulse: Pulse, now: datetime) -> Alarm:
 
 def _reconciliation(now: datetime) -> Part:
     run = ReconcileRun.objects.exclude(finished_at=None).order_by("-id").first()
-    if run is None:
-        return Part({"run": None, "runs_url": _list("orders_reconcilerun")})
-    differences = sum(finding["count"] for finding in run.findings)
-    url = reverse("admin:orders_reconcilerun_change", args=[run.pk])
-    told = {"run": run, "run_url": url, "differences": differences, "runs_url": _list("orders_reconcilerun")}
-    if run.error:
-        return Part(told, [Alarm(f"The last reconciliation came to no verdict: {run.error}", url, "Look at it")])
-    if differences:
-        many = "a difference" if differences == 1 else f"{differences:,} differences"
-        return Part(told, [Alarm(f"The last reconciliation found {many}.", url, "Look at it")])
-    return Part(told)
+    told = {"run": run, "run_url": run and page_url(ReconcileRun, run.pk), "runs_url": list_url(ReconcileRun)}
+    if run is None or run.state == RunState.AGREES:
+        return Part(told)
+    text = f"The last reconciliation came to no verdict: {run.error}"
+    if run.state == RunState.DIFFERS:
+        text = f"The last reconciliation found {run.differences:,} difference{'s' if run.differences != 1 else ''}."
+    return Part(told, [Alarm(text, page_url(ReconcileRun, run.pk), "Look at it")])
 
 
 # What each part needs to be seen, and where its alarms stand: what stops trading comes first.

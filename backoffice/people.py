@@ -27,6 +27,7 @@ from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminT
 
 from backoffice import acts, two_factor
 from backoffice.acts import Act, Done, actor_of
+from backoffice.templatetags.office import moment
 from exchange import audit
 from exchange.audit import Action, Actor, Entry
 from exchange.rules import MAX_REASON_LENGTH
@@ -98,7 +99,7 @@ class UserPages(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as ab
     actions = None  # one at a time
     add_form_template = None
     change_form_outer_before_template = "backoffice/user_acts.html"
-    list_display = ("username", "full_name", "rights", "has_two_factor", "is_active", "last_login")
+    list_display = ("username", "full_name", "rights", "has_two_factor", "is_active", "last_seen")
     list_filter = ("groups", "is_active", "is_superuser")
     list_filter_submit = True
     readonly_fields = ("last_login", "date_joined")
@@ -123,6 +124,10 @@ class UserPages(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as ab
     @display(description="Two-factor login", boolean=True)  # type: ignore[untyped-decorator]  # as above
     def has_two_factor(self, user: Any) -> bool:
         return bool(user.has_second_factor)
+
+    @display(description="Last login", ordering="last_login")  # type: ignore[untyped-decorator]  # as above
+    def last_seen(self, user: User) -> str:
+        return moment(user.last_login)
 
     def get_fieldsets(self, request: HttpRequest, obj: User | None = None) -> Any:
         """Rights beyond groups are for superusers to see, and to give."""

@@ -125,9 +125,10 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
 def _pages(request: HttpRequest) -> list[tuple[str, list[dict[str, Any]]]]:
     """The same for the dashboard, but for itself."""
     groups = [
-        (group["title"], [item for item in group["items"] if not item["active"]]) for group in navigation(request)
+        (group["title"], [item for item in group["items"] if not item["active"] and item.pop("permission")(request)])
+        for group in navigation(request)
     ]
-    return [(title, [item for item in items if item.pop("permission")(request)]) for title, items in groups]
+    return [(title, items) for title, items in groups if items]
 
 
 def _link(request: HttpRequest, title: str, name: str, icon: str, permission: str) -> dict[str, Any]:

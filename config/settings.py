@@ -289,7 +289,7 @@ AXES_LOCKOUT_CALLABLE = "backoffice.attempts.locked_out"
 AXES_DISABLE_ACCESS_LOG = True  # a table without an end, of what the log says anyway
 AXES_ENABLE_ADMIN = False
 AXES_VERBOSE = False
-AXES_SENSITIVE_PARAMETERS = []  # beside the password: the log tells who is tried, and from where
+AXES_SENSITIVE_PARAMETERS: list[str] = []  # beside the password: the log tells who is tried, and from where
 
 OTP_TOTP_ISSUER = "Bourse"
 OTP_ADMIN_HIDE_SENSITIVE_DATA = True

@@ -34,7 +34,6 @@ _TONES = {
     "failed": "bad",
     "failing": "bad",
     "silent": "bad",
-    "differences": "bad",
     "revoked": "bad",
     "live": "good",
     "pending": "wait",

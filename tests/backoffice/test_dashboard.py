@@ -23,6 +23,7 @@ from orders.models import Bar, ReconcileRun, Trade
 from orders.tasks import roll_up
 from orders.terms import Side
 from tests import trading
+from tests.trading import BY
 from webhooks import services as webhooks
 from webhooks.models import Delivery, EventType, Subscription
 
@@ -159,7 +160,7 @@ def test_only_the_busiest_instruments_are_shown_halted_ones_first(
     for symbol, volume in (("A", 1), ("B", 3), ("C", 2)):
         trading.instrument(symbol)
         Bar.objects.create(instrument_id=symbol, minute=database_now(), volume=volume)
-    services.halt("A")
+    services.halt("A", by=BY)
 
     assert [row.symbol for row in seen(root)["market"]["rows"]] == ["A", "B"]
 
@@ -174,13 +175,13 @@ def test_nothing_is_wrong_with_an_exchange_that_has_just_begun(root: Client) -> 
 def test_halted_instruments_are_told_until_they_are_resumed(root: Client) -> None:
     for symbol in ("AAPL", "GOOG"):
         trading.instrument(symbol)
-        services.halt(symbol)
-    assert alarms(root) == [("AAPL, GOOG are halted.", "/admin/exchange/instrument/")]
+        services.halt(symbol, by=BY)
+    assert alarms(root) == [("AAPL, GOOG are halted.", "/admin/exchange/instrument/?status=halted")]
 
-    services.resume("AAPL")
+    services.resume("AAPL", by=BY)
     assert alarms(root) == [("GOOG is halted.", "/admin/exchange/instrument/GOOG/change/")]
 
-    services.resume("GOOG")
+    services.resume("GOOG", by=BY)
     assert alarms(root) == []
 
 
@@ -234,9 +235,9 @@ def test_endpoints_that_fail_are_told_until_they_answer_or_are_paused(root: Clie
 
     subscriptions = [subscriptions[0]]
     set_all(last_failure_at=now - timedelta(minutes=1))
-    page = "/admin/webhooks/subscription/"
+    page = "/admin/webhooks/subscription/?failing=on"
     assert alarms(root) == [("An endpoint fails: https://alice.example/ of alice.", page)]
-    assert f'href="{page}{subscriptions[0].pk}/change/"' in root.get(INDEX).content.decode()
+    assert f'href="/admin/webhooks/subscription/{subscriptions[0].pk}/change/"' in root.get(INDEX).content.decode()
 
     subscriptions = list(Subscription.objects.filter(broker="bob"))
     set_all(last_success_at=None, last_failure_at=now)
@@ -270,7 +271,7 @@ def test_deliveries_that_wait_too_long_are_told_until_they_are_sent_or_paused(ro
 
     oldest = due(subscription, 200)
     told = f"Webhooks wait to be delivered, the oldest since {oldest:%Y-%m-%d %H:%M} UTC."
-    assert alarms(root) == [(told, "/admin/webhooks/delivery/")]
+    assert alarms(root) == [(told, "/admin/webhooks/delivery/?state=due")]
     assert seen(root)["webhooks"]["due"] == "2"
 
     Subscription.objects.update(paused_at=database_now())
@@ -343,7 +344,7 @@ def test_a_stranger_is_sent_to_the_login(client: Client) -> None:
 
 def test_who_may_see_nothing_else_sees_the_processes(client: Client) -> None:
     trading.instrument()
-    services.halt("AAPL")
+    services.halt("AAPL", by=BY)
     browser = user_with(client)
 
     context = seen(browser)

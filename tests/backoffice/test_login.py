@@ -37,7 +37,8 @@ def olga() -> User:
 
 
 def attempt(name: str, password: str, address: str = "192.0.2.1", **headers: str) -> Any:
-    return Client(REMOTE_ADDR=address, **headers).post("/admin/login/", {"username": name, "password": password})
+    form = {"username": name, "password": password}
+    return Client().post("/admin/login/", form, REMOTE_ADDR=address, **headers)
 
 
 def fail(name: str, times: int, **more: str) -> list[int]:

@@ -89,7 +89,7 @@ def everything() -> Any:
 
 
 def is_the_login(answer: Any) -> bool:
-    return answer.status_code == 302 and answer.headers["Location"].startswith("/admin/login/?next=/admin/")
+    return bool(answer.status_code == 302 and answer.headers["Location"].startswith("/admin/login/?next=/admin/"))
 
 
 # --- The groups -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""People in a real browser: admitted, enrolled, let in by a code; no page breaks the content policy or accessibility."""
+"""People in a real browser: admitted, enrolled, let in by a code; no page breaks the policy of what it may load."""
 
 import re
 import time
