@@ -36,7 +36,7 @@ def olga() -> User:
     return people.user(OPERATOR, "olga", password=PASSWORD)
 
 
-def attempt(name: str, password: str, address: str = "192.0.2.1", **headers: str) -> Any:
+def attempt(name: str, password: str, address: str = "192.0.2.1", **headers: Any) -> Any:
     form = {"username": name, "password": password}
     return Client().post("/admin/login/", form, REMOTE_ADDR=address, **headers)
 

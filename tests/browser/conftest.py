@@ -6,11 +6,8 @@ loops of their own.
 """
 
 from collections.abc import Callable, Iterator
-from importlib import import_module
 
 import pytest
-from django.apps import apps
-from django.contrib.auth.models import Group, User
 from playwright.sync_api import Browser, Page, expect
 
 from tests.backoffice import people
@@ -56,13 +53,7 @@ def signed_in(open_page: Callable[[], Page], server: Server) -> SignIn:
     """Signs somebody in who has a role, that of the group of this name, and may do everything as `superuser`."""
 
     def sign_in_as(role: str) -> Page:
-        people.make_groups()
-        user = User.objects.create_user(
-            f"the-{role}", password=PASSWORD, is_staff=True, is_superuser=role == "superuser"
-        )
-        if role != "superuser":
-            import_module("backoffice.migrations.0001_add_groups").add_groups(apps, None)  # tests empty all tables
-            user.groups.add(Group.objects.get(name=role))
+        user = people.user(role, f"the-{role}", password=PASSWORD)
         page = open_page()
         sign_in(page, server.url, user.username, PASSWORD)
         return page

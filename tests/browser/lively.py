@@ -75,7 +75,8 @@ class Lively:
             soon = datetime.now(UTC) + timedelta(seconds=dice.choice([3, 3_600]))
             body |= {"time_in_force": "gtd", "expires_at": soon.isoformat()}
         _, answer = self.brokers[broker_id].call("POST", "/orders", body)
-        return answer.get("order_id")
+        order_id: str | None = answer.get("order_id")
+        return order_id
 
     def trade(self, count: int, symbols: list[str]) -> None:
         """So many orders, of which one in ten is cancelled again."""

@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 from django.contrib.auth.models import User
-from playwright.sync_api import ViewportSize
+from playwright.sync_api import Page, ViewportSize
 
 from bench import history, pages
 from exchange.models import Instrument
@@ -16,6 +16,20 @@ from tests.browser.watching import accessibility_faults
 from tests.trading import BY
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+# What can be pressed or filled in and does not get the focus by the Tab key, or shows no sign of having it.
+_OUT_OF_REACH = """() => {
+  const kinds = ["a", "button", "input", "select", "textarea", "summary", "[x-on\\\\:click]"];
+  const isShown = each => each.checkVisibility({ checkOpacity: true, checkVisibilityCSS: true });
+  const isReachable = each => each.tabIndex >= 0 && (!each.matches("a") || each.hasAttribute("href"));
+  return [...document.querySelectorAll(kinds.map(kind => `#main ${kind}`).join())]
+    .filter(each => isShown(each) && !each.disabled && !isReachable(each))
+    .map(each => each.outerHTML.slice(0, 150));
+}"""
+_FOCUSED = """([tag, text]) => {
+  const it = document.activeElement;
+  return it.matches(`#content ${tag}`) && it.innerText.trim() === text && getComputedStyle(it).outlineStyle;
+}"""
 
 
 @pytest.fixture
@@ -43,6 +57,31 @@ def test_every_page(signed_in: SignIn, scheme: Literal["light", "dark"], size: V
         answer = page.goto(each.path)
         wrong += [] if answer and answer.ok else [f"{each.path}: {answer and answer.status}"]
         wrong += accessibility_faults(page)
+        wrong += [f"{each.path}: no key reaches {control}" for control in page.evaluate(_OUT_OF_REACH)]
 
     assert wrong == []
     assert {"dashboard", "orders-order-change", "orders-order-cancel"} <= {each.name for each in found}
+
+
+def test_the_tab_key_walks_through_a_page_and_enter_acts(signed_in: SignIn) -> None:
+    trading.broker("alice")
+    page = signed_in("superuser")
+    page.goto("/admin/exchange/instrument/AAPL/change/")
+
+    _tab_to(page, "a", "Halt")
+    page.keyboard.press("Enter")
+    _tab_to(page, "input", "")
+    page.keyboard.type("by keyboard alone")
+    page.keyboard.press("Enter")
+
+    page.get_by_text("by keyboard alone").first.wait_for()
+
+
+def _tab_to(page: Page, tag: str, text: str, presses: int = 80) -> None:
+    """Press Tab until this is focused, which must show."""
+    for _ in range(presses):
+        page.keyboard.press("Tab")
+        if outline := page.evaluate(_FOCUSED, [tag, text]):
+            assert outline != "none"
+            return
+    raise AssertionError(f"{presses} presses of Tab did not lead to {text or tag}")
