@@ -35,7 +35,7 @@ from exchange.rules import MAX_REASON_LENGTH
 for model in (Group, User, TOTPDevice, StaticDevice):  # their own pages leave no record, and show secrets
     admin.site.unregister(model)
 
-RIGHTS = ("is_active", "is_staff", "is_superuser", "groups", "user_permissions")
+RIGHTS = ("is_active", "is_staff", "is_superuser", "groups")
 _FACTS = ("username", "first_name", "last_name", "email", "is_active", "is_staff", "is_superuser")
 
 
