@@ -1,0 +1,34 @@
+"""`python -m bench.backoffice`: every page of the back office over a million orders, trades and deliveries.
+
+It starts PostgreSQL and Valkey of its own, loads the past, and prints what each page took. It exits 1 when a page makes
+20 queries or more, or takes 500 ms or more.
+"""
+
+import argparse
+import subprocess
+import sys
+
+from bench.history import load_history
+from bench.venue import ROOT, environment, servers
+from config.local.supervisor import say
+
+DATABASE = "backoffice"
+MILLION = 1_000_000
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.backoffice", description=(__doc__ or "").split("\n\n")[1])
+    parser.add_argument("--rows", type=int, default=MILLION, help="orders, trades and deliveries, each")
+    rows = parser.parse_args().rows
+    with servers() as on:
+        on.migrated(DATABASE)
+        url = on.postgres.url(DATABASE)
+        say(f"Loading {rows:,} orders, trades and deliveries each ...")
+        load_history(url, orders=rows, trades=rows, deliveries=rows, resting=min(rows, 20_000))
+        env = environment(url, on.valkey_url()) | {"DJANGO_SETTINGS_MODULE": "config.settings"}
+        command = [sys.executable, "-m", "bench.page_times"]
+        return subprocess.run(command, cwd=ROOT, env=env, check=False).returncode  # noqa: S603
+
+
+if __name__ == "__main__":
+    sys.exit(main())
