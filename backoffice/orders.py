@@ -157,6 +157,7 @@ class OrderPages(Pages):
             "trades_url": list_url(Trade, q=row.pk),
             "moments": moments_of(row, fills, told, end, entries, has_more_fills=has_more_fills),
             "place": life.place_of(row),
+            "max_ahead": life.MAX_AHEAD,
             "max_events": life.MAX_EVENTS,
             "average_price": _average_price(row),
             "audit": entries,

@@ -18,7 +18,9 @@ from unfold.admin import ModelAdmin
 
 from backoffice import acts, exports, lists
 from backoffice.acts import Act
+from backoffice.links import list_url
 from backoffice.lists import Column, FilterForm, Way
+from exchange.models import AuditEntry
 
 
 class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
@@ -110,6 +112,13 @@ class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
                 **self.row_context(request, row),
             },
         )
+
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """What was done to a row is in the audit; Django's own record is not kept."""
+        self._require_view(request)
+        return HttpResponseRedirect(list_url(AuditEntry, q=self._row(object_id).pk))
 
     def export_view(self, request: HttpRequest) -> HttpResponseBase:
         """What the filters ask for, as a file; with bad ones, the list, which says what is wrong with them."""

@@ -7,7 +7,6 @@ only, and nobody changes their own rights. Whatever is changed here goes on reco
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
-from urllib.parse import urlencode
 
 from django import forms
 from django.contrib import admin
@@ -27,9 +26,11 @@ from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminT
 
 from backoffice import acts, two_factor
 from backoffice.acts import Act, Done, actor_of
+from backoffice.links import list_url
 from backoffice.templatetags.office import moment
 from exchange import audit
 from exchange.audit import Action, Actor, Entry
+from exchange.models import AuditEntry
 from exchange.rules import MAX_REASON_LENGTH
 
 for model in (Group, User, TOTPDevice, StaticDevice):  # their own pages leave no record, and show secrets
@@ -249,8 +250,7 @@ class UserPages(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as ab
         user = super().get_object(request, object_id)
         if user is None or not self.has_view_permission(request, user):
             raise PermissionDenied
-        about = urlencode({"q": user.get_username()})
-        return HttpResponseRedirect(f"{reverse('admin:exchange_auditentry_changelist')}?{about}")
+        return HttpResponseRedirect(list_url(AuditEntry, q=user.get_username()))
 
 
 def _is_in_reach(request: HttpRequest, user: User | None) -> bool:

@@ -7,9 +7,9 @@ from uuid import UUID
 from django import forms
 from django.contrib import admin
 from django.http import HttpRequest
-from django.urls import reverse
 
 from backoffice.acts import Act, Done
+from backoffice.links import page_url
 from backoffice.lists import Column, FilterForm, Way
 from backoffice.pages import Pages
 from backoffice.templatetags.office import state, took
@@ -48,10 +48,6 @@ class StartRun(Act):
         return Done("The reconciliation was asked for; a worker begins it within seconds.")
 
 
-def _page(run: ReconcileRun) -> str:
-    return reverse("admin:orders_reconcilerun_change", args=[run.pk])
-
-
 def _differences(run: ReconcileRun) -> int | None:
     """None where there is no verdict to go by."""
     return run.differences if run.findings else None
@@ -60,7 +56,7 @@ def _differences(run: ReconcileRun) -> int | None:
 @admin.register(ReconcileRun)
 class ReconcileRunPages(Pages):
     columns = (
-        Column("Asked for (UTC)", "asked_at", link=_page),
+        Column("Asked for (UTC)", "asked_at", link=lambda run: page_url(ReconcileRun, run.pk)),
         Column("By", "asked_by"),
         Column("Outcome", lambda run: state(run.state)),
         Column("Checks made", lambda run: f"{len(run.findings)} of {run.checks}", is_number=True),

@@ -21,7 +21,12 @@ SUGGESTED = 100
 NOTED_WITHIN = timedelta(seconds=10)  # a subscription's times are for people, and may lag a little
 
 
-class Pause(Act):
+class _OfSubscription(Act):
+    def named(self, row: Subscription) -> str:
+        return named(row)
+
+
+class Pause(_OfSubscription):
     name = "pause"
     label = "Pause"
     explanation = (
@@ -33,15 +38,12 @@ class Pause(Act):
     def applies_to(self, row: Subscription) -> bool:
         return row.state == SubscriptionState.ACTIVE
 
-    def named(self, row: Subscription) -> str:
-        return named(row)
-
     def perform(self, by: Actor, subjects: Sequence[Subscription], **fields: Any) -> Done:
         services.pause(subjects[0].pk, by=by, **fields)
         return Done(f"{named(subjects[0])} is paused.")
 
 
-class Resume(Act):
+class Resume(_OfSubscription):
     name = "resume"
     label = "Resume"
     explanation = "What waited is sent, oldest first, and what happens from now on."
@@ -49,9 +51,6 @@ class Resume(Act):
 
     def applies_to(self, row: Subscription) -> bool:
         return row.state == SubscriptionState.PAUSED
-
-    def named(self, row: Subscription) -> str:
-        return named(row)
 
     def perform(self, by: Actor, subjects: Sequence[Subscription], **fields: Any) -> Done:
         services.resume(subjects[0].pk, by=by, **fields)
@@ -90,7 +89,7 @@ class RedeliverFailedForm(ReasonForm):
     field_order = ["latest", "reason"]
 
 
-class RedeliverFailed(Act):
+class RedeliverFailed(_OfSubscription):
     name = "redeliver-failed"
     label = "Redeliver what failed"
     explanation = (
@@ -102,9 +101,6 @@ class RedeliverFailed(Act):
 
     def applies_to(self, row: Subscription) -> bool:
         return row.last_failure_at is not None and row.deleted_at is None
-
-    def named(self, row: Subscription) -> str:
-        return named(row)
 
     def perform(self, by: Actor, subjects: Sequence[Subscription], **fields: Any) -> Done:
         ids = latest_failed(subjects[0], fields.pop("latest"))

@@ -292,7 +292,6 @@ AXES_VERBOSE = False
 AXES_SENSITIVE_PARAMETERS: list[str] = []  # beside the password: the log tells who is tried, and from where
 
 OTP_TOTP_ISSUER = "Bourse"
-OTP_ADMIN_HIDE_SENSITIVE_DATA = True
 
 # --- REST -----------------------------------------------------------------------------------------------------------
 

@@ -62,10 +62,6 @@ class Action(Words):
     USER_ENROL = "user.enrol_two_factor"
     USER_RESET = "user.reset_two_factor"
 
-    @property
-    def subject_kind(self) -> str:
-        return self.value.partition(".")[0]
-
 
 class Entry(msgspec.Struct, frozen=True):
     """An act, as it is written down; `before` and `after` tell what of the subject it changed."""

@@ -148,15 +148,11 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's `handler403`."""
-    if _is_admin(request):
-        return defaults.permission_denied(request, exception)
     return problem_response(request, errors.ScopeMissing())
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's `handler404`: paths that are nobody's."""
-    if _is_admin(request):
-        return defaults.page_not_found(request, exception)
     return problem_response(request, errors.NotFound())
 
 

@@ -63,10 +63,10 @@ def _set_paused_at(subscription_id: UUID, action: Action, paused_at: datetime | 
             raise WebhookNotFound
         if row.deleted_at:
             raise WebhookDeleted
-        if bool(row.paused_at) != bool(paused_at):
+        before, after = ({"state": "paused" if at else "active"} for at in (row.paused_at, paused_at))
+        if before != after:
             Subscription.objects.filter(pk=subscription_id).update(paused_at=paused_at)
-            before, after = ({"state": each} for each in (("active", "paused") if paused_at else ("paused", "active")))
-            audit.record(Entry.of(by, action, subscription_id, reason=reason, before=before, after=after))
+        audit.record(Entry.of(by, action, subscription_id, reason=reason, before=before, after=after))
 
 
 def redeliver(delivery_ids: Sequence[UUID], *, by: Actor, reason: str) -> int:

@@ -80,7 +80,6 @@ def shown(value: Any) -> Any:
     return value
 
 
-@register.filter
 def coloured(side: str) -> SafeString:
     """A side in its colour."""
     return format_html('<span class="o-{}">{}</span>', side, side)
@@ -180,7 +179,6 @@ def age(seconds: float | None) -> str:
     return f"{seconds / 86_400:.0f} d"
 
 
-@register.filter
 def ago(value: datetime | None) -> SafeString | str:
     """How long ago it was; the time itself on hovering."""
     if value is None:

@@ -242,7 +242,9 @@ def test_a_paused_subscription_stays_paused_whatever_its_broker_sends(receiver: 
     assert outcomes() == [(None, "subscription_deleted")]
 
 
-def test_pauses_are_on_record_once_and_wake_the_dispatcher_at_their_end(receiver: Receiver, asked: list[int]) -> None:
+def test_pauses_are_on_record_also_the_second_and_wake_the_dispatcher_at_their_end(
+    receiver: Receiver, asked: list[int]
+) -> None:
     webhook_id = subscribe("alice", receiver.url())
     trade()
     asked.clear()
@@ -258,7 +260,9 @@ def test_pauses_are_on_record_once_and_wake_the_dispatcher_at_their_end(receiver
     assert Subscription.objects.get().paused_at is None
     assert entries() == [
         ("webhook.pause", str(webhook_id), "rest", {"state": "active"}, {"state": "paused"}),
+        ("webhook.pause", str(webhook_id), "rest", {"state": "paused"}, {"state": "paused"}),
         ("webhook.resume", str(webhook_id), "enough", {"state": "paused"}, {"state": "active"}),
+        ("webhook.resume", str(webhook_id), "enough", {"state": "active"}, {"state": "active"}),
     ]
     assert set(acts().values_list("actor_kind", "actor", "address", "request_id")) == {
         ("user", "olga", "192.0.2.7", "request-1")
