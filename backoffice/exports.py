@@ -12,11 +12,11 @@ from decimal import Decimal
 from io import StringIO
 from typing import Any
 
-from django.http import StreamingHttpResponse
 from django.utils import timezone
 
 from backoffice.lists import Way, batches
 from exchange.rules import cash_shown
+from exchange.streams import Stream
 
 # What a spreadsheet would take for a formula, or for what comes before one.
 _FORMULA = tuple(
@@ -24,9 +24,9 @@ _FORMULA = tuple(
 )
 
 
-def csv_answer(name: str, columns: Mapping[str, str], way: Way) -> StreamingHttpResponse:
+def csv_answer(name: str, columns: Mapping[str, str], way: Way) -> Stream:
     """The file, named after what it has and when it was asked for."""
-    answer = StreamingHttpResponse(csv_of(columns, way), content_type="text/csv; charset=utf-8")
+    answer = Stream(csv_of(columns, way), content_type="text/csv; charset=utf-8")
     answer["Content-Disposition"] = f'attachment; filename="{name}-{timezone.now():%Y%m%dT%H%M%SZ}.csv"'
     return answer
 

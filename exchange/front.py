@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from http import HTTPStatus
 from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
@@ -208,23 +207,14 @@ def _refusal(environ: Environ) -> Reply:
 def _django(application: WSGI, environ: Environ) -> Reply:
     told: list[Any] = []
     pieces = application(environ, lambda status, headers, exc_info=None: told.extend((status, headers)))
-    if _is_endless(pieces) and environ["REQUEST_METHOD"] != "HEAD":
+    is_stream = isinstance(pieces, streams.Stream)
+    if is_stream and environ["REQUEST_METHOD"] != "HEAD":
         status, headers = told
         return Reply(int(status.partition(" ")[0]), headers, b"", pieces)
     try:
-        content = b"" if _is_endless(pieces) else b"".join(pieces)
+        content = b"" if is_stream else b"".join(pieces)
     finally:
         if hasattr(pieces, "close"):
             pieces.close()  # the request has ended
     status, headers = told
     return Reply(int(status.partition(" ")[0]), headers, content)
-
-
-def _is_endless(answer: Any) -> bool:
-    """Whether it comes in pieces, and nobody knows how many: a file says how long it is, and is sent at once.
-
-    Of a file that the client has (304) there is none, and a pipe that stays empty may be closed before it is read.
-    """
-    if not getattr(answer, "streaming", False):
-        return False
-    return not answer.has_header("Content-Length") and answer.status_code != HTTPStatus.NOT_MODIFIED

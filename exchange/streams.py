@@ -1,15 +1,18 @@
 """Answers of any length, sent piece by piece while they are made.
 
 The web server takes every piece of a stream at once and keeps what its client has not taken yet: a slow client would
-have it hold the whole. A file it reads no faster than its client does. So the pieces go through a pipe, which it reads
-as a file: the pipe holds 64 KiB, and whoever fills it waits.
+have it hold the whole. A file it reads no faster than its client does. So the pieces go through a named pipe, which it
+reads as a file: the pipe holds 64 KiB, and whoever fills it waits. Each has a name of its own, never used again: a
+server that comes late finds nothing, and never what is somebody else's.
 """
 
 import fcntl
 import os
 import select
+import shutil
 import socket
 import struct
+import tempfile
 import termios
 import time
 from collections.abc import Iterable
@@ -19,10 +22,15 @@ from typing import Any
 import structlog
 from django.conf import settings
 from django.db import connection
+from django.http import StreamingHttpResponse
 
 _log = structlog.get_logger(__name__)
 
 _LOOK_SECONDS = 0.002  # between two looks whether the server reads already
+
+
+class Stream(StreamingHttpResponse):
+    """An answer that comes in pieces, nobody knows how many; the first is not empty."""
 
 
 class NobodyReads(Exception):
@@ -33,11 +41,13 @@ class Pipe:
     """What pieces are written to, and `path`, the file that the web server reads them from."""
 
     def __init__(self) -> None:
-        self._reading, self._writing = os.pipe()
-        os.set_blocking(self._writing, False)
+        self._folder = tempfile.mkdtemp(prefix="bourse-stream-")  # nobody else may look into it
+        self.path = f"{self._folder}/pipe"
+        os.mkfifo(self.path)
+        self._reading = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+        self._writing = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
         self._poll = select.poll()
         self._poll.register(self._writing, select.POLLOUT)
-        self.path = f"/proc/self/fd/{self._reading}"
 
     def write(self, piece: bytes, deadline: float) -> None:
         """Write it all; `NobodyReads` when that is so, `TimeoutError` when it takes too long."""
@@ -69,6 +79,7 @@ class Pipe:
 
     def _close_reading(self) -> None:
         if self._reading >= 0:
+            shutil.rmtree(self._folder)
             os.close(self._reading)
             self._reading = -1
 

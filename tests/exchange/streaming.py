@@ -6,18 +6,19 @@ from collections.abc import Iterator
 from itertools import count
 
 from django.db import connection
-from django.http import HttpRequest, JsonResponse, StreamingHttpResponse
+from django.http import HttpRequest, JsonResponse
 from django.urls import path
 
 from config.urls import handler400, handler403, handler404, handler500
 from config.urls import urlpatterns as of_the_exchange
+from exchange.streams import Stream
 
 __all__ = ["handler400", "handler403", "handler404", "handler500", "urlpatterns"]
 
 done: Counter[str] = Counter()
 
 
-def pieces(request: HttpRequest) -> StreamingHttpResponse:
+def pieces(request: HttpRequest) -> Stream:
     """So many pieces of so many bytes (none: without end), each made with the database's help; or it fails there."""
     number, size = int(request.GET.get("pieces", 0)), int(request.GET["size"])
     fails_at = int(request.GET.get("fails_at", 0))
@@ -35,7 +36,7 @@ def pieces(request: HttpRequest) -> StreamingHttpResponse:
         finally:
             done["ended"] += 1
 
-    return StreamingHttpResponse(made(), content_type="text/plain")
+    return Stream(made(), content_type="text/plain")
 
 
 def told(request: HttpRequest) -> JsonResponse:

@@ -1,8 +1,10 @@
 """What is sent piece by piece: at once, in little memory, whole or visibly broken off, and to nobody's harm."""
 
 import json
+import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPConnection, HTTPResponse, IncompleteRead
 from pathlib import Path
@@ -139,3 +141,33 @@ def test_head_makes_no_piece(streaming: live.Server) -> None:
         assert (answer.status, answer.read()) == (200, b"")
     after = told(streaming)
     assert (after["made"], after["ended"]) == (before["made"], before["ended"])
+
+
+REFUSED = [("GET", {"Range": "bytes=99999999-"}, 416), ("POST", {}, 405), ("DELETE", {}, 405)]
+
+
+def test_what_is_refused_of_a_file_is_told_at_once_and_never_gets_a_part_of_a_stream(streaming: live.Server) -> None:
+    """Such an answer has no end of its own either: once it took the pipe of a stream beside it."""
+
+    def refused(way: tuple[str, dict[str, str], int]) -> bool:
+        method, headers, expected = way
+        with closing(HTTPConnection("127.0.0.1", streaming.port, timeout=ANSWER_SECONDS)) as http:
+            http.request(method, "/static/backoffice/office.css", headers=headers)
+            with http.getresponse() as answer:
+                return (answer.status, answer.read()) == (expected, b"")
+
+    def whole(_: int) -> bool:
+        with asked(streaming, "pieces=3&size=1000") as answer:
+            return answer.read() == b"".join(str(number).rjust(1000).encode() for number in (1, 2, 3))
+
+    with ThreadPoolExecutor(STREAMS) as readers, ThreadPoolExecutor(6) as strangers:
+        streams, refusals = readers.map(whole, range(120)), strangers.map(refused, REFUSED * 120)
+        assert (all(streams), all(refusals)) == (True, True)
+
+
+def test_streams_leave_nothing_behind(streaming: live.Server) -> None:
+    folders = {*Path(tempfile.gettempdir()).glob("bourse-stream-*")}
+    assert status(streaming, "pieces=2&size=10") == 200
+    with asked(streaming, "size=1000") as answer:
+        answer.read(1000)
+    assert wait_until(lambda: {*Path(tempfile.gettempdir()).glob("bourse-stream-*")} <= folders, ANSWER_SECONDS)
