@@ -1,5 +1,6 @@
 """The back office as its users' browsers see it: who is signed in, which rows a list shows, what came of an act."""
 
+import re
 from typing import Any
 
 from django.contrib.auth.models import Permission, User
@@ -60,6 +61,11 @@ def is_offered(client: Client, path_of_act: str, page: str) -> bool:
     response = client.get(page)
     assert response.status_code == 200
     return f'href="{path_of_act}"' in response.content.decode()
+
+
+def live_parts(response: Any) -> list[str]:
+    """What of a page refreshes by itself."""
+    return re.findall(r'id="(\w+)"[^>]*data-live', response.content.decode())
 
 
 def page(row: Model) -> str:

@@ -1,7 +1,16 @@
 """Fixtures for the tests of the back office."""
 
 import pytest
+from django.test import Client
 from pytest_django import Settings
+
+from tests.backoffice.browser import sign_in
+
+
+@pytest.fixture
+def root(client: Client) -> Client:
+    """A superuser's browser."""
+    return sign_in(client)
 
 
 @pytest.fixture

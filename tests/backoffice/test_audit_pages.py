@@ -34,11 +34,6 @@ MARY = Actor(ActorKind.USER, "mary", "192.0.2.7", "request-1")
 ROBOT = Actor(ActorKind.KEY, "0123456789ab", "192.0.2.8", "request-2")
 
 
-@pytest.fixture
-def root(client: Client) -> Client:
-    return sign_in(client)
-
-
 def write(by: Actor, action: Action, subject: str, **more: Any) -> AuditEntry:
     """Put an act on record, as services do."""
     with transaction.atomic():

@@ -26,7 +26,19 @@ from orders.commands import Accepted
 from orders.models import Order, Trade
 from orders.terms import CancelReason, OrderStatus, Side
 from tests import api, trading
-from tests.backoffice.browser import ADDRESS, REASON, act_path, do, is_offered, page, said, shown, sign_in, wrong
+from tests.backoffice.browser import (
+    ADDRESS,
+    REASON,
+    act_path,
+    do,
+    is_offered,
+    live_parts,
+    page,
+    said,
+    shown,
+    sign_in,
+    wrong,
+)
 from tests.exchange.client import Client as ApiClient
 from tests.trading import BY, at_once, attempt, in_thread, order, place
 from webhooks.models import Subscription
@@ -34,11 +46,6 @@ from webhooks.models import Subscription
 pytestmark = pytest.mark.django_db(transaction=True)
 
 MAX_QUERIES = 20
-
-
-@pytest.fixture
-def root(client: Client) -> Client:
-    return sign_in(client)
 
 
 @pytest.fixture
@@ -566,6 +573,21 @@ def test_keys_are_listed_and_found_by_what_they_are_good_for(root: Client, alice
         (gone.pk, "expired", True),
         (first.pk, "revoked", False),
     ]
+
+
+def test_the_last_use_of_a_key_is_shown_wherever_the_key_is(root: Client, alice: Broker) -> None:
+    key = ApiKey.objects.get()
+    ApiKey.objects.update(last_used_at=datetime(2020, 2, 3, 4, 5, tzinfo=UTC))
+
+    for path in (list_url(ApiKey), page(key), page(alice)):
+        assert "2020-02-03 04:05:00" in root.get(path).content.decode(), path
+
+
+def test_the_page_of_a_broker_and_of_a_key_refresh_by_themselves(root: Client, alice: Broker) -> None:
+    assert live_parts(root.get(page(alice))) == [
+        "balance", "holdings", "orders", "keys", "transfers", "subscriptions", "audit",
+    ]  # fmt: skip
+    assert live_parts(root.get(page(ApiKey.objects.get()))) == ["key", "audit"]
 
 
 # --- Stopped --------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from orders import life, services
 from orders.models import Order, Trade
 from orders.terms import CancelReason, OrderStatus, Side, TimeInForce
 from tests import trading
-from tests.backoffice.browser import REASON, act_path, do, is_offered, page, said, shown, sign_in, wrong
+from tests.backoffice.browser import REASON, act_path, do, is_offered, live_parts, page, said, shown, sign_in, wrong
 from tests.trading import place
 from webhooks import services as webhook_services
 from webhooks.models import Delivery, Event, EventType
@@ -27,11 +27,6 @@ from webhooks.models import Delivery, Event, EventType
 pytestmark = pytest.mark.django_db(transaction=True)
 
 MAX_QUERIES = 20
-
-
-@pytest.fixture
-def root(client: Client) -> Client:
-    return sign_in(client)
 
 
 @pytest.fixture
@@ -284,6 +279,10 @@ def test_events_are_looked_through_no_further_than_is_said(
     assert "No event of it was found." in root.get(page(order)).content.decode()
     monkeypatch.setattr(life, "MAX_EVENTS", 1)
     assert "not among the 1 after this moment" in root.get(page(order)).content.decode()
+
+
+def test_the_page_of_an_order_refreshes_by_itself(root: Client, market: None) -> None:
+    assert live_parts(root.get(page(place(Side.BID, 5, "10")))) == ["figures", "place", "life", "trades", "audit"]
 
 
 # --- Its place ------------------------------------------------------------------------------------------------------

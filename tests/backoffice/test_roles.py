@@ -15,15 +15,18 @@ from django.test import Client
 from django.urls import reverse
 
 from backoffice.acts import Act, act_url
+from backoffice.links import list_url
 from backoffice.pages import Pages
-from exchange.models import AuditEntry
+from exchange.models import AuditEntry, Broker, Instrument
+from orders.models import Order, Trade
 from orders.terms import Side
 from tests import trading
 from tests.backoffice import people
+from tests.backoffice.browser import live_parts
 from tests.backoffice.people import ADMINISTRATOR, OPERATOR, ROLES, VIEWER
 from tests.trading import place
 from webhooks import services as webhooks
-from webhooks.models import EventType
+from webhooks.models import Delivery, Event, EventType, Subscription
 
 pytestmark = pytest.mark.django_db
 
@@ -189,6 +192,7 @@ def test_nobody_writes_rows_past_the_services(market: None, model: type[Model]) 
 
 PLAIN = ["", "password_change/", "password_change/done/", "two-factor/", "two-factor/setup/", "search/", "jsi18n/"]
 PLAIN += ["autocomplete/", "nothing/", "exchange/", "auth/", "r/1/1/"]
+PLAIN += [f"{name}/export/" for name in ("orders/order", "orders/trade", "exchange/transfer", "exchange/auditentry")]
 
 
 @pytest.mark.parametrize("path", [f"/admin/{path}" for path in PLAIN])
@@ -197,6 +201,14 @@ def test_a_stranger_is_sent_to_the_login_everywhere(path: str) -> None:
     outsider = Client()
     outsider.force_login(User.objects.create_user("outsider"))
     assert is_the_login(outsider.get(path))
+
+
+# --- Living ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [Order, Trade, Instrument, Broker, Subscription, Delivery, Event, AuditEntry])
+def test_the_list_of_what_moves_refreshes_by_itself(root: Client, model: type[Model]) -> None:
+    assert "rows" in live_parts(root.get(list_url(model)))
 
 
 # --- Refusals -------------------------------------------------------------------------------------------------------

@@ -31,11 +31,6 @@ MAX_QUERIES = 20
 
 
 @pytest.fixture
-def root(client: Client) -> Client:
-    return sign_in(client)
-
-
-@pytest.fixture
 def market(db: None) -> None:
     """Alice, Bob and Carl, each with ample cash and shares of AAPL and GOOG."""
     for each in ("alice", "bob", "carl"):

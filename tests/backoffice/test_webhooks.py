@@ -22,7 +22,7 @@ from exchange.models import AuditEntry
 from exchange.paging import first_id_at
 from orders.terms import Side
 from tests import trading
-from tests.backoffice.browser import REASON, act_path, do, is_offered, page, said, shown, sign_in, wrong
+from tests.backoffice.browser import REASON, act_path, do, is_offered, live_parts, page, said, shown, sign_in, wrong
 from tests.receiver import Receiver, answer, close
 from tests.trading import place
 from tests.webhooks.telling import drain, subscribe, trade
@@ -45,11 +45,6 @@ def _brokers(transactional_db: None) -> None:
 def _nobody_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is sent, the test sends."""
     monkeypatch.setattr(wakeup, "ask", lambda: None)
-
-
-@pytest.fixture
-def root(client: Client) -> Client:
-    return sign_in(client)
 
 
 def text(client: Client, row: Any) -> str:
@@ -183,8 +178,16 @@ def test_the_page_of_a_subscription_shows_what_became_of_its_deliveries(root: Cl
     assert [each.pk for each in response.context["latest_failed"]] == [each.pk for each in reversed(failed)]
     assert [each.pk for each in response.context["latest"]] == [each.pk for each in reversed([*failed, *delivered])]
     assert [each.claimed_at for each in response.context["due"]] == [None]
-    assert "503" in content
-    assert "418" not in content
+    assert ">503<" in content
+    assert ">418<" not in content
+
+
+def test_the_pages_of_a_subscription_and_of_a_delivery_refresh_by_themselves(root: Client, receiver: Receiver) -> None:
+    (delivery,) = told("alice", receiver, answer(503), 1)
+    assert live_parts(root.get(page(delivery.subscription))) == [
+        "figures", "chart", "facts", "failed", "latest", "due", "audit",
+    ]  # fmt: skip
+    assert live_parts(root.get(page(delivery))) == ["figures", "facts", "answer", "family", "audit"]
 
 
 def test_a_new_subscription_has_a_page(root: Client, receiver: Receiver) -> None:
