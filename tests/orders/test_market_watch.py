@@ -128,6 +128,23 @@ def test_on_a_day_without_a_trade_nothing_has_changed() -> None:
     )
 
 
+def test_open_orders_are_those_of_all_brokers_in_this_instrument() -> None:
+    instrument("PETR4")
+    broker("bob", holdings={"PETR4": 10})
+    for price in ("9", "10"):
+        place(Side.BID, 1, price)
+    partly = place(Side.ASK, 5, "11")
+    place(Side.BID, 2, "11", by="bob")
+    place(Side.BID, 1, "8", by="bob")
+    place(Side.ASK, 1, "30", by="bob", symbol="PETR4")
+
+    figures = market_watch.figures_of(["AAPL", "PETR4"])
+    assert {symbol: each.open_orders for symbol, each in figures.items()} == {"AAPL": 4, "PETR4": 1}
+
+    cancel(partly)
+    assert aapl().open_orders == 3
+
+
 def test_sums_of_the_day_are_those_of_its_bars() -> None:
     bar(midnight() - MINUTE, "99", "99", "1", "50", volume=1_000)
     bar(midnight(), "10", "12", "9", "11", volume=30, trades=3)
@@ -145,9 +162,7 @@ def test_all_instruments_are_asked_about_at_once() -> None:
     place(Side.ASK, 10, "30.1234", by="bob", symbol="PETR4")
     place(Side.BID, 1, "10")
 
-    with CaptureQueriesContext(
-        connection,
-    ) as queries:
+    with CaptureQueriesContext(connection) as queries:
         figures = market_watch.figures_of(["PETR4", "AAPL", "NONE"])
 
     assert len(queries) == 1
