@@ -10,10 +10,14 @@ from decimal import Decimal
 from typing import Any
 
 from django.db import connection
+from django.db.models import Exists, OuterRef, Q
 
 from exchange.models import Instrument
-from exchange.rules import price_decimals, rounded
+from exchange.rules import InstrumentStatus, price_decimals, rounded
 from orders.market_data import BEST
+from orders.models import Trade
+
+QUIET_AFTER = timedelta(minutes=15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,12 @@ def figures_of(symbols: Sequence[str]) -> dict[str, Figures]:
         names = [column.name for column in cursor.description]
         found = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
     return {row["symbol"]: _figures(row) for row in found}
+
+
+def is_quiet(now: datetime) -> Q:
+    """Of an instrument: it is trading, and has not traded for `QUIET_AFTER`."""
+    lately = Trade.objects.filter(instrument=OuterRef("pk"), executed_at__gte=now - QUIET_AFTER)
+    return Q(~Exists(lately), status=InstrumentStatus.TRADING)
 
 
 def candles(instrument: Instrument, since: datetime, step: timedelta) -> list[Candle]:

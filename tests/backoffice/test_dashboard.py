@@ -138,7 +138,10 @@ def test_instruments_are_shown_with_price_change_volume_and_open_orders(root: Cl
     roll_up()
 
     market = seen(root)["market"]
-    told = [(row.symbol, row.state, row.last, row.change, row.volume, row.open_orders) for row in market["rows"]]
+    told = [
+        (row.symbol, state, figures.last_price, figures.change_percent, figures.volume, figures.open_orders)
+        for row, state, figures in market["rows"]
+    ]
     assert told == [
         ("AAPL", "trading", Decimal(12), Decimal(20), 10, 0),
         ("GOOG", "quiet", None, None, 0, 1),
@@ -147,10 +150,10 @@ def test_instruments_are_shown_with_price_change_volume_and_open_orders(root: Cl
     assert (market["instruments"], market["halted"], market["quiet"], market["open_orders"]) == (3, 0, 2, 1)
 
     Trade.objects.filter(price=10).update(executed_at=yesterday, price=8)
-    assert seen(root)["market"]["rows"][0].change == 50
+    assert seen(root)["market"]["rows"][0][2].change_percent == 50
     Trade.objects.all().update(executed_at=yesterday)
-    row = seen(root)["market"]["rows"][0]
-    assert (row.state, row.last, row.change) == ("quiet", Decimal(12), None)
+    _, state, figures = seen(root)["market"]["rows"][0]
+    assert (state, figures.last_price, figures.change) == ("quiet", Decimal(12), None)
 
 
 def test_only_the_busiest_instruments_are_shown_halted_ones_first(
@@ -162,7 +165,7 @@ def test_only_the_busiest_instruments_are_shown_halted_ones_first(
         Bar.objects.create(instrument_id=symbol, minute=database_now(), volume=volume)
     services.halt("A", by=BY)
 
-    assert [row.symbol for row in seen(root)["market"]["rows"]] == ["A", "B"]
+    assert [row.symbol for row, _, _ in seen(root)["market"]["rows"]] == ["A", "B"]
 
 
 # --- What is wrong --------------------------------------------------------------------------------------------------

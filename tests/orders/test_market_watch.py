@@ -7,13 +7,14 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
+from exchange import services
 from exchange.database import database_now
 from exchange.models import Instrument
 from orders import market_watch
 from orders.market_watch import Candle, Figures
 from orders.models import Bar, Trade
 from orders.terms import Side
-from tests.trading import broker, cancel, instrument, place
+from tests.trading import BY, broker, cancel, instrument, place
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -171,6 +172,23 @@ def test_all_instruments_are_asked_about_at_once() -> None:
         "PETR4": (None, Decimal("30.1234")),
     }
     assert str(figures["AAPL"].best_bid) == "10.00"  # with the instrument's decimals
+
+
+# --- Quiet ----------------------------------------------------------------------------------------------------------
+
+
+def test_quiet_is_what_trades_and_has_not_traded_for_a_while() -> None:
+    def quiet(now: datetime) -> list[str]:
+        return [each.pk for each in Instrument.objects.filter(market_watch.is_quiet(now)).order_by("symbol")]
+
+    instrument("PETR4")
+    trade("10")
+    ends_at = trade("10").executed_at + market_watch.QUIET_AFTER
+    assert quiet(ends_at) == ["PETR4"]
+    assert quiet(ends_at + timedelta(microseconds=1)) == ["AAPL", "PETR4"]
+
+    services.halt("PETR4", by=BY)
+    assert quiet(ends_at) == []
 
 
 # --- Candles --------------------------------------------------------------------------------------------------------
