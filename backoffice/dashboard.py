@@ -140,6 +140,8 @@ def _market(now: datetime) -> Part:
         "quiet_seconds": market_watch.QUIET_AFTER.total_seconds(),
         "open_orders": Holding.objects.aggregate(total=Coalesce(Sum("open_orders"), 0))["total"],
         "url": list_url(Instrument),
+        "halted_url": list_url(Instrument, status=InstrumentStatus.HALTED),
+        "quiet_url": list_url(Instrument, quiet="on"),
     }
     return Part({"market": market}, [_halted(halted)] if halted else [])
 

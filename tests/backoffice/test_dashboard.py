@@ -87,6 +87,12 @@ def alarms(browser: Client) -> list[tuple[str, str]]:
     return found
 
 
+def tiles(browser: Client) -> dict[str, tuple[str, str]]:
+    """What stands on each tile, and where that leads."""
+    tile = r'<div class="o-tile[^>]*><span>([^<]+)</span><strong[^>]*>(?:<a class="o-link" href="([^"]+)">)?([^<]+)<'
+    return {title: (figure, url) for title, url, figure in re.findall(tile, browser.get(INDEX).content.decode())}
+
+
 # --- Figures --------------------------------------------------------------------------------------------------------
 
 
@@ -166,6 +172,20 @@ def test_only_the_busiest_instruments_are_shown_halted_ones_first(
     services.halt("A", by=BY)
 
     assert [row.symbol for row, _, _ in seen(root)["market"]["rows"]] == ["A", "B"]
+
+
+def test_who_is_halted_or_quiet_is_found_from_the_tiles(root: Client) -> None:
+    trading.broker("alice", holdings={"AAPL": 10})
+    for symbol in ("BBB", "CCC", "DDD"):
+        trading.instrument(symbol)
+    for side in (Side.ASK, Side.BID):
+        trading.place(side, 1, "10")
+    services.halt("DDD", by=BY)
+
+    for title, symbols in (("Instruments halted", ["DDD"]), ("Quiet for 15 min", ["BBB", "CCC"])):
+        figure, url = tiles(root)[title]
+        assert figure == str(len(symbols))
+        assert [row.pk for row in root.get(url).context["listing"].page.rows] == symbols
 
 
 # --- What is wrong --------------------------------------------------------------------------------------------------
