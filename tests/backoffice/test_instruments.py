@@ -1,5 +1,6 @@
 """Instruments in the back office: what their list and their pages show, and what operators do to them there."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -278,6 +279,12 @@ def test_the_page_leads_on(office: Client) -> None:
 
 def test_an_instrument_that_is_not_listed_has_no_page(office: Client) -> None:
     assert office.get(f"{LIST}NONE/change/").status_code == 404
+
+
+def test_the_page_refreshes_by_itself(office: Client) -> None:
+    live = re.findall(r'id="([^"]+)"[^>]*data-live', html(office))
+
+    assert live == ["quote", "prices", "depth", "book", "tape", "rules", "audit"]
 
 
 def test_the_page_asks_less_than_twenty_times(office: Client) -> None:
