@@ -104,7 +104,7 @@ def _figures(now: datetime) -> Part:
         _card("Orders", lately.orders, today.orders, [each.orders for each in minutes], orders),
         _card("Trades", lately.trades, today.trades, [each.trades for each in minutes], trades),
         _card("Value traded", lately.value, today.value, [each.value for each in minutes], trades),
-        _card("Orders rejected", refused_lately, refused_today, refused, orders),
+        _card("Orders rejected", refused_lately, refused_today, refused, url=""),  # they are in no list
     ]
     behind = activity.behind_since(now)
     if behind is None:

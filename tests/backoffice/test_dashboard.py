@@ -117,6 +117,14 @@ def test_orders_trades_value_and_rejects_are_exact_at_once(root: Client) -> None
     }
 
 
+def test_figures_lead_to_their_lists_but_what_was_refused_is_in_none(root: Client) -> None:
+    content = root.get(INDEX).content.decode()
+
+    cards = re.findall(r'<(a href="[^"]+"|div) class="o-card">\s*<span class="o-card-title">([^<]+)<', content)
+    orders, trades = 'a href="/admin/orders/order/"', 'a href="/admin/orders/trade/"'
+    assert cards == [(orders, "Orders"), (trades, "Trades"), (trades, "Value traded"), ("div", "Orders rejected")]
+
+
 def test_charts_show_the_last_hour_and_say_it_in_words(root: Client) -> None:
     trading.instrument()
     minute = database_now().replace(second=0, microsecond=0)
