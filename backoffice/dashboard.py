@@ -7,11 +7,11 @@ how many instruments and subscriptions there are. Who may not see a part of the 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 from django.db.models import OuterRef, QuerySet, Subquery, Sum
+from django.db.models.functions import Coalesce
 from django.http import HttpRequest
 
 from backoffice.charts import Number, Sparkline, sparkline
@@ -23,17 +23,16 @@ from exchange.database import database_now
 from exchange.models import Holding, Instrument
 from exchange.paging import moment_of
 from exchange.rules import InstrumentStatus
-from orders import activity
+from orders import activity, market_watch
+from orders.market_watch import QUIET_AFTER
 from orders.models import Order, ReconcileRun, RunState, Trade
 from webhooks.models import Delivery, DeliveryState, Subscription
 
 SILENT_AFTER_SECONDS = 15.0  # a process that has left no mark for so long is taken for dead
-QUIET_AFTER = timedelta(minutes=15)  # without a trade, while trading
 DUE_TOO_LONG = timedelta(minutes=1)
 FAILING_WITHIN = timedelta(days=1)  # a receiver that nobody has called since is forgotten
 DUE_COUNTED = 10_000
 INSTRUMENTS_SHOWN, NAMED = 12, 5
-QUIET = "quiet"
 CHARTED = 60  # minutes
 
 
@@ -56,21 +55,6 @@ class Card:
     chart: Sparkline
     in_words: str
     url: str
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """An instrument as the dashboard shows it."""
-
-    symbol: str
-    name: str
-    url: str
-    state: str
-    last: Decimal | None
-    change: Decimal | None  # today's, in percent of the last price before, or of the first one ever
-    volume: int
-    open_orders: int
-    last_trade_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +87,6 @@ def dashboard(request: HttpRequest) -> dict[str, Any]:
     return figures | {"now": now, "alarms": alarms, "sees_all": len(parts) == len(_PARTS)}
 
 
-def _midnight(now: datetime) -> datetime:
-    return now.replace(hour=0, minute=0, second=0, microsecond=0)
-
-
 def _clock(moment: datetime) -> str:
     """A time that stays the same while the page refreshes: an alarm is read aloud when it changes."""
     return f"{moment:%Y-%m-%d %H:%M} UTC"
@@ -116,7 +96,7 @@ def _clock(moment: datetime) -> str:
 
 
 def _figures(now: datetime) -> Part:
-    midnight = _midnight(now)
+    midnight = activity.day_began(now)
     told = activity.overview(now, midnight, CHARTED)
     lately, today, minutes = told.last_minute, told.today, told.minutes
     refused_lately, refused_today, refused = rejects.overview(now, midnight, CHARTED)
@@ -125,7 +105,7 @@ def _figures(now: datetime) -> Part:
         _card("Orders", lately.orders, today.orders, [each.orders for each in minutes], orders),
         _card("Trades", lately.trades, today.trades, [each.trades for each in minutes], trades),
         _card("Value traded", lately.value, today.value, [each.value for each in minutes], trades),
-        _card("Orders rejected", refused_lately, refused_today, refused, orders),
+        _card("Orders rejected", refused_lately, refused_today, refused, url=""),  # they are in no list
     ]
     behind = activity.behind_since(now)
     if behind is None:
@@ -146,56 +126,33 @@ def _card(title: str, last_minute: Number, today: Number, minutes: Sequence[Numb
 
 
 def _market(now: datetime) -> Part:
-    midnight = _midnight(now)
-    tape = Trade.objects.filter(instrument=OuterRef("pk")).order_by("-executed_at", "-id")
-    instruments = Instrument.objects.order_by("symbol").annotate(
-        last=Subquery(tape.values("price")[:1]),
-        last_trade_at=Subquery(tape.values("executed_at")[:1]),
-        before=Subquery(tape.filter(executed_at__lt=midnight).values("price")[:1]),
-        first=Subquery(tape.reverse().filter(executed_at__gte=midnight).values("price")[:1]),
-    )
-    open_orders = dict(Holding.objects.values_list("instrument").annotate(Sum("open_orders")))
-    volumes = activity.volumes(midnight)
-    rows = [_row(each, now, volumes.get(each.pk, 0), open_orders.get(each.pk, 0)) for each in instruments]
-    busiest = sorted(rows, key=lambda row: (row.state != InstrumentStatus.HALTED, -row.volume, row.symbol))
-    halted = [row for row in rows if row.state == InstrumentStatus.HALTED]
+    """Prices and books are looked up for the instruments that are shown: those that are halted, and the busiest."""
+    volumes = activity.volumes(activity.day_began(now))
+    every: list[Any] = list(Instrument.objects.annotate(is_quiet=market_watch.is_quiet(now)))
+    every.sort(key=lambda each: (each.status != InstrumentStatus.HALTED, -volumes.get(each.pk, 0), each.pk))
+    halted = [each.pk for each in every if each.status == InstrumentStatus.HALTED]
+    shown = every[:INSTRUMENTS_SHOWN]
+    figures = market_watch.figures_of([each.pk for each in shown])
     market = {
-        "rows": busiest[:INSTRUMENTS_SHOWN],
-        "instruments": len(rows),
+        "rows": [(each, "quiet" if each.is_quiet else each.status, figures[each.pk]) for each in shown],
+        "instruments": len(every),
         "halted": len(halted),
-        "quiet": sum(row.state == QUIET for row in rows),
+        "quiet": sum(each.is_quiet for each in every),
         "quiet_seconds": QUIET_AFTER.total_seconds(),
-        "open_orders": sum(open_orders.values()),
+        "open_orders": Holding.objects.aggregate(total=Coalesce(Sum("open_orders"), 0))["total"],
         "url": list_url(Instrument),
+        "halted_url": list_url(Instrument, status=InstrumentStatus.HALTED),
+        "quiet_url": list_url(Instrument, quiet="on"),
     }
     return Part({"market": market}, [_halted(halted)] if halted else [])
 
 
-def _row(instrument: Any, now: datetime, volume: int, open_orders: int) -> Row:
-    last, last_trade_at, reference = instrument.last, instrument.last_trade_at, instrument.before or instrument.first
-    silence = None if last_trade_at is None else now - last_trade_at
-    is_quiet = instrument.status == InstrumentStatus.TRADING and (silence is None or silence > QUIET_AFTER)
-    return Row(
-        symbol=instrument.pk,
-        name=instrument.name,
-        url=page_url(Instrument, instrument.pk),
-        state=QUIET if is_quiet else instrument.status,
-        last=last,
-        change=None if instrument.first is None else (last - reference) / reference * 100,
-        volume=volume,
-        open_orders=open_orders,
-        last_trade_seconds=None if silence is None else silence.total_seconds(),
-    )
-
-
-def _halted(rows: Sequence[Row]) -> Alarm:
-    if len(rows) == 1:
-        return Alarm(f"{rows[0].symbol} is halted.", rows[0].url, f"Look at {rows[0].symbol}")
-    return Alarm(
-        f"{_named([row.symbol for row in rows])} are halted.",
-        list_url(Instrument, status=InstrumentStatus.HALTED),
-        "Look at them",
-    )
+def _halted(symbols: Sequence[str]) -> Alarm:
+    if len(symbols) == 1:
+        (symbol,) = symbols
+        return Alarm(f"{symbol} is halted.", page_url(Instrument, symbol), f"Look at {symbol}")
+    url = list_url(Instrument, status=InstrumentStatus.HALTED)
+    return Alarm(f"{_named(symbols)} are halted.", url, "Look at them")
 
 
 def _named(names: Sequence[str]) -> str:

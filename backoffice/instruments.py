@@ -18,7 +18,7 @@ from backoffice.instrument_acts import Edit, Halt, HaltEverything, ListInstrumen
 from backoffice.links import list_url, page_url
 from backoffice.lists import Column, FilterForm, Way
 from backoffice.pages import Pages
-from backoffice.templatetags.office import moved, price, state
+from backoffice.templatetags.office import age, ago, moved, price, state
 from exchange.database import database_now
 from exchange.models import Instrument
 from exchange.paging import Keyset
@@ -41,6 +41,7 @@ class InstrumentFilter(FilterForm):
     q = forms.CharField(max_length=MAX_NAME_LENGTH, required=False, label="Symbol or name")
     status = forms.ChoiceField(choices=[("", "any"), *InstrumentStatus.choices()], required=False)
     pricing = forms.ChoiceField(choices=[("", "any"), *Pricing.choices()], required=False)
+    quiet = forms.BooleanField(required=False, label=f"Quiet for {age(market_watch.QUIET_AFTER.total_seconds())}")
 
 
 def _named(row: Instrument) -> SafeString | str:
@@ -72,6 +73,7 @@ class InstrumentPages(Pages):
         Column("Spread", _priced("spread"), is_number=True),
         Column("Volume today", lambda row: row.figures.volume, is_number=True),
         Column("Open orders", lambda row: row.figures.open_orders, is_number=True),
+        Column("Last trade", lambda row: ago(row.figures.last_trade_at), is_number=True),
     )
     form_class = InstrumentFilter
     acts = (ListInstrument(), Edit(), Halt(), Resume(), HaltEverything())
@@ -84,6 +86,8 @@ class InstrumentPages(Pages):
         for name in ("status", "pricing"):
             if asked[name]:
                 among &= Q((name, asked[name]))
+        if asked["quiet"]:
+            among &= market_watch.is_quiet(database_now())
         return Way(Instrument.objects.all(), Keyset(("symbol", str)), among)
 
     def complete(self, rows: list[Any]) -> None:

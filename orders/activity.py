@@ -92,6 +92,11 @@ def _minute_of(moment: datetime) -> datetime:
     return moment.replace(second=0, microsecond=0)
 
 
+def day_began(now: datetime) -> datetime:
+    """When its day began, in UTC."""
+    return now.replace(hour=0, minute=0, second=0, microsecond=0)
+
+
 def _first_id(at: datetime) -> UUID:
     """The least that an id chosen at this moment can be."""
     return UUID(int=round(at.timestamp() * 1000) << 80)

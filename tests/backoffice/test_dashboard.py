@@ -8,14 +8,15 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from django.contrib import admin
 from django.contrib.auth.models import Permission, User
 from django.test import Client, override_settings
-from django.urls import reverse
 from pytest_django import DjangoAssertNumQueries
 
-from backoffice import dashboard, site
+from backoffice import dashboard
 from backoffice.charts import sparkline
-from backoffice.templatetags.office import short
+from backoffice.links import list_url
+from backoffice.templatetags.office import NOTHING, short
 from config.local.servers import free_port
 from exchange import heartbeat, rejects, services
 from exchange.database import database_now
@@ -87,6 +88,12 @@ def alarms(browser: Client) -> list[tuple[str, str]]:
     return found
 
 
+def tiles(browser: Client) -> dict[str, tuple[str, str]]:
+    """What stands on each tile, and where that leads."""
+    tile = r'<div class="o-tile[^>]*><span>([^<]+)</span><strong[^>]*>(?:<a class="o-link" href="([^"]+)">)?([^<]+)<'
+    return {title: (figure, url) for title, url, figure in re.findall(tile, browser.get(INDEX).content.decode())}
+
+
 # --- Figures --------------------------------------------------------------------------------------------------------
 
 
@@ -108,6 +115,14 @@ def test_orders_trades_value_and_rejects_are_exact_at_once(root: Client) -> None
         "Value traded": (Decimal(60), Decimal(60)),
         "Orders rejected": (3, 3),
     }
+
+
+def test_figures_lead_to_their_lists_but_what_was_refused_is_in_none(root: Client) -> None:
+    content = root.get(INDEX).content.decode()
+
+    cards = re.findall(r'<(a href="[^"]+"|div) class="o-card">\s*<span class="o-card-title">([^<]+)<', content)
+    orders, trades = 'a href="/admin/orders/order/"', 'a href="/admin/orders/trade/"'
+    assert cards == [(orders, "Orders"), (trades, "Trades"), (trades, "Value traded"), ("div", "Orders rejected")]
 
 
 def test_charts_show_the_last_hour_and_say_it_in_words(root: Client) -> None:
@@ -138,7 +153,10 @@ def test_instruments_are_shown_with_price_change_volume_and_open_orders(root: Cl
     roll_up()
 
     market = seen(root)["market"]
-    told = [(row.symbol, row.state, row.last, row.change, row.volume, row.open_orders) for row in market["rows"]]
+    told = [
+        (row.symbol, state, figures.last_price, figures.change_percent, figures.volume, figures.open_orders)
+        for row, state, figures in market["rows"]
+    ]
     assert told == [
         ("AAPL", "trading", Decimal(12), Decimal(20), 10, 0),
         ("GOOG", "quiet", None, None, 0, 1),
@@ -147,10 +165,10 @@ def test_instruments_are_shown_with_price_change_volume_and_open_orders(root: Cl
     assert (market["instruments"], market["halted"], market["quiet"], market["open_orders"]) == (3, 0, 2, 1)
 
     Trade.objects.filter(price=10).update(executed_at=yesterday, price=8)
-    assert seen(root)["market"]["rows"][0].change == 50
+    assert seen(root)["market"]["rows"][0][2].change_percent == 50
     Trade.objects.all().update(executed_at=yesterday)
-    row = seen(root)["market"]["rows"][0]
-    assert (row.state, row.last, row.change) == ("quiet", Decimal(12), None)
+    _, state, figures = seen(root)["market"]["rows"][0]
+    assert (state, figures.last_price, figures.change) == ("quiet", Decimal(12), None)
 
 
 def test_only_the_busiest_instruments_are_shown_halted_ones_first(
@@ -162,7 +180,21 @@ def test_only_the_busiest_instruments_are_shown_halted_ones_first(
         Bar.objects.create(instrument_id=symbol, minute=database_now(), volume=volume)
     services.halt("A", by=BY)
 
-    assert [row.symbol for row in seen(root)["market"]["rows"]] == ["A", "B"]
+    assert [row.symbol for row, _, _ in seen(root)["market"]["rows"]] == ["A", "B"]
+
+
+def test_who_is_halted_or_quiet_is_found_from_the_tiles(root: Client) -> None:
+    trading.broker("alice", holdings={"AAPL": 10})
+    for symbol in ("BBB", "CCC", "DDD"):
+        trading.instrument(symbol)
+    for side in (Side.ASK, Side.BID):
+        trading.place(side, 1, "10")
+    services.halt("DDD", by=BY)
+
+    for title, symbols in (("Instruments halted", ["DDD"]), ("Quiet for 15 min", ["BBB", "CCC"])):
+        figure, url = tiles(root)[title]
+        assert figure == str(len(symbols))
+        assert [row.pk for row in root.get(url).context["listing"].page.rows] == symbols
 
 
 # --- What is wrong --------------------------------------------------------------------------------------------------
@@ -272,11 +304,12 @@ def test_deliveries_that_wait_too_long_are_told_until_they_are_sent_or_paused(ro
     oldest = due(subscription, 200)
     told = f"Webhooks wait to be delivered, the oldest since {oldest:%Y-%m-%d %H:%M} UTC."
     assert alarms(root) == [(told, "/admin/webhooks/delivery/?state=due")]
-    assert seen(root)["webhooks"]["due"] == "2"
+    assert tiles(root)["Deliveries due"] == ("2", "/admin/webhooks/delivery/?state=due")
+    assert tiles(root)["Oldest due"] == ("3 min", "")
 
     Subscription.objects.update(paused_at=database_now())
     assert alarms(root) == []
-    assert seen(root)["webhooks"]["oldest_seconds"] is None
+    assert tiles(root)["Oldest due"] == (NOTHING, "")
 
     Subscription.objects.update(paused_at=None)
     Delivery.objects.update(claimed_at=database_now())
@@ -375,12 +408,12 @@ def test_a_part_is_for_those_who_may_see_what_it_shows(client: Client, permissio
     assert {"cards", "market", "webhooks", "runs_url"} & seen(browser).keys() == {part}
 
 
-def test_it_links_to_every_page_of_the_back_office(root: Client) -> None:
-    content = root.get(INDEX).content.decode().split('id="content"')[1]
+def test_it_links_to_every_list_of_the_back_office(root: Client) -> None:
+    links = root.get(INDEX).content.decode().split('aria-label="All pages"')[1]
 
-    pages = [reverse(f"admin:{name}") for _, group in site.PAGES for _, name, _, _ in group]
-    assert len(pages) > 10
-    assert [page for page in pages if page != INDEX and f'href="{page}"' not in content] == []
+    lists = [list_url(model) for model in admin.site._registry]
+    assert len(lists) > 10
+    assert [url for url in lists if f'href="{url}"' not in links] == []
 
 
 def test_it_refreshes_by_itself(root: Client) -> None:

@@ -7,13 +7,14 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
+from exchange import services
 from exchange.database import database_now
 from exchange.models import Instrument
 from orders import market_watch
 from orders.market_watch import Candle, Figures
 from orders.models import Bar, Trade
 from orders.terms import Side
-from tests.trading import broker, cancel, instrument, place
+from tests.trading import BY, broker, cancel, instrument, place
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -128,6 +129,23 @@ def test_on_a_day_without_a_trade_nothing_has_changed() -> None:
     )
 
 
+def test_open_orders_are_those_of_all_brokers_in_this_instrument() -> None:
+    instrument("PETR4")
+    broker("bob", holdings={"PETR4": 10})
+    for price in ("9", "10"):
+        place(Side.BID, 1, price)
+    partly = place(Side.ASK, 5, "11")
+    place(Side.BID, 2, "11", by="bob")
+    place(Side.BID, 1, "8", by="bob")
+    place(Side.ASK, 1, "30", by="bob", symbol="PETR4")
+
+    figures = market_watch.figures_of(["AAPL", "PETR4"])
+    assert {symbol: each.open_orders for symbol, each in figures.items()} == {"AAPL": 4, "PETR4": 1}
+
+    cancel(partly)
+    assert aapl().open_orders == 3
+
+
 def test_sums_of_the_day_are_those_of_its_bars() -> None:
     bar(midnight() - MINUTE, "99", "99", "1", "50", volume=1_000)
     bar(midnight(), "10", "12", "9", "11", volume=30, trades=3)
@@ -145,9 +163,7 @@ def test_all_instruments_are_asked_about_at_once() -> None:
     place(Side.ASK, 10, "30.1234", by="bob", symbol="PETR4")
     place(Side.BID, 1, "10")
 
-    with CaptureQueriesContext(
-        connection,
-    ) as queries:
+    with CaptureQueriesContext(connection) as queries:
         figures = market_watch.figures_of(["PETR4", "AAPL", "NONE"])
 
     assert len(queries) == 1
@@ -156,6 +172,23 @@ def test_all_instruments_are_asked_about_at_once() -> None:
         "PETR4": (None, Decimal("30.1234")),
     }
     assert str(figures["AAPL"].best_bid) == "10.00"  # with the instrument's decimals
+
+
+# --- Quiet ----------------------------------------------------------------------------------------------------------
+
+
+def test_quiet_is_what_trades_and_has_not_traded_for_a_while() -> None:
+    def quiet(now: datetime) -> list[str]:
+        return [each.pk for each in Instrument.objects.filter(market_watch.is_quiet(now)).order_by("symbol")]
+
+    instrument("PETR4")
+    trade("10")
+    ends_at = trade("10").executed_at + market_watch.QUIET_AFTER
+    assert quiet(ends_at) == ["PETR4"]
+    assert quiet(ends_at + timedelta(microseconds=1)) == ["AAPL", "PETR4"]
+
+    services.halt("PETR4", by=BY)
+    assert quiet(ends_at) == []
 
 
 # --- Candles --------------------------------------------------------------------------------------------------------
