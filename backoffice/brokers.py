@@ -1,6 +1,6 @@
 """Brokers: what they own, what they do today, what moves in and out, and how they are stopped."""
 
-from datetime import datetime, time
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -45,6 +45,7 @@ from backoffice.templatetags.office import state
 from exchange.models import CASH_DIGITS, DECIMALS, ApiKey, Broker, Holding, Instrument, Transfer
 from exchange.paging import Keyset
 from exchange.rules import BrokerStatus
+from orders.activity import day_began
 from orders.models import Order, Trade
 from orders.terms import Side
 from webhooks.models import Subscription
@@ -122,7 +123,7 @@ class BrokerPages(Pages):
 
 def today() -> datetime:
     """When it began, in UTC."""
-    return datetime.combine(timezone.now().date(), time.min, timezone.now().tzinfo)
+    return day_began(timezone.now())
 
 
 # --- Trades of today ------------------------------------------------------------------------------------------------

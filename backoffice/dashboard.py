@@ -24,7 +24,6 @@ from exchange.models import Holding, Instrument
 from exchange.paging import moment_of
 from exchange.rules import InstrumentStatus
 from orders import activity, market_watch
-from orders.market_watch import QUIET_AFTER
 from orders.models import Order, ReconcileRun, RunState, Trade
 from webhooks.models import Delivery, DeliveryState, Subscription
 
@@ -138,7 +137,7 @@ def _market(now: datetime) -> Part:
         "instruments": len(every),
         "halted": len(halted),
         "quiet": sum(each.is_quiet for each in every),
-        "quiet_seconds": QUIET_AFTER.total_seconds(),
+        "quiet_seconds": market_watch.QUIET_AFTER.total_seconds(),
         "open_orders": Holding.objects.aggregate(total=Coalesce(Sum("open_orders"), 0))["total"],
         "url": list_url(Instrument),
         "halted_url": list_url(Instrument, status=InstrumentStatus.HALTED),
