@@ -179,6 +179,7 @@ def age(seconds: float | None) -> str:
     return f"{seconds / 86_400:.0f} d"
 
 
+@register.filter
 def ago(value: datetime | None) -> SafeString | str:
     """How long ago it was; the time itself on hovering."""
     if value is None:
