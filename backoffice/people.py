@@ -63,6 +63,9 @@ class ResetTwoFactor(Act):
     def applies_to(self, row: User) -> bool:
         return two_factor.has_device(row)
 
+    def is_in_reach(self, request: HttpRequest, row: User) -> bool:
+        return _is_in_reach(request, row)
+
     def perform(self, by: Actor, subjects: Sequence[User], **fields: Any) -> Done:
         (user,) = subjects
         if two_factor.reset(user, by=by, reason=fields["reason"]):
@@ -172,14 +175,8 @@ class UserPages(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as ab
         return [path(f"{RESET.name}/", view, name="auth_user_reset_second_factor"), *super().get_urls()]
 
     def act_view(self, request: HttpRequest, act: Act) -> HttpResponse:
-        if not all(_is_in_reach(request, user) for user in self._named(request)):
-            raise PermissionDenied
         request.current_app = self.admin_site.name
         return acts.act_page(request, act, User, {**self.admin_site.each_context(request), "opts": self.opts})
-
-    def _named(self, request: HttpRequest) -> list[User]:
-        ids = [int(each) for each in request.GET.getlist("id") if each.isdecimal() and len(each) < 10]
-        return list(User.objects.filter(pk__in=ids))
 
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None

@@ -288,9 +288,11 @@ def test_a_reset_ends_what_was_verified_where_it_is_required(settings: Settings)
     assert asks_for(verified, SETUP)
 
 
-def test_a_superusers_is_reset_by_superusers_only() -> None:
+@pytest.mark.parametrize("before", ["", "%2B", "%20", "0" * 10])
+def test_a_superusers_is_reset_by_superusers_only(before: str) -> None:
+    """However their id is written."""
     enrolled(people.SUPERUSER)
-    reset = f"/admin/auth/user/reset-second-factor/?id={User.objects.get(username=people.SUPERUSER).pk}"
+    reset = f"/admin/auth/user/reset-second-factor/?id={before}{User.objects.get(username=people.SUPERUSER).pk}"
     browser = people.browser(ADMINISTRATOR)
     assert (browser.get(reset).status_code, browser.post(reset, {"reason": "x"}).status_code) == (403, 403)
     assert TOTPDevice.objects.count() == 1
