@@ -54,7 +54,7 @@ class ResetTwoFactor(Act):
     name = "reset-second-factor"
     label = "Reset the second factor"
     explanation = (
-        "The authenticator and the recovery codes stop working, and every session that was verified with them ends. "
+        "The authenticator and the recovery codes stop working, and all sessions of the user end. "
         "Be sure who asks for this: after it the password alone lets in, until the user has enrolled again."
     )
     permission = "auth.change_user"
