@@ -106,6 +106,7 @@ class UserPages(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as ab
     list_display = ("username", "full_name", "rights", "has_two_factor", "is_active", "last_seen")
     list_filter = ("groups", "is_active", "is_superuser")
     list_filter_submit = True
+    lookups = ("groups__id__exact", "groups__isnull", "is_active__exact", "is_superuser__exact")  # of these filters
     readonly_fields = ("last_login", "date_joined")
     show_full_result_count = False
 
@@ -161,6 +162,10 @@ class UserPages(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as ab
         return super().formfield_for_manytomany(db_field, request, **kwargs)
 
     # --- Who may ---
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
+        """Django's would pass on whatever one thinks of, also what PostgreSQL cannot do."""
+        return lookup in self.lookups
 
     def has_change_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
         return super().has_change_permission(request, obj) and _is_in_reach(request, obj)

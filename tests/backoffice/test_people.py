@@ -236,3 +236,40 @@ def test_the_list_tells_of_each_what_they_may_do_in_a_few_queries(django_assert_
         page = browser.get("/admin/auth/user/", {"q": "viewer-2"}).content.decode()
     assert "viewer-29" in page
     assert "viewer-10" not in page
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "date_joined__year=99999999",
+        "id__range=1",
+        "username__trigram_similar=a",
+        "username__regex=(",
+        "password__startswith=md5",
+        "groups__name=a",
+        "groups__id__exact=abc",
+        "groups__id__exact=99999999999999999999",
+        "groups__isnull=zzz",
+        "is_active__exact=zzz",
+        "is_superuser__exact=%00",
+    ],
+)
+def test_the_list_is_asked_by_its_filters_alone(asked: str) -> None:
+    assert people.browser(ADMINISTRATOR).get(f"/admin/auth/user/?{asked}").status_code in (200, 302, 400)
+
+
+def test_the_list_is_filtered_by_group_and_by_state() -> None:
+    browser = people.browser(ADMINISTRATOR)
+    people.user(VIEWER)
+    people.user(SUPERUSER)
+    away = people.user(OPERATOR)
+    User.objects.filter(pk=away.pk).update(is_active=False)
+
+    def found(asked: str) -> list[str]:
+        return [user.username for user in browser.get(f"/admin/auth/user/?{asked}").context["cl"].result_list]
+
+    assert found("") == [ADMINISTRATOR, OPERATOR, SUPERUSER, VIEWER]
+    assert found("groups__isnull=True") == [SUPERUSER]
+    assert found(f"groups__id__exact={group(VIEWER)}") == [VIEWER]
+    assert found("is_active__exact=0") == [OPERATOR]
+    assert found("is_superuser__exact=0&is_active__exact=1") == [ADMINISTRATOR, VIEWER]

@@ -199,6 +199,11 @@ def test_a_stranger_is_sent_to_the_login_everywhere(path: str) -> None:
     assert is_the_login(outsider.get(path))
 
 
+@pytest.mark.parametrize("asked", ["", "?s=a", "?s=a&page=abc", "?s=a&page=0", "?s=a&page=99", "?s=a&extended=1"])
+def test_there_is_no_search_of_everything(asked: str) -> None:
+    assert people.browser(people.SUPERUSER).get(f"/admin/search/{asked}").status_code == 404
+
+
 # --- Refusals -------------------------------------------------------------------------------------------------------
 
 
