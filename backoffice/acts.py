@@ -168,8 +168,6 @@ def _done(
     next_url = done.url or _back(model, subjects)
     if done.secret:  # shown by this answer alone: a message would be stored on its way
         shown = {**context, "title": act.label, "done": done, "back_url": next_url}
-        response: HttpResponse = TemplateResponse(request, "backoffice/secret.html", shown)
-        response["Cache-Control"] = "no-store"
-        return response
+        return TemplateResponse(request, "backoffice/secret.html", shown)
     messages.add_message(request, messages.WARNING if done.is_warning else messages.SUCCESS, done.message)
     return HttpResponseRedirect(next_url)

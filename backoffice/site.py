@@ -80,7 +80,6 @@ class BackOffice(UnfoldAdminSite):  # type: ignore[misc]  # unfold is not typed
     def _after_login(self, view: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
         """A view for whom the password has let in, before the second step."""
 
-        @never_cache
         @wraps(view)
         def inner(request: HttpRequest) -> HttpResponse:
             if not self._has_logged_in(request):

@@ -185,9 +185,7 @@ def _enrolled(request: HttpRequest, key: str, totp: TOTP) -> HttpResponse:
     del request.session[_KEY]
     _let_in(request, device)
     shown = [f"{code[:4]} {code[4:]}" for code in codes]
-    response = _page(request, "backoffice/two_factor/codes.html", "Recovery codes", codes=shown)
-    response["Cache-Control"] = "no-store"
-    return response
+    return _page(request, "backoffice/two_factor/codes.html", "Recovery codes", codes=shown)
 
 
 def _let_in(request: HttpRequest, device: TOTPDevice | StaticDevice) -> None:

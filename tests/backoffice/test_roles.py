@@ -217,6 +217,12 @@ def test_a_refusal_looks_like_the_back_office_and_leads_back_to_it() -> None:
         assert "To the dashboard" in content
 
 
+@pytest.mark.parametrize("path", [*PLAIN, "exchange/broker/x/change/", "exchange/broker/stop/?id=x", "login/"])
+def test_nothing_is_kept_by_a_cache(path: str) -> None:
+    for browser in (people.browser(VIEWER), Client()):
+        assert "no-store" in browser.get(f"/admin/{path}").headers["Cache-Control"]
+
+
 def test_the_api_is_refused_with_problems_as_ever() -> None:
     answer = people.browser(VIEWER).get("/nothing")
     assert (answer.status_code, answer.headers["Content-Type"]) == (404, "application/problem+json")
