@@ -6,6 +6,7 @@ from base64 import b32decode
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from django.contrib.auth.models import User
@@ -123,9 +124,9 @@ def test_nothing_is_shown_or_done_before_the_second_step() -> None:
     enrolled(ADMINISTRATOR)
     browser = people.browser(ADMINISTRATOR)
     other = people.user(OPERATOR)
-    for path in ("/admin/", INSIDE, "/admin/password_change/", f"/admin/auth/user/{other.pk}/delete/"):
-        for answer in (browser.get(path), browser.post(path, {"post": "yes"})):
-            assert answer.headers["Location"] == f"/admin/login/?next={path}"
+    for path in ("/admin/", INSIDE, "/admin/password_change/", f"/admin/auth/user/remove/?id={other.pk}"):
+        for answer in (browser.get(path), browser.post(path, {"reason": "x"})):
+            assert answer.headers["Location"] == f"/admin/login/?next={quote(path)}"
     assert asks_for(browser, STEP, SETUP.replace(SETUP, INSIDE))
     assert browser.get(SETUP).headers["Location"] == f"{STEP}?next=%2Fadmin%2F"  # to replace it one must have it
     key = b"k" * 20
