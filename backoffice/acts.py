@@ -63,6 +63,10 @@ class Act:
         """Whether it could be done to this row as it stands: else it has no button."""
         return True
 
+    def is_in_reach(self, request: HttpRequest, row: Any) -> bool:
+        """Whether who asks may do it to this row, given that they may do it at all."""
+        return True
+
     def named(self, row: Any) -> str:
         """What its page says of this row, beside what it is called by."""
         return str(row)
@@ -90,6 +94,8 @@ def act_page(request: HttpRequest, act: Act, model: type[Model], context: dict[s
     if not is_permitted(request, act):
         raise PermissionDenied
     subjects = _subjects(request, act, model)
+    if not all(act.is_in_reach(request, row) for row in subjects):
+        raise PermissionDenied
     if act.subjects_max and not subjects:
         messages.warning(request, "Nothing was selected.")
         return HttpResponseRedirect(_back(model, subjects))
@@ -162,8 +168,6 @@ def _done(
     next_url = done.url or _back(model, subjects)
     if done.secret:  # shown by this answer alone: a message would be stored on its way
         shown = {**context, "title": act.label, "done": done, "back_url": next_url}
-        response: HttpResponse = TemplateResponse(request, "backoffice/secret.html", shown)
-        response["Cache-Control"] = "no-store"
-        return response
+        return TemplateResponse(request, "backoffice/secret.html", shown)
     messages.add_message(request, messages.WARNING if done.is_warning else messages.SUCCESS, done.message)
     return HttpResponseRedirect(next_url)

@@ -16,6 +16,7 @@ from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.db.models import Exists, OuterRef, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import get_object_or_404
 from django.urls import URLPattern, path, reverse
 from django_otp.plugins.otp_static.admin import StaticDevice
 from django_otp.plugins.otp_totp.admin import TOTPDevice
@@ -54,7 +55,7 @@ class ResetTwoFactor(Act):
     name = "reset-second-factor"
     label = "Reset the second factor"
     explanation = (
-        "The authenticator and the recovery codes stop working, and every session that was verified with them ends. "
+        "The authenticator and the recovery codes stop working, and all sessions of the user end. "
         "Be sure who asks for this: after it the password alone lets in, until the user has enrolled again."
     )
     permission = "auth.change_user"
@@ -63,6 +64,9 @@ class ResetTwoFactor(Act):
     def applies_to(self, row: User) -> bool:
         return two_factor.has_device(row)
 
+    def is_in_reach(self, request: HttpRequest, row: User) -> bool:
+        return _is_in_reach(request, row)
+
     def perform(self, by: Actor, subjects: Sequence[User], **fields: Any) -> Done:
         (user,) = subjects
         if two_factor.reset(user, by=by, reason=fields["reason"]):
@@ -70,17 +74,42 @@ class ResetTwoFactor(Act):
         return Done(f"{user} had no second factor.", is_warning=True)
 
 
-RESET = ResetTwoFactor()
+class Remove(Act):
+    name = "remove"
+    label = "Remove"
+    explanation = (
+        "The user is out at once, and can no longer come in. What they did stays on record. "
+        "To keep somebody out for a while, change them to be not active."
+    )
+    permission = "auth.delete_user"
+    is_dangerous = True
+
+    def is_in_reach(self, request: HttpRequest, row: User) -> bool:
+        return _is_in_reach(request, row) and row != request.user
+
+    def perform(self, by: Actor, subjects: Sequence[User], **fields: Any) -> Done:
+        with transaction.atomic():
+            user = get_object_or_404(User.objects.select_for_update(), pk=subjects[0].pk)
+            before = facts(user)
+            user.delete()
+            audit.record(Entry.of(by, Action.USER_DELETE, before["username"], reason=fields["reason"], before=before))
+        return Done(f"{user} was removed.", url=list_url(User))
+
+
 _CHANGE_PASSWORD = {"label": "Change password"}  # a button like those of acts
 
 
-class _Reason(forms.Form):
-    reason = forms.CharField(
+def _reason(*, required: bool) -> forms.CharField:
+    return forms.CharField(
         max_length=MAX_REASON_LENGTH,
-        required=False,
+        required=required,
         help_text="Goes on record with the change.",
         widget=UnfoldAdminTextInputWidget,
     )
+
+
+class _Reason(forms.Form):
+    reason = _reason(required=False)
 
 
 class NewUserForm(_Reason, UserCreationForm):  # type: ignore[misc]  # unfold is not typed
@@ -91,18 +120,23 @@ class UserForm(_Reason, UserChangeForm):  # type: ignore[misc]  # as above
     pass
 
 
+class PasswordForm(AdminPasswordChangeForm):  # type: ignore[misc]  # as above
+    reason = _reason(required=True)
+
+
 @admin.register(User)
 class UserPages(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as above, and Django takes no parameters
     form = UserForm
     add_form = NewUserForm
-    change_password_form = AdminPasswordChangeForm
-    acts: ClassVar[Sequence[Act]] = (RESET,)
+    change_password_form = PasswordForm
+    acts: ClassVar[Sequence[Act]] = (ResetTwoFactor(), Remove())
     actions = None  # one at a time
     add_form_template = None
     change_form_outer_before_template = "backoffice/user_acts.html"
     list_display = ("username", "full_name", "rights", "has_two_factor", "is_active", "last_seen")
     list_filter = ("groups", "is_active", "is_superuser")
     list_filter_submit = True
+    lookups = ("groups__id__exact", "groups__isnull", "is_active__exact", "is_superuser__exact")  # of these filters
     readonly_fields = ("last_login", "date_joined")
     show_full_result_count = False
 
@@ -159,27 +193,29 @@ class UserPages(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as ab
 
     # --- Who may ---
 
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
+        """Django's would pass on whatever one thinks of, also what PostgreSQL cannot do."""
+        return lookup in self.lookups
+
     def has_change_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
         return super().has_change_permission(request, obj) and _is_in_reach(request, obj)
 
     def has_delete_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
-        return super().has_delete_permission(request, obj) and _is_in_reach(request, obj) and obj != request.user
+        return False  # Django's page asks for no reason: `Remove` does
 
     # --- Acts ---
 
     def get_urls(self) -> list[URLPattern]:
-        view = self.admin_site.admin_view(partial(self.act_view, act=RESET))
-        return [path(f"{RESET.name}/", view, name="auth_user_reset_second_factor"), *super().get_urls()]
+        view = self.admin_site.admin_view
+        paths = [
+            path(f"{act.name}/", view(partial(self.act_view, act=act)), name=f"auth_user_{act.name.replace('-', '_')}")
+            for act in self.acts
+        ]
+        return [*paths, *super().get_urls()]
 
     def act_view(self, request: HttpRequest, act: Act) -> HttpResponse:
-        if not all(_is_in_reach(request, user) for user in self._named(request)):
-            raise PermissionDenied
         request.current_app = self.admin_site.name
         return acts.act_page(request, act, User, {**self.admin_site.each_context(request), "opts": self.opts})
-
-    def _named(self, request: HttpRequest) -> list[User]:
-        ids = [int(each) for each in request.GET.getlist("id") if each.isdecimal() and len(each) < 10]
-        return list(User.objects.filter(pk__in=ids))
 
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
@@ -188,9 +224,13 @@ class UserPages(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as ab
         buttons: list[tuple[Any, str]] = []
         if user is not None and self.has_change_permission(request, user):
             buttons.append((_CHANGE_PASSWORD, reverse("admin:auth_user_password_change", args=[user.pk])))
-            buttons += [(act, acts.act_url(User, act, user)) for act in self.acts if act.applies_to(user)]
+            buttons += [(act, acts.act_url(User, act, user)) for act in self._acts_for(request, user)]
         response: HttpResponse = super().change_view(request, object_id, form_url, {"acts": buttons})
         return response
+
+    def _acts_for(self, request: HttpRequest, user: User) -> list[Act]:
+        permitted = [act for act in self.acts if acts.is_permitted(request, act) and act.is_in_reach(request, user)]
+        return [act for act in permitted if act.applies_to(user)]
 
     # --- The record, in place of Django's own, whose rows nobody asks for ---
 
@@ -223,10 +263,6 @@ class UserPages(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as ab
                 after={name: after[name] for name in changed},
             )
 
-    def log_deletions(self, request: HttpRequest, queryset: QuerySet[User]) -> None:  # type: ignore[override]
-        for user in queryset:
-            self._record(request, Action.USER_DELETE, user, before=facts(user))
-
     def user_change_password(self, request: HttpRequest, id: str, form_url: str = "") -> HttpResponse:
         """Django's, in a transaction; it answers with a redirect, and changes the hash, when it is done."""
         with transaction.atomic():
@@ -240,7 +276,7 @@ class UserPages(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as ab
         return response
 
     def _record(self, request: HttpRequest, action: Action, user: User, **states: Any) -> None:
-        reason = request.POST.get("reason", "")[:MAX_REASON_LENGTH]
+        reason = request.POST.get("reason", "").strip()  # as the form, which found it valid, has it
         audit.record(Entry.of(actor_of(request), action, user.get_username(), reason=reason, **states))
 
     def history_view(

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.contrib.auth.views import redirect_to_login
 from django.db import transaction
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.templatetags.static import static
 from django.urls import URLPattern, path, reverse
@@ -80,7 +80,6 @@ class BackOffice(UnfoldAdminSite):  # type: ignore[misc]  # unfold is not typed
     def _after_login(self, view: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
         """A view for whom the password has let in, before the second step."""
 
-        @never_cache
         @wraps(view)
         def inner(request: HttpRequest) -> HttpResponse:
             if not self._has_logged_in(request):
@@ -107,6 +106,10 @@ class BackOffice(UnfoldAdminSite):  # type: ignore[misc]  # unfold is not typed
                 )
                 audit.record(entry)
         return response
+
+    def search(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """Unfold's, of pages by their names, which no page of ours leads to."""
+        raise Http404
 
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
         request.current_app = self.name

@@ -1,7 +1,7 @@
 """The second step of a login: a code of the user's authenticator, or one of the recovery codes written down once.
 
 Who has enrolled takes it at every login; where `TWO_FACTOR_REQUIRED`, who has not enrols before anything else. A
-session remembers by which device it was verified, so a device that is gone takes its sessions with it.
+session remembers by which device it was verified, and is asked again when another takes its place; a reset ends all.
 """
 
 import time
@@ -16,6 +16,7 @@ from django import forms
 from django.conf import settings
 from django.contrib import admin
 from django.contrib.auth.models import User
+from django.contrib.sessions.exceptions import SessionInterrupted
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import render
@@ -25,6 +26,7 @@ from django_otp.oath import TOTP
 from django_otp.plugins.otp_static.models import StaticDevice, StaticToken
 from django_otp.plugins.otp_totp.models import TOTPDevice, default_key
 
+from backoffice import sessions
 from backoffice.acts import actor_of
 from exchange import audit
 from exchange.audit import Action, Actor, Entry
@@ -68,26 +70,30 @@ def next_url(request: HttpRequest) -> str:
 # --- What is done ---------------------------------------------------------------------------------------------------
 
 
-def enrol(user: Any, key: str, totp: TOTP, by: Actor) -> tuple[TOTPDevice, list[str]]:
+def enrol(request: HttpRequest, key: str, totp: TOTP) -> tuple[TOTPDevice, list[str]]:
     """Give the user this authenticator, in place of whatever they had; it and its recovery codes."""
+    user: Any = request.user
     with transaction.atomic():
         User.objects.select_for_update().get(pk=user.pk)  # two tabs at once leave one device
+        if not request.session.exists(request.session.session_key or ""):  # a reset came first
+            raise SessionInterrupted("The session has ended.")
         _forget(user)
         fields = {"name": "Authenticator", "key": key, "drift": totp.drift, "last_t": totp.t()}
         device = TOTPDevice.objects.create(user=user, **fields)
         recovery = StaticDevice.objects.create(user=user, name="Recovery codes")
         codes = [StaticToken.random_token() for _ in range(settings.RECOVERY_CODES)]
         StaticToken.objects.bulk_create(StaticToken(device=recovery, token=code) for code in codes)
-        audit.record(Entry.of(by, Action.USER_ENROL, user.get_username()))
+        audit.record(Entry.of(actor_of(request), Action.USER_ENROL, user.get_username()))
     return device, codes
 
 
 def reset(user: User, *, by: Actor, reason: str) -> bool:
-    """Take the user's second factor away; False when there was none."""
+    """Take the user's second factor away, and every session with it; False when there was none."""
     with transaction.atomic():
         User.objects.select_for_update().get(pk=user.pk)
         if not _forget(user):
             return False
+        sessions.end_all_of(user)
         audit.record(Entry.of(by, Action.USER_RESET, user.get_username(), reason=reason))
     return True
 
@@ -175,13 +181,11 @@ def _totp(key: str, code: str) -> TOTP | None:
 
 def _enrolled(request: HttpRequest, key: str, totp: TOTP) -> HttpResponse:
     """The recovery codes, in this answer alone."""
-    device, codes = enrol(request.user, key, totp, actor_of(request))
+    device, codes = enrol(request, key, totp)
     del request.session[_KEY]
     _let_in(request, device)
     shown = [f"{code[:4]} {code[4:]}" for code in codes]
-    response = _page(request, "backoffice/two_factor/codes.html", "Recovery codes", codes=shown)
-    response["Cache-Control"] = "no-store"
-    return response
+    return _page(request, "backoffice/two_factor/codes.html", "Recovery codes", codes=shown)
 
 
 def _let_in(request: HttpRequest, device: TOTPDevice | StaticDevice) -> None:

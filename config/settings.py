@@ -174,7 +174,8 @@ MIDDLEWARE = [
     "exchange.middleware.RequestLog",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "exchange.middleware.Sessions",  # these let the API's requests pass
+    "exchange.middleware.NeverCached",  # these let the API's requests pass
+    "exchange.middleware.Sessions",
     "exchange.middleware.Csrf",
     "exchange.middleware.Users",
     "exchange.middleware.SecondFactors",

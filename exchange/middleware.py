@@ -23,6 +23,8 @@ from django.http import HttpRequest, HttpResponse, HttpResponseForbidden
 from django.http.response import HttpResponseBase
 from django.middleware.clickjacking import XFrameOptionsMiddleware
 from django.middleware.csrf import CsrfViewMiddleware
+from django.utils.cache import add_never_cache_headers
+from django.utils.deprecation import MiddlewareMixin
 from django_otp.middleware import OTPMiddleware
 
 from exchange.audit import Actor, ActorKind, address_of
@@ -121,6 +123,14 @@ class _ForBrowsers:
 
     def is_for(self, request: HttpRequest) -> bool:
         return request.path_info.startswith(self.paths)
+
+
+class NeverCached(_ForBrowsers, MiddlewareMixin):
+    """Nothing of the back office is kept by a browser or on the way to it, not even a refusal."""
+
+    def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+        add_never_cache_headers(response)
+        return response
 
 
 class Sessions(_ForBrowsers, SessionMiddleware):

@@ -111,11 +111,12 @@ def first_id_at(moment: datetime) -> UUID:
 
 
 def moment_of(id_: UUID) -> datetime:
-    """When this id was made, to the millisecond."""
-    return _EPOCH + timedelta(milliseconds=id_.int >> _BITS_BELOW_THE_TIME)
+    """When this id was made, to the millisecond; one that is asked for may name a time beyond all that there are."""
+    return _EPOCH + timedelta(milliseconds=min(id_.int >> _BITS_BELOW_THE_TIME, _LATEST))
 
 
 _EPOCH, _BITS_BELOW_THE_TIME = datetime(1970, 1, 1, tzinfo=UTC), 80
+_LATEST = (datetime(9999, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)  # a year is left, for sums
 _DECIMAL_LIMIT = 10**16  # above any price
 
 NEWEST_FIRST = Keyset(("-created_at", Instant), ("-id", UUID))

@@ -9,6 +9,7 @@ from django.test import Client
 
 from exchange.audit import Action, ActorKind
 from exchange.models import AuditEntry
+from exchange.rules import MAX_REASON_LENGTH
 from tests.backoffice import people
 from tests.backoffice.people import ADMINISTRATOR, OPERATOR, SUPERUSER, VIEWER
 
@@ -20,6 +21,10 @@ ADD = "/admin/auth/user/add/"
 
 def change_of(user: User) -> str:
     return f"/admin/auth/user/{user.pk}/change/"
+
+
+def removal_of(user: User) -> str:
+    return f"/admin/auth/user/remove/?id={user.pk}"
 
 
 def group(name: str) -> int:
@@ -109,10 +114,14 @@ def test_who_is_deactivated_is_out_at_once() -> None:
 def test_a_removal_tells_who_it_was() -> None:
     user = people.user(VIEWER)
     browser = people.browser(ADMINISTRATOR)
-    assert saved(browser.post(f"/admin/auth/user/{user.pk}/delete/", {"post": "yes"}))
+    assert f'href="{removal_of(user)}"' in browser.get(change_of(user)).content.decode()
+    assert browser.post(f"/admin/auth/user/{user.pk}/delete/", {"post": "yes"}).status_code == 403  # asks for no reason
+    answer = browser.post(removal_of(user), {"reason": "left"})
+    assert (answer.status_code, answer.headers["Location"]) == (302, "/admin/auth/user/")
+    assert browser.post(removal_of(user), {"reason": "left"}).status_code == 404
     assert not User.objects.filter(pk=user.pk).exists()
     told = entry()
-    assert (told.action, told.subject, told.after) == (Action.USER_DELETE, VIEWER, None)
+    assert (told.action, told.subject, told.reason, told.after) == (Action.USER_DELETE, VIEWER, "left", None)
     assert told.before is not None
     assert told.before["groups"] == [VIEWER]
 
@@ -121,13 +130,27 @@ def test_a_new_password_is_told_of_and_never_itself() -> None:
     user = people.user(VIEWER)
     browser = people.browser(ADMINISTRATOR)
     path = f"/admin/auth/user/{user.pk}/password/"
-    assert not saved(browser.post(path, {"password1": PASSWORD, "password2": "another"}))
+    assert 'name="reason"' in browser.get(path).content.decode()
+    assert not saved(browser.post(path, {"password1": PASSWORD, "password2": "another", "reason": "lost"}))
     assert not AuditEntry.objects.exists()
-    assert saved(browser.post(path, {"password1": PASSWORD, "password2": PASSWORD}))
+    assert saved(browser.post(path, {"password1": PASSWORD, "password2": PASSWORD, "reason": " lost "}))
     assert User.objects.get(pk=user.pk).check_password(PASSWORD)
     told = entry()
     assert (told.action, told.actor, told.subject) == (Action.USER_CHANGE, ADMINISTRATOR, VIEWER)
+    assert told.reason == "lost"
     assert (told.before, told.after) == (None, {"password": "changed"})
+
+
+@pytest.mark.parametrize("reason", ["", " ", "\0", "x" * (MAX_REASON_LENGTH + 1)])
+def test_a_removal_and_a_new_password_need_a_reason(reason: str) -> None:
+    user = people.user(VIEWER)
+    browser = people.browser(ADMINISTRATOR)
+    before = User.objects.filter(pk=user.pk).values().get()
+    new = {"password1": PASSWORD, "password2": PASSWORD}
+    assert not saved(browser.post(removal_of(user), {"reason": reason}))
+    assert not saved(browser.post(f"/admin/auth/user/{user.pk}/password/", new | {"reason": reason}))
+    assert User.objects.filter(pk=user.pk).values().get() == before
+    assert not AuditEntry.objects.exists()
 
 
 def test_ones_own_new_password_is_told_of_too() -> None:
@@ -169,8 +192,8 @@ def test_superusers_are_out_of_an_administrators_reach() -> None:
     assert browser.get(change_of(root)).status_code == 200  # to look at
     for path, form in {
         change_of(root): fields_of(root, is_active=None),
-        f"/admin/auth/user/{root.pk}/delete/": {"post": "yes"},
-        f"/admin/auth/user/{root.pk}/password/": {"password1": PASSWORD, "password2": PASSWORD},
+        removal_of(root): {"reason": "x"},
+        f"/admin/auth/user/{root.pk}/password/": {"password1": PASSWORD, "password2": PASSWORD, "reason": "x"},
     }.items():
         assert browser.post(path, form).status_code == 403, path
     action = {"action": "delete_selected", "_selected_action": [root.pk], "post": "yes"}
@@ -193,7 +216,8 @@ def test_nobody_changes_their_own_rights_or_removes_themselves(role: str) -> Non
     assert saved(browser.post(change_of(user), fields_of(user, **rights, first_name="Ada")))
     told = entry()
     assert (told.before, told.after) == ({"first_name": ""}, {"first_name": "Ada"})
-    assert browser.post(f"/admin/auth/user/{user.pk}/delete/", {"post": "yes"}).status_code == 403
+    assert removal_of(user) not in browser.get(change_of(user)).content.decode()
+    assert browser.post(removal_of(user), {"reason": "x"}).status_code == 403
     assert [each.name for each in User.objects.get(pk=user.pk).groups.all()] == [role] * (role == ADMINISTRATOR)
 
 
@@ -214,8 +238,8 @@ def test_a_change_and_its_entry_are_one(transactional_db: None) -> None:
     paths = {
         change_of(user): fields_of(user, first_name="Vera"),
         ADD: {"username": "new", "password1": PASSWORD, "password2": PASSWORD},
-        f"/admin/auth/user/{user.pk}/delete/": {"post": "yes"},
-        f"/admin/auth/user/{user.pk}/password/": {"password1": PASSWORD, "password2": PASSWORD},
+        removal_of(user): {"reason": "x"},
+        f"/admin/auth/user/{user.pk}/password/": {"password1": PASSWORD, "password2": PASSWORD, "reason": "x"},
     }
     before = list(User.objects.order_by("pk").values())
     with connection.cursor() as cursor:
@@ -236,3 +260,40 @@ def test_the_list_tells_of_each_what_they_may_do_in_a_few_queries(django_assert_
         page = browser.get("/admin/auth/user/", {"q": "viewer-2"}).content.decode()
     assert "viewer-29" in page
     assert "viewer-10" not in page
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "date_joined__year=99999999",
+        "id__range=1",
+        "username__trigram_similar=a",
+        "username__regex=(",
+        "password__startswith=md5",
+        "groups__name=a",
+        "groups__id__exact=abc",
+        "groups__id__exact=99999999999999999999",
+        "groups__isnull=zzz",
+        "is_active__exact=zzz",
+        "is_superuser__exact=%00",
+    ],
+)
+def test_the_list_is_asked_by_its_filters_alone(asked: str) -> None:
+    assert people.browser(ADMINISTRATOR).get(f"/admin/auth/user/?{asked}").status_code in (200, 302, 400)
+
+
+def test_the_list_is_filtered_by_group_and_by_state() -> None:
+    browser = people.browser(ADMINISTRATOR)
+    people.user(VIEWER)
+    people.user(SUPERUSER)
+    away = people.user(OPERATOR)
+    User.objects.filter(pk=away.pk).update(is_active=False)
+
+    def found(asked: str) -> list[str]:
+        return [user.username for user in browser.get(f"/admin/auth/user/?{asked}").context["cl"].result_list]
+
+    assert found("") == [ADMINISTRATOR, OPERATOR, SUPERUSER, VIEWER]
+    assert found("groups__isnull=True") == [SUPERUSER]
+    assert found(f"groups__id__exact={group(VIEWER)}") == [VIEWER]
+    assert found("is_active__exact=0") == [OPERATOR]
+    assert found("is_superuser__exact=0&is_active__exact=1") == [ADMINISTRATOR, VIEWER]

@@ -203,6 +203,11 @@ def test_a_stranger_is_sent_to_the_login_everywhere(path: str) -> None:
     assert is_the_login(outsider.get(path))
 
 
+@pytest.mark.parametrize("asked", ["", "?s=a", "?s=a&page=abc", "?s=a&page=0", "?s=a&page=99", "?s=a&extended=1"])
+def test_there_is_no_search_of_everything(asked: str) -> None:
+    assert people.browser(people.SUPERUSER).get(f"/admin/search/{asked}").status_code == 404
+
+
 # --- Living ---------------------------------------------------------------------------------------------------------
 
 
@@ -222,6 +227,12 @@ def test_a_refusal_looks_like_the_back_office_and_leads_back_to_it() -> None:
         assert (answer.status_code, answer.headers["Content-Type"]) == (status, "text/html; charset=utf-8")
         assert 'href="/admin/orders/order/"' in content  # the sidebar
         assert "To the dashboard" in content
+
+
+@pytest.mark.parametrize("path", [*PLAIN, "exchange/broker/x/change/", "exchange/broker/stop/?id=x", "login/"])
+def test_nothing_is_kept_by_a_cache(path: str) -> None:
+    for browser in (people.browser(VIEWER), Client()):
+        assert "no-store" in browser.get(f"/admin/{path}").headers["Cache-Control"]
 
 
 def test_the_api_is_refused_with_problems_as_ever() -> None:

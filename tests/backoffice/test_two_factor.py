@@ -3,19 +3,24 @@
 import re
 import time
 from base64 import b32decode
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import connection, transaction
 from django.test import Client
 from django_otp.oath import TOTP
 from django_otp.plugins.otp_static.models import StaticDevice, StaticToken
 from django_otp.plugins.otp_totp.models import TOTPDevice
 from pytest_django import Settings
 
+from backoffice import two_factor
 from exchange.audit import Action
 from exchange.models import AuditEntry
+from tests import trading
 from tests.backoffice import people
 from tests.backoffice.people import ADMINISTRATOR, OPERATOR
 
@@ -57,6 +62,15 @@ def enrolled(role: str = OPERATOR) -> tuple[bytes, list[str]]:
     """Somebody who has enrolled; their key, and their recovery codes."""
     key, answer = enrol(people.browser(role))
     return key, codes_in(answer)
+
+
+def reset(name: str, browser: Client | None = None) -> None:
+    """Reset the second factor of the user with this name, in this browser or that of another administrator."""
+    path = f"/admin/auth/user/reset-second-factor/?id={User.objects.get(username=name).pk}"
+    if browser is None:
+        browser = people.browser(ADMINISTRATOR, "ada")
+        enrol(browser)
+    assert browser.post(path, {"reason": "lost"}).status_code == 302
 
 
 def calm() -> None:
@@ -110,9 +124,9 @@ def test_nothing_is_shown_or_done_before_the_second_step() -> None:
     enrolled(ADMINISTRATOR)
     browser = people.browser(ADMINISTRATOR)
     other = people.user(OPERATOR)
-    for path in ("/admin/", INSIDE, "/admin/password_change/", f"/admin/auth/user/{other.pk}/delete/"):
-        for answer in (browser.get(path), browser.post(path, {"post": "yes"})):
-            assert answer.headers["Location"] == f"/admin/login/?next={path}"
+    for path in ("/admin/", INSIDE, "/admin/password_change/", f"/admin/auth/user/remove/?id={other.pk}"):
+        for answer in (browser.get(path), browser.post(path, {"reason": "x"})):
+            assert answer.headers["Location"] == f"/admin/login/?next={quote(path)}"
     assert asks_for(browser, STEP, SETUP.replace(SETUP, INSIDE))
     assert browser.get(SETUP).headers["Location"] == f"{STEP}?next=%2Fadmin%2F"  # to replace it one must have it
     key = b"k" * 20
@@ -279,18 +293,65 @@ def test_an_administrator_resets_it_with_a_reason() -> None:
     assert f'href="{reset}"' not in administrator.get(f"/admin/auth/user/{user.pk}/change/").content.decode()
 
 
-def test_a_reset_ends_what_was_verified_where_it_is_required(settings: Settings) -> None:
-    verified = people.browser(OPERATOR)
+@pytest.mark.parametrize("is_required", [True, False])
+def test_a_reset_ends_every_session_of_the_user_and_no_other(settings: Settings, is_required: bool) -> None:
+    """Else who holds one could enrol an authenticator of their own, without the password."""
+    settings.TWO_FACTOR_REQUIRED = is_required
+    old, verified, halfway, other = (people.browser(role) for role in [OPERATOR] * 3 + [people.VIEWER])
     enrol(verified)
-    settings.TWO_FACTOR_REQUIRED = True
+    enrol(other)
     assert verified.get(INSIDE).status_code == 200
-    TOTPDevice.objects.all().delete()
-    assert asks_for(verified, SETUP)
+    reset(OPERATOR)
+    for browser in (old, verified, halfway):
+        for path in (INSIDE, STEP, SETUP):
+            assert browser.get(path).headers["Location"] == f"/admin/login/?next={path}"
+    assert other.get(INSIDE).status_code == 200
 
 
-def test_a_superusers_is_reset_by_superusers_only() -> None:
+def test_who_resets_their_own_is_out() -> None:
+    browser = people.browser(ADMINISTRATOR)
+    enrol(browser)
+    reset(ADMINISTRATOR, browser)
+    assert browser.get(INSIDE).headers["Location"] == f"/admin/login/?next={INSIDE}"
+
+
+def test_who_enrols_while_it_is_reset_does_not_come_in(transactional_db: None) -> None:
+    browser = people.browser(OPERATOR)
+    enrol(browser)
+    user = User.objects.get(username=OPERATOR)
+    code = code_of(secret_of(browser.get(SETUP)))
+
+    def enrol_again() -> Any:
+        try:
+            return browser.post(SETUP, {"code": code})
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction.atomic():
+            two_factor.reset(user, by=trading.BY, reason="lost")
+            answer = pool.submit(enrol_again)  # its session is there still
+            wait_until_it_waits()
+        assert answer.result().status_code == 400
+    assert not TOTPDevice.objects.exists()
+    assert browser.get(SETUP).headers["Location"] == f"/admin/login/?next={SETUP}"
+
+
+def wait_until_it_waits() -> None:
+    for _ in range(200):
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+            if cursor.fetchone() == (1,):
+                return
+        time.sleep(0.02)
+    raise AssertionError("it does not wait")
+
+
+@pytest.mark.parametrize("before", ["", "%2B", "%20", "0" * 10])
+def test_a_superusers_is_reset_by_superusers_only(before: str) -> None:
+    """However their id is written."""
     enrolled(people.SUPERUSER)
-    reset = f"/admin/auth/user/reset-second-factor/?id={User.objects.get(username=people.SUPERUSER).pk}"
+    reset = f"/admin/auth/user/reset-second-factor/?id={before}{User.objects.get(username=people.SUPERUSER).pk}"
     browser = people.browser(ADMINISTRATOR)
     assert (browser.get(reset).status_code, browser.post(reset, {"reason": "x"}).status_code) == (403, 403)
     assert TOTPDevice.objects.count() == 1

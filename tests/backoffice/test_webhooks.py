@@ -264,7 +264,8 @@ def test_a_delivery_is_found_by_its_id_its_event_and_its_order(root: Client, rec
     assert found(first.event_id, state="failed") == [first.pk]
     assert found(second.event.body.split('"order_id":"')[1][:36]) == [second.pk]
     assert found(bid.pk) == []
-    assert found("nonsense") == []
+    for unknown in ("nonsense", UUID(int=0), UUID(int=2**128 - 1)):  # the last is of the year 10889
+        assert found(unknown) == []
 
 
 def test_all_deliveries_about_an_order_are_found_with_few_queries(root: Client, receiver: Receiver) -> None:
