@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from django.contrib import admin
 from django.contrib.admin import ModelAdmin
 from django.contrib.auth.models import User
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import Model
 from django.urls import URLPattern, URLResolver, reverse
 from django_otp.plugins.otp_totp.models import TOTPDevice
@@ -67,7 +67,8 @@ def furnish(acts: int) -> None:
 
     Whoever looks at the pages comes before: the newest user is one that others may change.
     """
-    with connection.cursor() as cursor:
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SET LOCAL statement_timeout = 0")
         cursor.execute(_ACTS, [acts, acts])
         cursor.execute("ANALYZE exchange_auditentry")
     TOTPDevice.objects.create(user=User.objects.create(username="looked-at", is_staff=True))
