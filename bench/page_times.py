@@ -6,7 +6,7 @@ client, signed in: no sockets, and everything else.
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from statistics import median
@@ -23,19 +23,22 @@ from django.db import connection  # noqa: E402
 from django.db.models import Model  # noqa: E402
 from django.test import Client  # noqa: E402
 from django.test.utils import CaptureQueriesContext  # noqa: E402
-from django.urls import reverse  # noqa: E402
-from django.utils.http import urlencode  # noqa: E402
 
+from backoffice.events import told  # noqa: E402
+from backoffice.links import list_url  # noqa: E402
 from backoffice.pages import Pages  # noqa: E402
 from bench import pages  # noqa: E402
 from config.local.supervisor import say  # noqa: E402
 from exchange.database import database_now  # noqa: E402
+from exchange.models import ApiKey, AuditEntry, Broker, Instrument, Transfer  # noqa: E402
+from orders.models import Order, Trade  # noqa: E402
+from webhooks.models import Delivery, Event, Subscription  # noqa: E402
 
 QUERIES_MAX, MILLISECONDS_MAX = 20, 500
 TIMES = 5  # each page, of which the median counts
 ENDS = ("", "?last=1")
-# What filters are asked for that choose from no list: of each name what the past has.
-WORDS = {"broker": "bench-1", "symbol": "S1", "actor": "bench", "subject": "bench-1", "url": "bench-1"}
+
+Terms = Mapping[tuple[type[Model], str], Sequence[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,31 +70,55 @@ def measure(client: Client, path: str) -> Measured:
 def paths() -> list[str]:
     """Every page, every list's ends, and every list by each of its filters."""
     found = [page.path for page in pages.pages()]
+    known = terms()
     for model, owner in pages.registry().items():
         if isinstance(owner, Pages):
-            url = reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist")
+            url = list_url(model)
             found += [f"{url}{end}" for end in ENDS]
-            found += [f"{url}?{urlencode([asked])}" for asked in _asked(model, owner.form_class())]
+            found += [list_url(model, **{name: value}) for name, value in _asked(model, owner.form_class(), known)]
     return list(dict.fromkeys(found))
 
 
-def _asked(model: type[Model], form: forms.Form) -> Iterator[tuple[str, str]]:
+def terms() -> Terms:
+    """What filters are asked for that choose from no list: of each what the past has."""
+    delivery = Delivery.objects.select_related("event").latest("pk")
+    order_id = told(delivery.event)["order_id"]
+    found: dict[tuple[type[Model], str], Sequence[Any]] = {
+        (Broker, "q"): ["bench-1"],
+        (Instrument, "q"): ["S1", "Instrument 1"],
+        (Order, "q"): [order_id, "00000000008", "past-8"],  # a document, a broker's own id
+        (Trade, "q"): [Trade.objects.latest("pk").pk, order_id],
+        (Transfer, "q"): [Transfer.objects.latest("pk").pk, "initial/bench-1/cash"],
+        (ApiKey, "q"): [ApiKey.objects.latest("created_at").pk, "report"],
+        (AuditEntry, "q"): ["S2", "bench-1"],
+        (AuditEntry, "actor"): [pages.BY.name, "operator-1"],
+        (Event, "q"): [delivery.event_id, order_id],
+        (Delivery, "q"): [delivery.pk, delivery.event_id, order_id],
+        (Delivery, "status_code"): [200, 500],
+        (Delivery, "subscription"): [delivery.subscription_id],
+        (Subscription, "q"): [delivery.subscription_id, "//bench-1.example"],
+    }
+    month = database_now() - timedelta(days=15)
+    for model in (Order, Trade, Transfer, AuditEntry, Event, Delivery):
+        found |= {(model, name): [f"{month:%Y-%m-%dT%H:%M}"] for name in ("since", "until")}
+    found |= {
+        (model, "broker"): ["bench-1"] for model in (Order, Trade, Transfer, ApiKey, Event, Delivery, Subscription)
+    }
+    return found | {(model, "symbol"): ["S1"] for model in (Order, Trade, Transfer)}
+
+
+def _asked(model: type[Model], form: forms.Form, known: Terms) -> Iterator[tuple[str, str]]:
     """A filter's name with each thing that it can be asked for."""
     for name, field in form.fields.items():
-        for value in _values(model, name, field):
-            yield name, str(value)
-
-
-def _values(model: type[Model], name: str, field: forms.Field) -> Sequence[Any]:
-    choices: Any = getattr(field, "choices", None)
-    if choices:
-        return [value for value, _ in choices if value]
-    if isinstance(field, forms.BooleanField):
-        return ["on"]
-    if isinstance(field, forms.DateTimeField):
-        return [f"{database_now() - timedelta(days=15):%Y-%m-%dT%H:%M}"]
-    row = model._default_manager.order_by("pk").first()
-    return ["not there", *([row.pk] if row else [])] if name == "q" else [WORDS[name]] if name in WORDS else []
+        choices: Any = getattr(field, "choices", None)
+        if choices:
+            yield from ((name, value) for value, _ in choices if value)
+        elif isinstance(field, forms.BooleanField):
+            yield name, "on"
+        else:
+            yield from ((name, str(value)) for value in known[model, name])
+    if "q" in form.fields:
+        yield "q", "not there"
 
 
 def main() -> int:
@@ -99,7 +126,7 @@ def main() -> int:
     logging.disable(logging.INFO)  # a line for each request
     client = Client(SERVER_NAME="localhost")
     client.force_login(User.objects.create_superuser("bench"))
-    User.objects.create(username="looked-at", is_staff=True)
+    pages.furnish(acts=Order.objects.count())
     measured = [measure(client, path) for path in paths()]
     for each in sorted(measured, key=lambda each: -each.milliseconds):
         mark = "" if each.is_within else "  OVER"

@@ -6,21 +6,45 @@ What is listed in the site's registry is here by itself: lists, pages of rows, a
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib import admin
 from django.contrib.admin import ModelAdmin
+from django.contrib.auth.models import User
+from django.db import connection, transaction
 from django.db.models import Model
 from django.urls import URLPattern, URLResolver, reverse
+from django_otp.plugins.otp_totp.models import TOTPDevice
 
 from backoffice.acts import Act
 from backoffice.pages import Pages
+from exchange import services
+from exchange.audit import Actor, ActorKind
+from exchange.database import database_now
+from exchange.rules import BrokerStatus
+from orders import reconcile_runs
+from orders import services as orders
+from orders.commands import Accepted, PlaceOrder
+from orders.terms import OrderType, Side, TimeInForce
+from webhooks import services as webhooks
+from webhooks.models import Delivery, DeliveryError, Subscription
 
 # URLs that lead away, answer scripts, or give files; and those of Django's forms, where acts take their place.
 NO_PAGES = re.compile("logout|jsi18n|autocomplete|view_on_site|search|.*_export")
 OFF = ("_add", "_history", "_delete")
 LOOKED_AT = 500  # rows, for one that an act can be done to
+
+BY = Actor(ActorKind.COMMAND, "bench")
+
+# Over the month of the past.
+_ACTS = """
+INSERT INTO exchange_auditentry (id, at, actor_kind, actor, address, request_id, action, subject, reason)
+SELECT uuidv7(at - statement_timestamp()), at, 'user', 'operator-' || n %% 5, '127.0.0.1', '',
+       (ARRAY['broker.suspend', 'broker.reinstate', 'broker.transfer'])[1 + n %% 3], 'bench-' || 1 + n %% 20, 'as asked'
+FROM generate_series(1, %s) AS n, LATERAL (SELECT now() - interval '30 days' * (1 - n / %s::float) AS at) AS drawn
+"""
 
 Chosen = Callable[[type[Model]], Sequence[Any]]
 
@@ -38,8 +62,44 @@ def newest(model: type[Model]) -> Sequence[Any]:
     return list(model._default_manager.order_by("-pk")[:LOOKED_AT])
 
 
+def furnish(acts: int) -> None:
+    """Make what pages are about and no past from `bench.history` has, and so many acts on record.
+
+    Whoever looks at the pages comes before: the newest user is one that others may change.
+    """
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SET LOCAL statement_timeout = 0")
+        cursor.execute(_ACTS, [acts, acts])
+        cursor.execute("ANALYZE exchange_auditentry")
+    TOTPDevice.objects.create(user=User.objects.create(username="looked-at", is_staff=True))
+    services.halt("S2", "news pending", by=BY)
+    services.set_broker_status("bench-3", BrokerStatus.SUSPENDED, reason="margin call not met", by=BY)
+    services.transfer("bench-1", reference="wire-1", cash=Decimal(1_000), reason="wire of the morning", by=BY)
+    services.issue_key("bench-1", name="reporting", by=BY)
+    live, paused = Subscription.objects.order_by("-pk")[:2]
+    Subscription.objects.filter(pk__in=[live.pk, paused.pk]).update(deleted_at=None)
+    webhooks.pause(paused.pk, by=BY, reason="receiver moves")
+    order = PlaceOrder(
+        broker_id=live.broker_id,
+        document_number="12345678900",
+        client_order_id="now",
+        side=Side.BID,
+        symbol="S1",
+        quantity=1_000_000,  # filled in part: nobody has as many at this price
+        type=OrderType.LIMIT,
+        price=Decimal("100.01"),
+        time_in_force=TimeInForce.GTC,
+    )
+    assert all(isinstance(outcome, Accepted) for outcome in orders.execute([order]))
+    now = database_now()
+    told = Delivery.objects.filter(subscription=live, claimed_at=None)
+    assert told.update(claimed_at=now, completed_at=now, error=DeliveryError.TIMEOUT, duration_ms=5_000)
+    Subscription.objects.filter(pk=live.pk).update(last_failure_at=now)
+    reconcile_runs.run_now(by=BY)
+
+
 def pages(rows: Chosen = newest) -> list[OfficePage]:
-    """All of them; what there is no row for is left out."""
+    """All of them; a page that no row fits is missed, and raises."""
     found = [page for name, arguments in _urls(admin.site.get_urls()) for page in _page(name, arguments, rows)]
     return sorted(found, key=lambda page: page.name)
 
@@ -68,9 +128,17 @@ def _page(name: str, arguments: int, rows: Chosen) -> Iterator[OfficePage]:
         yield from _act_page(title, name, acts[name], owner, rows)
     elif not arguments:
         yield OfficePage(title, reverse(f"admin:{name}"))
-    elif arguments == 1 and owner is not None:
-        for row in rows(owner.model)[:1]:
-            yield OfficePage(title, reverse(f"admin:{name}", args=[row.pk]))
+    else:
+        assert arguments == 1, name
+        assert owner is not None, name
+        (row,) = _fitting(name, rows(owner.model)[:1])
+        yield OfficePage(title, reverse(f"admin:{name}", args=[row.pk]))
+
+
+def _fitting(name: str, found: Sequence[Any]) -> Sequence[Any]:
+    if not found:
+        raise LookupError(f"There is no row for {name} to be about.")
+    return found
 
 
 def _owner(name: str) -> "ModelAdmin[Any] | None":
@@ -101,6 +169,5 @@ def _act_page(title: str, name: str, act: Act, owner: "ModelAdmin[Any] | None", 
         yield OfficePage(title, path)
         return
     assert owner is not None
-    subjects = [row for row in rows(owner.model) if act.applies_to(row)][: min(act.subjects_max, 2)]
-    if subjects:
-        yield OfficePage(title, f"{path}?{urlencode([('id', subject.pk) for subject in subjects])}")
+    subjects = _fitting(name, [row for row in rows(owner.model) if act.applies_to(row)][: min(act.subjects_max, 2)])
+    yield OfficePage(title, f"{path}?{urlencode([('id', subject.pk) for subject in subjects])}")

@@ -1,26 +1,48 @@
 """Every page and every filter of the back office, as the bench asks for them: few queries, whatever it shows."""
 
+from collections.abc import Iterator
+from urllib.parse import parse_qsl, urlsplit
+
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
-from bench import history, page_times
-from tests import celery_processes, trading
+from backoffice.links import list_url
+from backoffice.pages import Pages
+from bench import history, page_times, pages
+from tests import celery_processes
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-def test_no_page_makes_twenty_queries(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_page_makes_twenty_queries_and_every_filter_finds_something(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(page_times, "TIMES", 1)
     url = celery_processes.environment()["DATABASE_URL"]
     history.load_history(url, orders=800, trades=600, deliveries=600, resting=320, symbols=2)
-    trading.broker("alice", holdings={"S1": 100})
     client.force_login(User.objects.create_superuser("bench"))
-    User.objects.create(username="looked-at", is_staff=True)
+    pages.furnish(acts=100)
 
     found = page_times.paths()
     measured = [page_times.measure(client, path) for path in found]
+    asked = {(parts.path, name, value) for parts in map(urlsplit, found) for name, value in parse_qsl(parts.query)}
 
-    assert len(found) > 150
     assert {"/admin/", "/admin/orders/order/?last=1", "/admin/orders/order/?status=working"} <= set(found)
     assert [each for each in measured if each.queries >= page_times.QUERIES_MAX] == []
+    assert set(filters()) - {(path, name) for path, name, _ in asked} == set()
+    assert set(terms()) <= asked
+    for path, name, value in terms():
+        assert client.get(path, {name: value}).context["listing"].page.rows, (path, name, value)
+
+
+def filters() -> Iterator[tuple[str, str]]:
+    """Each field of each list's form."""
+    for model, owner in pages.registry().items():
+        if isinstance(owner, Pages):
+            yield from ((list_url(model), name) for name in owner.form_class().fields)
+
+
+def terms() -> Iterator[tuple[str, str, str]]:
+    for (model, name), values in page_times.terms().items():
+        yield from ((list_url(model), name, str(value)) for value in values)

@@ -8,17 +8,22 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+from backoffice.acts import act_url
 from exchange.audit import Action
 from exchange.models import AuditEntry, Broker, Instrument
 from exchange.rules import BrokerStatus, InstrumentStatus
 from orders.models import Order
 from orders.terms import OrderStatus
 from tests import trading
+from tests.backoffice.people import ADMINISTRATOR, OPERATOR, ROLES, VIEWER
+from tests.backoffice.test_roles import WHO_MAY, acts, everything
 from tests.browser.conftest import SignIn
+from tests.browser.watching import assert_accessible
 from tests.celery_processes import Celery, start_all
 from tests.live import Server
 from tests.receiver import Receiver, answer
-from webhooks.models import Delivery
+from webhooks import services as webhooks
+from webhooks.models import Delivery, EventType
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -166,10 +171,37 @@ def test_a_failed_delivery_is_seen_on_the_dashboard_and_delivered_again(
     assert second.event_id == first.event_id
 
 
-def test_a_viewer_looks_and_cannot_act(signed_in: SignIn, server: Server) -> None:
+@pytest.mark.parametrize("role", ROLES)
+def test_an_act_is_refused_to_who_may_not_do_it_by_its_own_address_too(
+    signed_in: SignIn, server: Server, role: str
+) -> None:
     key = trading.broker("alice")
-    _, placed = ask(server, key)
-    page = signed_in("viewer")
+    webhooks.subscribe("alice", url="http://127.0.0.1:9/", events=[EventType.ORDER_CANCELLED])
+    call(server, key, "DELETE", f"/orders/{ask(server, key)[1]['order_id']}")  # of which there is a delivery
+    page = signed_in(role)
+    token = page.locator("[name=csrfmiddlewaretoken]").first.input_value()
+    before = everything()
+    refused = []
+    for model, act in acts():
+        row = model._default_manager.first() if act.subjects_max else None
+        address = act_url(model, act, row)
+        opened = page.request.get(address)
+        if role in WHO_MAY[act.permission]:
+            assert opened.status == 200, address
+            continue
+        refused.append(address)
+        sent = page.request.post(address, form={"csrfmiddlewaretoken": token, "reason": "because I can"})
+        assert [opened.status, sent.status] == [403, 403], address
+        assert "Your groups do not allow this." in opened.text(), address
+        assert "Your groups do not allow this." in sent.text(), address  # the token was good
+
+    assert everything() == before
+    assert len(refused) == {VIEWER: len(list(acts())), OPERATOR: 1, ADMINISTRATOR: 0}[role]
+
+
+def test_a_viewer_looks_and_cannot_act(signed_in: SignIn, server: Server) -> None:
+    _, placed = ask(server, trading.broker("alice"))
+    page = signed_in(VIEWER)
     for path in (
         f"/admin/orders/order/{placed['order_id']}/change/",
         "/admin/exchange/instrument/AAPL/change/",
@@ -178,5 +210,11 @@ def test_a_viewer_looks_and_cannot_act(signed_in: SignIn, server: Server) -> Non
         page.goto(path)
         expect(page.get_by_role("heading", level=1)).to_be_visible()
         assert page.get_by_role("group", name="What can be done").count() == 0
-    refusal = page.request.get(f"/admin/orders/order/cancel/?id={placed['order_id']}")
-    assert refusal.status == 403
+
+    page = page.context.new_page()  # whose console may tell of a 403
+    page.goto(f"/admin/orders/order/cancel/?id={placed['order_id']}")
+    expect(page.get_by_role("heading", name="Not allowed", level=1)).to_be_visible()
+    expect(page.get_by_role("alert")).to_contain_text("Your groups do not allow this.")
+    assert_accessible(page)
+    page.get_by_role("link", name="To the dashboard").click()
+    expect(page.get_by_role("heading", name="Dashboard", level=1)).to_be_visible()

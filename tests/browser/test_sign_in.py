@@ -1,6 +1,7 @@
 """The way in, and the first page."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -21,9 +22,12 @@ def test_somebody_signs_in_and_sees_the_dashboard(signed_in: SignIn) -> None:
     assert_accessible(page)
 
 
-def test_a_wrong_password_leads_nowhere(open_page: Callable[[], Page]) -> None:
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_wrong_password_leads_nowhere(open_page: Callable[[], Page], scheme: Literal["light", "dark"]) -> None:
     page = open_page()
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
     page.goto("/admin/")
+    assert_accessible(page)
     page.fill("[name=username]", "nobody")
     page.fill("[name=password]", "wrong")
     page.keyboard.press("Enter")
