@@ -1,10 +1,12 @@
-"""Takes every page of the back office that runs at a URL: light and dark, wide and on a phone.
+"""Takes every page of the back office that runs at a URL, and what has no address: light and dark, wide and on a phone.
 
 Run by `tests.browser.screenshots` in the environment of that exchange, whose database tells which pages there are.
 """
 
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,20 +14,26 @@ import django
 
 django.setup()
 
-from django.contrib.auth.models import Group, User  # noqa: E402 (models can be had only now)
-from django.db import connections  # noqa: E402
+from django.conf import settings  # noqa: E402 (models can be had only now)
+from django.contrib.auth.models import Group, User  # noqa: E402
 from django.db.models import Case, IntegerField, Model, Value, When  # noqa: E402
+from django_otp.plugins.otp_totp.models import TOTPDevice  # noqa: E402
 from playwright.sync_api import Browser, Page, ViewportSize  # noqa: E402
 
+from backoffice import two_factor  # noqa: E402
 from bench import pages  # noqa: E402
 from bench.pages import OfficePage  # noqa: E402
 from config.local.supervisor import say  # noqa: E402
-from tests.browser.chromium import PHONE, WIDE, chromium, sign_in  # noqa: E402
+from exchange.audit import Actor, ActorKind  # noqa: E402
+from tests.browser.chromium import PHONE, WIDE, chromium, code, sign_in  # noqa: E402
 from tests.browser.palette import small  # noqa: E402
 from tests.browser.watching import accessibility_faults, complaints_of  # noqa: E402
+from webhooks import services as webhooks  # noqa: E402
+from webhooks.models import EventType, Subscription  # noqa: E402
 
 PASSWORD = "only for pictures"  # noqa: S105 (of an exchange that ends with them)
 PEOPLE = {"vera": "viewer", "otto": "operator", "ada": "administrator"}
+BY = Actor(ActorKind.USER, "otto")
 STAGES: list[tuple[Literal["light", "dark"], str, ViewportSize]] = [
     (scheme, name, size) for scheme in ("light", "dark") for name, size in [("wide", WIDE), ("phone", PHONE)]
 ]
@@ -50,52 +58,142 @@ def chosen(model: type[Model]) -> Sequence[Any]:
     return list(model._default_manager.order_by(ordering, "-pk")[: pages.LOOKED_AT])
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Where all pictures are of one size and one scheme of colours, and what was found wrong there."""
+
+    browser: Browser
+    url: str
+    folder: Path
+    studio: Page
+    scheme: Literal["light", "dark"]
+    name: str
+    size: ViewportSize
+    complaints: list[list[str]] = field(default_factory=list)
+
+    def open(self) -> Page:
+        """A browser that nobody has used."""
+        context = self.browser.new_context(
+            base_url=self.url, viewport=self.size, color_scheme=self.scheme, reduced_motion="reduce"
+        )
+        page = context.new_page()
+        self.complaints.append(complaints_of(page))
+        return page
+
+    def snap(self, page: Page, name: str) -> None:
+        """The whole page, as if the window were as high as it is."""
+        page.wait_for_timeout(SETTLED_MS)
+        highest = LIST_HEIGHT_MAX if "changelist" in name else HEIGHT_MAX
+        height = min(int(page.evaluate("document.documentElement.scrollHeight")), highest)
+        page.set_viewport_size({"width": self.size["width"], "height": max(height, self.size["height"])})
+        path = self.folder / f"{name}-{self.name}-{self.scheme}.png"
+        path.write_bytes(small(page.screenshot(animations="disabled"), self.studio))
+        page.set_viewport_size(self.size)
+        self.complaints.append(accessibility_faults(page))
+
+    @property
+    def faults(self) -> list[str]:
+        found = dict.fromkeys(each for several in self.complaints for each in several)
+        return [f"{self.name}, {self.scheme}: {fault}" for fault in found]
+
+
 def take(browser: Browser, url: str, found: Sequence[OfficePage], folder: Path) -> list[str]:
     """All pages on every stage; what is wrong with any of them."""
     studio = browser.new_page()
     faults = []
     for scheme, name, size in STAGES:
-        context = browser.new_context(base_url=url, viewport=size, color_scheme=scheme, reduced_motion="reduce")
-        page = context.new_page()
-        on_stage = complaints_of(page)
-        page.goto("/admin/login/")
-        _snap(page, studio, folder / f"login-{name}-{scheme}.png")
-        sign_in(page, url, "admin", PASSWORD)
+        stage = Stage(browser, url, folder, studio, scheme, name, size)
+        administrator = _sign_in(stage, "admin")
         for each in found:
-            answer = page.goto(each.path)
+            answer = administrator.goto(each.path)
             if answer is None or not answer.ok:
-                on_stage.append(f"{each.path}: {answer and answer.status}")
-            _snap(page, studio, folder / f"{each.name}-{name}-{scheme}.png")
-            on_stage += accessibility_faults(page)
-        context.close()
-        faults += [f"{name}, {scheme}: {fault}" for fault in dict.fromkeys(on_stage)]
+                stage.complaints.append([f"{each.path}: {answer and answer.status}"])
+            if administrator.url == f"{url}{each.path}":  # else it is a picture of another page
+                stage.snap(administrator, each.name)
+        _take_key(stage, administrator)
+        _take_second_step(stage)
+        _take_refusals(stage)
+        for context in browser.contexts[1:]:
+            context.close()
+        faults += stage.faults
         say(f"{len(found)} pages, {name}, {scheme}")
     return faults
 
 
-def _snap(page: Page, studio: Page, path: Path) -> None:
-    """The whole page, as if the window were as high as it is."""
-    size = page.viewport_size
-    assert size is not None
-    page.wait_for_timeout(SETTLED_MS)
-    highest = LIST_HEIGHT_MAX if "changelist" in path.name else HEIGHT_MAX
-    height = min(int(page.evaluate("document.documentElement.scrollHeight")), highest)
-    page.set_viewport_size({"width": size["width"], "height": max(height, size["height"])})
-    path.write_bytes(small(page.screenshot(animations="disabled"), studio))
-    page.set_viewport_size(size)
+def _sign_in(stage: Stage, name: str) -> Page:
+    page = stage.open()
+    sign_in(page, stage.url, name, PASSWORD)
+    return page
 
 
-def _admit_people() -> None:
+# --- What no address leads to, or only on the way in ----------------------------------------------------------------
+
+
+def _take_key(stage: Stage, page: Page) -> None:
+    page.goto("/admin/exchange/broker/banyan/change/")
+    page.get_by_role("link", name="Issue a key").click()
+    page.get_by_label("Name").fill("trading desk")
+    page.get_by_label("Reason").fill("asked for by mail")
+    page.get_by_role("button", name="Issue a key").click()
+    page.locator("#secret").wait_for()
+    stage.snap(page, "exchange-broker-issue-key-shown-once")
+
+
+def _take_second_step(stage: Stage) -> None:
+    """Somebody enrols, and somebody who has enrolled logs in."""
+    page = _sign_in(stage, "vera")
+    page.goto("/admin/two-factor/setup/")
+    page.get_by_role("textbox", name="Code").fill(code(page.locator("#secret").inner_text()))
+    page.get_by_role("button", name="Enrol").click()
+    page.locator("#codes").wait_for()
+    stage.snap(page, "two-factor-codes")
+    two_factor.reset(User.objects.get(username="vera"), by=BY, reason="for the next stage")
+
+    page = stage.open()
+    page.goto("/admin/")
+    stage.snap(page, "login")
+    page.fill("[name=username]", "otto")
+    page.fill("[name=password]", PASSWORD)
+    page.click("button[type=submit]")
+    page.get_by_role("textbox", name="Code").wait_for()
+    stage.snap(page, "login-code")
+
+
+def _take_refusals(stage: Stage) -> None:
+    """In windows whose consoles may tell of a refusal."""
+    page = _sign_in(stage, "vera").context.new_page()
+    page.goto("/admin/auth/user/")
+    stage.snap(page, "not-allowed")
+    page.goto("/admin/exchange/broker/nobody/change/")
+    stage.snap(page, "not-found")
+
+    page = stage.open().context.new_page()
+    for _ in range(settings.LOGIN_FAILURES):
+        page.goto("/admin/login/")
+        page.fill("[name=username]", "ada")
+        page.fill("[name=password]", "forgotten")
+        with page.expect_navigation():
+            page.click("button[type=submit]")
+    page.get_by_role("heading", name="Too many attempts").wait_for()
+    stage.snap(page, "locked-out")
+
+
+def _prepare() -> None:
+    """People, of whom one has enrolled, and a subscription that waits."""
     User.objects.filter(username="admin").delete()
     User.objects.create_superuser("admin", password=PASSWORD)
     for name, role in PEOPLE.items():
-        User.objects.create(username=name, is_staff=True).groups.add(Group.objects.get(name=role))
+        user = User.objects.create_user(name, password=PASSWORD, is_staff=True)
+        user.groups.add(Group.objects.get(name=role))
+    TOTPDevice.objects.create(user=User.objects.get(username="otto"))
+    paused = Subscription.objects.get(broker="banyan", event_type=EventType.ORDER_EXPIRED)
+    webhooks.pause(paused.pk, by=BY, reason="receiver moves")
 
 
 def main(url: str, target: str) -> int:
-    _admit_people()
+    _prepare()
     found = [page for page in pages.pages(chosen) if page.name != "login"]
-    connections.close_all()
+    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"  # as in `conftest`
     folder = Path(target)
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):

@@ -1,9 +1,12 @@
 """Chromium without a window, which talks to this machine and to nobody else."""
 
 import shutil
+import time
+from base64 import b32decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from django_otp.oath import TOTP
 from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -39,3 +42,10 @@ def sign_in(page: Page, url: str, username: str, password: str) -> None:
     page.fill("[name=password]", password)
     page.click("button[type=submit]")
     page.wait_for_url(f"{url}/admin/")
+
+
+def code(secret: str) -> str:
+    """What an authenticator shows that has this secret, as the page writes it."""
+    totp = TOTP(b32decode(secret.replace(" ", "")))
+    totp.time = time.time()
+    return f"{totp.token():06d}"
