@@ -32,7 +32,7 @@ from webhooks import services as webhooks
 from webhooks.models import Delivery, DeliveryError, Subscription
 
 # URLs that lead away, answer scripts, or give files; and those of Django's forms, where acts take their place.
-NO_PAGES = re.compile("logout|jsi18n|autocomplete|view_on_site|search|.*_export")
+NO_PAGES = re.compile("logout|jsi18n|autocomplete|view_on_site|search|.*_export|auth_user_delete")
 OFF = ("_add", "_history", "_delete")
 LOOKED_AT = 500  # rows, for one that an act can be done to
 

@@ -22,7 +22,7 @@ _ROWS += [f"orders_{name}" for name in ("order", "reconcilerun", "trade")]
 _ROWS += [f"webhooks_{name}" for name in ("delivery", "event", "subscription")]
 NO_PAGES = {f"{rows}_{form}" for rows in _ROWS for form in ("add", "delete", "history")}
 NO_PAGES |= {f"{rows}_export" for rows in ("orders_order", "orders_trade", "exchange_transfer", "exchange_auditentry")}
-NO_PAGES |= {"logout", "jsi18n", "autocomplete", "view_on_site", "search"}
+NO_PAGES |= {"logout", "jsi18n", "autocomplete", "view_on_site", "search", "auth_user_delete"}
 
 # What can be pressed or filled in and does not get the focus by the Tab key, or shows no sign of having it.
 _OUT_OF_REACH = """() => {
