@@ -1,9 +1,13 @@
 """Attempts to log in are limited: few for one user from one address, more for an address whoever it tries to be.
 
 There is no limit for a user alone: by it anybody, from anywhere, could keep an operator from the kill switch.
+They are made one at a time, so that however many come, orders have the rest of the machine.
 """
 
-from ipaddress import ip_address
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import IPv6Address, IPv6Network, ip_address
+from threading import Lock
 from typing import Any
 
 from axes.attempts import get_cool_off_threshold
@@ -18,8 +22,44 @@ from django.shortcuts import render
 from exchange.audit import address_of
 
 MAX_NAME_LENGTH = 150  # of a user, says Django
+IPV6_PREFIX = 64  # bits: the smallest network that anybody is given
 
 Credentials = dict[str, Any] | None
+
+_turn = Lock()
+_places: list[str | None] = []  # the addresses of who has the turn, or waits for it
+_changing_places = Lock()
+
+
+@contextmanager
+def turn(request: HttpRequest) -> Iterator[bool]:
+    """Wait to be the only one in this web process who tries to log in; whether that came about.
+
+    To hash a password takes a core a third of a second, and meanwhile its thread keeps a connection that orders may
+    need: who waits must have none yet. And who is counted before the next is let in cannot try more often than allowed.
+    """
+    with _place(address(request)) as has_place:
+        has_turn = has_place and _turn.acquire(timeout=settings.LOGIN_PATIENCE_SECONDS)
+        try:
+            yield has_turn
+        finally:
+            if has_turn:
+                _turn.release()
+
+
+@contextmanager
+def _place(address: str | None) -> Iterator[bool]:
+    """A place among those who wait; no address has so many that others would find none."""
+    with _changing_places:
+        is_free = len(_places) < settings.LOGIN_PLACES and _places.count(address) < settings.LOGIN_PLACES_OF_ADDRESS
+        if is_free:
+            _places.append(address)
+    try:
+        yield is_free
+    finally:
+        if is_free:
+            with _changing_places:
+                _places.remove(address)
 
 
 class Handler(AxesDatabaseHandler):  # type: ignore[misc]  # axes is not typed
@@ -39,11 +79,14 @@ def _is_address_out(request: Any) -> bool:
 
 
 def address(request: HttpRequest) -> str | None:
-    """The client's address, if what is said of it is one."""
+    """The client's address, if what is said of it is one; of IPv6 its network, in which a client has all there are."""
     try:
-        return str(ip_address(address_of(request.META).strip("[]")))
+        found = ip_address(address_of(request.META).strip("[]"))
     except ValueError:
         return None
+    if isinstance(found, IPv6Address):
+        found = found.ipv4_mapped or IPv6Network((found, IPV6_PREFIX), strict=False).network_address
+    return str(found)
 
 
 def name_tried(request: HttpRequest, credentials: Credentials) -> str:

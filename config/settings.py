@@ -76,6 +76,8 @@ WEBHOOK_REDELIVERIES = 500  # by one act
 LOGIN_FAILURES = 5  # of one user from one address
 LOGIN_FAILURES_OF_ADDRESS = 50  # whoever it tries to be
 LOGIN_LOCKOUT = timedelta(minutes=15)
+LOGIN_PLACES = 16  # in each web process, to log in one after the other
+LOGIN_PLACES_OF_ADDRESS = 2  # so that nobody takes them all
 SESSION_COOKIE_AGE = 12 * 60 * 60  # from the login on, whatever is done meanwhile: `backoffice.sessions`
 RECOVERY_CODES = 10  # of a user with two-factor login
 CLEAN_UP_EVERY_SECONDS = 3_600.0
@@ -105,6 +107,7 @@ DATABASE_IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
 SEQUENCER_TURN_SECONDS = 0.25  # so long a list waits for another process' to end
 SEQUENCER_PATIENCE_SECONDS = 5.0  # then a request takes back what still waits,
 SEQUENCER_LAST_PATIENCE_SECONDS = 5.0  # and gives what is under way this long to end
+LOGIN_PATIENCE_SECONDS = 5.0  # then who waits to log in is sent away
 WEB_BODY_SECONDS = 30.0  # a request's, to come in
 WEB_STREAM_PIECE_SECONDS = 60.0  # a piece of a long answer, some thousand rows, to be taken
 VALKEY_TIMEOUT_SECONDS = 0.5

@@ -11,6 +11,7 @@ import structlog
 from django.core.exceptions import PermissionDenied, SuspiciousOperation, ValidationError
 from django.db import DataError, InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
+from django.template.loader import render_to_string
 from django.views import defaults
 from rest_framework import exceptions
 from rest_framework.request import Request
@@ -127,12 +128,19 @@ _FRAMEWORK: dict[type[Exception], type[ExchangeError]] = {
 
 def _is_certainly_not_done(exception: Exception) -> bool:
     cause = exception.__cause__
-    if isinstance(cause, psycopg_pool.PoolTimeout | psycopg_pool.TooManyRequests):
-        return True  # no connection was to be had
+    if _had_no_connection(exception):
+        return True
     if not isinstance(cause, psycopg.Error):
         return False
     failed_to_connect = cause.pgconn is not None  # set then, and only then
     return failed_to_connect or cause.sqlstate in _CERTAINLY_NOT_DONE
+
+
+def _had_no_connection(exception: BaseException | None) -> bool:
+    """Whether the pool had none to give."""
+    return isinstance(exception, OperationalError) and isinstance(
+        exception.__cause__, psycopg_pool.PoolTimeout | psycopg_pool.TooManyRequests
+    )
 
 
 def _is_admin(request: HttpRequest) -> bool:
@@ -161,7 +169,16 @@ def server_error(request: HttpRequest) -> HttpResponse:
     exception = sys.exception()
     if isinstance(exception, DataError | ValidationError):  # what the admin takes from a request unchecked
         return bad_request(request, exception)
+    if _is_admin(request) and _had_no_connection(exception):
+        _log.warning("database_error", error=str(exception))
+        return overloaded_page()
     _log.exception("unexpected")
     if _is_admin(request):
         return defaults.server_error(request)
     return problem_response(request, errors.InternalError())
+
+
+def overloaded_page() -> HttpResponse:
+    """What the admin says instead of `overloaded`; to make it takes no connection to the database."""
+    page = render_to_string("503.html")
+    return HttpResponse(page, status=HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})

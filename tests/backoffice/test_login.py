@@ -1,12 +1,19 @@
 """The login: how often it may be tried, how long it lasts, and what browsers are told to keep to."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from http.client import HTTPConnection, HTTPResponse
 from importlib import import_module
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from axes.models import AccessAttempt
@@ -14,12 +21,14 @@ from django.conf import settings as real_settings
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
 from django.core.management import call_command
+from django.db import connection
 from django.db.models import F
-from django.test import Client
-from pytest_django import Settings
+from django.test import Client, RequestFactory
+from pytest_django import DjangoAssertNumQueries, Settings
 
-from backoffice import tasks
+from backoffice import attempts, tasks
 from backoffice.sessions import SessionStore
+from tests import api, live, trading
 from tests.backoffice import people
 from tests.backoffice.people import OPERATOR, VIEWER
 from tests.live import ROOT
@@ -80,7 +89,7 @@ def test_who_fails_too_often_is_locked_out_with_the_right_password_too(olga: Use
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, "900")
     assert "sessionid" not in answer.cookies
     told = answer.content.decode()
-    assert "For 15 minutes this user cannot log in from here" in told
+    assert "For 15 minutes no login is let in here" in told
     assert "axes_reset_username" in told
     assert "office.css" in told
 
@@ -141,6 +150,21 @@ def test_an_address_that_is_none_is_counted_all_the_same(olga: User, address: st
     assert attempt("olga", PASSWORD, address=address).status_code == 429
 
 
+def test_an_ipv6_address_is_counted_by_its_network(olga: User) -> None:
+    there, elsewhere = "2001:db8:1:2", "2001:db8:1:3"
+    assert [fail("olga", 1, address=f"{there}::{number}") for number in range(LIMIT)][-1] == [429]
+    assert attempt("olga", PASSWORD, address=f"{there}:ffff::1").status_code == 429
+    assert attempt("olga", PASSWORD, address=f"{elsewhere}::1").status_code == 302
+    call_command("axes_reset_ip", f"{there}::")
+    assert attempt("olga", PASSWORD, address=f"{there}::1").status_code == 302
+
+
+def test_an_ipv4_address_is_the_same_when_ipv6_maps_it(olga: User) -> None:
+    assert fail("olga", LIMIT, address="::ffff:192.0.2.1")[-1] == 429
+    assert attempt("olga", PASSWORD, address="192.0.2.1").status_code == 429
+    assert attempt("olga", PASSWORD, address="::ffff:192.0.2.2").status_code == 302
+
+
 @pytest.mark.parametrize("name", ["a" * 300, "a\0b", "\N{SNOWMAN}", ""])
 def test_no_name_is_an_error_of_ours(name: str) -> None:
     assert attempt(name, "wrong").status_code == 200
@@ -148,6 +172,123 @@ def test_no_name_is_an_error_of_ours(name: str) -> None:
 
 def test_a_name_too_long_to_be_one_is_counted_as_far_as_it_goes() -> None:
     assert fail("a" * 300, LIMIT)[-1] == 429
+
+
+# --- Many at once ---------------------------------------------------------------------------------------------------
+
+HERE, ELSEWHERE = "192.0.2.1", "192.0.2.2"
+LOGINS = 40  # at once: twice as many as there are connections
+PATIENCE_SECONDS = 60.0
+AT_ONCE_SECONDS = 2.0  # on however slow a machine
+
+
+def comes_in(address: str, work: Callable[[], Any] = lambda: None) -> bool:
+    """Whether somebody from there gets the turn to log in; `work` is done in it."""
+    with attempts.turn(RequestFactory().post("/admin/login/", REMOTE_ADDR=address)) as has_come:
+        work()
+        return has_come
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "address"),
+    [("LOGIN_PLACES", 1, ELSEWHERE), ("LOGIN_PLACES_OF_ADDRESS", 1, HERE), ("LOGIN_PATIENCE_SECONDS", 0.1, ELSEWHERE)],
+)
+def test_who_cannot_have_a_turn_is_told_to_come_back(
+    olga: User,
+    settings: Settings,
+    django_assert_num_queries: DjangoAssertNumQueries,
+    limit: str,
+    value: float,
+    address: str,
+) -> None:
+    settings.LOGIN_PATIENCE_SECONDS = PATIENCE_SECONDS
+    setattr(settings, limit, value)
+    answers = []
+    started = time.monotonic()
+    with django_assert_num_queries(0):  # while one waits, too
+        cookie = {"HTTP_COOKIE": "sessionid=of-somebody-perhaps"}
+        assert comes_in(HERE, lambda: answers.append(attempt("olga", PASSWORD, address=address, **cookie)))
+    assert time.monotonic() - started < AT_ONCE_SECONDS
+    (answer,) = answers
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert "Try again in a few seconds" in answer.content.decode()
+    assert "sessionid" not in answer.cookies
+    assert attempt("olga", PASSWORD, address=address).status_code == 302
+
+
+def test_others_wait_for_their_turn_and_have_it() -> None:
+    waiting = []
+
+    def another() -> None:
+        waiting.append(trading.in_thread(partial(comes_in, ELSEWHERE)))
+        time.sleep(0.1)
+        assert not waiting[0].done()
+
+    assert comes_in(HERE, another)
+    assert waiting[0].result(PATIENCE_SECONDS)
+
+
+def test_an_error_gives_the_turn_back() -> None:
+    with pytest.raises(ZeroDivisionError):
+        comes_in(HERE, lambda: 1 / 0)
+    assert comes_in(HERE)
+
+
+def log_in(server: live.Server, name: str, password: str) -> list[HTTPResponse]:
+    """Try until one is not told to come back; all answers."""
+    token = "a" * 32
+    form = urlencode({"username": name, "password": password, "csrfmiddlewaretoken": token})
+    headers = {"Content-Type": "application/x-www-form-urlencoded", "Cookie": f"csrftoken={token}"}
+    answers: list[HTTPResponse] = []
+    while not answers or answers[-1].status == 503:
+        with closing(HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_SECONDS)) as client:
+            client.request("POST", "/admin/login/", form, headers)
+            answers.append(client.getresponse())
+            answers[-1].read()
+        time.sleep(0.5)
+    return answers
+
+
+def seconds_of_an_order(server: live.Server, key: str) -> float:
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    started = time.monotonic()
+    with closing(HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_SECONDS)) as client:
+        client.request("POST", "/orders", json.dumps(api.limit("bid", 1, "1.00")), headers)
+        assert client.getresponse().status == 201
+    return time.monotonic() - started
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_flood_of_logins_stops_no_orders_and_tries_no_more_than_it_may(server: live.Server) -> None:
+    trading.instrument()
+    key = trading.broker("alice")
+    flood = [trading.in_thread(partial(log_in, server, "olga", f"wrong {number}")) for number in range(LOGINS)]
+    slowest = 0.0
+    while not all(login.done() for login in flood):
+        slowest = max(slowest, seconds_of_an_order(server, key))
+    answers = [answer for login in flood for answer in login.result()]
+    assert slowest < AT_ONCE_SECONDS
+    assert {(answer.status, answer.headers["Retry-After"]) for answer in answers} <= {
+        (200, None), (429, "900"), (503, "1")
+    }  # fmt: skip
+    assert AccessAttempt.objects.get().failures_since_start == LIMIT  # there is one web process
+
+
+@pytest.mark.django_db(transaction=True)
+def test_without_a_connection_a_page_says_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    browser = people.browser(VIEWER)
+    browser.raise_request_exception = False
+    connection.close()
+    pool = connection.pool  # type: ignore[attr-defined]  # PostgreSQL's has one
+    with ExitStack() as others:
+        for _ in range(pool.max_size):
+            others.enter_context(pool.connection())
+        monkeypatch.setattr(pool, "timeout", 0.1)
+        for answer in (browser.get(INSIDE), browser.post("/admin/login/", {"username": "olga", "password": "wrong"})):
+            assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+            assert "Try again in a few seconds" in answer.content.decode()
+    monkeypatch.undo()
+    assert browser.get(INSIDE).status_code == 200
 
 
 # --- Sessions -------------------------------------------------------------------------------------------------------
