@@ -101,5 +101,4 @@ def locked_out(request: HttpRequest, response: HttpResponse, credentials: Creden
     context = {**admin.site.each_context(request), "title": "Too many attempts", "minutes": minutes}
     answer = render(request, "backoffice/locked_out.html", context, status=429)
     answer["Retry-After"] = str(minutes * 60)
-    answer["Cache-Control"] = "no-store"
     return answer

@@ -10,8 +10,6 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.templatetags.static import static
 from django.urls import URLPattern, path, reverse
-from django.utils.decorators import method_decorator
-from django.views.decorators.cache import never_cache
 from unfold.sites import UnfoldAdminSite
 
 from backoffice import attempts, two_factor
@@ -88,7 +86,6 @@ class BackOffice(UnfoldAdminSite):  # type: ignore[misc]  # unfold is not typed
 
         return inner
 
-    @method_decorator(never_cache)
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """Django's form for who has not logged in, the second step for who has."""
         if request.method == "GET" and self._has_logged_in(request) and two_factor.is_missing(request):

@@ -77,7 +77,9 @@ def test_the_form_is_djangos_and_leads_where_one_wanted_to_go(olga: User) -> Non
     answer = Client().post("/admin/login/", form | {"next": INSIDE})
     assert (answer.status_code, answer.headers["Location"]) == (302, INSIDE)
     answer = Client().post("/admin/login/", form | {"next": "https://elsewhere.example/"})
-    assert (answer.status_code, answer.headers["Location"]) == (302, "/accounts/profile/")
+    assert (answer.status_code, answer.headers["Location"]) == (302, "/admin/")
+    answer = Client().post("/admin/login/", form)
+    assert (answer.status_code, answer.headers["Location"]) == (302, "/admin/")
 
 
 # --- Attempts -------------------------------------------------------------------------------------------------------
