@@ -78,7 +78,6 @@ LOGIN_FAILURES_OF_ADDRESS = 50  # whoever it tries to be
 LOGIN_LOCKOUT = timedelta(minutes=15)
 LOGIN_PLACES = 16  # in each web process, to log in one after the other
 LOGIN_PLACES_OF_ADDRESS = 2  # so that nobody takes them all
-LOGIN_REDIRECT_URL = "admin:index"  # for who came to the login of their own accord
 SESSION_COOKIE_AGE = 12 * 60 * 60  # from the login on, whatever is done meanwhile: `backoffice.sessions`
 RECOVERY_CODES = 10  # of a user with two-factor login
 CLEAN_UP_EVERY_SECONDS = 3_600.0
@@ -296,6 +295,7 @@ AXES_ENABLE_ADMIN = False
 AXES_VERBOSE = False
 AXES_SENSITIVE_PARAMETERS: list[str] = []  # beside the password: the log tells who is tried, and from where
 
+LOGIN_REDIRECT_URL = "admin:index"  # for who came to the login of their own accord
 OTP_TOTP_ISSUER = "Bourse"
 
 # --- REST -----------------------------------------------------------------------------------------------------------
