@@ -5,22 +5,27 @@ PORT ?= 8000
 export PORT
 
 IN_VENV := .venv/bin/python
+WORKERS ?= 4
+PYTEST := $(IN_VENV) -m pytest --quiet --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 # For tools that load the settings and talk to no server.
 NO_SERVERS := SECRET_KEY=lint DATABASE_URL=postgresql://127.0.0.1:1/none REDIS_URL=redis://127.0.0.1:1/0
 # What differs there, whatever is set here.
 PRODUCTION := SECRET_KEY=only-for-checks-but-as-long-and-as-mixed-as-a-real-one-is-0123456789 SECURE_COOKIES=1 DEBUG=0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint replay mutants schemathesis bench clean
+.PHONY: help run test test-quick lint replay mutants schemathesis bench clean
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1|/' | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1|/' | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
 
 run: .venv/installed ## run the whole exchange in the foreground, on 127.0.0.1:PORT (8000)
 	@exec $(IN_VENV) -m config.local
 
-test: .venv/installed ## run the tests, on servers of their own
-	$(IN_VENV) -m pytest
+test: .venv/installed ## run all tests, in parallel (WORKERS=4), on servers of their own
+	$(PYTEST) $(TESTS)
+
+test-quick: .venv/installed ## run the tests that start no process and no browser, and name the others
+	$(PYTEST) --quick $(TESTS)
 
 lint: .venv/installed ## format, lint, types, layers, migrations, schema: all checks, no changes
 	$(IN_VENV) -m ruff format --check .
@@ -41,7 +46,7 @@ schemathesis: .venv/installed ## ask each operation 100 times with each kind of 
 bench: .venv/installed ## measure everything, some 25 minutes (QUICK=1: try it); needs wrk; see bench/README.md
 	@QUICK="$(QUICK)" exec $(IN_VENV) -m bench
 
-mutants: .venv/installed ## break the code in small ways and see the tests notice
+mutants: .venv/installed ## break the code in small ways, in parallel, and check that the tests notice
 	$(IN_VENV) -m tests.mutants
 
 clean: ## remove .run/: the database, the keys, the logs (not while it runs)

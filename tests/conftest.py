@@ -1,28 +1,23 @@
 """Fixtures for every package's tests."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from django.conf import settings
-from django.db.backends.base.operations import BaseDatabaseOperations
+from django.test import TransactionTestCase
 
 from config.local.servers import Valkey
-from tests import celery_processes, live
+from tests import celery_processes, database, live
 from tests.celery_processes import Celery
 from tests.receiver import Receiver
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _audit_can_be_emptied() -> Iterator[None]:
-    """Between tests Django empties all tables: for that alone the triggers that keep the audit do not fire."""
-    empty = BaseDatabaseOperations.execute_sql_flush
-
-    def empty_all(self: BaseDatabaseOperations, statements: Sequence[str]) -> None:
-        empty(self, ["SET LOCAL session_replication_role = replica", *statements])
-
+def _empty_tables_quickly() -> Iterator[None]:
+    """Replace Django's flush after each test that commits."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BaseDatabaseOperations, "execute_sql_flush", empty_all)
+        patch.setattr(TransactionTestCase, "_fixture_teardown", database.empty_tables)
         yield
 
 

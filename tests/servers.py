@@ -1,7 +1,9 @@
-"""PostgreSQL and Valkey for one test session, started before Django reads its settings.
+"""Start PostgreSQL and Valkey for a test process before Django reads its settings.
 
-A plugin (`-p tests.servers`), because pytest-django reads the settings before any conftest. Whatever DATABASE_URL says
-is ignored: the tests empty tables. `BOURSE_TEST_SERVERS`, "DATABASE_URL|REDIS_URL", names servers that run already.
+A plugin (`-p tests.servers`), because pytest-django reads the settings before any conftest. Each pytest-xdist worker
+starts servers of its own: tests lock, kill and reconfigure them, which must not disturb the tests of other workers.
+DATABASE_URL is ignored, because the tests empty tables. `BOURSE_TEST_SERVERS`, "DATABASE_URL|REDIS_URL", names servers
+that already run.
 """
 
 import os
@@ -12,14 +14,14 @@ import pytest
 
 from config.local.servers import Postgres, Valkey, account_for, private_short_folder
 
-# A test's data may be lost with the machine, never with a process: no waiting for the disk.
+# A test's data may be lost with the machine, never with a process, so nothing needs to reach the disk.
 POSTGRES_OPTIONS = {"fsync": "off", "full_page_writes": "off"}
+NO_SERVERS = "postgresql://127.0.0.1:1/none", "redis://127.0.0.1:1/0"
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, object, object]:
-    running = os.environ.get("BOURSE_TEST_SERVERS")
-    database_url, redis_url = running.split("|") if running else start(early_config.add_cleanup)
+    database_url, redis_url = _server_urls(early_config)
     os.environ |= {
         "DATABASE_URL": database_url,
         "REDIS_URL": redis_url,
@@ -31,8 +33,17 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None
     return (yield)
 
 
+def _server_urls(config: pytest.Config) -> tuple[str, str]:
+    if running := os.environ.get("BOURSE_TEST_SERVERS"):
+        database_url, redis_url = running.split("|")
+        return database_url, redis_url
+    if getattr(config.known_args_namespace, "numprocesses", None) and "PYTEST_XDIST_WORKER" not in os.environ:
+        return NO_SERVERS  # the controller runs no test
+    return start(config.add_cleanup)
+
+
 def start(add_cleanup: Callable[[Callable[[], None]], None]) -> tuple[str, str]:
-    """Start both servers on new, empty data; their URLs. What ends them again goes to `add_cleanup`, last first."""
+    """Start both servers on new, empty data and return their URLs. `add_cleanup` gets what stops them, last first."""
     folder = private_short_folder(account_for(folder=None))
     add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     postgres = Postgres(folder / "postgres", log=folder / "postgres.log", options=POSTGRES_OPTIONS)

@@ -37,6 +37,7 @@ def floor_url() -> Iterator[str]:
             connection.execute("DROP DATABASE floor WITH (FORCE)")
 
 
+@pytest.mark.processes
 def test_a_crossing_order_of_the_floor_takes_the_best_and_oldest_maker(floor_url: str) -> None:
     floor.pgbench(floor_url, 1, "-t", 1, scripts=("cross.sql",))
     with psycopg.connect(floor_url) as connection:
@@ -57,6 +58,7 @@ def test_a_crossing_order_of_the_floor_takes_the_best_and_oldest_maker(floor_url
         assert rows(connection, "SELECT count(*) FROM event WHERE broker IN (%s, %s)", bidder, asker) == [(2,)]
 
 
+@pytest.mark.processes
 def test_the_floor_conserves_cash_and_shares_and_fills_each_order_once(floor_url: str) -> None:
     floor.pgbench(floor_url, 4, "-t", ORDERS // 4)
     with psycopg.connect(floor_url) as connection:

@@ -6,6 +6,7 @@ are real servers: what passes here passes in production.
 
 import os
 import pwd
+import random
 import re
 import secrets
 import shutil
@@ -33,6 +34,8 @@ CONNECT_SECONDS = 3
 STOP_SECONDS = 15.0
 PROBE_SECONDS = 5.0
 VALKEY_START_ATTEMPTS = 3
+FREE_PORTS = range(10_000, 32_768)  # Linux and macOS take the ports of outgoing connections from above
+FREE_PORT_ATTEMPTS = 100
 MAX_CONNECTIONS = 200
 INITDB_OPTIONS = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-instructions"]
 INITDB_LOCALE = ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]  # the same on every machine
@@ -167,10 +170,15 @@ class Valkey:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of 127.0.0.1 that is free, below the range that the system gives to outgoing connections.
+
+    A port of that range may be taken by any connection before the server that it is meant for listens on it.
+    """
+    for port in random.sample(FREE_PORTS, FREE_PORT_ATTEMPTS):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise LocalError(f"No free port was found between {FREE_PORTS.start} and {FREE_PORTS.stop}.")
 
 
 def _in_package(package: str, pattern: str) -> Path:

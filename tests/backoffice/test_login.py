@@ -412,6 +412,7 @@ def in_production(*command: str, **more: str) -> "subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.processes
 def test_the_checks_for_deployment_find_nothing() -> None:
     check = ("manage.py", "check", "--deploy", "--fail-level", "WARNING")
     done = in_production(*check)
@@ -419,6 +420,7 @@ def test_the_checks_for_deployment_find_nothing() -> None:
     assert in_production(*check, SECURE_COOKIES="0").returncode == 1  # they would
 
 
+@pytest.mark.processes
 def test_in_production_a_second_factor_is_required() -> None:
     told = in_production("-c", "from config import settings; print(settings.TWO_FACTOR_REQUIRED)")
     assert told.stdout == "True\n"

@@ -357,6 +357,7 @@ def stop(child: Child, grace_seconds: float) -> int | None:
     return child.exit_code
 
 
+@pytest.mark.processes
 def test_the_commands_start_are_healthy_and_stop_in_good_order(containers: Containers) -> None:
     files = sorted(containers.app.rglob("*"))
     with ThreadPoolExecutor() as threads:
@@ -404,6 +405,7 @@ def valkey(folder: Path, password: str) -> Iterator[tuple[Child, str]]:
         child.stop()
 
 
+@pytest.mark.processes
 def test_valkey_keeps_nothing_drops_nothing_and_wants_its_password(tmp_path: Path) -> None:
     with valkey(tmp_path, SECRETS["VALKEY_PASSWORD"]) as (child, url), redis.Redis.from_url(url, retry=None) as client:
         assert wait_until(lambda: answers(client), START_SECONDS), child.log.read_text()
@@ -418,6 +420,7 @@ def test_valkey_keeps_nothing_drops_nothing_and_wants_its_password(tmp_path: Pat
         assert stop(child, 10.0) == 0
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("password", ["a/b", "a%41", "a@b", "a:b", "a#b", "a?b", "a b", 'a"b', "a$b", "ä", "a\nport 1"])
 def test_a_password_that_would_break_the_url_is_refused(tmp_path: Path, password: str) -> None:
     with valkey(tmp_path, password) as (child, _):

@@ -158,6 +158,8 @@ def test_what_is_refused_of_a_file_is_told_at_once_and_never_gets_a_part_of_a_st
 
     def whole(_: int) -> bool:
         with asked(streaming, "pieces=3&size=1000") as answer:
+            if answer.status == 503:  # the place of the stream before is given back a moment after its end
+                return whole(_)
             return answer.read() == b"".join(str(number).rjust(1000).encode() for number in (1, 2, 3))
 
     with ThreadPoolExecutor(STREAMS) as readers, ThreadPoolExecutor(6) as strangers:

@@ -1,72 +1,113 @@
-"""Breaks the code in small ways, one patch at a time, and fails if the test that should notice still passes.
+"""Break the code in small ways, one patch at a time, and fail if the test that should notice still passes.
 
 Each patch beside this file names the rule it breaks and the test that catches it:
 
     # breaks: two orders cross when their prices are equal
     # caught by: tests/orders/test_rules.py::test_same_price_fills_both
+
+Patches are tried in parallel, each in one of several copies of the project with servers and a database of its own.
+`tests.mutants.regenerate` follows code that has moved.
 """
 
-import contextlib
+import argparse
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 
 from tests import servers
+from tests.mutants.patches import ROOT, Mutant, mutants
 
-ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT_SECONDS = 180
+JOBS = os.cpu_count() or 1
+TIMEOUT_SECONDS = 90
 PASSED, FAILED = 0, 1  # pytest's exit codes; any other says that the test could not run
+PLUGINS = ["-p", "pytest_django.plugin", "-p", "_hypothesis_pytestplugin"]  # without the others pytest starts faster
 
 
 @dataclass(frozen=True)
-class Mutant:
-    """A patch, the rule it breaks, and the test that must fail with it."""
+class Workspace:
+    """A copy of the project and the servers that its tests use."""
 
-    patch: Path
-    rule: str
-    test: str
+    tree: Path
+    servers: str
 
-    @classmethod
-    def read(cls, patch: Path) -> "Mutant":
-        header = dict(re.findall(r"^# (breaks|caught by): (.+)$", patch.read_text(), re.MULTILINE))
-        return cls(patch, header["breaks"], header["caught by"])
+    def verdict(self, mutant: Mutant) -> str:
+        """Run the mutant's test with the patch applied."""
+        self._patch(mutant)
+        try:
+            exit_code = self._run(mutant)
+        finally:
+            self._patch(mutant, "--reverse")
+        return {FAILED: "caught", PASSED: "SURVIVED"}.get(exit_code, f"COULD NOT RUN (exit {exit_code})")
 
-    @property
-    def is_in_the_database(self) -> bool:
-        """Whether it only shows in a database of its own, made by the migrations it breaks."""
-        return "/migrations/" in self.patch.read_text()
+    def _patch(self, mutant: Mutant, *options: str) -> None:
+        subprocess.run(["git", "apply", *options, str(mutant.patch)], cwd=self.tree, check=True)  # noqa: S603, S607
 
-
-def main(wanted: list[str]) -> int:
-    """Try the mutants whose file names contain one of `wanted`, or all."""
-    patches = sorted(Path(__file__).parent.glob("*.patch"))
-    mutants = [Mutant.read(path) for path in patches if not wanted or any(word in path.name for word in wanted)]
-    with contextlib.ExitStack() as stack:
-        tree = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bourse-mutants-"))) / "tree"
-        copy_tree(tree)
-        running = "|".join(servers.start(partial(later, stack)))
-        say("without a mutant, all of their tests must pass ...")
-        if run_tests(tree, running, sorted({mutant.test for mutant in mutants})) != PASSED:
-            say("they do not: see above")
-            return 1
-        survivors = [mutant for mutant in mutants if not is_caught(mutant, tree, running)]
-    say(f"{len(mutants) - len(survivors)} of {len(mutants)} mutants caught")
-    return 1 if survivors else 0
+    def _run(self, mutant: Mutant) -> int:
+        """Return pytest's exit code. The database is kept, unless the mutant changes the migrations that make it."""
+        reuse = [] if mutant.changes_migrations else ["--reuse-db"]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *PLUGINS, *reuse, mutant.test]
+        environment = os.environ | {"BOURSE_TEST_SERVERS": self.servers, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        try:
+            return subprocess.run(  # noqa: S603 - our own tests
+                command, cwd=self.tree, env=environment, stdout=subprocess.DEVNULL, timeout=TIMEOUT_SECONDS
+            ).returncode
+        except subprocess.TimeoutExpired:
+            return FAILED  # a mutant may block its test for ever, which is noticed as well
 
 
-def later(stack: contextlib.ExitStack, cleanup: Callable[[], None]) -> None:
-    stack.callback(cleanup)
+def main() -> int:
+    options = _options()
+    chosen = [mutant for mutant in mutants() if _matches(mutant, options.words)]
+    print(f"{len(chosen)} mutants; without them, all of their tests must pass ...", flush=True)  # noqa: T201
+    if not _pass_without_mutants(chosen, options.jobs):
+        return 1
+    with _workspaces(options.jobs) as free, ThreadPoolExecutor(options.jobs) as threads:
+        caught = list(threads.map(partial(_is_caught, free), chosen))
+    print(f"{sum(caught)} of {len(chosen)} mutants caught", flush=True)  # noqa: T201
+    return 0 if all(caught) else 1
 
 
-def copy_tree(tree: Path) -> None:
-    """The files of this project as they are now, without what it ignores."""
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tests.mutants", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("words", nargs="*", help="try only the mutants whose file name contains one of these")
+    parser.add_argument("--jobs", type=int, default=JOBS, help=f"mutants at a time (default: {JOBS})")
+    return parser.parse_args()
+
+
+def _matches(mutant: Mutant, words: list[str]) -> bool:
+    return not words or any(word in mutant.patch.name for word in words)
+
+
+def _pass_without_mutants(chosen: list[Mutant], jobs: int) -> bool:
+    tests = sorted({mutant.test for mutant in chosen})
+    command = [sys.executable, "-m", "pytest", "-q", "-n", str(jobs), "--dist", "worksteal", *tests]
+    return subprocess.run(command, cwd=ROOT).returncode == PASSED  # noqa: S603 - our own tests
+
+
+@contextmanager
+def _workspaces(count: int) -> "Iterator[SimpleQueue[Workspace]]":
+    """A queue of workspaces that no mutant uses at the moment."""
+    free: SimpleQueue[Workspace] = SimpleQueue()
+    with ExitStack() as stack:
+        for _ in range(count):
+            tree = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bourse-mutants-"))) / "tree"
+            _copy_project(tree)
+            # `callback` returns its argument, which `start` has no use for.
+            free.put(Workspace(tree, "|".join(servers.start(lambda stop: stack.callback(stop) and None))))
+        yield free
+
+
+def _copy_project(tree: Path) -> None:
+    """Copy the files of this project as they are now, without what git ignores."""
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")  # noqa: S603
     for name in filter(None, names):
@@ -75,38 +116,15 @@ def copy_tree(tree: Path) -> None:
             shutil.copy2(ROOT / name, tree / name)
 
 
-def is_caught(mutant: Mutant, tree: Path, running: str) -> bool:
-    """Whether its test fails with the patch applied."""
-    patch(mutant, tree)
-    exit_code = run_tests(tree, running, [mutant.test], quiet=True, migrate=mutant.is_in_the_database)
-    patch(mutant, tree, "--reverse")
-    verdict = {FAILED: "caught", PASSED: "SURVIVED"}.get(exit_code, f"COULD NOT RUN (exit {exit_code})")
-    say(f"{verdict:9} {mutant.patch.stem}: {mutant.rule}")
-    return exit_code == FAILED
-
-
-def patch(mutant: Mutant, tree: Path, *options: str) -> None:
-    subprocess.run(["git", "apply", *options, str(mutant.patch)], cwd=tree, check=True)  # noqa: S603, S607
-
-
-def run_tests(tree: Path, running: str, tests: list[str], *, quiet: bool = False, migrate: bool = False) -> int:
-    """pytest's exit code for `tests` in `tree`, on the servers that run already.
-
-    The database is kept for the next tests, unless it was made for these: then it is gone afterwards.
-    """
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
-    command += [] if migrate else ["--reuse-db"]
-    output = subprocess.DEVNULL if quiet else None
-    environment = os.environ | {"BOURSE_TEST_SERVERS": running}
+def _is_caught(free: "SimpleQueue[Workspace]", mutant: Mutant) -> bool:
+    workspace = free.get()
     try:
-        return subprocess.run(command, cwd=tree, env=environment, stdout=output, timeout=TIMEOUT_SECONDS).returncode  # noqa: S603
-    except subprocess.TimeoutExpired:
-        return FAILED  # a mutant may make the tests wait for ever: noticed all the same
-
-
-def say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201 (a command's output)
+        verdict = workspace.verdict(mutant)
+    finally:
+        free.put(workspace)
+    print(f"{verdict:9} {mutant.patch.stem}: {mutant.rule}", flush=True)  # noqa: T201 - a command's output
+    return verdict == "caught"
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

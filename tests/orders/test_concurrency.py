@@ -123,6 +123,7 @@ def start_process(number: int) -> "subprocess.Popen[str]":
     )
 
 
+@pytest.mark.processes
 def test_simultaneous_bids_and_asks_of_several_processes_never_leave_a_crossed_book() -> None:
     trading.broker("alice")
     trading.broker("bob")
