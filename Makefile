@@ -6,7 +6,8 @@ export PORT
 
 IN_VENV := .venv/bin/python
 WORKERS ?= 4
-PYTEST := $(IN_VENV) -m pytest --quiet --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Compiled files are kept, whatever this machine prefers: the tests start many processes.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(IN_VENV) -m pytest --quiet --numprocesses $(WORKERS)
 # For tools that load the settings and talk to no server.
 NO_SERVERS := SECRET_KEY=lint DATABASE_URL=postgresql://127.0.0.1:1/none REDIS_URL=redis://127.0.0.1:1/0
 # What differs there, whatever is set here.
@@ -22,10 +23,10 @@ run: .venv/installed ## run the whole exchange in the foreground, on 127.0.0.1:P
 	@exec $(IN_VENV) -m config.local
 
 test: .venv/installed ## run all tests, in parallel (WORKERS=4), on servers of their own
-	$(PYTEST) $(TESTS)
+	$(PYTEST) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-quick: .venv/installed ## run the tests that start no process and no browser, and name the others
-	$(PYTEST) --quick $(TESTS)
+	$(PYTEST) --dist worksteal --quick $(TESTS)
 
 lint: .venv/installed ## format, lint, types, layers, migrations, schema: all checks, no changes
 	$(IN_VENV) -m ruff format --check .

@@ -241,9 +241,12 @@ def _can(account: Account, test: str, path: Path) -> bool:
     ).returncode
 
 
-def private_short_folder(account: Account | None) -> Path:
-    """A new folder, closed to others, that a Unix socket fits into however long the checkout's own path is."""
-    parent = tempfile.gettempdir()
+def private_short_folder(account: Account | None, parent: str | None = None) -> Path:
+    """Make a folder in `parent` or the system's own for temporary files, closed to others.
+
+    Its path is short enough for a Unix socket, however long the checkout's own path is.
+    """
+    parent = parent or tempfile.gettempdir()
     if len(parent) > SOCKET_FOLDER_CHARACTERS_MAX or not re.fullmatch(r"[a-z0-9_./-]+", parent):
         parent = "/tmp"  # noqa: S108 - mkdtemp makes it private
     if account and not _can(account, "-x", Path(parent)):

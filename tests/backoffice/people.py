@@ -1,8 +1,5 @@
 """People of the back office, each with the rights of a role."""
 
-from importlib import import_module
-
-from django.apps import apps
 from django.contrib.auth.models import Group, User
 from django.test import Client
 
@@ -11,14 +8,8 @@ ROLES = (VIEWER, OPERATOR, ADMINISTRATOR)
 SUPERUSER = "superuser"
 
 
-def make_groups() -> None:
-    """What the migration made, and a test that empties tables took away."""
-    import_module("backoffice.migrations.0001_add_groups").add_groups(apps, None)
-
-
 def user(role: str, name: str = "", *, password: str | None = None) -> User:
     """Somebody of this role, called like it unless a name is given; without a password, since hashing takes long."""
-    make_groups()
     found, is_new = User.objects.get_or_create(username=name or role, defaults={"is_staff": True})
     if is_new:
         found.is_superuser = role == SUPERUSER

@@ -28,7 +28,6 @@ def removal_of(user: User) -> str:
 
 
 def group(name: str) -> int:
-    people.make_groups()
     return int(Group.objects.get(name=name).pk)
 
 

@@ -26,5 +26,5 @@ def test_valkey_wants_its_password() -> None:
     with redis.Redis.from_url(settings.REDIS_URL) as client:
         assert client.ping()
         port = client.connection_pool.connection_kwargs["port"]
-    with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
+    with redis.Redis(port=port, retry=None) as stranger, pytest.raises(redis.AuthenticationError):
         stranger.ping()

@@ -142,7 +142,7 @@ def assert_the_same(body: Any) -> bool:
     return expected is not None
 
 
-@settings(max_examples=2_000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(bodies())
 def test_both_take_the_same_bodies_as_the_same_values(body: str) -> None:
     try:
