@@ -42,7 +42,7 @@ replay: .venv/installed ## send MESSAGES=file to the running exchange and compar
 	@. ./.run/env && exec $(IN_VENV) manage.py replay --messages "$(MESSAGES)" --book "$(BOOK)"
 
 schemathesis: .venv/installed ## ask each operation 100 times with each kind of key, compare the answers with the schema
-	$(IN_VENV) -m pytest tests/schema/conformance.py
+	$(PYTEST) --numprocesses 2 tests/schema/conformance.py
 
 bench: .venv/installed ## measure everything, some 25 minutes (QUICK=1: try it); needs wrk; see bench/README.md
 	@QUICK="$(QUICK)" exec $(IN_VENV) -m bench

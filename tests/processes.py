@@ -1,7 +1,8 @@
 """Run the tests that start processes or a browser first; with `--quick`, leave them out and say which.
 
 A plugin (`-p tests.processes`). These tests take longest and mostly wait, so that other tests run beside them. They
-have the marker `processes` or use one of `PROCESS_FIXTURES`. In a quick run, any other test that starts a process fails.
+have the marker `processes` or use one of `PROCESS_FIXTURES`. In a quick run, any other test that starts a process
+fails.
 """
 
 import sys
@@ -10,7 +11,16 @@ from typing import Any
 
 import pytest
 
-PROCESS_FIXTURES = {"browser", "celery", "celery_apart", "server", "shared_worker", "small_server", "streaming", "valkey"}
+PROCESS_FIXTURES = {
+    "browser",
+    "celery",
+    "celery_apart",
+    "server",
+    "shared_worker",
+    "small_server",
+    "streaming",
+    "valkey",
+}
 PROCESS_EVENTS = {"subprocess.Popen", "os.fork", "os.posix_spawn", "os.system"}  # Python's audit events
 LEFT_OUT = pytest.StashKey[Counter[str]]()  # number of tests by file
 
@@ -30,11 +40,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     starting = [item for item in items if _starts_processes(item)]
     files = Counter(item.location[0] for item in starting)
     if config.getoption("--quick"):
-        config.stash[LEFT_OUT].update(files)
+        config.stash[LEFT_OUT] |= files
         config.hook.pytest_deselected(items=starting)
         items[:] = [item for item in items if not _starts_processes(item)]
         sys.addaudithook(_forbid_processes)
-    else:
+    elif not config.pluginmanager.has_plugin("pytest_randomly"):
         items.sort(key=lambda item: -files[item.location[0]])
 
 
@@ -50,8 +60,10 @@ def _forbid_processes(event: str, arguments: tuple[Any, ...]) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Tell the controller, if this is one of its workers."""
-    if output := getattr(session.config, "workeroutput", None):
-        output["left_out"] = dict(session.config.stash[LEFT_OUT])
+    output = getattr(session.config, "workeroutput", None)
+    left_out = session.config.stash[LEFT_OUT]
+    if output is not None:
+        output["left_out"] = dict(left_out)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

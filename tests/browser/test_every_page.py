@@ -43,7 +43,7 @@ _FOCUSED = """([tag, text]) => {
 def market(transactional_db: None) -> None:
     """Something of everything that pages show."""
     history.load_history(
-        celery_processes.environment()["DATABASE_URL"], orders=80, trades=60, deliveries=60, resting=32, symbols=2
+        celery_processes.environment()["DATABASE_URL"], orders=20, trades=16, deliveries=16, resting=8, symbols=2
     )
 
 

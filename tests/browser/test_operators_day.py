@@ -16,8 +16,8 @@ from orders.models import Order
 from orders.terms import OrderStatus
 from tests import trading
 from tests.backoffice import people
-from tests.backoffice.people import ADMINISTRATOR, OPERATOR, ROLES, VIEWER
-from tests.backoffice.test_roles import WHO_MAY, acts, everything
+from tests.backoffice.people import VIEWER
+from tests.backoffice.test_roles import acts, everything
 from tests.browser.conftest import SignIn
 from tests.browser.watching import assert_accessible
 from tests.celery_processes import Celery, start_all
@@ -172,33 +172,24 @@ def test_a_failed_delivery_is_seen_on_the_dashboard_and_delivered_again(
     assert second.event_id == first.event_id
 
 
-@pytest.mark.parametrize("role", [VIEWER])
-def test_an_act_is_refused_to_who_may_not_do_it_by_its_own_address_too(
-    signed_in: SignIn, server: Server, role: str
-) -> None:
+def test_a_viewer_is_refused_every_act_at_its_own_address_too(signed_in: SignIn, server: Server) -> None:
+    """With a valid CSRF token. What the other roles may do: `tests/backoffice/test_roles.py`."""
     key = trading.broker("alice")
     webhooks.subscribe("alice", url="http://127.0.0.1:9/", events=[EventType.ORDER_CANCELLED])
     call(server, key, "DELETE", f"/orders/{ask(server, key)[1]['order_id']}")  # of which there is a delivery
-    people.user(VIEWER, "otto")  # whom an administrator may remove, as nobody may themselves
-    page = signed_in(role)
+    people.user(VIEWER, "otto")  # whom an administrator may remove
+    page = signed_in(VIEWER)
     token = page.locator("[name=csrfmiddlewaretoken]").first.input_value()
     before = everything()
-    refused = []
     for model, act in acts():
-        row = model._default_manager.first() if act.subjects_max else None
-        address = act_url(model, act, row)
+        address = act_url(model, act, model._default_manager.first() if act.subjects_max else None)
         opened = page.request.get(address)
-        if role in WHO_MAY[act.permission]:
-            assert opened.status == 200, address
-            continue
-        refused.append(address)
         sent = page.request.post(address, form={"csrfmiddlewaretoken": token, "reason": "because I can"})
         assert [opened.status, sent.status] == [403, 403], address
         assert "Your groups do not allow this." in opened.text(), address
         assert "Your groups do not allow this." in sent.text(), address  # the token was good
 
     assert everything() == before
-    assert len(refused) == {VIEWER: len(list(acts())), OPERATOR: 2, ADMINISTRATOR: 0}[role]
 
 
 def test_a_viewer_looks_and_cannot_act(signed_in: SignIn, server: Server) -> None:

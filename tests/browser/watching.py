@@ -28,7 +28,8 @@ def complaints_of(page: Page) -> list[str]:
 
 def accessibility_faults(page: Page, impacts: Sequence[str] = GRAVE) -> list[str]:
     """What axe-core finds on the page as it stands: rule, what it is about, and where."""
-    violations = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    options = {"resultTypes": ["violations"], "selectors": False}  # which take long to write and are not shown here
+    violations = Axe().run(page, options=options).response["violations"]
     return [
         f"{page.url}: {violation['id']} ({violation['impact']}): {violation['help']}: {node['html'][:200]}"
         for violation in violations

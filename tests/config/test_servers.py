@@ -4,6 +4,8 @@ import pytest
 import redis
 from django.conf import settings
 from django.db import connection
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 
 @pytest.mark.django_db
@@ -26,5 +28,5 @@ def test_valkey_wants_its_password() -> None:
     with redis.Redis.from_url(settings.REDIS_URL) as client:
         assert client.ping()
         port = client.connection_pool.connection_kwargs["port"]
-    with redis.Redis(port=port, retry=None) as stranger, pytest.raises(redis.AuthenticationError):
+    with redis.Redis(port=port, retry=Retry(NoBackoff(), 0)) as stranger, pytest.raises(redis.AuthenticationError):
         stranger.ping()

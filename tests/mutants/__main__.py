@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -101,9 +101,12 @@ def _workspaces(count: int) -> "Iterator[SimpleQueue[Workspace]]":
         for _ in range(count):
             tree = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bourse-mutants-"))) / "tree"
             _copy_project(tree)
-            # `callback` returns its argument, which `start` has no use for.
-            free.put(Workspace(tree, "|".join(servers.start(lambda stop: stack.callback(stop) and None))))
+            free.put(Workspace(tree, "|".join(servers.start(partial(_call_at_exit, stack)))))
         yield free
+
+
+def _call_at_exit(stack: ExitStack, cleanup: Callable[[], None]) -> None:
+    stack.callback(cleanup)
 
 
 def _copy_project(tree: Path) -> None:

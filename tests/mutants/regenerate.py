@@ -175,7 +175,9 @@ class Place:
     def replace(self, old: Sequence[str], new: Sequence[str]) -> str:
         """The content of the file with `new` in place of `old`."""
         moved = [_indented(line, self.indent) for line in new]
-        return "".join(f"{line}\n" for line in [*self.lines[: self.start], *moved, *self.lines[self.start + len(old) :]])
+        return "".join(
+            f"{line}\n" for line in [*self.lines[: self.start], *moved, *self.lines[self.start + len(old) :]]
+        )
 
 
 def _places(repository: Repository, old: Sequence[str]) -> list[Place]:

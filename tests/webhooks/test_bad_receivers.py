@@ -34,12 +34,12 @@ from webhooks.models import Delivery, EventType
 pytestmark = pytest.mark.django_db(transaction=True)
 
 DEADLINE_SECONDS = 5.0
-ALLOWANCE_SECONDS = 0.5  # a busy machine's
+ALLOWANCE_SECONDS = 4.0  # for a busy machine, and less than a second attempt would take
 PATIENCE_SECONDS = trading.PATIENCE_SECONDS
 LANES, LANES_PER_ENDPOINT = 256, 4
-PAIRS, ORDERS_EACH = 2, 5
+ORDERS_EACH = 5
 PAUSE_SECONDS = 0.005
-SOON_SECONDS = 1.0
+SOON_SECONDS = 2.5
 MEBIBYTE = 1024 * 1024
 
 
@@ -228,26 +228,21 @@ class Pace(NamedTuple):
 def test_a_bad_receiver_costs_neither_the_others_nor_the_orders_anything(
     celery: Celery, receiver: Receiver, behaviour: Behaviour
 ) -> None:
-    """It gets one event of twenty. What else this machine does may slow down a round, so there is a second pair."""
+    """It gets one event of twenty."""
     bad, *others = brokers = [f"broker-{number}" for number in range(20)]
     for name in brokers:
         trading.broker(name)
         subscribe(name, receiver.url(f"/{name}"))
     place(Side.ASK, 10_000, "10", by="maker")
     start_all(celery.webhook_worker(), celery.beat())
-    slower = []
-    for _ in range(PAIRS):
-        receiver.on(f"/{bad}", answer())
-        settle()
-        usual = measure(receiver, brokers, others)
-        receiver.on(f"/{bad}", behaviour)
-        beside = measure(receiver, brokers, others)
-        print(f"usual: {usual}, beside a bad receiver: {beside}")  # noqa: T201 - seen with -s
-        slower.append(Pace(beside.placing / usual.placing, beside.telling / usual.telling))
+    receiver.on(f"/{bad}", behaviour)
+    pace = measure(receiver, brokers, others)
+    print(f"beside a bad receiver: {pace}")  # noqa: T201 - seen with -s
 
     assert receiver.max_in_flight[f"/{bad}"] <= LANES_PER_ENDPOINT
-    assert min(each.telling for each in slower) < 3
-    assert min(each.placing for each in slower) < 2
+    # Whatever waited for the bad receiver would take as long as its deadline.
+    assert pace.telling < DEADLINE_SECONDS / 2
+    assert pace.placing < DEADLINE_SECONDS / 10
 
 
 def measure(receiver: Receiver, takers: list[str], told: list[str]) -> Pace:
@@ -322,7 +317,7 @@ def test_names_that_never_resolve_delay_nobody(
 ) -> None:
     # Without it look-ups share a few threads, which slow ones would hold.
     assert aiohttp.DefaultResolver is aiohttp.AsyncResolver
-    settings.WEBHOOK_DEADLINE_SECONDS = 2.0
+    settings.WEBHOOK_DEADLINE_SECONDS = 3.0
     monkeypatch.setattr(sending, "connector", NameServer().connector)
     slow = [f"slow-{number}" for number in range(40)]
     hosts = {name: f"{name}.test" for name in slow} | {"denied": DENIED, "known": KNOWN}
@@ -339,4 +334,4 @@ def test_names_that_never_resolve_delay_nobody(
     assert outcomes("denied") == [(None, "name_not_resolved")] * LANES_PER_ENDPOINT
     for name in slow:
         assert {*outcomes(name)} <= {(None, "timeout"), (None, "name_not_resolved")}
-    assert time.monotonic() - started < settings.WEBHOOK_DEADLINE_SECONDS + ALLOWANCE_SECONDS
+    assert time.monotonic() - started < 2 * settings.WEBHOOK_DEADLINE_SECONDS

@@ -46,15 +46,15 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 BROKERS = {"alice": 0.0, "bob": 0.02, "carol": 0.05}  # and the seconds that each one's receiver takes to answer
 PAUSE_SECONDS = 0.05  # of each broker between two orders
-KILLS = 10
+KILLS = 5
 RESUME_SECONDS = 20.0
 PACE_SECONDS = 2.0
 OUTAGE_SECONDS = 1.0
 STEP_SECONDS = 60.0
 CHURN_SECONDS = 6.0
 LONG, FEW = 20_000, 50  # rows
-A_MOMENT_SECONDS = 1.0  # on its way may be what was claimed just before a subscription changed
-SLOWEST_SECONDS = 2.0  # that an order may take while two cores run all of this
+A_MOMENT_SECONDS = 3.0  # on its way may be what was claimed just before a subscription changed
+SLOWEST_SECONDS = 5.0  # that an order may take while two cores run all of this
 EVERY_SECOND = settings.WEBHOOK_DRAIN_EVERY_SECONDS
 DISPATCH = "import config, django; django.setup()\nfrom webhooks import delivery\nwhile True: delivery.drain(0)"
 
@@ -343,8 +343,8 @@ def test_orders_keep_their_pace_without_valkey_and_deliveries_resume_with_it(
     with under_load(server_apart.url, keys, pause_seconds=0) as traders:
         after = pace(traders)
     say(f"Valkey {outage}: {before} before, {without} without it, {after} after; resumed after {resumed_after:.2f} s")
-    assert without.per_second > before.per_second / 2
-    assert after.per_second > before.per_second / 2
+    # Orders that waited for Valkey would take this long each.
+    assert without.median_seconds < settings.WEBHOOK_WAKE_UP_TIMEOUT_SECONDS
     assert without.slowest_seconds < SLOWEST_SECONDS
     assert_reconciled(receiver, kills=0)
 
