@@ -89,7 +89,7 @@ def _matches(mutant: Mutant, words: list[str]) -> bool:
 
 def _pass_without_mutants(chosen: list[Mutant], jobs: int) -> bool:
     tests = sorted({mutant.test for mutant in chosen})
-    command = [sys.executable, "-m", "pytest", "-q", "-n", str(jobs), "--dist", "worksteal", *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", str(jobs), "--dist", "loadfile", *tests]
     return subprocess.run(command, cwd=ROOT).returncode == PASSED  # noqa: S603 - our own tests
 
 

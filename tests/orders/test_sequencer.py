@@ -130,13 +130,15 @@ def ask_on_loop(commands: Sequence[Command]) -> Future[list[Outcome]]:
     return asyncio.run_coroutine_threadsafe(sequencer._sequencer.submit_in_loop(commands), _loop)
 
 
-_loop = asyncio.new_event_loop()
+_loop: asyncio.AbstractEventLoop
 _ways: Iterator[Callable[[Sequence[Command]], Future[list[Outcome]]]] = cycle([ask_in_thread])
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _running_loop() -> Iterator[None]:
     """An event loop, as a web process has one."""
+    global _loop
+    _loop = asyncio.new_event_loop()
     thread = Thread(target=_loop.run_forever, daemon=True)
     thread.start()
     yield
