@@ -52,10 +52,12 @@ class Workspace:
         subprocess.run(["git", "apply", *options, str(mutant.patch)], cwd=self.tree, check=True)  # noqa: S603, S607
 
     def _run(self, mutant: Mutant) -> int:
-        """Return pytest's exit code. The database is kept, unless the mutant changes the migrations that make it."""
-        reuse = [] if mutant.changes_migrations else ["--reuse-db"]
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *PLUGINS, *reuse, mutant.test]
-        environment = os.environ | {"BOURSE_TEST_SERVERS": self.servers, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        """Return pytest's exit code. A mutant that changes the migrations gets a new database, the others share one."""
+        running, new = self.servers, []
+        if mutant.changes_migrations:
+            running, new = self.servers.replace("/bourse|", "/mutant|"), ["--create-db"]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *PLUGINS, *new, mutant.test]
+        environment = os.environ | {"BOURSE_TEST_SERVERS": running, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         try:
             return subprocess.run(  # noqa: S603 - our own tests
                 command, cwd=self.tree, env=environment, stdout=subprocess.DEVNULL, timeout=TIMEOUT_SECONDS
