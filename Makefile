@@ -5,9 +5,9 @@ PORT ?= 8000
 export PORT
 
 IN_VENV := .venv/bin/python
-WORKERS ?= 4
+WORKERS ?= 6
 # Compiled files are kept, whatever this machine prefers: the tests start many processes.
-PYTEST := PYTHONDONTWRITEBYTECODE= $(IN_VENV) -m pytest --quiet --numprocesses $(WORKERS)
+PYTEST := PYTHONDONTWRITEBYTECODE= $(IN_VENV) -m pytest --quiet
 # For tools that load the settings and talk to no server.
 NO_SERVERS := SECRET_KEY=lint DATABASE_URL=postgresql://127.0.0.1:1/none REDIS_URL=redis://127.0.0.1:1/0
 # What differs there, whatever is set here.
@@ -22,11 +22,11 @@ help: ## show this list
 run: .venv/installed ## run the whole exchange in the foreground, on 127.0.0.1:PORT (8000)
 	@exec $(IN_VENV) -m config.local
 
-test: .venv/installed ## run all tests, in parallel (WORKERS=4), on servers of their own
-	$(PYTEST) --dist loadfile --no-loadscope-reorder $(TESTS)
+test: .venv/installed ## run all tests, in parallel (WORKERS=6), on servers of their own
+	$(PYTEST) --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-quick: .venv/installed ## run the tests that start no process and no browser, and name the others
-	$(PYTEST) --dist worksteal --quick $(TESTS)
+	$(PYTEST) --numprocesses $(WORKERS) --dist worksteal --quick $(TESTS)
 
 lint: .venv/installed ## format, lint, types, layers, migrations, schema: all checks, no changes
 	$(IN_VENV) -m ruff format --check .
