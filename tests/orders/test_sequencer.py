@@ -344,7 +344,7 @@ def test_a_list_is_what_came_until_it_is_the_turn_of_this_process(settings: Sett
 
 @each_way
 def test_who_waits_for_a_turn_in_vain_goes_on_without(settings: Settings) -> None:
-    settings.SEQUENCER_TURN_SECONDS = 0.5
+    settings.SEQUENCER_TURN_SECONDS = 1.5
     commands = bids(10)
     with turn_of_another():
         futures = as_one_list(each_alone(commands))
@@ -604,7 +604,7 @@ def test_four_times_the_load_is_refused_quickly_and_what_is_accepted_is_there(
 
 @each_way
 def test_who_still_waits_when_patience_ends_is_refused_and_nothing_was_done(settings: Settings) -> None:
-    settings.SEQUENCER_PATIENCE_SECONDS = 0.2
+    settings.SEQUENCER_PATIENCE_SECONDS = 0.6
     impatient, *_ = commands = bids(3)
     with busy() as gate:
         futures = [hand_in(command) for command in commands]
@@ -619,7 +619,7 @@ def test_who_still_waits_when_patience_ends_is_refused_and_nothing_was_done(sett
 
 @each_way
 def test_who_gives_up_makes_room(settings: Settings) -> None:
-    settings.SEQUENCER_PATIENCE_SECONDS = 0.2
+    settings.SEQUENCER_PATIENCE_SECONDS = 0.6
     settings.SEQUENCER_QUEUE_COMMANDS = 5
     with busy():
         assert isinstance(hand_in(*bids(5)).exception(WAIT_SECONDS), Overloaded)
@@ -629,7 +629,7 @@ def test_who_gives_up_makes_room(settings: Settings) -> None:
 
 
 def test_who_is_under_way_when_patience_ends_hears_that_the_outcome_is_unknown(settings: Settings) -> None:
-    settings.SEQUENCER_PATIENCE_SECONDS = settings.SEQUENCER_LAST_PATIENCE_SECONDS = 0.3
+    settings.SEQUENCER_PATIENCE_SECONDS = settings.SEQUENCER_LAST_PATIENCE_SECONDS = 1.0
     leader, follower = bids(2, symbol="MSFT")
     with held(Instrument, "MSFT"):
         leading, following = as_one_list([[leader], [follower]])
@@ -645,7 +645,7 @@ def test_who_is_under_way_when_patience_ends_hears_that_the_outcome_is_unknown(s
 
 def test_on_a_loop_whoever_is_under_way_when_patience_ends_hears_that(settings: Settings) -> None:
     """Also who leads: another thread does it."""
-    settings.SEQUENCER_PATIENCE_SECONDS = settings.SEQUENCER_LAST_PATIENCE_SECONDS = 0.3
+    settings.SEQUENCER_PATIENCE_SECONDS = settings.SEQUENCER_LAST_PATIENCE_SECONDS = 1.0
     commands = bids(2, symbol="MSFT")
     with held(Instrument, "MSFT"):
         with busy():
@@ -660,11 +660,11 @@ def test_on_a_loop_whoever_is_under_way_when_patience_ends_hears_that(settings: 
 
 @each_way
 def test_who_is_under_way_when_patience_ends_is_still_answered_in_time(settings: Settings) -> None:
-    settings.SEQUENCER_PATIENCE_SECONDS = 0.2
+    settings.SEQUENCER_PATIENCE_SECONDS = 1.0
     commands = bids(3, symbol="MSFT")
     with held(Instrument, "MSFT"):
         futures = as_one_list(each_alone(commands))
-        time.sleep(0.4)
+        time.sleep(1.2)
         assert not any(future.done() for future in futures)
     assert_placed_once(commands, answers(futures))
 
@@ -1105,7 +1105,7 @@ def test_the_lead_is_never_lost_whoever_fails_or_gives_up_meanwhile(settings: Se
 
 
 def test_who_is_called_to_lead_just_when_patience_ends_leads(settings: Settings) -> None:
-    settings.SEQUENCER_PATIENCE_SECONDS = 0.5
+    settings.SEQUENCER_PATIENCE_SECONDS = 1.5
     impatient, *others = bids(4)
     mutex = sequencer._sequencer._mutex  # who hands on must pass it, and then who gives up
     with busy():
@@ -1113,7 +1113,7 @@ def test_who_is_called_to_lead_just_when_patience_ends_leads(settings: Settings)
         time.sleep(0.05)
         settings.SEQUENCER_PATIENCE_SECONDS = WAIT_SECONDS
         following = [hand_in(command) for command in others]
-        holding = in_thread(partial(hold, mutex, 0.8))
+        holding = in_thread(partial(hold, mutex, 2.0))
         assert soon(mutex.locked)
     holding.result(WAIT_SECONDS)
     assert_placed_once([impatient, *others], answers([leading, *following]))
