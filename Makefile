@@ -5,7 +5,7 @@ PORT ?= 8000
 export PORT
 
 IN_VENV := .venv/bin/python
-WORKERS ?= 6
+WORKERS ?= 4
 # Compiled files are kept, whatever this machine prefers: the tests start many processes.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(IN_VENV) -m pytest --quiet
 # For tools that load the settings and talk to no server.
@@ -22,7 +22,7 @@ help: ## show this list
 run: .venv/installed ## run the whole exchange in the foreground, on 127.0.0.1:PORT (8000)
 	@exec $(IN_VENV) -m config.local
 
-test: .venv/installed ## run all tests, in parallel (WORKERS=6), on servers of their own
+test: .venv/installed ## run all tests, in parallel (WORKERS=4), on servers of their own
 	$(PYTEST) --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-quick: .venv/installed ## run the tests that start no process and no browser, and name the others

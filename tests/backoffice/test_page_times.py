@@ -20,7 +20,7 @@ def test_no_page_makes_twenty_queries_and_every_filter_finds_something(
 ) -> None:
     monkeypatch.setattr(page_times, "TIMES", 1)
     url = celery_processes.environment()["DATABASE_URL"]
-    history.load_history(url, orders=800, trades=600, deliveries=600, resting=320, symbols=2)
+    history.load_history(url, orders=400, trades=300, deliveries=300, resting=160, symbols=2)
     client.force_login(User.objects.create_superuser("bench"))
     pages.furnish(acts=100)
 

@@ -11,6 +11,7 @@ from django.db.models import QuerySet
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from pytest_django import Settings
 
 from backoffice import health
 from backoffice.links import list_url
@@ -39,6 +40,12 @@ HOUR = timedelta(hours=1)
 def _brokers(transactional_db: None) -> None:
     for name in ["alice", "bob", "carol", "maker"]:
         trading.broker(name)
+
+
+@pytest.fixture(autouse=True)
+def _no_lingering(settings: Settings) -> None:
+    """A dispatcher ends as soon as nothing is due."""
+    settings.WEBHOOK_LINGER_SECONDS = 0.0
 
 
 @pytest.fixture(autouse=True)

@@ -155,7 +155,7 @@ shapes = st.one_of(
 sequences = st.lists(st.tuples(st.sampled_from(Side), st.integers(1, 12), shapes), max_size=30)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(sequences, st.sampled_from(Pricing))
 def test_every_trade_is_the_one_a_naive_market_makes(
     orders: list[tuple[Side, int, tuple[Decimal | None, TimeInForce]]], pricing: Pricing

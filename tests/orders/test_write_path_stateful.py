@@ -124,6 +124,6 @@ class Exchange(RuleBasedStateMachine):
 @pytest.mark.django_db(transaction=True)
 def test_a_random_day_keeps_every_invariant() -> None:
     Exchange.TestCase.settings = settings(
-        max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+        max_examples=20, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
     )
     Exchange.TestCase().runTest()
