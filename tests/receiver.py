@@ -134,7 +134,11 @@ def redirect(to: str, status: int = 302) -> Behaviour:
 
 def gzip_bomb() -> Behaviour:
     """A small answer that unpacks to `BOMB_BYTES`."""
-    return answer(headers=["Content-Encoding: gzip"], body=_bomb())
+
+    def explode(connection: Connection) -> Awaitable[None] | None:
+        return answer(headers=["Content-Encoding: gzip"], body=_bomb())(connection)  # packed when it is first needed
+
+    return explode
 
 
 def hang(connection: Connection) -> None:

@@ -522,7 +522,7 @@ ANY_BYTES = st.binary(max_size=200) | st.text('{}[]",:0123456789eE.-+ntfalseru\\
 def test_no_body_gives_a_5xx_and_no_refusal_writes(alice: Client) -> None:
     state = trading.everything()
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=50, deadline=None)
     @given(st.sampled_from([LIMIT, MARKET, GTD]), ANY_FIELDS)
     def send(base: dict[str, Any], changes: dict[str, Any]) -> None:
         nonlocal state
@@ -539,7 +539,7 @@ def test_no_body_gives_a_5xx_and_no_refusal_writes(alice: Client) -> None:
 def test_no_bytes_give_a_5xx(alice: Client) -> None:
     before = trading.everything()
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=50, deadline=None)
     @given(ANY_BYTES)
     def send(body: bytes) -> None:
         assert alice.post("/orders", body).status == 400

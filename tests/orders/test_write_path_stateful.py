@@ -75,7 +75,9 @@ class Exchange(RuleBasedStateMachine):
     def cancel(self, order_id: UUID) -> None:
         order = Order.objects.get(pk=order_id)
         outcome = trading.cancel(order)
-        assert isinstance(outcome, ExchangeError) != (order.status in ("pending", "partially_filled"))
+        is_past_its_time = order.expires_at is not None and order.expires_at <= timezone.now()
+        is_working = order.status in ("pending", "partially_filled") and not is_past_its_time
+        assert isinstance(outcome, ExchangeError) != is_working
 
     @rule(order_ids=st.lists(placed, max_size=3), commands=st.lists(orders(), max_size=3))
     def cancel_and_place_in_one_list(self, order_ids: list[UUID], commands: list[PlaceOrder]) -> None:

@@ -486,7 +486,7 @@ FIELDS = st.fixed_dictionaries({}, optional={"broker_id": VALUES, "events": VALU
 def test_no_body_gives_a_5xx_and_no_refusal_writes(alice: Client) -> None:
     state = trading.everything()
 
-    @hypothesis_settings(max_examples=100, deadline=None)
+    @hypothesis_settings(max_examples=50, deadline=None)
     @given(FIELDS)
     def send(changes: dict[str, Any]) -> None:
         nonlocal state
