@@ -24,6 +24,7 @@ def pieces(request: HttpRequest) -> Stream:
     fails_at = int(request.GET.get("fails_at", 0))
 
     def made() -> Iterator[bytes]:
+        done["begun"] += 1
         try:
             for each in range(1, number + 1) if number else count(1):
                 if each == fails_at:

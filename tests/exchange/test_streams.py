@@ -59,12 +59,18 @@ def status(server: live.Server, query: str) -> int:
         return answer.status
 
 
+@pytest.fixture(autouse=True)
+def _no_earlier_stream(streaming: live.Server) -> None:
+    """The streams of the test before have ended, so that what is counted is this test's."""
+    assert wait_until(lambda: told(streaming)["begun"] == told(streaming)["ended"], ANSWER_SECONDS)
+
+
 def told(server: live.Server) -> dict[str, Any]:
     """What the server has done so far; the connection that tells is not counted as in use."""
     with closing(HTTPConnection("127.0.0.1", server.port, timeout=ANSWER_SECONDS)) as http:
         http.request("GET", "/admin/told")
         done: dict[str, Any] = json.loads(http.getresponse().read())
-        return {"made": 0, "ended": 0} | done
+        return {"begun": 0, "made": 0, "ended": 0} | done
 
 
 def test_a_stream_is_whole(streaming: live.Server) -> None:

@@ -629,7 +629,7 @@ def test_who_gives_up_makes_room(settings: Settings) -> None:
 
 
 def test_who_is_under_way_when_patience_ends_hears_that_the_outcome_is_unknown(settings: Settings) -> None:
-    settings.SEQUENCER_PATIENCE_SECONDS = settings.SEQUENCER_LAST_PATIENCE_SECONDS = 1.0
+    settings.SEQUENCER_PATIENCE_SECONDS, settings.SEQUENCER_LAST_PATIENCE_SECONDS = 1.0, 0.3  # before a lock's end
     leader, follower = bids(2, symbol="MSFT")
     with held(Instrument, "MSFT"):
         leading, following = as_one_list([[leader], [follower]])
@@ -645,7 +645,7 @@ def test_who_is_under_way_when_patience_ends_hears_that_the_outcome_is_unknown(s
 
 def test_on_a_loop_whoever_is_under_way_when_patience_ends_hears_that(settings: Settings) -> None:
     """Also who leads: another thread does it."""
-    settings.SEQUENCER_PATIENCE_SECONDS = settings.SEQUENCER_LAST_PATIENCE_SECONDS = 1.0
+    settings.SEQUENCER_PATIENCE_SECONDS, settings.SEQUENCER_LAST_PATIENCE_SECONDS = 1.0, 0.3  # before a lock's end
     commands = bids(2, symbol="MSFT")
     with held(Instrument, "MSFT"):
         with busy():
