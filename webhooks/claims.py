@@ -4,6 +4,7 @@ A claim is committed before anything is sent, and nothing claimed is ever claime
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 from uuid import UUID
@@ -76,6 +77,9 @@ class Claims:
         return cls(await psycopg.AsyncConnection.connect(**parameters, autocommit=True))
 
     async def close(self) -> None:
+        """Let go of the shard first: the session ends a moment later, and the next dispatcher waits for nobody."""
+        with suppress(psycopg.Error):
+            await self._connection.execute("SELECT pg_advisory_unlock_all()")
         await self._connection.close()
 
     async def take_shard(self, shard: int) -> bool:
