@@ -208,20 +208,23 @@ def test_another_method_is_405_and_the_allow_header_names_those_there_are(keys: 
     assert api.refused(keys["none"], "POST", "/healthz").code == "method_not_allowed"
 
 
-@pytest.mark.parametrize("row", [row for row in TABLE if row.path != "/docs"], ids=name_of)
-def test_every_operation_refuses_what_no_request_may_be(keys: dict[str, Client], row: Row) -> None:
-    path, may = path_of(row), keys["operator" if row.operator < "4" else "alice"]
-    more = path + ("&" if row.query else "?")
-
-    def refusal(client: Client, method: str, path: str, body: Any = row.body, **options: str) -> tuple[int, str]:
+def test_every_operation_refuses_what_no_request_may_be(keys: dict[str, Client]) -> None:
+    def refusal(client: Client, method: str, path: str, body: Any, **options: str) -> tuple[int, str]:
         answer = api.refused(client, method, path, body, **options)
         return answer.status, answer.code
 
-    assert refusal(may, "PATCH", path) == (405, "method_not_allowed")
-    assert refusal(may, row.method, f"{more}nonsense=1") == (400, "validation_error")
-    if row.path not in PUBLIC and row.alice < "4":
-        assert refusal(keys["alice"], row.method, f"{more}broker_id=bob") == (403, "broker_mismatch")
-    if row.method == "POST":
-        longest = settings.MAX_BATCH_BODY_BYTES if row.path == "/orders/batch" else settings.MAX_BODY_BYTES
-        assert refusal(may, "POST", path, b" " * (longest + 1)) == (413, "too_large")
-        assert refusal(may, "POST", path, b"{}", content_type="text/plain") == (415, "unsupported_media_type")
+    for row in TABLE:
+        if row.path == "/docs":
+            continue
+        path, may = path_of(row), keys["operator" if row.operator < "4" else "alice"]
+        more = path + ("&" if row.query else "?")
+        assert refusal(may, "PATCH", path, row.body) == (405, "method_not_allowed"), row
+        assert refusal(may, row.method, f"{more}nonsense=1", row.body) == (400, "validation_error"), row
+        if row.path not in PUBLIC and row.alice < "4":
+            other = refusal(keys["alice"], row.method, f"{more}broker_id=bob", row.body)
+            assert other == (403, "broker_mismatch"), row
+        if row.method == "POST":
+            longest = settings.MAX_BATCH_BODY_BYTES if row.path == "/orders/batch" else settings.MAX_BODY_BYTES
+            assert refusal(may, "POST", path, b" " * (longest + 1)) == (413, "too_large"), row
+            text = refusal(may, "POST", path, b"{}", content_type="text/plain")
+            assert text == (415, "unsupported_media_type"), row

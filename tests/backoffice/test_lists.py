@@ -246,20 +246,20 @@ def test_an_amount_that_no_column_holds_is_no_cursor(position: str) -> None:
     assert seen(listing(everything(Keyset(("cash", Decimal))), f"after={cursor}")) == [0, 1, 2]
 
 
+HOSTILE_FILTERS = [
+    *HOSTILE,
+    "q=%00", "symbol=%00", "broker=%00", "side=%00", "since=%00", "q=%FF%FE%00", "side=both", "symbol=$",
+    "since=yesterday", "since=0001-01-01T00:00&until=9999-12-31T23:59:59", "until=0001-01-01T00:00:00%2B14:00",
+    "since=9999-12-31T23:59:59-14:00", "q=" + "9" * 65, "q=%27%3B--", "q=%F0%9F%92%A9", "broker=%F0%9F%92%A9",
+    "type=x&type=limit", "since=2026-13-45T99:99",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("model", [Order, Trade])
-@pytest.mark.parametrize(
-    "query",
-    [
-        *HOSTILE,
-        "q=%00", "symbol=%00", "broker=%00", "side=%00", "since=%00", "q=%FF%FE%00", "side=both", "symbol=$",
-        "since=yesterday", "since=0001-01-01T00:00&until=9999-12-31T23:59:59", "until=0001-01-01T00:00:00%2B14:00",
-        "since=9999-12-31T23:59:59-14:00", "q=" + "9" * 65, "q=%27%3B--", "q=%F0%9F%92%A9", "broker=%F0%9F%92%A9",
-        "type=x&type=limit", "since=2026-13-45T99:99",
-    ],
-)  # fmt: skip
-def test_no_input_fails(client: Client, model: Any, query: str) -> None:
+def test_no_input_fails(client: Client, model: Any) -> None:
     browser.sign_in(client)
-    assert client.get(f"{list_url(model)}?{query}").status_code == 200
+    for query in HOSTILE_FILTERS:
+        assert client.get(f"{list_url(model)}?{query}").status_code == 200, query
 
 
 def test_bad_filters_show_nothing_and_say_why(client: Client) -> None:
