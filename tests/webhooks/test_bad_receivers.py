@@ -155,6 +155,7 @@ def test_every_attempt_ends_in_time_and_is_made_once(celery: Celery, receiver: R
             trading.broker(name)
             subscribe(name, url)
         memory = peak_memory(worker)
+        receiving.bomb()
         trade(of=list(elsewhere))
         time.sleep(0.5)  # a deadline rounded up to a whole second would be late for these or for those
         trade(of=[name for name in here if name not in FLOODS])
