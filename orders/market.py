@@ -50,6 +50,7 @@ class Market:
     earlier_trades: dict[UUID, list[TradeState]]  # of the orders to cancel
     max_open_orders: int
     without_busy: bool = False  # a book or a broker that is not here may be one that others hold
+    unfunded: set[UUID] = field(default_factory=set)  # orders that seemed to lack funds: their makers were not read
 
     placed: list[OrderState] = field(default_factory=list)
     changed: dict[UUID, OrderState] = field(default_factory=dict)
@@ -84,13 +85,16 @@ class Market:
             _broken_rules(command, book, self.now)
             or _closed_to(book, account)
             or _crowded(command, account, self.max_open_orders)
+            or _lacking_funds(command, account)
         )
         if refusal:
             return refusal
+        if command.order_id in self.unfunded:
+            return errors.Overloaded()  # the funds have come meanwhile
         fills = self._match(command, book)
         if not all(self.orders[fill.order_id].broker_id in self.accounts for fill in fills):
             return errors.Overloaded()  # it would trade with a broker that others hold
-        refusal = _cut_short(command, book, fills) or _lacking_funds(command, account, fills)
+        refusal = _cut_short(command, book, fills) or _lacking_cash(command, account, fills)
         if refusal:
             return refusal
         return self._accept(command, book, account, fills)
@@ -354,24 +358,31 @@ def _cut_short(command: PlaceOrder, book: Book, fills: list[Fill]) -> ExchangeEr
     return errors.TooManyFills() if filled < command.quantity else None
 
 
-def _lacking_funds(command: PlaceOrder, account: Account, fills: list[Fill]) -> ExchangeError | None:
-    """A limit bid needs its whole worth free, a market bid what it takes now, an ask all its shares."""
-    if command.side is Side.ASK:
-        available = account.position(command.symbol).available
-        if command.quantity > available:
-            return errors.InsufficientHoldings(
-                f"The order needs {command.quantity} {command.symbol}; {available} are available."
-            )
+def _lacking_funds(command: PlaceOrder, account: Account) -> ExchangeError | None:
+    """An ask needs all its shares free, a limit bid its whole worth."""
+    if command.side is Side.BID:
+        return None if command.price is None else _lacking(command.price * command.quantity, account)
+    available = account.position(command.symbol).available
+    if command.quantity <= available:
         return None
-    if command.price is not None:
-        needed = command.price * command.quantity
-    else:
-        needed = sum((fill.price * fill.quantity for fill in fills), Decimal(0))
-    if needed > account.available_cash:
-        return errors.InsufficientBalance(
-            f"The order needs {cash_shown(needed)}; {cash_shown(account.available_cash)} is available."
-        )
-    return None
+    return errors.InsufficientHoldings(
+        f"The order needs {command.quantity} {command.symbol}; {available} are available."
+    )
+
+
+def _lacking_cash(command: PlaceOrder, account: Account, fills: list[Fill]) -> ExchangeError | None:
+    """A market bid needs what it takes now."""
+    if command.side is Side.ASK or command.price is not None:
+        return None
+    return _lacking(sum((fill.price * fill.quantity for fill in fills), Decimal(0)), account)
+
+
+def _lacking(cash: Decimal, account: Account) -> ExchangeError | None:
+    if cash <= account.available_cash:
+        return None
+    return errors.InsufficientBalance(
+        f"The order needs {cash_shown(cash)}; {cash_shown(account.available_cash)} is available."
+    )
 
 
 def _drop_done(side: list[OrderState]) -> None:

@@ -4,13 +4,16 @@ The request that waits in front leads, or has a thread lead when it waits on the
 is executed, whatever books it is for, as one list in one transaction, with one commit for all of it, and the lead is
 handed on. When little is asked the list is one command long and nothing waits; when more is asked the lists grow by
 themselves. Other processes do the same, in turns where many wait; but it is the locks that keep every book right.
+
+What would fill very many resting orders is executed aside, by itself and for a limited time. That takes seconds, in
+which its own book is locked and the others go on.
 """
 
 import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from itertools import chain, repeat
@@ -27,6 +30,7 @@ from orders.commands import Accepted, Cancelled, CancelOrder, Command, Outcome, 
 
 _log = structlog.get_logger(__name__)
 _leader = ThreadPoolExecutor(1, "leader")  # of the lists whose first request waits on an event loop
+_aside = ThreadPoolExecutor(1, "aside")
 
 
 @overload
@@ -88,6 +92,12 @@ class Ticket:
     def call(self) -> None:
         """Its outcomes are there."""
         raise NotImplementedError
+
+    def answer(self, outcomes: Iterable[Outcome], rest: ExchangeError) -> None:
+        """Take its outcomes from these, and `rest` for those that are not there."""
+        in_order = chain(outcomes, repeat(rest))
+        self.outcomes = [next(in_order) for _ in self.commands]
+        self.call()
 
 
 class ThreadTicket(Ticket):
@@ -166,6 +176,7 @@ class Sequencer:
         self._commands_waiting = 0
         self._is_led = False
         self._seconds_per_command = 0.0  # of the last list
+        self._put_aside = 0  # tickets
         self._mailbox: Mailbox | None = None  # of the loop that asked last: a web process has one
 
     def submit(self, commands: Sequence[Command]) -> list[Outcome]:
@@ -177,6 +188,8 @@ class Sequencer:
                 raise OutcomeUnknown
         if ticket.leads:
             self._lead()
+            if not ticket.leads and not ticket.is_called_within(settings.SEQUENCER_LAST_PATIENCE_SECONDS):
+                raise OutcomeUnknown
         return ticket.outcomes
 
     async def submit_in_loop(self, commands: Sequence[Command]) -> list[Outcome]:
@@ -228,27 +241,71 @@ class Sequencer:
 
     def _lead(self) -> None:
         """Execute what waits, the first one's commands first, and appoint who leads next before calling who is done."""
+        taken: list[Ticket] = []
         tickets: list[Ticket] = []
         outcomes: list[Outcome] = []
         try:
             is_retry = len(self._tickets) > 1 and settings.WEB_PROCESSES > 1 and not _awaited_turn()
-            tickets = self._take(self._room())
-            commands = [command for ticket in tickets for command in ticket.commands]
-            outcomes = self._execute(commands, is_retry=is_retry)
+            taken = tickets = self._take(self._room())
+            while tickets and not outcomes:
+                try:
+                    outcomes = self._execute(tickets, is_retry=is_retry)
+                except store.MakersCutShort as cut:  # nothing was done
+                    tickets = self._without_deep(tickets, cut)
         finally:  # also should this thread be torn down meanwhile
-            tickets = tickets or self._take(0)
+            tickets = tickets if taken else self._take(0)
             self._hand_on()
-            in_order = chain(outcomes, repeat(OutcomeUnknown()))
+            in_order = iter(outcomes)
             for ticket in tickets:
-                ticket.outcomes = [next(in_order) for _ in ticket.commands]
-                ticket.call()
+                ticket.answer(in_order, rest=OutcomeUnknown())
 
-    def _execute(self, commands: Sequence[Command], *, is_retry: bool) -> list[Outcome]:
+    def _execute(self, tickets: Sequence[Ticket], *, is_retry: bool) -> list[Outcome]:
+        commands = [command for ticket in tickets for command in ticket.commands]
         started = time.monotonic()
         try:
             return outcomes_of(commands, is_retry=is_retry)
         finally:
             self._seconds_per_command = (time.monotonic() - started) / len(commands)
+
+    # --- Aside ------------------------------------------------------------------------------------------------------
+
+    def _without_deep(self, tickets: Iterable[Ticket], cut: store.MakersCutShort) -> list[Ticket]:
+        """Put those aside that reach too many resting orders together; the others."""
+        others = []
+        for ticket in tickets:
+            if any(map(cut.is_about, ticket.commands)):
+                self._set_aside(ticket, cut)
+            else:
+                others.append(ticket)
+        return others
+
+    def _set_aside(self, ticket: Ticket, cut: store.MakersCutShort) -> None:
+        ticket.leads = False
+        with self._mutex:
+            has_room = self._put_aside < settings.SEQUENCER_ASIDE_REQUESTS
+            self._put_aside += has_room
+        if has_room:
+            _aside.submit(self._execute_aside, ticket, cut, time.monotonic() + settings.SEQUENCER_ASIDE_SECONDS)
+        else:
+            ticket.answer([], rest=Overloaded())
+
+    def _execute_aside(self, ticket: Ticket, cut: store.MakersCutShort, deadline: float) -> None:
+        """Part after part, until one would begin after the deadline: what is left is certainly not done."""
+        outcomes: list[Outcome] = []
+        rest: ExchangeError = OutcomeUnknown()
+        try:
+            with closing(connection):
+                for part in cut.parts(ticket.commands):
+                    if time.monotonic() >= deadline:
+                        break
+                    outcomes += outcomes_of(part, by_parts=True)
+            rest = Overloaded()
+        except Exception as error:  # nobody waits for this thread's result
+            _log.error("aside_failed", exc_info=error)
+        finally:
+            with self._mutex:
+                self._put_aside -= 1
+            ticket.answer(outcomes, rest)
 
     def _lead_in_its_thread(self) -> None:
         try:
@@ -281,12 +338,20 @@ class Sequencer:
                 self._tickets[0].appoint()
 
 
-def outcomes_of(commands: Sequence[Command], *, is_retry: bool = False, skip_busy: bool = False) -> list[Outcome]:
-    """One outcome each, whatever happens: what fails is tried once more, then by halves, down to who is to blame."""
+def outcomes_of(
+    commands: Sequence[Command], *, is_retry: bool = False, skip_busy: bool = False, by_parts: bool = False
+) -> list[Outcome]:
+    """One outcome each: what fails is tried once more, then by halves, down to who is to blame.
+
+    Where they reach too many resting orders for one list nothing is done, and `MakersCutShort` is raised; with
+    `by_parts` they are executed in several transactions, however long that takes.
+    """
     try:
-        return services.execute_together(commands, skip_busy=skip_busy)
-    except store.MakersCutShort:
-        pass  # nothing failed: by halves at once
+        return services.execute_together(commands, skip_busy=skip_busy, however_deep=by_parts)
+    except store.MakersCutShort as cut:
+        if not by_parts:
+            raise
+        parts: Sequence[Sequence[Command]] = cut.parts(commands)
     except OutcomeUnknown:
         return [OutcomeUnknown() for _ in commands]
     except Exception as error:
@@ -296,14 +361,15 @@ def outcomes_of(commands: Sequence[Command], *, is_retry: bool = False, skip_bus
         if is_lost:
             _reconnect()
         if not is_retry:
-            return outcomes_of(commands, is_retry=True, skip_busy=skip_busy)
+            return outcomes_of(commands, is_retry=True, skip_busy=skip_busy, by_parts=by_parts)
         if is_lost or len(commands) == 1:
             return [_refusal(error) for _ in commands]
-    half = len(commands) // 2
+        half = len(commands) // 2
+        parts = [commands[:half], commands[half:]]
     return [
         outcome
-        for part in (commands[:half], commands[half:])
-        for outcome in outcomes_of(part, is_retry=is_retry, skip_busy=skip_busy)
+        for part in parts
+        for outcome in outcomes_of(part, is_retry=is_retry, skip_busy=skip_busy, by_parts=True)
     ]
 
 

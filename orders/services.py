@@ -28,10 +28,9 @@ _log = structlog.get_logger(__name__)
 def execute(commands: Sequence[Command]) -> list[Outcome]:
     """Run `commands` against their books in one transaction; one outcome each, in their order."""
     try:
-        return execute_together(commands)
-    except store.MakersCutShort:  # nothing was done: fewer commands reach fewer resting orders
-        half = len(commands) // 2
-        return execute(commands[:half]) + execute(commands[half:])
+        return execute_together(commands, however_deep=True)
+    except store.MakersCutShort as cut:  # nothing was done
+        return [outcome for part in cut.parts(commands) for outcome in execute(part)]
 
 
 def await_turn() -> None:
@@ -44,15 +43,19 @@ def await_turn() -> None:
         store.await_turn(cursor)
 
 
-def execute_together(commands: Sequence[Command], *, skip_busy: bool = False) -> list[Outcome]:
+def execute_together(
+    commands: Sequence[Command], *, skip_busy: bool = False, however_deep: bool = False
+) -> list[Outcome]:
     """`execute`, in one transaction or not at all: what this raises was not done, unless it is `OutcomeUnknown`.
 
-    With `skip_busy` it waits for no lock, and refuses what needs a book or a broker that others hold.
+    With `skip_busy` it waits for no lock, and refuses what needs a book or a broker that others hold. `MakersCutShort`
+    is raised when too many resting orders are reached for a list; with `however_deep` not by a command alone.
     """
     saved, due = None, 0
     try:
         with own_transaction() as cursor:
-            market = store.load_market(cursor, commands, skip_busy=skip_busy)  # locks, and reads clock and books
+            # Locks, and reads the clock and the books.
+            market = store.load_market(cursor, commands, skip_busy=skip_busy, however_deep=however_deep)
             outcomes = [market.apply(command) for command in commands]  # no I/O: the rules, and nothing else
             if market.placed or market.changed:
                 saved = market

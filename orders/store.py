@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 import msgspec
@@ -36,21 +36,38 @@ def await_turn(cursor: CursorWrapper) -> None:
     cursor.execute(_AWAIT_TURN, [milliseconds])
 
 
-def load_market(cursor: CursorWrapper, commands: Sequence[Command], *, skip_busy: bool = False) -> Market:
+def load_market(
+    cursor: CursorWrapper, commands: Sequence[Command], *, skip_busy: bool = False, however_deep: bool = False
+) -> Market:
     """Begin unless that is done, lock and read all that `commands` can touch; no book is read after brokers are locked.
 
-    Books and brokers that others hold are waited for, or left out with `skip_busy`.
+    Books and brokers that others hold are waited for, or left out with `skip_busy`. `MakersCutShort` is raised when
+    more than `MAX_MAKERS_PER_LIST` resting orders of one side are reached; with `however_deep` a command alone may.
     """
     asked = _Asked.by(commands, skip_busy=skip_busy)
+    found = _read_market(cursor, asked)
+    if found is not None:
+        return found.market(asked)
+    fundable = _fundable(cursor, commands)
+    is_alone = len(commands) == 1 and however_deep
+    asked = _deeper(cursor, asked, _demands(fundable), is_alone=is_alone)
+    found = _read_market(cursor, asked)
+    if found is None:
+        raise MakersCutShort.of(asked.demands)
+    market = found.market(asked)
+    market.unfunded = {each.order_id for each in _places(commands)} - {each.order_id for each in fundable}
+    return market
+
+
+def _read_market(cursor: CursorWrapper, asked: "_Asked") -> "_Found | None":
+    """None when takers reach more resting orders than are to be read; then no broker is locked yet."""
     if is_transaction_open():
         cursor.execute(_READ_MARKET, [_encode(asked).decode()])
     else:
         cursor.execute(f"BEGIN; {_READ_MARKET}", [_encode(asked).decode()])
         cursor.nextset()  # the first was BEGIN's
     (found,) = cursor.fetchone()
-    if found is None:
-        raise MakersCutShort
-    return _decode_found(found).market(asked)
+    return None if found is None else _decode_found(found)
 
 
 def save_market(cursor: CursorWrapper, market: Market) -> int:
@@ -106,7 +123,32 @@ def _json(rows: Iterable[Any]) -> str | None:
 
 
 class MakersCutShort(Exception):
-    """Together the commands reach more resting orders than one transaction reads; fewer at a time may not."""
+    """Together the commands reach more resting orders than one transaction reads; nothing was done.
+
+    `deep` are the sides of books on which they do. `parts` of the commands are executed one after the other.
+    """
+
+    def __init__(self, deep: Iterable[tuple[str, Side]]) -> None:
+        super().__init__()
+        self.deep = frozenset(deep)
+
+    @classmethod
+    def of(cls, demands: Iterable["Demand"]) -> Self:
+        return cls((demand.book, demand.book_side) for demand in demands)
+
+    def is_about(self, command: Command) -> bool:
+        """Whether it would take from one of those sides."""
+        return isinstance(command, PlaceOrder) and (command.symbol, command.side.opposite) in self.deep
+
+    def parts(self, commands: Sequence[Command]) -> list[list[Command]]:
+        """The commands in their order: each that takes from a deep side by itself, and the others between them."""
+        parts: list[list[Command]] = []
+        for command in commands:
+            if parts and not (self.is_about(command) or self.is_about(parts[-1][-1])):
+                parts[-1].append(command)
+            else:
+                parts.append([command])
+        return parts
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -129,27 +171,30 @@ class _Asked(msgspec.Struct, frozen=True):
 
     symbols: list[str]
     cancels: list[UUID]
+    cancellable: list[str]  # the same orders' ids, each with its broker after a space unless it may be anybody's
     sweeps: list[CancelOrders | ExpireOrders]
     takers: list[_Taker]
     demands: list[Demand]
-    is_alone: bool
+    is_alone: bool  # reads `makers_max` and one more on each side, rather than nothing, where there are more
     skip_busy: bool
     makers_max: int
     batch_max: int
 
     @classmethod
     def by(cls, commands: Sequence[Command], *, skip_busy: bool) -> "_Asked":
-        places = [command for command in commands if isinstance(command, PlaceOrder)]
+        places = _places(commands)
+        cancels = [command for command in commands if isinstance(command, CancelOrder)]
         sweeps = [command for command in commands if isinstance(command, CancelOrders | ExpireOrders)]
         return cls(
             symbols=list({command.symbol for command in [*places, *sweeps]}),
-            cancels=[command.order_id for command in commands if isinstance(command, CancelOrder)],
+            cancels=[command.order_id for command in cancels],
+            cancellable=[" ".join(filter(None, [str(each.order_id), each.broker_id])) for each in cancels],
             sweeps=list(dict.fromkeys(sweeps)),
             takers=[_Taker(each.broker_id, each.symbol, each.client_order_id) for each in places],
             demands=_demands(places),
-            is_alone=len(commands) == 1,
+            is_alone=False,
             skip_busy=skip_busy,
-            makers_max=settings.MAX_MAKERS_PER_COMMAND,
+            makers_max=settings.MAX_MAKERS_READ_AT_ONCE,
             batch_max=settings.SWEEP_BATCH,
         )
 
@@ -163,6 +208,68 @@ def _demands(places: Sequence[PlaceOrder]) -> list[Demand]:
         Demand(symbol, side, sum(taker.quantity for taker in group), str(max(_worst_rank(taker) for taker in group)))
         for (symbol, side), group in takers.items()
     ]
+
+
+def _places(commands: Iterable[Command]) -> list[PlaceOrder]:
+    return [command for command in commands if isinstance(command, PlaceOrder)]
+
+
+def _fundable(cursor: CursorWrapper, commands: Sequence[Command]) -> list[PlaceOrder]:
+    """The orders that their brokers may be able to pay for; what the others would take need not be read.
+
+    By itself an order needs what is free. In a list, shares can come to a broker from the list's other sellers, and
+    cash from its other buyers: no order can need more than all of them own, and what they buy and sell meanwhile.
+    """
+    places = _places(commands)
+    cursor.execute(_FUNDS, [list({each.broker_id for each in places}), list({each.symbol for each in places})])
+    funds = {broker_id: _decode_funds(found) for broker_id, found in cursor.fetchall()}
+    is_alone = len(commands) == 1
+    sellers = {(each.broker_id, each.symbol) for each in places if each.side is Side.ASK}
+    buyers = {each.broker_id for each in places if each.side is Side.BID}
+    shares: dict[str, int] = defaultdict(int)
+    for broker_id, symbol in sellers:
+        shares[symbol] += funds[broker_id].shares(symbol, is_alone=is_alone) if broker_id in funds else 0
+    for each in places:
+        if (each.broker_id, each.symbol) in sellers and each.side is Side.BID:
+            shares[each.symbol] += each.quantity
+    sell_too = any(broker_id in buyers for broker_id, _ in sellers)  # for cash of whoever bids in the book
+    cash = sum((funds[each].spendable(is_alone=is_alone) for each in buyers & funds.keys()), Decimal(0))
+
+    def may_be_paid(order: PlaceOrder) -> bool:
+        if order.side is Side.ASK:
+            return order.quantity <= shares[order.symbol]
+        return order.price is None or sell_too or order.price * order.quantity <= cash
+
+    return [order for order in places if may_be_paid(order)]
+
+
+def _deeper(cursor: CursorWrapper, asked: _Asked, demands: list[Demand], *, is_alone: bool) -> _Asked:
+    """To read as much as may be read at a time; unless a command is alone, no side may be deeper than that."""
+    makers_max = settings.MAX_MAKERS_PER_COMMAND if is_alone else settings.MAX_MAKERS_PER_LIST
+    if not is_alone:
+        cursor.execute(_DEEP, [_json(demands), asked.cancels, makers_max, makers_max])
+        deep = [(symbol, Side(side)) for symbol, side in cursor.fetchall()]
+        if deep:
+            raise MakersCutShort(deep)
+    return msgspec.structs.replace(asked, demands=demands, is_alone=is_alone, makers_max=makers_max)
+
+
+class _Funds(msgspec.Struct, frozen=True):
+    """What a broker owns, and how much of it its open orders hold."""
+
+    cash: Decimal
+    reserved_cash: Decimal
+    holdings: dict[str, tuple[int, int]]  # by symbol
+
+    def shares(self, symbol: str, *, is_alone: bool) -> int:
+        quantity, reserved = self.holdings.get(symbol, (0, 0))
+        return quantity - reserved if is_alone else quantity
+
+    def spendable(self, *, is_alone: bool) -> Decimal:
+        return self.cash - self.reserved_cash if is_alone else self.cash
+
+
+_decode_funds = msgspec.json.Decoder(_Funds).decode
 
 
 def _worst_rank(command: PlaceOrder) -> Decimal:
@@ -267,6 +374,19 @@ FROM orders_reachable(%s::json, '{}'::uuid[], statement_timestamp(), %s)
 """
 
 _LOCK_INSTRUMENTS = "SELECT FROM exchange_instrument WHERE symbol = ANY(%s) ORDER BY symbol FOR NO KEY UPDATE"
+
+# Read before the brokers are locked, and decides nothing: who can pay by the time of its turn is told to try again.
+_FUNDS = """
+SELECT b.id, json_build_object('cash', b.cash, 'reserved_cash', b.reserved_cash, 'holdings', coalesce((
+  SELECT json_object_agg(h.symbol, json_build_array(h.quantity, h.reserved)) FROM exchange_holding h
+  WHERE h.broker_id = b.id AND h.symbol = ANY(asked.symbols)), '{}'))::text
+FROM (SELECT %s::text[] AS brokers, %s::text[] AS symbols) asked JOIN exchange_broker b ON b.id = ANY(asked.brokers)
+"""
+
+_DEEP = """
+SELECT (maker).symbol, (maker).side
+FROM orders_reachable(%s::json, %s::uuid[], clock_timestamp(), %s) GROUP BY 1, 2 HAVING count(*) > %s
+"""
 
 _IS_CLOSED = """
 SELECT FROM orders_order WHERE id = %s AND status = %s AND cancelled_at IS NOT DISTINCT FROM %s

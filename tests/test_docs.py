@@ -195,7 +195,7 @@ def test_refusals_come_in_the_page_s_order(settings: Settings) -> None:
         api.placed(alice, api.limit("bid", 1, "1", client_order_id=client_order_id))
     exchange_services.halt("AAPL", by=BY)
     services.suspend("alice", cancel_orders=False, by=BY)
-    settings.MAX_MAKERS_PER_COMMAND = 1
+    trading.limit_makers(settings, 1)
     settings.MAX_OPEN_ORDERS = 2
     met = []
 
@@ -223,9 +223,8 @@ def test_refusals_come_in_the_page_s_order(settings: Settings) -> None:
     met_by(alice, order)
     settings.MAX_OPEN_ORDERS = 3
     met_by(alice, order)
-    settings.MAX_MAKERS_PER_COMMAND = 2
-    met_by(alice, order)
     met_by(alice, order | {"side": "ask"})
+    met_by(alice, order | {"quantity": 2})
 
     steps = [line for line in section(ERRORS, "The order of refusals").splitlines() if line[:1].isdigit()]
     assert met == [name for line in steps for name in re.findall(r"`(\w+)`", line) if name in STATUSES]

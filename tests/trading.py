@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from django.db import connection
 from django.db.models import Model
+from pytest_django import Settings
 
 from exchange import services as exchange_services
 from exchange.audit import Actor, ActorKind
@@ -41,6 +42,11 @@ def broker(broker_id: str, *, cash: Decimal | int = CASH, holdings: dict[str, in
     held = {"AAPL": SHARES} if holdings is None else holdings
     _, key = exchange_services.create_broker(broker_id, initial_cash=Decimal(cash), initial_holdings=held, by=BY)
     return key
+
+
+def limit_makers(settings: Settings, makers_max: int) -> None:
+    """Let an order, and orders executed together, fill no more resting orders than this."""
+    settings.MAX_MAKERS_READ_AT_ONCE = settings.MAX_MAKERS_PER_LIST = settings.MAX_MAKERS_PER_COMMAND = makers_max
 
 
 def order(

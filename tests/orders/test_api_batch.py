@@ -301,7 +301,8 @@ def test_a_suspended_broker_is_refused_each_order(alice: Client) -> None:
 def test_takers_that_exceed_the_limit_only_together_are_all_answered(
     alice: Client, bob: Client, settings: Settings
 ) -> None:
-    settings.MAX_MAKERS_PER_COMMAND = 2
+    trading.limit_makers(settings, 2)
+    settings.SEQUENCER_ASIDE_SECONDS = trading.PATIENCE_SECONDS
     for _ in range(6):
         placed(bob, limit("ask", 1, "10", **BY_BOB))
     bids = [limit("bid", quantity, "10") for quantity in (2, 3, 2, 1)]

@@ -475,7 +475,8 @@ def test_another_order_under_a_used_id_is_409_naming_each_difference(
 def test_what_the_market_refuses_is_409_and_told(
     alice: Client, bob: Client, settings: Settings, body: dict[str, Any], code: str, told: str
 ) -> None:
-    settings.MAX_MAKERS_PER_COMMAND = 2 if code == "too_many_fills" else 20_000
+    if code == "too_many_fills":
+        trading.limit_makers(settings, 2)
     for _ in range(3):
         placed(bob, limit("ask", 1, "10", **BY_BOB))
     answer = refused_order(alice, body | {"client_order_id": "mine"})

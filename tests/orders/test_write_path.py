@@ -215,7 +215,7 @@ MAKERS_MAX = 5
 
 @pytest.fixture
 def limited(brokers: None, settings: Settings) -> None:
-    settings.MAX_MAKERS_PER_COMMAND = MAKERS_MAX
+    trading.limit_makers(settings, MAKERS_MAX)
 
 
 def rest(how_many: int) -> None:
