@@ -8,6 +8,7 @@ import dj_database_url
 from csp.constants import NONE, SELF, UNSAFE_EVAL, UNSAFE_INLINE
 
 from config.logs import LOGGING as LOGGING
+from exchange.connections import networks
 from exchange.rules import BROKER_ID, SYMBOL
 from webhooks.addresses import Profile
 
@@ -23,6 +24,9 @@ WEB_PROCESSES = int(os.environ.get("WEB_PROCESSES") or "2")  # of one, lists nee
 SECURE_COOKIES = os.environ.get("SECURE_COOKIES", "1") == "1"
 CSRF_TRUSTED_ORIGINS = os.environ.get("CSRF_TRUSTED_ORIGINS", "").split()
 TRUSTED_PROXIES = int(os.environ.get("TRUSTED_PROXIES") or "0")  # in front of us, whose X-Forwarded-For is believed
+UNLIMITED_ADDRESSES = networks(
+    os.environ.get("UNLIMITED_ADDRESSES") or "127.0.0.0/8,::1"
+)  # for CONNECTIONS_PER_ADDRESS
 TWO_FACTOR_REQUIRED = os.environ.get("TWO_FACTOR_REQUIRED", "1") == "1"
 WEBHOOK_ADDRESSES = Profile(os.environ.get("WEBHOOK_ADDRESSES", "public"))
 
@@ -43,17 +47,21 @@ RATE_LIMIT_KEYS_REMEMBERED = 10_000
 KEY_CACHE_SECONDS = 4.0  # a key that another process revoked is dead after it: within five seconds, says the contract
 KEY_CACHE_SIZE = 10_000
 WEB_THREADS = 400  # of a web process, for all but the usual order and cancel
+CONNECTIONS_PER_ADDRESS = 256  # to one web process
 WEB_STREAMS = 8  # answers of any length that a web process sends at a time, a thread for each
 KEY_RENEWAL_SECONDS = 300.0  # for so long after its last use a key is asked about again before it is needed
 
 # --- Limits of the write path ---------------------------------------------------------------------------------------
 
 MAX_MAKERS_PER_COMMAND = 20_000  # a taker that would fill more resting orders than this is refused
+MAX_MAKERS_PER_LIST = 5_000  # on one side of a book: where takers reach more, each is executed by itself
+MAX_MAKERS_READ_AT_ONCE = 1_000  # to read more, it is first looked up who can pay
 MAX_OPEN_ORDERS = 100_000  # of one broker in one instrument
 SEQUENCER_BATCH = 200  # commands in one transaction, unless one request brings more
 SEQUENCER_BATCH_SECONDS = 0.25  # how long a transaction may be expected to take
 SEQUENCER_QUEUE_REQUESTS = 256  # waiting; more are refused,
 SEQUENCER_QUEUE_COMMANDS = 4_000  # as they are when they bring so many already
+SEQUENCER_ASIDE_REQUESTS = 8  # at a time, that fill too many resting orders to be executed with others
 SWEEP_BATCH = 500  # orders cancelled or expired in one transaction
 PRICE_WINDOW = timedelta(minutes=5)
 MOVING_AVERAGE_ORDERS = 1_000
@@ -107,6 +115,7 @@ DATABASE_IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
 SEQUENCER_TURN_SECONDS = 0.25  # so long a list waits for another process' to end
 SEQUENCER_PATIENCE_SECONDS = 5.0  # then a request takes back what still waits,
 SEQUENCER_LAST_PATIENCE_SECONDS = 5.0  # and gives what is under way this long to end
+SEQUENCER_ASIDE_SECONDS = 2.0  # then no more is begun of a request that fills too many resting orders
 LOGIN_PATIENCE_SECONDS = 5.0  # then who waits to log in is sent away
 WEB_BODY_SECONDS = 30.0  # a request's, to come in
 WEB_STREAM_PIECE_SECONDS = 60.0  # a piece of a long answer, some thousand rows, to be taken

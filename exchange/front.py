@@ -19,6 +19,7 @@ from django.db import connection
 from granian.rsgi import HTTPProtocol, ProtocolClosed, Scope  # type: ignore[attr-defined]  # two come from within it
 
 from exchange import heartbeat, rejects, short_way, streams
+from exchange.connections import Connections
 from exchange.errors import Overloaded
 from exchange.keys import renew_known, write_uses
 from exchange.middleware import STARTED, Environ, request_id_of
@@ -45,12 +46,14 @@ class Front:
         self._takes_no_orders = takes_no_orders
         self._errand_of = errand_of
         self._streams = 0  # that are being sent
+        self._connections = Connections()
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        threading.Thread(target=_keep_up_for_ever, name="upkeep", daemon=True).start()
+        threading.Thread(target=_keep_up_for_ever, args=[self._connections], name="upkeep", daemon=True).start()
 
     async def __rsgi__(self, scope: Scope, protocol: HTTPProtocol) -> None:
         started = time.perf_counter()
+        self._connections.note(scope.server, scope.client, started)
         environ = environ_of(scope)
         environ[STARTED] = started
         if scope.method not in _BODILESS:
@@ -94,7 +97,7 @@ class Front:
             await in_thread(reply.pieces.close)
 
 
-def _keep_up_for_ever() -> None:
+def _keep_up_for_ever(connections: Connections) -> None:
     """What a web process does beside its requests; in a thread of its own, since under load every other is busy.
 
     Keys are renewed twice in the time for which they are believed.
@@ -103,6 +106,7 @@ def _keep_up_for_ever() -> None:
     while True:
         time.sleep(settings.KEY_CACHE_SECONDS / 2)
         _do(renew_known)
+        _do(connections.close_excess)
         _do(rejects.write)
         if time.monotonic() >= uses_are_due_at:
             uses_are_due_at = time.monotonic() + settings.KEY_USE_WRITTEN_SECONDS
