@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import (
+    attacks,
     bars,
     baseline,
     batches,
@@ -46,6 +47,7 @@ ONE_BY_ONE: dict[str, Callable[[Run, argparse.Namespace], None]] = {
     "open": lambda run, _: open_loop.measure(run),
     "growth": lambda run, _: growth.measure(run),
     "overload": lambda run, _: overload.measure(run),
+    "attacks": lambda run, _: attacks.measure(run),
     "profile": lambda run, options: profile.measure(run, options.processes or run.best_processes()),
 }
 PARTS = [*IN_TURNS, *ONE_BY_ONE]

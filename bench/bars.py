@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from bench.attacks import ATTACKS
+
 Results = dict[str, Any]
 Rounds = Callable[[Results], list[float]]  # a figure, round by round
 
@@ -81,6 +83,9 @@ def _all() -> Iterator[Bar]:
     yield Bar("one client's p50 ÷ floor's latency", one_client, latency, at_most=3.5, aim=2.5)
     p99, p50 = rounds("open", "50", "p99_ms"), rounds("open", "50", "p50_ms")
     yield Bar("p99 ÷ p50 at 50 % load", p99, p50, at_most=6)
+    for name, attack in ATTACKS.items():
+        victim = rounds("attacks", name, "p99_ms"), rounds("attacks", "nobody", "p99_ms")
+        yield Bar(f"others' p99 beside {name}", *victim, at_most=attack.p99_at_most)
     for kind, what in [("resting", "resting orders"), ("history", "old orders and trades"), ("brokers", "brokers")]:
         for clients, who in [(64, "64 clients"), (1, "1 client")]:
             name = f"most ÷ fewest {what}, {who}"

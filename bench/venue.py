@@ -148,9 +148,13 @@ class Venue:
         _, ages = Api(self.port).call("GET", "/readyz")
         return None not in (ages["beat_age_seconds"], ages["worker_age_seconds"])
 
+    def operator(self) -> "Api":
+        """A client with an operator's key, new each time."""
+        return Api(self.port, manage(self.env, "create_operator_key"))
+
     def admit(self) -> None:
         """Admit brokers over REST, or issue keys to those there are; half of them subscribe to webhooks."""
-        operator = Api(self.port, manage(self.env, "create_operator_key"))
+        operator = self.operator()
         found = [str(broker["broker_id"]) for broker in operator.listed("/brokers", "brokers")]
         keys: dict[str, str] = {
             each: operator.made(f"/brokers/{each}/keys", {})["api_key"] for each in found
