@@ -15,7 +15,8 @@ import pytest
 from config.local.servers import Postgres, Valkey, account_for, private_short_folder
 
 # A test's data may be lost with the machine, never with a process, so nothing needs to reach the disk.
-POSTGRES_OPTIONS = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "128MB"}
+# And plans that tests look at must not depend on when the tables were analyzed in the background.
+POSTGRES_OPTIONS = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "128MB", "autovacuum": "off"}
 MEMORY = "/dev/shm"  # noqa: S108 - the folders made in it are private. A tenth of the time of tests is creating files
 MEMORY_BYTES = 4 * 1024**3  # free space without which the servers of all workers might not fit
 NO_SERVERS = "postgresql://127.0.0.1:1/none", "redis://127.0.0.1:1/0"
