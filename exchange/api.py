@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from io import BytesIO
+from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
 from django.conf import settings
@@ -83,7 +84,7 @@ class ExchangeView(APIView):
         return actor_of(self.principal, self.request.META)
 
     def cost(self, request: HttpRequest) -> int:
-        """How many requests this one counts for; a body is known to be a JSON object by now, and to be nothing more."""
+        """How many requests this one counts as, whatever the length of its body, which is a JSON object by now."""
         return 1
 
     def filtered(self, queryset: QuerySet[Row]) -> QuerySet[Row]:
@@ -121,12 +122,13 @@ class ExchangeView(APIView):
         if self.authentication_classes:
             self.principal, _ = ApiKeyAuthentication().authenticate(request)
             request.auth = self.principal  # type: ignore[attr-defined]  # the log tells who it was
-        self._count(request, 1)
+        tokens = limits.tokens_of(self._received_bytes(request))
+        self._count(request, tokens)
         if str(request.method).lower() not in self.http_method_names or not hasattr(self, str(request.method).lower()):
             raise MethodNotAllowed
         if request.method == "POST":
             self._require_form(request)
-            self._count(request, max(self.cost(request), 1), held=1)
+            self._count(request, max(self.cost(request), tokens), held=tokens)
         if self.authentication_classes:
             self._require_access(request)
         self._require_fields(request)
@@ -134,11 +136,16 @@ class ExchangeView(APIView):
     def _receive(self, request: HttpRequest) -> None:
         """Take in the body, if it may be so long, while no connection is held: a client can be slow to send it."""
         self._measure_chunked(request)
-        if _length(request) <= self.max_body_bytes:
+        if self._received_bytes(request):
             try:
                 request.body  # noqa: B018 (a property that reads)
             except UnreadablePostError as error:
                 raise MalformedRequest("The body could not be read.") from error
+
+    def _received_bytes(self, request: HttpRequest) -> int:
+        """How many bytes of the body are taken in; of one that is too long, or is not looked at, none."""
+        length = _length(request) if request.method == "POST" else 0
+        return length if length <= self.max_body_bytes else 0
 
     def _count(self, request: HttpRequest, tokens: int, *, held: int = 0) -> None:
         """Take what the request costs from its key's limit, and say in the answer what is left, or refuse."""
@@ -208,9 +215,10 @@ class ExchangeView(APIView):
         if request.method == "DELETE":
             self._read_delete_query(parameters, errors)
         unknown = "There is no such query parameter here."
-        errors += [FieldError(name[:MAX_NAME_SHOWN], "unknown_parameter", unknown) for name in parameters]
+        shown = (name[:MAX_NAME_SHOWN] for name in islice(parameters, MAX_ERRORS))
+        errors += [FieldError(name, "unknown_parameter", unknown) for name in shown]
         if errors:
-            raise ValidationFailed(errors=errors[:MAX_ERRORS])
+            raise ValidationFailed(errors=errors)
 
     def _read_query(self, parameters: dict[str, str], errors: list[FieldError]) -> None:
         """Take what this view knows out of `parameters`."""

@@ -5,12 +5,13 @@ where everything is text.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Context, Decimal, Inexact, InvalidOperation
 from enum import StrEnum
 from functools import cache
-from typing import Any, Generic, TypeVar, cast
+from itertools import chain, islice
+from typing import Any, Generic, TypeVar
 
 from rest_framework import serializers
 from rest_framework.exceptions import ErrorDetail
@@ -20,7 +21,7 @@ from exchange.rules import AMOUNT, AMOUNT_DECIMALS, AMOUNT_INTEGER_DIGITS, MAX_Q
 
 Word = TypeVar("Word", bound=StrEnum)
 
-MAX_ERRORS = 50  # named in one answer
+MAX_ERRORS = 50  # named in one answer; no more are collected, however many a body has
 MAX_NAME_SHOWN = 64  # characters of a field name that is not ours
 
 _SMALLEST = Decimal(1).scaleb(-AMOUNT_DECIMALS)
@@ -40,35 +41,61 @@ class StrictSerializer(serializers.Serializer[Any]):
 
     default_error_messages = {"invalid": "Must be a JSON object."}
 
-    def contradictions(self, data: Mapping[str, Any]) -> list[Contradiction]:
+    def contradictions(self, data: Mapping[str, Any]) -> Iterable[Contradiction]:
         """What is wrong between fields, told from the raw values: a bad field hides nothing of it."""
-        return []
+        return ()
 
     def to_internal_value(self, data: Any) -> dict[str, Any]:
+        """The values of the fields, or all their errors and the first of the others, in the order of the body."""
         values: dict[str, Any] = {}
-        errors: dict[str, list[Any]] = {}
+        refusal = serializers.ValidationError({})
         try:
             values = super().to_internal_value(data)
-        except serializers.ValidationError as refusal:
-            errors = cast(dict[str, list[Any]], refusal.detail)  # a serializer's own are always by field
+        except serializers.ValidationError as of_fields:
+            refusal = of_fields
+        errors: Any = refusal.detail  # a serializer's own are always by field
         if isinstance(data, dict):
-            unknown = ErrorDetail("There is no such field here.", "unknown_field")
-            named = [(name, unknown) for name in sorted(data.keys() - self.fields.keys())]
-            for name, detail in [*self.contradictions(data), *named]:
+            for name, detail in islice(chain(self.contradictions(data), self._unknown(data)), MAX_ERRORS):
                 errors.setdefault(name, []).append(detail)
         if errors:
-            raise serializers.ValidationError(errors)
+            raise refusal
         return values
+
+    def _unknown(self, data: Mapping[str, Any]) -> Iterator[Contradiction]:
+        detail = ErrorDetail("There is no such field here.", "unknown_field")
+        return ((name, detail) for name in data if name not in self._declared_fields)
+
+
+class Items(serializers.ListField):
+    """A list whose items are checked one by one, until as many are bad as an answer names."""
+
+    def run_child_validation(self, data: Iterable[Any]) -> list[Any]:
+        items: list[Any] = []
+        errors: dict[str, Any] = {}
+        for index, item in enumerate(data):
+            try:
+                items.append(self.child.run_validation(item))
+            except serializers.ValidationError as refusal:
+                errors[str(index)] = refusal.detail
+            if len(errors) == MAX_ERRORS:
+                break
+        if errors:
+            raise serializers.ValidationError(errors)
+        return items
 
 
 def validated(
-    serializer: type[StrictSerializer], values: Mapping[str, Any], errors: list[FieldError]
+    serializer: type[StrictSerializer],
+    values: Mapping[str, Any],
+    errors: list[FieldError],
+    *,
+    max_errors: int = MAX_ERRORS,
 ) -> dict[str, Any]:
-    """What `serializer` makes of `values`; what is wrong with them is added to `errors`."""
+    """What `serializer` makes of `values`; what is wrong with them is added to `errors`, at most `max_errors`."""
     try:
         accepted: dict[str, Any] = _shared(serializer).run_validation(values)
     except serializers.ValidationError as refusal:
-        errors += field_errors(refusal.detail)
+        errors += islice(_flattened(refusal.detail), max_errors)
         return {}
     return accepted
 
@@ -79,15 +106,20 @@ def _shared(serializer: type[StrictSerializer]) -> StrictSerializer:
     return serializer()
 
 
-def field_errors(detail: Any, name: str = "") -> list[FieldError]:
-    """REST framework's nested errors, flat and dotted: `initial_holdings.0.quantity`."""
+def field_errors(detail: Any) -> list[FieldError]:
+    """REST framework's nested errors, flat and dotted, at most `MAX_ERRORS`: `initial_holdings.0.quantity`."""
+    return list(islice(_flattened(detail), MAX_ERRORS))
+
+
+def _flattened(detail: Any, name: str = "") -> Iterator[FieldError]:
     if isinstance(detail, ErrorDetail):
-        return [FieldError(name, str(detail.code), str(detail))]
-    if isinstance(detail, dict):
-        named = [(_joined(name, key), inner) for key, inner in detail.items()]
+        yield FieldError(name, str(detail.code), str(detail))
+    elif isinstance(detail, dict):
+        for key, inner in detail.items():
+            yield from _flattened(inner, _joined(name, key))
     else:
-        named = [(name, inner) for inner in detail]
-    return [error for inner_name, inner in named for error in field_errors(inner, inner_name)]
+        for inner in detail:
+            yield from _flattened(inner, name)
 
 
 def _joined(name: str, key: object) -> str:

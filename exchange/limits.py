@@ -64,6 +64,11 @@ class Limit:
         }
 
 
+def tokens_of(body_bytes: int) -> int:
+    """How many requests a body of this length counts as, at least."""
+    return max(-(-body_bytes // settings.RATE_LIMIT_BYTES_PER_REQUEST), 1)
+
+
 def requests() -> Limit:
     """The limit of everything but cancels."""
     return _limit(

@@ -1,12 +1,11 @@
 """What comes in."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from rest_framework import serializers
 from rest_framework.exceptions import ErrorDetail
 
-from exchange.fields import Amount, Choice, Contradiction, Quantity, StrictSerializer, Text, Timestamp
+from exchange.fields import Amount, Choice, Contradiction, Items, Quantity, StrictSerializer, Text, Timestamp
 from exchange.rules import (
     BROKER_ID,
     MAX_INITIAL_CASH,
@@ -27,20 +26,18 @@ class InitialHoldingForm(StrictSerializer):
 class CreateBrokerForm(StrictSerializer):
     broker_id = Text(BROKER_ID)
     initial_cash = Amount(zero=True, maximum=MAX_INITIAL_CASH)
-    initial_holdings = serializers.ListField(child=InitialHoldingForm(), default=list)
+    initial_holdings = Items(child=InitialHoldingForm(), default=list)
 
-    def contradictions(self, data: Mapping[str, Any]) -> list[Contradiction]:
+    def contradictions(self, data: Mapping[str, Any]) -> Iterator[Contradiction]:
         """No symbol twice."""
-        found: list[Contradiction] = []
         holdings, seen = data.get("initial_holdings"), set[str]()
         for index, holding in enumerate(holdings if isinstance(holdings, list) else []):
             symbol = holding.get("symbol") if isinstance(holding, dict) else None
             if isinstance(symbol, str) and symbol in seen:
                 detail = ErrorDetail("May be named only once.", "duplicate")
-                found.append((f"initial_holdings.{index}.symbol", detail))
+                yield f"initial_holdings.{index}.symbol", detail
             if isinstance(symbol, str):
                 seen.add(symbol)
-        return found
 
     def validate_initial_holdings(self, holdings: list[dict[str, Any]]) -> dict[str, int]:
         """Symbol to quantity."""
@@ -54,7 +51,7 @@ class CreateTransferForm(StrictSerializer):
     quantity = Quantity(signed=True, required=False, allow_null=True)
     reason = Text(max_length=MAX_REASON_LENGTH)
 
-    def contradictions(self, data: Mapping[str, Any]) -> list[Contradiction]:
+    def contradictions(self, data: Mapping[str, Any]) -> Iterable[Contradiction]:
         """Either `cash`, or `symbol` and `quantity`."""
         named = [name for name in ("symbol", "quantity") if data.get(name) is not None]
         if data.get("cash") is not None:
@@ -68,7 +65,7 @@ class CreateTransferForm(StrictSerializer):
 
 class CreateKeyForm(StrictSerializer):
     name = Text(min_length=0, max_length=MAX_NAME_LENGTH, required=False)
-    scopes = serializers.ListField(child=Choice(Scope, words=(Scope.READ, Scope.TRADE)), min_length=1, required=False)
+    scopes = Items(child=Choice(Scope, words=(Scope.READ, Scope.TRADE)), min_length=1, required=False)
     expires_at = Timestamp(required=False, allow_null=True)
 
 

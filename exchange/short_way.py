@@ -63,11 +63,11 @@ def principal_of(environ: Mapping[str, Any]) -> Principal | None:
 
 
 def body_of(environ: Environ) -> bytes | None:
-    """The body of a POST if it is JSON, of a length that was told and is allowed; it can be read again."""
+    """The body of a POST if it is JSON, of a length that was told and counts as one request; it can be read again."""
     length = environ.get("CONTENT_LENGTH", "")
     if environ.get("CONTENT_TYPE") not in _USUAL_TYPES or "HTTP_TRANSFER_ENCODING" in environ:
         return None
-    if not _LENGTH.fullmatch(length) or not 0 < int(length) <= settings.MAX_BODY_BYTES:
+    if not _LENGTH.fullmatch(length) or not 0 < int(length) <= settings.RATE_LIMIT_BYTES_PER_REQUEST:
         return None
     try:
         body: bytes = environ["wsgi.input"].read()

@@ -10,6 +10,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 
 import msgspec
+from django.conf import settings
 
 from exchange.errors import FieldError, MalformedRequest
 
@@ -56,6 +57,9 @@ def encoded(body: object) -> bytes:
 
 def decoded(body: bytes) -> dict[str, Any]:
     """The JSON object in `body`; numbers are `int` as they were written, or else `Decimal`."""
+    most = settings.MAX_BODY_CONTAINERS
+    if len(body) > most and body.count(b"{") + body.count(b"[") > most:
+        raise MalformedRequest(f"The body may have at most {most} objects and lists.")
     try:
         values = _decoded(body)
     except (msgspec.MsgspecError, ValueError) as error:  # a UnicodeDecodeError is a ValueError
@@ -71,6 +75,8 @@ def _decoded(body: bytes) -> Any:
     try:
         return _DECODER.decode(body)
     except msgspec.ValidationError:  # an integer with thousands of digits is JSON too, and some field's to refuse
+        if len(body) > settings.MAX_BODY_BYTES:  # but to read it takes several times as long
+            raise
         values = json.loads(body, parse_float=_decimal, parse_int=_integer, parse_constant=_no_constant)
         json.dumps(values, ensure_ascii=False, default=str).encode()  # half a surrogate pair is a ValueError here
         return values

@@ -151,9 +151,10 @@ class OrderBatchView(ExchangeView):
     scopes = {"POST": (Scope.TRADE,)}
     body_class = PlaceOrdersForm
     max_body_bytes = settings.MAX_BATCH_BODY_BYTES
+    errors_left = settings.MAX_BATCH_ERRORS
 
     def cost(self, request: HttpRequest) -> int:
-        """As many requests as it has orders; one with too many is refused for that."""
+        """As many as it has orders; one with too many is refused for that."""
         orders = self.data.get("orders")
         return min(len(orders), settings.MAX_BATCH_ORDERS) if isinstance(orders, list) else 1
 
@@ -173,15 +174,19 @@ class OrderBatchView(ExchangeView):
         return Response(OrderResults(results))
 
     def _asked(self, body: Any) -> PlaceOrder | ExchangeError:
-        """What one of the bodies asks for, or why it cannot: as a request by itself is refused, and in that order."""
+        """What one of the bodies asks for, or why it cannot: as a request by itself is refused, and in that order.
+
+        When the batch's errors are used up, only the first of each order is named.
+        """
         if not isinstance(body, dict):
             return errors.MalformedRequest("An order must be a JSON object.")
         own = self.principal.broker_id
         if isinstance(body.get("broker_id"), str) and body["broker_id"] != own:
             return errors.BrokerMismatch(f"This key acts for {own} only.")
         bad: list[FieldError] = []
-        values = validated(PlaceOrderForm, body, bad)
-        return errors.ValidationFailed(errors=bad[:MAX_ERRORS]) if bad else PlaceOrder(**values)
+        values = validated(PlaceOrderForm, body, bad, max_errors=max(min(self.errors_left, MAX_ERRORS), 1))
+        self.errors_left -= len(bad)
+        return errors.ValidationFailed(errors=bad) if bad else PlaceOrder(**values)
 
     def _result(self, outcome: Outcome, earlier: Mapping[UUID, OrderBody]) -> OrderResult:
         match outcome:

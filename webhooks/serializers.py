@@ -5,7 +5,7 @@ from typing import Any
 from django.conf import settings
 from rest_framework import serializers
 
-from exchange.fields import MAX_ERRORS, Choice, StrictSerializer, Text, WireField
+from exchange.fields import Choice, Items, StrictSerializer, Text, WireField
 from exchange.rules import BROKER_ID
 from webhooks.addresses import URL, BadUrl, check_url
 from webhooks.models import MAX_URL_LENGTH, EventType
@@ -39,27 +39,13 @@ def _unnamed(pattern: str) -> str:
     return pattern.replace("(?P<scheme>", "(").replace("(?P<host>", "(").replace("(?P<port>", "(")
 
 
-class EventTypes(serializers.ListField):
-    """Types of events, at least one; of a list full of nonsense no more is looked at than the answer names."""
+class EventTypes(Items):
+    """Types of events, at least one."""
 
     default_error_messages = {"not_a_list": "Must be a list.", "min_length": "Must name at least one event."}
 
     def __init__(self) -> None:
         super().__init__(child=Choice(EventType), min_length=1)
-
-    def run_child_validation(self, data: list[Any]) -> list[EventType]:
-        types: list[EventType] = []
-        errors: dict[str, Any] = {}
-        for index, word in enumerate(data):
-            try:
-                types.append(self.child.run_validation(word))
-            except serializers.ValidationError as refusal:
-                errors[str(index)] = refusal.detail
-            if len(errors) == MAX_ERRORS:
-                break
-        if errors:
-            raise serializers.ValidationError(errors)
-        return types
 
 
 class SubscribeForm(StrictSerializer):

@@ -1,6 +1,7 @@
 """What a request looks like before its fields are read, and what every answer looks like (contract: "Conventions")."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,11 +9,14 @@ from django.db import InterfaceError, OperationalError
 from django.test import override_settings
 from psycopg import errors as postgres
 from psycopg_pool import PoolTimeout
+from rest_framework import serializers
 
 from exchange import services
-from exchange.errors import ExchangeError
+from exchange.errors import ExchangeError, FieldError
+from exchange.fields import MAX_ERRORS, Items, field_errors, validated
 from exchange.models import Broker, Instrument
 from exchange.problems import STATUSES, refusal_of
+from exchange.serializers import InitialHoldingForm, ListInstrumentForm
 from tests.exchange.client import Client
 
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
@@ -40,6 +44,8 @@ MALFORMED = {
     "a comment": b'{"symbol": "AAPL"} // hello',
     "single quotes": b"{'symbol': 'AAPL'}",
     "form data": b"symbol=AAPL",
+    "more lists than a body may have": b'{"symbol": [' + b"[]," * 10_000 + b"1]}",
+    "more objects than a body may have": b'{"symbol": [' + b"{}," * 10_000 + b"1]}",
 }
 
 
@@ -102,6 +108,53 @@ def test_ever_so_many_unknown_fields_give_a_short_answer(operator: Client) -> No
 
     assert answer.status == 400
     assert len(answer.content) < 10_000
+
+
+def test_as_many_objects_and_lists_as_a_body_may_have_are_the_fields_to_refuse(operator: Client) -> None:
+    body = b'{"symbol": [' + b"{}," * 9_998 + b"1]}"
+
+    assert operator.post("/stocks", body).fields == {"symbol": "invalid"}
+
+
+class CountedNames(dict[str, Any]):
+    """A JSON object that counts how many of its names were looked at."""
+
+    looked_at = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for name in super().__iter__():
+            self.looked_at += 1
+            yield name
+
+
+def test_unknown_fields_are_looked_at_until_an_answer_is_full() -> None:
+    body, errors = CountedNames({f"x{n}": n for n in range(100_000)}), list[FieldError]()
+    validated(ListInstrumentForm, body, errors)
+
+    assert [error.field for error in errors] == ["symbol", *(f"x{n}" for n in range(MAX_ERRORS - 1))]
+    assert body.looked_at <= MAX_ERRORS
+
+
+def test_items_of_a_list_are_looked_at_until_an_answer_is_full() -> None:
+    items: Iterator[dict[str, Any]] = iter([{}] * 10_000)
+    with pytest.raises(serializers.ValidationError) as refusal:
+        Items(child=InitialHoldingForm()).run_child_validation(items)
+
+    assert len(field_errors(refusal.value.detail)) == MAX_ERRORS
+    assert len(list(items)) == 10_000 - MAX_ERRORS
+
+
+def test_a_symbol_is_looked_for_twice_until_an_answer_is_full(operator: Client) -> None:
+    body = {"broker_id": "a", "initial_cash": 1, "initial_holdings": [{"symbol": "A", "quantity": 1}] * 1_000}
+    answer = operator.post("/brokers", body)
+
+    assert answer.fields == {f"initial_holdings.{n}.symbol": "duplicate" for n in range(1, MAX_ERRORS + 1)}
+
+
+def test_ever_so_many_unknown_parameters_give_a_short_answer(operator: Client) -> None:
+    answer = operator.get("/stocks?" + "&".join(f"x{n}=1" for n in range(900)))
+
+    assert answer.fields == {f"x{n}": "unknown_parameter" for n in range(MAX_ERRORS)}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """How much a key may send (contract: "Limits"): burst, refusal, refill, and what the answers say of it."""
 
+import json
 import re
 import time
 from functools import partial
@@ -9,10 +10,11 @@ from uuid import UUID
 import pytest
 from pytest_django import Settings
 
-from exchange import services
+from exchange import limits, services
 from exchange.limits import Allowance, Limit
 from exchange.rules import Scope
 from orders.models import Order
+from orders.serializers import PlaceOrderForm
 from tests import api, trading
 from tests.api import LIMIT
 from tests.exchange.client import Answer, Client
@@ -242,6 +244,58 @@ def test_a_list_counts_as_many_as_it_has_and_passes_as_a_whole_or_not_at_all(set
     assert too_many.code == "rate_limited"
     assert int(too_many.headers["Retry-After"]) == 90 - left(too_many) <= 90 - 39
     assert alice.post("/orders/batch", {"orders": [{}] * 39}).status == 200
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("path", "body", "length", "tokens"),
+    [
+        ("/orders", b"{}", 1_024, 1),
+        ("/orders", b"{}", 1_025, 2),
+        ("/orders", b"{", 65_536, 64),
+        ("/orders", b"{}", 65_537, 1),
+        ("/orders/batch", b'{"orders": [{}, {}, {}]}', 2_048, 3),
+        ("/orders/batch", b'{"orders": [{}, {}, {}]}', 1_048_576, 1_024),
+        ("/orders/batch", b"{", 1_048_576, 1_024),
+    ],
+)
+def test_a_long_body_counts_by_its_length_unless_it_is_too_long_to_be_read(
+    settings: Settings, alice: Client, path: str, body: bytes, length: int, tokens: int
+) -> None:
+    settings.RATE_LIMIT_PER_SECOND, settings.RATE_LIMIT_BURST = 1, 4_000
+    before = left(alice.get("/stocks"))
+
+    assert 0 <= left(alice.post(path, body.ljust(length))) - (before - tokens) <= 5  # some seconds' tokens
+
+
+def test_a_long_body_is_not_decoded_when_the_key_may_not_send_it(settings: Settings, alice: Client) -> None:
+    settings.RATE_LIMIT_PER_SECOND, settings.RATE_LIMIT_BURST = 1, 50
+    alice.get("/stocks")
+
+    assert alice.post("/orders", b"{".ljust(65_536)).code == "rate_limited"
+    assert alice.post("/orders", b"{").code == "malformed_request"
+
+
+LONGEST = {
+    "type": "limit",
+    "broker_id": "b" * 64,
+    "document_number": "1" * 32,
+    "side": "bid",
+    "symbol": "A" * 12,
+    "price": f"{'9' * 16}.1234",
+    "quantity": 10**12,
+    "expires_at": "2099-12-31T23:59:59.123456+00:00",
+    "time_in_force": "gtd",
+    "client_order_id": "c" * 64,
+}
+
+
+def test_no_order_counts_as_several_for_its_length_unless_it_is_padded(alice: Client) -> None:
+    assert LONGEST.keys() == PlaceOrderForm().fields.keys()
+    batch = json.dumps({"orders": [LONGEST] * 500}, indent=4)
+
+    assert limits.tokens_of(len(json.dumps(LONGEST, indent=4))) == 1
+    assert limits.tokens_of(len(batch)) <= 500
 
 
 @pytest.mark.django_db(transaction=True)

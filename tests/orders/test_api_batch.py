@@ -15,6 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from pytest_django.fixtures import Settings
 
 from exchange import services as exchange_services
+from exchange.fields import MAX_ERRORS
 from exchange.rules import Scope
 from orders import services
 from orders.models import Order, Trade
@@ -133,6 +134,24 @@ def test_every_element_may_be_anything(alice: Client) -> None:
     results = batch(alice, None, 1, "order", [], [LIMIT], True, {}, LIMIT)
 
     assert told(results) == ["400 malformed_request"] * 6 + ["400 validation_error", "201 pending"]
+
+
+def test_the_errors_of_a_batch_are_named_until_it_has_its_number_and_then_one_of_each_order(alice: Client) -> None:
+    order = LIMIT | {f"unknown-{number}": 1 for number in range(60)}
+    named = [[error["field"] for error in result["error"]["errors"]] for result in batch(alice, *[order] * 40)]
+
+    assert [len(fields) for fields in named] == [MAX_ERRORS] * (django_settings.MAX_BATCH_ERRORS // MAX_ERRORS) + [
+        1
+    ] * 20
+    assert {fields[0] for fields in named} == {"unknown-0"}
+
+
+def test_an_integer_without_end_refuses_its_order_alone_and_a_long_batch_as_a_whole(alice: Client) -> None:
+    bad = LIMIT | {"quantity": token("9" * 5_000)}
+    body = msgspec.json.encode({"orders": [bad, LIMIT]})
+
+    assert told(batch(alice, bad, LIMIT)) == ["400 validation_error", "201 pending"]
+    assert refused(alice, "POST", "/orders/batch", body.ljust(64 * 1024 + 1)).code == "malformed_request"
 
 
 def test_a_market_order_and_a_gtd_one_are_as_right_in_a_batch_as_alone(alice: Client, bob: Client) -> None:

@@ -384,8 +384,11 @@ def test_a_client_may_say_that_json_is_utf_8(exchange: Exchange, key: str) -> No
     assert exchange.compare(lambda: (key, *post(), utf_8)).status == 201
 
 
-def test_the_longest_body_still_goes_the_short_way(exchange: Exchange, key: str) -> None:
-    assert exchange.compare(lambda: (key, "POST", "/orders", BODY.ljust(conf.MAX_BODY_BYTES))).status == 201
+def test_a_body_goes_the_short_way_as_long_as_it_counts_as_one_request(exchange: Exchange, key: str) -> None:
+    longest = conf.RATE_LIMIT_BYTES_PER_REQUEST
+    assert exchange.compare(lambda: (key, "POST", "/orders", BODY.ljust(longest))).status == 201
+    longer = exchange.send(SHORT, key, "POST", "/orders", BODY.ljust(longest + 1))
+    assert (longer.status, longer.way, longer.counted) == (201, LONG, (2, 0))
 
 
 @pytest.mark.parametrize(("seconds", "then"), [(60.0, SHORT), (0.0, LONG)])
