@@ -126,7 +126,8 @@ def environ_of(scope: Scope) -> Environ:
     """The request as WSGI has it, but for its body.
 
     A header that came more than once is joined, as cookies are; of those that describe the body the first one counts.
-    One that is not ASCII is not there: granian leaves it out.
+    One with an underscore in its name is left out: WSGI would take `X_Forwarded_For` for the `X-Forwarded-For` of a
+    proxy. One that is not ASCII is not there: granian leaves it out.
     """
     server, _, port = scope.server.rpartition(":")
     environ = {
@@ -143,6 +144,8 @@ def environ_of(scope: Scope) -> Environ:
         "wsgi.input_terminated": True,
     }
     for name, value in scope.headers.items():
+        if "_" in name:
+            continue
         if name in _WITHOUT_PREFIX:
             environ.setdefault(_WITHOUT_PREFIX[name], value)
             continue

@@ -27,7 +27,7 @@ from django.db import connection, transaction
 from config.local.processes import wait_until
 from exchange.front import Front, environ_of
 from exchange.middleware import Environ
-from exchange.models import Instrument
+from exchange.models import AuditEntry, Instrument
 from exchange.wsgi import ExchangeHandler, ExchangeRequest
 from orders.models import Order
 from tests import api, live, trading
@@ -75,7 +75,9 @@ def scope_of(path: str, query: str, *headers: tuple[str, str]) -> Any:
             lambda request: [value for name, value in request.META.items() if "LENGTH" in name],
             ["5"],
         ),
-        (("/", "", ("x-a", "1"), ("x_a", "2")), lambda request: request.headers["X-A"], "1,2"),
+        (("/", "", ("x-a", "1"), ("x_a", "2")), lambda request: request.headers["X-A"], "1"),
+        (("/", "", ("x_a", "2"), ("x-a", "1")), lambda request: request.headers["X-A"], "1"),
+        (("/", "", ("x_a", "2")), lambda request: "X-A" in request.headers, False),
         (("/", ""), lambda request: (request.get_host(), request.get_port()), ("localhost:8000", "8000")),
         (("/", ""), lambda request: (request.method, request.META["REMOTE_ADDR"]), ("POST", "10.0.0.1")),
     ],
@@ -137,12 +139,13 @@ from config.settings import *
 WEB_THREADS = {SMALL_THREADS}
 WEB_BODY_SECONDS = {SMALL_BODY_SECONDS}
 KEY_CACHE_SECONDS = {SMALL_KEY_SECONDS}
+TRUSTED_PROXIES = 1
 """
 
 
 @pytest.fixture(scope="module")
 def small_server(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[live.Server]:
-    """A web server with few threads and little time."""
+    """A web server with few threads and little time, behind a proxy."""
     folder: Path = tmp_path_factory.mktemp("small")
     (folder / "small_front_settings.py").write_text(SMALL)
     running = live.server(folder / "web.log")
@@ -255,6 +258,17 @@ def test_a_static_file_that_is_known_is_not_sent_again(server: live.Server, db: 
             answer = http.getresponse()
             statuses.append((answer.status, answer.read()))
     assert statuses == [(304, b"")] * 50
+
+
+@pytest.mark.parametrize("forged_first", [True, False])
+def test_a_client_cannot_add_to_what_the_proxy_says_of_its_address(
+    small_server: live.Server, key: str, forged_first: bool
+) -> None:
+    headers = [b"X-Forwarded-For: 198.51.100.1", b"X_Forwarded_For: 203.0.113.9", b"X_FORWARDED-FOR: 203.0.113.8"]
+    with closing(Wire(small_server, str(api.operator().key))) as wire:
+        wire.send(wire.head(b"POST /stocks/AAPL/halt", *(reversed(headers) if forged_first else headers)))
+        assert wire.answer()[0] == 200
+    assert AuditEntry.objects.get(action="instrument.halt").address == "198.51.100.1"
 
 
 PASSWORD = "a good password"  # noqa: S105 (nobody's)
