@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import cache, wraps
+from threading import Lock
 from typing import ParamSpec, TypeVar
 
 from django.conf import settings
@@ -27,3 +29,18 @@ async def in_thread(
             connection.close()
 
     return await asyncio.get_running_loop().run_in_executor(_threads, copy_context().run, run)
+
+
+def once(compute: Callable[[], _Result]) -> Callable[[], _Result]:
+    """Compute a result on the first call and cache it.
+
+    `functools.cache` alone lets several threads compute it at the same time, which not every library can bear.
+    """
+    lock, cached = Lock(), cache(compute)
+
+    @wraps(compute)
+    def result() -> _Result:
+        with lock:
+            return cached()
+
+    return result

@@ -1,7 +1,5 @@
 """Brokers, their balances, transfers and keys; instruments; and what tells that the exchange runs."""
 
-from functools import cache
-
 from django.db import DatabaseError, InterfaceError, connection
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
@@ -54,6 +52,7 @@ from exchange.serializers import (
     ListInstrumentForm,
     ReasonForm,
 )
+from exchange.threads import once
 
 OPERATORS = (Scope.OPERATOR,)
 READERS = (Scope.READ,)
@@ -203,9 +202,9 @@ def _database_is_ready() -> bool:
         return False
 
 
-@cache
+@once
 def _migrations() -> frozenset[tuple[str, str]]:
-    """What this code has on disk."""
+    """What this code has on disk; Django reloads modules to find out."""
     return frozenset(MigrationLoader(None, ignore_no_migrations=True).disk_migrations)
 
 
@@ -217,7 +216,7 @@ class OpenApiView(ExchangeView):
         return HttpResponse(_openapi_document(), content_type="application/json")
 
 
-@cache
+@once
 def _openapi_document() -> bytes:
     generator = SchemaGenerator()  # type: ignore[no-untyped-call]  # drf-spectacular is only half typed
     return wire.encoded(generator.get_schema(request=None, public=True))  # type: ignore[no-untyped-call]  # as above

@@ -15,10 +15,6 @@ class ExchangeRequest(WSGIRequest):
     stumbles over would make reading even the query string fail, before any of our code runs.
     """
 
-    def __init__(self, environ: dict[str, Any]) -> None:
-        environ.pop("HTTP_CONTENT_LENGTH", None)  # of a header `Content_Length`, which REST framework would believe
-        super().__init__(environ)
-
     def _set_content_type_params(self, meta: dict[str, Any]) -> None:
         media_type, *parameters = meta.get("CONTENT_TYPE", "").split(";")
         boundaries = [each for each in parameters if each.strip().lower().startswith("boundary=")]

@@ -1,10 +1,34 @@
 """The live web server that tests talk to over real sockets."""
 
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import httpx
 import pytest
 
+from tests import api, live, trading
 from tests.live import Server
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.processes]
+
+AT_ONCE = 20
+ANSWER_SECONDS = 30.0
+PATHS = [
+    *["/admin/login/", "/docs", "/docs?script=", "/healthz", "/openapi.json", "/readyz", "/stocks"],
+    *["/stocks/AAPL/book", "/stocks/AAPL/price", "/brokers/alice/orders"],
+]
+
+
+@pytest.fixture
+def fresh_server(transactional_db: None, tmp_path: Path) -> Iterator[Server]:
+    """A web server that has answered nothing but `/healthz`."""
+    running = live.server(tmp_path / "web.log")
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
 
 
 def test_it_answers_and_comes_back_on_its_port(server: Server) -> None:
@@ -13,3 +37,19 @@ def test_it_answers_and_comes_back_on_its_port(server: Server) -> None:
     server.restart()
     assert server.answers()
     assert (server.pid != before, server.port) == (True, port)
+
+
+def ask_at_once(server: Server, paths: list[str]) -> list[httpx.Response]:
+    """Send a GET for each path, all at the same time, with a broker's key."""
+    headers = {"Authorization": f"Bearer {api.broker('alice').key}"}
+    ask = partial(httpx.get, headers=headers, timeout=ANSWER_SECONDS, trust_env=False)
+    return trading.at_once([partial(ask, server.url + path) for path in paths])
+
+
+@pytest.mark.parametrize("paths", [["/openapi.json"], ["/readyz"], PATHS], ids=["openapi", "readyz", "all"])
+def test_the_first_requests_may_come_at_once(fresh_server: Server, paths: list[str]) -> None:
+    answers = ask_at_once(fresh_server, paths * (AT_ONCE // len(paths)))
+
+    assert len(answers) == AT_ONCE
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.content for answer in answers if answer.url.path == "/openapi.json"}) <= 1
