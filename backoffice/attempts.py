@@ -6,7 +6,6 @@ They are made one at a time, so that however many come, orders have the rest of 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import IPv6Address, IPv6Network, ip_address
 from threading import Lock
 from typing import Any
 
@@ -19,10 +18,9 @@ from django.db.models import Sum
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 
-from exchange.audit import address_of
+from exchange.audit import network_of
 
 MAX_NAME_LENGTH = 150  # of a user, says Django
-IPV6_PREFIX = 64  # bits: the smallest network that anybody is given
 
 Credentials = dict[str, Any] | None
 
@@ -79,14 +77,8 @@ def _is_address_out(request: Any) -> bool:
 
 
 def address(request: HttpRequest) -> str | None:
-    """The client's address, if what is said of it is one; of IPv6 its network, in which a client has all there are."""
-    try:
-        found = ip_address(address_of(request.META).strip("[]"))
-    except ValueError:
-        return None
-    if isinstance(found, IPv6Address):
-        found = found.ipv4_mapped or IPv6Network((found, IPV6_PREFIX), strict=False).network_address
-    return str(found)
+    """The client's address as axes counts it."""
+    return network_of(request.META)
 
 
 def name_tried(request: HttpRequest, credentials: Credentials) -> str:

@@ -8,6 +8,7 @@ refuses to change or remove an entry.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from django.db import connection
 from exchange.rules import Words
 
 ADDRESS_LENGTH = 64
+IPV6_PREFIX = 64  # bits: the smallest network that anybody is given
 
 
 class ActorKind(Words):
@@ -114,6 +116,17 @@ def address_of(environ: Mapping[str, Any]) -> str:
     said = forwarded[-proxies].strip() if len(forwarded) >= proxies > 0 else ""
     address = said or str(environ.get("REMOTE_ADDR", ""))
     return address[:ADDRESS_LENGTH]  # with fewer proxies than we are told of it is what the client says
+
+
+def network_of(environ: Mapping[str, Any]) -> str | None:
+    """The client's address, if what is said of it is one; of IPv6 its network, in which a client has all there are."""
+    try:
+        found = ip_address(address_of(environ).strip("[]"))
+    except ValueError:
+        return None
+    if isinstance(found, IPv6Address):
+        found = found.ipv4_mapped or IPv6Network((found, IPV6_PREFIX), strict=False).network_address
+    return str(found)
 
 
 def _encoded(value: object) -> object:

@@ -1,5 +1,8 @@
 """Bearer keys, as REST framework asks for them."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from django.http import HttpRequest
 from rest_framework.authentication import BaseAuthentication
 
@@ -11,8 +14,14 @@ class ApiKeyAuthentication(BaseAuthentication):
     """`Authorization: Bearer <key>`; the principal is both user and auth."""
 
     def authenticate(self, request: HttpRequest) -> tuple[Principal, Principal]:
-        scheme, _, key = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
-        if scheme.lower() != "bearer":
+        key = bearer_key(request.META)
+        if key is None:
             raise Unauthenticated
-        principal = principal_of_key(key.strip())
+        principal = principal_of_key(key)
         return principal, principal
+
+
+def bearer_key(environ: Mapping[str, Any]) -> str | None:
+    """What a request sends as its key."""
+    scheme, _, key = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from decimal import Decimal
+from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
@@ -120,6 +121,10 @@ class ReadinessBody(msgspec.Struct, frozen=True):
     valkey: bool
     beat_age_seconds: float | None
     worker_age_seconds: float | None
+
+    @property
+    def status(self) -> HTTPStatus:
+        return HTTPStatus.OK if self.database else HTTPStatus.SERVICE_UNAVAILABLE
 
 
 def balance_body(broker_id: str) -> BalanceBody:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
+from http import HTTPStatus
 from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
@@ -18,19 +19,22 @@ from django.conf import settings
 from django.db import connection
 from granian.rsgi import HTTPProtocol, ProtocolClosed, Scope  # type: ignore[attr-defined]  # two come from within it
 
-from exchange import heartbeat, rejects, short_way, streams
+from exchange import heartbeat, readiness, rejects, short_way, streams, unknown
+from exchange.bodies import HealthBody
 from exchange.connections import Connections
-from exchange.errors import Overloaded
+from exchange.errors import Overloaded, RateLimited
 from exchange.keys import renew_known, write_uses
 from exchange.middleware import STARTED, Environ, request_id_of
 from exchange.problems import problem_response
 from exchange.short_way import Errand, Reply
 from exchange.threads import in_thread
+from exchange.wire import encoded
 
 WSGI = Callable[[Environ, Any], Iterable[bytes]]
 
 MAX_PIECES = 1_024  # of a body sent in chunks: each costs the event loop as much as a request
 
+_JSON = {"Content-Type": short_way.MEDIA_TYPE}
 _BODILESS = {"GET", "HEAD", "OPTIONS"}
 _WITHOUT_PREFIX = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 _log = structlog.get_logger(__name__)
@@ -47,6 +51,7 @@ class Front:
         self._errand_of = errand_of
         self._streams = 0  # that are being sent
         self._connections = Connections()
+        self._paused = 0  # requests whose refusal is held back
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         threading.Thread(target=_keep_up_for_ever, args=[self._connections], name="upkeep", daemon=True).start()
@@ -59,7 +64,7 @@ class Front:
         if scope.method not in _BODILESS:
             environ["wsgi.input"] = await _body(environ, protocol)
         reply = await self.answer(environ)
-        if _is_to_place(environ) and rejects.is_refusal(reply.status):
+        if _is_to_place(environ) and rejects.is_refusal(reply.status) and not unknown.is_refused(environ):
             rejects.note(1)
         if reply.pieces is not None:
             await self._stream(reply, environ, scope.client, protocol)
@@ -75,9 +80,29 @@ class Front:
         if _is_for_a_book(environ) and self._takes_no_orders():
             return _refusal(environ)
         errand = self._errand_of(environ)
-        if errand and (reply := await short_way.run(errand, environ)):
-            return reply
-        return await in_thread(_django, self._long_way, environ)
+        if errand and (done := await short_way.run(errand, environ)):
+            return done
+        if _is_health_check(environ):
+            known = _health(environ)
+            return await in_thread(_django, self._long_way, environ) if known is None else known
+        try:
+            token = unknown.admit(environ)
+        except RateLimited as error:
+            await self._pause()
+            return short_way.refusal(environ, error)
+        answered = await in_thread(_django, self._long_way, environ)
+        if token:
+            token.give_back_if_valid()
+        return answered
+
+    async def _pause(self) -> None:
+        """Slow down a client that was refused and may ask again at once, unless many are being slowed down already."""
+        if self._paused < settings.RATE_LIMIT_UNKNOWN_PAUSES:
+            self._paused += 1
+            try:
+                await asyncio.sleep(settings.RATE_LIMIT_UNKNOWN_PAUSE_SECONDS)
+            finally:
+                self._paused -= 1
 
     async def _stream(self, reply: Reply, environ: Environ, client: str, protocol: HTTPProtocol) -> None:
         """Send it piece by piece, in a thread of its own, unless so many do already."""
@@ -198,6 +223,20 @@ def _is_for_a_book(environ: Environ) -> bool:
     """Whether it would wait for its turn. A mass cancel does not: it goes its own way."""
     path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
     return (method == "POST" and path == "/orders") or (method in ("POST", "DELETE") and path.startswith("/orders/"))
+
+
+def _is_health_check(environ: Environ) -> bool:
+    path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
+    return method == "GET" and path in ("/healthz", "/readyz") and not environ["QUERY_STRING"]
+
+
+def _health(environ: Environ) -> Reply | None:
+    """The answer from memory, if it is there. It costs no more than a refusal, so nobody is refused one."""
+    if environ["PATH_INFO"] == "/healthz":
+        return short_way.reply(environ, HTTPStatus.OK, _JSON, encoded(HealthBody("ok")))
+    if body := readiness.remembered():
+        return short_way.reply(environ, body.status, _JSON, encoded(body))
+    return None
 
 
 def _is_to_place(environ: Environ) -> bool:

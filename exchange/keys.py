@@ -2,7 +2,8 @@
 
 Keys are believed for `KEY_CACHE_SECONDS`, by the SHA-256 of the whole key: no query per request, and a key that
 another process revokes is dead after that time. Those in use are asked about again before it ends, all in one query.
-What was never a key, or is revoked, is not remembered. When a key was last used is written down later, with others.
+A key that is none, or is revoked, is refused for `KEY_REFUSAL_SECONDS` without another query. When a key was last used
+is written down later, with others.
 """
 
 import hashlib
@@ -62,6 +63,7 @@ class _KnownKeys:
 
     def __init__(self) -> None:
         self.by_digest: dict[bytes, _Known] = {}  # the one looked up last comes last
+        self.refused_until: dict[bytes, float] = {}
         self.used_at: dict[bytes, float] = {}
         self.uses: dict[str, float] = {}  # by prefix, since they were last written down
         self.forgotten = 0
@@ -76,6 +78,18 @@ class _KnownKeys:
             self.by_digest[digest] = known
             if len(self.by_digest) > settings.KEY_CACHE_SIZE:
                 del self.by_digest[next(iter(self.by_digest))]
+
+    def refuse(self, digest: bytes, until: float) -> None:
+        """Remember that this is no valid key, even if it was one."""
+        with self._lock:
+            self.by_digest.pop(digest, None)
+            self.refused_until.pop(digest, None)
+            self.refused_until[digest] = until
+            if len(self.refused_until) > settings.KEY_REFUSALS_REMEMBERED:
+                del self.refused_until[next(iter(self.refused_until))]
+
+    def is_refused(self, digest: bytes, now: float) -> bool:
+        return now < self.refused_until.get(digest, now)
 
     def note_use(self, digest: bytes, known: _Known, now: float) -> None:
         self.used_at[digest] = self.uses[known.principal.key_prefix] = now
@@ -117,7 +131,7 @@ def new_key() -> tuple[str, str, bytes]:
 
 def principal_of_key(key: str, clock: Callable[[], float] = time.monotonic) -> Principal:
     """Whom this key stands for, or `Unauthenticated`."""
-    if len(key) != _KEY_LENGTH or not key.isascii():
+    if not _has_the_form(key):
         raise Unauthenticated
     digest = _hash(key)  # nobody can choose it: how long the look-up takes tells nothing about the keys there are
     known = _known_keys.by_digest.get(digest)
@@ -137,6 +151,17 @@ def known_principal(key: str, clock: Callable[[], float] = time.monotonic) -> Pr
         return None
     _known_keys.note_use(digest, known, now)
     return known.principal
+
+
+def was_valid(key: str) -> bool:
+    """True if the key was valid when this process last looked it up, however long ago, and has not expired since."""
+    known = _known_keys.by_digest.get(_hash(key)) if _has_the_form(key) else None
+    return known is not None and not _has_expired(known)
+
+
+def needs_look_up(key: str, clock: Callable[[], float] = time.monotonic) -> bool:
+    """True if only the database can tell whether this text is a valid key."""
+    return _has_the_form(key) and bool(_KEY.fullmatch(key)) and not _known_keys.is_refused(_hash(key), clock())
 
 
 def renew_known(clock: Callable[[], float] = time.monotonic) -> None:
@@ -179,7 +204,7 @@ def forget_key(prefix: str) -> None:
 def _look_up(key: str, digest: bytes, clock: Callable[[], float]) -> _Known:
     """Ask the database about a key and remember it, as of the moment before it was asked."""
     parts = _KEY.fullmatch(key)
-    if parts is None:
+    if parts is None or _known_keys.is_refused(digest, clock()):
         raise Unauthenticated
     prefix, secret = parts.groups()
     forgotten, asked_at = _known_keys.forgotten, clock()
@@ -187,11 +212,17 @@ def _look_up(key: str, digest: bytes, clock: Callable[[], float]) -> _Known:
     api_key = stored.first()
     expected = bytes(api_key.secret_hash) if api_key else _NO_HASH
     if not hmac.compare_digest(_hash(secret), expected) or api_key is None or api_key.revoked_at is not None:
+        _known_keys.refuse(digest, until=asked_at + settings.KEY_REFUSAL_SECONDS)
         raise Unauthenticated
     principal = Principal(api_key.broker_id, frozenset(map(Scope, api_key.scopes)), prefix)
     known = _Known(principal, api_key.expires_at, asked_at + settings.KEY_CACHE_SECONDS)
     _known_keys.remember(digest, known, forgotten)
     return known
+
+
+def _has_the_form(key: str) -> bool:
+    """True if the text is as long as a key and ASCII: cheap to tell, unlike the rest."""
+    return len(key) == _KEY_LENGTH and key.isascii()
 
 
 def _has_expired(known: _Known) -> bool:

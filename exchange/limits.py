@@ -1,8 +1,11 @@
-"""How much one key may ask of this process: a bucket of tokens per key, emptied by requests and filled again by time.
+"""How much one key, or one address without one, may ask of this process: a bucket of tokens for each.
+
+Requests empty it and time fills it again.
 
 Kept in memory, so that a check costs two microseconds and no round trip: every web process counts for itself.
 """
 
+import time
 from functools import cache
 from threading import Lock
 from typing import NamedTuple
@@ -52,6 +55,10 @@ class Limit:
         seconds = -(-missing // (_TOKEN * self.per_second)) if missing > 0 else 1
         return Allowance(missing <= 0, (size - used) // _TOKEN, seconds)
 
+    def give_back(self, key: str) -> None:
+        """Return one token that was taken."""
+        self.take(key, 0, time.monotonic_ns(), held=1)
+
     def is_used_up(self, key: str, now: int) -> bool:
         """Whether a single token would most likely be refused; `take` decides."""
         return self._full_at.get(key, 0) - now * self.per_second > (self.burst - 1) * _TOKEN
@@ -83,6 +90,25 @@ def cancels() -> Limit:
         settings.RATE_LIMIT_CANCELS_PER_SECOND,
         settings.RATE_LIMIT_CANCELS_BURST,
         settings.RATE_LIMIT_KEYS_REMEMBERED,
+    )
+
+
+def unknown() -> Limit:
+    """The limit of an address for requests that are known to have no valid key."""
+    return _limit_of_addresses("unknown")
+
+
+def look_ups() -> Limit:
+    """The limit of an address for keys that must be looked up: it cannot be used up by requests that have none."""
+    return _limit_of_addresses("look_ups")
+
+
+def _limit_of_addresses(name: str) -> Limit:
+    return _limit(
+        name,
+        settings.RATE_LIMIT_UNKNOWN_PER_SECOND,
+        settings.RATE_LIMIT_UNKNOWN_BURST,
+        settings.RATE_LIMIT_UNKNOWN_ADDRESSES,
     )
 
 

@@ -18,6 +18,7 @@ from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.middleware.security import SecurityMiddleware
 
+from exchange.errors import ExchangeError
 from exchange.keys import Principal, known_principal
 from exchange.limits import Limit
 from exchange.middleware import STARTED, Environ, log_request, request_id_of
@@ -85,10 +86,23 @@ async def run(errand: Errand, environ: Environ) -> Reply | None:
     request_id = request_id_of(environ)
     structlog.contextvars.bind_contextvars(request_id=request_id)
     status, headers, content = await _answered(errand, request_id)
-    headers = _FOR_ALL | headers | errand.limit.headers(allowance) | {"X-Request-Id": request_id}
+    return reply(environ, status, headers | errand.limit.headers(allowance), content, errand.principal)
+
+
+def reply(
+    environ: Environ, status: int, headers: Mapping[str, str], content: bytes, principal: Principal | None = None
+) -> Reply:
+    """What goes over the wire, with the headers of every answer, once it is logged."""
+    request_id = request_id_of(environ)
     method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-    log_request(method, path, status, errand.principal, request_id, environ[STARTED])
-    return Reply(status, list(headers.items()), content)
+    log_request(method, path, status, principal, request_id, environ[STARTED])
+    return Reply(status, [*_FOR_ALL.items(), *headers.items(), ("X-Request-Id", request_id)], content)
+
+
+def refusal(environ: Environ, error: ExchangeError) -> Reply:
+    """The refusal of a request that goes no further."""
+    response = problem_response(SimpleNamespace(request_id=request_id_of(environ)), error)
+    return reply(environ, response.status_code, dict(response.items()), response.content)
 
 
 async def _answered(errand: Errand, request_id: str) -> tuple[int, dict[str, str], bytes]:

@@ -1,14 +1,11 @@
 """Brokers, their balances, transfers and keys; instruments; and what tells that the exchange runs."""
 
-from django.db import DatabaseError, InterfaceError, connection
-from django.db.migrations.loader import MigrationLoader
-from django.db.migrations.recorder import MigrationRecorder
 from django.http import HttpRequest, HttpResponse
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.utils import extend_schema
 from drf_spectacular.views import SpectacularSwaggerSplitView
 
-from exchange import heartbeat, services, wire
+from exchange import readiness, services, wire
 from exchange.api import ExchangeView, Response
 from exchange.bodies import (
     BalanceBody,
@@ -30,7 +27,6 @@ from exchange.bodies import (
     new_key_body,
     transfer_body,
 )
-from exchange.database import replace_lost_connections
 from exchange.errors import (
     BrokerAlreadyExists,
     BrokerNotFound,
@@ -188,24 +184,8 @@ class ReadinessView(ExchangeView):
         "get_readiness", "Whether orders can be taken", {200: ReadinessBody, 503: ReadinessBody}, tags=["health"]
     )
     def get(self, request: HttpRequest) -> Response:
-        is_ready, pulse = _database_is_ready(), heartbeat.read()
-        body = ReadinessBody(is_ready, pulse.valkey, pulse.beat_age_seconds, pulse.worker_age_seconds)
-        return Response(body, status=200 if is_ready else 503)
-
-
-def _database_is_ready() -> bool:
-    """Whether the database answers and has every migration of this code."""
-    try:
-        return _migrations() <= MigrationRecorder(connection).applied_migrations().keys()
-    except (DatabaseError, InterfaceError):
-        replace_lost_connections()
-        return False
-
-
-@once
-def _migrations() -> frozenset[tuple[str, str]]:
-    """What this code has on disk; Django reloads modules to find out."""
-    return frozenset(MigrationLoader(None, ignore_no_migrations=True).disk_migrations)
+        body = readiness.current()
+        return Response(body, status=body.status)
 
 
 @extend_schema(exclude=True)

@@ -1,10 +1,11 @@
 """Clients of each kind, on a market with two brokers and one instrument."""
 
+from collections.abc import Iterator
 from decimal import Decimal
 
 import pytest
 
-from exchange import services
+from exchange import readiness, services
 from exchange.rules import Scope
 from tests.exchange.client import Client
 from tests.trading import BY
@@ -25,6 +26,14 @@ def alice(db: None) -> Client:
 def bob(db: None) -> Client:
     """Broker `bob`, who has nothing."""
     return Client(services.create_broker("bob", initial_cash=Decimal(0), initial_holdings={}, by=BY)[1])
+
+
+@pytest.fixture
+def nothing_remembered() -> Iterator[None]:
+    """This process has not found out yet whether it is ready, and does so again after the test."""
+    readiness._readiness = readiness.Readiness()
+    yield
+    readiness._readiness = readiness.Readiness()
 
 
 @pytest.fixture

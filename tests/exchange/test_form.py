@@ -11,6 +11,7 @@ from psycopg import errors as postgres
 from psycopg_pool import PoolTimeout
 from rest_framework import serializers
 
+from config.local.processes import wait_until
 from exchange import services
 from exchange.errors import ExchangeError, FieldError
 from exchange.fields import MAX_ERRORS, Items, field_errors, validated
@@ -19,6 +20,7 @@ from exchange.problems import STATUSES, refusal_of
 from exchange.serializers import InitialHoldingForm, ListInstrumentForm
 from tests.exchange.client import Client
 
+PATIENCE_SECONDS = 30.0
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 MALFORMED = {
@@ -253,7 +255,7 @@ def _kinds(base: type[ExchangeError]) -> list[type[ExchangeError]]:
     return [found for kind in base.__subclasses__() for found in [kind, *_kinds(kind)]]
 
 
-def test_readiness_needs_the_database_and_its_migrations(anonymous: Client) -> None:
+def test_readiness_needs_the_database_and_its_migrations(anonymous: Client, nothing_remembered: None) -> None:
     from django.db.migrations.recorder import MigrationRecorder
 
     answer = anonymous.get("/readyz")
@@ -262,8 +264,8 @@ def test_readiness_needs_the_database_and_its_migrations(anonymous: Client) -> N
     assert answer.body["database"] is True
 
     MigrationRecorder.Migration.objects.filter(app="exchange", name="0001_initial").delete()
-    answer = anonymous.get("/readyz")
-    assert (answer.status, answer.body["database"]) == (503, False)
+    assert wait_until(lambda: anonymous.get("/readyz").status == 503, PATIENCE_SECONDS)
+    assert anonymous.get("/readyz").body["database"] is False
 
 
 def test_nothing_hostile_leaves_a_trace(operator: Client) -> None:

@@ -24,6 +24,7 @@ from tests.live import Server
 from tests.trading import BY
 
 SECONDS = 4.0  # KEY_CACHE_SECONDS
+REFUSAL_SECONDS = 1.0  # KEY_REFUSAL_SECONDS
 
 
 def at(seconds: float) -> Callable[[], float]:
@@ -171,6 +172,26 @@ def test_what_is_no_key_is_not_remembered(key: str) -> None:
 
     assert not any(is_good(each) for each in bad)
     assert keys._known_keys.by_digest == {}
+
+
+def test_an_invalid_key_needs_one_query_in_a_second(
+    key: str, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    forged = key[:-1] + ("0" if key[-1] != "0" else "1")
+    unknown, prefix, secret_hash = new_key()
+    with django_assert_num_queries(2):
+        assert not any(is_good(bad, each) for each in (0, 0.5, REFUSAL_SECONDS - 0.001) for bad in (forged, unknown))
+    made = {"prefix": prefix, "secret_hash": secret_hash, "broker_id": "alice", "created_at": timezone.now()}
+    ApiKey.objects.create(**made, scopes=[Scope.READ])
+
+    assert is_good(unknown, REFUSAL_SECONDS)
+    assert is_good(key)
+
+
+def test_no_more_invalid_keys_are_remembered_than_the_limit(settings: Settings, db: None) -> None:
+    settings.KEY_REFUSALS_REMEMBERED = 10
+    assert not any(is_good(new_key()[0]) for _ in range(30))
+    assert len(keys._known_keys.refused_until) == 10
 
 
 def test_a_known_key_with_another_secret_is_refused(key: str) -> None:

@@ -1,0 +1,83 @@
+"""`/readyz` asks the database once a second at most, and tells all the same when it has gone."""
+
+import http.client
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import pytest
+from django.db import connection, transaction
+from pytest_django import DjangoAssertNumQueries, Settings
+
+from config.local.processes import wait_until
+from exchange import readiness
+from tests import live, trading
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("nothing_remembered")]
+
+PATIENCE_SECONDS = 30.0
+TURNS_SECONDS = 5.0  # to notice a change: a second, on however slow a machine
+
+
+@contextmanager
+def locked_migrations() -> Iterator[None]:
+    """The database answers nobody who asks for its migrations."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE django_migrations IN ACCESS EXCLUSIVE MODE")
+        yield
+
+
+@contextmanager
+def without_migrations() -> Iterator[None]:
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE django_migrations RENAME TO elsewhere")
+        yield
+        cursor.execute("ALTER TABLE elsewhere RENAME TO django_migrations")
+
+
+def status(server: live.Server) -> int:
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_SECONDS)) as client:
+        client.request("GET", "/readyz")
+        return client.getresponse().status
+
+
+def test_an_answer_is_repeated_for_a_second(
+    settings: Settings, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    settings.READINESS_CACHE_SECONDS = PATIENCE_SECONDS
+    assert readiness.current().database
+    with django_assert_num_queries(0):
+        assert {readiness.current().database for _ in range(10)} == {True}
+    settings.READINESS_CACHE_SECONDS = 0
+    assert readiness.remembered() is None
+    with django_assert_num_queries(2):
+        readiness.current()
+
+
+def test_only_one_asks_and_the_others_get_the_last_answer(settings: Settings) -> None:
+    settings.READINESS_PATIENCE_SECONDS = PATIENCE_SECONDS
+    assert readiness.current().database
+    settings.READINESS_CACHE_SECONDS = 0
+    with locked_migrations():
+        first = trading.in_thread(readiness.current)
+        assert wait_until(lambda: readiness._readiness._refreshing_since is not None, PATIENCE_SECONDS)
+        others = trading.at_once([readiness.current] * 10)
+        assert {answer.database for answer in others} == {True}
+        assert not first.done()
+
+
+def test_a_database_that_does_not_answer_is_not_waited_for(settings: Settings) -> None:
+    assert readiness.current().database
+    settings.READINESS_CACHE_SECONDS, settings.READINESS_PATIENCE_SECONDS = 0, 0.2
+    with locked_migrations():
+        first = trading.in_thread(readiness.current)
+        assert wait_until(lambda: not (readiness.remembered() or first.result(0.01)).database, PATIENCE_SECONDS)
+        assert not first.done()
+    first.result(PATIENCE_SECONDS)
+    assert readiness.current().database
+
+
+def test_the_server_notices_that_the_database_is_gone_and_back(server: live.Server) -> None:
+    assert wait_until(lambda: status(server) == 200, TURNS_SECONDS)
+    with without_migrations():
+        assert wait_until(lambda: status(server) == 503, TURNS_SECONDS)
+    assert wait_until(lambda: status(server) == 200, TURNS_SECONDS)
