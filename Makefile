@@ -11,7 +11,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(IN_VENV) -m pytest --quiet
 # For tools that load the settings and talk to no server.
 NO_SERVERS := SECRET_KEY=lint DATABASE_URL=postgresql://127.0.0.1:1/none REDIS_URL=redis://127.0.0.1:1/0
 # What differs there, whatever is set here.
-PRODUCTION := SECRET_KEY=only-for-checks-but-as-long-and-as-mixed-as-a-real-one-is-0123456789 SECURE_COOKIES=1 DEBUG=0
+PRODUCTION := SECRET_KEY=only-for-checks-but-as-long-and-as-mixed-as-a-real-one-is-0123456789 SECURE_COOKIES=1 TRUSTED_PROXIES=1 DEBUG=0
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-quick lint replay mutants schemathesis bench clean

@@ -1,6 +1,8 @@
 from django.apps import AppConfig, apps
 from django.contrib.admin.apps import AdminConfig as DjangoAdminConfig
 
+from backoffice import checks as checks
+
 
 class BackOfficeConfig(AppConfig):
     name = "backoffice"

@@ -1,6 +1,7 @@
 """Attempts to log in are limited: few for one user from one address, more for an address whoever it tries to be.
 
-There is no limit for a user alone: by it anybody, from anywhere, could keep an operator from the kill switch.
+There is no limit for a user alone: by it anybody, from anywhere, could keep an operator from the kill switch. And a
+browser in which the user has logged in before is counted by itself, whatever others do at its address.
 They are made one at a time, so that however many come, orders have the rest of the machine.
 """
 
@@ -18,6 +19,7 @@ from django.db.models import Sum
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 
+from backoffice import known_devices
 from exchange.audit import network_of
 
 MAX_NAME_LENGTH = 150  # of a user, says Django
@@ -36,7 +38,7 @@ def turn(request: HttpRequest) -> Iterator[bool]:
     To hash a password takes a core a third of a second, and meanwhile its thread keeps a connection that orders may
     need: who waits must have none yet. And who is counted before the next is let in cannot try more often than allowed.
     """
-    with _place(address(request)) as has_place:
+    with _place(_origin(request)) as has_place:
         has_turn = has_place and _turn.acquire(timeout=settings.LOGIN_PATIENCE_SECONDS)
         try:
             yield has_turn
@@ -77,8 +79,15 @@ def _is_address_out(request: Any) -> bool:
 
 
 def address(request: HttpRequest) -> str | None:
-    """The client's address as axes counts it."""
-    return network_of(request.META)
+    """The client's address as axes counts it, or that of the user's known device."""
+    device = known_devices.known(request)
+    return device.address if device else network_of(request.META)
+
+
+def _origin(request: HttpRequest) -> str | None:
+    """The same without asking the database: whoever waits holds no connection."""
+    device = known_devices.claimed(request)
+    return device.address if device else network_of(request.META)
 
 
 def name_tried(request: HttpRequest, credentials: Credentials) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import wraps
+from http import HTTPStatus
 from typing import Any
 
 from django.contrib.auth.views import redirect_to_login
@@ -12,7 +13,7 @@ from django.templatetags.static import static
 from django.urls import URLPattern, path, reverse
 from unfold.sites import UnfoldAdminSite
 
-from backoffice import attempts, two_factor
+from backoffice import attempts, known_devices, two_factor
 from backoffice.acts import actor_of
 from backoffice.dashboard import dashboard
 from exchange import audit, problems
@@ -97,6 +98,9 @@ class BackOffice(UnfoldAdminSite):  # type: ignore[misc]  # unfold is not typed
 
     def _login(self, request: HttpRequest, extra_context: dict[str, Any] | None) -> HttpResponse:
         response: HttpResponse = super().login(request, extra_context)
+        has_logged_in = request.method == "POST" and response.status_code == HTTPStatus.FOUND
+        if has_logged_in and not two_factor.is_needed(request.user):
+            known_devices.remember(request.user, response)
         return response
 
     def password_change(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:

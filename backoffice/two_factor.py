@@ -26,7 +26,7 @@ from django_otp.oath import TOTP
 from django_otp.plugins.otp_static.models import StaticDevice, StaticToken
 from django_otp.plugins.otp_totp.models import TOTPDevice, default_key
 
-from backoffice import sessions
+from backoffice import known_devices, sessions
 from backoffice.acts import actor_of
 from exchange import audit
 from exchange.audit import Action, Actor, Entry
@@ -44,7 +44,12 @@ _log = structlog.get_logger(__name__)
 def is_missing(request: HttpRequest) -> bool:
     """Whether the second step is still to be taken."""
     user: Any = request.user
-    return not user.is_verified() and (settings.TWO_FACTOR_REQUIRED or has_device(user))
+    return not user.is_verified() and is_needed(user)
+
+
+def is_needed(user: Any) -> bool:
+    """Whether a login of the user has a second step."""
+    return bool(settings.TWO_FACTOR_REQUIRED or has_device(user))
 
 
 def has_device(user: Any) -> bool:
@@ -141,7 +146,7 @@ def verify(request: HttpRequest) -> HttpResponse:
     if form.is_valid():
         if device := device_of_code(request.user, form.cleaned_data["code"]):
             _let_in(request, device)
-            return HttpResponseRedirect(next_url(request))
+            return known_devices.remember(request.user, HttpResponseRedirect(next_url(request)))
         _log.warning("second_factor_refused", user=request.user.get_username(), address=actor_of(request).address)
         form.add_error("code", "This code is not valid, was used before, or came too soon after a wrong one.")
     return _page(request, "backoffice/two_factor/verify.html", "Second step", form=form)
@@ -185,7 +190,8 @@ def _enrolled(request: HttpRequest, key: str, totp: TOTP) -> HttpResponse:
     del request.session[_KEY]
     _let_in(request, device)
     shown = [f"{code[:4]} {code[4:]}" for code in codes]
-    return _page(request, "backoffice/two_factor/codes.html", "Recovery codes", codes=shown)
+    page = _page(request, "backoffice/two_factor/codes.html", "Recovery codes", codes=shown)
+    return known_devices.remember(request.user, page)
 
 
 def _let_in(request: HttpRequest, device: TOTPDevice | StaticDevice) -> None:

@@ -96,6 +96,7 @@ LOGIN_FAILURES_OF_ADDRESS = 50  # whoever it tries to be
 LOGIN_LOCKOUT = timedelta(minutes=15)
 LOGIN_PLACES = 16  # in each web process, to log in one after the other
 LOGIN_PLACES_OF_ADDRESS = 2  # so that nobody takes them all
+KNOWN_DEVICE_AGE = timedelta(days=180)  # so long after a login a browser is not locked out for what others do
 SESSION_COOKIE_AGE = 12 * 60 * 60  # from the login on, whatever is done meanwhile: `backoffice.sessions`
 RECOVERY_CODES = 10  # of a user with two-factor login
 CLEAN_UP_EVERY_SECONDS = 3_600.0

@@ -8,17 +8,23 @@ refuses to change or remove an entry.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cache
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Any
 
 import msgspec
+import structlog
 from django.conf import settings
 from django.db import connection
 
 from exchange.rules import Words
 
 ADDRESS_LENGTH = 64
+_FORWARDED = {"HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED"}  # what proxies say, if they say anything
 IPV6_PREFIX = 64  # bits: the smallest network that anybody is given
+
+
+_log = structlog.get_logger(__name__)
 
 
 class ActorKind(Words):
@@ -112,10 +118,22 @@ def record(*entries: Entry) -> None:
 def address_of(environ: Mapping[str, Any]) -> str:
     """The client's address: the socket's, or what the outermost of our own proxies says of it."""
     proxies: int = settings.TRUSTED_PROXIES
+    if not proxies and not _FORWARDED.isdisjoint(environ):
+        _warn_of_a_proxy()
     forwarded: list[str] = environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
     said = forwarded[-proxies].strip() if len(forwarded) >= proxies > 0 else ""
     address = said or str(environ.get("REMOTE_ADDR", ""))
     return address[:ADDRESS_LENGTH]  # with fewer proxies than we are told of it is what the client says
+
+
+@cache
+def _warn_of_a_proxy() -> None:
+    """Say once in each process that clients may share an address."""
+    _log.warning(
+        "proxy_not_trusted",
+        detail="A request was forwarded, but TRUSTED_PROXIES is 0. If a proxy of ours did that, all clients share its"
+        " address, and with it the limits of logins and of requests without a valid key.",
+    )
 
 
 def network_of(environ: Mapping[str, Any]) -> str | None:

@@ -102,7 +102,7 @@ def _connections(port: int) -> Iterator[Connection]:
 
 @lru_cache(maxsize=65_536)
 def _address(written: str) -> tuple[str, str]:
-    """An address as the kernel writes it, four bytes as they are in memory at a time; and what counts as one with it."""
+    """An address as the kernel writes it, in words as they are in memory; and what counts as one address with it."""
     words = [bytes.fromhex(written[at : at + 8]) for at in range(0, len(written), 8)]
     address = ip_address(b"".join(word[::-1] if sys.byteorder == "little" else word for word in words))
     if address.version == 4:

@@ -176,6 +176,87 @@ def test_a_name_too_long_to_be_one_is_counted_as_far_as_it_goes() -> None:
     assert fail("a" * 300, LIMIT)[-1] == 429
 
 
+# --- Known devices --------------------------------------------------------------------------------------------------
+
+
+def known_browser(name: str = "olga", address: str = "192.0.2.1") -> Client:
+    """A browser in which the user has logged in before, and is no longer."""
+    browser = Client(REMOTE_ADDR=address)
+    assert browser.post("/admin/login/", {"username": name, "password": PASSWORD}).status_code == 302
+    browser.post("/admin/logout/")
+    return browser
+
+
+def log_in_again(browser: Client, name: str = "olga", password: str = PASSWORD) -> int:
+    return browser.post("/admin/login/", {"username": name, "password": password}).status_code
+
+
+def test_others_at_the_address_do_not_lock_out_a_known_device(olga: User, settings: Settings) -> None:
+    settings.LOGIN_FAILURES_OF_ADDRESS = LIMIT + 3
+    browser = known_browser()
+    fail("olga", LIMIT)
+    for number in range(4):
+        fail(f"name-{number}", 1)
+    assert attempt("olga", PASSWORD).status_code == 429
+    assert log_in_again(browser) == 302
+    assert attempt("olga", PASSWORD).status_code == 429  # it forgave nobody else
+
+
+def test_a_known_device_has_a_limit_of_its_own(olga: User) -> None:
+    browser, other = known_browser(), known_browser()
+    assert [log_in_again(browser, "olga", "wrong") for _ in range(LIMIT)] == [200] * (LIMIT - 1) + [429]
+    assert log_in_again(browser) == 429
+    assert (log_in_again(other), attempt("olga", PASSWORD).status_code) == (302, 302)
+
+
+def test_a_known_device_means_nothing_to_other_users(olga: User) -> None:
+    people.user(VIEWER, "vera", password=PASSWORD)
+    fail("olga", LIMIT)
+    browsers = [known_browser("vera") for _ in range(2)]
+    assert [log_in_again(browser, "olga") for browser in browsers] == [429, 429]
+
+
+def test_a_new_password_makes_a_known_device_a_strange_one(olga: User) -> None:
+    browser, new = known_browser(), "loud green mountains"
+    olga.set_password(new)
+    olga.save()
+    fail("olga", LIMIT)
+    assert log_in_again(browser, password=new) == 429
+
+
+@pytest.mark.parametrize("cookie", ["", "x", "WzEsIm9sZ2EiLCIiXQ:1vPabc:forged"])
+def test_a_cookie_that_is_not_ours_is_nobodys(olga: User, cookie: str) -> None:
+    fail("olga", LIMIT)
+    browser = Client(REMOTE_ADDR="192.0.2.1")
+    browser.cookies["known_device"] = cookie
+    assert log_in_again(browser) == 429
+
+
+def test_a_device_is_forgotten_in_time(olga: User, settings: Settings) -> None:
+    browser = known_browser()
+    fail("olga", LIMIT)
+    settings.KNOWN_DEVICE_AGE = timedelta(seconds=-1)
+    assert log_in_again(browser) == 429
+
+
+def test_only_a_full_login_makes_a_known_device_and_no_script_reads_it(olga: User, settings: Settings) -> None:
+    settings.SESSION_COOKIE_SECURE = True
+    cookie = attempt("olga", PASSWORD).cookies["known_device"]
+    kept = [cookie[name] for name in ("httponly", "secure", "samesite", "path", "max-age")]
+    assert kept == [True, True, "Lax", "/admin/", real_settings.KNOWN_DEVICE_AGE.total_seconds()]
+    assert "known_device" not in attempt("olga", "wrong").cookies
+    settings.TWO_FACTOR_REQUIRED = True
+    assert "known_device" not in attempt("olga", PASSWORD).cookies
+
+
+def test_a_known_device_waits_by_itself_for_its_turn(olga: User, settings: Settings) -> None:
+    settings.LOGIN_PLACES_OF_ADDRESS, settings.LOGIN_PATIENCE_SECONDS = 1, 0.1
+    browser = known_browser()
+    with attempts._place("192.0.2.1"):
+        assert attempt("olga", PASSWORD).status_code == 503
+        assert log_in_again(browser) == 302
+
+
 # --- Many at once ---------------------------------------------------------------------------------------------------
 
 HERE, ELSEWHERE = "192.0.2.1", "192.0.2.2"
@@ -403,7 +484,12 @@ def production(**more: str) -> dict[str, str]:
     """An environment as production has it."""
     names = ("SECURE_COOKIES", "TWO_FACTOR_REQUIRED", "WEBHOOK_ADDRESSES", "DEBUG")
     kept = {name: value for name, value in os.environ.items() if name not in names}
-    return kept | {"SECRET_KEY": "0123456789abcdef" * 4, "ALLOWED_HOSTS": "exchange.example.com"} | more
+    return (
+        kept
+        | {"TRUSTED_PROXIES": "1"}
+        | {"SECRET_KEY": "0123456789abcdef" * 4, "ALLOWED_HOSTS": "exchange.example.com"}
+        | more
+    )
 
 
 def in_production(*command: str, **more: str) -> "subprocess.CompletedProcess[str]":
@@ -418,6 +504,8 @@ def test_the_checks_for_deployment_find_nothing() -> None:
     done = in_production(*check)
     assert (done.returncode, "no issues" in done.stdout) == (0, True), done.stderr
     assert in_production(*check, SECURE_COOKIES="0").returncode == 1  # they would
+    warned = in_production(*check, TRUSTED_PROXIES="0")
+    assert (warned.returncode, "backoffice.W001" in warned.stderr) == (1, True)
 
 
 @pytest.mark.processes

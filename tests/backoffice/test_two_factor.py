@@ -361,3 +361,13 @@ def test_a_superusers_is_reset_by_superusers_only(before: str) -> None:
 def test_a_reset_of_nobody_is_404(ids: str) -> None:
     browser = people.browser(ADMINISTRATOR)
     assert browser.get(f"/admin/auth/user/reset-second-factor/?id={ids}").status_code == 404
+
+
+def test_every_way_to_take_the_second_step_makes_a_known_device() -> None:
+    browser = people.browser(OPERATOR)
+    key, answer = enrol(browser)
+    assert "known_device" in answer.cookies
+    again = people.browser(OPERATOR)
+    assert "known_device" not in again.post(STEP, {"code": wrong_code(key)}).cookies
+    calm()
+    assert "known_device" in again.post(STEP, {"code": code_of(key, ahead=1)}).cookies

@@ -401,3 +401,18 @@ def test_what_a_command_does_is_on_record(db: None, tmp_path: Path) -> None:
         ("broker.admit", "command", "manage.py demo", "", ""),
         ("key.issue", "command", "manage.py demo", "", ""),
     ]
+
+
+@pytest.mark.parametrize("header", ["HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED"])
+def test_a_proxy_that_is_not_trusted_is_told_of_once(
+    settings: Settings, caplog: pytest.LogCaptureFixture, header: str
+) -> None:
+    audit._warn_of_a_proxy.cache_clear()
+    audit.address_of({"REMOTE_ADDR": "192.0.2.1"})
+    settings.TRUSTED_PROXIES = 1
+    audit.address_of({"REMOTE_ADDR": "192.0.2.1", header: "198.51.100.1"})
+    assert "proxy_not_trusted" not in caplog.text
+    settings.TRUSTED_PROXIES = 0
+    for _ in range(3):
+        assert audit.address_of({"REMOTE_ADDR": "192.0.2.1", header: "198.51.100.1"}) == "192.0.2.1"
+    assert caplog.text.count("proxy_not_trusted") == 1

@@ -288,7 +288,7 @@ def test_every_cookie_comes_and_goes(server: live.Server, db: None) -> None:
         told.read()
         assert (told.status, told.headers["Location"]) == (302, "/admin/")
         cookies = [SimpleCookie(line) for line in told.headers.get_all("Set-Cookie", [])]
-        assert sorted(name for cookie in cookies for name in cookie) == ["csrftoken", "sessionid"]
+        assert sorted(name for cookie in cookies for name in cookie) == ["csrftoken", "known_device", "sessionid"]
         http.putrequest("GET", "/admin/")
         for cookie in cookies:
             http.putheader("Cookie", cookie.output(header="", attrs=[]).strip())
