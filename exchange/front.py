@@ -19,7 +19,7 @@ from django.conf import settings
 from django.db import connection
 from granian.rsgi import HTTPProtocol, ProtocolClosed, Scope  # type: ignore[attr-defined]  # two come from within it
 
-from exchange import heartbeat, readiness, rejects, short_way, streams, unknown
+from exchange import floods, heartbeat, readiness, rejects, short_way, streams, unknown
 from exchange.bodies import HealthBody
 from exchange.connections import Connections
 from exchange.errors import Overloaded, RateLimited
@@ -125,7 +125,7 @@ class Front:
 def _keep_up_for_ever(connections: Connections) -> None:
     """What a web process does beside its requests; in a thread of its own, since under load every other is busy.
 
-    Keys are renewed twice in the time for which they are believed.
+    Keys are renewed twice in the time for which they are believed; counts are written as often.
     """
     uses_are_due_at = time.monotonic()
     while True:
@@ -133,6 +133,7 @@ def _keep_up_for_ever(connections: Connections) -> None:
         _do(renew_known)
         _do(connections.close_excess)
         _do(rejects.write)
+        _do(floods.write)
         if time.monotonic() >= uses_are_due_at:
             uses_are_due_at = time.monotonic() + settings.KEY_USE_WRITTEN_SECONDS
             _do(write_uses)

@@ -1,6 +1,7 @@
 """What every request passes, and what only pages for browsers need.
 
-Every request gets one id and one log line. Keys never get into a log: the path is all that is told of a request.
+Every request gets one id and one log line, but for floods without a valid key (`exchange.floods`). Keys never get into
+a log: the path is all that is told of a request.
 """
 
 import json
@@ -27,13 +28,15 @@ from django.utils.cache import add_never_cache_headers
 from django.utils.deprecation import MiddlewareMixin
 from django_otp.middleware import OTPMiddleware
 
-from exchange.audit import Actor, ActorKind, address_of
+from exchange import floods
+from exchange.audit import Actor, ActorKind, address_of, network_of
 from exchange.keys import Principal
 from exchange.wire import encoded
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEY = re.compile(r"brs_\w+")
 MAX_PATH_LOGGED = 200
+_ALWAYS_LOGGED = "/admin/"  # what people do there has no key, and logins have limits of their own
 STARTED = "exchange.started"  # in the environ: when the request came in, by `time.perf_counter`
 REQUEST_ID = "exchange.request_id"  # there, too
 
@@ -50,14 +53,13 @@ class RequestLog:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        started = request.META.get(STARTED, time.perf_counter())
+        request.META.setdefault(STARTED, time.perf_counter())
         request_id = request_id_of(request.META)
         request.request_id = request_id  # type: ignore[attr-defined]  # problems repeat it
         structlog.contextvars.bind_contextvars(request_id=request_id)
         response = self.get_response(request)
         response["X-Request-Id"] = request_id
-        principal = getattr(request, "auth", None)
-        log_request(str(request.method), request.path, response.status_code, principal, request_id, started)
+        log_request(request.META, request.path, response.status_code, getattr(request, "auth", None))
         return response
 
 
@@ -75,27 +77,31 @@ def actor_of(principal: Principal, environ: Environ) -> Actor:
     return Actor(ActorKind.KEY, principal.key_prefix, address_of(environ), request_id_of(environ))
 
 
-def log_request(
-    method: str, path: str, status: int, principal: Principal | None, request_id: str, started: float
-) -> None:
-    """The line of a request that began at this moment of `time.perf_counter` and was just answered."""
+def log_request(environ: Environ, path: str, status: int, principal: Principal | None) -> None:
+    """The line of a request that was just answered, unless it is one of a flood without a valid key."""
     if not _log.isEnabledFor(logging.INFO):
         return
+    if principal is None and not path.startswith(_ALWAYS_LOGGED) and not _has_its_line(environ, status):
+        return
     told = {
-        "method": method,
+        "method": environ["REQUEST_METHOD"],
         "path": _KEY.sub("brs_…", path[:MAX_PATH_LOGGED]),
         "status": status,
-        "milliseconds": round((time.perf_counter() - started) * 1000, 1),
+        "milliseconds": round((time.perf_counter() - environ[STARTED]) * 1000, 1),
         "key": principal.key_prefix if principal else None,
         "broker": principal.broker_id if principal else None,
         "event": "request",
-        "request_id": request_id,
+        "request_id": request_id_of(environ),
         "logger": _log.name,
         "level": "info",
         "timestamp": datetime.now(UTC),
     }
     line = encoded(told).decode()
     _write(line if line.isascii() else json.dumps(msgspec.to_builtins(told)))  # escaped: some characters end a line
+
+
+def _has_its_line(environ: Environ, status: int) -> bool:
+    return floods.has_its_line(network_of(environ) or "", status)
 
 
 def _write(line: str) -> None:

@@ -21,7 +21,7 @@ from django.middleware.security import SecurityMiddleware
 from exchange.errors import ExchangeError
 from exchange.keys import Principal, known_principal
 from exchange.limits import Limit
-from exchange.middleware import STARTED, Environ, log_request, request_id_of
+from exchange.middleware import Environ, log_request, request_id_of
 from exchange.problems import problem_response, refusal_of
 from exchange.wire import encoded
 
@@ -94,8 +94,7 @@ def reply(
 ) -> Reply:
     """What goes over the wire, with the headers of every answer, once it is logged."""
     request_id = request_id_of(environ)
-    method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-    log_request(method, path, status, principal, request_id, environ[STARTED])
+    log_request(environ, environ["PATH_INFO"], status, principal)
     return Reply(status, [*_FOR_ALL.items(), *headers.items(), ("X-Request-Id", request_id)], content)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from config.local import child, leftovers, web
 from config.local.processes import Child, LocalError
 from config.local.servers import Postgres, Valkey
-from config.local.supervisor import Stopped, StopSignal, Supervisor, run_step, say
+from config.local.supervisor import Stopped, StopSignal, Supervisor, room_for_old, run_step, say
 from exchange import private_file
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -145,7 +145,8 @@ def _make_folders() -> None:
     RUN.chmod(0o711)  # PostgreSQL's account passes through when we are root; every file here is private by itself
     LOGS.mkdir(exist_ok=True, mode=0o700)
     for log in LOGS.glob("*.log"):
-        log.replace(log.with_suffix(".log.old"))
+        if log.stat().st_size:
+            log.replace(room_for_old(log))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
@@ -18,7 +19,8 @@ from config.local.processes import POLL_SECONDS, Child, LocalError
 
 QUICK_DEATH_SECONDS = 1.0  # what lives shorter than this never really started ...
 QUICK_DEATH_PAUSE_SECONDS = 2.0  # ... and is not tried again at once
-LOG_BYTES_MAX = 50 * 1024 * 1024  # a log that grows past this starts anew; one old one is kept
+LOG_BYTES_MAX = 50 * 1024 * 1024  # a log that grows past this starts anew
+LOG_FILES_KEPT = 10  # of each log, beside it: `web.log.1` is the latest
 
 
 class Stopped(Exception):
@@ -127,5 +129,14 @@ def _renew(log: Path) -> None:
     """Keep a log from filling the disk; its writer appends, so cutting it short under its hands is safe."""
     with suppress(OSError):
         if log.stat().st_size > LOG_BYTES_MAX:
-            shutil.copyfile(log, log.with_suffix(".log.old"))
+            shutil.copyfile(log, room_for_old(log))
             os.truncate(log, 0)
+
+
+def room_for_old(log: Path) -> Path:
+    """The name for what a log holds now; older files get the next number each, and the oldest is dropped."""
+    old = [log.with_name(f"{log.name}.{number}") for number in range(1, LOG_FILES_KEPT + 1)]
+    for newer, older in reversed(list(pairwise(old))):
+        with suppress(FileNotFoundError):
+            newer.replace(older)
+    return old[0]
