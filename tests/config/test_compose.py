@@ -26,6 +26,7 @@ import psycopg
 import pytest
 import redis
 import yaml
+from django.conf import settings
 from psycopg import sql
 
 from config.local import web
@@ -40,6 +41,7 @@ RUNNING = ["web", "worker", "webhooks", "beat"]  # our own, but for the one that
 OURS = ["migrate", *RUNNING]
 SECRETS = {"SECRET_KEY": "s" * 50, "POSTGRES_PASSWORD": "p@s$/w:rd%", "VALKEY_PASSWORD": "aZ09._~-"}
 DATABASE = "bourse_in_containers"
+NOBODY = "postgresql://127.0.0.1:1/none"  # the database of a service without a network to it
 VALKEY_DATABASE = 1  # the other tests have number 0
 STEP_SECONDS = 60.0
 START_SECONDS = 60.0
@@ -84,6 +86,17 @@ def seconds(duration: str) -> float:
     return int(number) * {"s": 1.0, "m": 60.0}[unit]
 
 
+def megabytes(size: str) -> int:
+    number, unit = re.fullmatch(r"(\d+)([mg])b?", interpolated(size, {})).groups()  # type: ignore[union-attr]
+    return int(number) * {"m": 1, "g": 1024}[unit]
+
+
+def neighbours(name: str) -> set[str]:
+    """The other services that a service shares a network with."""
+    networks = set(SERVICES[name]["networks"])
+    return {other for other, service in SERVICES.items() if other != name and networks & set(service["networks"])}
+
+
 def strings(value: Any) -> Iterator[str]:
     """All strings in a document, wherever they are."""
     if isinstance(value, str):
@@ -98,7 +111,8 @@ def strings(value: Any) -> Iterator[str]:
 
 def test_the_services_and_their_images() -> None:
     images = {name: service["image"] for name, service in SERVICES.items()}
-    assert images == {"db": "postgres:18", "valkey": "valkey/valkey:9"} | dict.fromkeys(OURS, "bourse")
+    tags = {name: image.partition("@sha256:")[0] for name, image in images.items()}  # an operator may pin digests
+    assert tags == {"db": "postgres:18", "valkey": "valkey/valkey:9"} | dict.fromkeys(OURS, "bourse")
     assert [name for name, service in SERVICES.items() if "build" in service] == ["migrate"]  # once, for all
     assert {SERVICES[name]["pull_policy"] for name in OURS} == {"never"}
 
@@ -117,9 +131,52 @@ def test_a_container_may_do_nothing_that_it_need_not(name: str) -> None:
     service = SERVICES[name]
     assert (service["read_only"], service["init"]) == (True, True)
     assert (service["cap_drop"], service["security_opt"]) == (["ALL"], ["no-new-privileges:true"])
-    assert "/tmp" in service["tmpfs"]  # noqa: S108 - the container's
+    assert "/tmp" in {mount.partition(":")[0] for mount in service["tmpfs"]}  # noqa: S108 - the container's
     assert not {"privileged", "cap_add", "network_mode", "pid", "devices"} & service.keys()
     assert service.get("user") == {"db": "postgres", "valkey": "valkey"}.get(name)  # ours: the image's own, below
+
+
+def test_a_service_shares_networks_only_with_those_it_needs() -> None:
+    servers = {"db", "valkey"}
+    assert {name: neighbours(name) & servers for name in OURS} == {
+        "migrate": {"db"},
+        "web": servers,
+        "worker": servers,
+        "webhooks": servers,
+        "beat": {"valkey"},
+    }
+    assert neighbours("webhooks") == servers  # brokers choose the addresses that it connects to
+
+
+def test_only_the_web_and_webhook_networks_lead_outside() -> None:
+    outside = {name for name, network in COMPOSE["networks"].items() if not network.get("internal")}
+    attached = {name: set(service["networks"]) & outside for name, service in SERVICES.items()}
+    assert {name: networks for name, networks in attached.items() if networks} == {
+        "web": {"front"},
+        "webhooks": {"outside"},
+    }
+    assert set().union(*(service["networks"] for service in SERVICES.values())) == COMPOSE["networks"].keys()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_memory_processes_and_temporary_files_are_limited(name: str) -> None:
+    service = SERVICES[name]
+    assert 256 <= megabytes(service["mem_limit"]) <= 4096
+    assert 64 <= service["pids_limit"] <= 4096
+    sizes = [re.fullmatch(r"/[\w/]+:size=(\w+)", mount) for mount in service["tmpfs"]]
+    assert all(size and megabytes(size[1]) <= 64 for size in sizes)
+
+
+def test_the_limits_leave_room_for_what_the_settings_allow() -> None:
+    web = SERVICES["web"]
+    assert web["pids_limit"] >= 2 * settings.WEB_PROCESSES * settings.WEB_THREADS
+    assert web["ulimits"] == {"nofile": 65536}  # of which 10,000 and more are connections
+    db = SERVICES["db"]
+    assert db["pids_limit"] >= 2 * int(re.findall(r"max_connections=(\d+)", db["command"])[0])
+    hash_memory = 2 * 3 * megabytes(settings.RECONCILE_WORK_MEM.lower())  # hash_mem_multiplier; a leader, two workers
+    assert hash_memory < megabytes(db["shm_size"]) < megabytes(db["mem_limit"])
+    (maxmemory,) = re.findall(r"^maxmemory (\w+)$", SERVICES["valkey"]["command"][-1], re.MULTILINE)
+    assert megabytes(maxmemory) * 2 <= megabytes(SERVICES["valkey"]["mem_limit"])
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -183,16 +240,16 @@ def test_secrets_must_be_set_and_are_nowhere_else() -> None:
 
 
 def test_our_services_are_told_what_the_settings_read() -> None:
-    settings = (ROOT / "config" / "settings.py").read_text()
-    required = set(re.findall(r'os\.environ\["(\w+)"\]', settings))
-    optional = set(re.findall(r'os\.environ\.get\("(\w+)"', settings)) - {"DEBUG"}  # never in production
+    source = (ROOT / "config" / "settings.py").read_text()
+    required = set(re.findall(r'os\.environ\["(\w+)"\]', source))
+    optional = set(re.findall(r'os\.environ\.get\("(\w+)"', source)) - {"DEBUG"}  # never in production
     environments = [SERVICES[name]["environment"] for name in OURS]
     assert all(each == environments[0] for each in environments)
     given = {name for name, value in environments[0].items() if value is not None}
     assert given == required | {"PGPASSWORD"}  # read by PostgreSQL's own library
     assert environments[0].keys() - given == optional
     offered = set(re.findall(r"^#(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
-    assert offered == optional | {"PORT", "BIND_ADDRESS"}
+    assert offered == optional | {"PORT", "BIND_ADDRESS", "WEB_MEMORY"}
 
 
 def test_only_the_database_keeps_anything() -> None:
@@ -229,9 +286,9 @@ def copied() -> list[str]:
 
 def test_the_image_has_our_code_the_locked_packages_and_the_oldest_python() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert [f">={image.removeprefix('python:').removesuffix('-slim')}" for image in instructions("FROM")] == [
-        project["requires-python"]
-    ]
+    assert [
+        f">={image.partition('@')[0].removeprefix('python:').removesuffix('-slim')}" for image in instructions("FROM")
+    ] == [project["requires-python"]]
     assert copied() == ["manage.py", "config", "backoffice", "exchange", "orders", "webhooks"]
     install = [line for line in "\n".join(DOCKERFILE).replace("\\\n", "").splitlines() if "pip install" in line]
     assert len(install) == 1
@@ -275,7 +332,8 @@ class Containers:
     def env(self, service: str) -> dict[str, str]:
         image = dict(pair.split("=") for pair in instructions("ENV")[0].split())
         engine = {"PATH": f"{self.programs}:{os.defpath}", "HOSTNAME": os.uname().nodename}
-        return engine | image | environment(service, ALLOWED_HOSTS="exchange.example") | self.urls
+        urls = self.urls if "db" in neighbours(service) else self.urls | {"DATABASE_URL": NOBODY}
+        return engine | image | environment(service, ALLOWED_HOSTS="exchange.example") | urls
 
     def here(self, command: Sequence[str]) -> list[str]:
         """The same command, on a port of 127.0.0.1 that is free."""
