@@ -80,6 +80,8 @@ class AuditPages(Pages):
     )
     export_columns = {
         "id": "id",
+        "number": "number",
+        "hash": "hash",
         "at": "at",
         "actor_kind": "actor_kind",
         "actor": "actor",
@@ -107,6 +109,7 @@ class AuditPages(Pages):
     def row_context(self, request: HttpRequest, row: AuditEntry) -> dict[str, Any]:
         return {
             "changes": changes(row.before, row.after),
+            "hash": bytes(row.hash).hex(),
             "actor_url": actor_url(row),
             "subject_url": subject_url(row),
             "about_url": list_url(AuditEntry, q=row.subject) if row.subject else "",

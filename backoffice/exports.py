@@ -68,4 +68,5 @@ _WRITERS: dict[type, Callable[[Any], Any]] = {
     Decimal: cash_shown,
     dict: _json,
     list: _json,
+    bytes: bytes.hex,
 }

@@ -38,12 +38,33 @@ LOOKED_AT = 500  # rows, for one that an act can be done to
 
 BY = Actor(ActorKind.COMMAND, "bench")
 
-# Over the month of the past.
+# Over the month of the past, chained as `exchange_record_audit` does it.
 _ACTS = """
-INSERT INTO exchange_auditentry (id, at, actor_kind, actor, address, request_id, action, subject, reason)
-SELECT uuidv7(at - statement_timestamp()), at, 'user', 'operator-' || n %% 5, '127.0.0.1', '',
-       (ARRAY['broker.suspend', 'broker.reinstate', 'broker.transfer'])[1 + n %% 3], 'bench-' || 1 + n %% 20, 'as asked'
-FROM generate_series(1, %s) AS n, LATERAL (SELECT now() - interval '30 days' * (1 - n / %s::float) AS at) AS drawn
+CREATE FUNCTION pg_temp.write_acts(acts int) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+  entry exchange_auditentry;
+  head exchange_audithead;
+BEGIN
+  SELECT * INTO STRICT head FROM exchange_audithead FOR UPDATE;
+  FOR n IN 1 .. acts LOOP
+    head.number := head.number + 1;
+    entry.number := head.number;
+    entry.at := now() - interval '30 days' * (1 - n / acts::float);
+    entry.id := uuidv7(entry.at - statement_timestamp());
+    entry.actor_kind := 'user';
+    entry.actor := 'operator-' || n % 5;
+    entry.address := '127.0.0.1';
+    entry.request_id := '';
+    entry.action := (ARRAY['broker.suspend', 'broker.reinstate', 'broker.transfer'])[1 + n % 3];
+    entry.subject := 'bench-' || 1 + n % 20;
+    entry.reason := 'as asked';
+    head.hash := exchange_audit_hash(head.hash, entry);
+    entry.hash := head.hash;
+    INSERT INTO exchange_auditentry SELECT entry.*;
+  END LOOP;
+  UPDATE exchange_audithead SET number = head.number, hash = head.hash;
+END
+$$
 """
 
 Chosen = Callable[[type[Model]], Sequence[Any]]
@@ -69,7 +90,8 @@ def furnish(acts: int) -> None:
     """
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SET LOCAL statement_timeout = 0")
-        cursor.execute(_ACTS, [acts, acts])
+        cursor.execute(_ACTS)
+        cursor.execute("SELECT pg_temp.write_acts(%s); DROP FUNCTION pg_temp.write_acts", [acts])
         cursor.execute("ANALYZE exchange_auditentry")
     TOTPDevice.objects.create(user=User.objects.create(username="looked-at", is_staff=True))
     services.halt("S2", "news pending", by=BY)

@@ -1,8 +1,9 @@
 """The record of what operators do: who, when, from where, what, why, and how it was before and after.
 
 An entry is written in the transaction of the act that it tells, by a function of the database (migration
-`0003_add_audit`), so that the write path can send it along with the rest. The table only grows: the database itself
-refuses to change or remove an entry.
+`0004_chain_audit`), so that the write path can send it along with the rest. The table only grows: the database itself
+refuses to change or remove an entry. Each entry has a hash of its content and the hash before it, and `manage.py
+reconcile` verifies the chain, so that what got past the database shows.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,6 +26,7 @@ IPV6_PREFIX = 64  # bits: the smallest network that anybody is given
 
 
 _log = structlog.get_logger(__name__)
+HASH_BYTES = 32  # SHA-256
 
 
 class ActorKind(Words):
@@ -98,7 +100,8 @@ class Entry(msgspec.Struct, frozen=True):
         return cls(by.kind, by.name, by.address, by.request_id, action, str(subject), reason, before, after)
 
 
-# For the statement that writes the act: gives how many entries that were.
+# For the statement that writes the act, as its last part: it locks the head of the chain until the transaction ends.
+# Gives how many entries that were, null for none.
 RECORD = "exchange_record_audit(%(audit)s::json)"
 
 
@@ -109,7 +112,7 @@ def rows(entries: Iterable[Entry]) -> str | None:
 
 
 def record(*entries: Entry) -> None:
-    """Write entries in the transaction that is open: the act's own."""
+    """Write entries in the transaction that is open, the act's own, as its last statement."""
     assert connection.in_atomic_block
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT {RECORD}", {"audit": rows(entries)})

@@ -11,7 +11,7 @@ from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import F, Q
 
-from exchange.audit import ADDRESS_LENGTH, ActorKind
+from exchange.audit import ADDRESS_LENGTH, HASH_BYTES, ActorKind
 from exchange.rules import MAX_NAME_LENGTH, MAX_REASON_LENGTH, BrokerStatus, InstrumentStatus, Pricing, Scope
 
 CASH_DIGITS, PRICE_DIGITS, DECIMALS = 30, 20, 4
@@ -160,6 +160,10 @@ class AuditEntry(models.Model):
     """One act of an operator. Written by `exchange.audit`; the database refuses to change, remove or empty them."""
 
     id = models.UUIDField(primary_key=True, default=uuid_utils.uuid7, editable=False)
+    number = models.BigIntegerField(
+        db_index=True
+    )  # from 1 without a gap; a forged one must not stop acts, so not unique
+    hash = models.BinaryField(max_length=HASH_BYTES)  # of this entry and the hash of the one before
     at = models.DateTimeField()
     actor_kind = models.CharField(max_length=8, choices=ActorKind.choices())
     actor = models.CharField(max_length=150)  # as long as a user's name may be
@@ -180,6 +184,21 @@ class AuditEntry(models.Model):
 
     def __str__(self) -> str:
         return str(self.pk)
+
+
+class AuditHead(models.Model):
+    """Number and hash of the last audit entry, in the only row: shows when the last entries were removed."""
+
+    id = models.SmallIntegerField(primary_key=True, default=1)
+    number = models.BigIntegerField(default=0)
+    hash = models.BinaryField(max_length=HASH_BYTES, default=b"")
+
+    class Meta:
+        default_permissions = ()
+        constraints = [models.CheckConstraint(condition=models.Q(id=1), name="audit_head_is_one")]
+
+    def __str__(self) -> str:
+        return f"{self.number}:{bytes(self.hash).hex()}"
 
 
 class RejectedOrders(models.Model):

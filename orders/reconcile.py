@@ -226,4 +226,22 @@ CHECKS = {
           ) causes GROUP BY 1, 2
         ) c USING (broker_id, type)
         WHERE coalesce(e.count, 0) <> coalesce(c.count, 0)""",
+    # The first example names the first broken entry.
+    "the audit has every entry, as it was written": """
+        SELECT what FROM (
+          SELECT number, CASE
+            WHEN number <> coalesce(lag(number) OVER chain, 0) + 1
+              THEN format('entry %s, %s, follows entry %s', number, id, coalesce(lag(number) OVER chain, 0))
+            WHEN hash <> exchange_audit_hash(coalesce(lag(hash) OVER chain, ''), entry)
+              THEN format('entry %s, %s, is not as it was written', number, id) END AS what
+          FROM exchange_auditentry entry WINDOW chain AS (ORDER BY number, id)
+          ORDER BY number, id
+        ) entries WHERE what IS NOT NULL
+        UNION ALL
+        SELECT format('the head is entry %s, the last one is entry %s', coalesce(head.number::text, 'missing'),
+                      coalesce(last.number, 0))
+        FROM (VALUES (1)) AS always(one)
+        LEFT JOIN exchange_audithead head ON true
+        LEFT JOIN (SELECT number, hash FROM exchange_auditentry ORDER BY number DESC, id DESC LIMIT 1) last ON true
+        WHERE (coalesce(last.number, 0), coalesce(last.hash, '')) IS DISTINCT FROM (head.number, head.hash)""",
 }

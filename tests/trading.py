@@ -15,7 +15,7 @@ from pytest_django import Settings
 from exchange import services as exchange_services
 from exchange.audit import Actor, ActorKind
 from exchange.errors import ExchangeError
-from exchange.models import ApiKey, AuditEntry, Broker, Holding, Instrument, Transfer
+from exchange.models import ApiKey, AuditEntry, AuditHead, Broker, Holding, Instrument, Transfer
 from exchange.rules import Pricing
 from orders import reconcile, services
 from orders.commands import Accepted, CancelOrder, Outcome, PlaceOrder, Replayed
@@ -120,7 +120,7 @@ def shares(broker_id: str, symbol: str = "AAPL") -> tuple[int, int]:
 
 
 MODELS: tuple[type[Model], ...] = (Broker, Holding, Instrument, Order, Trade, Event, Subscription, Delivery)
-MODELS += (Transfer, ApiKey, AuditEntry)
+MODELS += (Transfer, ApiKey, AuditEntry, AuditHead)
 
 
 def everything() -> dict[str, str]:

@@ -274,6 +274,8 @@ def test_the_file_has_every_field_of_every_entry_asked_for(root: Client) -> None
 
     assert line == {
         "id": str(first.pk),
+        "number": "1",
+        "hash": first.hash.hex(),
         "at": first.at.isoformat().replace("+00:00", "Z"),
         "actor_kind": "user",
         "actor": "mary",
