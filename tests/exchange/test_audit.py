@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 from django.core.management import call_command
 from django.db import DatabaseError, connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django import Settings
 
@@ -234,6 +235,19 @@ def test_an_act_by_the_services_leaves_the_same_one(alice: Client, act: Act) -> 
     (entry,) = entries
     assert told(entry) == (act.action, act.subject(), act.reason, act.before, act.after())
     assert who(entry) == ("user", "olga", "192.0.2.7", "r-1")
+
+
+@pytest.mark.parametrize("act", ACTS, ids=IDS)
+def test_an_act_writes_its_entry_last(alice: Client, act: Act) -> None:
+    """So the lock of the audit is taken after all others, and held for as short as possible."""
+    act.first()
+    with CaptureQueriesContext(connection) as queries:
+        act.call(BY)
+
+    statements = [query["sql"] for query in queries]
+    records = [n for n, statement in enumerate(statements) if "exchange_record_audit" in statement]
+    assert records
+    assert all("COMMIT" in statements[n] or statements[n + 1] == "COMMIT" for n in records)
 
 
 @pytest.mark.parametrize(
