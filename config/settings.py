@@ -18,6 +18,7 @@ DEBUG = os.environ.get("DEBUG", "") == "1"
 SECRET_KEY = os.environ["SECRET_KEY"]
 ALLOWED_HOSTS = os.environ.get("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]").split(",")
 DATABASE_URL = os.environ["DATABASE_URL"]
+DATABASE_OWNER_URL = os.environ.get("DATABASE_OWNER_URL") or DATABASE_URL  # for `manage.py migrate`
 REDIS_URL = os.environ["REDIS_URL"]
 DATABASE_POOL_SIZE = int(os.environ.get("DATABASE_POOL_SIZE", "20"))
 WEB_PROCESSES = int(os.environ.get("WEB_PROCESSES") or "2")  # of one, lists need no turns

@@ -25,6 +25,7 @@ NO_SERVERS = "postgresql://127.0.0.1:1/none", "redis://127.0.0.1:1/0"
 @pytest.hookimpl(wrapper=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, object, object]:
     database_url, redis_url = _server_urls(early_config)
+    os.environ.pop("DATABASE_OWNER_URL", None)  # the tests' account owns its database
     os.environ |= {
         "DATABASE_URL": database_url,
         "REDIS_URL": redis_url,

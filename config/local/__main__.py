@@ -23,6 +23,12 @@ RUN = ROOT / ".run"
 LOGS = RUN / "logs"
 CREDENTIALS = RUN / "credentials.json"
 DATABASE = "bourse"
+OWNER, RUNTIME = "bourse_owner", "bourse_app"  # accounts of the database
+EXPORTED = [
+    *["DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL"],
+    *["SECRET_KEY", "SECURE_COOKIES", "TWO_FACTOR_REQUIRED", "WEBHOOK_ADDRESSES"],
+]
+ONLY_FOR_STEPS = ["DATABASE_OWNER_URL", "DATABASE_ADMIN_URL"]  # no process that keeps running may change tables
 STEP_SECONDS = 120.0
 WEB_START_SECONDS = 60.0
 ANSWER_SECONDS = 5.0
@@ -67,7 +73,9 @@ def _run(port: int, processes: int, stop: StopSignal) -> None:
         )  # before the servers' own cleaning up: the last callback is the first to run
         base_url = f"http://127.0.0.1:{port}"
         for name, arguments in _steps(base_url).items():
-            run_step(_python(name, ["manage.py", *arguments], env), stop, STEP_SECONDS)
+            if name != "create_roles" or "DATABASE_ADMIN_URL" in env:
+                run_step(_python(name, ["manage.py", *arguments], env), stop, STEP_SECONDS)
+        env = {name: value for name, value in env.items() if name not in ONLY_FOR_STEPS}
         supervisor.keep(_celery("beat", ["beat", "--scheduler", "celery.beat.Scheduler", "--pidfile="], env))
         for name, arguments in WORKERS.items():
             supervisor.keep(_celery(name, ["worker", *arguments, "-n", f"{name}@%h", "--without-mingle"], env))
@@ -84,6 +92,7 @@ def _run(port: int, processes: int, stop: StopSignal) -> None:
 
 def _steps(base_url: str) -> dict[str, list[str]]:
     return {
+        "create_roles": ["create_roles"],  # of our own server; of another one when its superuser was named
         "migrate": ["migrate", "--no-input"],
         "demo": ["demo", "--credentials", str(CREDENTIALS), "--base-url", base_url],
     }
@@ -104,7 +113,11 @@ def _environment(supervisor: Supervisor, cleanup: ExitStack) -> dict[str, str]:
         cleanup.callback(postgres.stop)
         postgres.start(DATABASE)
         supervisor.keep(postgres.child, running=True)
-        env["DATABASE_URL"] = postgres.url(DATABASE)
+        env |= {
+            "DATABASE_URL": postgres.url(DATABASE, RUNTIME),
+            "DATABASE_OWNER_URL": postgres.url(DATABASE, OWNER),
+            "DATABASE_ADMIN_URL": postgres.url(DATABASE),
+        }
     supervisor.stop.check()
     if not env.get("REDIS_URL"):
         say("Starting Valkey ...")
@@ -113,8 +126,8 @@ def _environment(supervisor: Supervisor, cleanup: ExitStack) -> dict[str, str]:
         valkey.start()
         supervisor.keep(valkey.child, running=True)
         env["REDIS_URL"] = valkey.url
-    names = ["DATABASE_URL", "REDIS_URL", "SECRET_KEY", "SECURE_COOKIES", "TWO_FACTOR_REQUIRED", "WEBHOOK_ADDRESSES"]
-    private_file.write(RUN / "env", "".join(f"export {name}={shlex.quote(env[name])}\n" for name in names))
+    exports = (f"export {name}={shlex.quote(env[name])}\n" for name in EXPORTED if name in env)
+    private_file.write(RUN / "env", "".join(exports))
     return env
 
 

@@ -37,7 +37,8 @@ VALKEY_START_ATTEMPTS = 3
 FREE_PORTS = range(10_000, 32_768)  # Linux and macOS take the ports of outgoing connections from above
 FREE_PORT_ATTEMPTS = 100
 MAX_CONNECTIONS = 200
-INITDB_OPTIONS = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-instructions"]
+SUPERUSER = "postgres"
+INITDB_OPTIONS = [f"--username={SUPERUSER}", "--auth=trust", "--encoding=UTF8", "--no-instructions"]
 INITDB_LOCALE = ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]  # the same on every machine
 SOCKET_FOLDER_CHARACTERS_MAX = 80  # a Unix socket's whole path has about 107 bytes
 HOMES_OF_ROOT = Path("/var/lib")  # where PostgreSQL's account can go when it may not enter the checkout
@@ -71,8 +72,8 @@ class Postgres:
             grace_seconds=STOP_SECONDS,
         )
 
-    def url(self, database: str) -> str:
-        return f"postgresql://postgres@{quote(str(self._sockets), safe='')}/{database}"
+    def url(self, database: str, role: str = SUPERUSER) -> str:
+        return f"postgresql://{role}@{quote(str(self._sockets), safe='')}/{database}"
 
     def start(self, database: str) -> None:
         """Start the server, on new data the first time, and see that `database` exists."""

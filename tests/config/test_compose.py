@@ -38,8 +38,10 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text().splitlines()
 RUNNING = ["web", "worker", "webhooks", "beat"]  # our own, but for the one that ends by itself
-OURS = ["migrate", *RUNNING]
-SECRETS = {"SECRET_KEY": "s" * 50, "POSTGRES_PASSWORD": "p@s$/w:rd%", "VALKEY_PASSWORD": "aZ09._~-"}
+OURS = ["create_roles", "migrate", *RUNNING]
+ENDING = {"create_roles", "migrate"}
+SECRETS = {"SECRET_KEY": "s" * 50, "VALKEY_PASSWORD": "aZ09._~-"}
+SECRETS |= dict.fromkeys(["POSTGRES_PASSWORD", "DATABASE_OWNER_PASSWORD", "DATABASE_PASSWORD"], "p@s$/w:rd%")
 DATABASE = "bourse_in_containers"
 NOBODY = "postgresql://127.0.0.1:1/none"  # the database of a service without a network to it
 VALKEY_DATABASE = 1  # the other tests have number 0
@@ -113,12 +115,13 @@ def test_the_services_and_their_images() -> None:
     images = {name: service["image"] for name, service in SERVICES.items()}
     tags = {name: image.partition("@sha256:")[0] for name, image in images.items()}  # an operator may pin digests
     assert tags == {"db": "postgres:18", "valkey": "valkey/valkey:9"} | dict.fromkeys(OURS, "bourse")
-    assert [name for name, service in SERVICES.items() if "build" in service] == ["migrate"]  # once, for all
+    assert [name for name, service in SERVICES.items() if "build" in service] == ["create_roles"]  # once, for all
     assert {SERVICES[name]["pull_policy"] for name in OURS} == {"never"}
 
 
 def test_everything_waits_for_the_migrations_which_wait_for_the_database() -> None:
-    assert SERVICES["migrate"]["depends_on"] == {"db": {"condition": "service_healthy"}}
+    assert SERVICES["create_roles"]["depends_on"] == {"db": {"condition": "service_healthy"}}
+    assert SERVICES["migrate"]["depends_on"] == {"create_roles": {"condition": "service_completed_successfully"}}
     for name in RUNNING:
         assert SERVICES[name]["depends_on"] == {
             "migrate": {"condition": "service_completed_successfully"},
@@ -139,6 +142,7 @@ def test_a_container_may_do_nothing_that_it_need_not(name: str) -> None:
 def test_a_service_shares_networks_only_with_those_it_needs() -> None:
     servers = {"db", "valkey"}
     assert {name: neighbours(name) & servers for name in OURS} == {
+        "create_roles": {"db"},
         "migrate": {"db"},
         "web": servers,
         "worker": servers,
@@ -183,7 +187,7 @@ def test_the_limits_leave_room_for_what_the_settings_allow() -> None:
 def test_what_runs_on_is_watched_started_again_and_rotates_its_log(name: str) -> None:
     service = SERVICES[name]
     assert service["logging"] == {"driver": "local"}
-    if name == "migrate":
+    if name in ENDING:
         assert (service["restart"], "healthcheck" in service) == ("no", False)
         return
     assert service["restart"] == "unless-stopped"
@@ -229,7 +233,7 @@ def test_secrets_must_be_set_and_are_nowhere_else() -> None:
         assert set(uses) == {f"${{{name}:?Set {name}, see .env.example}}"}
     given = [pair for service in SERVICES.values() for pair in service.get("environment", {}).items()]
     for name, value in given:
-        if re.search("PASS|SECRET|KEY|TOKEN|AUTH", name):
+        if re.search("PASS|SECRET|KEY|TOKEN|AUTH", name) and value is not None:
             assert re.fullmatch(r"\$\{\w+:\?[^}]+\}", value), name
     (start,) = re.findall(r"^exec .*$", SERVICES["valkey"]["command"][-1], re.MULTILINE)
     assert "$" not in start  # anybody may read a command line
@@ -243,13 +247,28 @@ def test_our_services_are_told_what_the_settings_read() -> None:
     source = (ROOT / "config" / "settings.py").read_text()
     required = set(re.findall(r'os\.environ\["(\w+)"\]', source))
     optional = set(re.findall(r'os\.environ\.get\("(\w+)"', source)) - {"DEBUG"}  # never in production
-    environments = [SERVICES[name]["environment"] for name in OURS]
+    environments = [SERVICES[name]["environment"] for name in RUNNING]
     assert all(each == environments[0] for each in environments)
     given = {name for name, value in environments[0].items() if value is not None}
     assert given == required | {"PGPASSWORD"}  # read by PostgreSQL's own library
+    optional.remove("DATABASE_OWNER_URL")  # below
     assert environments[0].keys() - given == optional
     offered = set(re.findall(r"^#(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
     assert offered == optional | {"PORT", "BIND_ADDRESS", "WEB_MEMORY"}
+
+
+def test_only_what_ends_by_itself_knows_the_owner_and_the_superuser() -> None:
+    known = {}
+    for name in OURS:
+        variables = SERVICES[name]["environment"]
+        accounts = re.findall(r"//(\w+)@db/bourse", " ".join(strings(variables)))
+        known[name] = (set(accounts), {password for password in SECRETS if f"${{{password}:" in str(variables)})
+    secrets = {"SECRET_KEY", "VALKEY_PASSWORD"}
+    running = ({"bourse_app"}, secrets | {"DATABASE_PASSWORD"})
+    assert known == {
+        "create_roles": ({"bourse", "bourse_owner", "bourse_app"}, SECRETS.keys()),
+        "migrate": ({"bourse_owner", "bourse_app"}, secrets | {"DATABASE_OWNER_PASSWORD"}),
+    } | dict.fromkeys(RUNNING, running)
 
 
 def test_only_the_database_keeps_anything() -> None:
@@ -326,14 +345,26 @@ class Containers:
     app: Path
     logs: Path
     programs: Path
-    urls: dict[str, str]
+    database_url: str
+    redis_url: str
     port: int
 
     def env(self, service: str) -> dict[str, str]:
         image = dict(pair.split("=") for pair in instructions("ENV")[0].split())
         engine = {"PATH": f"{self.programs}:{os.defpath}", "HOSTNAME": os.uname().nodename}
-        urls = self.urls if "db" in neighbours(service) else self.urls | {"DATABASE_URL": NOBODY}
-        return engine | image | environment(service, ALLOWED_HOSTS="exchange.example") | urls
+        given = environment(service, ALLOWED_HOSTS="exchange.example")
+        urls = {name: self._here(service, url) for name, url in given.items() if name.endswith("_URL")}
+        return engine | image | given | urls
+
+    def _here(self, service: str, url: str) -> str:
+        """The URL of a server of compose, as it is reached here; of nobody when the service has no network to it."""
+        if "@valkey/" in url:
+            return self.redis_url
+        account = re.fullmatch(r"postgresql://(\w+)@db/bourse", url)
+        assert account, url
+        if "db" not in neighbours(service):
+            return NOBODY
+        return self.database_url if account[1] == "bourse" else self.database_url.replace("postgres@", f"{account[1]}@")
 
     def here(self, command: Sequence[str]) -> list[str]:
         """The same command, on a port of 127.0.0.1 that is free."""
@@ -371,26 +402,27 @@ class Containers:
 
 
 @pytest.fixture(scope="module")
-def urls() -> Iterator[dict[str, str]]:
+def urls() -> Iterator[tuple[str, str]]:
     """The test session's servers, with a database of each that is empty and ours alone."""
     base, _, _ = os.environ["DATABASE_URL"].rpartition("/")
     valkey_base, _, _ = os.environ["REDIS_URL"].rpartition("/")
-    found = {"DATABASE_URL": f"{base}/{DATABASE}", "REDIS_URL": f"{valkey_base}/{VALKEY_DATABASE}"}
+    redis_url = f"{valkey_base}/{VALKEY_DATABASE}"
     name = sql.Identifier(DATABASE)
     with (
         psycopg.connect(f"{base}/postgres", autocommit=True) as connection,
-        redis.Redis.from_url(found["REDIS_URL"]) as valkey,
+        redis.Redis.from_url(redis_url) as valkey,
     ):
         valkey.flushdb()
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
         connection.execute(sql.SQL("CREATE DATABASE {}").format(name))
-        yield found
+        yield f"{base}/{DATABASE}", redis_url
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+        connection.execute("DROP ROLE IF EXISTS bourse_owner, bourse_app")
         valkey.flushdb()
 
 
 @pytest.fixture(scope="module")
-def containers(urls: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Containers:
+def containers(urls: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Containers:
     app, logs, python = (tmp_path_factory.mktemp(name) for name in ["app", "logs", "python"])
     for name in copied():
         if (ROOT / name).is_dir():
@@ -398,7 +430,7 @@ def containers(urls: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
         else:
             shutil.copy(ROOT / name, app / name)
     shutil.rmtree(app / "config" / "local")
-    return Containers(app, logs, only_the_locked_packages(python), urls, free_port())
+    return Containers(app, logs, only_the_locked_packages(python), *urls, free_port())
 
 
 def of_each(do: Callable[[str], Any]) -> dict[str, Any]:
@@ -420,6 +452,7 @@ def test_the_commands_start_are_healthy_and_stop_in_good_order(containers: Conta
     files = sorted(containers.app.rglob("*"))
     with ThreadPoolExecutor() as threads:
         before = threads.submit(of_each, containers.is_healthy)
+        containers.run("create_roles")
         containers.run("migrate")
     assert before.result() == dict.fromkeys(RUNNING, False)
     with ExitStack() as cleanup:

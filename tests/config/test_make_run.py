@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -12,11 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from config.local import leftovers
 from config.local.processes import wait_until
-from config.local.servers import free_port
+from config.local.servers import Postgres, free_port
 from tests.live import ROOT
 
 pytestmark = pytest.mark.processes
@@ -138,6 +140,13 @@ def test_a_killed_web_server_is_back_within_five_seconds(copy: Copy) -> None:
     assert wait_until(lambda: copy.status("/healthz") == 200, START_SECONDS), copy.output
 
 
+def test_the_processes_have_the_runtime_account_and_nothing_above_it(copy: Copy) -> None:
+    variables = Path(f"/proc/{copy.web()}/environ").read_bytes().split(b"\0")
+    named = [each for each in variables if each.startswith(b"DATABASE_")]
+    assert len(named) == 1
+    assert named[0].startswith(b"DATABASE_URL=postgresql://bourse_app@")
+
+
 def test_a_second_one_in_the_same_folder_is_refused(copy: Copy) -> None:
     running = copy.process
     try:
@@ -178,3 +187,32 @@ def test_killed_and_stopped_it_leaves_no_process_and_keeps_its_keys(copy: Copy) 
     assert copy.status("/brokers/broker-1/balance", before["brokers"]["broker-1"]) == 200
     assert copy.end(signal.SIGTERM) == 0
     assert leftovers.marked(copy.run) == []
+
+
+def test_a_database_of_one_superuser_gets_the_accounts(tmp_path: Path) -> None:
+    copy = Copy(tmp_path)
+    (copy.run / "logs").mkdir(parents=True)
+    copy.run.chmod(0o711)
+    log = copy.run / "logs" / "before.log"
+    postgres = Postgres(copy.run / "postgres", log=log)
+    env = os.environ | {"DATABASE_URL": postgres.url("bourse")}
+    try:
+        postgres.start("bourse")
+        migrate = [sys.executable, "manage.py", "migrate", "--no-input", "--verbosity", "0"]
+        subprocess.run(migrate, cwd=copy.folder, env=env, check=True)  # noqa: S603
+    finally:
+        postgres.stop()
+    try:
+        copy.start_and_wait()
+        url = dict(re.findall(r"^export (\w+)='?(.*?)'?$", (copy.run / "env").read_text(), re.MULTILINE))[
+            "DATABASE_URL"
+        ]
+        with psycopg.connect(url) as connection:
+            owner = "SELECT tableowner FROM pg_tables WHERE tablename = 'exchange_auditentry'"
+            assert connection.execute(owner).fetchone() == ("bourse_owner",)
+            assert connection.execute("SELECT current_user").fetchone() == ("bourse_app",)
+        assert copy.end(signal.SIGTERM) == 0
+    finally:
+        if copy.process and copy.process.poll() is None:
+            copy.end(signal.SIGTERM)
+        assert copy.clean() == 0
