@@ -2,13 +2,13 @@
 
 import os
 from datetime import timedelta
+from ipaddress import ip_network
 from typing import Any
 
 import dj_database_url
 from csp.constants import NONE, SELF, UNSAFE_EVAL, UNSAFE_INLINE
 
 from config.logs import LOGGING as LOGGING
-from exchange.connections import networks
 from exchange.rules import BROKER_ID, SYMBOL
 from webhooks.addresses import Profile
 
@@ -25,9 +25,9 @@ WEB_PROCESSES = int(os.environ.get("WEB_PROCESSES") or "2")  # of one, lists nee
 SECURE_COOKIES = os.environ.get("SECURE_COOKIES", "1") == "1"
 CSRF_TRUSTED_ORIGINS = os.environ.get("CSRF_TRUSTED_ORIGINS", "").split()
 TRUSTED_PROXIES = int(os.environ.get("TRUSTED_PROXIES") or "0")  # in front of us, whose X-Forwarded-For is believed
-UNLIMITED_ADDRESSES = networks(
-    os.environ.get("UNLIMITED_ADDRESSES") or "127.0.0.0/8,::1"
-)  # for CONNECTIONS_PER_ADDRESS
+UNLIMITED_ADDRESSES = [  # that may exceed CONNECTIONS_PER_ADDRESS
+    ip_network(each.strip()) for each in (os.environ.get("UNLIMITED_ADDRESSES") or "127.0.0.0/8,::1").split(",")
+]
 TWO_FACTOR_REQUIRED = os.environ.get("TWO_FACTOR_REQUIRED", "1") == "1"
 WEBHOOK_ADDRESSES = Profile(os.environ.get("WEBHOOK_ADDRESSES", "public"))
 

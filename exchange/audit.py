@@ -23,10 +23,9 @@ from exchange.rules import Words
 ADDRESS_LENGTH = 64
 _FORWARDED = {"HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED"}  # what proxies say, if they say anything
 IPV6_PREFIX = 64  # bits: the smallest network that anybody is given
-
+HASH_BYTES = 32  # SHA-256
 
 _log = structlog.get_logger(__name__)
-HASH_BYTES = 32  # SHA-256
 
 
 class ActorKind(Words):

@@ -11,14 +11,15 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import NamedTuple
 
 import structlog
 from django.conf import settings
 
-IPV6_PREFIX = 64  # bits: the smallest network that anybody is given
+from exchange.audit import IPV6_PREFIX
+
 DESCRIPTORS = Path("/proc/self/fd")
 TABLES = [Path("/proc/net/tcp"), Path("/proc/net/tcp6")]  # the kernel's, of all processes
 ESTABLISHED = "01"  # there
@@ -63,11 +64,6 @@ class Connections:
             for each in excess:
                 _close(descriptors[each.inode], each.inode)
             _log.warning("connections_closed", address=network, connections=len(excess))
-
-
-def networks(text: str) -> list[IPv4Network | IPv6Network]:
-    """What a text such as `10.0.0.0/8,::1` names."""
-    return [ip_network(each.strip()) for each in text.split(",") if each.strip()]
 
 
 def _above_the_limit(connections: Collection[Connection]) -> dict[str, list[Connection]]:
