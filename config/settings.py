@@ -69,6 +69,7 @@ KEY_RENEWAL_SECONDS = 300.0  # for so long after its last use a key is asked abo
 MAX_MAKERS_PER_COMMAND = 20_000  # a taker that would fill more resting orders than this is refused
 MAX_MAKERS_PER_LIST = 5_000  # on one side of a book: where takers reach more, each is executed by itself
 MAX_MAKERS_READ_AT_ONCE = 1_000  # to read more, it is first looked up who can pay
+MAX_MAKERS_PER_QUOTE = 1_000  # resting orders that a quote looks at
 MAX_OPEN_ORDERS = 100_000  # of one broker in one instrument
 SEQUENCER_BATCH = 200  # commands in one transaction, unless one request brings more
 SEQUENCER_BATCH_SECONDS = 0.25  # how long a transaction may be expected to take

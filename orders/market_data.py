@@ -14,7 +14,6 @@ from django.db import connection
 from exchange.errors import FieldError, SymbolNotFound, ValidationFailed
 from exchange.rules import cash_shown, mean, price_decimals, rounded
 from exchange.wire import Instant
-from orders import store
 from orders.terms import Side
 
 
@@ -58,7 +57,10 @@ class QuoteLevel(msgspec.Struct, frozen=True):
 
 
 class Quote(msgspec.Struct, frozen=True):
-    """What a market order would get now, level by level."""
+    """What a market order would get now, level by level, from the best 1,000 orders at most.
+
+    `fillable_quantity` is a lower bound when it is less than `quantity`: further orders are not looked at.
+    """
 
     symbol: str
     side: Side
@@ -111,19 +113,21 @@ def price_summary(symbol: str) -> PriceSummary:
 
 
 def quote(symbol: str, side: Side, quantity: int) -> Quote:
-    """What a market order would get now, level by level."""
-    row = _one_row(_RULES, symbol)
-    if quantity % row["lot_size"]:
-        detail = f"Must be a multiple of the lot size, {row['lot_size']}."
+    """What a market order would get now, level by level, from the best `MAX_MAKERS_PER_QUOTE` orders at most."""
+    most = settings.MAX_MAKERS_PER_QUOTE
+    with connection.cursor() as cursor:
+        cursor.execute(_QUOTE, {"symbol": symbol, "side": side.opposite, "wanted": quantity, "most": most})
+        rows = cursor.fetchall()
+    if not rows:
+        raise SymbolNotFound
+    tick_size, lot_size = rows[0][:2]
+    if quantity % lot_size:
+        detail = f"Must be a multiple of the lot size, {lot_size}."
         raise ValidationFailed(errors=[FieldError("quantity", "off_lot", detail)])
-    by_price: dict[Decimal, int] = {}
-    left = quantity
-    for price, remaining in _makers(symbol, side.opposite, quantity):
-        by_price[price] = by_price.get(price, 0) + min(left, remaining)
-        left -= min(left, remaining)
-    decimals = price_decimals(row["tick_size"])
-    total = sum((price * taken for price, taken in by_price.items()), Decimal(0))
-    fillable = quantity - left
+    levels = [(price, int(taken)) for _, _, price, taken in rows if price is not None]
+    decimals = price_decimals(tick_size)
+    total = sum((price * taken for price, taken in levels), Decimal(0))
+    fillable = sum(taken for _, taken in levels)
     return Quote(
         symbol=symbol,
         side=side,
@@ -131,15 +135,8 @@ def quote(symbol: str, side: Side, quantity: int) -> Quote:
         fillable_quantity=fillable,
         average_price=mean(total, fillable, decimals) if fillable else None,
         total=cash_shown(total),
-        levels=[QuoteLevel(rounded(price, decimals), taken) for price, taken in by_price.items()],
+        levels=[QuoteLevel(rounded(price, decimals), taken) for price, taken in levels],
     )
-
-
-def _makers(symbol: str, side: Side, quantity: int) -> list[tuple[Decimal, int]]:
-    """Price and remaining quantity of the orders a market order would meet, as many as one order may fill."""
-    with connection.cursor() as cursor:
-        orders = store.read_reachable(cursor, store.Demand(symbol, side, quantity))
-    return [(order.limit, order.remaining_quantity) for order in orders[: settings.MAX_MAKERS_PER_COMMAND]]
 
 
 def _one_row(sql: str, symbol: str) -> dict[str, Any]:
@@ -160,8 +157,6 @@ def _shown(price: Decimal | None, decimals: int) -> Decimal | None:
     return None if price is None else rounded(price, decimals)
 
 
-_RULES = "SELECT tick_size, lot_size FROM exchange_instrument WHERE symbol = %(symbol)s"
-
 _WORKING = """
 o.status IN ('pending', 'partially_filled') AND (o.expires_at IS NULL OR o.expires_at > statement_timestamp())"""
 
@@ -177,6 +172,29 @@ LEFT JOIN LATERAL (
 ) level ON true
 WHERE i.symbol = %(symbol)s
 ORDER BY half.side, level.rank
+"""
+
+# Reads the best orders whatever is wanted: one scan of 1,000 takes as long as a walk, order by order, along some 50.
+_QUOTE = f"""
+SELECT i.tick_size, i.lot_size, level.price, level.taken
+FROM exchange_instrument i
+LEFT JOIN LATERAL (
+  SELECT maker.rank, abs(maker.rank) AS price, sum(least(maker.remaining, %(wanted)s - maker.ahead)) AS taken
+  FROM (
+    SELECT best.rank, best.remaining,
+           sum(best.remaining) OVER (ORDER BY best.rank, best.sequence ROWS UNBOUNDED PRECEDING)
+             - best.remaining AS ahead
+    FROM (
+      SELECT o.rank, o.sequence, o.quantity - o.filled_quantity AS remaining FROM orders_order o
+      WHERE o.symbol = i.symbol AND o.side = %(side)s AND {_WORKING}
+      ORDER BY o.rank, o.sequence LIMIT %(most)s
+    ) best
+  ) maker
+  WHERE maker.ahead < %(wanted)s
+  GROUP BY maker.rank
+) level ON true
+WHERE i.symbol = %(symbol)s
+ORDER BY level.rank
 """
 
 # The best price of a side of the book of instrument `i`, by the index that the write path reads it with.

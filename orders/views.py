@@ -280,7 +280,10 @@ class BookView(ExchangeView):
 
 
 class QuoteView(ExchangeView):
-    """What a market order would get."""
+    """What a market order would get.
+
+    At most the best 1,000 resting orders are looked at. With more of them, `fillable_quantity` is a lower bound.
+    """
 
     scopes = {"GET": (Scope.READ,)}
     query_class = QuoteQuery

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from django.core.management import call_command
+from pytest_django import Settings
 
 from tests.exchange.client import Client
 
@@ -92,6 +93,13 @@ def test_paths_and_queries_tell_what_they_take(document: dict[str, Any]) -> None
     assert by_name["broker_id"] == {"type": "string", "pattern": "^[a-zA-Z0-9_-]{1,64}$"}
     assert by_name["limit"] == {"type": "integer", "minimum": 1, "maximum": 500, "default": 50}
     assert by_name.keys() == {"broker_id", "limit", "cursor"}
+
+
+def test_a_quote_tells_how_many_orders_it_looks_at(document: dict[str, Any], settings: Settings) -> None:
+    most = f"the best {settings.MAX_MAKERS_PER_QUOTE:,} "
+
+    assert most in document["paths"]["/stocks/{symbol}/quote"]["get"]["description"]
+    assert most in document["components"]["schemas"]["Quote"]["description"]
 
 
 def test_the_docs_need_nothing_from_elsewhere(anonymous: Client) -> None:

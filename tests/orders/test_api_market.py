@@ -240,6 +240,22 @@ def test_a_quote_for_nothing_has_no_average_and_a_total_of_0(alice: Client, quan
     )
 
 
+def test_a_quote_looks_at_so_many_orders_and_no_further(alice: Client, settings: Settings) -> None:
+    settings.MAX_MAKERS_PER_QUOTE = 3
+    for price in ("12", "10", "11", "10"):
+        placed(alice, limit("ask", 5, price))
+
+    within, beyond = (alice.get(f"/stocks/AAPL/quote?side=bid&quantity={quantity}").body for quantity in (13, 10**12))
+    assert (within["fillable_quantity"], within["levels"]) == (
+        13,
+        [{"price": Decimal("10.00"), "quantity": 10}, {"price": Decimal("11.00"), "quantity": 3}],
+    )
+    assert (beyond["fillable_quantity"], beyond["levels"]) == (
+        15,
+        [{"price": Decimal("10.00"), "quantity": 10}, {"price": Decimal("11.00"), "quantity": 5}],
+    )
+
+
 def test_a_quotes_total_is_cash_with_two_decimals_or_up_to_four_where_needed(alice: Client) -> None:
     trading.instrument("FINE", tick="0.0001")
     trading.broker("seller", holdings={"FINE": 3})
