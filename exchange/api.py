@@ -218,7 +218,7 @@ class ExchangeView(APIView):
         shown = (name[:MAX_NAME_SHOWN] for name in islice(parameters, MAX_ERRORS))
         errors += [FieldError(name, "unknown_parameter", unknown) for name in shown]
         if errors:
-            raise ValidationFailed(errors=errors)
+            raise ValidationFailed(errors=errors[:MAX_ERRORS])
 
     def _read_query(self, parameters: dict[str, str], errors: list[FieldError]) -> None:
         """Take what this view knows out of `parameters`."""

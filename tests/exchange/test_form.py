@@ -159,6 +159,13 @@ def test_ever_so_many_unknown_parameters_give_a_short_answer(operator: Client) -
     assert answer.fields == {f"x{n}": "unknown_parameter" for n in range(MAX_ERRORS)}
 
 
+def test_fields_and_parameters_share_the_number_of_errors(operator: Client) -> None:
+    body = {"symbol": "AAPL"} | {f"x{n}": n for n in range(MAX_ERRORS - 1)}
+    answer = operator.post("/stocks?y=1&z=1", body)
+
+    assert list(answer.fields) == [*(f"x{n}" for n in range(MAX_ERRORS - 1)), "y"]
+
+
 @pytest.mark.parametrize(
     "path", ["/", "/nothing", "/stocks/", "/stocks/aapl", "/stocks/A%00", "/%ff%fe", "//", "/orders/1"]
 )
