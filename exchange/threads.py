@@ -34,7 +34,7 @@ async def in_thread(
 def once(compute: Callable[[], _Result]) -> Callable[[], _Result]:
     """Compute a result on the first call and cache it.
 
-    `functools.cache` alone lets several threads compute it at the same time, which not every library can bear.
+    `functools.cache` alone lets several threads compute it at the same time, and not every library is thread-safe.
     """
     lock, cached = Lock(), cache(compute)
 
