@@ -351,14 +351,6 @@ class _Found(msgspec.Struct, frozen=True):
 
 
 _decode_found = msgspec.json.Decoder(_Found).decode
-_decode_orders = msgspec.json.Decoder(list[OrderState]).decode
-
-
-def read_reachable(cursor: CursorWrapper, demand: Demand) -> list[OrderState]:
-    """What meets a demand as it stands, best first; one more than a command may fill where there are more."""
-    cursor.execute(_READ_REACHABLE, [_json([demand]), settings.MAX_MAKERS_PER_COMMAND])
-    (found,) = cursor.fetchone()
-    return _decode_orders(found)
 
 
 # --- SQL ------------------------------------------------------------------------------------------------------------
@@ -367,11 +359,6 @@ def read_reachable(cursor: CursorWrapper, demand: Demand) -> list[OrderState]:
 _READ_MARKET = "SELECT orders_read_market(%s::json)::text"
 
 _AWAIT_TURN = "BEGIN; SELECT orders_await_turn(%s)"
-
-_READ_REACHABLE = """
-SELECT coalesce(json_agg(maker ORDER BY depth), '[]')::text
-FROM orders_reachable(%s::json, '{}'::uuid[], statement_timestamp(), %s)
-"""
 
 _LOCK_INSTRUMENTS = "SELECT FROM exchange_instrument WHERE symbol = ANY(%s) ORDER BY symbol FOR NO KEY UPDATE"
 

@@ -12,6 +12,7 @@ from django.test import TransactionTestCase
 from whitenoise.middleware import WhiteNoiseMiddleware
 
 from config.local.servers import Valkey
+from exchange import floods
 from tests import celery_processes, database, live
 from tests.celery_processes import Celery
 from tests.receiver import Receiver
@@ -52,6 +53,12 @@ def _find_static_files_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(WhiteNoiseMiddleware, "add_files_from_finders", add_files_from_finders)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_flood() -> None:
+    """Forget the requests without a key of the tests before: those of this test have their own lines in the log."""
+    floods._flood = floods.Flood()
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,7 @@ HERE, ELSEWHERE = "192.0.2.1", "192.0.2.2"
 
 
 @pytest.fixture(autouse=True)
-def _nothing_counted(settings: Settings) -> None:
-    floods._flood = Flood()
+def _three_lines(settings: Settings) -> None:
     settings.LOG_UNKNOWN_LINES = 3
 
 
