@@ -155,7 +155,7 @@ class Dispatcher:
 
     async def _send(self, connector: aiohttp.BaseConnector, claim: Claim) -> None:
         self._outcomes.append(await sending.send(connector, claim))
-        if self._is_full or not self._awaited.isdisjoint(claim.lanes):
+        if self.is_stopping or self._is_full or not self._awaited.isdisjoint(claim.lanes):
             self._woken.set()  # for who waits for a lane; else there is no hurry, and the next look notes many outcomes
         for lane in claim.lanes:
             self._in_flight[lane] -= 1
