@@ -72,6 +72,13 @@ class Front:
             protocol.response_bytes(reply.status, reply.headers, reply.content)
 
     async def answer(self, environ: Environ) -> Reply:
+        """The answer, held back if it is that the client asks too much: else it would ask again at once."""
+        reply = await self._reply(environ)
+        if reply.status == HTTPStatus.TOO_MANY_REQUESTS:
+            await self._pause()
+        return reply
+
+    async def _reply(self, environ: Environ) -> Reply:
         """Whichever way is the request's; an order is turned away at the door when no more may wait.
 
         Under several times the load that can be borne, refusing must cost next to nothing. But its body has been read:
@@ -88,7 +95,6 @@ class Front:
         try:
             token = unknown.admit(environ)
         except RateLimited as error:
-            await self._pause()
             return short_way.refusal(environ, error)
         answered = await in_thread(_django, self._long_way, environ)
         if token:
@@ -97,10 +103,10 @@ class Front:
 
     async def _pause(self) -> None:
         """Slow down a client that was refused and may ask again at once, unless many are being slowed down already."""
-        if self._paused < settings.RATE_LIMIT_UNKNOWN_PAUSES:
+        if self._paused < settings.RATE_LIMIT_PAUSES:
             self._paused += 1
             try:
-                await asyncio.sleep(settings.RATE_LIMIT_UNKNOWN_PAUSE_SECONDS)
+                await asyncio.sleep(settings.RATE_LIMIT_PAUSE_SECONDS)
             finally:
                 self._paused -= 1
 

@@ -112,6 +112,12 @@ def price_summary(symbol: str) -> PriceSummary:
     )
 
 
+def quote_cost(quantity: int) -> int:
+    """How many requests a quote counts for: by the orders that it may have to look at, each of one share or more."""
+    orders = min(quantity, settings.MAX_MAKERS_PER_QUOTE)
+    return max(-(-orders // settings.QUOTE_ORDERS_PER_REQUEST), 1)
+
+
 def quote(symbol: str, side: Side, quantity: int) -> Quote:
     """What a market order would get now, level by level, from the best `MAX_MAKERS_PER_QUOTE` orders at most."""
     most = settings.MAX_MAKERS_PER_QUOTE

@@ -282,7 +282,8 @@ class BookView(ExchangeView):
 class QuoteView(ExchangeView):
     """What a market order would get.
 
-    At most the best 1,000 resting orders are looked at. With more of them, `fillable_quantity` is a lower bound.
+    At most the best 1,000 resting orders are looked at. With more of them, `fillable_quantity` is a lower bound. A
+    quote counts as one request for each 25 shares that it asks about, but for no more than 40.
     """
 
     scopes = {"GET": (Scope.READ,)}
@@ -290,6 +291,7 @@ class QuoteView(ExchangeView):
 
     @documented("get_quote", "Quote a market order", {200: market_data.Quote}, [SymbolNotFound])
     def get(self, request: HttpRequest, symbol: str) -> Response:
+        self._count(request, market_data.quote_cost(self.query["quantity"]), held=1)
         return Response(market_data.quote(symbol, self.query["side"], self.query["quantity"]))
 
 

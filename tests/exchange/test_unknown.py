@@ -34,7 +34,7 @@ FRONT = Front(ExchangeHandler(), lambda: False, short_way.errand_of)
 def _few_tokens(settings: Settings) -> None:
     """Three at once, then one a second; nothing is known yet."""
     settings.RATE_LIMIT_UNKNOWN_BURST, settings.RATE_LIMIT_UNKNOWN_PER_SECOND = BURST, 1
-    settings.RATE_LIMIT_UNKNOWN_PAUSE_SECONDS = 0
+    settings.RATE_LIMIT_PAUSE_SECONDS = 0
     settings.KEY_REFUSAL_SECONDS = PATIENCE_SECONDS
     limits._limit.cache_clear()
     keys._known_keys = keys._KnownKeys()
@@ -96,7 +96,7 @@ def test_many_at_once_get_no_more_than_one_after_another() -> None:
 
 def test_refusals_are_held_back_for_so_many_at_a_time(settings: Settings) -> None:
     use_up()
-    settings.RATE_LIMIT_UNKNOWN_PAUSE_SECONDS, settings.RATE_LIMIT_UNKNOWN_PAUSES = PATIENCE_SECONDS, 2
+    settings.RATE_LIMIT_PAUSE_SECONDS, settings.RATE_LIMIT_PAUSES = PATIENCE_SECONDS, 2
 
     async def flood() -> int:
         asked = [asyncio.create_task(answer(None)) for _ in range(2 * BURST)]

@@ -338,3 +338,12 @@ def test_the_tape_is_of_one_symbol(alice: Client) -> None:
     trade(1, "10")
 
     assert alice.get("/stocks/PETR4/trades").body == {"trades": [], "next_cursor": None}
+
+
+@pytest.mark.parametrize(("quantity", "requests"), [(1, 1), (25, 1), (26, 2), (1_000, 40), (10**12, 40)])
+def test_a_quote_counts_by_how_deep_it_may_have_to_look(
+    alice: Client, settings: Settings, quantity: int, requests: int
+) -> None:
+    left = settings.RATE_LIMIT_BURST - requests
+    answer = alice.get(f"/stocks/AAPL/quote?side=bid&quantity={quantity}")
+    assert answer.headers["RateLimit"].startswith(f'"requests";r={left};')

@@ -191,7 +191,7 @@ def test_a_book_that_is_being_filled_aside_holds_up_no_other() -> None:
     with held(Broker, "bob"):  # whom the deep order needs
         deep = ask_in_thread([order(Side.ASK, PER_COMMAND, "10", by="bob")])
         wait_for_lock_waiters()
-        assert submitted(order(Side.BID, 1, "1", symbol="GOOG")) == ["pending"]
+        assert submitted(order(Side.BID, 1, "1", symbol="GOOG", by="poor")) == ["pending"]
     (outcome,) = deep.result(trading.PATIENCE_SECONDS)
     assert said(outcome) in (
         "filled",
