@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,35 +136,34 @@ async def _attack(port: int, attack: Attack, key: str, seconds: float) -> None:
     """Begin, say so, and go on for so long."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    if attack.request is None:
-        open_now = await _open_and_leave(port, min(attack.connections, limit - 100))
+    with ExitStack() as opened:
+        if attack.request is None:
+            await _open_and_leave(port, min(attack.connections, limit - 100), opened)
         sys.stdout.write("begun\n")
         sys.stdout.flush()
-        await asyncio.sleep(seconds)
-        del open_now
-        return
-    sys.stdout.write("begun\n")
-    sys.stdout.flush()
-    request, ends_at = attack.request(key), time.monotonic() + seconds
-    await asyncio.gather(*[_ask_again(port, request, ends_at) for _ in range(attack.connections)])
+        if attack.request is None:
+            await asyncio.sleep(seconds)
+        else:
+            request, ends_at = attack.request(key), time.monotonic() + seconds
+            await asyncio.gather(*[_ask_again(port, request, ends_at) for _ in range(attack.connections)])
 
 
-async def _open_and_leave(port: int, how_many: int) -> Sequence[object]:
+async def _open_and_leave(port: int, how_many: int, opened: ExitStack) -> None:
     """A third of them silent, a third after a whole request, a third in the middle of one."""
     sent = [b"", http("GET", "/healthz"), http("POST", "/orders", body={})[:-1]]
-    connections = []
     for number in range(how_many):
-        connections.append(await asyncio.open_connection("127.0.0.1", port))
-        connections[-1][1].write(sent[number % 3])
-    return connections
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        opened.enter_context(closing(writer))
+        writer.write(sent[number % 3])
 
 
 async def _ask_again(port: int, request: bytes, ends_at: float) -> None:
     while time.monotonic() < ends_at:
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            while time.monotonic() < ends_at:
-                await _ask(reader, writer, request)
+            with closing(writer):
+                while time.monotonic() < ends_at:
+                    await _ask(reader, writer, request)
         except (OSError, asyncio.IncompleteReadError):
             await asyncio.sleep(AGAIN_SECONDS)
 
@@ -178,10 +178,11 @@ async def _trade(port: int, keys: Mapping[str, str], seconds: float) -> dict[str
     async def one_after_the_other() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         ends_at = time.monotonic() + seconds
-        while (asked_at := time.monotonic()) < ends_at:
-            statuses[str(await _ask(reader, writer, request))] += 1
-            waited.append(time.monotonic() - asked_at)
-            await asyncio.sleep(PAUSE_SECONDS * 2 * random.random())  # noqa: S311 - a pause, no secret
+        with closing(writer):
+            while (asked_at := time.monotonic()) < ends_at:
+                statuses[str(await _ask(reader, writer, request))] += 1
+                waited.append(time.monotonic() - asked_at)
+                await asyncio.sleep(PAUSE_SECONDS * 2 * random.random())  # noqa: S311 - a pause, no secret
 
     await asyncio.gather(*[one_after_the_other() for _ in range(VICTIMS)])
     return {

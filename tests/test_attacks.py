@@ -1,0 +1,51 @@
+"""The bench's attacks in short: beside each of them another broker's orders are accepted, one after the other."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bench import attacks
+from orders import services
+from orders.terms import Side
+from tests import live, trading
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.processes]
+
+SECONDS = 1.0
+CONNECTIONS_MAX, RESTING = 500, 1_500
+
+
+@pytest.fixture(scope="module")
+def attacked(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[live.Server]:
+    """A server of our own: others would be refused for what these attackers have used up."""
+    running = live.server(tmp_path_factory.mktemp("attacked") / "web.log")
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.mark.parametrize("name", attacks.ATTACKS)
+def test_beside_an_attack_the_others_orders_are_accepted(attacked: live.Server, name: str) -> None:
+    for symbol in (attacks.ATTACKED, attacks.TRADED):
+        trading.instrument(symbol)
+    keys = {"victim": trading.broker("victim", holdings={}), "victim_id": "victim"}
+    keys["attacker"] = trading.broker("attacker", cash=210, holdings={})
+    bids = [trading.order(Side.BID, 1, "0.01", by="attacker", symbol=attacks.ATTACKED) for _ in range(RESTING)]
+    services.execute(bids)
+    attack = attacks.ATTACKS[name]
+    attack = replace(attack, connections=min(attack.connections, CONNECTIONS_MAX))
+
+    async def both() -> dict[str, Any]:
+        attacking = asyncio.create_task(attacks._attack(attacked.port, attack, keys["attacker"], SECONDS))
+        found = await attacks._trade(attacked.port, keys, SECONDS)
+        await attacking
+        return found
+
+    found = asyncio.run(both())
+    assert found["faults"] == 0, found
+    assert found["statuses"].keys() == {"201"}
