@@ -171,7 +171,7 @@ class _Asked(msgspec.Struct, frozen=True):
 
     symbols: list[str]
     cancels: list[UUID]
-    cancellable: list[str]  # the same orders' ids, each with its broker after a space unless it may be anybody's
+    cancellers: list[str | None]  # of each of the cancels: whose order it must be; None is anybody's
     sweeps: list[CancelOrders | ExpireOrders]
     takers: list[_Taker]
     demands: list[Demand]
@@ -183,12 +183,12 @@ class _Asked(msgspec.Struct, frozen=True):
     @classmethod
     def by(cls, commands: Sequence[Command], *, skip_busy: bool) -> "_Asked":
         places = _places(commands)
-        cancels = [command for command in commands if isinstance(command, CancelOrder)]
+        cancellers = _cancellers(command for command in commands if isinstance(command, CancelOrder))
         sweeps = [command for command in commands if isinstance(command, CancelOrders | ExpireOrders)]
         return cls(
             symbols=list({command.symbol for command in [*places, *sweeps]}),
-            cancels=[command.order_id for command in cancels],
-            cancellable=[" ".join(filter(None, [str(each.order_id), each.broker_id])) for each in cancels],
+            cancels=list(cancellers),
+            cancellers=list(cancellers.values()),
             sweeps=list(dict.fromkeys(sweeps)),
             takers=[_Taker(each.broker_id, each.symbol, each.client_order_id) for each in places],
             demands=_demands(places),
@@ -208,6 +208,15 @@ def _demands(places: Sequence[PlaceOrder]) -> list[Demand]:
         Demand(symbol, side, sum(taker.quantity for taker in group), str(max(_worst_rank(taker) for taker in group)))
         for (symbol, side), group in takers.items()
     ]
+
+
+def _cancellers(cancels: Iterable[CancelOrder]) -> dict[UUID, str | None]:
+    """Whose each of the orders to cancel must be; None when it may be anybody's, or several ask for it."""
+    owners: dict[UUID, str | None] = {}
+    for command in cancels:
+        is_agreed = owners.setdefault(command.order_id, command.broker_id) == command.broker_id
+        owners[command.order_id] = command.broker_id if is_agreed else None
+    return owners
 
 
 def _places(commands: Iterable[Command]) -> list[PlaceOrder]:

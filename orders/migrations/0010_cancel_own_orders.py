@@ -12,10 +12,10 @@ BEFORE = import_module("orders.migrations.0006_read_trades_by_order")
 READ_MARKET = BEFORE.READ_MARKET.replace(BEFORE.FROM_A_UNION, BEFORE.ORDER_BY_ORDER)
 
 # As a filter of what was found by its id: a join may be planned the other way round. The old code sends no such array.
-IS_CANCELLABLE = """o.id = ANY (asked.cancels) AND (asked.cancellable IS NULL
-      OR o.id::text = ANY (asked.cancellable) OR o.id || ' ' || o.broker_id = ANY (asked.cancellable))"""
+IS_CANCELLABLE = """o.id = ANY (asked.cancels)
+      AND o.broker_id = coalesce(asked.cancellers[array_position(asked.cancels, o.id)], o.broker_id)"""
 REPLACEMENTS = {
-    "cancels uuid[], sweeps json": "cancels uuid[], cancellable text[], sweeps json",
+    "cancels uuid[], sweeps json": "cancels uuid[], cancellers text[], sweeps json",
     "o.id = ANY (asked.cancels)": IS_CANCELLABLE,
 }
 
