@@ -32,8 +32,12 @@ class Readiness:
         """The answer that is remembered, or a new one. It waits only for the database and Valkey."""
         if known := self.remembered():
             return known
-        with self._refreshing:
+        if not self._refreshing.acquire(timeout=settings.READINESS_PATIENCE_SECONDS):
+            return ReadinessBody(False, False, None, None)
+        try:
             return self.remembered() or self._refresh()
+        finally:
+            self._refreshing.release()
 
     def remembered(self) -> ReadinessBody | None:
         """An answer that needs nobody to be asked, if there is one."""

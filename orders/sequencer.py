@@ -12,7 +12,7 @@ which its own book is locked and the others go on.
 import asyncio
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -187,6 +187,7 @@ class Sequencer:
             if not ticket.leads and not ticket.is_called_within(settings.SEQUENCER_LAST_PATIENCE_SECONDS):
                 raise OutcomeUnknown
         if ticket.leads:
+            ticket.is_called_within(0)  # by its appointment, if that came after the wait
             self._lead()
             if not ticket.leads and not ticket.is_called_within(settings.SEQUENCER_LAST_PATIENCE_SECONDS):
                 raise OutcomeUnknown
@@ -269,15 +270,24 @@ class Sequencer:
 
     # --- Aside ------------------------------------------------------------------------------------------------------
 
-    def _without_deep(self, tickets: Iterable[Ticket], cut: store.MakersCutShort) -> list[Ticket]:
-        """Put those aside that reach too many resting orders together; the others."""
+    def _without_deep(self, tickets: Sequence[Ticket], cut: store.MakersCutShort) -> list[Ticket]:
+        """Put those aside that may reach too many resting orders; the others, which together do not.
+
+        A resting order has a share or more: whoever wants so many shares reaches no more orders than that.
+        """
+        wanted: Counter[store.BookSide] = Counter()
         others = []
-        for ticket in tickets:
-            if any(map(cut.is_about, ticket.commands)):
-                self._set_aside(ticket, cut)
-            else:
+        for ticket in sorted(tickets, key=lambda each: cut.shares(each.commands).total()):
+            together = wanted + cut.shares(ticket.commands)
+            if max(together.values(), default=0) <= settings.MAX_MAKERS_PER_LIST:
+                wanted = together
                 others.append(ticket)
-        return others
+        if len(others) == len(tickets):  # some were counted that others of the list cancel
+            others.pop()
+        for ticket in tickets:
+            if ticket not in others:
+                self._set_aside(ticket, cut)
+        return [ticket for ticket in tickets if ticket in others]
 
     def _set_aside(self, ticket: Ticket, cut: store.MakersCutShort) -> None:
         ticket.leads = False

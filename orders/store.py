@@ -8,7 +8,7 @@ migrations tell: `0004_read_market.py` (but for `0006`), `0005_save_market.py` a
 `0004_publish.py` of `webhooks`. Rows travel as JSON: one list per table to write, one document of all that is read.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -26,6 +26,8 @@ from orders.market import Market
 from orders.state import Account, Book, OrderState, Position, TradeState
 from orders.terms import Side
 from webhooks import outbox
+
+BookSide = tuple[str, Side]  # one side of the book of a symbol
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
@@ -128,7 +130,7 @@ class MakersCutShort(Exception):
     `deep` are the sides of books on which they do. `parts` of the commands are executed one after the other.
     """
 
-    def __init__(self, deep: Iterable[tuple[str, Side]]) -> None:
+    def __init__(self, deep: Iterable[BookSide]) -> None:
         super().__init__()
         self.deep = frozenset(deep)
 
@@ -139,6 +141,14 @@ class MakersCutShort(Exception):
     def is_about(self, command: Command) -> bool:
         """Whether it would take from one of those sides."""
         return isinstance(command, PlaceOrder) and (command.symbol, command.side.opposite) in self.deep
+
+    def shares(self, commands: Iterable[Command]) -> "Counter[BookSide]":
+        """How many shares the commands would take from each of those sides."""
+        shares: Counter[BookSide] = Counter()
+        for command in commands:
+            if isinstance(command, PlaceOrder) and self.is_about(command):
+                shares[command.symbol, command.side.opposite] += command.quantity
+        return shares
 
     def parts(self, commands: Sequence[Command]) -> list[list[Command]]:
         """The commands in their order: each that takes from a deep side by itself, and the others between them."""

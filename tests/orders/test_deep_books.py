@@ -213,6 +213,17 @@ def test_no_more_wait_aside_than_there_is_room_for(settings: Settings) -> None:
     assert submitted(order(Side.ASK, 1, "10", by="bob")) == ["filled"]
 
 
+def test_small_orders_stay_with_their_list_however_deep_another_of_it_is(settings: Settings) -> None:
+    rest(Side.BID, PER_COMMAND)
+    settings.SEQUENCER_ASIDE_REQUESTS = 0
+    with busy():
+        deep = ask_in_thread([order(Side.ASK, PER_COMMAND, "10", by="bob")])
+        small = [ask_in_thread([order(Side.ASK, 1, "10", by="bob")]) for _ in range(PER_LIST)]
+        assert soon(lambda: waiting() == 1 + PER_LIST)
+    assert [said(each.result(trading.PATIENCE_SECONDS)[0]) for each in small] == ["filled"] * PER_LIST
+    assert [said(each) for each in deep.result(trading.PATIENCE_SECONDS)] == ["overloaded"]
+
+
 # --- Whose order it is ----------------------------------------------------------------------------------------------
 
 
