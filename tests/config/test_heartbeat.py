@@ -14,15 +14,20 @@ from config.local.servers import free_port
 from exchange import heartbeat
 from webhooks.tasks import deliver
 
+OWN_DATABASE = 15
+
 
 @pytest.fixture(autouse=True)
 def _no_marks() -> Iterator[None]:
+    """A database of Valkey's own: processes that other tests have left running go on leaving marks in theirs."""
+    server, _, _ = settings.REDIS_URL.rpartition("/")
     heartbeat._client.cache_clear()
-    client = heartbeat._client()
-    client.delete(heartbeat.BEAT, heartbeat.WORKER, heartbeat.WEB, heartbeat.WEBHOOKS)
-    yield
-    client.close()
-    heartbeat._client.cache_clear()
+    with override_settings(REDIS_URL=f"{server}/{OWN_DATABASE}"):
+        client = heartbeat._client()
+        client.flushdb()
+        yield
+        client.close()
+        heartbeat._client.cache_clear()
 
 
 def test_without_marks_the_ages_are_unknown() -> None:
