@@ -271,9 +271,9 @@ class Sequencer:
     # --- Aside ------------------------------------------------------------------------------------------------------
 
     def _without_deep(self, tickets: Sequence[Ticket], cut: store.MakersCutShort) -> list[Ticket]:
-        """Put those aside that may reach too many resting orders; the others, which together do not.
+        """Set aside the tickets that may reach too many resting orders, the largest first; return the others.
 
-        A resting order has a share or more: whoever wants so many shares reaches no more orders than that.
+        A resting order has at least one share: a ticket that wants n shares reaches at most n orders.
         """
         wanted: Counter[store.BookSide] = Counter()
         others = []
@@ -282,7 +282,9 @@ class Sequencer:
             if max(together.values(), default=0) <= settings.MAX_MAKERS_PER_LIST:
                 wanted = together
                 others.append(ticket)
-        if len(others) == len(tickets):  # some were counted that others of the list cancel
+        if len(others) == len(
+            tickets
+        ):  # orders that this list cancels were counted too: remove the largest, or we would never end
             others.pop()
         for ticket in tickets:
             if ticket not in others:

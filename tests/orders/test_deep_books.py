@@ -186,7 +186,7 @@ def test_what_is_deep_is_executed_aside_and_the_others_of_its_list_without_it() 
     assert [said(each) for each in deep.result(trading.PATIENCE_SECONDS)] == ["filled"]
 
 
-def test_a_book_that_is_being_filled_aside_holds_up_no_other() -> None:
+def test_orders_of_other_books_are_accepted_while_a_deep_one_waits() -> None:
     rest(Side.BID, PER_COMMAND)
     with held(Broker, "bob"):  # whom the deep order needs
         deep = ask_in_thread([order(Side.ASK, PER_COMMAND, "10", by="bob")])
