@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from django_otp.oath import TOTP
 from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
-PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-REASON = "There is no Chromium here: apt-get install chromium"
+# The first has no window to draw, and takes a fifth less of the processor's time.
+PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+PROGRAM = next(filter(None, map(shutil.which, PROGRAMS)), None)
+REASON = "There is no Chromium here: apt-get install chromium-headless-shell"
 WIDE, PHONE = ViewportSize(width=1400, height=900), ViewportSize(width=390, height=844)
 PATIENCE_MS = 15_000  # several times what a page may take, on a machine that has other things to do
 _ARGUMENTS = [

@@ -179,40 +179,32 @@ def test_clean_refuses_while_it_runs(copy: Copy) -> None:
     assert (copy.clean(), copy.run.exists()) == (1, True)
 
 
-def test_killed_and_stopped_it_leaves_no_process_and_keeps_its_keys(copy: Copy) -> None:
+def test_killed_it_starts_again_on_a_database_without_accounts_and_keeps_its_keys(copy: Copy) -> None:
+    """An older version left a database that belongs to its superuser, and no other account."""
     before = copy.credentials
     copy.end(signal.SIGKILL)
+    leftovers.end(copy.run)
+    drop_accounts(copy)
     copy.start_and_wait()
     assert copy.credentials == before
     assert copy.status("/brokers/broker-1/balance", before["brokers"]["broker-1"]) == 200
+    exports = re.findall(r"^export (\w+)='?(.*?)'?$", (copy.run / "env").read_text(), re.MULTILINE)
+    with psycopg.connect(dict(exports)["DATABASE_URL"]) as connection:
+        owner = "SELECT tableowner FROM pg_tables WHERE tablename = 'exchange_auditentry'"
+        assert connection.execute(owner).fetchone() == ("bourse_owner",)
+        assert connection.execute("SELECT current_user").fetchone() == ("bourse_app",)
     assert copy.end(signal.SIGTERM) == 0
     assert leftovers.marked(copy.run) == []
 
 
-def test_a_database_of_one_superuser_gets_the_accounts(tmp_path: Path) -> None:
-    copy = Copy(tmp_path)
-    (copy.run / "logs").mkdir(parents=True)
-    copy.run.chmod(0o711)
-    log = copy.run / "logs" / "before.log"
-    postgres = Postgres(copy.run / "postgres", log=log)
-    env = os.environ | {"DATABASE_URL": postgres.url("bourse")}
+def drop_accounts(copy: Copy) -> None:
+    postgres = Postgres(copy.run / "postgres", log=copy.run / "logs" / "before.log")
+    postgres.start("bourse")
     try:
-        postgres.start("bourse")
-        migrate = [sys.executable, "manage.py", "migrate", "--no-input", "--verbosity", "0"]
-        subprocess.run(migrate, cwd=copy.folder, env=env, check=True)  # noqa: S603
+        with psycopg.connect(postgres.url("bourse")) as connection:
+            connection.execute("REASSIGN OWNED BY bourse_owner TO CURRENT_USER")
+            for account in ("bourse_owner", "bourse_app"):
+                connection.execute(f"DROP OWNED BY {account} CASCADE")
+                connection.execute(f"DROP ROLE {account}")
     finally:
         postgres.stop()
-    try:
-        copy.start_and_wait()
-        url = dict(re.findall(r"^export (\w+)='?(.*?)'?$", (copy.run / "env").read_text(), re.MULTILINE))[
-            "DATABASE_URL"
-        ]
-        with psycopg.connect(url) as connection:
-            owner = "SELECT tableowner FROM pg_tables WHERE tablename = 'exchange_auditentry'"
-            assert connection.execute(owner).fetchone() == ("bourse_owner",)
-            assert connection.execute("SELECT current_user").fetchone() == ("bourse_app",)
-        assert copy.end(signal.SIGTERM) == 0
-    finally:
-        if copy.process and copy.process.poll() is None:
-            copy.end(signal.SIGTERM)
-        assert copy.clean() == 0
