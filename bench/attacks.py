@@ -24,7 +24,7 @@ from bench.venue import ROOT, SYMBOLS, Api, Venue
 from config.local.processes import LocalError
 
 ATTACKED, TRADED = SYMBOLS[0], SYMBOLS[1]
-IDLE_CONNECTIONS, DEEP_BIDS, UNKNOWN_FIELDS = 10_000, 20_500, 100_000
+IDLE_CONNECTIONS, DEPTH, UNKNOWN_FIELDS = 10_000, 20_500, 100_000
 BATCH = 500
 VICTIMS, PAUSE_SECONDS = 2, 0.005
 AGAIN_SECONDS = 0.1
@@ -56,9 +56,10 @@ def order(broker_id: str, symbol: str, side: str, quantity: int, **more: Any) ->
     }
 
 
-def _asks_without_shares(key: str) -> bytes:
-    asks = [order("attacker", ATTACKED, "ask", 10**12, type="market") for _ in range(25)]
-    return http("POST", "/orders/batch", key, {"orders": asks})
+def _market_orders(side: str) -> Callable[[str], bytes]:
+    """For far more than the attacker has."""
+    batch = {"orders": [order("attacker", ATTACKED, side, 10**12, type="market") for _ in range(25)]}
+    return lambda key: http("POST", "/orders/batch", key, batch)
 
 
 def _unknown_fields(key: str) -> bytes:
@@ -67,7 +68,8 @@ def _unknown_fields(key: str) -> bytes:
 
 ATTACKS = {
     "silent connections": Attack(IDLE_CONNECTIONS, None, 2),
-    "asks without shares": Attack(2, _asks_without_shares, 3),
+    "asks without shares": Attack(2, _market_orders("ask"), 3),
+    "market bids without cash": Attack(2, _market_orders("bid"), 3),
     "unknown fields": Attack(16, _unknown_fields, 2),
     "quotes": Attack(30, lambda key: http("GET", f"/stocks/{ATTACKED}/quote?side=ask&quantity={10**12}", key), 3),
     "readiness": Attack(64, lambda _: http("GET", "/readyz"), 3),
@@ -86,14 +88,16 @@ def measure(run: Run) -> None:
 
 
 def _prepare(venue: Venue) -> Mapping[str, str]:
-    """The victim's key and the attacker's, who has little cash and a deep book of bids of one share."""
-    attacker = {"broker_id": "attacker", "initial_cash": 210, "initial_holdings": []}
+    """The victim's key and the attacker's, whose orders of one share make both sides of a book deep."""
+    shares = [{"symbol": ATTACKED, "quantity": DEPTH}]
+    attacker = {"broker_id": "attacker", "initial_cash": 210, "initial_holdings": shares}
     key = venue.operator().made("/brokers", attacker)["api_key"]
     api = Api(venue.port, key)
-    bid = order("attacker", ATTACKED, "bid", 1, price=0.01, time_in_force="gtc")
-    for _ in range(DEEP_BIDS // BATCH):
-        while api.call("POST", "/orders/batch", {"orders": [bid] * BATCH})[0] != 200:  # 429: it is too fast
-            time.sleep(AGAIN_SECONDS)
+    for side, price in [("bid", 0.01), ("ask", 1.00)]:
+        resting = order("attacker", ATTACKED, side, 1, price=price, time_in_force="gtc")
+        for _ in range(DEPTH // BATCH):
+            while api.call("POST", "/orders/batch", {"orders": [resting] * BATCH})[0] != 200:  # 429: it is too fast
+                time.sleep(AGAIN_SECONDS)
     victim = venue.world["brokers"][0]
     return {"attacker": key, "victim": victim["key"], "victim_id": victim["id"]}
 

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 from django.conf import settings
 from django.db import connection
-from granian.rsgi import HTTPProtocol, ProtocolClosed, Scope  # type: ignore[attr-defined]  # two come from within it
+from granian.rsgi import HTTPProtocol, Scope  # type: ignore[attr-defined]  # the latter comes from within it
 
 from exchange import floods, heartbeat, readiness, rejects, short_way, streams, unknown
 from exchange.bodies import HealthBody
@@ -26,13 +26,12 @@ from exchange.errors import Overloaded, RateLimited
 from exchange.keys import renew_known, write_uses
 from exchange.middleware import STARTED, Environ, request_id_of
 from exchange.problems import problem_response
+from exchange.request_bodies import RequestBodies
 from exchange.short_way import Errand, Reply
 from exchange.threads import in_thread
 from exchange.wire import encoded
 
 WSGI = Callable[[Environ, Any], Iterable[bytes]]
-
-MAX_PIECES = 1_024  # of a body sent in chunks: each costs the event loop as much as a request
 
 _JSON = {"Content-Type": short_way.MEDIA_TYPE}
 _BODILESS = {"GET", "HEAD", "OPTIONS"}
@@ -51,6 +50,7 @@ class Front:
         self._errand_of = errand_of
         self._streams = 0  # that are being sent
         self._connections = Connections()
+        self._bodies = RequestBodies()
         self._paused = 0  # requests whose refusal is held back
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -61,15 +61,25 @@ class Front:
         self._connections.note(scope.server, scope.client, started)
         environ = environ_of(scope)
         environ[STARTED] = started
-        if scope.method not in _BODILESS:
-            environ["wsgi.input"] = await _body(environ, protocol)
-        reply = await self.answer(environ)
+        if scope.method in _BODILESS:
+            reply = await self.answer(environ)
+        else:
+            reply = await self._answer_to_body(environ, protocol)
         if _is_to_place(environ) and rejects.is_refusal(reply.status) and not unknown.is_refused(environ):
             rejects.note(1)
         if reply.pieces is not None:
             await self._stream(reply, environ, scope.client, protocol)
         else:
             protocol.response_bytes(reply.status, reply.headers, reply.content)
+
+    async def _answer_to_body(self, environ: Environ, protocol: HTTPProtocol) -> Reply:
+        try:
+            await self._bodies.receive(environ, protocol)
+            return await self.answer(environ)
+        except Overloaded:
+            return _refusal(environ)
+        finally:
+            self._bodies.release(environ)
 
     async def answer(self, environ: Environ) -> Reply:
         """The answer, held back if it is that the client asks too much: else it would ask again at once."""
@@ -185,45 +195,6 @@ def environ_of(scope: Scope) -> Environ:
         joint = ";" if name == "cookie" else ","
         environ[key] = f"{environ[key]}{joint}{value}" if key in environ else value
     return environ
-
-
-class _BrokenOff(BytesIO):
-    """A body that did not come in whole: whoever reads it is told so, lest a part be taken for it."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        raise OSError("The body broke off.")
-
-
-async def _body(environ: Environ, protocol: HTTPProtocol) -> BytesIO:
-    """The body, if it comes in whole and in time; one that is said to be too long is not read, and refused for that."""
-    length, is_chunked = environ.get("CONTENT_LENGTH", ""), "HTTP_TRANSFER_ENCODING" in environ
-    if not length and not is_chunked:
-        return BytesIO()
-    try:
-        async with asyncio.timeout(settings.WEB_BODY_SECONDS):
-            if is_chunked:
-                return await _chunked_body(protocol)
-            if length.isdecimal() and int(length) <= settings.MAX_BATCH_BODY_BYTES:
-                return BytesIO(await protocol())
-    except (TimeoutError, ProtocolClosed):
-        pass
-    return _BrokenOff()
-
-
-async def _chunked_body(protocol: HTTPProtocol) -> BytesIO:
-    """As much of it as the longest body allowed and a byte: by that others see that it is too long.
-
-    granian does not say whether it ended or broke off. In the middle of JSON that shows; with nothing it would not.
-    """
-    body, pieces = bytearray(), 0
-    async for piece in protocol:
-        body += piece
-        pieces += 1
-        if pieces > MAX_PIECES:
-            return _BrokenOff()
-        if len(body) > settings.MAX_BATCH_BODY_BYTES:
-            break
-    return BytesIO(body) if body else _BrokenOff()
 
 
 def _is_for_a_book(environ: Environ) -> bool:

@@ -50,7 +50,7 @@ class Market:
     earlier_trades: dict[UUID, list[TradeState]]  # of the orders to cancel
     max_open_orders: int
     without_busy: bool = False  # a book or a broker that is not here may be one that others hold
-    unfunded: set[UUID] = field(default_factory=set)  # orders that seemed to lack funds: their makers were not read
+    unread: dict[UUID, Decimal] = field(default_factory=dict)  # what each order would cost whose makers were not read
 
     placed: list[OrderState] = field(default_factory=list)
     changed: dict[UUID, OrderState] = field(default_factory=dict)
@@ -89,8 +89,8 @@ class Market:
         )
         if refusal:
             return refusal
-        if command.order_id in self.unfunded:
-            return errors.Overloaded()  # the funds have come meanwhile
+        if command.order_id in self.unread:
+            return _lacking(self.unread[command.order_id], account) or errors.Overloaded()  # funds have come meanwhile
         fills = self._match(command, book)
         if not all(self.orders[fill.order_id].broker_id in self.accounts for fill in fills):
             return errors.Overloaded()  # it would trade with a broker that others hold

@@ -12,7 +12,7 @@ which its own book is locked and the others go on.
 import asyncio
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -25,8 +25,9 @@ from django.db import DatabaseError, Error, InterfaceError, OperationalError, co
 
 from exchange.database import is_connection_lost, is_lock_timeout, replace_lost_connections
 from exchange.errors import ExchangeError, InternalError, OutcomeUnknown, Overloaded
-from orders import services, store
+from orders import services
 from orders.commands import Accepted, Cancelled, CancelOrder, Command, Outcome, PlaceOrder, Replayed, Swept
+from orders.depth import MakersCutShort
 
 _log = structlog.get_logger(__name__)
 _leader = ThreadPoolExecutor(1, "leader")  # of the lists whose first request waits on an event loop
@@ -246,12 +247,12 @@ class Sequencer:
         tickets: list[Ticket] = []
         outcomes: list[Outcome] = []
         try:
-            is_retry = len(self._tickets) > 1 and settings.WEB_PROCESSES > 1 and not _awaited_turn()
+            is_retry = len(self._tickets) > 1 and settings.WEB_PROCESSES > 1 and not _began(services.await_turn)
             taken = tickets = self._take(self._room())
             while tickets and not outcomes:
                 try:
                     outcomes = self._execute(tickets, is_retry=is_retry)
-                except store.MakersCutShort as cut:  # nothing was done
+                except MakersCutShort as cut:  # nothing was done
                     tickets = self._without_deep(tickets, cut)
         finally:  # also should this thread be torn down meanwhile
             tickets = tickets if taken else self._take(0)
@@ -263,6 +264,8 @@ class Sequencer:
     def _execute(self, tickets: Sequence[Ticket], *, is_retry: bool) -> list[Outcome]:
         commands = [command for ticket in tickets for command in ticket.commands]
         started = time.monotonic()
+        if self._put_aside:  # and holds locks for long
+            is_retry = not _began(services.wait_briefly) or is_retry
         try:
             return outcomes_of(commands, is_retry=is_retry)
         finally:
@@ -270,28 +273,17 @@ class Sequencer:
 
     # --- Aside ------------------------------------------------------------------------------------------------------
 
-    def _without_deep(self, tickets: Sequence[Ticket], cut: store.MakersCutShort) -> list[Ticket]:
-        """Set aside the tickets that may reach too many resting orders, the largest first; return the others.
-
-        A resting order has at least one share: a ticket that wants n shares reaches at most n orders.
-        """
-        wanted: Counter[store.BookSide] = Counter()
+    def _without_deep(self, tickets: Sequence[Ticket], cut: MakersCutShort) -> list[Ticket]:
+        """Set aside the tickets with an order that must be executed by itself; return the others."""
         others = []
-        for ticket in sorted(tickets, key=lambda each: cut.shares(each.commands).total()):
-            together = wanted + cut.shares(ticket.commands)
-            if max(together.values(), default=0) <= settings.MAX_MAKERS_PER_LIST:
-                wanted = together
-                others.append(ticket)
-        if len(others) == len(
-            tickets
-        ):  # orders that this list cancels were counted too: remove the largest, or we would never end
-            others.pop()
         for ticket in tickets:
-            if ticket not in others:
+            if any(cut.is_about(command) for command in ticket.commands):
                 self._set_aside(ticket, cut)
-        return [ticket for ticket in tickets if ticket in others]
+            else:
+                others.append(ticket)
+        return others
 
-    def _set_aside(self, ticket: Ticket, cut: store.MakersCutShort) -> None:
+    def _set_aside(self, ticket: Ticket, cut: MakersCutShort) -> None:
         ticket.leads = False
         with self._mutex:
             has_room = self._put_aside < settings.SEQUENCER_ASIDE_REQUESTS
@@ -301,7 +293,7 @@ class Sequencer:
         else:
             ticket.answer([], rest=Overloaded())
 
-    def _execute_aside(self, ticket: Ticket, cut: store.MakersCutShort, deadline: float) -> None:
+    def _execute_aside(self, ticket: Ticket, cut: MakersCutShort, deadline: float) -> None:
         """Part after part, until one would begin after the deadline: what is left is certainly not done."""
         outcomes: list[Outcome] = []
         rest: ExchangeError = OutcomeUnknown()
@@ -360,7 +352,7 @@ def outcomes_of(
     """
     try:
         return services.execute_together(commands, skip_busy=skip_busy, however_deep=by_parts)
-    except store.MakersCutShort as cut:
+    except MakersCutShort as cut:
         if not by_parts:
             raise
         parts: Sequence[Sequence[Command]] = cut.parts(commands)
@@ -385,15 +377,15 @@ def outcomes_of(
     ]
 
 
-def _awaited_turn() -> bool:
-    """Let the list that another process executes end first: what comes meanwhile need not wait for the one after.
+def _began(begin: Callable[[], None]) -> bool:
+    """Begin the transaction of the next list in a certain way.
 
     False when that failed: then the list goes without, and it is its second try, so that an outage is waited for twice.
     """
     try:
-        services.await_turn()
+        begin()
     except Error as error:
-        _log.warning("turn_failed", exc_info=error)
+        _log.warning("begin_failed", exc_info=error)
         _reconnect()
         return False
     return True

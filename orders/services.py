@@ -17,6 +17,7 @@ from exchange.models import Instrument
 from exchange.rules import BrokerStatus, Pricing, price_decimals, rounded
 from orders import store
 from orders.commands import CancelOrders, Command, ExpireOrders, Outcome, Swept
+from orders.depth import MakersCutShort
 from orders.market import Market
 from orders.models import Order
 from orders.terms import CancelReason, Side
@@ -29,18 +30,24 @@ def execute(commands: Sequence[Command]) -> list[Outcome]:
     """Run `commands` against their books in one transaction; one outcome each, in their order."""
     try:
         return execute_together(commands, however_deep=True)
-    except store.MakersCutShort as cut:  # nothing was done
+    except MakersCutShort as cut:  # nothing was done
         return [outcome for part in cut.parts(commands) for outcome in execute(part)]
 
 
 def await_turn() -> None:
     """Begin the transaction of this thread's next `execute_together` when no other process is in one, or soon anyway.
 
-    It decides nothing, the locks do. But lists that wait for each other's books were taken before that wait: half as
-    long, and dearer each.
+    This decides nothing: the locks do. But a list that waits for the books of another one was taken before that wait.
+    Lists would be half as long, and cost more for each order.
     """
     with connection.cursor() as cursor:
         store.await_turn(cursor)
+
+
+def wait_briefly() -> None:
+    """Begin the transaction of this thread's next `execute_together`, unless that is done, and wait less for locks."""
+    with connection.cursor() as cursor:
+        store.wait_briefly(cursor)
 
 
 def execute_together(

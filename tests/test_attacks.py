@@ -34,9 +34,10 @@ def test_beside_an_attack_the_others_orders_are_accepted(attacked: live.Server, 
     for symbol in (attacks.ATTACKED, attacks.TRADED):
         trading.instrument(symbol)
     keys = {"victim": trading.broker("victim", holdings={}), "victim_id": "victim"}
-    keys["attacker"] = trading.broker("attacker", cash=210, holdings={})
-    bids = [trading.order(Side.BID, 1, "0.01", by="attacker", symbol=attacks.ATTACKED) for _ in range(RESTING)]
-    services.execute(bids)
+    keys["attacker"] = trading.broker("attacker", cash=210, holdings={attacks.ATTACKED: RESTING})
+    for side, price in [(Side.BID, "0.01"), (Side.ASK, "1.00")]:
+        resting = [trading.order(side, 1, price, by="attacker", symbol=attacks.ATTACKED) for _ in range(RESTING)]
+        services.execute(resting)
     attack = attacks.ATTACKS[name]
     attack = replace(attack, connections=min(attack.connections, CONNECTIONS_MAX))
 

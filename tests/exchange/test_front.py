@@ -20,6 +20,7 @@ from urllib.parse import urlencode
 
 import pytest
 import structlog
+from django.conf import settings
 from django.contrib.auth.models import User
 from django.contrib.staticfiles import finders
 from django.db import connection, transaction
@@ -134,11 +135,13 @@ def test_a_request_finds_nothing_of_another_in_its_thread() -> None:
 # --- Over the wire --------------------------------------------------------------------------------------------------
 
 SMALL_THREADS, SMALL_BODY_SECONDS, SMALL_KEY_SECONDS = 4, 5.0, 1.0
+SMALL_LARGE_BODIES = 2
 SMALL = f"""
 from config.settings import *
 WEB_THREADS = {SMALL_THREADS}
 WEB_BODY_SECONDS = {SMALL_BODY_SECONDS}
 KEY_CACHE_SECONDS = {SMALL_KEY_SECONDS}
+MAX_LARGE_BODIES = {SMALL_LARGE_BODIES}
 TRUSTED_PROXIES = 1
 """
 
@@ -356,6 +359,41 @@ def test_bodies_that_do_not_come_hold_no_thread_and_end_in_time(small_server: li
         assert {wire.code() for wire in slow} == {(400, "malformed_request")}
         assert SMALL_BODY_SECONDS <= time.monotonic() - started < SMALL_BODY_SECONDS + AT_ONCE_SECONDS
     assert trading.everything() == before
+
+
+LARGE_BODY = b"{}".ljust(settings.MAX_BODY_BYTES + 1)
+
+
+def large_body_is_refused(server: live.Server, key: str, *length: bytes, chunks: bool = False) -> bool:
+    """Whether a large body is refused because too many are held; else because it is no batch, or of no valid key."""
+    with closing(Wire(server, key)) as wire:
+        wire.send(wire.head(b"POST /orders/batch", USUAL, *length))
+        wire.send(b"%x\r\n%s\r\n0\r\n\r\n" % (len(LARGE_BODY), LARGE_BODY) if chunks else LARGE_BODY)
+        status, code = wire.code()
+    assert (status, code) in [(503, "overloaded"), (400, "validation_error"), (401, "unauthenticated")]
+    return status == 503
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["a valid key", "no valid key"])
+def test_only_so_many_large_bodies_are_held_for_a_key(small_server: live.Server, key: str, *, is_known: bool) -> None:
+    other = trading.broker("other")
+    for each in (key, other):
+        with closing(Wire(small_server, each)) as wire:
+            wire.send(wire.head(b"GET /stocks"))
+            assert wire.answer()[0] == 200
+    attacker, victim = (key, other) if is_known else ("no key", key)
+    length = b"Content-Length: %d" % len(LARGE_BODY)
+    with ExitStack() as stack:
+        for _ in range(SMALL_LARGE_BODIES):
+            wire = stack.enter_context(closing(Wire(small_server, attacker)))
+            wire.send(wire.head(b"POST /orders/batch", USUAL, length), LARGE_BODY[:-1])
+        assert wait_until(lambda: large_body_is_refused(small_server, attacker, length), SMALL_BODY_SECONDS)
+        assert large_body_is_refused(small_server, attacker, CHUNKED, chunks=True)
+        assert not large_body_is_refused(small_server, victim, length)
+        with closing(Wire(small_server, attacker)) as wire:
+            wire.send(wire.post(api.LIMIT | {"symbol": "NONE"}, USUAL))  # a small one
+            assert wire.answer()[0] == (404 if is_known else 401)
+    assert wait_until(lambda: not large_body_is_refused(small_server, attacker, length), SMALL_BODY_SECONDS)
 
 
 def hang_up(wire: Wire, *, hard: bool) -> None:

@@ -10,8 +10,8 @@ import pytest
 from django.conf import settings
 
 from exchange import services
-from exchange.front import MAX_PIECES
 from exchange.models import Instrument
+from exchange.request_bodies import MAX_CHUNKS
 from exchange.rules import Scope
 from tests.live import Server
 from tests.trading import BY
@@ -70,7 +70,7 @@ def test_a_body_in_chunks_has_the_same_limit(wire: Wire) -> None:
     assert not Instrument.objects.exists()
 
 
-@pytest.mark.parametrize(("pieces", "status"), [(500, 201), (900, 201), (MAX_PIECES + 1, 400)])
+@pytest.mark.parametrize(("pieces", "status"), [(500, 201), (900, 201), (MAX_CHUNKS + 1, 400)])
 def test_a_body_in_many_chunks_has_a_limit_of_chunks(wire: Wire, pieces: int, status: int) -> None:
     padding = [b" "] * (pieces - 1)
     assert wire.send(b"POST /stocks", *CHUNKED, body=_chunked(*padding, STOCK))[0] == status

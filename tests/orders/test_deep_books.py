@@ -6,18 +6,29 @@ The limits are set low, so that few orders are many. Every test ends with all in
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 from django.db import connection, transaction
 from pytest_django import Settings
 
+from exchange.database import own_transaction
 from exchange.models import Broker, Holding, Instrument
-from orders import sequencer, services
-from orders.commands import CancelOrder, Command, Outcome
+from orders import sequencer, services, store
+from orders.commands import CancelOrder, Command, Outcome, PlaceOrder
 from orders.models import Trade
-from orders.terms import Side
+from orders.terms import Side, TimeInForce
 from tests import trading
-from tests.orders.test_sequencer import GATE, ask_in_thread, busy, held, soon, wait_for_lock_waiters, waiting
+from tests.orders.test_sequencer import (
+    GATE,
+    ask_in_thread,
+    busy,
+    held,
+    lock_timeout_ms,
+    soon,
+    wait_for_lock_waiters,
+    waiting,
+)
 from tests.orders.test_write_path import said
 from tests.trading import in_thread, order, place
 
@@ -156,6 +167,50 @@ def test_whoever_has_come_to_shares_meanwhile_is_told_to_try_again() -> None:
     assert executed(asks[1]) == ["filled"]
 
 
+def makers_of(command: PlaceOrder) -> int:
+    """How many resting orders are read, to be filled, for a command by itself."""
+    with own_transaction() as cursor:
+        market = store.load_market(cursor, [command], however_deep=True)
+    return len(market.books[command.symbol].resting[command.side.opposite])
+
+
+@pytest.mark.parametrize(
+    ("resting", "price", "taker", "outcome"),
+    [
+        (PER_COMMAND, "20", {"side": Side.BID, "quantity": PER_COMMAND, "price": None}, "insufficient_balance"),
+        (PER_COMMAND, "20", {"side": Side.BID, "quantity": 10**6, "price": None}, "insufficient_balance"),
+        (PER_COMMAND + 1, "1", {"side": Side.BID, "quantity": 10**6, "price": None}, "too_many_fills"),
+        (PER_COMMAND, "20", {"side": Side.BID, "quantity": 10**6, "price": None, "fok": True}, "cancelled"),
+        (PER_COMMAND, "20", {"side": Side.BID, "quantity": PER_COMMAND, "fok": True}, "insufficient_balance"),
+        (PER_COMMAND, "1", {"side": Side.BID, "quantity": PER_COMMAND + 1, "price": "2", "fok": True}, "cancelled"),
+    ],
+    ids=["dear", "dear, more than there is", "too many", "FOK, too few", "FOK, dear", "FOK at a price, too few"],
+)
+def test_who_will_not_be_filled_reads_no_resting_order_of_a_deep_book(
+    resting: int, price: str, taker: dict[str, Any], outcome: str
+) -> None:
+    rest(Side.ASK, resting, price)
+    time_in_force = TimeInForce.FOK if taker.pop("fok", False) else TimeInForce.IOC
+    command = order(by="poor", time_in_force=time_in_force, **{"price": None} | taker)
+    assert makers_of(command) == 0
+    assert executed(command) == [outcome]
+    assert not Trade.objects.exists()
+
+
+@pytest.mark.unsound  # the cash comes from nowhere
+def test_whoever_has_come_to_cash_meanwhile_is_told_to_try_again() -> None:
+    rest(Side.ASK, PER_COMMAND, "20")
+    bids = [order(Side.BID, PER_COMMAND, None, by="poor") for _ in range(2)]
+    with transaction.atomic():
+        poor = Broker.objects.select_for_update().get(pk="poor")
+        first = in_thread(partial(executed, bids[0]))
+        wait_for_lock_waiters()
+        poor.cash = 10_000
+        poor.save()
+    assert first.result(trading.PATIENCE_SECONDS) == ["overloaded"]
+    assert executed(bids[1]) == ["filled"]
+
+
 # --- Who can --------------------------------------------------------------------------------------------------------
 
 
@@ -186,17 +241,25 @@ def test_what_is_deep_is_executed_aside_and_the_others_of_its_list_without_it() 
     assert [said(each) for each in deep.result(trading.PATIENCE_SECONDS)] == ["filled"]
 
 
-def test_orders_of_other_books_are_accepted_while_a_deep_one_waits() -> None:
+@pytest.fixture
+def _long_lock_timeout() -> Iterator[None]:
+    """This process's connections wait for locks as long as a test waits for anything."""
+    with lock_timeout_ms(round(trading.PATIENCE_SECONDS * 1000)):
+        yield
+
+
+@pytest.mark.usefixtures("_long_lock_timeout")
+def test_others_go_on_while_a_deep_order_waits_and_what_it_may_hold_is_refused_soon() -> None:
     rest(Side.BID, PER_COMMAND)
     with held(Broker, "bob"):  # whom the deep order needs
         deep = ask_in_thread([order(Side.ASK, PER_COMMAND, "10", by="bob")])
         wait_for_lock_waiters()
-        assert submitted(order(Side.BID, 1, "1", symbol="GOOG", by="poor")) == ["pending"]
-    (outcome,) = deep.result(trading.PATIENCE_SECONDS)
-    assert said(outcome) in (
-        "filled",
-        "overloaded",
-    )  # the latter when bob was held for longer than locks are waited for
+        assert submitted(
+            order(Side.BID, 1, "1", symbol="GOOG", by="bob"),
+            order(Side.BID, 1, "1", symbol="GOOG", by="poor"),
+        ) == ["overloaded", "pending"]
+        assert not deep.done()
+    assert [said(outcome) for outcome in deep.result(trading.PATIENCE_SECONDS)] == ["filled"]
 
 
 def test_what_is_left_when_the_time_is_up_is_overloaded_and_not_done(settings: Settings) -> None:
@@ -209,8 +272,9 @@ def test_what_is_left_when_the_time_is_up_is_overloaded_and_not_done(settings: S
 def test_no_more_wait_aside_than_there_is_room_for(settings: Settings) -> None:
     rest(Side.BID, PER_COMMAND)
     settings.SEQUENCER_ASIDE_REQUESTS = 0
-    assert submitted(order(Side.ASK, PER_COMMAND, "10", by="bob")) == ["overloaded"]
-    assert submitted(order(Side.ASK, 1, "10", by="bob")) == ["filled"]
+    for quantity in (AT_ONCE + 1, PER_COMMAND):
+        assert submitted(order(Side.ASK, quantity, "10", by="bob")) == ["overloaded"]
+    assert submitted(order(Side.ASK, AT_ONCE, "10", by="bob")) == ["filled"]
 
 
 def test_small_orders_stay_with_their_list_however_deep_another_of_it_is(settings: Settings) -> None:
@@ -222,6 +286,16 @@ def test_small_orders_stay_with_their_list_however_deep_another_of_it_is(setting
         assert soon(lambda: waiting() == 1 + PER_LIST)
     assert [said(each.result(trading.PATIENCE_SECONDS)[0]) for each in small] == ["filled"] * PER_LIST
     assert [said(each) for each in deep.result(trading.PATIENCE_SECONDS)] == ["overloaded"]
+
+
+def test_of_orders_that_reach_too_many_only_together_the_largest_are_set_aside(settings: Settings) -> None:
+    rest(Side.BID, PER_COMMAND)
+    settings.SEQUENCER_ASIDE_REQUESTS = 0
+    with busy():
+        asks = [ask_in_thread([order(Side.ASK, quantity, "10", by="bob")]) for quantity in (3, 2, 3, 1)]
+        assert soon(lambda: waiting() == len(asks))
+    outcomes = [said(each.result(trading.PATIENCE_SECONDS)[0]) for each in asks]
+    assert (sorted(outcomes[::2]), outcomes[1::2]) == (["filled", "overloaded"], ["filled", "filled"])
 
 
 # --- Whose order it is ----------------------------------------------------------------------------------------------

@@ -813,15 +813,23 @@ def test_a_command_that_the_database_refuses_harms_no_other() -> None:
 
 @pytest.fixture
 def _short_lock_timeout() -> Iterator[None]:
-    """This process's connections wait 300 ms for locks."""
+    with lock_timeout_ms(300):
+        yield
+
+
+@contextmanager
+def lock_timeout_ms(limit: int) -> Iterator[None]:
+    """This process's connections wait so long for locks."""
     options = connection.settings_dict["OPTIONS"]
     before = options["options"]
-    options["options"] = before.replace("lock_timeout=2000", "lock_timeout=300")
+    options["options"] = before.replace("lock_timeout=2000", f"lock_timeout={limit}")
     assert options["options"] != before
     renew_connections()
-    yield
-    options["options"] = before
-    renew_connections()
+    try:
+        yield
+    finally:
+        options["options"] = before
+        renew_connections()
 
 
 def renew_connections() -> None:
