@@ -62,6 +62,10 @@ class Copy:
         wait_until(lambda: self.status("/readyz") == 200 or process.poll() is not None, START_SECONDS)
         assert self.status("/readyz") == 200, self.output
 
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def refusal(self, port: int, **variables: str) -> int:
         """The exit code of a supervisor that should not run at all."""
         process = self.start(port, **variables)
@@ -111,15 +115,22 @@ class Copy:
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
     copy = Copy(tmp_path_factory.mktemp("a folder"))
     try:
-        copy.start_and_wait()
         yield copy
     finally:
-        if copy.process and copy.process.poll() is None:
+        if copy.is_running:
             copy.end(signal.SIGTERM)
         assert copy.clean() == 0
+
+
+@pytest.fixture
+def copy(shared: Copy) -> Copy:
+    """One that runs, whatever the test before did to it."""
+    if not shared.is_running:
+        shared.start_and_wait()
+    return shared
 
 
 def test_keys_are_in_a_file_for_its_owner_only(copy: Copy) -> None:
