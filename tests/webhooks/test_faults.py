@@ -47,7 +47,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 BROKERS = {"alice": 0.0, "bob": 0.02, "carol": 0.05}  # and the seconds that each one's receiver takes to answer
 PAUSE_SECONDS = 0.05  # of each broker between two orders
 KILLS = 5
-RESUME_SECONDS = 20.0
+RESUME_SECONDS = 60.0
 PACE_SECONDS = 2.0
 OUTAGE_SECONDS = 1.0
 STEP_SECONDS = 60.0
