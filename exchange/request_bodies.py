@@ -1,7 +1,7 @@
-"""Reads the bodies of requests: whole, in time, and only a few large ones at a time for each key.
+"""Reads request bodies: whole, in time, and only a few large ones at a time for each key.
 
-Most bodies are small. Large ones are held in memory until they are answered, so without this limit one client could
-fill the memory of a web process before its key is looked at.
+Most bodies are small. Large ones stay in memory until the response is sent, so without this limit one client could
+fill the memory of a web process before its key is checked.
 """
 
 import asyncio
@@ -101,7 +101,7 @@ class RequestBodies:
 
 
 async def _skip(protocol: HTTPProtocol) -> None:
-    """Read on without keeping anything: a client that is answered too early may see a closed connection, no answer."""
+    """Read the rest of the body and drop it. A client that gets its response too early may see a closed connection."""
     chunks = 0
     async for _ in protocol:
         chunks += 1

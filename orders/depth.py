@@ -1,7 +1,8 @@
-"""How many resting orders commands reach, found out by the database without reading them.
+"""Measures how many resting orders a command reaches, without reading them.
 
-An order that reaches many is read by itself, and only if it is going to trade: one that its broker cannot pay for, that
-would fill too many resting orders, or that must be filled at once and cannot be, reads none of them.
+An order that reaches many is executed by itself. It reads its resting orders only if it is going to trade: an order
+that its broker cannot pay for, that would fill too many resting orders, or that is fill-or-kill and cannot be filled,
+reads none.
 """
 
 from collections import Counter, defaultdict
@@ -22,21 +23,22 @@ BookSide = tuple[str, Side]  # one side of the book of a symbol
 
 
 class MakersCutShort(Exception):
-    """The commands reach more resting orders than are read for a list; nothing was done.
+    """The commands reach more resting orders than one list may read. Nothing was done.
 
-    `deep` are the orders that must be executed each by itself.
+    `deep` are the orders that must be executed each by itself; there is at least one.
     """
 
     def __init__(self, deep: Iterable[PlaceOrder]) -> None:
         super().__init__()
         self._deep = frozenset(order.order_id for order in deep)
+        assert self._deep  # without one, splitting the commands would never end
 
     def is_about(self, command: Command) -> bool:
-        """Whether the command is one of those orders."""
+        """True if the command is one of those orders."""
         return isinstance(command, PlaceOrder) and command.order_id in self._deep
 
     def parts(self, commands: Sequence[Command]) -> list[list[Command]]:
-        """The commands in their order: each of those orders by itself, and the others between them."""
+        """Split the commands, in their order: each of those orders by itself, and the others between them."""
         parts: list[list[Command]] = []
         for command in commands:
             if parts and not (self.is_about(command) or self.is_about(parts[-1][-1])):
@@ -47,7 +49,7 @@ class MakersCutShort(Exception):
 
 
 class Demand(msgspec.Struct, frozen=True):
-    """How many shares takers want from one side of a book, and down to which rank."""
+    """The shares that takers want from one side of a book, and the worst rank that they accept."""
 
     book: str
     book_side: Side
@@ -61,7 +63,7 @@ def places(commands: Iterable[Command]) -> list[PlaceOrder]:
 
 
 def demands(takers: Iterable[PlaceOrder]) -> list[Demand]:
-    """What the takers want from each side of each book together."""
+    """The demand of all takers together, for each side of each book."""
     by_side: dict[BookSide, list[PlaceOrder]] = defaultdict(list)
     for taker in takers:
         by_side[_taken_from(taker)].append(taker)
@@ -76,7 +78,7 @@ def _taken_from(taker: PlaceOrder) -> BookSide:
 
 
 def _worst_rank(taker: PlaceOrder) -> Decimal:
-    """The last rank of the opposite side that the order's price crosses; ranks ascend from the best."""
+    """The worst rank of the opposite side that the order's price crosses; ranks ascend from the best."""
     if taker.price is None:
         return Decimal("Infinity")
     return taker.price if taker.side is Side.BID else -taker.price
@@ -86,7 +88,7 @@ def _worst_rank(taker: PlaceOrder) -> Decimal:
 
 
 class Reach(NamedTuple):
-    """What an order would take: so many resting orders, shares, and their price altogether."""
+    """The resting orders that an order would fill, their shares, and the cash that they cost."""
 
     makers: int
     shares: int
@@ -94,7 +96,7 @@ class Reach(NamedTuple):
 
 
 def reach(cursor: CursorWrapper, order: PlaceOrder) -> Reach:
-    """What the order would take, up to one resting order more than `MAX_MAKERS_PER_COMMAND`."""
+    """Measure what the order would fill, up to one resting order more than `MAX_MAKERS_PER_COMMAND`."""
     (demand,) = demands([order])
     parameters = msgspec.structs.asdict(demand) | {"most": settings.MAX_MAKERS_PER_COMMAND}
     cursor.execute(_REACH, parameters)
@@ -106,9 +108,9 @@ def reach(cursor: CursorWrapper, order: PlaceOrder) -> Reach:
 
 
 def deep_orders(cursor: CursorWrapper, takers: Sequence[PlaceOrder], leaving: Sequence[UUID]) -> list[PlaceOrder]:
-    """The takers that by themselves would take more than `MAX_MAKERS_READ_AT_ONCE` resting orders.
+    """The takers that would each fill more than `MAX_MAKERS_READ_AT_ONCE` resting orders.
 
-    The resting orders `leaving` are not counted on: they may be cancelled before.
+    The shares of the resting orders `leaving` do not count: these orders may be cancelled first.
     """
     most = settings.MAX_MAKERS_READ_AT_ONCE
     large = [taker for taker in takers if taker.quantity > most]  # a resting order has at least one share
@@ -127,9 +129,9 @@ def deep_orders(cursor: CursorWrapper, takers: Sequence[PlaceOrder], leaving: Se
 
 
 def too_many_together(commands: Sequence[Command], takers: Sequence[PlaceOrder]) -> list[PlaceOrder]:
-    """The largest takers, without which the others surely take no more than `MAX_MAKERS_PER_LIST` resting orders.
+    """The largest takers. Without them, the others fill at most `MAX_MAKERS_PER_LIST` resting orders of each side.
 
-    n shares are at most n resting orders, and every order that the commands cancel may be one more.
+    An order for n shares fills at most n resting orders, and passes over those that the commands cancel.
     """
     cancelled = sum(
         0 if isinstance(command, PlaceOrder) else 1 if isinstance(command, CancelOrder) else settings.SWEEP_BATCH
@@ -149,7 +151,7 @@ def too_many_together(commands: Sequence[Command], takers: Sequence[PlaceOrder])
 
 
 class Funds(msgspec.Struct, frozen=True):
-    """What a broker owns, and how much of it its open orders hold."""
+    """The cash and shares of a broker, and how much of them its open orders reserve."""
 
     cash: Decimal
     reserved_cash: Decimal
@@ -172,7 +174,7 @@ _NOTHING = Funds(Decimal(0), Decimal(0), {})
 
 
 def read_funds(cursor: CursorWrapper, takers: Sequence[PlaceOrder]) -> dict[str, Funds]:
-    """What the takers' brokers have, by broker; of shares what the takers are about."""
+    """Read the funds of the takers' brokers, by broker: cash, and the shares of the takers' symbols."""
     cursor.execute(_FUNDS, [list({each.broker_id for each in takers}), list({each.symbol for each in takers})])
     funds: dict[str, Funds] = defaultdict(lambda: _NOTHING)
     funds |= {broker_id: _decode_funds(found) for broker_id, found in cursor.fetchall()}
@@ -180,10 +182,10 @@ def read_funds(cursor: CursorWrapper, takers: Sequence[PlaceOrder]) -> dict[str,
 
 
 def fundable(takers: Sequence[PlaceOrder], funds: dict[str, Funds], *, is_alone: bool) -> list[PlaceOrder]:
-    """The orders that their brokers may be able to pay for; what the others would take need not be read.
+    """The orders that their brokers may be able to pay for. The others fill nothing, so nothing is read for them.
 
-    By itself an order needs what is free. In a list, shares can come to a broker from the list's other sellers, and
-    cash from its other buyers: no order can need more than all of them own, and what they buy and sell meanwhile.
+    An order by itself needs available funds. In a list, a broker can get shares from the list's other sellers and cash
+    from its other buyers, so the limit is what all of them own together, plus what the sellers buy in the list.
     """
     sellers = {(each.broker_id, each.symbol) for each in takers if each.side is Side.ASK}
     buyers = {each.broker_id for each in takers if each.side is Side.BID}
@@ -206,7 +208,7 @@ def fundable(takers: Sequence[PlaceOrder], funds: dict[str, Funds], *, is_alone:
 
 # --- SQL ------------------------------------------------------------------------------------------------------------
 
-# Of the resting orders in their priority: `before` are the shares of those that come first.
+# `before`: the shares of the resting orders with a better priority.
 _REACH = """
 SELECT count(*), coalesce(sum(taken), 0), coalesce(sum(taken * price), 0) FROM (
   SELECT price, least(remaining, %(wanted)s - before) AS taken FROM (
@@ -218,7 +220,7 @@ SELECT count(*), coalesce(sum(taken), 0), coalesce(sum(taken * price), 0) FROM (
   WHERE before < %(wanted)s) reached
 """
 
-# Of each side the first resting order that may not be reached any more: its rank, and the shares before it.
+# The first resting order of each side that is too deep: its rank, and the shares with a better priority.
 _BEYOND = """
 SELECT d.book, d.book_side, beyond.rank, beyond.before
 FROM json_to_recordset(%(demands)s::json) AS d(book text, book_side text, worst_rank numeric) CROSS JOIN LATERAL (
@@ -232,7 +234,7 @@ FROM json_to_recordset(%(demands)s::json) AS d(book text, book_side text, worst_
   ORDER BY rank, sequence OFFSET %(most)s) beyond
 """
 
-# Read before the brokers are locked, and decides nothing: who can pay by the time of its turn is told to try again.
+# Read before the brokers are locked, so it decides nothing: if funds arrive before the lock, the order is `overloaded`.
 _FUNDS = """
 SELECT b.id, json_build_object('cash', b.cash, 'reserved_cash', b.reserved_cash, 'holdings', coalesce((
   SELECT json_object_agg(h.symbol, json_build_array(h.quantity, h.reserved)) FROM exchange_holding h

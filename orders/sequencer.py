@@ -264,7 +264,7 @@ class Sequencer:
     def _execute(self, tickets: Sequence[Ticket], *, is_retry: bool) -> list[Outcome]:
         commands = [command for ticket in tickets for command in ticket.commands]
         started = time.monotonic()
-        if self._put_aside:  # and holds locks for long
+        if self._put_aside:  # which holds locks for seconds
             is_retry = not _began(services.wait_briefly) or is_retry
         try:
             return outcomes_of(commands, is_retry=is_retry)
@@ -378,9 +378,9 @@ def outcomes_of(
 
 
 def _began(begin: Callable[[], None]) -> bool:
-    """Begin the transaction of the next list in a certain way.
+    """Begin the next list's transaction. False if that failed: the list then counts as its own retry.
 
-    False when that failed: then the list goes without, and it is its second try, so that an outage is waited for twice.
+    Without that, an outage would be waited for three times.
     """
     try:
         begin()

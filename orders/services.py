@@ -45,7 +45,7 @@ def await_turn() -> None:
 
 
 def wait_briefly() -> None:
-    """Begin the transaction of this thread's next `execute_together`, unless that is done, and wait less for locks."""
+    """Begin the transaction of this thread's next `execute_together`, unless it is open, with a short lock timeout."""
     with connection.cursor() as cursor:
         store.wait_briefly(cursor)
 

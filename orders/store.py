@@ -48,7 +48,7 @@ def await_turn(cursor: CursorWrapper) -> None:
 
 
 def wait_briefly(cursor: CursorWrapper) -> None:
-    """Begin unless that is done, and wait for each lock of this transaction only as long as beside deep orders."""
+    """Begin a transaction unless one is open, and give its locks the timeout of lists that run beside a deep order."""
     begin = "" if is_transaction_open() else "BEGIN; "
     cursor.execute(f"{begin}SET LOCAL lock_timeout = {settings.SEQUENCER_ASIDE_LOCK_TIMEOUT_MS:d}")
 
@@ -73,7 +73,7 @@ def load_market(
 
 
 def _load_for_one(cursor: CursorWrapper, asked: "_Asked", order: PlaceOrder) -> Market:
-    """Read what a deep order takes, unless it is going to take nothing."""
+    """Read the resting orders that a deep order fills, unless it is going to fill none."""
     funds = read_funds(cursor, [order])
     if not fundable([order], funds, is_alone=True):
         return _load_without_makers(cursor, asked, unread={order.order_id: Decimal(0)})
@@ -103,7 +103,7 @@ def _load_without_makers(
 
 
 def _load_for_list(cursor: CursorWrapper, asked: "_Asked", commands: Sequence[Command]) -> Market:
-    """Read what those orders take that may be paid for, if each of them may be executed with others."""
+    """Read the resting orders that a list's fundable orders fill, if each of them may run with others."""
     takers = places(commands)
     funded = fundable(takers, read_funds(cursor, takers), is_alone=len(commands) == 1)
     if deep := deep_orders(cursor, funded, asked.cancels):
