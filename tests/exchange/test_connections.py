@@ -138,7 +138,7 @@ def test_one_address_cannot_hold_more_than_its_share_and_the_rest_is_served(
         assert web_server.answers()
         excess = len(clients) - settings.CONNECTIONS_PER_ADDRESS
         assert wait_until(lambda: sum(map(is_closed, clients)) >= excess, WAIT_SECONDS)
-        assert "connections_closed" in web_server.child.log.read_text()
+        assert wait_until(lambda: "connections_closed" in web_server.child.log.read_text(), WAIT_SECONDS)
         assert web_server.answers()
     finally:
         for client in clients:
