@@ -35,7 +35,7 @@ WEBHOOK_ADDRESSES = Profile(os.environ.get("WEBHOOK_ADDRESSES", "public"))
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_BATCH_BODY_BYTES = 1024 * 1024
-MAX_LARGE_BODIES = 8  # longer than MAX_BODY_BYTES, held for a key at a time; so many for all without a known key, too
+MAX_LARGE_BODIES = 8  # above MAX_BODY_BYTES, in memory at once: per key, and for all requests without a known key
 MAX_BATCH_ORDERS = 500
 MAX_BATCH_ERRORS = 1_000  # named in the answer to a batch, beside the first of each order
 MAX_BODY_CONTAINERS = 10_000  # objects and lists
@@ -68,8 +68,8 @@ KEY_RENEWAL_SECONDS = 300.0  # for so long after its last use a key is asked abo
 # --- Limits of the write path ---------------------------------------------------------------------------------------
 
 MAX_MAKERS_PER_COMMAND = 20_000  # a taker that would fill more resting orders than this is refused
-MAX_MAKERS_PER_LIST = 1_000  # on one side of a book: where takers reach more together, the largest are set aside
-MAX_MAKERS_READ_AT_ONCE = 200  # an order that reaches more is set aside, if it can be paid for
+MAX_MAKERS_PER_LIST = 1_000  # on one side of a book; if a list's takers exceed it, the largest are set aside
+MAX_MAKERS_READ_AT_ONCE = 200  # a fundable order that reaches more is set aside
 MAX_MAKERS_PER_QUOTE = 1_000  # resting orders that a quote looks at
 QUOTE_ORDERS_PER_REQUEST = 25  # for each that it may have to look at, a quote counts as another request
 MAX_OPEN_ORDERS = 100_000  # of one broker in one instrument
@@ -132,7 +132,7 @@ DATABASE_IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
 SEQUENCER_TURN_SECONDS = 0.25  # so long a list waits for another process' to end
 SEQUENCER_PATIENCE_SECONDS = 5.0  # then a request takes back what still waits,
 SEQUENCER_LAST_PATIENCE_SECONDS = 5.0  # and gives what is under way this long to end
-SEQUENCER_ASIDE_LOCK_TIMEOUT_MS = 100  # of the others meanwhile, in place of DATABASE_LOCK_TIMEOUT_MS
+SEQUENCER_ASIDE_LOCK_TIMEOUT_MS = 100  # of the process's other lists while it executes a deep order
 SEQUENCER_ASIDE_SECONDS = 2.0  # then no more is begun of a request that fills too many resting orders
 LOGIN_PATIENCE_SECONDS = 5.0  # then who waits to log in is sent away
 WEB_BODY_SECONDS = 30.0  # a request's, to come in
