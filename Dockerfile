@@ -17,6 +17,7 @@ COPY manage.py ./
 COPY config config
 COPY backoffice backoffice
 COPY exchange exchange
+COPY gateway gateway
 COPY orders orders
 COPY webhooks webhooks
 # Compiled once here; and readable by the account, whatever the checkout's files were.

@@ -38,8 +38,8 @@ lint: .venv/installed ## format, lint, types, layers, migrations, schema: all ch
 	$(NO_SERVERS) $(IN_VENV) manage.py spectacular --validate --fail-on-warn --file /dev/null
 
 replay: .venv/installed ## send MESSAGES=file to the running exchange and compare with BOOK=file
-	@test -r .run/env || { echo "Nothing has run here yet: make run"; exit 1; }
-	@. ./.run/env && exec $(IN_VENV) manage.py replay --messages "$(MESSAGES)" --book "$(BOOK)"
+	@test -r .run/credentials.json || { echo "Nothing has run here yet: make run"; exit 1; }
+	@exec $(IN_VENV) -m tools.replay --messages "$(MESSAGES)" --book "$(BOOK)"
 
 schemathesis: .venv/installed ## ask each operation 100 times with each kind of key, compare the answers with the schema
 	$(PYTEST) --numprocesses 2 tests/schema/conformance.py

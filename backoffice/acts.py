@@ -20,7 +20,7 @@ from django.urls import reverse
 from backoffice.links import list_url, page_url
 from exchange.audit import Actor, ActorKind, address_of
 from exchange.errors import ExchangeError, OutcomeUnknown
-from exchange.problems import refusal_of
+from exchange.http.problems import refusal_of
 from exchange.rules import MAX_REASON_LENGTH
 
 MAX_SUBJECTS = 500  # of one act

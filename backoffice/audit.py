@@ -16,8 +16,8 @@ from backoffice.lists import Column, Way
 from backoffice.pages import Pages
 from backoffice.periods import PeriodForm, within_by_id
 from exchange.audit import Action, ActorKind
+from exchange.http.paging import Keyset
 from exchange.models import ApiKey, AuditEntry, Broker, Instrument
-from exchange.paging import Keyset
 from orders.models import Order, ReconcileRun
 from webhooks.models import Delivery, Subscription
 

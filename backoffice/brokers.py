@@ -42,8 +42,8 @@ from backoffice.lists import Column, FilterForm, Way
 from backoffice.orders import WORKING_WORD
 from backoffice.pages import Pages
 from backoffice.templatetags.office import state
+from exchange.http.paging import Keyset
 from exchange.models import CASH_DIGITS, DECIMALS, ApiKey, Broker, Holding, Instrument, Transfer
-from exchange.paging import Keyset
 from exchange.rules import BrokerStatus
 from orders.activity import day_began
 from orders.models import Order, Trade

@@ -10,9 +10,9 @@ from datetime import datetime, timedelta
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from itertools import accumulate
 
+from backoffice.queries.market_watch import Candle
 from exchange.rules import price_decimals, rounded
 from orders.market_data import BookSnapshot, Level
-from orders.market_watch import Candle
 from orders.terms import Side
 
 Number = int | float | Decimal

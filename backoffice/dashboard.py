@@ -17,13 +17,14 @@ from django.http import HttpRequest
 from backoffice.charts import Number, Sparkline, sparkline
 from backoffice.health import FAILING, due_to
 from backoffice.links import list_url, page_url
+from backoffice.queries import market_watch
 from backoffice.templatetags.office import short
 from exchange import heartbeat, rejects
 from exchange.database import database_now
+from exchange.http.paging import moment_of
 from exchange.models import Holding, Instrument
-from exchange.paging import moment_of
 from exchange.rules import InstrumentStatus
-from orders import activity, market_watch
+from orders import activity
 from orders.models import Order, ReconcileRun, RunState, Trade
 from webhooks.models import Delivery, DeliveryState, Subscription
 

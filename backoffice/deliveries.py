@@ -19,11 +19,11 @@ from backoffice.links import page_url
 from backoffice.lists import Column, Rows, Way
 from backoffice.pages import Pages
 from backoffice.periods import PeriodForm, id_period
+from backoffice.queries import attempts
 from backoffice.templatetags.office import outcome, short_id, state
 from backoffice.webhook_acts import NOTED_WITHIN, Redeliver, is_lost
+from exchange.http.paging import Keyset, first_id_at, moment_of
 from exchange.models import Broker
-from exchange.paging import Keyset, first_id_at, moment_of
-from webhooks import attempts
 from webhooks.models import FAILED, Answer, Delivery, DeliveryError, DeliveryState, Event, EventType, Subscription
 
 LATEST = 10  # deliveries on the page of their subscription

@@ -14,12 +14,11 @@ from backoffice.links import list_url, page_url
 from backoffice.lists import Column, Rows, Way
 from backoffice.pages import Pages
 from backoffice.periods import PeriodForm, within_by_id
+from backoffice.queries import attempts, life
 from backoffice.templatetags.office import short_id
+from exchange.http.paging import Keyset
 from exchange.models import Broker
-from exchange.paging import Keyset
-from orders import life
 from orders.models import Order, Trade
-from webhooks import attempts
 from webhooks.models import Event, EventType
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from django import forms
 from rest_framework import serializers
 
-from exchange.fields import Amount, Quantity, Text, Timestamp, WireField, field_errors
+from exchange.http.fields import Amount, Quantity, Text, Timestamp, WireField, field_errors
 from exchange.rules import BROKER_ID, MAX_INITIAL_CASH, SYMBOL, TRANSFER_REFERENCE, Words
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,15}")

@@ -18,12 +18,13 @@ from backoffice.instrument_acts import Edit, Halt, HaltEverything, ListInstrumen
 from backoffice.links import list_url, page_url
 from backoffice.lists import Column, FilterForm, Way
 from backoffice.pages import Pages
+from backoffice.queries import market_watch
 from backoffice.templatetags.office import age, ago, moved, price, state
 from exchange.database import database_now
+from exchange.http.paging import Keyset
 from exchange.models import Instrument
-from exchange.paging import Keyset
 from exchange.rules import MAX_NAME_LENGTH, InstrumentStatus, Pricing, price_decimals, rounded
-from orders import market_data, market_watch
+from orders import market_data
 from orders.models import Order, Trade
 
 LADDER_LEVELS, DEPTH_LEVELS = 15, 50  # of each side

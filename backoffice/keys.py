@@ -18,8 +18,8 @@ from backoffice.pages import Pages
 from backoffice.templatetags.office import NOTHING, state
 from exchange import services
 from exchange.audit import Actor, ActorKind
+from exchange.http.paging import Keyset
 from exchange.models import ApiKey, AuditEntry, Broker
-from exchange.paging import Keyset
 from exchange.rules import KEY_PREFIX, Words
 from exchange.wire import Instant
 

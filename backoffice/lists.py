@@ -15,7 +15,7 @@ from django import forms
 from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest
 
-from exchange.paging import MAX_CURSOR_LENGTH, Keyset, Page
+from exchange.http.paging import MAX_CURSOR_LENGTH, Keyset, Page
 
 PAGE_ROWS = 50
 FILTERED_ROWS = 20_000  # few enough to be read from a disk at once

@@ -20,15 +20,16 @@ from backoffice.links import list_url, page_url
 from backoffice.lists import Column, Rows, Way
 from backoffice.pages import Pages
 from backoffice.periods import PeriodForm, period, within, within_by_id
+from backoffice.queries import life
+from backoffice.queries.life import Fill, Telling
 from backoffice.templatetags.office import coloured, money, short_id, state
 from exchange.audit import Action, Actor
 from exchange.errors import ExchangeError
+from exchange.http.paging import NEWEST_FIRST, Keyset
 from exchange.models import AuditEntry, Broker, Instrument
-from exchange.paging import NEWEST_FIRST, Keyset
 from exchange.rules import CLIENT_ORDER_ID, DOCUMENT_NUMBER, mean, price_decimals
-from orders import life, sequencer
-from orders.commands import CancelOrder
-from orders.life import Fill, Telling
+from orders.matching import sequencer
+from orders.matching.commands import CancelOrder
 from orders.models import Order, Trade
 from orders.terms import WORKING, CancelReason, OrderStatus, OrderType, Side
 

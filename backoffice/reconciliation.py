@@ -14,10 +14,10 @@ from backoffice.lists import Column, FilterForm, Way
 from backoffice.pages import Pages
 from backoffice.templatetags.office import state, took
 from exchange.audit import Actor
-from exchange.paging import Keyset
+from exchange.http.paging import Keyset
 from exchange.rules import MAX_REASON_LENGTH
-from orders import reconcile_runs
 from orders.models import ReconcileRun
+from orders.reconciliation import runs
 
 
 class NoFilters(FilterForm):
@@ -44,7 +44,7 @@ class StartRun(Act):
     subjects_max = 0
 
     def perform(self, by: Actor, subjects: Sequence[Any], **fields: Any) -> Done:
-        reconcile_runs.start(by=by, reason=fields["reason"])
+        runs.start(by=by, reason=fields["reason"])
         return Done("The reconciliation was asked for; a worker begins it within seconds.")
 
 

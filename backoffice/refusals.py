@@ -1,10 +1,10 @@
-"""How refusals look in the back office: its own pages. The API's are problems, as `exchange.problems` writes them."""
+"""Rejections in the back office are pages of its own. Those of the API are problems: `exchange.http.problems`."""
 
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 
-from exchange import problems
+from exchange.http import problems
 
 
 def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:

@@ -16,8 +16,9 @@ from unfold.sites import UnfoldAdminSite
 from backoffice import attempts, known_devices, two_factor
 from backoffice.acts import actor_of
 from backoffice.dashboard import dashboard
-from exchange import audit, problems
+from exchange import audit
 from exchange.audit import Action, Entry
+from exchange.http import problems
 
 # What the sidebar shows: groups of pages, each with its URL's name, its icon, and the permission to see it.
 PAGES: tuple[tuple[str, tuple[tuple[str, str, str, str], ...]], ...] = (

@@ -14,8 +14,8 @@ from backoffice.lists import Column, Rows, Way
 from backoffice.pages import Pages
 from backoffice.periods import PeriodForm, period, within, within_by_id
 from backoffice.templatetags.office import coloured, short_id
+from exchange.http.paging import Keyset
 from exchange.models import Broker, Instrument
-from exchange.paging import Keyset
 from exchange.wire import Instant
 from orders.models import Order, Trade
 from orders.terms import Side

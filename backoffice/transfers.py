@@ -13,8 +13,8 @@ from backoffice.links import page_url
 from backoffice.lists import Column, Rows, Way
 from backoffice.pages import Pages
 from backoffice.periods import PeriodForm, within, within_by_id
+from exchange.http.paging import NEWEST_FIRST, Keyset
 from exchange.models import Broker, Instrument, Transfer
-from exchange.paging import NEWEST_FIRST, Keyset
 from exchange.rules import Words
 
 

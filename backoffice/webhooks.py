@@ -16,8 +16,8 @@ from backoffice.lists import Column, FilterForm, Way
 from backoffice.pages import Pages
 from backoffice.templatetags.office import ago, states
 from backoffice.webhook_acts import Pause, RedeliverFailed, Resume
+from exchange.http.paging import Keyset
 from exchange.models import Broker
-from exchange.paging import Keyset
 from webhooks.models import MAX_URL_LENGTH, Delivery, DeliveryState, EventType, Subscription, SubscriptionState
 
 DUE_SHOWN = 10

@@ -24,9 +24,9 @@ from exchange import services
 from exchange.audit import Actor, ActorKind
 from exchange.database import database_now
 from exchange.rules import BrokerStatus
-from orders import reconcile_runs
-from orders import services as orders
-from orders.commands import Accepted, PlaceOrder
+from orders.matching import service
+from orders.matching.commands import Accepted, PlaceOrder
+from orders.reconciliation import runs
 from orders.terms import OrderType, Side, TimeInForce
 from webhooks import services as webhooks
 from webhooks.models import Delivery, DeliveryError, Subscription
@@ -112,12 +112,12 @@ def furnish(acts: int) -> None:
         price=Decimal("100.01"),
         time_in_force=TimeInForce.GTC,
     )
-    assert all(isinstance(outcome, Accepted) for outcome in orders.execute([order]))
+    assert all(isinstance(outcome, Accepted) for outcome in service.execute([order]))
     now = database_now()
     told = Delivery.objects.filter(subscription=live, claimed_at=None)
     assert told.update(claimed_at=now, completed_at=now, error=DeliveryError.TIMEOUT, duration_ms=5_000)
     Subscription.objects.filter(pk=live.pk).update(last_failure_at=now)
-    reconcile_runs.run_now(by=BY)
+    runs.run_now(by=BY)
 
 
 def pages(rows: Chosen = newest) -> list[OfficePage]:

@@ -5,7 +5,7 @@ import time
 from bench import profiling, wrk
 from bench.run import Run, describe
 from config.local.supervisor import say
-from exchange.limits import Limit
+from exchange.http.limits import Limit
 
 CHECKS = 100_000
 

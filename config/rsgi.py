@@ -8,9 +8,10 @@ import django
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 django.setup(set_prefix=False)
 
-from exchange.front import Front  # noqa: E402 (Django must be set up first)
-from exchange.wsgi import ExchangeHandler  # noqa: E402
-from orders import sequencer, short_way  # noqa: E402
+from gateway import order_entry  # noqa: E402
+from gateway.application import Front  # noqa: E402 (Django must be set up first)
+from gateway.django_handler import ExchangeHandler  # noqa: E402
+from orders.matching import sequencer  # noqa: E402
 
-application = Front(ExchangeHandler(), takes_no_orders=sequencer.is_full, errand_of=short_way.errand_of)
+application = Front(ExchangeHandler(), takes_no_orders=sequencer.is_full, errand_of=order_entry.errand_of)
 gc.freeze()  # what is loaded by now stays: the collector need not look through it again and again

@@ -203,18 +203,18 @@ UNFOLD = {
 }
 
 MIDDLEWARE = [
-    "exchange.middleware.RequestLog",
+    "exchange.http.middleware.RequestLog",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "exchange.middleware.NeverCached",  # these let the API's requests pass
-    "exchange.middleware.Sessions",
-    "exchange.middleware.Csrf",
-    "exchange.middleware.Users",
-    "exchange.middleware.SecondFactors",
-    "exchange.middleware.Messages",
-    "exchange.middleware.Frames",
-    "exchange.middleware.Content",
-    "exchange.middleware.Attempts",
+    "exchange.http.middleware.NeverCached",  # these let the API's requests pass
+    "exchange.http.middleware.Sessions",
+    "exchange.http.middleware.Csrf",
+    "exchange.http.middleware.Users",
+    "exchange.http.middleware.SecondFactors",
+    "exchange.http.middleware.Messages",
+    "exchange.http.middleware.Frames",
+    "exchange.http.middleware.Content",
+    "exchange.http.middleware.Attempts",
 ]
 
 ROOT_URLCONF = "config.urls"
@@ -330,12 +330,14 @@ OTP_TOTP_ISSUER = "Bourse"
 # --- REST -----------------------------------------------------------------------------------------------------------
 
 REST_FRAMEWORK = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["exchange.authentication.ApiKeyAuthentication"],
-    "DEFAULT_PERMISSION_CLASSES": [],  # `exchange.api.ExchangeView` asks for scopes, in the contract's order
-    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],  # for the schema: `exchange.api` reads and writes
+    "DEFAULT_AUTHENTICATION_CLASSES": ["exchange.http.authentication.ApiKeyAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": [],  # `exchange.http.api.ExchangeView` asks for scopes, in the contract's order
+    "DEFAULT_PARSER_CLASSES": [
+        "rest_framework.parsers.JSONParser"
+    ],  # for the schema: `exchange.http.api` reads and writes
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_SCHEMA_CLASS": "exchange.schema.Schema",
-    "EXCEPTION_HANDLER": "exchange.problems.problem_from_exception",
+    "DEFAULT_SCHEMA_CLASS": "exchange.http.schema.Schema",
+    "EXCEPTION_HANDLER": "exchange.http.problems.problem_from_exception",
     "DEFAULT_METADATA_CLASS": None,
     "UNAUTHENTICATED_USER": None,
 }

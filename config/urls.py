@@ -10,7 +10,7 @@ urlpatterns = [
     path("admin/", admin.site.urls),
 ]
 
-handler400 = "exchange.problems.bad_request"
+handler400 = "exchange.http.problems.bad_request"
 handler403 = "backoffice.refusals.permission_denied"
 handler404 = "backoffice.refusals.not_found"
-handler500 = "exchange.problems.server_error"
+handler500 = "exchange.http.problems.server_error"

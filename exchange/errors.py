@@ -1,7 +1,7 @@
 """Every way the exchange says no: one class per public `code`, its docstring the default sentence.
 
 The rules return these as values; only the edge that asked for one thing raises them. How each is spoken over HTTP is
-`exchange.problems`' business alone.
+`exchange.http.problems`' business alone.
 """
 
 from collections.abc import Sequence

@@ -16,7 +16,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from exchange import heartbeat
 from exchange.bodies import ReadinessBody
 from exchange.database import replace_lost_connections
-from exchange.threads import once
+from exchange.http.threads import once
 
 
 class Readiness:

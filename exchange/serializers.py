@@ -5,7 +5,7 @@ from typing import Any
 
 from rest_framework.exceptions import ErrorDetail
 
-from exchange.fields import Amount, Choice, Contradiction, Items, Quantity, StrictSerializer, Text, Timestamp
+from exchange.http.fields import Amount, Choice, Contradiction, Items, Quantity, StrictSerializer, Text, Timestamp
 from exchange.rules import (
     BROKER_ID,
     MAX_INITIAL_CASH,

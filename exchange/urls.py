@@ -1,7 +1,7 @@
 from django.urls import path
 
-from exchange import converters as converters  # registers them
 from exchange import views
+from exchange.http import converters as converters  # registers them
 
 urlpatterns = [
     path("brokers", views.BrokersView.as_view()),

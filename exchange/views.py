@@ -6,7 +6,6 @@ from drf_spectacular.utils import extend_schema
 from drf_spectacular.views import SpectacularSwaggerSplitView
 
 from exchange import readiness, services, wire
-from exchange.api import ExchangeView, Response
 from exchange.bodies import (
     BalanceBody,
     BrokerPage,
@@ -37,10 +36,12 @@ from exchange.errors import (
     SymbolNotFound,
     TransferReferenceConflict,
 )
+from exchange.http.api import ExchangeView, Response
+from exchange.http.paging import NEWEST_FIRST, Keyset
+from exchange.http.schema import documented
+from exchange.http.threads import once
 from exchange.models import ApiKey, Broker, Instrument, Transfer
-from exchange.paging import NEWEST_FIRST, Keyset
 from exchange.rules import Scope
-from exchange.schema import documented
 from exchange.serializers import (
     CreateBrokerForm,
     CreateKeyForm,
@@ -48,7 +49,6 @@ from exchange.serializers import (
     ListInstrumentForm,
     ReasonForm,
 )
-from exchange.threads import once
 
 OPERATORS = (Scope.OPERATOR,)
 READERS = (Scope.READ,)

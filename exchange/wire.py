@@ -1,6 +1,6 @@
 """JSON as the exchange reads and writes it: exact decimals, UTC times, limits on everything.
 
-What is sent is a `msgspec.Struct`: `encoded` writes it as it is, `exchange.schema` describes it. `Decimal`s become
+What is sent is a `msgspec.Struct`: `encoded` writes it as it is, `exchange.http.schema` describes it. `Decimal`s become
 JSON numbers with the very decimals they carry.
 """
 

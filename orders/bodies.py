@@ -9,8 +9,8 @@ import msgspec
 
 from exchange.rules import BrokerStatus, mean, price_decimals, rounded
 from exchange.wire import Instant, Problem
+from orders.matching.state import OrderState, TradeState
 from orders.models import Order, Trade
-from orders.state import OrderState, TradeState
 from orders.terms import CancelReason, OrderStatus, OrderType, Side, TimeInForce
 
 

@@ -1,7 +1,7 @@
 """The query parameters that narrow the lists of orders and trades."""
 
-from exchange.fields import Choice, Text, Timestamp
-from exchange.filters import FieldFilter, Filters
+from exchange.http.fields import Choice, Text, Timestamp
+from exchange.http.filters import FieldFilter, Filters
 from exchange.rules import DOCUMENT_NUMBER, SYMBOL
 from orders.models import Order, Trade
 from orders.terms import OrderStatus, Side

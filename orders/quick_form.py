@@ -9,7 +9,7 @@ from typing import Any
 
 from rest_framework.serializers import ValidationError
 
-from exchange.fields import Amount, Timestamp
+from exchange.http.fields import Amount, Timestamp
 from exchange.rules import BROKER_ID, CLIENT_ORDER_ID, DOCUMENT_NUMBER, MAX_NOTIONAL, MAX_QUANTITY, SYMBOL
 from orders.terms import OrderType, Side, TimeInForce
 

@@ -11,7 +11,7 @@ from django.db import connection
 from exchange import errors
 from exchange.rules import price_decimals
 from orders.bodies import OrderBody
-from orders.state import OrderState, TradeState
+from orders.matching.state import OrderState, TradeState
 
 
 def order_body(order_id: UUID, *, owner: str | None) -> OrderBody:

@@ -10,7 +10,17 @@ from rest_framework import serializers
 from rest_framework.exceptions import ErrorDetail
 from rest_framework.fields import empty
 
-from exchange.fields import Amount, Choice, Contradiction, Digits, Flag, Quantity, StrictSerializer, Text, Timestamp
+from exchange.http.fields import (
+    Amount,
+    Choice,
+    Contradiction,
+    Digits,
+    Flag,
+    Quantity,
+    StrictSerializer,
+    Text,
+    Timestamp,
+)
 from exchange.rules import BROKER_ID, CLIENT_ORDER_ID, DOCUMENT_NUMBER, MAX_NOTIONAL, MAX_QUANTITY, SYMBOL
 from exchange.serializers import ReasonForm
 from orders import quick_form

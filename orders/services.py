@@ -1,90 +1,26 @@
-"""The one way in: every change to a book goes through `execute`, under that book's lock."""
+"""Changes of many orders at once, and of the rules that orders obey."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from decimal import Decimal
 
 import structlog
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, connection, transaction
+from django.db import transaction
 from django.db.models import F, Value
 
 from exchange import audit
 from exchange import services as exchange_services
 from exchange.audit import Action, Actor, Entry
-from exchange.database import already_committed, is_connection_lost, own_transaction, replace_lost_connections
-from exchange.errors import FieldError, OutcomeUnknown, ValidationFailed
+from exchange.database import already_committed
+from exchange.errors import FieldError, ValidationFailed
 from exchange.models import Instrument
 from exchange.rules import BrokerStatus, Pricing, price_decimals, rounded
-from orders import store
-from orders.commands import CancelOrders, Command, ExpireOrders, Outcome, Swept
-from orders.depth import MakersCutShort
-from orders.market import Market
+from orders.matching import service
+from orders.matching.commands import CancelOrders, ExpireOrders, Swept
 from orders.models import Order
 from orders.terms import CancelReason, Side
-from webhooks import wakeup
 
 _log = structlog.get_logger(__name__)
-
-
-def execute(commands: Sequence[Command]) -> list[Outcome]:
-    """Run `commands` against their books in one transaction; one outcome each, in their order."""
-    try:
-        return execute_together(commands, however_deep=True)
-    except MakersCutShort as cut:  # nothing was done
-        return [outcome for part in cut.parts(commands) for outcome in execute(part)]
-
-
-def await_turn() -> None:
-    """Begin the transaction of this thread's next `execute_together` when no other process is in one, or soon anyway.
-
-    This decides nothing: the locks do. But a list that waits for the books of another one was taken before that wait.
-    Lists would be half as long, and cost more for each order.
-    """
-    with connection.cursor() as cursor:
-        store.await_turn(cursor)
-
-
-def wait_briefly() -> None:
-    """Begin the transaction of this thread's next `execute_together`, unless it is open, with a short lock timeout."""
-    with connection.cursor() as cursor:
-        store.wait_briefly(cursor)
-
-
-def execute_together(
-    commands: Sequence[Command], *, skip_busy: bool = False, however_deep: bool = False
-) -> list[Outcome]:
-    """`execute`, in one transaction or not at all: what this raises was not done, unless it is `OutcomeUnknown`.
-
-    With `skip_busy` it waits for no lock, and refuses what needs a book or a broker that others hold. `MakersCutShort`
-    is raised when too many resting orders are reached for a list; with `however_deep` not by a command alone.
-    """
-    saved, due = None, 0
-    try:
-        with own_transaction() as cursor:
-            # Locks, and reads the clock and the books.
-            market = store.load_market(cursor, commands, skip_busy=skip_busy, however_deep=however_deep)
-            outcomes = [market.apply(command) for command in commands]  # no I/O: the rules, and nothing else
-            if market.placed or market.changed:
-                saved = market
-                due = store.save_market(cursor, market)  # writes and commits
-    except (OperationalError, InterfaceError) as error:
-        if saved is None or not is_connection_lost(error) or not _was_committed(saved):
-            raise
-        _log.warning("commit_answer_lost", error=str(error))
-    if due:
-        wakeup.ask()
-    return outcomes
-
-
-def _was_committed(market: Market) -> bool:
-    """Whether a COMMIT that was sent, and not answered, took place."""
-    try:
-        connection.close()
-        replace_lost_connections()
-        with transaction.atomic(durable=True), connection.cursor() as cursor:
-            return store.was_saved(cursor, market)
-    except (OperationalError, InterfaceError) as error:
-        raise OutcomeUnknown from error
 
 
 def cancel_all(
@@ -122,7 +58,7 @@ def _sweep(command: CancelOrders | ExpireOrders) -> Iterator[Swept]:
     """
     closed = settings.SWEEP_BATCH
     while closed >= settings.SWEEP_BATCH:
-        (outcome,) = execute([command])
+        (outcome,) = service.execute([command])
         assert isinstance(outcome, Swept)
         closed = outcome.closed
         if closed:

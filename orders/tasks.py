@@ -15,8 +15,9 @@ from django.db.models.functions import Now
 
 from exchange.database import lock_timeout
 from exchange.models import Instrument
-from orders import activity, reconcile_runs, services
+from orders import activity, services
 from orders.models import Order
+from orders.reconciliation import runs
 
 _log = structlog.get_logger(__name__)
 
@@ -51,10 +52,10 @@ def roll_up() -> None:
 @shared_task
 def tend_reconcile_runs() -> None:
     """See to it that every reconciliation begins, and ends."""
-    reconcile_runs.tend()
+    runs.tend()
 
 
-@shared_task(name=reconcile_runs.TASK, time_limit=settings.RECONCILE_TASK_SECONDS)
+@shared_task(name=runs.TASK, time_limit=settings.RECONCILE_TASK_SECONDS)
 def run_reconcile(run_id: str) -> None:
     """Make a reconciliation. It may take an hour, and leaves the worker's other process for what is short."""
-    reconcile_runs.perform(UUID(run_id))
+    runs.perform(UUID(run_id))

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from exchange import converters as converters  # registers them
+from exchange.http import converters as converters  # registers them
 from orders import views
 
 urlpatterns = [

@@ -11,20 +11,20 @@ from django.http import HttpRequest
 
 from exchange import errors, rejects
 from exchange import services as exchange_services
-from exchange.api import ExchangeView, Response
 from exchange.database import already_committed
 from exchange.errors import BrokerNotFound, ExchangeError, FieldError, SymbolNotFound
-from exchange.fields import MAX_ERRORS, validated
+from exchange.http.api import ExchangeView, Response
+from exchange.http.fields import MAX_ERRORS, validated
+from exchange.http.middleware import Environ, actor_of
+from exchange.http.paging import NEWEST_FIRST, Keyset
+from exchange.http.problems import problem_of
+from exchange.http.responses import Answer
+from exchange.http.schema import documented, header
 from exchange.keys import Principal
-from exchange.middleware import Environ, actor_of
-from exchange.paging import NEWEST_FIRST, Keyset
-from exchange.problems import problem_of
 from exchange.rules import BrokerStatus, Scope, price_decimals
-from exchange.schema import documented, header
 from exchange.serializers import ReasonForm
-from exchange.short_way import Answer
 from exchange.wire import Instant
-from orders import market_data, reading, sequencer, services
+from orders import market_data, reading, services
 from orders.bodies import (
     BrokerStanding,
     BrokerTrade,
@@ -38,8 +38,9 @@ from orders.bodies import (
     TapePage,
     TapeTrade,
 )
-from orders.commands import Accepted, Cancelled, CancelOrder, Outcome, PlaceOrder, Replayed
 from orders.filters import OrderFilters, TradeFilters
+from orders.matching import sequencer
+from orders.matching.commands import Accepted, Cancelled, CancelOrder, Outcome, PlaceOrder, Replayed
 from orders.models import Order, Trade
 from orders.serializers import (
     BookQuery,

@@ -12,7 +12,7 @@ from django.test import TransactionTestCase
 from whitenoise.middleware import WhiteNoiseMiddleware
 
 from config.local.servers import Valkey
-from exchange import floods
+from exchange.http import floods
 from tests import celery_processes, database, live
 from tests.celery_processes import Celery
 from tests.receiver import Receiver

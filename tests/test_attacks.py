@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench import attacks
-from orders import services
+from orders.matching import service
 from orders.terms import Side
 from tests import live, trading
 
@@ -37,7 +37,7 @@ def test_beside_an_attack_the_others_orders_are_accepted(attacked: live.Server, 
     keys["attacker"] = trading.broker("attacker", cash=210, holdings={attacks.ATTACKED: RESTING})
     for side, price in [(Side.BID, "0.01"), (Side.ASK, "1.00")]:
         resting = [trading.order(side, 1, price, by="attacker", symbol=attacks.ATTACKED) for _ in range(RESTING)]
-        services.execute(resting)
+        service.execute(resting)
     attack = attacks.ATTACKS[name]
     attack = replace(attack, connections=min(attack.connections, CONNECTIONS_MAX))
 

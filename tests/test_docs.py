@@ -18,9 +18,9 @@ from rest_framework import serializers
 
 import config.urls
 from exchange import services as exchange_services
-from exchange.fields import StrictSerializer
-from exchange.filters import Filters
-from exchange.problems import STATUSES
+from exchange.http.fields import StrictSerializer
+from exchange.http.filters import Filters
+from exchange.http.problems import STATUSES
 from exchange.rules import MAX_INITIAL_CASH, MAX_REASON_LENGTH, Scope
 from orders import services
 from tests import api, trading
@@ -32,7 +32,7 @@ from webhooks.addresses import Profile
 
 ERRORS, SETTINGS = ((ROOT / "docs" / name).read_text() for name in ("errors.md", "settings.md"))
 SETTINGS_PY = ROOT / "config" / "settings.py"
-PACKAGES = ("backoffice", "exchange", "orders", "webhooks")
+PACKAGES = ("backoffice", "exchange", "gateway", "orders", "tools", "webhooks")
 SOURCES = [path for name in ("config", *PACKAGES) for path in (ROOT / name).rglob("*.py")]
 PRODUCT = [ROOT / "manage.py", *(path for path in SOURCES if "migrations" not in path.parts)]
 NOT_OURS = {"Django", "REST", "Celery"}  # sections of settings.py

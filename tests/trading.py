@@ -17,9 +17,10 @@ from exchange.audit import Actor, ActorKind
 from exchange.errors import ExchangeError
 from exchange.models import ApiKey, AuditEntry, AuditHead, Broker, Holding, Instrument, Transfer
 from exchange.rules import Pricing
-from orders import reconcile, services
-from orders.commands import Accepted, CancelOrder, Outcome, PlaceOrder, Replayed
+from orders.matching import service
+from orders.matching.commands import Accepted, CancelOrder, Outcome, PlaceOrder, Replayed
 from orders.models import Order, Trade
+from orders.reconciliation import checks
 from orders.terms import OrderType, Side, TimeInForce
 from webhooks.models import Delivery, Event, Subscription
 
@@ -70,7 +71,7 @@ def order(
 
 def attempt(command: Any) -> Outcome:
     """Run one command; its outcome, be it a refusal."""
-    (outcome,) = services.execute([command])
+    (outcome,) = service.execute([command])
     return outcome
 
 
@@ -163,7 +164,7 @@ def refused_at_commit(*tables: str) -> Iterator[None]:
             cursor.execute("DROP FUNCTION not_this_one CASCADE")
 
 
-_COUNT_BROKEN = " UNION ALL ".join(f"SELECT count(*) FROM ({sql}) broken" for sql in reconcile.CHECKS.values())  # noqa: S608
+_COUNT_BROKEN = " UNION ALL ".join(f"SELECT count(*) FROM ({sql}) broken" for sql in checks.CHECKS.values())  # noqa: S608
 
 
 def assert_sound() -> None:
@@ -172,7 +173,7 @@ def assert_sound() -> None:
         if Order.objects.exists():
             cursor.execute(f"SELECT sum(count) FROM ({_COUNT_BROKEN}) counts")  # noqa: S608
             if cursor.fetchone() != (0,):
-                assert [finding for finding in reconcile.findings(cursor) if finding.count] == []
+                assert [finding for finding in checks.findings(cursor) if finding.count] == []
 
 
 # --- Several at a time ----------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from typing import Any
 from django.conf import settings
 from rest_framework import serializers
 
-from exchange.fields import Choice, Items, StrictSerializer, Text, WireField
+from exchange.http.fields import Choice, Items, StrictSerializer, Text, WireField
 from exchange.rules import BROKER_ID
 from webhooks.addresses import URL, BadUrl, check_url
 from webhooks.models import MAX_URL_LENGTH, EventType

@@ -4,10 +4,10 @@ from uuid import UUID
 
 from django.http import HttpRequest
 
-from exchange.api import ExchangeView, Response
 from exchange.errors import WebhookNotFound
+from exchange.http.api import ExchangeView, Response
+from exchange.http.schema import documented
 from exchange.rules import Scope
-from exchange.schema import documented
 from webhooks import services
 from webhooks.bodies import WebhookBody, WebhookListBody, WebhooksBody, webhook_list_body
 from webhooks.models import Subscription

@@ -1,4 +1,4 @@
-"""The write path's reading, in one round trip: functions of the database, which `orders/store.py` calls.
+"""The write path's reading, in one round trip: functions of the database, which `orders/matching/store.py` calls.
 
 Whoever changes one writes a migration that replaces it, with the arguments it had: the old code may still be running.
 """

@@ -14,11 +14,11 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from backoffice.charts import Rung
+from backoffice.queries import market_watch
 from backoffice.templatetags.office import NOTHING
 from exchange.database import database_now
 from exchange.models import AuditEntry, Instrument
 from exchange.rules import InstrumentStatus, Pricing
-from orders import market_watch
 from orders.models import Bar, Order, Trade
 from orders.terms import Side
 from tests.backoffice.browser import REASON, act_path, do, is_offered, page, said, shown, sign_in, wrong

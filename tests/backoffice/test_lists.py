@@ -19,8 +19,8 @@ from django.test.utils import CaptureQueriesContext
 from backoffice import lists
 from backoffice.links import list_url
 from backoffice.lists import Column, FilterForm, Listing, RowPage, Way, batches, page_of
+from exchange.http.paging import NEWEST_FIRST, Keyset
 from exchange.models import Broker, Transfer
-from exchange.paging import NEWEST_FIRST, Keyset
 from orders.models import Order, Trade
 from tests.backoffice import browser
 

@@ -13,9 +13,10 @@ from pytest_django import Settings
 
 from backoffice import lists
 from backoffice.links import list_url, page_url
+from backoffice.queries import life
 from exchange import services as exchange_services
 from exchange.models import AuditEntry
-from orders import life, services
+from orders.matching import service
 from orders.models import Order, Trade
 from orders.terms import CancelReason, OrderStatus, Side, TimeInForce
 from tests import trading
@@ -393,7 +394,7 @@ def test_of_many_that_were_refused_some_are_named(root: Client, market: None) ->
 
 def test_all_that_may_be_selected_are_cancelled_in_one_act(root: Client, market: None) -> None:
     commands = [trading.order(Side.BID, 1, "10") for _ in range(500)]
-    services.execute(commands)
+    service.execute(commands)
     chosen = [command.order_id for command in commands]
     assert said(do(root, Order, "cancel", *chosen)) == [("success", "All 500 orders were cancelled.")]
     assert len(on_record()) == 500

@@ -10,8 +10,8 @@ from django.test import Client
 from config.local.processes import wait_until
 from exchange.audit import Actor, ActorKind
 from exchange.models import AuditEntry
-from orders import reconcile, reconcile_runs
 from orders.models import ReconcileRun
+from orders.reconciliation import checks, runs
 from tests.celery_processes import Celery
 from tests.trading import PATIENCE_SECONDS
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 LIST, START = "/admin/orders/reconcilerun/", "/admin/orders/reconcilerun/start/"
 NOON = datetime(2026, 2, 16, 12, tzinfo=UTC)
-CHECKS = len(reconcile.CHECKS)
+CHECKS = len(checks.CHECKS)
 
 
 def signed_in(*permissions: str) -> Client:
@@ -45,7 +45,7 @@ def run(**fields: Any) -> ReconcileRun:
 def findings(*counts: int) -> list[dict[str, Any]]:
     return [
         {"check": check, "count": count, "examples": [f"{check} broken"] * min(count, 5), "seconds": 0.25}
-        for check, count in zip(reconcile.CHECKS, counts, strict=False)
+        for check, count in zip(checks.CHECKS, counts, strict=False)
     ]
 
 
@@ -62,7 +62,7 @@ def test_from_the_button_to_the_verdict(celery: Celery) -> None:
     assert f"All {CHECKS} checks were made" in page(client)
     assert AuditEntry.objects.values_list("actor", "action", "reason").get() == (
         "olga",
-        "reconcile.start",
+        "checks.start",
         "end of the day",
     )
 
@@ -73,7 +73,7 @@ def test_no_reason_is_needed(celery: Celery) -> None:
 
 
 def test_a_second_one_is_refused_on_the_form(celery: Celery) -> None:
-    reconcile_runs.start(by=Actor(ActorKind.USER, "otto"))
+    runs.start(by=Actor(ActorKind.USER, "otto"))
 
     answer = signed_in("view_reconcilerun", "run_reconcile").post(START, {})
 
@@ -111,7 +111,7 @@ def test_who_may_not_look_sees_nothing() -> None:
         ),
         (
             {"started_at": NOON, "finished_at": NOON, "findings": findings(0, 1)},
-            ["1 difference<", "1 differs", f"{list(reconcile.CHECKS)[1]} broken"],
+            ["1 difference<", "1 differs", f"{list(checks.CHECKS)[1]} broken"],
         ),
         (
             {"started_at": NOON, "finished_at": NOON, "findings": findings(7)},
@@ -151,7 +151,7 @@ def test_what_differs_comes_first() -> None:
 
     content = page(signed_in("view_reconcilerun"), f"{LIST}{made.pk}/change/")
 
-    first, _, third = list(reconcile.CHECKS)[:3]
+    first, _, third = list(checks.CHECKS)[:3]
     assert content.index(third) < content.index(first)
 
 

@@ -19,8 +19,8 @@ from backoffice.templatetags.office import NOTHING
 from backoffice.webhook_acts import Pause, Redeliver, RedeliverFailed, Resume
 from exchange.audit import Action, Actor, ActorKind
 from exchange.database import database_now
+from exchange.http.paging import first_id_at
 from exchange.models import AuditEntry
-from exchange.paging import first_id_at
 from orders.terms import Side
 from tests import trading
 from tests.backoffice.browser import REASON, act_path, do, is_offered, live_parts, page, said, shown, sign_in, wrong

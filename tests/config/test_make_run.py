@@ -27,7 +27,7 @@ START_SECONDS = 90.0
 STOP_SECONDS = 45.0
 REPAIR_SECONDS = 5.0  # until a dead child is started again
 ANSWER_SECONDS = 2.0
-PARTS = ["config", "backoffice", "exchange", "orders", "webhooks", "manage.py"]
+PARTS = ["config", "backoffice", "exchange", "gateway", "orders", "webhooks", "manage.py"]
 
 
 class Copy:

@@ -14,11 +14,12 @@ from django.utils import timezone
 
 from config.local.processes import wait_until
 from exchange import rejects, services
-from exchange.front import Front
 from exchange.models import RejectedOrders
 from exchange.tasks import drop_rejects
-from exchange.wsgi import ExchangeHandler
-from orders import sequencer, short_way
+from gateway import order_entry
+from gateway.application import Front
+from gateway.django_handler import ExchangeHandler
+from orders.matching import sequencer
 from tests import trading
 from tests.api import LIMIT
 from tests.live import Server
@@ -71,7 +72,7 @@ def sent(key: str, path: str, body: Any, *, full: bool = False, method: str = "P
         def response_bytes(self, status: int, headers: Any, content: bytes) -> None:
             answers.append(status)
 
-    front = Front(ExchangeHandler(), (lambda: True) if full else sequencer.is_full, short_way.errand_of)
+    front = Front(ExchangeHandler(), (lambda: True) if full else sequencer.is_full, order_entry.errand_of)
     asyncio.run(front.__rsgi__(scope, Protocol()))  # type: ignore[arg-type]  # the smallest fake of both
     return answers[0]
 

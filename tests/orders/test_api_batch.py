@@ -15,7 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from pytest_django.fixtures import Settings
 
 from exchange import services as exchange_services
-from exchange.fields import MAX_ERRORS
+from exchange.http.fields import MAX_ERRORS
 from exchange.rules import Scope
 from orders import services
 from orders.models import Order, Trade

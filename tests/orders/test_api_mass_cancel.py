@@ -21,8 +21,9 @@ from exchange.database import database_now, lock_timeout, own_transaction
 from exchange.errors import OutcomeUnknown
 from exchange.models import Instrument
 from exchange.rules import Scope
-from orders import services, store
-from orders.commands import Accepted, CancelOrders
+from orders import services
+from orders.matching import service, store
+from orders.matching.commands import Accepted, CancelOrders
 from orders.models import Order
 from orders.terms import CancelReason, Side
 from tests import api, live, trading
@@ -56,7 +57,7 @@ def rest(by: str, *, each: int = 1, symbols: Sequence[str] = SYMBOLS) -> None:
         for _ in range(each)
         for side, price in ((Side.BID, "9.00"), (Side.ASK, "11.00"))
     ]
-    assert all(isinstance(outcome, Accepted) for outcome in services.execute(wanted))
+    assert all(isinstance(outcome, Accepted) for outcome in service.execute(wanted))
 
 
 def working() -> set[tuple[str, str, str]]:

@@ -14,7 +14,8 @@ from pytest_django import Settings
 from exchange.audit import Actor, ActorKind
 from exchange.models import AuditEntry
 from orders import services
-from orders.commands import Cancelled, CancelOrder, CancelOrders
+from orders.matching import service
+from orders.matching.commands import Cancelled, CancelOrder, CancelOrders
 from orders.models import Order
 from orders.terms import CancelReason, OrderStatus, Side, TimeInForce
 from tests import api, trading
@@ -71,7 +72,7 @@ def test_an_operators_cancel_is_on_record(alice: Client, bob: Client, operator: 
 def test_of_a_list_each_cancel_that_was_done_is_on_record(alice: Client) -> None:
     first, second = place(Side.BID, 1, "10"), place(Side.BID, 2, "10")
     with on_record() as entries:
-        services.execute(
+        service.execute(
             [
                 by_operator(first, "error"),
                 by_operator(first, "twice"),
@@ -150,7 +151,7 @@ def test_two_operators_who_cancel_the_same_at_once_are_told_apart(alice: Client)
     ivan = Actor(ActorKind.USER, "ivan")
     sweeps = [CancelOrders("alice", "AAPL", CancelReason.BY_OPERATOR, None, by, "error") for by in (OLGA, ivan)]
     with on_record() as entries:
-        assert [getattr(outcome, "cancelled", None) for outcome in services.execute(sweeps)] == [1, 0]
+        assert [getattr(outcome, "cancelled", None) for outcome in service.execute(sweeps)] == [1, 0]
 
     assert [each.actor for each in entries] == ["olga"]
 

@@ -16,7 +16,7 @@ from exchange import audit, services
 from exchange.audit import Action, Entry
 from exchange.models import AuditEntry, AuditHead
 from exchange.rules import BrokerStatus
-from orders import reconcile
+from orders.reconciliation import checks
 from orders.terms import Side
 from tests import trading
 from tests.trading import BY, PATIENCE_SECONDS, in_thread, place
@@ -100,7 +100,7 @@ def test_a_hash_does_not_depend_on_the_session() -> None:
         cursor.execute(
             "SET LOCAL TIME ZONE 'Asia/Kathmandu'; SET LOCAL DateStyle = German; SET LOCAL bytea_output = escape"
         )
-        assert [each.count for each in reconcile.findings(cursor)] == [0] * len(reconcile.CHECKS)
+        assert [each.count for each in checks.findings(cursor)] == [0] * len(checks.CHECKS)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_changed_head_is_reported() -> None:
 def test_the_head_is_compared_with_the_last_entry(change: str, fault: str) -> None:
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(change)
-        assert [example for each in reconcile.findings(cursor) for example in each.examples] == [fault]
+        assert [example for each in checks.findings(cursor) for example in each.examples] == [fault]
         transaction.set_rollback(True)
 
 

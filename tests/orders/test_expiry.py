@@ -20,8 +20,8 @@ from config.local.processes import wait_until
 from config.local.servers import Valkey
 from exchange.database import database_now
 from exchange.models import Broker, Instrument
-from orders import services
-from orders.commands import Accepted
+from orders.matching import service
+from orders.matching.commands import Accepted
 from orders.models import Order, Trade
 from orders.terms import OrderStatus, Side, TimeInForce
 from tests import api, live, trading
@@ -53,7 +53,7 @@ def _market(transactional_db: None) -> None:
 def expiring(*seconds: float, symbol: str = "AAPL", quantity: int = 1) -> list[Order]:
     """Bids of alice's, one for every number of seconds that it has to live."""
     now = database_now()
-    outcomes = services.execute(
+    outcomes = service.execute(
         [
             trading.order(
                 Side.BID,

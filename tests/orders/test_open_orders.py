@@ -14,9 +14,11 @@ from pytest_django import Settings
 
 from exchange.errors import TooManyOpenOrders
 from exchange.models import Holding
-from orders import reconcile, services
-from orders.commands import Accepted, CancelOrder
+from orders import services
+from orders.matching import service
+from orders.matching.commands import Accepted, CancelOrder
 from orders.models import Order
+from orders.reconciliation import checks
 from orders.terms import CancelReason, Side, TimeInForce
 from tests import api, trading
 from tests.exchange.client import Client
@@ -93,7 +95,7 @@ def test_each_broker_and_each_instrument_has_its_own_count() -> None:
 
 
 def test_a_list_that_reaches_the_limit_is_refused_from_there_on() -> None:
-    outcomes = services.execute([order(BID, 1, "10") for _ in range(4)])
+    outcomes = service.execute([order(BID, 1, "10") for _ in range(4)])
 
     assert [type(outcome) for outcome in outcomes] == [Accepted, Accepted, TooManyOpenOrders, TooManyOpenOrders]
     assert counted() == 2
@@ -170,8 +172,8 @@ def test_an_order_that_rests_no_more_frees_its_place(happens: Callable[[], objec
 
 def test_an_order_that_rests_and_goes_within_one_list_is_not_counted() -> None:
     resting = order(ASK, 5, "10")
-    services.execute([resting, order(BID, 5, "10", by="bob"), order(ASK, 5, "11")])
-    services.execute([CancelOrder(Order.objects.get(price=11).pk, "alice")])
+    service.execute([resting, order(BID, 5, "10", by="bob"), order(ASK, 5, "11")])
+    service.execute([CancelOrder(Order.objects.get(price=11).pk, "alice")])
 
     assert (counted(), counted("bob")) == (0, 0)
 
@@ -196,7 +198,7 @@ def test_reconcile_notices_a_wrong_count() -> None:
     Holding.objects.filter(broker="bob").update(open_orders=1)
 
     with connection.cursor() as cursor:
-        found = {finding.check: finding for finding in reconcile.findings(cursor) if finding.count}
+        found = {finding.check: finding for finding in checks.findings(cursor) if finding.count}
     assert found.keys() == {"open orders are counted"}
     assert sorted(found["open orders are counted"].examples) == [
         "alice AAPL counts 1, has 2",

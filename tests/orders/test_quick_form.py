@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rest_framework.serializers import ValidationError
 
 from exchange.errors import MalformedRequest
-from exchange.fields import StrictSerializer
+from exchange.http.fields import StrictSerializer
 from exchange.wire import decoded
 from orders import quick_form
 from orders.serializers import PlaceOrderForm

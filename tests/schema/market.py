@@ -7,8 +7,9 @@ from typing import Any
 from exchange import services as exchange_services
 from exchange.rules import Scope
 from orders import services
-from orders.commands import Accepted
-from orders.state import OrderState
+from orders.matching import service
+from orders.matching.commands import Accepted
+from orders.matching.state import OrderState
 from orders.terms import Side
 from tests import api, trading
 from tests.trading import BY
@@ -75,7 +76,7 @@ class Market:
     def _resting(self) -> list[OrderState]:
         """New orders of alice's, that nothing in the book crosses."""
         ids = [f"resting-{next(self._numbers)}" for _ in range(EACH)]
-        placed = services.execute([trading.order(Side.BID, 1, "9.00", client_order_id=each) for each in ids])
+        placed = service.execute([trading.order(Side.BID, 1, "9.00", client_order_id=each) for each in ids])
         return [outcome.order for outcome in placed if isinstance(outcome, Accepted)]
 
 

@@ -8,7 +8,7 @@ from uuid import UUID
 from django.db import connection
 
 from config.local.processes import wait_until
-from orders import services as orders_services
+from orders.matching import service
 from orders.terms import Side
 from tests import trading
 from tests.trading import order
@@ -30,7 +30,7 @@ def trade(each: int = 1, *, of: str | Sequence[str] = "alice", against: str = "m
     """So many trades of one share for each of these takers, all in one transaction."""
     takers = [of] if isinstance(of, str) else of
     trading.place(Side.ASK, each * len(takers), "10", by=against)
-    orders_services.execute([order(Side.BID, 1, "10", by=by) for _ in range(each) for by in takers])
+    service.execute([order(Side.BID, 1, "10", by=by) for _ in range(each) for by in takers])
 
 
 def drain(shard: int = 0) -> None:

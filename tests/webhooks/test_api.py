@@ -21,7 +21,7 @@ from pytest_django.fixtures import Settings
 from config.local.processes import wait_until
 from exchange import services as exchange_services
 from exchange.errors import FieldError
-from exchange.fields import validated
+from exchange.http.fields import validated
 from exchange.rules import Scope
 from orders import services
 from orders.terms import Side

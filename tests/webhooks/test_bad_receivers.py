@@ -20,7 +20,7 @@ from pytest_django import Settings
 
 from config.local.processes import wait_until
 from config.local.servers import free_port
-from orders.commands import Accepted
+from orders.matching.commands import Accepted
 from orders.terms import Side
 from tests import receiver as receiving
 from tests import trading

@@ -26,7 +26,8 @@ from pytest_django import Settings
 from config.local.processes import wait_until
 from config.local.servers import Valkey
 from orders import services as orders_services
-from orders.commands import CancelOrder
+from orders.matching import service
+from orders.matching.commands import CancelOrder
 from orders.models import Order, Trade
 from orders.terms import CancelReason, Side, TimeInForce
 from tests import api, celery_processes, live, trading
@@ -243,7 +244,7 @@ def test_the_numbers_of_a_brokers_events_have_no_gap(worker: CeleryProcess, rece
     for name in ("alice", "bob"):
         subscribe(name, receiver.url(f"/{name}"), *EventType)
     place(ASK, 20, "10", by="bob")
-    orders_services.execute([order(BID, 1, "10") for _ in range(10)])
+    service.execute([order(BID, 1, "10") for _ in range(10)])
     for bid in [place(BID, 1, "9") for _ in range(5)]:
         trading.cancel(bid)
     expired(place(BID, 1, "9", **until_in_an_hour()))
@@ -311,7 +312,7 @@ def test_orders_placed_over_http_and_in_a_list_are_told(
         wanted = {"broker_id": "carol", "url": receiver.url(), "events": [TRADE, CANCELLED]}
         ids = {each["webhook_id"] for each in carol.post("/webhooks", json=wanted).json()["webhooks"]}
         bid = carol.post("/orders", json=api.limit("bid", 5, "10", broker_id="carol")).json()
-        orders_services.execute([order(ASK, 1, "10"), order(ASK, 2, "10", by="bob"), order(BID, 1, "9", by="carol")])
+        service.execute([order(ASK, 1, "10"), order(ASK, 2, "10", by="bob"), order(BID, 1, "9", by="carol")])
         cancelled = carol.delete(f"/orders/{bid['order_id']}").json()
         settle()
         for webhook_id in ids:
@@ -352,7 +353,7 @@ def test_what_is_rolled_back_is_not_told(worker: CeleryProcess, receiver: Receiv
     resting = place(BID, 1, "1.00", by="bob")
     cancel, taken = CancelOrder(place(BID, 1, "1.00").pk, "alice"), order(BID, 1, "1.00", order_id=resting.pk)
     with pytest.raises(IntegrityError):
-        orders_services.execute([cancel, taken])
+        service.execute([cancel, taken])
     trade()
     settle()
 

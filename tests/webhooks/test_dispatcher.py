@@ -14,6 +14,7 @@ from pytest_django.fixtures import Settings
 
 from config.local.servers import Valkey
 from orders import services as orders
+from orders.matching import service
 from orders.terms import CancelReason, Side
 from tests import trading
 from tests.receiver import Receiver, answer, hang
@@ -37,7 +38,7 @@ def _may_start_again() -> Iterator[None]:
 
 def cancels(broker_id: str, count: int) -> None:
     """So many events for one broker."""
-    outcomes = orders.execute([trading.order(Side.BID, 1, "5", by=broker_id) for _ in range(count)])
+    outcomes = service.execute([trading.order(Side.BID, 1, "5", by=broker_id) for _ in range(count)])
     assert len(outcomes) == count
     assert orders.cancel_all(broker_id, reason=CancelReason.BY_BROKER) == count
 

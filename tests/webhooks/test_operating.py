@@ -17,8 +17,8 @@ from pytest_django import Settings
 from exchange.audit import Action, Actor, ActorKind
 from exchange.database import database_now
 from exchange.errors import NothingToRedeliver, ValidationFailed, WebhookDeleted, WebhookNotFound
+from exchange.http.paging import first_id_at
 from exchange.models import AuditEntry
-from exchange.paging import first_id_at
 from tests import trading
 from tests.receiver import Receiver, Request, answer, close, drip_body, hang
 from tests.trading import at_once, in_thread

@@ -6,7 +6,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from exchange.audit import Actor, ActorKind
 from exchange.models import AuditEntry, AuditHead
-from orders import reconcile_runs
+from orders.reconciliation import runs
 
 
 def _anchor(text: str) -> dict[str, Any]:
@@ -28,7 +28,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        run = reconcile_runs.run_now(by=Actor(ActorKind.COMMAND, "manage.py reconcile"))
+        run = runs.run_now(by=Actor(ActorKind.COMMAND, "manage.py reconcile"))
         for finding in run.findings:
             seconds = f"{finding['seconds']:>8.2f} s" if options["timings"] else ""
             self.stdout.write(f"{finding['count']:>8}{seconds}  {finding['check']}")

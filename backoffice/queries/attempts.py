@@ -1,0 +1,79 @@
+"""Which deliveries belong together: those of one event, the first one and those by which it was made again.
+
+There is no index of deliveries by event. The first was written by the statement that wrote the event, so that its id
+follows the event's closely: there it is looked for, among so many and no further. All others name the one before.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from django.db import connection
+
+from exchange.http.paging import first_id_at, moment_of
+from webhooks.models import Delivery
+
+MAX_NEAR = 4_000  # deliveries that are looked through for the first of an event
+MAX_FAMILY = 500  # deliveries of one event, or of several, that are told of
+_WRITTEN_WITHIN = timedelta(minutes=1)  # no statement takes as long
+
+
+def of_events(event_ids: Sequence[UUID]) -> list[Delivery]:
+    """The deliveries of these events, oldest first."""
+    written_at = [moment_of(each) for each in event_ids]
+    values: dict[str, Any] = {
+        "ids": list(event_ids),
+        "firsts": [first_id_at(each) for each in written_at],
+        "ends": [first_id_at(each + _WRITTEN_WITHIN) for each in written_at],
+        "max_near": MAX_NEAR,
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(_FIRST_OF_EVENTS, values)
+        return _descended_from([id_ for (id_,) in cursor.fetchall()])
+
+
+def of_the_same(delivery: Delivery) -> list[Delivery]:
+    """A delivery, those that it makes again, and those by which it was made again, oldest first."""
+    with connection.cursor() as cursor:
+        cursor.execute(_FIRST, [delivery.pk])
+        return _descended_from([id_ for (id_,) in cursor.fetchall()])
+
+
+def _descended_from(first: Sequence[UUID]) -> list[Delivery]:
+    with connection.cursor() as cursor:
+        cursor.execute(_DESCENDED, [list(first), MAX_FAMILY])
+        ids = [id_ for (id_,) in cursor.fetchall()]
+    return list(Delivery.objects.filter(pk__in=ids).select_related("subscription").order_by("pk"))
+
+
+# An event has one first delivery at most, for a broker has one subscription to each type: the look ends where it is.
+_FIRST_OF_EVENTS = """
+SELECT first.id
+FROM unnest(%(ids)s::uuid[], %(firsts)s::uuid[], %(ends)s::uuid[]) AS event(id, first, last) CROSS JOIN LATERAL (
+  SELECT near.id FROM (
+    SELECT id, event_id FROM webhooks_delivery
+    WHERE id >= event.first AND id < event.last ORDER BY id LIMIT %(max_near)s
+  ) near
+  WHERE near.event_id = event.id LIMIT 1
+) first
+"""
+
+_FIRST = """
+WITH RECURSIVE line AS (
+  SELECT id, redelivery_of_id FROM webhooks_delivery WHERE id = %s
+  UNION ALL
+  SELECT before.id, before.redelivery_of_id
+  FROM line JOIN webhooks_delivery before ON before.id = line.redelivery_of_id
+)
+SELECT id FROM line WHERE redelivery_of_id IS NULL
+"""
+
+_DESCENDED = """
+WITH RECURSIVE family AS (
+  SELECT id FROM webhooks_delivery WHERE id = ANY(%s::uuid[])
+  UNION ALL
+  SELECT again.id FROM family JOIN webhooks_delivery again ON again.redelivery_of_id = family.id
+)
+SELECT id FROM family LIMIT %s
+"""

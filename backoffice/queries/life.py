@@ -1,0 +1,185 @@
+"""What became of one order, for who looks at it: its place in the queue, its latest fills, what its broker was told.
+
+Nothing here takes a lock. Events are not indexed by order: they were written right after the moment that they tell of,
+and so were their ids. There they are looked for, among so many and no further.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.db import connection
+
+from backoffice.queries import attempts
+from exchange.http.paging import first_id_at
+from orders.models import Order, Trade
+from orders.terms import WORKING, CancelReason, OrderStatus
+from webhooks.models import Delivery, Subscription
+
+FILLS_SHOWN = 50
+MAX_AHEAD = 10_000  # orders that are counted before another
+MAX_EVENTS = 4_000  # that are looked through for one
+
+# How much later than its moment an event may be written: a transaction ends sooner, a sweep may be late.
+_TOLD_WITHIN, _SWEPT_WITHIN = timedelta(minutes=1), timedelta(hours=1)
+
+# Of an order that had rested: the others' end was told by the answer to the request.
+_TOLD_REASONS = {CancelReason.BY_BROKER, CancelReason.BY_OPERATOR, CancelReason.BROKER_SUSPENDED}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What stands before a resting order: at its own price, and at better ones."""
+
+    orders_at_price: int
+    shares_at_price: int
+    better_levels: int
+    better_orders: int
+    better_shares: int
+
+    @property
+    def is_first(self) -> bool:
+        return self.orders_at_price + self.better_orders == 0
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether there may be more, which were not counted."""
+        return self.orders_at_price + self.better_orders >= MAX_AHEAD
+
+
+def place_of(order: Order) -> Place | None:
+    """The order's place in its book's queue, if it rests there."""
+    if order.status not in WORKING:
+        return None
+    with connection.cursor() as cursor:
+        cursor.execute(_AHEAD, [order.rank] * 5 + [order.symbol, order.side, order.rank, order.sequence, MAX_AHEAD])
+        return Place(*map(int, cursor.fetchone()))
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """A trade as one of its orders saw it."""
+
+    trade: Trade
+    remaining: int  # right after it
+    is_taker: bool
+
+
+def latest_fills(order: Order) -> tuple[list[Fill], bool]:
+    """The latest fills, newest first, and whether there were more before them."""
+    rows = Trade.objects.filter(**{f"{order.side}_order": order.pk}).order_by("-executed_at", "-id")[: FILLS_SHOWN + 1]
+    fills, remaining = [], order.remaining_quantity
+    for trade in rows:
+        fills.append(Fill(trade, remaining, trade.taker_side == order.side))
+        remaining += trade.quantity
+    return fills[:FILLS_SHOWN], len(fills) > FILLS_SHOWN
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An event about an order, and its deliveries if its broker was subscribed: the first, and those made again."""
+
+    event_id: UUID
+    sequence: int
+    deliveries: Sequence[Delivery]
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """What was found of the telling of one moment: nothing was, or nothing among so many events."""
+
+    told: Told | None = None
+    is_cut: bool = False
+
+
+def telling_of(order: Order, fills: Iterable[Fill]) -> tuple[dict[UUID, Telling], Telling | None]:
+    """What the order's broker was told of each of these trades, by their ids, and of the order's end."""
+    trades = [fill.trade for fill in fills]
+    moments = [
+        _Moment(trade.executed_at, _TOLD_WITHIN, f'"trade_id":"{trade.pk}","order_id":"{order.pk}"') for trade in trades
+    ]
+    end = _end_of(order)
+    found = _look_for(order.broker_id, [*moments, *([end] if end else [])])
+    return dict(zip((trade.pk for trade in trades), found, strict=False)), found[-1] if end else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """When something happened, how long its event may have taken, and what only that event says."""
+
+    at: datetime
+    within: timedelta
+    says: str
+
+
+def _end_of(order: Order) -> _Moment | None:
+    says = f'"data":{{"order_id":"{order.pk}"'
+    if order.status == OrderStatus.EXPIRED and order.expired_at:
+        return _Moment(order.expired_at, _SWEPT_WITHIN, says)
+    if order.cancel_reason in _TOLD_REASONS and order.cancelled_at:
+        return _Moment(order.cancelled_at, _TOLD_WITHIN, says)
+    return None
+
+
+def _look_for(broker_id: str, moments: Sequence[_Moment]) -> list[Telling]:
+    if not moments:
+        return []
+    values: dict[str, Any] = {
+        "broker_id": broker_id,
+        "firsts": [first_id_at(each.at) for each in moments],
+        "ends": [first_id_at(each.at + each.within) for each in moments],
+        "says": [each.says for each in moments],
+        "max_events": MAX_EVENTS,
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(_EVENTS, values)
+        found = cursor.fetchall()
+    deliveries = _deliveries_of(broker_id, [event_id for event_id, _, _ in found if event_id])
+    return [
+        Telling(Told(event_id, sequence, deliveries[event_id])) if event_id else Telling(is_cut=is_cut)
+        for event_id, sequence, is_cut in found
+    ]
+
+
+def _deliveries_of(broker_id: str, event_ids: Sequence[UUID]) -> dict[UUID, list[Delivery]]:
+    """Of each event, oldest first."""
+    found: dict[UUID, list[Delivery]] = defaultdict(list)
+    if event_ids and Subscription.objects.filter(broker=broker_id).exists():  # else it would be looked for in vain
+        for delivery in attempts.of_events(event_ids):
+            found[delivery.event_id].append(delivery)
+    return found
+
+
+# From the order towards the best price, so that its own level comes first should there be too many.
+_AHEAD = """
+SELECT count(*) FILTER (WHERE rank = %s), coalesce(sum(remaining) FILTER (WHERE rank = %s), 0),
+       count(DISTINCT rank) FILTER (WHERE rank < %s), count(*) FILTER (WHERE rank < %s),
+       coalesce(sum(remaining) FILTER (WHERE rank < %s), 0)
+FROM (
+  SELECT rank, quantity - filled_quantity AS remaining FROM orders_order
+  WHERE symbol = %s AND side = %s AND (rank, sequence) < (%s, %s)
+    AND status IN ('pending', 'partially_filled') AND (expires_at IS NULL OR expires_at > statement_timestamp())
+  ORDER BY rank DESC, sequence DESC LIMIT %s
+) ahead
+"""
+
+# The inner limit bounds what is looked through, the outer one ends the look where the event was found.
+_EVENTS = """
+SELECT event.id, event.sequence, event.id IS NULL AND further.id IS NOT NULL
+FROM unnest(%(firsts)s::uuid[], %(ends)s::uuid[], %(says)s::text[]) WITH ORDINALITY AS moment(first, last, says, number)
+LEFT JOIN LATERAL (
+  SELECT near.id, near.sequence FROM (
+    SELECT id, broker_id, sequence, body FROM webhooks_event
+    WHERE id >= moment.first AND id < moment.last ORDER BY id LIMIT %(max_events)s
+  ) near
+  WHERE near.broker_id = %(broker_id)s AND strpos(near.body, moment.says) > 0 LIMIT 1
+) event ON true
+LEFT JOIN LATERAL (
+  SELECT id FROM webhooks_event WHERE event.id IS NULL AND id >= moment.first AND id < moment.last
+  ORDER BY id OFFSET %(max_events)s LIMIT 1
+) further ON true
+ORDER BY moment.number
+"""

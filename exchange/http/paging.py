@@ -1,0 +1,122 @@
+"""Lists in pages, by keyset: a cursor is the sort key of the last row seen, so rows that come or go shift nothing."""
+
+import base64
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from itertools import islice
+from operator import attrgetter
+from typing import Any, TypeVar
+from uuid import UUID
+
+import msgspec
+from django.conf import settings
+from django.db.models import Model, Q, QuerySet
+
+from exchange.http.fields import Digits, StrictSerializer, Text
+from exchange.wire import Instant
+
+Row = TypeVar("Row", bound=Model)
+MAX_CURSOR_LENGTH = 200
+
+
+class PageQuery(StrictSerializer):
+    """The query parameters of every list."""
+
+    limit = Digits(1, settings.PAGE_SIZE_MAX, default=settings.PAGE_SIZE_DEFAULT)
+    cursor = Text(max_length=MAX_CURSOR_LENGTH, required=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Which rows a request wants: so many, after this sort key (None: from the start)."""
+
+    limit: int
+    position: tuple[Any, ...] | None
+
+
+class Keyset:
+    """An order of rows: columns, each with the type of its values, that together are unique; all go the same way.
+
+    `Keyset(("-created_at", Instant), ("-id", UUID))` is newest first.
+    """
+
+    def __init__(self, *columns: tuple[str, Any]) -> None:
+        self._columns = columns
+        self.ordering = tuple(name for name, _ in columns)
+        self.names = tuple(name.lstrip("-") for name in self.ordering)
+        self._beyond = "lt" if self.ordering[0].startswith("-") else "gt"
+        kinds: Any = tuple(kind for _, kind in columns)
+        self._decoder: msgspec.json.Decoder[tuple[Any, ...]] = msgspec.json.Decoder(tuple[kinds])
+
+    def reversed(self) -> "Keyset":
+        """The same rows the other way round."""
+        return Keyset(*((name[1:] if name.startswith("-") else f"-{name}", kind) for name, kind in self._columns))
+
+    def read(self, cursor: str) -> tuple[Any, ...]:
+        """The sort key in a cursor; `ValueError` if we did not write it."""
+        try:
+            position = self._decoder.decode(base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True))
+            return tuple(map(_storable, position))
+        except (ValueError, OverflowError) as error:  # msgspec's and base64's are ValueErrors
+            raise ValueError("not a cursor of this list") from error
+
+    def write(self, row: object) -> str:
+        """The cursor that goes on after `row`."""
+        return self.write_position([attrgetter(name)(row) for name in self.names])
+
+    def write_position(self, position: Iterable[Any]) -> str:
+        """The cursor that goes on after the row with this sort key."""
+        return base64.urlsafe_b64encode(msgspec.json.encode(list(position))).decode().rstrip("=")
+
+    def rows(self, queryset: QuerySet[Row], page: Page) -> QuerySet[Row]:
+        """What the page shows, and one row more, by which `cut` knows whether there is another page."""
+        if page.position is not None:
+            queryset = queryset.filter(self._after(page.position))
+        return queryset.order_by(*self.ordering)[: page.limit + 1]
+
+    def cut(self, rows: Iterable[Row], page: Page) -> tuple[list[Row], str | None]:
+        """The rows of this page, and the cursor of the next one if there is one."""
+        found = list(islice(rows, page.limit + 1))
+        if len(found) <= page.limit:
+            return found, None
+        return found[:-1], self.write(found[-2])
+
+    def until(self, queryset: QuerySet[Row], position: tuple[Any, ...]) -> QuerySet[Row]:
+        """The rows up to this sort key and with it."""
+        return queryset.filter(self.reversed()._after(position, or_at="e"))
+
+    def _after(self, position: tuple[Any, ...], *, or_at: str = "") -> Q:
+        """Rows past `position`: a <= x AND (a < x OR b < y), and so on; an index is entered by the first condition."""
+        *outer, (last, value) = zip(self.names, position, strict=True)
+        condition = Q((f"{last}__{self._beyond}{or_at}", value))
+        for name, value in reversed(outer):
+            condition = Q((f"{name}__{self._beyond}e", value)) & (Q((f"{name}__{self._beyond}", value)) | condition)
+        return condition
+
+
+def _storable(value: Any) -> Any:
+    """`value` as PostgreSQL takes it, or an error: a cursor may be anybody's invention."""
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("NUL")
+    if isinstance(value, Decimal) and not (value.is_finite() and abs(value) < _DECIMAL_LIMIT):
+        raise ValueError("no amount")
+    return value.astimezone(UTC) if isinstance(value, datetime) else value
+
+
+def first_id_at(moment: datetime) -> UUID:
+    """What no id of this millisecond or later is below, and every earlier one is: ids are of version 7."""
+    return UUID(int=((moment - _EPOCH) // timedelta(milliseconds=1)) << _BITS_BELOW_THE_TIME)
+
+
+def moment_of(id_: UUID) -> datetime:
+    """When this id was made, to the millisecond; one that is asked for may name a time beyond all that there are."""
+    return _EPOCH + timedelta(milliseconds=min(id_.int >> _BITS_BELOW_THE_TIME, _LATEST))
+
+
+_EPOCH, _BITS_BELOW_THE_TIME = datetime(1970, 1, 1, tzinfo=UTC), 80
+_LATEST = (datetime(9999, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)  # a year is left, for sums
+_DECIMAL_LIMIT = 10**16  # above any price
+
+NEWEST_FIRST = Keyset(("-created_at", Instant), ("-id", UUID))

@@ -1,0 +1,116 @@
+"""The short way: what is asked in the one usual form is done past Django's handler, middleware, URL map and views.
+
+Those cost several times what is done for an order. Whatever is not certain here, and whatever is to be refused before
+anything is carried out, is left to the long way: there all is checked, and every refusal is worded. Until then nothing
+was done and nothing was counted.
+"""
+
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import structlog
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
+from django.middleware.security import SecurityMiddleware
+
+from exchange.errors import ExchangeError
+from exchange.http.limits import Limit
+from exchange.http.middleware import Environ, log_request, request_id_of
+from exchange.http.problems import problem_response, refusal_of
+from exchange.http.responses import Answer
+from exchange.keys import Principal, known_principal
+from exchange.wire import encoded
+
+MEDIA_TYPE = "application/json"
+_USUAL_TYPES = {MEDIA_TYPE, f"{MEDIA_TYPE}; charset=utf-8"}  # what clients send that nobody told what to send
+_SCHEME = "Bearer "
+_LENGTH = re.compile(r"[0-9]{1,9}")
+
+
+class Reply(NamedTuple):
+    """What goes over the wire."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    content: bytes
+    pieces: Any = None  # to be sent one after another in place of the content; who has them closes them
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """A request that may be carried out as it stands, once its key's limit has room for it."""
+
+    principal: Principal
+    limit: Limit
+    carry_out: Callable[[], Awaitable[Answer]]
+
+
+def principal_of(environ: Mapping[str, Any]) -> Principal | None:
+    """Who asks, if the key is the one header it should be and was looked up a moment ago."""
+    authorization: str = environ.get("HTTP_AUTHORIZATION", "")
+    return known_principal(authorization[len(_SCHEME) :]) if authorization.startswith(_SCHEME) else None
+
+
+def body_of(environ: Environ) -> bytes | None:
+    """The body of a POST if it is JSON, of a length that was told and counts as one request; it can be read again."""
+    length = environ.get("CONTENT_LENGTH", "")
+    if environ.get("CONTENT_TYPE") not in _USUAL_TYPES or "HTTP_TRANSFER_ENCODING" in environ:
+        return None
+    if not _LENGTH.fullmatch(length) or not 0 < int(length) <= settings.RATE_LIMIT_BYTES_PER_REQUEST:
+        return None
+    try:
+        body: bytes = environ["wsgi.input"].read()
+    except OSError:
+        return None
+    environ["wsgi.input"].seek(0)
+    return body if len(body) == int(length) else None
+
+
+async def run(errand: Errand, environ: Environ) -> Reply | None:
+    """Carry it out; None, and nothing was done, when its key has used up its limit."""
+    allowance = errand.limit.take(errand.principal.key_prefix, 1, time.monotonic_ns())
+    if not allowance.is_granted:
+        return None
+    request_id = request_id_of(environ)
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+    status, headers, content = await _answered(errand, request_id)
+    return reply(environ, status, headers | errand.limit.headers(allowance), content, errand.principal)
+
+
+def reply(
+    environ: Environ, status: int, headers: Mapping[str, str], content: bytes, principal: Principal | None = None
+) -> Reply:
+    """What goes over the wire, with the headers of every answer, once it is logged."""
+    request_id = request_id_of(environ)
+    log_request(environ, environ["PATH_INFO"], status, principal)
+    return Reply(status, [*_FOR_ALL.items(), *headers.items(), ("X-Request-Id", request_id)], content)
+
+
+def refusal(environ: Environ, error: ExchangeError) -> Reply:
+    """The refusal of a request that goes no further."""
+    response = problem_response(SimpleNamespace(request_id=request_id_of(environ)), error)
+    return reply(environ, response.status_code, dict(response.items()), response.content)
+
+
+async def _answered(errand: Errand, request_id: str) -> tuple[int, dict[str, str], bytes]:
+    try:
+        body, status, headers = await errand.carry_out()
+        return status, {"Content-Type": MEDIA_TYPE, **headers}, encoded(body)
+    except Exception as exception:
+        response = problem_response(SimpleNamespace(request_id=request_id), refusal_of(exception))
+        return response.status_code, dict(response.items()), response.content
+
+
+def _said_to_all() -> dict[str, str]:
+    """The headers that Django's middleware gives every answer."""
+    bare = HttpResponse()
+    del bare["Content-Type"]
+    SecurityMiddleware(lambda _: bare).process_response(HttpRequest(), bare)
+    return dict(bare.items())
+
+
+_FOR_ALL = _said_to_all()

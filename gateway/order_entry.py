@@ -1,0 +1,72 @@
+"""The two requests that are made all day, by the short way: place an order, cancel an order."""
+
+import re
+import time
+from functools import partial
+from uuid import UUID
+
+from exchange.errors import MalformedRequest
+from exchange.http import limits
+from exchange.http.middleware import Environ
+from exchange.http.responses import Answer
+from exchange.http.threads import in_thread
+from exchange.rules import Scope
+from exchange.wire import decoded
+from gateway.fast_path import Errand, body_of, principal_of
+from orders import quick_form
+from orders.matching import sequencer
+from orders.matching.commands import CancelOrder, PlaceOrder, Replayed
+from orders.views import cancelled, cancelling, placed
+
+MANY_TRADES = 100  # to put more into an answer takes long enough to be noticed by all others on the loop
+
+_ORDER = re.compile(r"/orders/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
+
+
+def errand_of(environ: Environ) -> Errand | None:
+    """What a request asks for, if it is one of the two, and in a form that is beyond doubt."""
+    match environ["REQUEST_METHOD"], environ["PATH_INFO"]:
+        case "POST", "/orders":
+            return None if environ["QUERY_STRING"] else _placing(environ)
+        case "DELETE", path:
+            order = _ORDER.fullmatch(path)
+            return _cancelling(environ, UUID(order[1])) if order and not environ["QUERY_STRING"] else None
+    return None
+
+
+def _placing(environ: Environ) -> Errand | None:
+    body = body_of(environ)
+    principal = principal_of(environ)  # not before: a client may be slow to send, and its key be revoked meanwhile
+    if body is None or principal is None or Scope.TRADE not in principal.scopes:
+        return None
+    limit = limits.requests()
+    if limit.is_used_up(principal.key_prefix, time.monotonic_ns()):  # refused before its body is looked at
+        return None
+    try:
+        values = quick_form.values_of(decoded(body))
+    except MalformedRequest:
+        return None
+    if values is None or values["broker_id"] != principal.broker_id:
+        return None
+    return Errand(principal, limit, partial(_place, PlaceOrder(**values)))
+
+
+async def _place(command: PlaceOrder) -> Answer:
+    outcome = await sequencer.submit_in_loop(command)
+    if isinstance(outcome, Replayed) or len(outcome.trades) > MANY_TRADES:
+        return await in_thread(placed, outcome)
+    return placed(outcome)
+
+
+def _cancelling(environ: Environ, order_id: UUID) -> Errand | None:
+    principal = principal_of(environ)
+    if principal is None or not {Scope.TRADE, Scope.OPERATOR} & principal.scopes:
+        return None
+    return Errand(principal, limits.cancels(), partial(_cancel, cancelling(order_id, principal, environ)))
+
+
+async def _cancel(command: CancelOrder) -> Answer:
+    outcome = await sequencer.submit_in_loop(command)
+    if len(outcome.trades) > MANY_TRADES:
+        return await in_thread(cancelled, outcome)
+    return cancelled(outcome)

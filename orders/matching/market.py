@@ -1,0 +1,395 @@
+"""Decides what each command does to books and balances: plain Python on what was read under the locks.
+
+A `Market` holds the books, orders and accounts that a list of commands can touch. `apply` changes it and answers;
+nothing here reads or writes anything else. What has changed is collected for `orders.matching.store` to save.
+"""
+
+from bisect import insort
+from copy import copy
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+from uuid import UUID
+
+import msgspec
+import uuid_utils.compat as uuid_utils
+
+from exchange import errors
+from exchange.audit import Action, Actor, Entry
+from exchange.errors import ExchangeError, FieldError
+from exchange.rules import BrokerStatus, InstrumentStatus, cash_shown, price_decimals, rounded
+from orders.matching.commands import (
+    Accepted,
+    Cancelled,
+    CancelOrder,
+    CancelOrders,
+    Command,
+    ExpireOrders,
+    Outcome,
+    PlaceOrder,
+    Replayed,
+    Swept,
+)
+from orders.matching.events import OrderClosed, TradeExecuted
+from orders.matching.rules import Fill, Maker, match
+from orders.matching.state import Account, Book, OrderState, Position, TradeState
+from orders.terms import CancelReason, OrderStatus, OrderType, Side, TimeInForce
+from webhooks.models import EventType
+from webhooks.outbox import NewEvent
+
+
+@dataclass(slots=True)
+class Market:
+    """What a list of commands can touch, and what it has changed."""
+
+    now: datetime
+    books: dict[str, Book]
+    accounts: dict[str, Account]
+    orders: dict[UUID, OrderState]
+    sweeps: dict[CancelOrders | ExpireOrders, list[OrderState]]
+    earlier_trades: dict[UUID, list[TradeState]]  # of the orders to cancel
+    max_open_orders: int
+    without_busy: bool = False  # a book or a broker that is not here may be one that others hold
+    unread: dict[UUID, Decimal] = field(default_factory=dict)  # what each order would cost whose makers were not read
+
+    placed: list[OrderState] = field(default_factory=list)
+    changed: dict[UUID, OrderState] = field(default_factory=dict)
+    trades: list[TradeState] = field(default_factory=list)
+    events: list[NewEvent] = field(default_factory=list)
+    audit: list[Entry] = field(default_factory=list)
+    moved_books: dict[str, Book] = field(default_factory=dict)
+    moved_accounts: dict[str, Account] = field(default_factory=dict)
+    moved_positions: dict[tuple[str, str], Position] = field(default_factory=dict)
+
+    def apply(self, command: Command) -> Outcome:
+        """Run one command; a refusal is an answer like any other, and changes nothing that was asked for."""
+        match command:
+            case PlaceOrder():
+                return self._place(command)
+            case CancelOrder():
+                return self._cancel(command)
+            case CancelOrders() | ExpireOrders():
+                return self._sweep(command)
+
+    # --- Placing ----------------------------------------------------------------------------------------------------
+
+    def _place(self, command: PlaceOrder) -> Outcome:
+        book, account = self.books.get(command.symbol), self.accounts.get(command.broker_id)
+        if book is None:
+            return self._no_book(command.symbol)
+        if account is None:
+            return errors.Overloaded() if self.without_busy else errors.BrokerNotFound()
+        if command.client_order_id in account.used_client_order_ids:
+            return _replay(command, account.used_client_order_ids[command.client_order_id])
+        refusal = (
+            _broken_rules(command, book, self.now)
+            or _closed_to(book, account)
+            or _crowded(command, account, self.max_open_orders)
+            or _lacking_funds(command, account)
+        )
+        if refusal:
+            return refusal
+        if command.order_id in self.unread:
+            return _lacking(self.unread[command.order_id], account) or errors.Overloaded()  # funds have come meanwhile
+        fills = self._match(command, book)
+        if not all(self.orders[fill.order_id].broker_id in self.accounts for fill in fills):
+            return errors.Overloaded()  # it would trade with a broker that others hold
+        refusal = _cut_short(command, book, fills) or _lacking_cash(command, account, fills)
+        if refusal:
+            return refusal
+        return self._accept(command, book, account, fills)
+
+    def _no_book(self, symbol: str) -> ExchangeError:
+        return errors.Overloaded() if self.without_busy else errors.SymbolNotFound(f"No instrument {symbol} is listed.")
+
+    def _match(self, command: PlaceOrder, book: Book) -> list[Fill]:
+        makers = (
+            Maker(order.id, order.limit, order.remaining_quantity)
+            for order in book.resting[command.side.opposite]
+            if order.is_working and not order.is_due(self.now)
+        )
+        return match(
+            side=command.side,
+            quantity=command.quantity,
+            limit=command.price,
+            time_in_force=command.time_in_force,
+            pricing=book.pricing,
+            book=makers,
+        )
+
+    def _accept(self, command: PlaceOrder, book: Book, account: Account, fills: list[Fill]) -> Accepted:
+        order = self._new_order(command, book)
+        self.placed.append(order)
+        self.moved_books[book.symbol] = book
+        if command.client_order_id is not None:
+            account.used_client_order_ids[command.client_order_id] = order
+        trades = [self._execute(fill, taker=order, book=book) for fill in fills]
+        _drop_done(book.resting[order.side.opposite])
+        if order.remaining_quantity:
+            self._rest_or_cancel(order, book)
+        # A copy: later commands of the list may fill this order, and its own answer must not show that.
+        return Accepted(copy(order), trades, price_decimals(book.tick_size))
+
+    def _new_order(self, command: PlaceOrder, book: Book) -> OrderState:
+        is_day = command.time_in_force is TimeInForce.DAY
+        return OrderState(
+            id=command.order_id,
+            client_order_id=command.client_order_id,
+            broker_id=command.broker_id,
+            document_number=command.document_number,
+            symbol=command.symbol,
+            sequence=book.next_sequence(),
+            type=command.type,
+            side=command.side,
+            price=command.price,
+            quantity=command.quantity,
+            time_in_force=command.time_in_force,
+            expires_at=_next_midnight(self.now) if is_day else command.expires_at,
+            created_at=self.now,
+        )
+
+    def _rest_or_cancel(self, order: OrderState, book: Book) -> None:
+        """The remainder rests and reserves what it may cost, or ends at once when its time in force says so."""
+        if order.time_in_force is TimeInForce.FOK:
+            order.cancel(self.now, CancelReason.FOK_NOT_FILLED)
+        elif order.type is OrderType.MARKET:
+            order.cancel(self.now, CancelReason.NO_LIQUIDITY)
+        elif order.time_in_force is TimeInForce.IOC:
+            order.cancel(self.now, CancelReason.IOC_REMAINDER)
+        else:
+            self._reserve(order, order.remaining_quantity)
+            self._count_open(order, 1)
+            self.orders[order.id] = order
+            insort(book.resting[order.side], order, key=lambda resting: resting.priority)
+
+    # --- Settling ---------------------------------------------------------------------------------------------------
+
+    def _execute(self, fill: Fill, *, taker: OrderState, book: Book) -> TradeState:
+        """Move the shares and the cash of one fill, and tell both sides."""
+        maker = self.orders[fill.order_id]
+        bid, ask = (taker, maker) if taker.side is Side.BID else (maker, taker)
+        value = fill.price * fill.quantity
+        self._reserve(maker, -fill.quantity)
+        self._move(bid.broker_id, book.symbol, cash=-value, shares=fill.quantity)
+        self._move(ask.broker_id, book.symbol, cash=value, shares=-fill.quantity)
+        bid.fill(fill.quantity, value)
+        ask.fill(fill.quantity, value)
+        if not maker.is_working:
+            self._count_open(maker, -1)
+        self._touch(maker, book)
+        trade = TradeState(
+            id=uuid_utils.uuid7(),
+            symbol=book.symbol,
+            price=fill.price,
+            quantity=fill.quantity,
+            taker_side=taker.side,
+            bid_order_id=bid.id,
+            ask_order_id=ask.id,
+            bid_broker_id=bid.broker_id,
+            ask_broker_id=ask.broker_id,
+            executed_at=self.now,
+        )
+        self.trades.append(trade)
+        price = rounded(trade.price, price_decimals(book.tick_size))
+        for order in (maker, taker):
+            self._tell(order, EventType.TRADE_EXECUTED, self.now, TradeExecuted.of(trade, order, price))
+        return trade
+
+    def _reserve(self, order: OrderState, quantity: int) -> None:
+        """Set aside what `quantity` of a resting order may cost its owner; a negative quantity frees it."""
+        account = self._moving(order.broker_id)
+        if order.side is Side.BID:
+            account.reserved_cash += order.limit * quantity
+        else:
+            self._moving_position(account, order.symbol).reserved += quantity
+
+    def _count_open(self, order: OrderState, change: int) -> None:
+        """An order begins or ends to rest."""
+        self._moving_position(self._moving(order.broker_id), order.symbol).open_orders += change
+
+    def _move(self, broker_id: str, symbol: str, *, cash: Decimal, shares: int) -> None:
+        account = self._moving(broker_id)
+        account.cash += cash
+        self._moving_position(account, symbol).quantity += shares
+
+    def _moving(self, broker_id: str) -> Account:
+        account = self.moved_accounts[broker_id] = self.accounts[broker_id]
+        return account
+
+    def _moving_position(self, account: Account, symbol: str) -> Position:
+        position = self.moved_positions[account.id, symbol] = account.position(symbol)
+        return position
+
+    def _touch(self, order: OrderState, book: Book) -> None:
+        """A resting order changed, and with it the book."""
+        book.next_sequence()
+        self.moved_books[book.symbol] = book
+        self.changed[order.id] = order
+
+    def _tell(self, order: OrderState, type_: EventType, occurred_at: datetime, data: msgspec.Struct) -> None:
+        account = self._moving(order.broker_id)
+        account.event_sequence += 1
+        self.events.append(NewEvent(account.id, account.event_sequence, type_, occurred_at, data))
+
+    # --- Closing ----------------------------------------------------------------------------------------------------
+
+    def _cancel(self, command: CancelOrder) -> Outcome:
+        order = self.orders.get(command.order_id)
+        if order is None or command.broker_id not in (None, order.broker_id):
+            return errors.OrderNotFound()
+        if order.symbol not in self.books or order.broker_id not in self.accounts:
+            return errors.Overloaded()  # left out: others hold them
+        if order.is_working and order.is_due(self.now):
+            self._expire_resting(order)
+        if not order.is_working:
+            return errors.OrderNotCancellable(f"The order is already {order.status}.")
+        status = order.status
+        self._cancel_resting(order, command.reason)
+        if command.by is not None:
+            self.audit.append(_cancelled(order, status, command.by, command.why))
+        return Cancelled(copy(order), self._trades_of(order), price_decimals(self.books[order.symbol].tick_size))
+
+    def _trades_of(self, order: OrderState) -> list[TradeState]:
+        now = [trade for trade in self.trades if order.id in (trade.bid_order_id, trade.ask_order_id)]
+        return self.earlier_trades.get(order.id, []) + now
+
+    def _sweep(self, command: CancelOrders | ExpireOrders) -> Swept:
+        targets = [order for order in self.sweeps.get(command, []) if order.is_working]
+        due = [order for order in targets if order.is_due(self.now)]
+        for order in due:
+            self._expire_resting(order)
+        if isinstance(command, ExpireOrders):
+            return Swept(closed=len(due), cancelled=0)
+        for order in targets:
+            if order.is_working:
+                self._cancel_resting(order, command.reason)
+        cancelled = len(targets) - len(due)
+        if command.by is not None and cancelled:
+            after = {"symbol": command.symbol, "side": command.side, "cancelled": cancelled}
+            act = Action.BROKER_CANCEL_ORDERS
+            self.audit.append(Entry.of(command.by, act, command.broker_id, reason=command.why, after=after))
+        return Swept(closed=len(targets), cancelled=cancelled)
+
+    def _cancel_resting(self, order: OrderState, reason: CancelReason) -> None:
+        order.cancel(self.now, reason)
+        self._close(order, EventType.ORDER_CANCELLED, self.now)
+
+    def _expire_resting(self, order: OrderState) -> None:
+        assert order.expires_at is not None
+        order.expire()
+        self._close(order, EventType.ORDER_EXPIRED, order.expires_at)
+
+    def _close(self, order: OrderState, type_: EventType, occurred_at: datetime) -> None:
+        book = self.books[order.symbol]
+        self._reserve(order, -order.remaining_quantity)
+        self._count_open(order, -1)
+        self._touch(order, book)
+        price = rounded(order.limit, price_decimals(book.tick_size))
+        self._tell(order, type_, occurred_at, OrderClosed.of(order, price))
+
+
+def _cancelled(order: OrderState, status: OrderStatus, by: Actor, why: str) -> Entry:
+    """An operator's cancel of an order that had this status."""
+    after = {
+        "status": order.status,
+        "broker_id": order.broker_id,
+        "symbol": order.symbol,
+        "filled_quantity": order.filled_quantity,
+        "remaining_quantity": order.remaining_quantity,
+    }
+    return Entry.of(by, Action.ORDER_CANCEL, order.id, reason=why, before={"status": status}, after=after)
+
+
+# --- Why a place is refused -----------------------------------------------------------------------------------------
+
+
+def _replay(command: PlaceOrder, earlier: OrderState) -> Outcome:
+    """The earlier order when the command asks for the same; else a conflict that names each difference."""
+    names = ["document_number", "side", "symbol", "type", "price", "quantity", "time_in_force"]
+    if TimeInForce.GTD in (command.time_in_force, earlier.time_in_force):
+        names.append("expires_at")  # a day order's was computed, not asked for
+    differing = [name for name in names if getattr(command, name) != getattr(earlier, name)]
+    if not differing:
+        return Replayed(earlier.id)
+    return errors.ClientOrderIdConflict(
+        errors=[
+            FieldError(name, "differs", f"The order already placed under this client_order_id has another {name}.")
+            for name in differing
+        ]
+    )
+
+
+def _broken_rules(command: PlaceOrder, book: Book, now: datetime) -> ExchangeError | None:
+    """The instrument's tick and lot, and an expiry that lies in the future: every one that is broken."""
+    broken = []
+    if command.expires_at is not None and command.expires_at <= now:
+        broken.append(FieldError("expires_at", "in_the_past", "Must be in the future."))
+    if command.price is not None and command.price % book.tick_size:
+        broken.append(
+            FieldError("price", "off_tick", f"Must be a multiple of the tick size, {book.tick_size.normalize():f}.")
+        )
+    if command.quantity % book.lot_size:
+        broken.append(FieldError("quantity", "off_lot", f"Must be a multiple of the lot size, {book.lot_size}."))
+    return errors.ValidationFailed(errors=broken) if broken else None
+
+
+def _closed_to(book: Book, account: Account) -> ExchangeError | None:
+    if book.status is InstrumentStatus.HALTED:
+        return errors.InstrumentHalted(f"Trading in {book.symbol} is halted.")
+    if account.status is BrokerStatus.SUSPENDED:
+        return errors.BrokerSuspended()
+    return None
+
+
+def _crowded(command: PlaceOrder, account: Account, limit: int) -> ExchangeError | None:
+    """An order that may rest, also one that would be filled at once: its time in force alone decides, not the book."""
+    if command.time_in_force in (TimeInForce.IOC, TimeInForce.FOK):
+        return None
+    if account.position(command.symbol).open_orders < limit:
+        return None
+    return errors.TooManyOpenOrders(f"The broker has {limit} open orders in {command.symbol}; cancel some first.")
+
+
+def _cut_short(command: PlaceOrder, book: Book, fills: list[Fill]) -> ExchangeError | None:
+    """A taker that used up all that was read, with more to be had behind it."""
+    if command.side.opposite not in book.cut_short:
+        return None
+    filled = sum(fill.quantity for fill in fills)
+    return errors.TooManyFills() if filled < command.quantity else None
+
+
+def _lacking_funds(command: PlaceOrder, account: Account) -> ExchangeError | None:
+    """An ask needs all its shares free, a limit bid its whole worth."""
+    if command.side is Side.BID:
+        return None if command.price is None else _lacking(command.price * command.quantity, account)
+    available = account.position(command.symbol).available
+    if command.quantity <= available:
+        return None
+    return errors.InsufficientHoldings(
+        f"The order needs {command.quantity} {command.symbol}; {available} are available."
+    )
+
+
+def _lacking_cash(command: PlaceOrder, account: Account, fills: list[Fill]) -> ExchangeError | None:
+    """A market bid needs what it takes now."""
+    if command.side is Side.ASK or command.price is not None:
+        return None
+    return _lacking(sum((fill.price * fill.quantity for fill in fills), Decimal(0)), account)
+
+
+def _lacking(cash: Decimal, account: Account) -> ExchangeError | None:
+    if cash <= account.available_cash:
+        return None
+    return errors.InsufficientBalance(
+        f"The order needs {cash_shown(cash)}; {cash_shown(account.available_cash)} is available."
+    )
+
+
+def _drop_done(side: list[OrderState]) -> None:
+    """Forget the orders at the front that are no longer working, so that the next taker need not pass them."""
+    done = next((index for index, order in enumerate(side) if order.is_working), len(side))
+    del side[:done]
+
+
+def _next_midnight(now: datetime) -> datetime:
+    return (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)

@@ -1,0 +1,296 @@
+"""What a request looks like before its fields are read, and what every answer looks like (contract: "Conventions")."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.db import InterfaceError, OperationalError
+from django.test import override_settings
+from psycopg import errors as postgres
+from psycopg_pool import PoolTimeout
+from rest_framework import serializers
+
+from config.local.processes import wait_until
+from exchange import services
+from exchange.errors import ExchangeError, FieldError
+from exchange.http.fields import MAX_ERRORS, Items, field_errors, validated
+from exchange.http.problems import STATUSES, refusal_of
+from exchange.models import Broker, Instrument
+from exchange.serializers import InitialHoldingForm, ListInstrumentForm
+from tests.exchange.client import Client
+
+PATIENCE_SECONDS = 30.0
+UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+
+MALFORMED = {
+    "nothing": b"",
+    "white space": b" " * 64 * 1024,
+    "half": b'{"symbol": "AAPL"',
+    "two": b'{"symbol": "AAPL"} {}',
+    "a list": b"[]",
+    "a string": b'"AAPL"',
+    "null": b"null",
+    "a number": b"1",
+    "not UTF-8": b'{"symbol": "\xff"}',
+    "Latin-1": '{"symbol": "é"}'.encode("latin-1"),
+    "UTF-16": '{"symbol": "AAPL"}'.encode("utf-16"),
+    "a byte order mark": b'\xef\xbb\xbf{"symbol": "AAPL"}',
+    "half a surrogate pair": b'{"symbol": "\\ud800"}',
+    "half a surrogate pair beside a huge integer": b'{"x": ' + b"9" * 5000 + b', "\\ud800": 1}',
+    "NaN beside a huge integer": b'{"x": ' + b"9" * 5000 + b', "symbol": NaN}',
+    "a nesting bomb": b"[" * 2000 + b"]" * 2000,
+    "a nesting bomb inside": b'{"symbol": ' + b"[" * 20_000 + b"]" * 20_000 + b"}",
+    "an object bomb": b'{"a":' * 9_000 + b"1" + b"}" * 9_000,
+    "NaN": b'{"symbol": NaN}',
+    "a comment": b'{"symbol": "AAPL"} // hello',
+    "single quotes": b"{'symbol': 'AAPL'}",
+    "form data": b"symbol=AAPL",
+    "more lists than a body may have": b'{"symbol": [' + b"[]," * 10_000 + b"1]}",
+    "more objects than a body may have": b'{"symbol": [' + b"{}," * 10_000 + b"1]}",
+}
+
+
+@pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED.keys())
+def test_a_body_that_is_not_a_json_object_is_malformed(operator: Client, body: bytes) -> None:
+    answer = operator.post("/stocks", body)
+
+    assert (answer.status, answer.code) == (400, "malformed_request")
+    assert not Instrument.objects.exists()
+
+
+def test_a_body_has_64_kib(operator: Client) -> None:
+    body = b'{"symbol": "AAPL"}'
+
+    assert operator.post("/stocks", body.ljust(64 * 1024 + 1)).code == "too_large"
+    assert operator.post("/stocks", body.ljust(64 * 1024 + 1)).status == 413
+    assert operator.post("/stocks", body.ljust(64 * 1024)).status == 201
+
+
+@pytest.mark.parametrize(
+    "media_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "*/*", ""]
+)
+def test_a_body_says_that_it_is_json(operator: Client, media_type: str) -> None:
+    answer = operator.post("/stocks", b'{"symbol": "AAPL"}', content_type=media_type)
+
+    assert (answer.status, answer.code) == (415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("accept", ["text/html", "application/xml;q=0", "nonsense", ""])
+def test_any_accept_header_is_answered_in_json(operator: Client, accept: str) -> None:
+    answer = operator.get("/stocks", Accept=accept)
+
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "application/json")
+
+
+def test_a_problem_has_every_member(operator: Client) -> None:
+    answer = operator.get("/stocks/NONE")
+    request_id = answer.headers["X-Request-Id"]
+
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.body == {
+        "type": "about:blank",
+        "title": "Not Found",
+        "status": 404,
+        "detail": "No instrument NONE is listed.",
+        "code": "symbol_not_found",
+        "request_id": request_id,
+    }
+    assert UUID.fullmatch(request_id)
+
+
+def test_bad_fields_are_listed_with_code_and_detail(operator: Client) -> None:
+    body = operator.post("/stocks", {"symbol": "aapl"}).body
+
+    assert body["errors"] == [{"field": "symbol", "code": "pattern", "detail": "Must match ^[A-Z0-9.]{1,12}$."}]
+
+
+def test_ever_so_many_unknown_fields_give_a_short_answer(operator: Client) -> None:
+    answer = operator.post("/stocks", {f"{n}{'x' * 100}": n for n in range(400)})
+
+    assert answer.status == 400
+    assert len(answer.content) < 10_000
+
+
+def test_as_many_objects_and_lists_as_a_body_may_have_are_the_fields_to_refuse(operator: Client) -> None:
+    body = b'{"symbol": [' + b"{}," * 9_998 + b"1]}"
+
+    assert operator.post("/stocks", body).fields == {"symbol": "invalid"}
+
+
+class CountedNames(dict[str, Any]):
+    """A JSON object that counts how many of its names were looked at."""
+
+    looked_at = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for name in super().__iter__():
+            self.looked_at += 1
+            yield name
+
+
+def test_unknown_fields_are_looked_at_until_an_answer_is_full() -> None:
+    body, errors = CountedNames({f"x{n}": n for n in range(100_000)}), list[FieldError]()
+    validated(ListInstrumentForm, body, errors)
+
+    assert [error.field for error in errors] == ["symbol", *(f"x{n}" for n in range(MAX_ERRORS - 1))]
+    assert body.looked_at <= MAX_ERRORS
+
+
+def test_items_of_a_list_are_looked_at_until_an_answer_is_full() -> None:
+    items: Iterator[dict[str, Any]] = iter([{}] * 10_000)
+    with pytest.raises(serializers.ValidationError) as refusal:
+        Items(child=InitialHoldingForm()).run_child_validation(items)
+
+    assert len(field_errors(refusal.value.detail)) == MAX_ERRORS
+    assert len(list(items)) == 10_000 - MAX_ERRORS
+
+
+def test_a_symbol_is_looked_for_twice_until_an_answer_is_full(operator: Client) -> None:
+    body = {"broker_id": "a", "initial_cash": 1, "initial_holdings": [{"symbol": "A", "quantity": 1}] * 1_000}
+    answer = operator.post("/brokers", body)
+
+    assert answer.fields == {f"initial_holdings.{n}.symbol": "duplicate" for n in range(1, MAX_ERRORS + 1)}
+
+
+def test_ever_so_many_unknown_parameters_give_a_short_answer(operator: Client) -> None:
+    answer = operator.get("/stocks?" + "&".join(f"x{n}=1" for n in range(900)))
+
+    assert answer.fields == {f"x{n}": "unknown_parameter" for n in range(MAX_ERRORS)}
+
+
+def test_fields_and_parameters_share_the_number_of_errors(operator: Client) -> None:
+    body = {"symbol": "AAPL"} | {f"x{n}": n for n in range(MAX_ERRORS - 1)}
+    answer = operator.post("/stocks?y=1&z=1", body)
+
+    assert list(answer.fields) == [*(f"x{n}" for n in range(MAX_ERRORS - 1)), "y"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/nothing", "/stocks/", "/stocks/aapl", "/stocks/A%00", "/%ff%fe", "//", "/orders/1"]
+)
+def test_an_unknown_path_is_a_problem_with_or_without_a_key(operator: Client, anonymous: Client, path: str) -> None:
+    for client in (operator, anonymous):
+        answer = client.get(path)
+        assert (answer.status, answer.code) == (404, "not_found")
+        assert answer.headers["X-Request-Id"] == answer.body["request_id"]
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PURGE"])
+def test_other_methods_are_refused_with_those_that_are_not(operator: Client, method: str) -> None:
+    answer = operator.request(method, "/stocks")
+
+    assert (answer.status, answer.code) == (405, "method_not_allowed")
+    assert answer.headers["Allow"] == "GET, POST, HEAD"
+
+
+def test_head_is_get_without_a_body(operator: Client) -> None:
+    answer = operator.request("HEAD", "/stocks")
+
+    assert (answer.status, answer.content) == (200, b"")
+
+
+@pytest.mark.parametrize(
+    "query", ["x=%00", "%00=1", "%ff%fe=1", "=", "limit=%00", "cursor=%00", "a[]=1", "x=1&x=2", "x" * 5000]
+)
+def test_an_odd_query_is_a_bad_request(operator: Client, query: str) -> None:
+    assert operator.get(f"/stocks?{query}").code == "validation_error"
+
+
+def test_a_request_id_is_taken_over_when_it_is_a_plain_word(operator: Client) -> None:
+    assert operator.get("/stocks", **{"X-Request-Id": "abc.DEF-1_2"}).headers["X-Request-Id"] == "abc.DEF-1_2"
+    for odd in ["", "a b", "a" * 65, "é", 'a"', "a\n"]:
+        assert UUID.fullmatch(operator.get("/stocks", **{"X-Request-Id": odd}).headers["X-Request-Id"])
+
+
+def test_the_admin_keeps_its_own_pages(anonymous: Client) -> None:
+    assert anonymous.get("/admin/nothing/").headers["Content-Type"].startswith("text/html") is True
+    assert anonymous.get("/admin/login/").status == 200
+
+
+def test_a_surprise_is_a_problem_too(operator: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "instrument_of", lambda symbol: 1 // 0)
+    answer = operator.get("/stocks/AAPL")
+
+    assert (answer.status, answer.code) == (500, "internal_error")
+    assert b"Zero" not in answer.content
+
+
+@override_settings(ALLOWED_HOSTS=["elsewhere"])
+def test_a_host_that_is_not_ours_gets_no_error_page(anonymous: Client) -> None:
+    assert anonymous.get("/healthz", Host="x" * 300).status < 500
+
+
+def _wrapped(kind: type[Exception], cause: BaseException) -> Exception:
+    error = kind("it failed")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (_wrapped(OperationalError, postgres.LockNotAvailable()), "overloaded"),
+        (_wrapped(OperationalError, postgres.QueryCanceled()), "overloaded"),
+        (_wrapped(OperationalError, postgres.DeadlockDetected()), "overloaded"),
+        (_wrapped(OperationalError, PoolTimeout()), "overloaded"),
+        (_wrapped(OperationalError, postgres.AdminShutdown()), "outcome_unknown"),
+        (_wrapped(OperationalError, postgres.OperationalError("server closed the connection")), "outcome_unknown"),
+        (_wrapped(InterfaceError, postgres.InterfaceError()), "outcome_unknown"),
+        (InterfaceError("connection already closed"), "outcome_unknown"),
+    ],
+)
+def test_overloaded_means_certainly_not_done(error: Exception, code: str) -> None:
+    assert refusal_of(error).code == code
+
+
+def test_a_busy_exchange_says_when_to_come_again(operator: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(symbol: str) -> None:
+        raise _wrapped(OperationalError, postgres.LockNotAvailable())
+
+    monkeypatch.setattr(services, "instrument_of", busy)
+    answer = operator.get("/stocks/AAPL")
+
+    assert (answer.status, answer.code, answer.headers["Retry-After"]) == (503, "overloaded", "1")
+
+
+def test_every_code_has_a_status() -> None:
+    assert {kind.code for kind in _kinds(ExchangeError)} == STATUSES.keys()
+
+
+def _kinds(base: type[ExchangeError]) -> list[type[ExchangeError]]:
+    return [found for kind in base.__subclasses__() for found in [kind, *_kinds(kind)]]
+
+
+def test_readiness_needs_the_database_and_its_migrations(anonymous: Client, nothing_remembered: None) -> None:
+    from django.db.migrations.recorder import MigrationRecorder
+
+    answer = anonymous.get("/readyz")
+    assert answer.status == 200
+    assert list(answer.body) == ["database", "valkey", "beat_age_seconds", "worker_age_seconds"]
+    assert answer.body["database"] is True
+
+    MigrationRecorder.Migration.objects.filter(app="exchange", name="0001_initial").delete()
+    assert wait_until(lambda: anonymous.get("/readyz").status == 503, PATIENCE_SECONDS)
+    assert anonymous.get("/readyz").body["database"] is False
+
+
+def test_nothing_hostile_leaves_a_trace(operator: Client) -> None:
+    hostile: list[Any] = [
+        "\0",
+        "' OR 1=1 --",
+        "\u202e",
+        "\U0001d7d9",
+        {"$gt": ""},
+        ["a"],
+        10**30,
+        -1,
+        1.5,
+        True,
+        None,
+        "",
+    ]
+    for value in hostile:
+        for body in ({"broker_id": value, "initial_cash": 1}, {"broker_id": "a", "initial_cash": value, "x": value}):
+            assert operator.post("/brokers", body).status == 400
+    assert not Broker.objects.exists()

@@ -1,0 +1,314 @@
+"""How much a key may send (contract: "Limits"): burst, refusal, refill, and what the answers say of it."""
+
+import json
+import re
+import time
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+import pytest
+from pytest_django import Settings
+
+from exchange import services
+from exchange.http import limits
+from exchange.http.limits import Allowance, Limit
+from exchange.rules import Scope
+from orders.models import Order
+from orders.serializers import PlaceOrderForm
+from tests import api, trading
+from tests.api import LIMIT
+from tests.exchange.client import Answer, Client
+from tests.trading import BY
+
+SECOND = 1_000_000_000
+START = 123_456_789_012_345  # of a monotonic clock: any
+NOBODYS = f"/orders/{UUID(int=0)}"
+
+
+def limit(per_second: int = 10, burst: int = 20, max_keys: int = 1_000) -> Limit:
+    return Limit("requests", per_second=per_second, burst=burst, max_keys=max_keys)
+
+
+def granted(of: Limit, times: int, now: int, key: str = "a") -> int:
+    """How many of so many requests get through."""
+    return sum(of.take(key, 1, now).is_granted for _ in range(times))
+
+
+# --- The bucket -----------------------------------------------------------------------------------------------------
+
+
+def test_a_burst_gets_through_then_what_time_brings() -> None:
+    bucket = limit(per_second=10, burst=20)
+
+    assert granted(bucket, 50, START) == 20
+    assert granted(bucket, 50, START + SECOND // 10 - 1) == 0
+    assert granted(bucket, 50, START + SECOND // 10) == 1
+    assert granted(bucket, 50, START + SECOND) == 9
+    assert granted(bucket, 50, START + 60 * SECOND) == 20
+
+
+@pytest.mark.parametrize("per_second", [1, 3, 7, 2_000])
+def test_no_token_is_lost_or_gained_by_rounding(per_second: int) -> None:
+    bucket, now = limit(per_second, burst=5), START
+    passed = granted(bucket, 5, now)
+    for step in range(1, 3_001):
+        now = START + step * SECOND // (per_second * 2)  # twice as often as tokens come
+        passed += granted(bucket, 1, now)
+
+    assert passed == 5 + (now - START) * per_second // SECOND
+
+
+def test_so_many_at_once_or_none() -> None:
+    bucket = limit(per_second=10, burst=20)
+
+    assert bucket.take("a", 15, START) == Allowance(True, 5, 1)
+    assert bucket.take("a", 6, START) == Allowance(False, 5, 1)
+    assert bucket.take("a", 5, START) == Allowance(True, 0, 1)
+
+
+def test_what_costs_more_than_a_bucket_holds_gets_through_when_it_is_full() -> None:
+    bucket = limit(per_second=10, burst=20)
+
+    assert bucket.take("a", 500, START).is_granted
+    assert not bucket.take("a", 500, START + 2 * SECOND - 1).is_granted
+    assert bucket.take("a", 500, START + 2 * SECOND).is_granted
+
+
+def test_what_the_request_holds_already_counts_and_goes_back_when_there_is_too_little() -> None:
+    bucket = limit(per_second=10, burst=20)
+    bucket.take("a", 1, START)
+
+    assert bucket.take("a", 20, START, held=1) == Allowance(True, 0, 1)
+    assert bucket.take("b", 5, START).remaining == 15
+    bucket.take("b", 1, START)
+    assert bucket.take("b", 16, START, held=1) == Allowance(False, 15, 1)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 20])
+@pytest.mark.parametrize("used", [1, 13, 20])
+@pytest.mark.parametrize("per_second", [1, 3, 10])
+def test_what_is_repeated_after_the_seconds_named_gets_through(tokens: int, used: int, per_second: int) -> None:
+    bucket = limit(per_second, burst=20)
+    bucket.take("a", used, START)
+
+    refused = bucket.take("a", tokens, START)
+    if refused.is_granted:
+        return
+    assert bucket.take("a", tokens, START + refused.seconds * SECOND).is_granted
+    before = limit(per_second, burst=20)
+    before.take("a", used, START)
+    assert not before.take("a", tokens, START + (refused.seconds - 1) * SECOND).is_granted
+
+
+def test_keys_do_not_share() -> None:
+    bucket = limit(burst=3)
+
+    assert granted(bucket, 9, START, "a") == 3
+    assert granted(bucket, 9, START, "b") == 3
+
+
+def test_keys_unused_for_longest_are_forgotten() -> None:
+    bucket = limit(burst=3, max_keys=100)
+    for number in range(100_000):
+        bucket.take(f"key-{number}", 1, START)
+        bucket.take("busy", 1, START)
+
+    assert len(bucket._full_at) == 100
+    assert granted(bucket, 1, START, "busy") == 0
+
+
+def test_threads_together_get_no_more_than_one() -> None:
+    bucket = limit(per_second=5_000, burst=1_000)
+    started = time.monotonic_ns()
+
+    def hammer() -> int:
+        return sum(bucket.take("a", 1, time.monotonic_ns()).is_granted for _ in range(500))
+
+    passed = sum(trading.at_once([hammer] * 64))
+
+    assert 1_000 <= passed <= 1_000 + 5_000 * (time.monotonic_ns() - started) // SECOND
+
+
+# --- The API --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _slow(settings: Settings) -> None:
+    """Three requests and two cancels at once; then one of either a second."""
+    settings.RATE_LIMIT_PER_SECOND, settings.RATE_LIMIT_BURST = 1, 3
+    settings.RATE_LIMIT_CANCELS_PER_SECOND, settings.RATE_LIMIT_CANCELS_BURST = 1, 2
+
+
+def until_refused(client: Client, method: str, path: str, body: Any = None) -> tuple[int, Answer]:
+    """Repeat a request until it is too much; how often it was not."""
+    for passed in range(100):
+        answer = client.request(method, path, body)
+        if answer.status == 429:
+            return passed, answer
+    raise AssertionError("never refused")
+
+
+def told(answer: Answer) -> tuple[str, str]:
+    return answer.headers["RateLimit-Policy"], answer.headers["RateLimit"]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("_slow")
+def test_too_much_is_refused_and_nothing_of_it_is_done(alice: Client) -> None:
+    body = LIMIT | {"side": "ask"}
+    passed, refusal = until_refused(alice, "POST", "/orders", body)
+
+    assert passed >= 3
+    assert Order.objects.count() == passed
+    api.assert_problem(refusal)
+    assert refusal.code == "rate_limited"
+    assert told(refusal) == ('"requests";q=3;w=3', '"requests";r=0;t=1')
+    assert refusal.headers["Retry-After"] == "1"
+    time.sleep(1)
+    assert alice.post("/orders", body).status == 201
+
+
+@pytest.mark.usefixtures("_slow")
+def test_what_is_too_much_is_refused_before_it_is_looked_at(alice: Client) -> None:
+    until_refused(alice, "GET", "/stocks")
+
+    for method, path, body in [("POST", "/orders", b"{"), ("PUT", "/orders", b""), ("GET", "/stocks?x=1", None)]:
+        assert alice.request(method, path, body).code == "rate_limited"
+    assert alice.get("/nothing").code == "not_found"
+    assert Client(None).get("/stocks").code == "unauthenticated"
+
+
+@pytest.mark.usefixtures("_slow")
+def test_cancels_have_a_limit_of_their_own(alice: Client, operator: Client) -> None:
+    until_refused(alice, "GET", "/stocks")
+    passed, refusal = until_refused(alice, "DELETE", NOBODYS)
+
+    assert passed >= 2
+    assert told(refusal) == ('"cancels";q=2;w=2', '"cancels";r=0;t=1')
+    until_refused(operator, "DELETE", NOBODYS)
+    assert operator.get("/stocks").status == 200
+    other_deletes = operator.delete("/brokers/alice/keys/0123456789ab")
+    assert told(other_deletes)[0] == '"requests";q=3;w=3'
+
+
+@pytest.mark.usefixtures("_slow")
+def test_keys_of_one_broker_do_not_share(alice: Client) -> None:
+    second = Client(services.issue_key("alice", scopes=[Scope.TRADE], by=BY)[1])
+    until_refused(alice, "GET", "/stocks")
+
+    assert second.get("/stocks").status == 200
+
+
+@pytest.mark.django_db(transaction=True)
+def test_every_answer_to_a_good_key_says_what_is_left(alice: Client, bob: Client) -> None:
+    order = LIMIT | {"side": "ask", "client_order_id": "once"}
+    placed = alice.post("/orders", order)
+    cancel = f"/orders/{placed.body['order_id']}"
+    answers = [
+        placed,
+        alice.post("/orders", order),
+        alice.post("/orders", {}),
+        alice.post("/orders", order | {"broker_id": "bob"}),
+        bob.get(cancel),
+        alice.post("/orders", order | {"quantity": 1}),
+        alice.request("PUT", "/orders"),
+        alice.post("/orders", b" " * 70_000),
+    ]
+    cancels = [alice.delete(cancel), alice.delete(cancel)]
+
+    assert [answer.status for answer in answers] == [201, 200, 400, 403, 404, 409, 405, 413]
+    assert [answer.status for answer in cancels] == [200, 409]
+    for name, group in (("requests", answers), ("cancels", cancels)):
+        for answer in group:
+            policy, left = told(answer)
+            assert policy == f'"{name}";q=4000;w=2'
+            assert re.fullmatch(rf'"{name}";r=39\d\d;t=1', left), left
+
+
+def test_other_answers_say_nothing_of_it(alice: Client) -> None:
+    for answer in [Client(None).get("/stocks"), Client(None).get("/healthz"), alice.get("/nothing")]:
+        assert not {"RateLimit", "RateLimit-Policy"} & answer.headers.keys()
+
+
+def left(answer: Answer) -> int:
+    return int(answer.headers["RateLimit"].split(";")[1].removeprefix("r="))
+
+
+def test_a_list_counts_as_many_as_it_has_and_passes_as_a_whole_or_not_at_all(settings: Settings, alice: Client) -> None:
+    settings.RATE_LIMIT_PER_SECOND, settings.RATE_LIMIT_BURST = 1, 100
+
+    assert left(alice.get("/stocks")) == 99
+    first = alice.post("/orders/batch", {"orders": [{}] * 60})
+    assert (first.status, left(first)) in [(200, each) for each in range(39, 45)]
+    too_many = api.refused(alice, "POST", "/orders/batch", {"orders": [LIMIT | {"side": "ask"}] * 90})
+    assert too_many.code == "rate_limited"
+    assert int(too_many.headers["Retry-After"]) == 90 - left(too_many) <= 90 - 39
+    assert alice.post("/orders/batch", {"orders": [{}] * 39}).status == 200
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("path", "body", "length", "tokens"),
+    [
+        ("/orders", b"{}", 1_024, 1),
+        ("/orders", b"{}", 1_025, 2),
+        ("/orders", b"{", 65_536, 64),
+        ("/orders", b"{}", 65_537, 1),
+        ("/orders/batch", b'{"orders": [{}, {}, {}]}', 2_048, 3),
+        ("/orders/batch", b'{"orders": [{}, {}, {}]}', 1_048_576, 1_024),
+        ("/orders/batch", b"{", 1_048_576, 1_024),
+    ],
+)
+def test_a_long_body_counts_by_its_length_unless_it_is_too_long_to_be_read(
+    settings: Settings, alice: Client, path: str, body: bytes, length: int, tokens: int
+) -> None:
+    settings.RATE_LIMIT_PER_SECOND, settings.RATE_LIMIT_BURST = 1, 4_000
+    before = left(alice.get("/stocks"))
+
+    assert 0 <= left(alice.post(path, body.ljust(length))) - (before - tokens) <= 5  # some seconds' tokens
+
+
+def test_a_long_body_is_not_decoded_when_the_key_may_not_send_it(settings: Settings, alice: Client) -> None:
+    settings.RATE_LIMIT_PER_SECOND, settings.RATE_LIMIT_BURST = 1, 50
+    alice.get("/stocks")
+
+    assert alice.post("/orders", b"{".ljust(65_536)).code == "rate_limited"
+    assert alice.post("/orders", b"{").code == "malformed_request"
+
+
+LONGEST = {
+    "type": "limit",
+    "broker_id": "b" * 64,
+    "document_number": "1" * 32,
+    "side": "bid",
+    "symbol": "A" * 12,
+    "price": f"{'9' * 16}.1234",
+    "quantity": 10**12,
+    "expires_at": "2099-12-31T23:59:59.123456+00:00",
+    "time_in_force": "gtd",
+    "client_order_id": "c" * 64,
+}
+
+
+def test_no_order_counts_as_several_for_its_length_unless_it_is_padded(alice: Client) -> None:
+    assert LONGEST.keys() == PlaceOrderForm().fields.keys()
+    batch = json.dumps({"orders": [LONGEST] * 500}, indent=4)
+
+    assert limits.tokens_of(len(json.dumps(LONGEST, indent=4))) == 1
+    assert limits.tokens_of(len(batch)) <= 500
+
+
+@pytest.mark.django_db(transaction=True)
+def test_threads_that_hammer_get_no_more_than_their_key_may(settings: Settings) -> None:
+    settings.RATE_LIMIT_PER_SECOND, settings.RATE_LIMIT_BURST = 20, 50
+    client = api.broker("alice")
+    started = time.monotonic()
+
+    def hammer() -> list[int]:
+        return [client.get("/stocks").status for _ in range(10)]
+
+    statuses = [status for each in trading.at_once([partial(hammer)] * 16) for status in each]
+
+    assert set(statuses) == {200, 429}
+    assert 50 <= statuses.count(200) <= 50 + 20 * (time.monotonic() - started) + 1

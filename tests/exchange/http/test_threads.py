@@ -1,0 +1,20 @@
+"""What threads that come at once do together, and what one of them does for all."""
+
+import time
+
+from exchange.http.threads import once
+from tests.trading import at_once
+
+
+def test_threads_that_come_at_once_get_the_result_of_one_computation() -> None:
+    computed = []
+
+    @once
+    def compute() -> object:
+        time.sleep(0.1)  # long enough for the others to come
+        computed.append(object())
+        return computed[-1]
+
+    results = at_once([compute] * 20)
+
+    assert [compute(), *results] == computed * 21

@@ -1,0 +1,5 @@
+"""The clients of the tests of `exchange`."""
+
+from tests.exchange.conftest import alice, anonymous, bob, nothing_remembered, operator
+
+__all__ = ["alice", "anonymous", "bob", "nothing_remembered", "operator"]

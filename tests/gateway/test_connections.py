@@ -1,0 +1,160 @@
+"""How many connections one address may hold open, and that silent ones are closed and keep nobody out."""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from pytest_django import Settings
+
+from config.local import web
+from config.local.processes import wait_until
+from gateway import connections
+from gateway.connections import Connections
+from tests import live
+
+GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+WAIT_SECONDS = 30.0
+LIMIT = 5
+
+
+# --- In this process ------------------------------------------------------------------------------------------------
+
+
+class Listener:
+    """A port of this process, and clients that connect to it."""
+
+    def __init__(self) -> None:
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self.socket.getsockname()[1]}"
+        self.clients: list[socket.socket] = []
+        self.accepted: list[socket.socket] = []
+
+    def connect(self, how_many: int) -> None:
+        for _ in range(how_many):
+            self.clients.append(socket.create_connection(self.socket.getsockname()))
+            self.accepted.append(self.socket.accept()[0])
+
+    def client(self, number: int) -> str:
+        host, port = self.clients[number].getsockname()
+        return f"{host}:{port}"
+
+    def open(self) -> list[int]:
+        """Which of the clients' connections are open."""
+        return [number for number, client in enumerate(self.clients) if not is_closed(client)]
+
+
+def is_closed(client: socket.socket) -> bool:
+    client.setblocking(False)
+    try:
+        return client.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+
+
+@pytest.fixture
+def listener(settings: Settings) -> Iterator[Listener]:
+    settings.CONNECTIONS_PER_ADDRESS, settings.UNLIMITED_ADDRESSES = LIMIT, []
+    listening = Listener()
+    yield listening
+    for each in [listening.socket, *listening.clients, *listening.accepted]:
+        each.close()
+
+
+def test_what_an_address_has_above_the_limit_is_closed_whoever_was_silent_longest_first(listener: Listener) -> None:
+    guard = Connections()
+    listener.connect(LIMIT + 3)
+    guard.note(listener.address, listener.client(0), 2.0)
+    guard.note(listener.address, listener.client(1), 1.0)
+    guard.close_excess()
+    assert len(listener.open()) == LIMIT
+    assert {0, 1} <= set(listener.open())
+
+    listener.connect(LIMIT - 1)
+    for number in range(LIMIT + 3, 2 * LIMIT + 2):
+        guard.note(listener.address, listener.client(number), 3.0)
+    guard.close_excess()
+    assert listener.open() == [0, *range(LIMIT + 3, 2 * LIMIT + 2)]
+
+
+def test_an_exempt_address_may_have_as_many_as_it_likes(listener: Listener, settings: Settings) -> None:
+    settings.UNLIMITED_ADDRESSES = [ip_network("::1"), ip_network("127.0.0.0/8")]
+    guard = Connections()
+    listener.connect(LIMIT + 3)
+    guard.note(listener.address, listener.client(0), 1.0)
+    guard.close_excess()
+    assert len(listener.open()) == LIMIT + 3
+
+
+def test_up_to_the_limit_none_is_closed_and_those_of_other_ports_are_let_alone(listener: Listener) -> None:
+    guard = Connections()
+    listener.connect(LIMIT)
+    other = Listener()
+    other.connect(LIMIT + 3)
+    guard.note(listener.address, listener.client(0), 1.0)
+    guard.close_excess()
+    assert len(listener.open()) == LIMIT
+    assert len(other.open()) == LIMIT + 3
+    for each in [other.socket, *other.clients, *other.accepted]:
+        each.close()
+
+
+@pytest.mark.parametrize(
+    ("written", "address", "network"),
+    [
+        ("0100007F", "127.0.0.1", "127.0.0.1"),
+        ("0000000000000000FFFF00000200000A", "10.0.0.2", "10.0.0.2"),
+        ("B80D0120010002000000000001000000", "2001:db8:2:1::1", "2001:db8:2:1::/64"),
+    ],
+)
+def test_addresses_are_read_as_the_kernel_writes_them(written: str, address: str, network: str) -> None:
+    assert connections._address(written) == (address, network)
+
+
+# --- Over a real server ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def web_server(django_db_setup: None, tmp_path: Path) -> Iterator[live.Server]:
+    running = live.server(tmp_path / "web.log")
+    running.child = replace(running.child, env={**os.environ, **running.child.env, "UNLIMITED_ADDRESSES": "::1"})
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.mark.processes
+def test_one_address_cannot_hold_more_than_its_share_and_the_rest_is_served(
+    web_server: live.Server, settings: Settings
+) -> None:
+    clients = [socket.create_connection(("127.0.0.1", web_server.port)) for _ in range(1_100)]
+    try:
+        assert web_server.answers()
+        excess = len(clients) - settings.CONNECTIONS_PER_ADDRESS
+        assert wait_until(lambda: sum(map(is_closed, clients)) >= excess, WAIT_SECONDS)
+        assert wait_until(lambda: "connections_closed" in web_server.child.log.read_text(), WAIT_SECONDS)
+        assert web_server.answers()
+    finally:
+        for client in clients:
+            client.close()
+
+
+@pytest.mark.processes
+def test_who_is_silent_or_does_not_finish_its_headers_is_closed(server: live.Server) -> None:
+    started = time.monotonic()
+    clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
+    clients[1].sendall(GET)
+    assert clients[1].recv(65_536).startswith(b"HTTP/1.1 200")
+    clients[2].sendall(GET[:20])
+    for client in clients:
+        client.settimeout(web.SILENCE_SECONDS + WAIT_SECONDS)
+        while client.recv(65_536):
+            pass
+        client.close()
+    assert time.monotonic() - started >= web.SILENCE_SECONDS - 1

@@ -1,0 +1,536 @@
+"""Lists of commands: how many statements they cost, what they do to each other, and what is left when one fails.
+
+Every test ends with all invariants recomputed (see conftest.py).
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from django.db import IntegrityError, connection, transaction
+from django.test.utils import CaptureQueriesContext
+from pytest_django import Settings
+
+from exchange.database import database_now, own_transaction
+from exchange.errors import ExchangeError
+from exchange.models import Broker, Holding, Instrument
+from exchange.rules import Pricing
+from orders import services
+from orders.matching import service, store
+from orders.matching.commands import Accepted, CancelOrder, CancelOrders, Command, ExpireOrders, Outcome, Replayed
+from orders.models import Order, Trade
+from orders.terms import OrderStatus, Side, TimeInForce
+from tests import trading
+from tests.trading import attempt, order, place
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+SYMBOLS = ["AAPL", "GOOG", "MSFT"]
+
+
+# --- Two messages to the database -----------------------------------------------------------------------------------
+
+READ = "BEGIN; SELECT orders_read_market"
+WRITE = "SELECT webhooks_publish"
+Made = Callable[[int], Sequence[Command]]
+
+
+def rests(how_many: int) -> list[Command]:
+    return [order(Side.BID, 1, "10.00") for _ in range(how_many)]
+
+
+def rests_with_ids(how_many: int) -> list[Command]:
+    return [order(Side.BID, 1, "10.00", client_order_id=f"id-{number}") for number in range(how_many)]
+
+
+def rests_in_several_books(how_many: int) -> list[Command]:
+    return [order(Side.ASK, 1, "10.00", symbol=SYMBOLS[number % 3]) for number in range(how_many)]
+
+
+def fills_of_resting_orders(how_many: int) -> list[Command]:
+    for symbol in SYMBOLS:
+        service.execute([order(Side.ASK, 1, "10.00", by="bob", symbol=symbol) for _ in range(how_many)])
+    return [order(Side.BID, 1, "10.00", symbol=SYMBOLS[number % 3]) for number in range(how_many)]
+
+
+def fills_of_each_other(how_many: int) -> list[Command]:
+    return [order(side, 1, "10.00") for _ in range(how_many) for side in Side]
+
+
+def refusals(how_many: int) -> list[Command]:
+    return [order(Side.BID, 10**9, "10.00") for _ in range(how_many)]
+
+
+def cancels(how_many: int) -> list[Command]:
+    outcomes = service.execute(rests_in_several_books(how_many))
+    return [CancelOrder(outcome.order.id, "alice") for outcome in outcomes if isinstance(outcome, Accepted)]
+
+
+@pytest.mark.parametrize("how_many", [1, 50])
+@pytest.mark.parametrize(
+    ("made", "last"),
+    [
+        (rests, WRITE),
+        (rests_with_ids, WRITE),
+        (rests_in_several_books, WRITE),
+        (fills_of_resting_orders, WRITE),
+        (fills_of_each_other, WRITE),
+        (refusals, "ROLLBACK"),
+        (cancels, WRITE),
+    ],
+)
+def test_a_list_costs_as_many_messages_as_one_command(made: Made, last: str, how_many: int) -> None:
+    for broker_id in ("alice", "bob"):
+        trading.broker(broker_id, holdings=dict.fromkeys(SYMBOLS, trading.SHARES))
+    commands = made(how_many)
+    with CaptureQueriesContext(connection) as captured:
+        outcomes = service.execute(commands)
+    sent = [str(query["sql"]).strip() for query in captured]
+    assert [text[: len(start)] for text, start in zip(sent, (READ, last), strict=True)] == [READ, last]
+    assert (sent[-1].endswith("COMMIT")) == (last == WRITE)
+    assert all(isinstance(outcome, ExchangeError) is (made is refusals) for outcome in outcomes)
+
+
+# --- Neighbours in one list -----------------------------------------------------------------------------------------
+
+
+def execute(*commands: Command) -> list[str]:
+    """Run a list; of each outcome the order's status, what else it is called, or the refusal's code."""
+    return [said(outcome) for outcome in service.execute(commands)]
+
+
+def said(outcome: Outcome) -> str:
+    match outcome:
+        case Accepted():
+            return str(outcome.order.status)
+        case ExchangeError():
+            return outcome.code
+    return type(outcome).__name__
+
+
+@pytest.fixture
+def brokers() -> None:
+    trading.broker("alice")
+    trading.broker("bob")
+
+
+@pytest.mark.usefixtures("brokers")
+def test_a_refusal_in_the_middle_harms_no_neighbour() -> None:
+    told = execute(
+        order(Side.ASK, 5, "10.00", by="alice"),
+        order(Side.BID, 10**6, "10.00", by="bob"),
+        order(Side.BID, 1, "10.00", by="nobody"),
+        order(Side.BID, 1, "10.00", by="bob", symbol="NONE"),
+        order(Side.BID, 1, "10.001", by="bob"),
+        order(Side.BID, 5, "10.00", by="bob"),
+    )
+    refusals = ["insufficient_balance", "broker_not_found", "symbol_not_found", "validation_error"]
+    assert told == ["pending", *refusals, "filled"]
+    assert trading.fills() == [(5, Decimal(10))]
+    assert Order.objects.count() == 2
+
+
+@pytest.mark.usefixtures("brokers")
+def test_what_one_command_reserves_the_next_one_lacks() -> None:
+    bid = order(Side.BID, 60_000, "10.00", by="bob")
+    assert execute(bid, order(Side.BID, 60_000, "10.00", by="bob")) == ["pending", "insufficient_balance"]
+    assert trading.balance("bob") == (trading.CASH, Decimal(600_000))
+
+
+@pytest.mark.usefixtures("brokers")
+def test_of_two_with_one_client_order_id_the_first_wins_and_the_second_is_its_replay() -> None:
+    first, second = (order(Side.BID, 5, "10.00", client_order_id="twice") for _ in range(2))
+    one, other = service.execute([first, second])
+    assert isinstance(one, Accepted)
+    assert isinstance(other, Replayed)
+    assert other.order_id == one.order.id == first.order_id
+    assert Order.objects.count() == 1
+    assert trading.balance("alice") == (trading.CASH, Decimal(50))
+
+
+@pytest.mark.usefixtures("brokers")
+def test_of_two_different_orders_with_one_client_order_id_the_second_is_a_conflict() -> None:
+    bids = [order(Side.BID, quantity, "10.00", client_order_id="twice") for quantity in (5, 6)]
+    assert execute(*bids) == ["pending", "client_order_id_conflict"]
+    assert Order.objects.get().quantity == 5
+
+
+@pytest.mark.usefixtures("brokers")
+def test_a_refused_order_leaves_its_client_order_id_to_the_next() -> None:
+    bids = [order(Side.BID, quantity, "10.00", client_order_id="twice") for quantity in (10**6, 6)]
+    assert execute(*bids) == ["insufficient_balance", "pending"]
+
+
+@pytest.mark.usefixtures("brokers")
+def test_a_taker_before_the_cancel_of_its_maker_trades_with_it() -> None:
+    maker = place(Side.ASK, 5, "10.00", by="alice")
+    told = execute(order(Side.BID, 5, "10.00", by="bob"), CancelOrder(maker.pk, "alice"))
+    assert told == ["filled", "order_not_cancellable"]
+    assert trading.fills() == [(5, Decimal(10))]
+
+
+@pytest.mark.usefixtures("brokers")
+def test_a_taker_after_the_cancel_of_its_maker_goes_on_to_the_next() -> None:
+    maker, behind = place(Side.ASK, 5, "10.00", by="alice"), place(Side.ASK, 5, "11.00", by="alice")
+    told = execute(CancelOrder(maker.pk, "alice"), order(Side.BID, 5, "11.00", by="bob"))
+    assert told == ["Cancelled", "filled"]
+    assert trading.fills() == [(5, Decimal(11))]
+    behind.refresh_from_db()
+    assert behind.status == OrderStatus.FILLED
+
+
+@pytest.mark.usefixtures("brokers")
+def test_orders_of_one_list_trade_with_each_other_by_price_and_then_place_in_the_list() -> None:
+    dear, first, second = (order(Side.ASK, 5, price, by="alice") for price in ("11.00", "10.00", "10.00"))
+    outcomes = service.execute([dear, first, second, order(Side.BID, 12, "11.00", by="bob")])
+    taken = outcomes[-1]
+    assert isinstance(taken, Accepted)
+    assert [trade.ask_order_id for trade in taken.trades] == [first.order_id, second.order_id, dear.order_id]
+    assert [trade.quantity for trade in taken.trades] == [5, 5, 2]
+
+
+@pytest.mark.usefixtures("brokers")
+def test_takers_of_one_list_share_what_rests_and_the_second_finds_what_the_first_left() -> None:
+    for price in ("10.00", "11.00", "12.00"):
+        place(Side.ASK, 5, price, by="alice")
+    takers = [order(Side.BID, 7, None, by="bob"), order(Side.BID, 8, "12.00", by="bob")]
+    assert execute(*takers) == ["filled", "filled"]
+    assert trading.fills() == [(5, Decimal(10)), (2, Decimal(11)), (3, Decimal(11)), (5, Decimal(12))]
+
+
+@pytest.mark.usefixtures("brokers")
+def test_one_order_cancelled_twice_in_one_list_is_cancelled_once() -> None:
+    bid = place(Side.BID, 5, "10.00")
+    assert execute(CancelOrder(bid.pk, "alice"), CancelOrder(bid.pk, "alice")) == ["Cancelled", "order_not_cancellable"]
+    assert trading.balance("alice") == (trading.CASH, Decimal(0))
+
+
+# --- How many makers one command may fill ---------------------------------------------------------------------------
+
+MAKERS_MAX = 5
+
+
+@pytest.fixture
+def limited(brokers: None, settings: Settings) -> None:
+    trading.limit_makers(settings, MAKERS_MAX)
+
+
+def rest(how_many: int) -> None:
+    """One share each, at one price."""
+    for _ in range(how_many):
+        place(Side.ASK, 1, "10.00", by="alice")
+
+
+@pytest.mark.usefixtures("limited")
+@pytest.mark.parametrize("price", ["10.00", None])
+def test_a_command_fills_as_many_makers_as_the_limit(price: str | None) -> None:
+    rest(MAKERS_MAX + 1)
+    assert place(Side.BID, MAKERS_MAX, price, by="bob").status == OrderStatus.FILLED
+    assert Trade.objects.count() == MAKERS_MAX
+
+
+@pytest.mark.usefixtures("limited")
+def test_a_command_that_takes_all_there_is_may_want_more() -> None:
+    rest(MAKERS_MAX)
+    assert place(Side.BID, MAKERS_MAX + 1, "10.00", by="bob").status == OrderStatus.PARTIALLY_FILLED
+
+
+@pytest.mark.usefixtures("limited")
+@pytest.mark.parametrize("time_in_force", [TimeInForce.GTC, TimeInForce.IOC, TimeInForce.FOK])
+@pytest.mark.parametrize("price", ["10.00", None])
+def test_a_command_that_needs_more_makers_than_the_limit_is_refused(
+    price: str | None, time_in_force: TimeInForce
+) -> None:
+    rest(MAKERS_MAX + 1)
+    greedy = order(Side.BID, MAKERS_MAX + 1, price, by="bob", time_in_force=time_in_force)
+    assert trading.refused(greedy) == "too_many_fills"
+
+
+@pytest.mark.usefixtures("limited")
+def test_commands_that_exceed_the_limit_only_together_all_succeed() -> None:
+    rest(3 * MAKERS_MAX)
+    takers = [order(Side.BID, MAKERS_MAX - 1, "10.00", by="bob") for _ in range(3)]
+    assert execute(*takers) == ["filled"] * 3
+    assert Trade.objects.count() == 3 * (MAKERS_MAX - 1)
+    assert [taken.sequence for taken in by_arrival("bob")] == [3 * MAKERS_MAX + 1 + n * MAKERS_MAX for n in range(3)]
+
+
+def by_arrival(broker_id: str) -> Iterator[Order]:
+    return iter(Order.objects.filter(broker=broker_id).order_by("sequence"))
+
+
+@pytest.mark.usefixtures("limited")
+def test_one_command_over_the_limit_does_not_take_its_list_along() -> None:
+    rest(2 * MAKERS_MAX)
+    told = execute(*(order(Side.BID, quantity, "10.00", by="bob") for quantity in (2, MAKERS_MAX + 1, 3)))
+    assert told == ["filled", "too_many_fills", "filled"]
+
+
+# --- All or nothing -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"reserved_cash": 0},  # a CHECK fails in what saves orders, trades and balances
+        {"event_sequence": 0},  # a unique index fails in what is written last, the events
+    ],
+)
+def test_a_failure_while_saving_leaves_nothing_of_the_whole_list(spoilt: dict[str, int]) -> None:
+    trading.broker("alice", holdings={"AAPL": 100, "MSFT": 100})
+    trading.broker("bob")
+    place(Side.BID, 1, "10.00", by="bob")
+    place(Side.ASK, 1, "10.00", by="alice")  # bob's first event
+    place(Side.BID, 10, "10.00", by="bob")
+    bob = Broker.objects.filter(pk="bob")
+    right = {name: getattr(bob.get(), name) for name in spoilt}
+    bob.update(**spoilt)
+    before = trading.everything()
+    with pytest.raises(IntegrityError):
+        service.execute([order(Side.ASK, 1, "11.00", symbol="MSFT"), order(Side.ASK, 10, "10.00", by="alice")])
+    assert trading.everything() == before
+    bob.update(**right)
+
+
+def test_a_failed_list_gives_its_locks_back() -> None:
+    trading.broker("alice")
+    trading.broker("bob")
+    place(Side.BID, 10, "10.00", by="bob")
+    bob = Broker.objects.filter(pk="bob")
+    bob.update(reserved_cash=0)
+    with pytest.raises(IntegrityError):
+        attempt(order(Side.ASK, 10, "10.00", by="alice"))
+    bob.update(reserved_cash=100)
+    assert place(Side.ASK, 10, "10.00", by="alice").status == OrderStatus.FILLED
+
+
+# --- A deep book ----------------------------------------------------------------------------------------------------
+
+RESTING = 20_000
+_REST_MANY = """
+INSERT INTO orders_order (id, broker_id, document_number, symbol, sequence, type, side, price, quantity,
+  filled_quantity, filled_value, status, time_in_force, expires_at, created_at)
+SELECT gen_random_uuid(), 'alice', '12345678900', 'AAPL', n, 'limit', 'ask', 10 + (n * 7919 %% 10000) / 100.0, 2, 0, 0,
+  'pending', CASE WHEN n %% 2 = 0 THEN 'gtc' ELSE 'gtd' END,
+  CASE WHEN n %% 2 = 1 THEN now() + interval '1 hour' END, now()
+FROM generate_series(1, %s) n
+"""
+
+
+@pytest.fixture
+def deep_book() -> None:
+    """20,000 asks of two shares each from 10.00 up, two at each price, every second one with an expiry."""
+    trading.broker("alice", holdings={"AAPL": 2 * RESTING})
+    trading.broker("bob")
+    with connection.cursor() as cursor:
+        cursor.execute(_REST_MANY, [RESTING])
+        Instrument.objects.filter(pk="AAPL").update(sequence=RESTING)
+        Holding.objects.filter(broker="alice").update(reserved=2 * RESTING, open_orders=RESTING)
+        cursor.execute("ANALYZE orders_order")
+
+
+def walk_plan(wanted: int, worst_rank: str = "Infinity") -> list[dict[str, Any]]:
+    """How PostgreSQL reads the asks for takers of `wanted` shares: every node of the plan that touches orders."""
+    demand = {"book": "AAPL", "book_side": "ask", "wanted": wanted, "worst_rank": worst_rank}
+    with connection.cursor() as cursor:  # the plan that is kept, not one for these values
+        cursor.execute(
+            "PREPARE reachable(json, uuid[], timestamptz, int) AS SELECT * FROM orders_reachable($1, $2, $3, $4)"
+        )
+        cursor.execute(
+            f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE reachable('{json.dumps([demand])}', '{{}}', 'now', {RESTING})"
+        )
+        (plans,) = cursor.fetchone()
+        cursor.execute("DEALLOCATE reachable")
+    plan = json.loads(plans) if isinstance(plans, str) else plans
+    return [node for node in nodes(plan[0]["Plan"]) if "rank" in node.get("Index Cond", "")]
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+@pytest.mark.usefixtures("deep_book")
+@pytest.mark.parametrize("worst_rank", ["Infinity", "10.5"])
+def test_a_deep_book_is_read_along_its_index_and_no_further_than_needed(worst_rank: str) -> None:
+    reads = walk_plan(wanted=6, worst_rank=worst_rank)
+    assert {(read["Node Type"], read["Index Name"]) for read in reads} == {("Index Scan", "order_book_in_priority")}
+    assert sum(read["Actual Rows"] * read["Actual Loops"] for read in reads) == 3
+    assert sum(read.get("Rows Removed by Filter", 0) for read in reads) == 0
+
+
+@pytest.mark.usefixtures("deep_book")
+def test_a_market_order_takes_the_best_of_a_deep_book() -> None:
+    taken = attempt(order(Side.BID, 6, None, by="bob"))
+    assert isinstance(taken, Accepted)
+    assert [(trade.quantity, trade.price) for trade in taken.trades] == [
+        (2, Decimal("10.00")),
+        (2, Decimal("10.00")),
+        (2, Decimal("10.01")),
+    ]
+    arrivals = dict(Order.objects.values_list("pk", "sequence"))
+    assert [arrivals[trade.ask_order_id] for trade in taken.trades[:2]] == [10_000, 20_000]
+
+
+# --- What is read ---------------------------------------------------------------------------------------------------
+
+_BUSY = """
+INSERT INTO orders_trade (id, symbol, price, quantity, taker_side, bid_order_id, ask_order_id, bid_broker_id,
+  ask_broker_id, executed_at)
+SELECT gen_random_uuid(), 'AAPL', 10, 1, 'bid', gen_random_uuid(), o.id, 'bob', 'alice', now()
+FROM orders_order o;
+INSERT INTO exchange_holding (broker_id, symbol, quantity, reserved)
+SELECT 'bob', 'X' || n, 1, 0 FROM generate_series(1, 2000) n;
+UPDATE orders_order SET filled_quantity = 1, status = 'partially_filled' WHERE sequence = 1;
+UPDATE orders_order SET broker_id = 'bob', client_order_id = 'used' WHERE sequence = 2;
+UPDATE orders_order SET expires_at = now() WHERE sequence = 3
+"""
+
+
+def every_kind(maker: UUID) -> list[Command]:
+    return [
+        order(Side.BID, 3, "10.00", by="bob", client_order_id="new"),
+        order(Side.BID, 1, "10.00", by="bob", client_order_id="used"),
+        CancelOrder(maker, "alice"),
+        CancelOrders("bob", "AAPL", side=Side.ASK),
+        ExpireOrders("AAPL"),
+    ]
+
+
+def rows_read() -> tuple[int, int]:
+    """Of the transaction so far: row after row of a table, and along an index."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT sum(seq_tup_read), sum(idx_tup_fetch) FROM pg_stat_xact_user_tables WHERE relname ~ '^(ord|exch)'"
+        )
+        one_by_one, by_index = cursor.fetchone()
+    return int(one_by_one), int(by_index)
+
+
+@pytest.mark.usefixtures("brokers")
+@pytest.mark.parametrize("few", [0, 3])
+def test_no_more_is_read_of_large_tables_even_by_plans_made_while_they_were_small(few: int) -> None:
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("DISCARD PLANS")
+        cursor.execute(_REST_MANY, [few])
+        cursor.execute("ANALYZE orders_order, orders_trade, exchange_holding")
+        store.load_market(cursor, every_kind(uuid4()))
+        Order.objects.all().delete()
+        cursor.execute(_REST_MANY, [RESTING])
+        cursor.execute(_BUSY)
+        maker = Order.objects.get(sequence=1).pk
+        before = rows_read()
+        market = store.load_market(cursor, every_kind(maker))
+        one_by_one, by_index = (now - then for now, then in zip(rows_read(), before, strict=True))
+        transaction.set_rollback(True)
+    assert {order.sequence for order in market.orders.values()} == {1, 2, 3, 10_000, 20_000}
+    assert len(market.earlier_trades[maker]) == 1
+    assert set(market.accounts["bob"].used_client_order_ids) == {"used"}
+    assert one_by_one == 0
+    assert by_index < 25
+
+
+def told(state: object, names: Sequence[str]) -> list[str]:
+    return [str(getattr(state, name)) for name in names]
+
+
+def stored(table: str, names: Sequence[str], key: str, value: str | UUID) -> list[str]:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {', '.join(names)} FROM {table} WHERE {key} = %s", [value])  # noqa: S608
+        (row,) = cursor.fetchall()
+    return [str(each) for each in row]
+
+
+ACCOUNT = ["id", "status", "cash", "reserved_cash", "event_sequence"]
+BOOK = ["symbol", "status", "tick_size", "lot_size", "pricing", "sequence"]
+POSITION = ["quantity", "reserved", "open_orders"]
+
+
+def test_what_is_read_under_the_locks_is_to_the_digit_what_the_tables_hold() -> None:
+    trading.instrument(tick="0.0001", lot=1, pricing=Pricing.MAKER)
+    trading.broker("alice", cash=10**15)
+    trading.broker("bob")
+    expires_at = database_now() + timedelta(days=1)
+    bid = place(Side.BID, 10**12, "0.0007", client_order_id="x", time_in_force=TimeInForce.GTD, expires_at=expires_at)
+    place(Side.ASK, 4, "0.0001", by="bob")
+    ask = place(Side.ASK, 1, "100000000000000.1235", by="bob")
+    with transaction.atomic(), connection.cursor() as cursor:
+        Broker.objects.filter(pk="alice").update(cash=Decimal("12345678901234567890123456.7891"))
+        Holding.objects.filter(broker="alice").update(quantity=Decimal(10**29 + 1))
+        market = store.load_market(
+            cursor, [order(Side.BID, 1, None, client_order_id="x"), CancelOrder(bid.pk, "alice")]
+        )
+        alice = market.accounts["alice"]
+        used, (trade,) = alice.used_client_order_ids["x"], market.earlier_trades[bid.pk]
+        for state in (market.orders[bid.pk], market.orders[ask.pk], used):
+            columns = state.__struct_fields__
+            assert told(state, columns) == stored("orders_order", columns, "id", state.id)
+        assert told(trade, trade.__struct_fields__) == stored("orders_trade", trade.__struct_fields__, "id", trade.id)
+        assert told(alice, ACCOUNT) == stored("exchange_broker", ACCOUNT, "id", "alice")
+        assert told(market.books["AAPL"], BOOK) == stored("exchange_instrument", BOOK, "symbol", "AAPL")
+        assert told(alice.positions["AAPL"], POSITION) == stored("exchange_holding", POSITION, "broker_id", "alice")
+        transaction.set_rollback(True)
+    assert used == market.orders[bid.pk]
+    assert (used.side, used.expires_at, used.created_at) == (Side.BID, expires_at, bid.created_at)
+    assert market.books["AAPL"].resting == {Side.BID: [], Side.ASK: [market.orders[ask.pk]]}
+
+
+# --- A commit whose answer was lost ---------------------------------------------------------------------------------
+
+
+def test_a_cancel_that_was_undone_is_not_taken_for_done_because_another_order_expired() -> None:
+    trading.broker("alice")
+    due, kept = place(Side.ASK, 1, "11.00"), place(Side.ASK, 1, "10.00")
+    Order.objects.filter(pk=due.pk).update(expires_at=database_now())
+    cancels = [CancelOrder(due.pk, "alice"), CancelOrder(kept.pk, "alice")]
+    with own_transaction() as cursor:
+        market = store.load_market(cursor, cancels)
+        for command in cancels:
+            market.apply(command)
+    services.expire_orders("AAPL")  # somebody's sweep leaves the first as the cancels would have left it
+    with transaction.atomic(), connection.cursor() as cursor:
+        assert not store.was_saved(cursor, market)
+
+
+def test_a_cancel_is_taken_for_done_though_another_order_expired_with_it() -> None:
+    trading.broker("alice")
+    due, kept = place(Side.ASK, 1, "11.00"), place(Side.ASK, 1, "10.00")
+    Order.objects.filter(pk=due.pk).update(expires_at=database_now())
+    cancels = [CancelOrder(due.pk, "alice"), CancelOrder(kept.pk, "alice")]
+    with own_transaction() as cursor:
+        market = store.load_market(cursor, cancels)
+        for command in cancels:
+            market.apply(command)
+        store.save_market(cursor, market)
+    with transaction.atomic(), connection.cursor() as cursor:
+        assert store.was_saved(cursor, market)
+
+
+# --- Its own transaction --------------------------------------------------------------------------------------------
+
+
+def test_a_list_is_not_executed_within_a_transaction_that_may_be_rolled_back() -> None:
+    trading.broker("alice")
+    with transaction.atomic(), pytest.raises(RuntimeError):
+        service.execute([order(Side.BID, 1, "10.00")])
+    with own_transaction() as cursor:
+        cursor.execute("BEGIN")
+        with pytest.raises(RuntimeError):
+            service.execute([order(Side.BID, 1, "10.00")])
+    assert not Order.objects.exists()
+
+
+def test_what_fails_is_rolled_back_and_the_connection_is_of_use() -> None:
+    trading.broker("alice")
+    taken = place(Side.BID, 1, "10.00")
+    with pytest.raises(IntegrityError):
+        service.execute([order(Side.BID, 1, "9.00"), order(Side.BID, 1, "10.00", order_id=taken.pk)])
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_current_xact_id_if_assigned() IS NULL AND now() = statement_timestamp()")
+        assert cursor.fetchone() == (True,), "a transaction is open"
+    assert Order.objects.count() == 1

@@ -1,0 +1,284 @@
+"""`manage.py reconcile` finds whatever is broken, at one moment of a live exchange, whatever constraints there are."""
+# ruff: noqa: S608 (its SQL is put together from constants of its own)
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+from django.conf import settings
+from django.core.management import CommandError, call_command
+from django.db import InternalError, connection, transaction
+
+from bench import history
+from exchange.models import AuditHead
+from orders.reconciliation import checks
+from tests import celery_processes
+from tests.trading import PATIENCE_SECONDS, in_thread
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+# What they keep, reconcile must notice without them.
+DROP_CONSTRAINTS = """
+DO $$ DECLARE rule record; BEGIN
+  FOR rule IN SELECT conrelid::regclass AS place, conname FROM pg_constraint
+    WHERE connamespace = 'public'::regnamespace AND contype IN ('c', 'u', 'f')
+  LOOP EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', rule.place, rule.conname); END LOOP;
+  DROP INDEX order_client_order_id_unique;
+END $$
+"""
+
+A_TRADE = "id = (SELECT id FROM orders_trade ORDER BY id LIMIT 1)"
+FILLED = "id = (SELECT id FROM orders_order WHERE status = 'filled' ORDER BY id LIMIT 1)"
+NEVER_FILLED = (
+    "id = (SELECT id FROM orders_order WHERE status = 'cancelled' AND filled_quantity = 0 ORDER BY id LIMIT 1)"
+)
+PARTLY_FILLED = (
+    "id = (SELECT id FROM orders_order WHERE status = 'expired' AND filled_quantity > 0 ORDER BY id LIMIT 1)"
+)
+RESTING = (
+    "id = (SELECT id FROM orders_order WHERE status = 'pending' AND side = 'bid' AND symbol = 'S1' ORDER BY id LIMIT 1)"
+)
+A_HOLDING = "broker_id = 'bench-1' AND symbol = 'S1'"
+FORGET_LAST = "UPDATE exchange_broker SET event_sequence = event_sequence - 1 WHERE id = 'bench-1'"
+LAST_EVENT = "broker_id = 'bench-1' AND sequence = (SELECT event_sequence FROM exchange_broker WHERE id = 'bench-1')"
+
+BREAKS = {
+    "cash is what came in, plus sales, less purchases": [
+        "UPDATE exchange_broker SET cash = cash + 0.0001 WHERE id = 'bench-1'",
+        "UPDATE exchange_transfer SET cash = cash - 1 WHERE broker_id = 'bench-1' AND cash IS NOT NULL",
+        "DELETE FROM exchange_transfer WHERE broker_id = 'bench-1' AND cash IS NOT NULL",
+        f"UPDATE orders_trade SET price = price + 0.0001 WHERE {A_TRADE}",
+        f"DELETE FROM orders_trade WHERE {A_TRADE}",
+    ],
+    "shares are what came in, plus purchases, less sales": [
+        f"UPDATE exchange_holding SET quantity = quantity + 1 WHERE {A_HOLDING}",
+        f"DELETE FROM exchange_holding WHERE {A_HOLDING}",
+        f"DELETE FROM exchange_transfer WHERE {A_HOLDING}",
+        f"UPDATE orders_trade SET quantity = quantity + 1 WHERE {A_TRADE}",
+        "INSERT INTO exchange_holding (broker_id, symbol, quantity, reserved) VALUES ('bench-1', 'NEW', 1, 0)",
+    ],
+    "reserved cash is what working bids may cost": [
+        "UPDATE exchange_broker SET reserved_cash = reserved_cash + 0.0001 WHERE id = 'bench-1'",
+        "UPDATE exchange_broker SET reserved_cash = 0 WHERE id = 'bench-1'",
+        f"UPDATE orders_order SET quantity = quantity + 1 WHERE {RESTING}",
+    ],
+    "reserved shares are what working asks may sell": [
+        f"UPDATE exchange_holding SET reserved = reserved + 1 WHERE {A_HOLDING}",
+        f"DELETE FROM exchange_holding WHERE {A_HOLDING}",
+        "UPDATE orders_order SET quantity = quantity + 1 WHERE side = 'ask' AND status = 'pending'",
+    ],
+    "open orders are counted": [
+        f"UPDATE exchange_holding SET open_orders = open_orders + 1 WHERE {A_HOLDING}",
+        f"DELETE FROM exchange_holding WHERE {A_HOLDING}",
+        f"DELETE FROM orders_order WHERE {RESTING}",
+    ],
+    "nothing is negative, and nothing reserved exceeds what is there": [
+        "UPDATE exchange_broker SET reserved_cash = -0.0001 WHERE id = 'bench-1'",
+        "UPDATE exchange_broker SET reserved_cash = cash + 0.0001 WHERE id = 'bench-1'",
+        f"UPDATE exchange_holding SET reserved = -1 WHERE {A_HOLDING}",
+        f"UPDATE exchange_holding SET reserved = quantity + 1 WHERE {A_HOLDING}",
+    ],
+    "an order is filled by exactly its trades": [
+        f"UPDATE orders_order SET filled_quantity = filled_quantity + 1 WHERE {PARTLY_FILLED}",
+        f"UPDATE orders_order SET filled_value = filled_value + 0.0001 WHERE {FILLED}",
+        f"UPDATE orders_order SET filled_value = 1 WHERE {NEVER_FILLED}",
+        f"UPDATE orders_order SET filled_quantity = 0, filled_value = 0 WHERE {FILLED}",
+        f"DELETE FROM orders_order WHERE {FILLED}",
+        f"DELETE FROM orders_trade WHERE {A_TRADE}",
+        f"UPDATE orders_trade SET ask_order_id = uuidv7() WHERE {A_TRADE}",
+    ],
+    "a trade is between a bid and an ask of its instrument, at a price both accept": [
+        f"UPDATE orders_trade SET bid_order_id = uuidv7() WHERE {A_TRADE}",
+        f"UPDATE orders_trade SET ask_order_id = uuidv7() WHERE {A_TRADE}",
+        f"UPDATE orders_trade SET bid_order_id = ask_order_id, bid_broker_id = ask_broker_id WHERE {A_TRADE}",
+        f"UPDATE orders_trade SET ask_order_id = bid_order_id, ask_broker_id = bid_broker_id WHERE {A_TRADE}",
+        f"UPDATE orders_trade SET symbol = 'S2' WHERE {A_TRADE}",
+        f"UPDATE orders_order SET symbol = 'S2' WHERE {FILLED}",
+        f"UPDATE orders_trade SET bid_broker_id = 'nobody' WHERE {A_TRADE}",
+        f"UPDATE orders_trade SET ask_broker_id = 'nobody' WHERE {A_TRADE}",
+        f"UPDATE orders_trade SET price = 1000 WHERE {A_TRADE}",
+        f"UPDATE orders_trade SET price = 1 WHERE {A_TRADE}",
+    ],
+    "every order, trade and event is of brokers and instruments that exist": [
+        f"UPDATE orders_order SET broker_id = 'nobody' WHERE {NEVER_FILLED}",
+        f"UPDATE orders_order SET symbol = 'NONE' WHERE {NEVER_FILLED}",
+        f"UPDATE orders_trade SET bid_broker_id = 'nobody' WHERE {A_TRADE}",
+        f"UPDATE orders_trade SET ask_broker_id = 'nobody' WHERE {A_TRADE}",
+        f"UPDATE orders_trade SET symbol = 'NONE' WHERE {A_TRADE}",
+        f"UPDATE webhooks_event SET broker_id = 'nobody' WHERE {LAST_EVENT}",
+        "DELETE FROM exchange_broker WHERE id = 'bench-1'",
+        "DELETE FROM exchange_instrument WHERE symbol = 'S1'",
+    ],
+    "every delivery is of an event and a subscription that exist": [
+        "UPDATE webhooks_delivery SET event_id = uuidv7()",
+        "UPDATE webhooks_delivery SET subscription_id = uuidv7()",
+        "DELETE FROM webhooks_event WHERE broker_id = 'bench-1' AND sequence = 1",
+        "DELETE FROM webhooks_subscription WHERE broker_id = 'bench-1'",
+    ],
+    "no book is crossed": [
+        f"UPDATE orders_order SET price = 1000 WHERE {RESTING}",
+        f"UPDATE orders_order SET price = 100.01 WHERE {RESTING}",
+    ],
+    "a status fits what was filled, and only what may rest is working": [
+        f"UPDATE orders_order SET status = 'pending' WHERE {FILLED}",
+        f"UPDATE orders_order SET status = 'partially_filled' WHERE {FILLED}",
+        f"UPDATE orders_order SET status = 'partially_filled' WHERE {RESTING}",
+        f"UPDATE orders_order SET status = 'filled' WHERE {NEVER_FILLED}",
+        f"UPDATE orders_order SET status = 'cancelled', cancelled_at = created_at WHERE {FILLED}",
+        f"UPDATE orders_order SET status = 'expired', expired_at = created_at WHERE {FILLED}",
+        f"UPDATE orders_order SET cancelled_at = NULL WHERE {NEVER_FILLED}",
+        f"UPDATE orders_order SET expired_at = NULL WHERE {PARTLY_FILLED}",
+        f"UPDATE orders_order SET type = 'market' WHERE {RESTING}",
+        f"UPDATE orders_order SET time_in_force = 'ioc' WHERE {RESTING}",
+        f"UPDATE orders_order SET time_in_force = 'fok' WHERE {RESTING}",
+    ],
+    "arrival numbers are unique and counted by their book": [
+        f"UPDATE orders_order SET sequence = 1 WHERE {RESTING}",
+        f"UPDATE orders_order SET sequence = 0 WHERE {RESTING}",
+        f"UPDATE orders_order SET sequence = 1 + (SELECT sequence FROM exchange_instrument WHERE symbol = 'S1') "
+        f"WHERE {RESTING}",
+        "UPDATE exchange_instrument SET sequence = sequence - 1 WHERE symbol = 'S1'",
+    ],
+    "one client_order_id, one order": [
+        "UPDATE orders_order SET client_order_id = 'same', broker_id = 'bench-1' WHERE status = 'pending'",
+    ],
+    "one reference, one transfer": [
+        "UPDATE exchange_transfer SET reference = 'same' WHERE broker_id = 'bench-1'",
+    ],
+    "a broker's events are numbered from 1 without a gap": [
+        "DELETE FROM webhooks_event WHERE broker_id = 'bench-1' AND sequence = 1",
+        "DELETE FROM webhooks_event WHERE broker_id = 'bench-1' AND sequence = 2",
+        f"DELETE FROM webhooks_event WHERE {LAST_EVENT}",
+        "DELETE FROM webhooks_event WHERE broker_id = 'bench-1'",
+        "UPDATE webhooks_event SET sequence = 3 WHERE broker_id = 'bench-1' AND sequence = 2",  # one twice, one never
+        "UPDATE webhooks_event SET sequence = sequence - 1 WHERE broker_id = 'bench-1'",
+        "UPDATE exchange_broker SET event_sequence = event_sequence + 1 WHERE id = 'bench-1'",
+    ],
+    "every trade, cancel and expiry has its event, and every event its cause": [
+        f"DELETE FROM webhooks_event WHERE {LAST_EVENT}; {FORGET_LAST}",
+        f"UPDATE webhooks_event SET type = 'order.none' WHERE {LAST_EVENT}",
+        f"DELETE FROM orders_trade WHERE {A_TRADE}",
+        f"UPDATE orders_order SET status = 'cancelled' WHERE {PARTLY_FILLED}",
+        f"UPDATE orders_order SET cancel_reason = 'fok_not_filled' WHERE {NEVER_FILLED}",
+        f"UPDATE orders_order SET cancel_reason = 'by_broker' WHERE {PARTLY_FILLED}",
+    ],
+    "the audit has every entry, as it was written": [  # more of these: test_audit_chain.py
+        "UPDATE exchange_audithead SET number = 1",
+        "UPDATE exchange_audithead SET hash = sha256('')",
+        "DELETE FROM exchange_audithead",
+    ],
+}
+
+
+@pytest.fixture
+def past(transactional_db: None) -> None:
+    """A small history, and nothing wrong with it."""
+    history.load_history(
+        celery_processes.environment()["DATABASE_URL"],
+        orders=100,
+        trades=80,
+        deliveries=20,
+        resting=16,
+        brokers=3,
+        symbols=2,
+    )
+
+
+@contextmanager
+def undone() -> Iterator[None]:
+    """Whatever is done in here has not been."""
+    with transaction.atomic():
+        yield
+        transaction.set_rollback(True)
+
+
+def run(sql: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+
+
+def broken() -> set[str]:
+    """The checks that find something, each with an example."""
+    with connection.cursor() as cursor:
+        found = [finding for finding in checks.findings(cursor) if finding.count]
+    assert all(finding.examples for finding in found)
+    return {finding.check for finding in found}
+
+
+def broken_by(sql: str) -> set[str]:
+    with undone():
+        for statement in sql.split("; "):
+            run(statement)
+        return broken()
+
+
+def test_every_break_is_found_by_the_check_that_is_there_for_it(past: None) -> None:
+    assert BREAKS.keys() == checks.CHECKS.keys()
+    with undone():
+        run(DROP_CONSTRAINTS)
+        assert broken() == set()
+        missed = [(check, sql) for check, breaks in BREAKS.items() for sql in breaks if check not in broken_by(sql)]
+    assert missed == []
+
+
+def test_it_sees_one_moment_and_changes_nothing(past: None) -> None:
+    give = "UPDATE exchange_broker SET cash = cash + 1 WHERE id = 'bench-1'"
+    take = give.replace("+", "-")
+    with checks.snapshot() as cursor:
+        first = list(checks.findings(cursor))
+        in_thread(partial(run, give)).result(PATIENCE_SECONDS)
+        second = list(checks.findings(cursor))
+        with pytest.raises(InternalError, match="read-only transaction"), transaction.atomic():
+            cursor.execute(give)
+
+    assert [finding.count for finding in first + second] == [0] * 2 * len(checks.CHECKS)
+    assert broken() == {"cash is what came in, plus sales, less purchases"}
+    run(take)
+
+
+def test_its_session_is_its_own(transactional_db: None) -> None:
+    before = session()
+    with checks.snapshot():
+        during = session()
+
+    assert during["statement_timeout"] == f"{settings.RECONCILE_STATEMENT_TIMEOUT_MS // 60_000}min"
+    assert during["work_mem"] == settings.RECONCILE_WORK_MEM
+    assert (during["enable_seqscan"], during["enable_hashjoin"]) == ("on", "on")
+    assert session() == before
+    assert before["statement_timeout"] == f"{settings.DATABASE_STATEMENT_TIMEOUT_MS // 1_000}s"
+
+
+def session() -> dict[str, str]:
+    """What PostgreSQL goes by for this connection."""
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW ALL")
+        return {name: value for name, value, _ in cursor.fetchall()}
+
+
+def test_the_command_says_that_all_is_well_and_how_long_that_took(past: None) -> None:
+    lines = output("--timings")
+
+    *checked, end_of_audit, verdict = lines
+    assert verdict == "Everything agrees."
+    assert end_of_audit == f"The audit ends with {AuditHead.objects.get()}."
+    assert [re.sub(r"^ +0 +\d+\.\d\d s  ", "", line) for line in checked] == list(checks.CHECKS)
+    assert output()[:-2] == [f"{0:>8}  {check}" for check in checks.CHECKS]
+
+
+def test_the_command_fails_and_names_what_differs(past: None) -> None:
+    count_one_more = "UPDATE exchange_broker SET event_sequence = event_sequence + 1 WHERE id IN ('bench-1', 'bench-2')"
+    run(count_one_more)
+
+    with pytest.raises(CommandError, match="2 differences") as caught:
+        output()
+    assert caught.value.returncode == 1
+    run(count_one_more.replace("+", "-"))
+
+
+def output(*arguments: str) -> list[str]:
+    out = io.StringIO()
+    call_command("reconcile", *arguments, stdout=out)
+    return out.getvalue().splitlines()

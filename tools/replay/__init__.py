@@ -1,0 +1,1 @@
+"""Real order flow, sent to a running exchange as its brokers would."""
