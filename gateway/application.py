@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from http import HTTPStatus
 from io import BytesIO
-from types import SimpleNamespace
 from typing import Any
 
 import structlog
@@ -225,7 +224,7 @@ def _is_to_place(environ: Environ) -> bool:
 
 def _refusal(environ: Environ) -> Reply:
     request_id = request_id_of(environ)
-    response = problem_response(SimpleNamespace(request_id=request_id), Overloaded())
+    response = problem_response(Overloaded(), request_id)
     response["X-Request-Id"] = request_id
     return Reply(response.status_code, list(response.items()), response.content)
 

@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import structlog
@@ -92,7 +91,7 @@ def reply(
 
 def refusal(environ: Environ, error: ExchangeError) -> Reply:
     """The refusal of a request that goes no further."""
-    response = problem_response(SimpleNamespace(request_id=request_id_of(environ)), error)
+    response = problem_response(error, request_id_of(environ))
     return reply(environ, response.status_code, dict(response.items()), response.content)
 
 
@@ -101,7 +100,7 @@ async def _answered(errand: Errand, request_id: str) -> tuple[int, dict[str, str
         body, status, headers = await errand.carry_out()
         return status, {"Content-Type": MEDIA_TYPE, **headers}, encoded(body)
     except Exception as exception:
-        response = problem_response(SimpleNamespace(request_id=request_id), refusal_of(exception))
+        response = problem_response(refusal_of(exception), request_id)
         return response.status_code, dict(response.items()), response.content
 
 

@@ -16,7 +16,7 @@ from gateway.fast_path import Errand, body_of, principal_of
 from orders import quick_form
 from orders.matching import sequencer
 from orders.matching.commands import CancelOrder, PlaceOrder, Replayed
-from orders.views import cancelled, cancelling, placed
+from orders.order_responses import cancelled, cancelling, placed
 
 MANY_TRADES = 100  # to put more into an answer takes long enough to be noticed by all others on the loop
 

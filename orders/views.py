@@ -15,12 +15,10 @@ from exchange.database import already_committed
 from exchange.errors import BrokerNotFound, ExchangeError, FieldError, SymbolNotFound
 from exchange.http.api import ExchangeView, Response
 from exchange.http.fields import MAX_ERRORS, validated
-from exchange.http.middleware import Environ, actor_of
+from exchange.http.middleware import request_id_of
 from exchange.http.paging import NEWEST_FIRST, Keyset
 from exchange.http.problems import problem_of
-from exchange.http.responses import Answer
 from exchange.http.schema import documented, header
-from exchange.keys import Principal
 from exchange.rules import BrokerStatus, Scope, price_decimals
 from exchange.serializers import ReasonForm
 from exchange.wire import Instant
@@ -40,8 +38,9 @@ from orders.bodies import (
 )
 from orders.filters import OrderFilters, TradeFilters
 from orders.matching import sequencer
-from orders.matching.commands import Accepted, Cancelled, CancelOrder, Outcome, PlaceOrder, Replayed
+from orders.matching.commands import Accepted, Outcome, PlaceOrder, Replayed
 from orders.models import Order, Trade
+from orders.order_responses import accepted_body, cancel_reason, cancelled, cancelling, placed
 from orders.serializers import (
     BookQuery,
     CancelOrdersQuery,
@@ -51,7 +50,7 @@ from orders.serializers import (
     QuoteQuery,
     SuspendForm,
 )
-from orders.terms import CancelReason, Side
+from orders.terms import Side
 
 PLACE_REFUSALS = (
     SymbolNotFound,
@@ -63,24 +62,6 @@ PLACE_REFUSALS = (
     errors.TooManyOpenOrders,
     errors.TooManyFills,
 )
-REPLAYED = {"Idempotent-Replayed": "true"}
-
-
-def placed(outcome: Accepted | Replayed) -> Answer:
-    """The order as it stands after matching, or as it is now if it was placed before."""
-    if isinstance(outcome, Replayed):
-        return Answer(reading.order_body(outcome.order_id, owner=None), headers=REPLAYED)
-    return Answer(_accepted_body(outcome), HTTPStatus.CREATED)
-
-
-def cancelling(order_id: UUID, principal: Principal, environ: Environ) -> CancelOrder:
-    by = actor_of(principal, environ) if principal.is_operator else None
-    return CancelOrder(order_id, principal.broker_id, _reason(principal), by)
-
-
-def cancelled(outcome: Cancelled) -> Answer:
-    """The order, cancelled, with all its trades."""
-    return Answer(OrderBody.with_trades(outcome.order, outcome.trades, outcome.price_decimals))
 
 
 class OrdersView(ExchangeView):
@@ -123,8 +104,8 @@ class OrdersView(ExchangeView):
         if symbol is not None:
             exchange_services.instrument_of(symbol)  # a misspelt one must not look as if nothing had been working
         by = self.actor if self.principal.is_operator else None
-        cancelled = services.cancel_all(self._owner, reason=_reason(self.principal), symbol=symbol, side=side, by=by)
-        return Response(CancelledOrders(cancelled))
+        count = services.cancel_all(self._owner, reason=cancel_reason(self.principal), symbol=symbol, side=side, by=by)
+        return Response(CancelledOrders(count))
 
     @property
     def _owner(self) -> str:
@@ -192,11 +173,11 @@ class OrderBatchView(ExchangeView):
     def _result(self, outcome: Outcome, earlier: Mapping[UUID, OrderBody]) -> OrderResult:
         match outcome:
             case Accepted():
-                return OrderResult(HTTPStatus.CREATED, order=_accepted_body(outcome))
+                return OrderResult(HTTPStatus.CREATED, order=accepted_body(outcome))
             case Replayed():
                 return OrderResult(HTTPStatus.OK, order=earlier[outcome.order_id])
         assert isinstance(outcome, ExchangeError)
-        problem = problem_of(self.request, outcome)
+        problem = problem_of(outcome, request_id_of(self.request.META))
         return OrderResult(problem.status, error=problem)
 
 
@@ -333,11 +314,3 @@ class ReinstateView(ExchangeView):
     def post(self, request: HttpRequest, broker_id: str) -> Response:
         services.reinstate(broker_id, **self.body, by=self.actor)
         return Response(BrokerStanding(broker_id, BrokerStatus.ACTIVE, cancelled_orders=0))
-
-
-def _reason(principal: Principal) -> CancelReason:
-    return CancelReason.BY_OPERATOR if principal.is_operator else CancelReason.BY_BROKER
-
-
-def _accepted_body(outcome: Accepted) -> OrderBody:
-    return OrderBody.with_trades(outcome.order, outcome.trades, outcome.price_decimals)

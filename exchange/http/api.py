@@ -32,7 +32,7 @@ from exchange.http import limits
 from exchange.http.authentication import ApiKeyAuthentication
 from exchange.http.fields import MAX_ERRORS, MAX_NAME_SHOWN, StrictSerializer, validated
 from exchange.http.filters import Filters
-from exchange.http.middleware import actor_of
+from exchange.http.middleware import actor_of, request_id_of
 from exchange.http.paging import Keyset, Page, PageQuery
 from exchange.http.problems import problem_response, refusal_of
 from exchange.keys import Principal
@@ -108,7 +108,7 @@ class ExchangeView(APIView):
             self._admit(request)
             response: HttpResponse = getattr(self, str(request.method).lower())(request, *args, **kwargs)
         except Exception as exception:
-            response = problem_response(request, refusal_of(exception))
+            response = problem_response(refusal_of(exception), request_id_of(request.META))
             if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
                 response["Allow"] = ", ".join(self.allowed_methods)
         for name, value in self.headers.items():

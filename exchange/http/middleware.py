@@ -55,7 +55,6 @@ class RequestLog:
     def __call__(self, request: HttpRequest) -> HttpResponse:
         request.META.setdefault(STARTED, time.perf_counter())
         request_id = request_id_of(request.META)
-        request.request_id = request_id  # type: ignore[attr-defined]  # problems repeat it
         structlog.contextvars.bind_contextvars(request_id=request_id)
         response = self.get_response(request)
         response["X-Request-Id"] = request_id

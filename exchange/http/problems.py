@@ -19,6 +19,7 @@ from rest_framework.request import Request
 from exchange import errors
 from exchange.database import replace_lost_connections
 from exchange.errors import ExchangeError
+from exchange.http.middleware import request_id_of
 from exchange.wire import Problem, encoded
 
 MEDIA_TYPE = "application/problem+json"
@@ -69,12 +70,12 @@ _log = structlog.get_logger(__name__)
 def problem_from_exception(exception: Exception, context: dict[str, Any]) -> HttpResponse:
     """REST framework's exception handler: every exception of a view becomes a problem."""
     request: Request = context["request"]
-    return problem_response(request, refusal_of(exception))
+    return problem_response(refusal_of(exception), request_id_of(request.META))
 
 
-def problem_response(request: object, refusal: ExchangeError) -> HttpResponse:
-    """The refusal as `application/problem+json`."""
-    problem = problem_of(request, refusal)
+def problem_response(refusal: ExchangeError, request_id: str) -> HttpResponse:
+    """The response to a request that is refused: `application/problem+json` with the headers that belong to it."""
+    problem = problem_of(refusal, request_id)
     status = problem.status
     response = HttpResponse(encoded(problem), status=status, content_type=MEDIA_TYPE)
     if status == HTTPStatus.UNAUTHORIZED:
@@ -86,8 +87,8 @@ def problem_response(request: object, refusal: ExchangeError) -> HttpResponse:
     return response
 
 
-def problem_of(request: object, refusal: ExchangeError) -> Problem:
-    """What the answer to a request says of a refusal."""
+def problem_of(refusal: ExchangeError, request_id: str) -> Problem:
+    """The problem (RFC 9457) that describes a refusal."""
     status = STATUSES[refusal.code]
     return Problem(
         type="about:blank",
@@ -95,7 +96,7 @@ def problem_of(request: object, refusal: ExchangeError) -> Problem:
         status=status,
         detail=refusal.detail,
         code=refusal.code,
-        request_id=getattr(request, "request_id", ""),
+        request_id=request_id,
         errors=refusal.errors or msgspec.UNSET,
     )
 
@@ -151,17 +152,17 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's `handler400`: what it found suspicious about a request."""
     if _is_admin(request):
         return defaults.bad_request(request, exception)
-    return problem_response(request, errors.MalformedRequest("The request is not one that can be answered."))
+    return _problem(request, errors.MalformedRequest("The request is not one that can be answered."))
 
 
 def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's `handler403`."""
-    return problem_response(request, errors.ScopeMissing())
+    return _problem(request, errors.ScopeMissing())
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's `handler404`: paths that are nobody's."""
-    return problem_response(request, errors.NotFound())
+    return _problem(request, errors.NotFound())
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
@@ -175,7 +176,11 @@ def server_error(request: HttpRequest) -> HttpResponse:
     _log.exception("unexpected")
     if _is_admin(request):
         return defaults.server_error(request)
-    return problem_response(request, errors.InternalError())
+    return _problem(request, errors.InternalError())
+
+
+def _problem(request: HttpRequest, refusal: ExchangeError) -> HttpResponse:
+    return problem_response(refusal, request_id_of(request.META))
 
 
 def overloaded_page() -> HttpResponse:

@@ -1,0 +1,40 @@
+"""The responses to the two hot requests, place and cancel: the same from the fast path and from the views."""
+
+from http import HTTPStatus
+from uuid import UUID
+
+from exchange.http.middleware import Environ, actor_of
+from exchange.http.responses import Answer
+from exchange.keys import Principal
+from orders import reading
+from orders.bodies import OrderBody
+from orders.matching.commands import Accepted, Cancelled, CancelOrder, Replayed
+from orders.terms import CancelReason
+
+REPLAYED = {"Idempotent-Replayed": "true"}
+
+
+def placed(outcome: Accepted | Replayed) -> Answer:
+    """The order as it is after matching, or as it is now if it was placed before."""
+    if isinstance(outcome, Replayed):
+        return Answer(reading.order_body(outcome.order_id, owner=None), headers=REPLAYED)
+    return Answer(accepted_body(outcome), HTTPStatus.CREATED)
+
+
+def accepted_body(outcome: Accepted) -> OrderBody:
+    return OrderBody.with_trades(outcome.order, outcome.trades, outcome.price_decimals)
+
+
+def cancelling(order_id: UUID, principal: Principal, environ: Environ) -> CancelOrder:
+    """The command to cancel an order with a key; an operator's is recorded in the audit log."""
+    by = actor_of(principal, environ) if principal.is_operator else None
+    return CancelOrder(order_id, principal.broker_id, cancel_reason(principal), by)
+
+
+def cancel_reason(principal: Principal) -> CancelReason:
+    return CancelReason.BY_OPERATOR if principal.is_operator else CancelReason.BY_BROKER
+
+
+def cancelled(outcome: Cancelled) -> Answer:
+    """The order, cancelled, with all its trades."""
+    return Answer(OrderBody.with_trades(outcome.order, outcome.trades, outcome.price_decimals))
