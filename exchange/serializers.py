@@ -28,7 +28,8 @@ class CreateBrokerForm(StrictSerializer):
     initial_cash = Amount(zero=True, maximum=MAX_INITIAL_CASH)
     initial_holdings = Items(child=InitialHoldingForm(), default=list)
 
-    def contradictions(self, data: Mapping[str, Any]) -> Iterator[Contradiction]:
+    @classmethod
+    def contradictions(cls, data: Mapping[str, Any]) -> Iterator[Contradiction]:
         """No symbol twice."""
         holdings, seen = data.get("initial_holdings"), set[str]()
         for index, holding in enumerate(holdings if isinstance(holdings, list) else []):
@@ -51,7 +52,8 @@ class CreateTransferForm(StrictSerializer):
     quantity = Quantity(signed=True, required=False, allow_null=True)
     reason = Text(max_length=MAX_REASON_LENGTH)
 
-    def contradictions(self, data: Mapping[str, Any]) -> Iterable[Contradiction]:
+    @classmethod
+    def contradictions(cls, data: Mapping[str, Any]) -> Iterable[Contradiction]:
         """Either `cash`, or `symbol` and `quantity`."""
         named = [name for name in ("symbol", "quantity") if data.get(name) is not None]
         if data.get("cash") is not None:

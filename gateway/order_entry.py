@@ -13,10 +13,10 @@ from exchange.http.threads import in_thread
 from exchange.rules import Scope
 from exchange.wire import decoded
 from gateway.fast_path import Errand, body_of, principal_of
-from orders import quick_form
 from orders.matching import sequencer
 from orders.matching.commands import CancelOrder, PlaceOrder, Replayed
 from orders.order_responses import cancelled, cancelling, placed
+from orders.serializers import PlaceOrderForm
 
 MANY_TRADES = 100  # to put more into an answer takes long enough to be noticed by all others on the loop
 
@@ -43,7 +43,7 @@ def _placing(environ: Environ) -> Errand | None:
     if limit.is_used_up(principal.key_prefix, time.monotonic_ns()):  # refused before its body is looked at
         return None
     try:
-        values = quick_form.values_of(decoded(body))
+        values = PlaceOrderForm.valid_values(decoded(body))
     except MalformedRequest:
         return None
     if values is None or values["broker_id"] != principal.broker_id:

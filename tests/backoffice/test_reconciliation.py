@@ -62,7 +62,7 @@ def test_from_the_button_to_the_verdict(celery: Celery) -> None:
     assert f"All {CHECKS} checks were made" in page(client)
     assert AuditEntry.objects.values_list("actor", "action", "reason").get() == (
         "olga",
-        "checks.start",
+        "reconcile.start",
         "end of the day",
     )
 

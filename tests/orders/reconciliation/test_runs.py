@@ -67,7 +67,7 @@ def test_a_worker_makes_the_run_that_was_asked_for(celery: Celery) -> None:
     assert run.finished_at is not None
     assert run.asked_at <= run.started_at <= run.finished_at
     assert list(AuditEntry.objects.values_list("actor", "address", "request_id", "action", "subject", "reason")) == [
-        ("olga", "10.0.0.9", "request-1", "checks.start", str(run.pk), "end of the day")
+        ("olga", "10.0.0.9", "request-1", "reconcile.start", str(run.pk), "end of the day")
     ]
 
 

@@ -1,4 +1,4 @@
-"""The glance at an order takes what the form takes, no more and no less, as the very same values."""
+"""The fast validation of an order accepts what Django REST framework accepts, with exactly the same values."""
 
 import sys
 from decimal import Decimal
@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from rest_framework.serializers import ValidationError
+from rest_framework.serializers import Serializer, ValidationError
 
 from exchange.errors import MalformedRequest
 from exchange.http.fields import StrictSerializer
 from exchange.wire import decoded
-from orders import quick_form
 from orders.serializers import PlaceOrderForm
 from tests.api import LATER, LIMIT, MARKET, without
 
@@ -122,9 +121,9 @@ def bodies(draw: st.DrawFn) -> str:
 
 
 def by_the_form(body: Any) -> dict[str, Any] | None:
-    """What the form makes of a body, field by field; None if it refuses."""
+    """The values by Django REST framework's own validation; None if it rejects the body."""
     try:
-        values: dict[str, Any] = StrictSerializer.run_validation(FORM, body)
+        values: dict[str, Any] = Serializer.run_validation(FORM, body)
     except ValidationError:
         return None
     return values
@@ -138,7 +137,7 @@ def exactly(values: dict[str, Any] | None) -> Any:
 def assert_the_same(body: Any) -> bool:
     """Whether both take it."""
     expected = by_the_form(body)
-    assert exactly(quick_form.values_of(body)) == exactly(expected), body
+    assert exactly(PlaceOrderForm.valid_values(body)) == exactly(expected), body
     return expected is not None
 
 
@@ -169,14 +168,14 @@ NO_JSON = [
 
 @pytest.mark.parametrize("value", [*NO_JSON, True, "x" * 100_000, [[]], {"bid"}, ...], ids=repr)
 @pytest.mark.parametrize("name", [*RIGHT, "more"])
-def test_no_value_of_any_type_gets_past_the_glance_alone(name: str, value: Any) -> None:
+def test_no_value_of_any_type_passes_the_fast_validation_alone(name: str, value: Any) -> None:
     for body in (LIMIT, MARKET, GTD):
         assert not assert_the_same(body | {name: value})
 
 
 @pytest.mark.parametrize("body", [None, [], [LIMIT], "order", 1, True, {}, {"": 1}, {1: 2}], ids=repr)
-def test_what_is_no_order_at_all_is_left_to_the_form(body: Any) -> None:
-    assert quick_form.values_of(body) is None
+def test_a_body_that_is_no_order_has_no_valid_values(body: Any) -> None:
+    assert PlaceOrderForm.valid_values(body) is None
 
 
 def test_the_largest_notional_is_taken_and_the_next_is_not() -> None:
@@ -186,7 +185,7 @@ def test_the_largest_notional_is_taken_and_the_next_is_not() -> None:
     assert not assert_the_same(most | {"price": Decimal("1000.0001")})
 
 
-def test_a_right_order_is_not_gone_through_field_by_field() -> None:
+def test_a_valid_order_is_validated_once() -> None:
     called: set[Any] = set()
     sys.setprofile(lambda frame, what, argument: called.add(frame.f_code))
     try:
@@ -194,5 +193,5 @@ def test_a_right_order_is_not_gone_through_field_by_field() -> None:
     finally:
         sys.setprofile(None)
 
-    assert quick_form.values_of.__code__ in called
+    assert vars(StrictSerializer)["valid_values"].__func__.__code__ in called
     assert StrictSerializer.to_internal_value.__code__ not in called
