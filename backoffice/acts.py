@@ -21,6 +21,7 @@ from django.urls import reverse
 from backoffice.links import list_url, page_url
 from exchange.audit import Actor, ActorKind, address_of
 from exchange.errors import ExchangeError, OutcomeUnknown
+from exchange.http.middleware import request_id_of
 from exchange.http.problems import refusal_of
 from exchange.rules import MAX_REASON_LENGTH
 
@@ -29,8 +30,7 @@ MAX_SUBJECTS = 500  # of one act
 
 def actor_of(request: HttpRequest) -> Actor:
     """The signed-in user, as the audit names them."""
-    request_id: str = getattr(request, "request_id", "")
-    return Actor(ActorKind.USER, request.user.get_username(), address_of(request.META), request_id)
+    return Actor(ActorKind.USER, request.user.get_username(), address_of(request.META), request_id_of(request.META))
 
 
 class ReasonForm(forms.Form):
