@@ -578,6 +578,22 @@ def test_keys_are_listed_and_found_by_what_they_are_good_for(root: Client, alice
     ]
 
 
+def test_selected_keys_lead_to_the_page_that_asks_why(root: Client, alice: Broker) -> None:
+    keys = [ApiKey.objects.get(), exchange_services.issue_key("alice", by=BY)[0]]
+    chosen = {"action": "revoke", "index": "0", "_selected_action": [key.pk for key in keys]}
+
+    response: Any = root.post(list_url(ApiKey), chosen)
+    viewers = sign_in(Client(), "viewer", ["exchange.view_apikey"]).post(list_url(ApiKey), chosen)
+
+    assert response["Location"] == act_path(ApiKey, "revoke", keys[1].pk, keys[0].pk)
+    assert 'name="_selected_action"' in root.get(list_url(ApiKey)).content.decode()
+    assert (viewers.status_code, 'name="_selected_action"' in viewers.content.decode()) == (200, False)
+
+
+def test_no_list_tells_of_the_hash_of_a_secret(root: Client, alice: Broker) -> None:
+    assert root.get(f"{list_url(ApiKey)}?secret_hash__gte=a").status_code == 400
+
+
 def test_the_last_use_of_a_key_is_shown_wherever_the_key_is(root: Client, alice: Broker) -> None:
     key = ApiKey.objects.get()
     ApiKey.objects.update(last_used_at=datetime(2020, 2, 3, 4, 5, tzinfo=UTC))
