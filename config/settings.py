@@ -329,13 +329,15 @@ OTP_TOTP_ISSUER = "Bourse"
 
 # --- REST -----------------------------------------------------------------------------------------------------------
 
-REST_FRAMEWORK = {
+REST_FRAMEWORK = {  # `exchange.http.viewsets` applies these in the contract's order
     "DEFAULT_AUTHENTICATION_CLASSES": ["exchange.http.authentication.ApiKeyAuthentication"],
-    "DEFAULT_PERMISSION_CLASSES": [],  # `exchange.http.api.ExchangeView` asks for scopes, in the contract's order
-    "DEFAULT_PARSER_CLASSES": [
-        "rest_framework.parsers.JSONParser"
-    ],  # for the schema: `exchange.http.api` reads and writes
-    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PERMISSION_CLASSES": ["exchange.http.permissions.HasScope", "exchange.http.permissions.IsOwnBroker"],
+    "DEFAULT_THROTTLE_CLASSES": ["exchange.http.throttles.KeyThrottle"],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "exchange.http.media.NoNegotiation",
+    "DEFAULT_PARSER_CLASSES": ["exchange.http.media.MsgspecParser"],
+    "DEFAULT_RENDERER_CLASSES": ["exchange.http.media.MsgspecRenderer"],
+    "DEFAULT_FILTER_BACKENDS": ["django_filters.rest_framework.DjangoFilterBackend"],
+    "DEFAULT_PAGINATION_CLASS": "exchange.http.paging.KeysetPagination",
     "DEFAULT_SCHEMA_CLASS": "exchange.http.schema.Schema",
     "EXCEPTION_HANDLER": "exchange.http.problems.problem_from_exception",
     "DEFAULT_METADATA_CLASS": None,

@@ -7,6 +7,7 @@ from typing import Any
 from django.conf import settings
 from rest_framework import serializers
 from rest_framework.exceptions import ErrorDetail
+from rest_framework.serializers import BaseSerializer
 
 from exchange.http.fields import (
     Amount,
@@ -19,8 +20,18 @@ from exchange.http.fields import (
     Text,
     Timestamp,
 )
-from exchange.rules import BROKER_ID, CLIENT_ORDER_ID, DOCUMENT_NUMBER, MAX_NOTIONAL, MAX_QUANTITY, SYMBOL
+from exchange.rules import (
+    BROKER_ID,
+    CLIENT_ORDER_ID,
+    DOCUMENT_NUMBER,
+    MAX_NOTIONAL,
+    MAX_QUANTITY,
+    SYMBOL,
+    price_decimals,
+)
 from exchange.serializers import ReasonForm
+from orders.bodies import OrderSummary
+from orders.models import Order
 from orders.terms import OrderType, Side, TimeInForce
 
 MARKET_TIMES_IN_FORCE = (TimeInForce.IOC, TimeInForce.FOK)
@@ -150,3 +161,8 @@ class QuoteQuery(StrictSerializer):
 
     side = Choice(Side)
     quantity = Digits(1, MAX_QUANTITY)
+
+
+class OrderSummarySerializer(BaseSerializer[Order]):
+    def to_representation(self, order: Order) -> OrderSummary:
+        return OrderSummary.of(order, price_decimals(order.instrument.tick_size))

@@ -13,8 +13,12 @@ from uuid import UUID
 import msgspec
 from django.conf import settings
 from django.db.models import Model, Q, QuerySet
+from rest_framework.pagination import BasePagination
+from rest_framework.request import Request
+from rest_framework.response import Response
 
-from exchange.http.fields import Digits, StrictSerializer, Text
+from exchange.errors import FieldError
+from exchange.http.fields import Digits, StrictSerializer, Text, validated
 from exchange.wire import Instant
 
 Row = TypeVar("Row", bound=Model)
@@ -94,6 +98,33 @@ class Keyset:
         for name, value in reversed(outer):
             condition = Q((f"{name}__{self._beyond}e", value)) & (Q((f"{name}__{self._beyond}", value)) | condition)
         return condition
+
+
+class KeysetPagination(BasePagination):
+    """Pages in the order of a view set's `keyset`, each sent as its `page_class`."""
+
+    def paginate_queryset(  # type: ignore[override]  # a queryset only, no list
+        self, queryset: QuerySet[Row], request: Request, view: Any = None
+    ) -> list[Row]:
+        keyset: Keyset = view.keyset
+        rows, self._next_cursor = keyset.cut(keyset.rows(queryset, view.page), view.page)
+        self._page_class = view.page_class
+        return rows
+
+    def get_paginated_response(self, data: Any) -> Response:
+        return Response(self._page_class(data, self._next_cursor))
+
+
+def read_page(keyset: Keyset, parameters: dict[str, str], errors: list[FieldError]) -> Page:
+    """The page that these query parameters ask for; their errors are added to `errors`."""
+    query = validated(PageQuery, parameters, errors)
+    position = None
+    if "cursor" in parameters and all(error.field != "cursor" for error in errors):
+        try:
+            position = keyset.read(parameters["cursor"])
+        except ValueError:
+            errors.append(FieldError("cursor", "invalid", "Must be the next_cursor of an earlier page of this list."))
+    return Page(query.get("limit", 0), position)
 
 
 def _storable(value: Any) -> Any:

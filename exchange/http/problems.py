@@ -70,7 +70,10 @@ _log = structlog.get_logger(__name__)
 def problem_from_exception(exception: Exception, context: dict[str, Any]) -> HttpResponse:
     """REST framework's exception handler: every exception of a view becomes a problem."""
     request: Request = context["request"]
-    return problem_response(refusal_of(exception), request_id_of(request.META))
+    response = problem_response(refusal_of(exception), request_id_of(request.META))
+    if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        response["Allow"] = ", ".join(context["view"].allowed_methods)
+    return response
 
 
 def problem_response(refusal: ExchangeError, request_id: str) -> HttpResponse:
