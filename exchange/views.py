@@ -1,5 +1,7 @@
 """View sets of brokers, their transfers and keys, of instruments, and of the state of the exchange."""
 
+from typing import Any
+
 import msgspec
 from django.db.models import QuerySet
 from django.http import HttpResponse
@@ -61,6 +63,8 @@ READERS = (Scope.READ,)
 
 @extend_schema_view(list=documented("list_brokers", "All brokers, by id", {200: BrokerPage}))
 class BrokerViewSet(ListModelMixin, ExchangeViewSet[Broker]):
+    """Brokers, and the balance of each."""
+
     queryset = Broker.objects.all()
     lookup_url_kwarg = lookup_value_converter = "broker_id"
     keyset, page_class = Keyset(("id", str)), BrokerPage
@@ -83,6 +87,8 @@ class BrokerViewSet(ListModelMixin, ExchangeViewSet[Broker]):
     list=documented("list_transfers", "A broker's transfers, newest first", {200: TransferPage}, [BrokerNotFound])
 )
 class TransferViewSet(ListModelMixin, ExchangeViewSet[Transfer]):
+    """A broker's transfers of cash and shares, in and out."""
+
     queryset = Transfer.objects.all()
     keyset, page_class = NEWEST_FIRST, TransferPage
     scopes = {"list": OPERATORS, "create": OPERATORS}
@@ -108,6 +114,8 @@ class TransferViewSet(ListModelMixin, ExchangeViewSet[Transfer]):
     list=documented("list_keys", "A broker's keys, newest first, revoked ones too", {200: KeyPage}, [BrokerNotFound])
 )
 class KeyViewSet(ListModelMixin, ExchangeViewSet[ApiKey]):
+    """A broker's API keys."""
+
     queryset = ApiKey.objects.all()
     lookup_url_kwarg, lookup_value_converter = "prefix", "key_prefix"
     keyset, page_class = Keyset(("-created_at", wire.Instant), ("-prefix", str)), KeyPage
@@ -135,6 +143,8 @@ class KeyViewSet(ListModelMixin, ExchangeViewSet[ApiKey]):
     retrieve=documented("get_stock", "An instrument and its rules", {200: InstrumentBody}, [SymbolNotFound]),
 )
 class InstrumentViewSet(ListModelMixin, RetrieveModelMixin, ExchangeViewSet[Instrument]):
+    """Instruments (`/stocks`), and their halts."""
+
     queryset = Instrument.objects.all()
     lookup_url_kwarg = lookup_value_converter = "symbol"
     keyset, page_class = Keyset(("symbol", str)), StockPage
@@ -161,7 +171,9 @@ class InstrumentViewSet(ListModelMixin, RetrieveModelMixin, ExchangeViewSet[Inst
         return Response(InstrumentSerializer(services.resume(symbol, **self.body, by=self.actor)).data)
 
 
-class SystemViewSet(ExchangeViewSet[Broker]):
+class SystemViewSet(ExchangeViewSet[Any]):
+    """The state of this process and the OpenAPI document, without a key."""
+
     authentication_classes = ()
     permission_classes = ()
     throttle_classes = ()

@@ -75,7 +75,7 @@ OPERATORS = (Scope.OPERATOR,)
 
 
 class OrderViewSet(ExchangeViewSet[Order]):
-    """Orders by their ids: place one or several, find or read one, cancel one or many."""
+    """Orders: place one or several, find or read one, cancel one or many."""
 
     queryset = Order.objects.all()
     lookup_url_kwarg, lookup_value_converter = "order_id", "id"

@@ -18,6 +18,8 @@ TRADERS = (Scope.TRADE,)
 
 
 class WebhookViewSet(ExchangeViewSet[Subscription]):
+    """A broker's subscriptions to events."""
+
     queryset = Subscription.objects.alive()
     lookup_url_kwarg, lookup_value_converter = "webhook_id", "id"
     pagination_class = None  # a broker has one webhook for each event

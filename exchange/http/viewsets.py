@@ -69,15 +69,15 @@ class ExchangeViewSet(GenericViewSet[Row]):
         """
         received = media.receive(request._request, self.max_body_bytes) if request.method == "POST" else 0
         request.accepted_renderer, request.accepted_media_type = self.perform_content_negotiation(request)
-        self.perform_authentication(request)
-        self.charge(limits.tokens_of(received))
+        self.perform_authentication(request)  # 401
+        self.charge(limits.tokens_of(received))  # 429
         if request.method not in self.allowed_methods:
-            self.http_method_not_allowed(request)
+            self.http_method_not_allowed(request)  # 405
         if request.method == "POST":
-            self.data = self._parsed(request)
-            self.charge(self.get_cost())
-        self.check_permissions(request)
-        self.check_fields(request)
+            self.data = self._parsed(request)  # 413, 415, 400 (format)
+            self.charge(self.get_cost())  # 429
+        self.check_permissions(request)  # 403
+        self.check_fields(request)  # 400 (fields)
 
     def charge(self, tokens: int) -> None:
         """Raise the cost of the request to at least `tokens`, or reject it if its key does not have them."""
