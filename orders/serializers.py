@@ -1,4 +1,7 @@
-"""What requests about orders may say. Shape only: the market's rules are decided under the locks."""
+"""Input forms of requests about orders, and the serializer of rows, which makes Structs.
+
+Forms check the shape only: the market's rules are decided under the locks.
+"""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +10,6 @@ from typing import Any
 from django.conf import settings
 from rest_framework import serializers
 from rest_framework.exceptions import ErrorDetail
-from rest_framework.serializers import BaseSerializer
 
 from exchange.http.fields import (
     Amount,
@@ -163,6 +165,6 @@ class QuoteQuery(StrictSerializer):
     quantity = Digits(1, MAX_QUANTITY)
 
 
-class OrderSummarySerializer(BaseSerializer[Order]):
+class OrderSummarySerializer(serializers.BaseSerializer[Order]):
     def to_representation(self, order: Order) -> OrderSummary:
         return OrderSummary.of(order, price_decimals(order.instrument.tick_size))
