@@ -14,7 +14,7 @@ from uuid import UUID
 from django.db import connection
 
 from backoffice.queries import attempts
-from exchange.http.paging import first_id_at
+from exchange.ids import first_id_at
 from orders.models import Order, Trade
 from orders.terms import WORKING, CancelReason, OrderStatus
 from webhooks.models import Delivery, Subscription
