@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import islice
 from operator import attrgetter
@@ -136,18 +136,6 @@ def _storable(value: Any) -> Any:
     return value.astimezone(UTC) if isinstance(value, datetime) else value
 
 
-def first_id_at(moment: datetime) -> UUID:
-    """What no id of this millisecond or later is below, and every earlier one is: ids are of version 7."""
-    return UUID(int=((moment - _EPOCH) // timedelta(milliseconds=1)) << _BITS_BELOW_THE_TIME)
-
-
-def moment_of(id_: UUID) -> datetime:
-    """When this id was made, to the millisecond; one that is asked for may name a time beyond all that there are."""
-    return _EPOCH + timedelta(milliseconds=min(id_.int >> _BITS_BELOW_THE_TIME, _LATEST))
-
-
-_EPOCH, _BITS_BELOW_THE_TIME = datetime(1970, 1, 1, tzinfo=UTC), 80
-_LATEST = (datetime(9999, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)  # a year is left, for sums
 _DECIMAL_LIMIT = 10**16  # above any price
 
 NEWEST_FIRST = Keyset(("-created_at", Instant), ("-id", UUID))

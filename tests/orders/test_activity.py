@@ -13,6 +13,7 @@ from django.db import connection
 from pytest_django import DjangoAssertNumQueries, Settings
 
 from exchange.database import database_now
+from exchange.ids import first_id_at
 from orders import activity
 from orders.activity import MINUTE, Activity
 from orders.models import Bar, Order, Trade
@@ -238,7 +239,7 @@ def test_what_is_long_past_is_not_read_again() -> None:
 
     begin = activity._minute_of(now) - MINUTE
     assert rows_read(activity.ROLL_UP, activity.span(begin, now + MINUTE)) <= 2
-    assert rows_read(activity._LIVE, {"last": begin, "since": begin, "first_id": activity._first_id(begin)}) <= 2
+    assert rows_read(activity._LIVE, {"last": begin, "since": begin, "first_id": first_id_at(begin)}) <= 2
 
 
 def rows_read(statement: str, parameters: dict[str, Any]) -> int:
