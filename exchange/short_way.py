@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import structlog
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
+from django.middleware.clickjacking import XFrameOptionsMiddleware
 from django.middleware.security import SecurityMiddleware
 
 from exchange.errors import ExchangeError
@@ -45,7 +46,6 @@ class Reply(NamedTuple):
     status: int
     headers: list[tuple[str, str]]
     content: bytes
-    pieces: Any = None  # to be sent one after another in place of the content; who has them closes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,8 @@ def _said_to_all() -> dict[str, str]:
     """The headers that Django's middleware gives every answer."""
     bare = HttpResponse()
     del bare["Content-Type"]
-    SecurityMiddleware(lambda _: bare).process_response(HttpRequest(), bare)
+    for middleware in (SecurityMiddleware, XFrameOptionsMiddleware):
+        middleware(lambda _: bare).process_response(HttpRequest(), bare)
     return dict(bare.items())
 
 

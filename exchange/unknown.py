@@ -15,7 +15,7 @@ from exchange.errors import RateLimited
 from exchange.limits import Limit
 from exchange.middleware import Environ
 
-_NOT_COUNTED = ("/admin/", "/static/")  # logins have limits of their own, and a page of the admin has many files
+_NOT_COUNTED = "/static/"  # a page has many files
 _REFUSED = "exchange.unknown"  # in the environ of a request that was refused here
 
 

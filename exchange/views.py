@@ -1,9 +1,15 @@
 """Brokers, their balances, transfers and keys; instruments; and what tells that the exchange runs."""
 
-from django.http import HttpRequest, HttpResponse
+from typing import Any
+
+from django.conf import settings
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from drf_spectacular.generators import SchemaGenerator
+from drf_spectacular.settings import spectacular_settings
 from drf_spectacular.utils import extend_schema
 from drf_spectacular.views import SpectacularSwaggerSplitView
+from rest_framework.request import Request
+from rest_framework.response import Response as DocsResponse
 
 from exchange import readiness, services, wire
 from exchange.api import ExchangeView, Response
@@ -52,6 +58,12 @@ from exchange.threads import once
 
 OPERATORS = (Scope.OPERATOR,)
 READERS = (Scope.READ,)
+
+# What `/docs` may load: Swagger UI, which evaluates code and sets styles.
+_DOCS_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
 
 
 class BrokersView(ExchangeView):
@@ -198,7 +210,7 @@ class OpenApiView(ExchangeView):
 
 @once
 def _openapi_document() -> bytes:
-    generator = SchemaGenerator()  # type: ignore[no-untyped-call]  # drf-spectacular is only half typed
+    generator = SchemaGenerator(urlconf=spectacular_settings.SERVE_URLCONF)  # type: ignore[no-untyped-call]  # drf-spectacular is only half typed
     return wire.encoded(generator.get_schema(request=None, public=True))  # type: ignore[no-untyped-call]  # as above
 
 
@@ -210,3 +222,15 @@ class DocsView(SpectacularSwaggerSplitView):
 
     authentication_classes = ()
     url = "/openapi.json"
+
+    def get(self, request: Request, *args: Any, **kwargs: Any) -> DocsResponse:
+        response: DocsResponse = super().get(request, *args, **kwargs)  # type: ignore[no-untyped-call]  # as above
+        response["Content-Security-Policy"] = _DOCS_POLICY
+        return response
+
+
+def to_back_office(request: HttpRequest, rest: str = "") -> HttpResponse:
+    """Redirect to the back office, which has an address of its own, if this process knows it."""
+    if not settings.BACKOFFICE_URL:
+        raise Http404
+    return HttpResponseRedirect(settings.BACKOFFICE_URL + request.get_full_path(), preserve_request=True)

@@ -33,12 +33,11 @@ from exchange.keys import principal_of_key
 from exchange.models import Instrument
 from exchange.rules import InstrumentStatus, Scope
 from exchange.threads import in_thread
-from exchange.wsgi import ExchangeHandler
 from orders import sequencer, short_way
 from orders.models import Order, Trade
 from orders.terms import Side
 from tests import api, trading
-from tests.exchange.client import Answer, Client
+from tests.exchange.client import Answer, ApiHandler, Client
 from tests.trading import BY
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -52,7 +51,7 @@ _OF_THE_MOMENT = re.compile(  # ids, times, and what is left of a limit
 )
 
 
-class LongWay(ExchangeHandler):
+class LongWay(ApiHandler):
     """Knows whether the last request went there."""
 
     was_taken = False
