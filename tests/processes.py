@@ -16,6 +16,7 @@ PROCESS_FIXTURES = {
     "browser",
     "celery",
     "celery_apart",
+    "impatient",
     "server",
     "shared_worker",
     "small_server",

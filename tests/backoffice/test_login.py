@@ -18,6 +18,7 @@ from urllib.parse import urlencode
 import pytest
 from axes.models import AccessAttempt
 from django.conf import settings as real_settings
+from django.contrib.auth.hashers import PBKDF2PasswordHasher
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
 from django.core.management import call_command
@@ -297,7 +298,8 @@ def test_a_flood_of_logins_stops_no_orders_and_ends_in_a_lockout(server: live.Se
 
 @pytest.mark.django_db(transaction=True)
 def test_every_cookie_comes_and_goes(backoffice: live.Server) -> None:
-    User.objects.create_superuser("root", password=PASSWORD)
+    password = PBKDF2PasswordHasher().encode(PASSWORD, "salt")  # as the server hashes, where this test would not
+    User.objects.create(username="root", is_staff=True, is_superuser=True, password=password)
     with closing(HTTPConnection("127.0.0.1", backoffice.port, timeout=PATIENCE_SECONDS)) as http:
         http.request("GET", "/admin/login/")
         page = http.getresponse()

@@ -5,6 +5,7 @@ import http.client
 import io
 import socket
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from datetime import timedelta
 from decimal import Decimal
@@ -22,7 +23,7 @@ from pytest_django import Settings
 
 from backoffice import exports, lists
 from backoffice.links import list_url, page_url
-from config import gunicorn
+from config.local.processes import wait_until
 from orders.models import Order, Trade
 from orders.terms import Side
 from tests import live, trading
@@ -263,6 +264,14 @@ def test_exports_beyond_their_places_are_told_to_come_back_and_pages_go_on(
     assert exported(root) == []
 
 
+def test_an_export_holds_no_connection_while_its_client_reads(root: Client, market: None) -> None:
+    trade("alice", "bob")
+    with closing(root.get(act_path(Trade, "export"))) as answer:
+        titles, rows = answer.streaming_content
+        assert (titles[:8], rows.count(b"AAPL")) == (b"trade_id", 1)
+        assert connection.connection is None
+
+
 # --- A very long file, over a real socket ---------------------------------------------------------------------------
 
 MANY, AT_A_TIME = 200_000, 10_000
@@ -316,30 +325,40 @@ def test_a_long_file_begins_at_once_takes_no_memory_and_holds_nobody_up(
     assert memory_of(backoffice.pid) - before < MEMORY_KIB
 
 
-def test_who_takes_nothing_holds_no_connection_and_is_closed_in_time(
-    backoffice: live.Server, client: Client, db: None
-) -> None:
+IMPATIENT_SECONDS = 1
+IMPATIENT = f"""
+from config import gunicorn
+gunicorn.CLIENT_SECONDS = {IMPATIENT_SECONDS}
+from config.gunicorn import *
+"""
+
+
+@pytest.fixture
+def impatient(db: None, tmp_path: Path) -> Iterator[live.Server]:
+    """A back office that waits for its clients a second."""
+    config = tmp_path / "impatient.py"
+    config.write_text(IMPATIENT)
+    running = live.backoffice(tmp_path / "backoffice.log")
+    running.child.argv = [str(config) if each == "python:config.gunicorn" else each for each in running.child.argv]
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
+
+
+def test_who_takes_nothing_is_closed_in_time_and_knows(impatient: live.Server, client: Client) -> None:
     with connection.cursor() as cursor:
         for first in range(1, MANY, AT_A_TIME):
             cursor.execute(_MANY_TRADES, [first, first + AT_A_TIME - 1])
     session = sign_in(client).cookies["sessionid"].value
     head = f"GET {act_path(Trade, 'export')} HTTP/1.1\r\nHost: localhost\r\nCookie: sessionid={session}\r\n\r\n"
-    with closing(socket.create_connection(("127.0.0.1", backoffice.port))) as silent:
-        silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    with closing(socket.socket()) as silent:
+        silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        silent.connect(("127.0.0.1", impatient.port))
         silent.sendall(head.encode())
         assert silent.recv(15) == b"HTTP/1.1 200 OK"
-        time.sleep(1)
-        assert sessions_in_use() == 0
-        time.sleep(gunicorn.CLIENT_SECONDS + 1)
+        log = impatient.child.log
+        assert wait_until(lambda: "Resource temporarily unavailable" in log.read_text(), WHOLE_SECONDS)
         received = b"".join(iter(partial(silent.recv, 2**16), b""))
-    assert not received.endswith(b"0\r\n\r\n")  # cut off: a part does not pass for the whole
-
-
-def sessions_in_use() -> int:
-    """How many other sessions of this database are at work, or in a transaction."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state <> 'idle'"
-            " AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
-        )
-        return int(cursor.fetchone()[0])
+    assert not received.endswith(b"\r\n0\r\n\r\n")  # a part does not pass for the whole
