@@ -203,7 +203,7 @@ class Venue:
     def reconcile(self) -> float:
         """Audit all invariants; how many seconds that took. `LocalError` when anything differs."""
         started = time.monotonic()
-        manage({**self.env, "DJANGO_SETTINGS_MODULE": "config.settings"}, "reconcile")
+        manage({**self.env, "DJANGO_SETTINGS_MODULE": "config.settings.backoffice"}, "reconcile")
         return round(time.monotonic() - started, 2)
 
 

@@ -1,11 +1,11 @@
-"""What the web server runs."""
+"""What the API's server runs."""
 
 import gc
 import os
 
 import django
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings.api")
 django.setup(set_prefix=False)
 
 from gateway import order_entry  # noqa: E402

@@ -3,9 +3,11 @@
 from typing import Any
 
 import msgspec
+from django.conf import settings
 from django.db.models import QuerySet
-from django.http import HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from drf_spectacular.generators import SchemaGenerator
+from drf_spectacular.settings import spectacular_settings
 from drf_spectacular.utils import extend_schema, extend_schema_view
 from drf_spectacular.views import SpectacularSwaggerSplitView
 from rest_framework.decorators import action
@@ -59,6 +61,12 @@ from exchange.serializers import (
 
 OPERATORS = (Scope.OPERATOR,)
 READERS = (Scope.READ,)
+
+# What `/docs` may load: Swagger UI, which evaluates code and sets styles.
+_DOCS_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
 
 
 @extend_schema_view(list=documented("list_brokers", "All brokers, by id", {200: BrokerPage}))
@@ -199,7 +207,7 @@ class SystemViewSet(ExchangeViewSet[Any]):
 
 @once
 def _openapi_document() -> bytes:
-    generator = SchemaGenerator()  # type: ignore[no-untyped-call]  # drf-spectacular is only half typed
+    generator = SchemaGenerator(urlconf=spectacular_settings.SERVE_URLCONF)  # type: ignore[no-untyped-call]  # drf-spectacular is only half typed
     return wire.encoded(generator.get_schema(request=None, public=True))  # type: ignore[no-untyped-call]  # as above
 
 
@@ -212,3 +220,15 @@ class DocsView(SpectacularSwaggerSplitView):
     authentication_classes = ()
     throttle_classes = ()
     url = "/openapi.json"
+
+    def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        response: Response = super().get(request, *args, **kwargs)  # type: ignore[no-untyped-call]  # as above
+        response["Content-Security-Policy"] = _DOCS_POLICY
+        return response
+
+
+def to_back_office(request: HttpRequest, rest: str = "") -> HttpResponse:
+    """Redirect to the back office, which has an address of its own, if this process knows it."""
+    if not settings.BACKOFFICE_URL:
+        raise Http404
+    return HttpResponseRedirect(settings.BACKOFFICE_URL + request.get_full_path(), preserve_request=True)

@@ -18,7 +18,7 @@ from django.conf import settings
 from django.db import connection
 from granian.rsgi import HTTPProtocol, Scope  # type: ignore[attr-defined]  # the latter comes from within it
 
-from exchange import heartbeat, readiness, rejects, streams
+from exchange import heartbeat, readiness, rejects
 from exchange.bodies import HealthBody
 from exchange.errors import Overloaded, RateLimited
 from exchange.http import floods, limits
@@ -49,7 +49,6 @@ class Front:
         self._long_way = long_way
         self._takes_no_orders = takes_no_orders
         self._errand_of = errand_of
-        self._streams = 0  # that are being sent
         self._connections = Connections()
         self._bodies = RequestBodies()
         self._paused = 0  # requests whose refusal is held back
@@ -69,10 +68,7 @@ class Front:
             reply = await self._answer_to_body(environ, protocol)
         if _is_to_place(environ) and rejects.is_refusal(reply.status) and not unknown.is_refused(environ):
             rejects.note(1)
-        if reply.pieces is not None:
-            await self._stream(reply, environ, scope.client, protocol)
-        else:
-            protocol.response_bytes(reply.status, reply.headers, reply.content)
+        protocol.response_bytes(reply.status, reply.headers, reply.content)
 
     async def _answer_to_body(self, environ: Environ, protocol: HTTPProtocol) -> Reply:
         try:
@@ -121,23 +117,6 @@ class Front:
                 await asyncio.sleep(settings.RATE_LIMIT_PAUSE_SECONDS)
             finally:
                 self._paused -= 1
-
-    async def _stream(self, reply: Reply, environ: Environ, client: str, protocol: HTTPProtocol) -> None:
-        """Send it piece by piece, in a thread of its own, unless so many do already."""
-        if self._streams >= settings.WEB_STREAMS:
-            await in_thread(reply.pieces.close)
-            refusal = _refusal(environ)
-            protocol.response_bytes(refusal.status, refusal.headers, refusal.content)
-            return
-        self._streams += 1
-        structlog.contextvars.bind_contextvars(request_id=dict(reply.headers).get("X-Request-Id"))
-        try:
-            pipe = streams.Pipe()
-            protocol.response_file(reply.status, reply.headers, pipe.path)
-            await in_thread(streams.pour, reply.pieces, pipe, client)
-        finally:
-            self._streams -= 1
-            await in_thread(reply.pieces.close)
 
 
 def _keep_up_for_ever(connections: Connections) -> None:
@@ -233,12 +212,8 @@ def _refusal(environ: Environ) -> Reply:
 def _django(application: WSGI, environ: Environ) -> Reply:
     told: list[Any] = []
     pieces = application(environ, lambda status, headers, exc_info=None: told.extend((status, headers)))
-    is_stream = isinstance(pieces, streams.Stream)
-    if is_stream and environ["REQUEST_METHOD"] != "HEAD":
-        status, headers = told
-        return Reply(int(status.partition(" ")[0]), headers, b"", pieces)
     try:
-        content = b"" if is_stream else b"".join(pieces)
+        content = b"".join(pieces)
     finally:
         if hasattr(pieces, "close"):
             pieces.close()  # the request has ended

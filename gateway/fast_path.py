@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import structlog
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
+from django.middleware.clickjacking import XFrameOptionsMiddleware
 from django.middleware.security import SecurityMiddleware
 
 from exchange.errors import ExchangeError
@@ -36,7 +37,6 @@ class Reply(NamedTuple):
     status: int
     headers: list[tuple[str, str]]
     content: bytes
-    pieces: Any = None  # to be sent one after another in place of the content; who has them closes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,8 @@ def _said_to_all() -> dict[str, str]:
     """The headers that Django's middleware gives every answer."""
     bare = HttpResponse()
     del bare["Content-Type"]
-    SecurityMiddleware(lambda _: bare).process_response(HttpRequest(), bare)
+    for middleware in (SecurityMiddleware, XFrameOptionsMiddleware):
+        middleware(lambda _: bare).process_response(HttpRequest(), bare)
     return dict(bare.items())
 
 
