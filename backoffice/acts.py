@@ -7,6 +7,7 @@ made outside any transaction of the admin's, by the services that the API calls.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
+from urllib.parse import urlencode
 
 from django import forms
 from django.contrib import messages
@@ -84,9 +85,9 @@ def is_permitted(request: HttpRequest, act: Act) -> bool:
     return request.user.has_perm(act.permission)
 
 
-def act_url(model: type[Model], act: Act, row: Model | None = None) -> str:
+def act_url(model: type[Model], act: Act, *rows: Model) -> str:
     path = reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_{act.name.replace('-', '_')}")
-    return path if row is None else f"{path}?id={row.pk}"
+    return f"{path}?{urlencode([('id', row.pk) for row in rows])}" if rows else path
 
 
 def act_page(request: HttpRequest, act: Act, model: type[Model], context: dict[str, Any]) -> HttpResponse:

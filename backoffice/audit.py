@@ -12,8 +12,8 @@ from django.http import HttpRequest
 
 from backoffice import fields
 from backoffice.links import list_url, page_url
-from backoffice.lists import Column, Way
-from backoffice.pages import Pages
+from backoffice.lists import Way, column
+from backoffice.pages import KeysetPages
 from backoffice.periods import PeriodForm, within_by_id
 from exchange.audit import Action, ActorKind
 from exchange.http.paging import Keyset
@@ -69,14 +69,14 @@ class AuditFilter(PeriodForm):
 
 
 @admin.register(AuditEntry)
-class AuditPages(Pages):
-    columns = (
-        Column("When", "at", link=lambda entry: page_url(AuditEntry, entry.pk)),
-        Column("Who", lambda entry: f"{entry.actor_kind} {entry.actor}", link=actor_url),
-        Column("From", "address"),
-        Column("What", "action"),
-        Column("Subject", "subject", link=subject_url),
-        Column("Reason", "reason", is_text=True),
+class AuditPages(KeysetPages):
+    list_display = (
+        column("When", "at", link=lambda entry: page_url(AuditEntry, entry.pk)),
+        column("Who", lambda entry: f"{entry.actor_kind} {entry.actor}", link=actor_url),
+        column("From", "address"),
+        column("What", "action"),
+        column("Subject", "subject", link=subject_url),
+        column("Reason", "reason", is_text=True),
     )
     export_columns = {
         "id": "id",

@@ -4,7 +4,6 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from django import forms
 from django.contrib import admin
 from django.contrib.postgres.expressions import ArraySubquery
 from django.db.models import (
@@ -24,7 +23,6 @@ from django.db.models.functions import Coalesce
 from django.http import HttpRequest
 from django.utils import timezone
 
-from backoffice import fields
 from backoffice.acts import act_url, is_permitted
 from backoffice.audit import latest_about
 from backoffice.broker_acts import (
@@ -38,13 +36,11 @@ from backoffice.broker_acts import (
 )
 from backoffice.keys import RevokeKey, key_state
 from backoffice.links import list_url, page_url
-from backoffice.lists import Column, FilterForm, Way
+from backoffice.lists import column
 from backoffice.orders import WORKING_WORD
 from backoffice.pages import Pages
 from backoffice.templatetags.office import state
-from exchange.http.paging import Keyset
 from exchange.models import CASH_DIGITS, DECIMALS, ApiKey, Broker, Holding, Instrument, Transfer
-from exchange.rules import BrokerStatus
 from orders.activity import day_began
 from orders.models import Order, Trade
 from orders.terms import Side
@@ -59,24 +55,22 @@ KEYS_SHOWN = 20
 _WORTH = ExpressionWrapper(F("price") * F("quantity"), DecimalField(max_digits=CASH_DIGITS, decimal_places=DECIMALS))
 
 
-class BrokerFilter(FilterForm):
-    q = forms.CharField(max_length=64, required=False, label="Broker id")
-    status = fields.WordField(BrokerStatus)
-
-
 @admin.register(Broker)
 class BrokerPages(Pages):
-    columns = (
-        Column("Broker", "id", link=lambda broker: page_url(Broker, broker.pk)),
-        Column("Status", lambda broker: state(broker.status)),
-        Column("Cash", "cash", is_number=True),
-        Column("Reserved", "reserved_cash", is_number=True),
-        Column("Available", lambda broker: broker.cash - broker.reserved_cash, is_number=True),
-        Column("Open orders", lambda broker: int(broker.open_orders), is_number=True),
-        Column("Trades today", lambda broker: _counted(broker.bids_today, broker.asks_today), is_number=True),
-        Column("Admitted", "created_at"),
+    list_display = (
+        column("Broker", "id"),
+        column("Status", lambda broker: state(broker.status)),
+        column("Cash", "cash", is_number=True),
+        column("Reserved", "reserved_cash", is_number=True),
+        column("Available", lambda broker: broker.cash - broker.reserved_cash, is_number=True),
+        column("Open orders", lambda broker: int(broker.open_orders), is_number=True),
+        column("Trades today", lambda broker: _counted(broker.bids_today, broker.asks_today), is_number=True),
+        column("Admitted", "created_at"),
     )
-    form_class = BrokerFilter
+    list_filter = ("status",)
+    search_fields = ("id",)
+    search_help_text = "Broker id"
+    ordering = ("id",)
     acts = (AdmitBroker(), TransferCash(), TransferShares(), IssueKey(), Suspend(), Reinstate(), StopBroker())
     row_template = "backoffice/broker.html"
     is_live = True
@@ -84,17 +78,11 @@ class BrokerPages(Pages):
     def get_queryset(self, request: HttpRequest | None) -> Any:
         held = Holding.objects.filter(broker=OuterRef("pk")).values("broker")
         open_orders = Subquery(held.annotate(total=Sum("open_orders")).values("total"))
-        return Broker.objects.annotate(open_orders=Coalesce(open_orders, Value(0)))
-
-    def way(self, asked: dict[str, Any]) -> Way:
-        rows = self.get_queryset(None).annotate(
+        return Broker.objects.annotate(
+            open_orders=Coalesce(open_orders, Value(0)),
             bids_today=_how_many(Trade.objects.filter(bid_broker=OuterRef("pk"), executed_at__gte=today())),
             asks_today=_how_many(Trade.objects.filter(ask_broker=OuterRef("pk"), executed_at__gte=today())),
         )
-        among = Q(pk__icontains=asked["q"]) if asked["q"] else Q()
-        if asked["status"]:
-            among &= Q(status=asked["status"])
-        return Way(rows, Keyset(("id", str)), among)
 
     def row_context(self, request: HttpRequest, row: Broker) -> dict[str, Any]:
         holdings = _holdings_of(row)

@@ -141,7 +141,7 @@ def _market(now: datetime) -> Part:
         "quiet_seconds": market_watch.QUIET_AFTER.total_seconds(),
         "open_orders": Holding.objects.aggregate(total=Coalesce(Sum("open_orders"), 0))["total"],
         "url": list_url(Instrument),
-        "halted_url": list_url(Instrument, status=InstrumentStatus.HALTED),
+        "halted_url": list_url(Instrument, status__exact=InstrumentStatus.HALTED),
         "quiet_url": list_url(Instrument, quiet="on"),
     }
     return Part({"market": market}, [_halted(halted)] if halted else [])
@@ -151,7 +151,7 @@ def _halted(symbols: Sequence[str]) -> Alarm:
     if len(symbols) == 1:
         (symbol,) = symbols
         return Alarm(f"{symbol} is halted.", page_url(Instrument, symbol), f"Look at {symbol}")
-    url = list_url(Instrument, status=InstrumentStatus.HALTED)
+    url = list_url(Instrument, status__exact=InstrumentStatus.HALTED)
     return Alarm(f"{_named(symbols)} are halted.", url, "Look at them")
 
 

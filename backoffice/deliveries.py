@@ -16,8 +16,8 @@ from backoffice.audit import latest_about
 from backoffice.events import about, events_about
 from backoffice.health import due_to
 from backoffice.links import page_url
-from backoffice.lists import Column, Rows, Way
-from backoffice.pages import Pages
+from backoffice.lists import Rows, Way, column
+from backoffice.pages import KeysetPages
 from backoffice.periods import PeriodForm, id_period
 from backoffice.queries import attempts
 from backoffice.templatetags.office import outcome, short_id, state
@@ -66,18 +66,18 @@ class DeliveryFilter(PeriodForm):
 
 
 @admin.register(Delivery)
-class DeliveryPages(Pages):
-    columns = (
-        Column("Delivery", lambda row: short_id(row.pk), link=lambda row: page_url(Delivery, row.pk)),
-        Column("Due since", lambda row: moment_of(row.pk)),
-        Column("Broker", lambda row: row.subscription.broker_id, link=lambda row: page_url(Broker, _broker_id(row))),
-        Column("Event", lambda row: row.subscription.event_type, link=lambda row: page_url(Event, row.event_id)),
-        Column("Number", lambda row: row.event.sequence, is_number=True),
-        Column("State", lambda row: state(row.state)),
-        Column("Outcome", outcome),
-        Column("ms", "duration_ms", is_number=True),
-        Column("Completed", "completed_at"),
-        Column(
+class DeliveryPages(KeysetPages):
+    list_display = (
+        column("Delivery", lambda row: short_id(row.pk), link=lambda row: page_url(Delivery, row.pk)),
+        column("Due since", lambda row: moment_of(row.pk)),
+        column("Broker", lambda row: row.subscription.broker_id, link=lambda row: page_url(Broker, _broker_id(row))),
+        column("Event", lambda row: row.subscription.event_type, link=lambda row: page_url(Event, row.event_id)),
+        column("Number", lambda row: row.event.sequence, is_number=True),
+        column("State", lambda row: state(row.state)),
+        column("Outcome", outcome),
+        column("ms", "duration_ms", is_number=True),
+        column("Completed", "completed_at"),
+        column(
             "Again",
             lambda row: short_id(row.redelivery_of_id) if row.redelivery_of_id else "",
             link=lambda row: page_url(Delivery, row.redelivery_of_id) if row.redelivery_of_id else "",
@@ -151,9 +151,9 @@ def _have_failed(asked: dict[str, Any]) -> bool:
 
 def _among(asked: dict[str, Any]) -> Q:
     found = _STATES[DeliveryState(asked["state"])] if asked["state"] else Q()
-    for name, column in {"event": "subscription__event_type", "error": "error", "status_code": "status_code"}.items():
+    for name, path in {"event": "subscription__event_type", "error": "error", "status_code": "status_code"}.items():
         if asked[name]:
-            found &= Q(**{column: asked[name]})
+            found &= Q(**{path: asked[name]})
     if asked["broker"]:
         found &= Q(subscription__in=_subscriptions_of(asked["broker"]))
     if asked["subscription"]:

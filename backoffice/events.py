@@ -11,8 +11,8 @@ from django.http import HttpRequest
 
 from backoffice import fields
 from backoffice.links import list_url, page_url
-from backoffice.lists import Column, Rows, Way
-from backoffice.pages import Pages
+from backoffice.lists import Rows, Way, column
+from backoffice.pages import KeysetPages
 from backoffice.periods import PeriodForm, within_by_id
 from backoffice.queries import attempts, life
 from backoffice.templatetags.office import short_id
@@ -30,17 +30,17 @@ class EventFilter(PeriodForm):
 
 
 @admin.register(Event)
-class EventPages(Pages):
-    columns = (
-        Column("Event", lambda event: short_id(event.pk), link=lambda event: page_url(Event, event.pk)),
-        Column("Happened", "occurred_at"),
-        Column("Broker", "broker_id", link=lambda event: page_url(Broker, event.broker_id)),
-        Column("Number", "sequence", is_number=True),
-        Column("Type", "type"),
-        Column("Order", lambda event: short_id(told(event).get("order_id")), link=lambda event: _order_url(event)),
-        Column("Symbol", lambda event: told(event).get("symbol")),
-        Column("Side", lambda event: told(event).get("side")),
-        Column("Status", lambda event: told(event).get("status", "").replace("_", " ")),
+class EventPages(KeysetPages):
+    list_display = (
+        column("Event", lambda event: short_id(event.pk), link=lambda event: page_url(Event, event.pk)),
+        column("Happened", "occurred_at"),
+        column("Broker", "broker_id", link=lambda event: page_url(Broker, event.broker_id)),
+        column("Number", "sequence", is_number=True),
+        column("Type", "type"),
+        column("Order", lambda event: short_id(told(event).get("order_id")), link=lambda event: _order_url(event)),
+        column("Symbol", lambda event: told(event).get("symbol")),
+        column("Side", lambda event: told(event).get("side")),
+        column("Status", lambda event: told(event).get("status", "").replace("_", " ")),
     )
     form_class = EventFilter
     row_template = "backoffice/event.html"

@@ -4,26 +4,25 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from django import forms
 from django.contrib import admin
 from django.db.models import Count, Q
 from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from unfold.views import ChangeList
 
 from backoffice import charts
 from backoffice.audit import latest_about
 from backoffice.charts import Span
 from backoffice.instrument_acts import Edit, Halt, HaltEverything, ListInstrument, Resume
-from backoffice.links import list_url, page_url
-from backoffice.lists import Column, FilterForm, Way
-from backoffice.pages import Pages
+from backoffice.links import list_url
+from backoffice.lists import column
+from backoffice.pages import ConditionFilter, Pages
 from backoffice.queries import market_watch
 from backoffice.templatetags.office import age, ago, moved, price, state
 from exchange.database import database_now
-from exchange.http.paging import Keyset
 from exchange.models import Instrument
-from exchange.rules import MAX_NAME_LENGTH, InstrumentStatus, Pricing, price_decimals, rounded
+from exchange.rules import InstrumentStatus, price_decimals, rounded
 from orders import market_data
 from orders.models import Order, Trade
 
@@ -38,11 +37,22 @@ SPANS = (
 )
 
 
-class InstrumentFilter(FilterForm):
-    q = forms.CharField(max_length=MAX_NAME_LENGTH, required=False, label="Symbol or name")
-    status = forms.ChoiceField(choices=[("", "any"), *InstrumentStatus.choices()], required=False)
-    pricing = forms.ChoiceField(choices=[("", "any"), *Pricing.choices()], required=False)
-    quiet = forms.BooleanField(required=False, label=f"Quiet for {age(market_watch.QUIET_AFTER.total_seconds())}")
+class QuietFilter(ConditionFilter):
+    title = f"quiet for {age(market_watch.QUIET_AFTER.total_seconds())}"
+    parameter_name = "quiet"
+
+    def conditions(self) -> dict[str, Q]:
+        return {"on": market_watch.is_quiet(database_now())}
+
+
+class InstrumentList(ChangeList):  # type: ignore[misc]  # unfold is not typed
+    """Reads the figures of all instruments of a page in one statement."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        figures = market_watch.figures_of([row.pk for row in self.result_list])
+        for row in self.result_list:
+            row.figures = figures[row.pk]
 
 
 def _named(row: Instrument) -> SafeString | str:
@@ -64,37 +74,29 @@ def _priced(name: str, tone: str = "") -> Callable[[Any], SafeString | str]:
 
 @admin.register(Instrument)
 class InstrumentPages(Pages):
-    columns = (
-        Column("Instrument", _named, link=lambda row: page_url(Instrument, row.pk)),
-        Column("Status", lambda row: state(row.status)),
-        Column("Last", _priced("last_price"), is_number=True),
-        Column("Change today", lambda row: moved(row.figures.change, row.figures.change_percent), is_number=True),
-        Column("Bid", _priced("best_bid", "o-bid"), is_number=True),
-        Column("Ask", _priced("best_ask", "o-ask"), is_number=True),
-        Column("Spread", _priced("spread"), is_number=True),
-        Column("Volume today", lambda row: row.figures.volume, is_number=True),
-        Column("Open orders", lambda row: row.figures.open_orders, is_number=True),
-        Column("Last trade", lambda row: ago(row.figures.last_trade_at), is_number=True),
+    list_display = (
+        column("Instrument", _named),
+        column("Status", lambda row: state(row.status)),
+        column("Last", _priced("last_price"), is_number=True),
+        column("Change today", lambda row: moved(row.figures.change, row.figures.change_percent), is_number=True),
+        column("Bid", _priced("best_bid", "o-bid"), is_number=True),
+        column("Ask", _priced("best_ask", "o-ask"), is_number=True),
+        column("Spread", _priced("spread"), is_number=True),
+        column("Volume today", lambda row: row.figures.volume, is_number=True),
+        column("Open orders", lambda row: row.figures.open_orders, is_number=True),
+        column("Last trade", lambda row: ago(row.figures.last_trade_at), is_number=True),
     )
-    form_class = InstrumentFilter
+    list_filter = ("status", "pricing", QuietFilter)
+    search_fields = ("symbol", "name")
+    search_help_text = "Symbol or name"
+    ordering = ("symbol",)
     acts = (ListInstrument(), Edit(), Halt(), Resume(), HaltEverything())
-    list_template = "backoffice/instruments.html"
+    list_before_template = "backoffice/instruments.html"
     row_template = "backoffice/instrument.html"
     is_live = True
 
-    def way(self, asked: dict[str, Any]) -> Way:
-        among = Q(symbol__icontains=asked["q"]) | Q(name__icontains=asked["q"]) if asked["q"] else Q()
-        for name in ("status", "pricing"):
-            if asked[name]:
-                among &= Q((name, asked[name]))
-        if asked["quiet"]:
-            among &= market_watch.is_quiet(database_now())
-        return Way(Instrument.objects.all(), Keyset(("symbol", str)), among)
-
-    def complete(self, rows: list[Any]) -> None:
-        figures = market_watch.figures_of([row.pk for row in rows])
-        for row in rows:
-            row.figures = figures[row.pk]
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return InstrumentList
 
     def list_context(self, request: HttpRequest) -> dict[str, Any]:
         counts = dict(Instrument.objects.order_by().values_list("status").annotate(Count("pk")))

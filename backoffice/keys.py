@@ -3,27 +3,21 @@
 from collections.abc import Sequence
 from typing import Any
 
-from django import forms
 from django.contrib import admin
-from django.db.models import Q
-from django.http import HttpRequest
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest, HttpResponseRedirect
 from django.utils import timezone
 
-from backoffice import fields
-from backoffice.acts import MAX_SUBJECTS, Act, Done
+from backoffice.acts import MAX_SUBJECTS, Act, Done, act_url, is_permitted
 from backoffice.audit import latest_about
 from backoffice.links import list_url, page_url
-from backoffice.lists import Column, FilterForm, Way
-from backoffice.pages import Pages
+from backoffice.lists import column
+from backoffice.pages import ConditionFilter, Pages
 from backoffice.templatetags.office import NOTHING, state
 from exchange import services
 from exchange.audit import Actor, ActorKind
-from exchange.http.paging import Keyset
 from exchange.models import ApiKey, AuditEntry, Broker
-from exchange.rules import KEY_PREFIX, Words
-from exchange.wire import Instant
-
-NEWEST_KEYS_FIRST = Keyset(("-created_at", Instant), ("-prefix", str))
+from exchange.rules import Words
 
 
 class KeyState(Words):
@@ -37,15 +31,6 @@ def key_state(key: ApiKey) -> KeyState:
     if key.revoked_at is not None:
         return KeyState.REVOKED
     return KeyState.EXPIRED if key.expires_at is not None and key.expires_at <= timezone.now() else KeyState.LIVE
-
-
-def _in_state(wanted: str) -> Q:
-    expired = Q(expires_at__isnull=False, expires_at__lte=timezone.now())
-    return {
-        KeyState.LIVE: Q(revoked_at=None) & ~expired,
-        KeyState.EXPIRED: Q(revoked_at=None) & expired,
-        KeyState.REVOKED: Q(revoked_at__isnull=False),
-    }[KeyState(wanted)]
 
 
 class RevokeKey(Act):
@@ -71,47 +56,53 @@ class RevokeKey(Act):
         return Done(f"{wanted[0]} is revoked." if len(wanted) == 1 else f"{len(wanted)} keys are revoked.")
 
 
-class KeyFilter(FilterForm):
-    q = forms.CharField(max_length=100, required=False, label="Prefix or name")
-    broker = fields.broker_id(required=False)
-    state = fields.WordField(KeyState)
+class StateFilter(ConditionFilter):
+    title = parameter_name = "state"
+
+    def conditions(self) -> dict[str, Q]:
+        expired = Q(expires_at__isnull=False, expires_at__lte=timezone.now())
+        return {
+            KeyState.LIVE: Q(revoked_at=None) & ~expired,
+            KeyState.EXPIRED: Q(revoked_at=None) & expired,
+            KeyState.REVOKED: Q(revoked_at__isnull=False),
+        }
 
 
 @admin.register(ApiKey)
 class KeyPages(Pages):
-    columns = (
-        Column("Key", "prefix", link=lambda key: page_url(ApiKey, key.pk)),
-        Column("State", lambda key: state(key_state(key))),
-        Column(
+    list_display = (
+        column("Key", "prefix"),
+        column("State", lambda key: state(key_state(key))),
+        column(
             "Broker",
             lambda key: key.broker_id or "an operator's",
             link=lambda key: page_url(Broker, key.broker_id) if key.broker_id else "",
         ),
-        Column("Name", "name", is_text=True),
-        Column("Scopes", lambda key: ", ".join(key.scopes)),
-        Column("Issued", "created_at"),
-        Column("Last used", "last_used_at"),
-        Column("Expires", "expires_at"),
-        Column("Revoked", "revoked_at"),
+        column("Name", "name", is_text=True),
+        column("Scopes", lambda key: ", ".join(key.scopes)),
+        column("Issued", "created_at"),
+        column("Last used", "last_used_at"),
+        column("Expires", "expires_at"),
+        column("Revoked", "revoked_at"),
     )
-    form_class = KeyFilter
+    list_filter = (StateFilter,)
+    search_fields = ("=prefix", "name", "=broker__id")
+    search_help_text = "Prefix, name or broker id"
+    ordering = ("-created_at", "-prefix")
     acts = (RevokeKey(),)
+    actions = ("revoke",)
     row_template = "backoffice/key.html"
+
+    @admin.action(description="Revoke selected keys", permissions=["revoke"])
+    def revoke(self, request: HttpRequest, keys: QuerySet[ApiKey]) -> HttpResponseRedirect:
+        """Lead to the page that asks for a reason."""
+        return HttpResponseRedirect(act_url(ApiKey, RevokeKey(), *keys))
+
+    def has_revoke_permission(self, request: HttpRequest) -> bool:
+        return is_permitted(request, RevokeKey())
 
     def get_queryset(self, request: HttpRequest | None) -> Any:
         return ApiKey.objects.defer("secret_hash")
-
-    def way(self, asked: dict[str, Any]) -> Way:
-        rows, among = self.get_queryset(None), Q()
-        if asked["q"] and KEY_PREFIX.fullmatch(asked["q"]):
-            rows = rows.filter(pk=asked["q"])
-        elif asked["q"]:
-            among &= Q(name__icontains=asked["q"])
-        if asked["broker"]:
-            rows = rows.filter(broker=asked["broker"])
-        if asked["state"]:
-            among &= _in_state(asked["state"])
-        return Way(rows, NEWEST_KEYS_FIRST, among)
 
     def row_context(self, request: HttpRequest, row: ApiKey) -> dict[str, Any]:
         return {

@@ -1,8 +1,13 @@
-"""Lists of rows that open over a million of them as over ten.
+"""Lists of rows: their columns, and the pages of tables that grow without end.
 
-Nothing is ever counted, and no page costs what the pages before it cost: a page begins at a cursor, from either end. A
-list is read along one index, its way; what no index serves is looked for in `FILTERED_ROWS` rows of that way at a time,
-and the page says so and offers to look further.
+The rule: a table of at most some ten thousand rows (brokers, instruments, keys, subscriptions, reconciliations, users)
+has Django's changelist with `list_display`, `list_filter`, `search_fields`, `ordering` and `actions`. Orders, trades,
+transfers, events, deliveries and audit entries have the keyset lists of this module, because Django's would count and
+skip millions of rows. Both declare their columns in `list_display`.
+
+A keyset list counts nothing, and no page costs what the pages before it cost: a page begins at a cursor, from either
+end. A list is read along one index, its way; what no index serves is looked for in `FILTERED_ROWS` rows of that way at
+a time, and the page says so and offers to look further.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,9 +17,12 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django import forms
+from django.contrib import admin
 from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest
+from django.utils.html import format_html
 
+from backoffice.templatetags.office import shown
 from exchange.http.paging import MAX_CURSOR_LENGTH, Keyset, Page
 
 PAGE_ROWS = 50
@@ -25,18 +33,23 @@ Rows = QuerySet[Any]
 Position = tuple[Any, ...]  # a row's sort key
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of a list: its title, and what it shows of a row: an attribute's name, or a function of the row."""
+Column = Callable[[Any], Any]  # of `list_display`: what it shows of a row
 
-    title: str
-    value: str | Callable[[Any], Any]
-    is_number: bool = False
-    link: Callable[[Any], str] | None = None  # where the value leads
-    is_text: bool = False  # of any length: its lines break
 
-    def of(self, row: Any) -> Any:
-        return getattr(row, self.value) if isinstance(self.value, str) else self.value(row)
+def column(
+    title: str, value: str | Column, *, is_number: bool = False, is_text: bool = False, link: Column | None = None
+) -> Column:
+    """A column of an attribute, by which Django can sort, or of a function of the row; `link` gives its URL."""
+    field_name = value if isinstance(value, str) else None
+    value_of = attrgetter(value) if isinstance(value, str) else value
+
+    @admin.display(description=title, ordering=field_name)
+    def cell(row: Any) -> Any:
+        text, url = shown(value_of(row)), link(row) if link else ""
+        return format_html('<a class="o-link" href="{}">{}</a>', url, text) if url else text
+
+    cell.__name__ = "number" if is_number else "text" if is_text else "value"  # in the CSS class of the cells
+    return cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,18 +210,20 @@ class FilterForm(forms.Form):
 class Listing:
     """A list with all that a template needs of it."""
 
-    columns: Sequence[Column]
+    columns: Sequence[Any]
     page: RowPage
     form: FilterForm
     query: Mapping[str, str]  # what is asked for, without the page
 
     @property
-    def lines(self) -> list[tuple[Model, list[tuple[Column, Any, str]]]]:
-        """Each row with its cells: column, value, and where it leads."""
-        return [
-            (row, [(each, each.of(row), each.link(row) if each.link else "") for each in self.columns])
-            for row in self.page.rows
-        ]
+    def headers(self) -> list[tuple[str, str]]:
+        """Each column's kind and title."""
+        return [(each.__name__, each.short_description) for each in self.columns]
+
+    @property
+    def lines(self) -> list[tuple[Model, list[tuple[str, Any]]]]:
+        """Each row with its cells: kind and value."""
+        return [(row, [(each.__name__, each(row)) for each in self.columns]) for row in self.page.rows]
 
     @property
     def first_url(self) -> str:

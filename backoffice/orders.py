@@ -17,8 +17,8 @@ from backoffice import fields
 from backoffice.acts import MAX_SUBJECTS, Act, Done
 from backoffice.audit import latest_about
 from backoffice.links import list_url, page_url
-from backoffice.lists import Column, Rows, Way
-from backoffice.pages import Pages
+from backoffice.lists import Rows, Way, column
+from backoffice.pages import KeysetPages
 from backoffice.periods import PeriodForm, period, within, within_by_id
 from backoffice.queries import life
 from backoffice.queries.life import Fill, Telling
@@ -92,21 +92,21 @@ class OrderFilter(PeriodForm):
 
 
 @admin.register(Order)
-class OrderPages(Pages):
-    columns = (
-        Column("Order", lambda order: short_id(order.pk), link=lambda order: page_url(Order, order.pk)),
-        Column("Placed", "created_at"),
-        Column("Status", lambda order: state(order.status)),
-        Column("Symbol", "symbol", link=lambda order: page_url(Instrument, order.symbol)),
-        Column("Side", lambda order: coloured(order.side)),
-        Column("Price", "price", is_number=True),
-        Column("Quantity", "quantity", is_number=True),
-        Column("Filled", "filled_quantity", is_number=True),
-        Column("Type", "type"),
-        Column("TIF", "time_in_force"),
-        Column("Broker", "broker_id", link=lambda order: page_url(Broker, order.broker_id)),
-        Column("Document", "document_number"),
-        Column("Client order", "client_order_id"),
+class OrderPages(KeysetPages):
+    list_display = (
+        column("Order", lambda order: short_id(order.pk), link=lambda order: page_url(Order, order.pk)),
+        column("Placed", "created_at"),
+        column("Status", lambda order: state(order.status)),
+        column("Symbol", "symbol", link=lambda order: page_url(Instrument, order.symbol)),
+        column("Side", lambda order: coloured(order.side)),
+        column("Price", "price", is_number=True),
+        column("Quantity", "quantity", is_number=True),
+        column("Filled", "filled_quantity", is_number=True),
+        column("Type", "type"),
+        column("TIF", "time_in_force"),
+        column("Broker", "broker_id", link=lambda order: page_url(Broker, order.broker_id)),
+        column("Document", "document_number"),
+        column("Client order", "client_order_id"),
     )
     export_columns = {
         "order_id": "id",

@@ -1,15 +1,17 @@
 """A model's pages in the back office: the list of its rows, a page for each, and what can be done to them.
 
-Django's forms to add, change and delete are off: nothing here writes a row, acts do.
+Django's forms to add, change and delete are off: nothing here writes a row, acts do. Which list a model has: see
+`backoffice.lists`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
+from django.contrib.admin import SimpleListFilter
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied, ValidationError
-from django.db.models import Model
+from django.db.models import Model, Q, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
@@ -19,27 +21,34 @@ from unfold.admin import ModelAdmin
 from backoffice import acts, exports, lists
 from backoffice.acts import Act
 from backoffice.links import list_url
-from backoffice.lists import Column, FilterForm, Way
+from backoffice.lists import FilterForm, Way
 from exchange.models import AuditEntry
+
+
+class ConditionFilter(SimpleListFilter):
+    """A filter for `list_filter` that chooses one of several named conditions."""
+
+    conditions: Callable[[], Mapping[str, Q]]
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(name, name) for name in self.conditions()]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        conditions: dict[str | None, Q] = {None: Q(), **self.conditions()}
+        return queryset.filter(conditions.get(self.value(), Q(pk=None)))  # an unknown choice finds nothing
 
 
 class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
     """List, look, act."""
 
-    columns: ClassVar[Sequence[Column]]
-    form_class: ClassVar[type[FilterForm]] = FilterForm
     acts: ClassVar[Sequence[Act]] = ()
-    list_template: ClassVar[str] = "backoffice/list.html"
     row_template: ClassVar[str] = "backoffice/row.html"
     is_live: ClassVar[bool] = False  # the list refreshes by itself
-    export_columns: ClassVar[Mapping[str, str]] = {}  # of the list as a file, if it can be one: title and field
-
-    def way(self, asked: dict[str, Any]) -> Way:
-        """How to read the rows that the filters, checked, ask for."""
-        raise NotImplementedError
-
-    def complete(self, rows: list[Any]) -> None:
-        """Read what the columns need beside the rows, at once for all that a page shows."""
+    list_before_template = "backoffice/acts.html"
+    list_disable_select_all = True  # acts have `MAX_SUBJECTS`
+    list_per_page = lists.PAGE_ROWS
+    preserve_filters = False
+    show_full_result_count = False
 
     def row_context(self, request: HttpRequest, row: Any) -> dict[str, Any]:
         """What the page of a row shows beside its fields."""
@@ -48,6 +57,11 @@ class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
     def list_context(self, request: HttpRequest) -> dict[str, Any]:
         """What the list shows beside its rows."""
         return {}
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
+        """Only the filters, and the rows of a broker: Django would also allow `secret_hash__startswith`."""
+        allowed = {"broker", *(getattr(each, "parameter_name", each) for each in self.list_filter)}
+        return lookup.removesuffix("__exact") in allowed and "\0" not in value
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -68,32 +82,18 @@ class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
             )
             for act in self.acts
         ]
-        if self.export_columns:
-            own.append(path("export/", self.admin_site.admin_view(self.export_view), name=f"{name}_export"))
         return [*own, *super().get_urls()]
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        self._require_view(request)
-        listing = lists.listing(request, self.columns, self.form_class, self.way)
-        self.complete(listing.page.rows)
-        many = [act for act in self._permitted(request) if act.subjects_max > 1]
-        return TemplateResponse(
-            request,
-            self.list_template,
-            {
-                **self._context(request),
-                "title": str(self.opts.verbose_name_plural).capitalize(),
-                "listing": listing,
-                "is_live": self.is_live,
-                "export_url": self._export_url(listing),
-                "acts_on_many": [(act, acts.act_url(self.model, act)) for act in many],
-                "selectable": {row.pk for row in listing.page.rows if any(act.applies_to(row) for act in many)},
-                "acts_on_none": [
-                    (act, acts.act_url(self.model, act)) for act in self._permitted(request) if not act.subjects_max
-                ],
-                **self.list_context(request),
-            },
-        )
+        buttons = [act for act in self._permitted(request) if not act.subjects_max]
+        context = {
+            "title": self._title,
+            "is_live": self.is_live,
+            "acts": [(act, acts.act_url(self.model, act)) for act in buttons],
+            **self.list_context(request),
+        }
+        response: HttpResponse = super().changelist_view(request, context)
+        return response
 
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
@@ -120,22 +120,6 @@ class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
         self._require_view(request)
         return HttpResponseRedirect(list_url(AuditEntry, q=self._row(object_id).pk))
 
-    def export_view(self, request: HttpRequest) -> HttpResponseBase:
-        """What the filters ask for, as a file; with bad ones, the list, which says what is wrong with them."""
-        self._require_view(request)
-        form = self.form_class(request.GET)
-        if not form.is_valid():
-            return HttpResponseRedirect(f"{self._url('changelist')}?{request.GET.urlencode()}")
-        name = str(self.opts.verbose_name_plural).replace(" ", "-")
-        return exports.csv_answer(name, self.export_columns, self.way(form.cleaned_data))
-
-    def _export_url(self, listing: lists.Listing) -> str:
-        can_be = self.export_columns and listing.form.is_valid()
-        return f"{self._url('export')}?{listing.query_string}" if can_be else ""
-
-    def _url(self, name: str) -> str:
-        return reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_{name}")
-
     def act_view(self, request: HttpRequest, act: Act) -> HttpResponse:
         return acts.act_page(request, act, self.model, self._context(request))
 
@@ -161,3 +145,55 @@ class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
 
     def get_queryset(self, request: HttpRequest | None) -> Any:
         return self.model._default_manager.all()
+
+    @property
+    def _title(self) -> str:
+        return str(self.opts.verbose_name_plural).capitalize()
+
+
+class KeysetPages(Pages):
+    """The same for a table that grows without end: its list is read by `backoffice.lists`."""
+
+    form_class: ClassVar[type[FilterForm]] = FilterForm
+    export_columns: ClassVar[Mapping[str, str]] = {}  # of the list as a file, if it can be one: title and field
+
+    def way(self, asked: dict[str, Any]) -> Way:
+        """How to read the rows that the filters, checked, ask for."""
+        raise NotImplementedError
+
+    def get_urls(self) -> list[URLPattern]:
+        name = f"{self.opts.app_label}_{self.opts.model_name}_export"
+        export = path("export/", self.admin_site.admin_view(self.export_view), name=name)
+        return [export, *super().get_urls()] if self.export_columns else super().get_urls()
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        self._require_view(request)
+        listing = lists.listing(request, self.list_display, self.form_class, self.way)
+        many = [act for act in self._permitted(request) if act.subjects_max > 1]
+        return TemplateResponse(
+            request,
+            "backoffice/list.html",
+            {
+                **self._context(request),
+                "title": self._title,
+                "listing": listing,
+                "is_live": self.is_live,
+                "export_url": self._export_url(listing),
+                "acts_on_many": [(act, acts.act_url(self.model, act)) for act in many],
+                "selectable": {row.pk for row in listing.page.rows if any(act.applies_to(row) for act in many)},
+            },
+        )
+
+    def export_view(self, request: HttpRequest) -> HttpResponseBase:
+        """What the filters ask for, as a file; with bad ones, the list, which says what is wrong with them."""
+        self._require_view(request)
+        form = self.form_class(request.GET)
+        if not form.is_valid():
+            return HttpResponseRedirect(f"{list_url(self.model)}?{request.GET.urlencode()}")
+        name = str(self.opts.verbose_name_plural).replace(" ", "-")
+        return exports.csv_answer(name, self.export_columns, self.way(form.cleaned_data))
+
+    def _export_url(self, listing: lists.Listing) -> str:
+        if not self.export_columns or not listing.form.is_valid():
+            return ""
+        return f"{reverse(f'admin:{self.opts.app_label}_{self.opts.model_name}_export')}?{listing.query_string}"

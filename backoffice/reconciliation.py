@@ -2,28 +2,19 @@
 
 from collections.abc import Sequence
 from typing import Any
-from uuid import UUID
 
 from django import forms
 from django.contrib import admin
 from django.http import HttpRequest
 
 from backoffice.acts import Act, Done
-from backoffice.links import page_url
-from backoffice.lists import Column, FilterForm, Way
+from backoffice.lists import column
 from backoffice.pages import Pages
 from backoffice.templatetags.office import state, took
 from exchange.audit import Actor
-from exchange.http.paging import Keyset
 from exchange.rules import MAX_REASON_LENGTH
 from orders.models import ReconcileRun
 from orders.reconciliation import runs
-
-
-class NoFilters(FilterForm):
-    """All runs: there is little to look for in them."""
-
-    q = None  # type: ignore[assignment]  # so Django takes a field away
 
 
 class MaybeReasonForm(forms.Form):
@@ -55,21 +46,19 @@ def _differences(run: ReconcileRun) -> int | None:
 
 @admin.register(ReconcileRun)
 class ReconcileRunPages(Pages):
-    columns = (
-        Column("Asked for (UTC)", "asked_at", link=lambda run: page_url(ReconcileRun, run.pk)),
-        Column("By", "asked_by"),
-        Column("Outcome", lambda run: state(run.state)),
-        Column("Checks made", lambda run: f"{len(run.findings)} of {run.checks}", is_number=True),
-        Column("Differences", _differences, is_number=True),
-        Column("Took", lambda run: took(run.seconds), is_number=True),
+    list_display = (
+        column("Asked for (UTC)", "asked_at"),
+        column("By", "asked_by"),
+        column("Outcome", lambda run: state(run.state)),
+        column("Checks made", lambda run: f"{len(run.findings)} of {run.checks}", is_number=True),
+        column("Differences", _differences, is_number=True),
+        column("Took", lambda run: took(run.seconds), is_number=True),
     )
-    form_class = NoFilters
+    ordering = ("-id",)
     acts = (StartRun(),)
-    list_template = "backoffice/reconciliation/list.html"
+    is_live = True
+    list_before_template = "backoffice/reconciliation/last.html"
     row_template = "backoffice/reconciliation/row.html"
-
-    def way(self, asked: dict[str, Any]) -> Way:
-        return Way(ReconcileRun.objects.all(), Keyset(("-id", UUID)))
 
     def list_context(self, request: HttpRequest) -> dict[str, Any]:
         return {"title": "Reconciliation", **_told(ReconcileRun.objects.order_by("pk").last())}

@@ -10,8 +10,8 @@ from django.http import HttpRequest
 
 from backoffice import fields
 from backoffice.links import page_url
-from backoffice.lists import Column, Rows, Way
-from backoffice.pages import Pages
+from backoffice.lists import Rows, Way, column
+from backoffice.pages import KeysetPages
 from backoffice.periods import PeriodForm, period, within, within_by_id
 from backoffice.templatetags.office import coloured, short_id
 from exchange.http.paging import Keyset
@@ -33,27 +33,27 @@ class TradeFilter(PeriodForm):
 
 
 @admin.register(Trade)
-class TradePages(Pages):
-    columns = (
-        Column("Trade", lambda trade: short_id(trade.pk), link=lambda trade: page_url(Trade, trade.pk)),
-        Column("Executed", "executed_at"),
-        Column("Symbol", "instrument_id", link=lambda trade: page_url(Instrument, trade.instrument_id)),
-        Column("Price", "price", is_number=True),
-        Column("Quantity", "quantity", is_number=True),
-        Column("Value", lambda trade: trade.price * trade.quantity, is_number=True),
-        Column("Bid broker", "bid_broker_id", link=lambda trade: page_url(Broker, trade.bid_broker_id)),
-        Column(
+class TradePages(KeysetPages):
+    list_display = (
+        column("Trade", lambda trade: short_id(trade.pk), link=lambda trade: page_url(Trade, trade.pk)),
+        column("Executed", "executed_at"),
+        column("Symbol", "instrument_id", link=lambda trade: page_url(Instrument, trade.instrument_id)),
+        column("Price", "price", is_number=True),
+        column("Quantity", "quantity", is_number=True),
+        column("Value", lambda trade: trade.price * trade.quantity, is_number=True),
+        column("Bid broker", "bid_broker_id", link=lambda trade: page_url(Broker, trade.bid_broker_id)),
+        column(
             "Bid order",
             lambda trade: short_id(trade.bid_order_id),
             link=lambda trade: page_url(Order, trade.bid_order_id),
         ),
-        Column("Ask broker", "ask_broker_id", link=lambda trade: page_url(Broker, trade.ask_broker_id)),
-        Column(
+        column("Ask broker", "ask_broker_id", link=lambda trade: page_url(Broker, trade.ask_broker_id)),
+        column(
             "Ask order",
             lambda trade: short_id(trade.ask_order_id),
             link=lambda trade: page_url(Order, trade.ask_order_id),
         ),
-        Column("Taker", lambda trade: coloured(trade.taker_side)),
+        column("Taker", lambda trade: coloured(trade.taker_side)),
     )
     export_columns = {
         "trade_id": "id",

@@ -10,8 +10,8 @@ from django.http import HttpRequest
 
 from backoffice import fields
 from backoffice.links import page_url
-from backoffice.lists import Column, Rows, Way
-from backoffice.pages import Pages
+from backoffice.lists import Rows, Way, column
+from backoffice.pages import KeysetPages
 from backoffice.periods import PeriodForm, within, within_by_id
 from exchange.http.paging import NEWEST_FIRST, Keyset
 from exchange.models import Broker, Instrument, Transfer
@@ -32,19 +32,19 @@ class TransferFilter(PeriodForm):
 
 
 @admin.register(Transfer)
-class TransferPages(Pages):
-    columns = (
-        Column("Booked", "created_at"),
-        Column("Reference", "reference", link=lambda transfer: page_url(Transfer, transfer.pk)),
-        Column("Broker", "broker_id", link=lambda transfer: page_url(Broker, transfer.broker_id)),
-        Column("Cash", "cash", is_number=True),
-        Column(
+class TransferPages(KeysetPages):
+    list_display = (
+        column("Booked", "created_at"),
+        column("Reference", "reference", link=lambda transfer: page_url(Transfer, transfer.pk)),
+        column("Broker", "broker_id", link=lambda transfer: page_url(Broker, transfer.broker_id)),
+        column("Cash", "cash", is_number=True),
+        column(
             "Symbol",
             "instrument_id",
             link=lambda transfer: page_url(Instrument, transfer.instrument_id) if transfer.instrument_id else "",
         ),
-        Column("Shares", "quantity", is_number=True),
-        Column("Reason", "reason", is_text=True),
+        column("Shares", "quantity", is_number=True),
+        column("Reason", "reason", is_text=True),
     )
     export_columns = {
         "id": "id",

@@ -18,15 +18,15 @@ import django
 django.setup()
 
 from django import forms  # noqa: E402 (models can be had only now)
-from django.contrib.auth.models import User  # noqa: E402
+from django.contrib.auth.models import AnonymousUser, User  # noqa: E402
 from django.db import connection  # noqa: E402
 from django.db.models import Model  # noqa: E402
-from django.test import Client  # noqa: E402
+from django.test import Client, RequestFactory  # noqa: E402
 from django.test.utils import CaptureQueriesContext  # noqa: E402
 
 from backoffice.events import told  # noqa: E402
 from backoffice.links import list_url  # noqa: E402
-from backoffice.pages import Pages  # noqa: E402
+from backoffice.pages import KeysetPages, Pages  # noqa: E402
 from bench import pages  # noqa: E402
 from config.local.supervisor import say  # noqa: E402
 from exchange.database import database_now  # noqa: E402
@@ -36,7 +36,6 @@ from webhooks.models import Delivery, Event, Subscription  # noqa: E402
 
 QUERIES_MAX, MILLISECONDS_MAX = 20, 500
 TIMES = 5  # each page, of which the median counts
-ENDS = ("", "?last=1")
 
 Terms = Mapping[tuple[type[Model], str], Sequence[Any]]
 
@@ -68,14 +67,16 @@ def measure(client: Client, path: str) -> Measured:
 
 
 def paths() -> list[str]:
-    """Every page, every list's ends, and every list by each of its filters."""
+    """Every page, the last page of every keyset list, and every list by each of its filters."""
     found = [page.path for page in pages.pages()]
     known = terms()
     for model, owner in pages.registry().items():
-        if isinstance(owner, Pages):
-            url = list_url(model)
-            found += [f"{url}{end}" for end in ENDS]
+        if isinstance(owner, KeysetPages):
+            found += [f"{list_url(model)}?last=1"]
             found += [list_url(model, **{name: value}) for name, value in _asked(model, owner.form_class(), known)]
+        elif isinstance(owner, Pages):
+            found += _choices(model, owner)
+            found += [list_url(of, **{name: each}) for (of, name), few in known.items() if of is model for each in few]
     return list(dict.fromkeys(found))
 
 
@@ -119,6 +120,15 @@ def _asked(model: type[Model], form: forms.Form, known: Terms) -> Iterator[tuple
             yield from ((name, str(value)) for value in known[model, name])
     if "q" in form.fields:
         yield "q", "not there"
+
+
+def _choices(model: type[Model], owner: Pages) -> Iterator[str]:
+    """A list of Django's by each choice of its filters."""
+    request = RequestFactory().get(list_url(model))
+    request.user = AnonymousUser()
+    changelist = owner.get_changelist_instance(request)
+    for spec in changelist.filter_specs:
+        yield from (f"{list_url(model)}{choice['query_string']}" for choice in spec.choices(changelist))
 
 
 def main() -> int:

@@ -25,11 +25,23 @@ def sign_in(client: Client, name: str = "root", permissions: list[str] | None = 
 
 def shown(client: Client, model: type[Model], **asked: Any) -> list[Any]:
     """The rows that a list shows."""
-    response = client.get(list_url(model, **asked))
+    response: Any = client.get(list_url(model, **asked))
     assert response.status_code == 200
-    assert response.context["listing"].form.errors == {}
-    rows: list[Any] = response.context["listing"].page.rows
-    return rows
+    if listing := response.context.get("listing"):
+        assert listing.form.errors == {}
+    return rows(response)
+
+
+def rows(response: Any) -> list[Any]:
+    """The rows of a list, Django's or one by keyset."""
+    listing = response.context.get("listing")
+    return list(listing.page.rows if listing else response.context["cl"].result_list)
+
+
+def cells(response: Any) -> list[list[str]]:
+    """The columns of each row that Django's list shows."""
+    changelist = response.context["cl"]
+    return [[str(column(row)) for column in changelist.list_display if callable(column)] for row in rows(response)]
 
 
 def act_path(model: type[Model], act: str, *rows: Any) -> str:

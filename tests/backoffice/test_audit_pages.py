@@ -9,10 +9,12 @@ import pytest
 from django.db import connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.utils.html import format_html
 
 from backoffice import lists
 from backoffice.audit import Change, changes, latest_about
 from backoffice.links import list_url, page_url
+from backoffice.templatetags.office import NOTHING, moment
 from exchange import audit
 from exchange import services as exchange_services
 from exchange.audit import Action, Actor, ActorKind, Entry
@@ -40,6 +42,10 @@ def write(by: Actor, action: Action, subject: str, **more: Any) -> AuditEntry:
     return AuditEntry.objects.latest("id")
 
 
+def link(url: str, text: str) -> str:
+    return format_html('<a class="o-link" href="{}">{}</a>', url, text)
+
+
 # --- The list -------------------------------------------------------------------------------------------------------
 
 
@@ -51,28 +57,30 @@ def test_the_list_shows_who_did_what_when_from_where_and_why(root: Client) -> No
     lines = root.get(list_url(AuditEntry)).context["listing"].lines
 
     assert [row for row, _ in lines] == [by_command, by_key, by_user]
-    assert [[value for _, value, _ in cells] for _, cells in lines] == [
-        [by_command.at, "command tests", "", "key.issue", "abcdefabcdef", ""],
-        [by_key.at, "key 0123456789ab", "192.0.2.8", "instrument.halt", "AAPL", ""],
-        [by_user.at, "user mary", "192.0.2.7", "broker.suspend", "alice", "margin call"],
-    ]
-    assert [[link for *_, link in cells] for _, cells in lines] == [
+    assert [[value for _, value in cells] for _, cells in lines] == [
         [
-            page(by_command),
-            list_url(AuditEntry, actor="tests", kind="command"),
-            "",
-            "",
-            page_url(ApiKey, "abcdefabcdef"),
-            "",
+            link(page(by_command), moment(by_command.at)),
+            link(list_url(AuditEntry, actor="tests", kind="command"), "command tests"),
+            NOTHING,
+            "key.issue",
+            link(page_url(ApiKey, "abcdefabcdef"), "abcdefabcdef"),
+            NOTHING,
         ],
-        [page(by_key), page_url(ApiKey, "0123456789ab"), "", "", page_url(Instrument, "AAPL"), ""],
         [
-            page(by_user),
-            list_url(AuditEntry, actor="mary", kind="user"),
-            "",
-            "",
-            page_url(Broker, "alice"),
-            "",
+            link(page(by_key), moment(by_key.at)),
+            link(page_url(ApiKey, "0123456789ab"), "key 0123456789ab"),
+            "192.0.2.8",
+            "instrument.halt",
+            link(page_url(Instrument, "AAPL"), "AAPL"),
+            NOTHING,
+        ],
+        [
+            link(page(by_user), moment(by_user.at)),
+            link(list_url(AuditEntry, actor="mary", kind="user"), "user mary"),
+            "192.0.2.7",
+            "broker.suspend",
+            link(page_url(Broker, "alice"), "alice"),
+            "margin call",
         ],
     ]
 

@@ -30,10 +30,12 @@ from tests.backoffice.browser import (
     ADDRESS,
     REASON,
     act_path,
+    cells,
     do,
     is_offered,
     live_parts,
     page,
+    rows,
     said,
     shown,
     sign_in,
@@ -89,10 +91,10 @@ def test_the_list_shows_what_each_broker_has_and_does(root: Client, alice: Broke
 
     response = root.get(list_url(Broker))
 
-    (alices, bobs) = ([str(value) for _, value, _ in cells] for _, cells in response.context["listing"].lines)
+    alices, bobs = cells(response)
     assert alices[0] == "alice"
     assert "active" in alices[1]
-    assert [Decimal(amount) for amount in alices[2:5]] == [Decimal(1_000_000), Decimal(18), Decimal(999_982)]
+    assert alices[2:5] == ["1,000,000.00", "18.00", "999,982.00"]
     assert alices[5:7] == ["3", "2"]
     assert bobs[5:7] == ["0", "0"]
     assert page(alice) in response.content.decode()
@@ -104,7 +106,7 @@ def test_trades_are_counted_as_far_as_is_cheap(root: Client, alice: Broker, monk
     trading.broker("bob")
 
     def counted() -> list[str]:
-        return [cells[6][1] for _, cells in root.get(list_url(Broker)).context["listing"].lines]
+        return [row[6] for row in cells(root.get(list_url(Broker)))]
 
     def summed() -> list[tuple[Any, ...]]:
         sides = root.get(page(alice)).context["sides"]
@@ -132,9 +134,9 @@ def test_brokers_are_found_by_status_and_id(root: Client, alice: Broker) -> None
 
     assert [row.pk for row in shown(root, Broker)] == ["alice", "bob", "bobby"]
     assert [row.pk for row in shown(root, Broker, q="bob")] == ["bob", "bobby"]
-    assert [row.pk for row in shown(root, Broker, q="BOB", status="active")] == ["bob"]
-    assert [row.pk for row in shown(root, Broker, status="suspended")] == ["bobby"]
-    assert root.get(list_url(Broker, status="dead")).context["listing"].form.errors.keys() == {"status"}
+    assert [row.pk for row in shown(root, Broker, q="BOB", status__exact="active")] == ["bob"]
+    assert [row.pk for row in shown(root, Broker, status__exact="suspended")] == ["bobby"]
+    assert shown(root, Broker, status__exact="dead") == []
 
 
 # --- The page -------------------------------------------------------------------------------------------------------
@@ -174,7 +176,7 @@ def test_the_page_of_a_broker_shows_all_of_it(root: Client, alice: Broker) -> No
     assert [(entry.action, entry.subject) for entry in told["audit"]] == [("broker.admit", "alice")]
     text = response.content.decode()
     links = [told["orders_url"], told["open_orders_url"], told["trades_url"], *(each["url"] for each in told["sides"])]
-    assert [len(root.get(url).context["listing"].page.rows) for url in links] == [2, 2, 1, 0, 1]
+    assert [len(rows(root.get(url))) for url in links] == [2, 2, 1, 0, 1]
     assert all(escape(url) in text for url in links)
     for row in (bid, resting, subscription, *told["transfers"], told["keys"][0][0], *told["audit"]):
         assert page(row) in text
@@ -199,7 +201,8 @@ def test_pages_take_few_queries_however_many_rows_there_are(root: Client, model:
         with CaptureQueriesContext(connection) as queries:
             assert root.get(path).status_code == 200
         assert len(queries) < MAX_QUERIES
-        assert not any("count(*)" in query["sql"].lower().split(" from ")[0] for query in queries)
+        has_counted = any("count(*)" in query["sql"].lower().split(" from ")[0] for query in queries)
+        assert has_counted == (path == list_url(model) and model is not Transfer)  # Django counts what is small
 
 
 @pytest.mark.parametrize("broker_id", ["a_5Fb", "a-b_c", "_", "-"])

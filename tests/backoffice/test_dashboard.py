@@ -24,6 +24,7 @@ from orders.models import Bar, ReconcileRun, Trade
 from orders.tasks import roll_up
 from orders.terms import Side
 from tests import trading
+from tests.backoffice.browser import rows
 from tests.trading import BY
 from webhooks import services as webhooks
 from webhooks.models import Delivery, EventType, Subscription
@@ -194,7 +195,7 @@ def test_who_is_halted_or_quiet_is_found_from_the_tiles(root: Client) -> None:
     for title, symbols in (("Instruments halted", ["DDD"]), ("Quiet for 15 min", ["BBB", "CCC"])):
         figure, url = tiles(root)[title]
         assert figure == str(len(symbols))
-        assert [row.pk for row in root.get(url).context["listing"].page.rows] == symbols
+        assert [row.pk for row in rows(root.get(url))] == symbols
 
 
 # --- What is wrong --------------------------------------------------------------------------------------------------

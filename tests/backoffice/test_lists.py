@@ -18,7 +18,7 @@ from django.test.utils import CaptureQueriesContext
 
 from backoffice import lists
 from backoffice.links import list_url
-from backoffice.lists import Column, FilterForm, Listing, RowPage, Way, batches, page_of
+from backoffice.lists import FilterForm, Listing, RowPage, Way, batches, column, page_of
 from exchange.http.paging import NEWEST_FIRST, Keyset
 from exchange.models import Broker, Transfer
 from orders.models import Order, Trade
@@ -61,7 +61,7 @@ def listing(way: Way, query: str = "") -> Listing:
     """What a request with this query gets."""
     request = HttpRequest()
     request.GET = QueryDict(query.lstrip("?"))
-    return lists.listing(request, [Column("Reference", "reference")], FilterForm, lambda _: way)
+    return lists.listing(request, [column("Reference", "reference")], FilterForm, lambda _: way)
 
 
 def seen(page: RowPage | Listing) -> list[int]:

@@ -92,13 +92,14 @@ def test_subscriptions_are_found_by_what_they_are(root: Client, receiver: Receiv
 
     assert found() == [gone, bob, alice]
     assert found(broker="alice") == [alice]
-    assert found(event="order.expired") == [bob]
+    assert found(event_type__exact="order.expired") == [bob]
     assert found(state="active") == [alice]
     assert found(state="paused") == [bob]
     assert found(state="deleted") == [gone]
-    assert found(q="/b") == [bob]
+    assert found(q="/b") == found(q="bob") == [bob]
     assert found(q=str(alice)) == [alice]
     assert found(failing="on") == []
+    assert root.get(list_url(Subscription, url__startswith="http")).status_code == 400
 
 
 def test_those_that_fail_are_found_and_said_to(root: Client, receiver: Receiver) -> None:
@@ -513,6 +514,7 @@ def test_a_list_asks_the_same_of_ten_rows_as_of_one(root: Client, receiver: Rece
             with CaptureQueriesContext(connection) as queries:
                 assert root.get(list_url(model, **asked)).status_code == 200
             counts[-1].append(len(queries))
-            assert not any("COUNT(" in query["sql"].upper() for query in queries), (model, asked)
+            has_counted = any("COUNT(" in query["sql"].upper() for query in queries)
+            assert has_counted == (model is Subscription), (model, asked)  # Django counts what is small
     assert counts[0] == counts[1]
     assert max(counts[0]) <= MAX_QUERIES
