@@ -21,7 +21,7 @@ from granian.rsgi import HTTPProtocol, Scope  # type: ignore[attr-defined]  # th
 from exchange import heartbeat, readiness, rejects, streams
 from exchange.bodies import HealthBody
 from exchange.errors import Overloaded, RateLimited
-from exchange.http import floods
+from exchange.http import floods, limits
 from exchange.http.middleware import STARTED, Environ, request_id_of
 from exchange.http.problems import problem_response
 from exchange.http.threads import in_thread
@@ -56,6 +56,7 @@ class Front:
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         threading.Thread(target=_keep_up_for_ever, args=[self._connections], name="upkeep", daemon=True).start()
+        threading.Thread(target=limits.share_for_ever, name="limits", daemon=True).start()
 
     async def __rsgi__(self, scope: Scope, protocol: HTTPProtocol) -> None:
         started = time.perf_counter()
