@@ -151,18 +151,19 @@ def share_for_ever() -> None:
     while True:
         time.sleep(settings.RATE_LIMIT_SHARE_SECONDS)
         try:
-            share([requests(), cancels(), unknown(), look_ups()], _valkey())
-            is_shared = True
+            if share([requests(), cancels(), unknown(), look_ups()], _valkey()):
+                is_shared = True
         except Exception as error:  # whatever it is: this process continues with its own copy
             if is_shared:  # once per outage
                 _log.warning("limits_not_shared", error=str(error))
             is_shared = False
 
 
-def share(limits: Sequence[Limit], valkey: redis.Redis, clock: Callable[[], int] = time.monotonic_ns) -> None:
+def share(limits: Sequence[Limit], valkey: redis.Redis, clock: Callable[[], int] = time.monotonic_ns) -> bool:
     """Report what was taken here to Valkey, in one round trip, and learn what all processes together have taken.
 
-    A report that fails is dropped: sent after an outage, it would make a key repay tokens that it took long ago.
+    Return False if there was nothing to report, so that Valkey was not asked. A report that fails is dropped: sent
+    after an outage, it would make a key repay tokens that it took long ago.
     """
     reports = [(limit, taken) for limit in limits if (taken := limit.report())]
     with valkey.pipeline(transaction=False) as pipeline:
@@ -173,6 +174,7 @@ def share(limits: Sequence[Limit], valkey: redis.Redis, clock: Callable[[], int]
         answers = pipeline.execute()
     for (limit, taken), missing in zip(reports, answers, strict=True):
         limit.correct({key: each * 1_000 * limit.per_second for key, each in zip(taken, missing, strict=True)}, clock())
+    return bool(reports)
 
 
 @cache

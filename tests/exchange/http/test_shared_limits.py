@@ -74,7 +74,7 @@ def about(tokens: int) -> range:
 def test_a_process_learns_what_the_others_granted(client: redis.Redis, key: str) -> None:
     first, second, third = process(), process(), process()
     assert granted(first, key, 40) == 40
-    share([first], client, at(START))
+    assert share([first], client, at(START))
     assert granted(second, key, 20) == 20
     share([second], client, at(START))
     assert granted(third, key, 1) == 1
@@ -152,7 +152,7 @@ def test_tokens_taken_while_a_report_is_on_its_way_count(client: redis.Redis, ke
 
 def test_nothing_is_sent_when_nothing_was_used(key: str) -> None:
     unreachable, limit = redis.Redis(port=1, retry=NO_RETRY), process()
-    share([limit], unreachable)
+    assert not share([limit], unreachable)
     limit.take(key, 1, START)
     with pytest.raises(redis.ConnectionError):
         share([limit], unreachable)
