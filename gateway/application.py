@@ -24,17 +24,16 @@ from exchange.errors import Overloaded, RateLimited
 from exchange.http import floods, limits
 from exchange.http.middleware import STARTED, Environ, request_id_of
 from exchange.http.problems import problem_response
+from exchange.http.responses import Response, json_response
 from exchange.http.threads import in_thread
 from exchange.keys import renew_known, write_uses
-from exchange.wire import encoded
 from gateway import fast_path, unknown
 from gateway.connections import Connections
-from gateway.fast_path import Errand, Reply
+from gateway.fast_path import Errand
 from gateway.request_bodies import RequestBodies
 
 WSGI = Callable[[Environ, Any], Iterable[bytes]]
 
-_JSON = {"Content-Type": fast_path.MEDIA_TYPE}
 _BODILESS = {"GET", "HEAD", "OPTIONS"}
 _WITHOUT_PREFIX = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 _log = structlog.get_logger(__name__)
@@ -63,14 +62,14 @@ class Front:
         environ = environ_of(scope)
         environ[STARTED] = started
         if scope.method in _BODILESS:
-            reply = await self.answer(environ)
+            response = await self.answer(environ)
         else:
-            reply = await self._answer_to_body(environ, protocol)
-        if _is_to_place(environ) and rejects.is_refusal(reply.status) and not unknown.is_refused(environ):
+            response = await self._answer_to_body(environ, protocol)
+        if _is_to_place(environ) and rejects.is_refusal(response.status) and not unknown.is_refused(environ):
             rejects.note(1)
-        protocol.response_bytes(reply.status, reply.headers, reply.content)
+        protocol.response_bytes(response.status, list(response.headers.items()), response.content)
 
-    async def _answer_to_body(self, environ: Environ, protocol: HTTPProtocol) -> Reply:
+    async def _answer_to_body(self, environ: Environ, protocol: HTTPProtocol) -> Response:
         try:
             await self._bodies.receive(environ, protocol)
             return await self.answer(environ)
@@ -79,14 +78,14 @@ class Front:
         finally:
             self._bodies.release(environ)
 
-    async def answer(self, environ: Environ) -> Reply:
+    async def answer(self, environ: Environ) -> Response:
         """The answer, held back if it is that the client asks too much: else it would ask again at once."""
-        reply = await self._reply(environ)
-        if reply.status == HTTPStatus.TOO_MANY_REQUESTS:
+        response = await self._respond(environ)
+        if response.status == HTTPStatus.TOO_MANY_REQUESTS:
             await self._pause()
-        return reply
+        return response
 
-    async def _reply(self, environ: Environ) -> Reply:
+    async def _respond(self, environ: Environ) -> Response:
         """Whichever way is the request's; an order is turned away at the door when no more may wait.
 
         Under several times the load that can be borne, refusing must cost next to nothing. But its body has been read:
@@ -103,7 +102,7 @@ class Front:
         try:
             token = unknown.admit(environ)
         except RateLimited as error:
-            return fast_path.refusal(environ, error)
+            return fast_path.finished(environ, problem_response(error, request_id_of(environ)))
         answered = await in_thread(_django, self._long_way, environ)
         if token:
             token.give_back_if_valid()
@@ -189,12 +188,12 @@ def _is_health_check(environ: Environ) -> bool:
     return method == "GET" and path in ("/healthz", "/readyz") and not environ["QUERY_STRING"]
 
 
-def _health(environ: Environ) -> Reply | None:
+def _health(environ: Environ) -> Response | None:
     """The answer from memory, if it is there. It costs no more than a refusal, so nobody is refused one."""
     if environ["PATH_INFO"] == "/healthz":
-        return fast_path.reply(environ, HTTPStatus.OK, _JSON, encoded(HealthBody("ok")))
+        return fast_path.finished(environ, json_response(HealthBody("ok")))
     if body := readiness.remembered():
-        return fast_path.reply(environ, body.status, _JSON, encoded(body))
+        return fast_path.finished(environ, json_response(body, body.status))
     return None
 
 
@@ -202,14 +201,13 @@ def _is_to_place(environ: Environ) -> bool:
     return environ["REQUEST_METHOD"] == "POST" and environ["PATH_INFO"] in ("/orders", "/orders/batch")
 
 
-def _refusal(environ: Environ) -> Reply:
+def _refusal(environ: Environ) -> Response:
     request_id = request_id_of(environ)
     response = problem_response(Overloaded(), request_id)
-    response["X-Request-Id"] = request_id
-    return Reply(response.status_code, list(response.items()), response.content)
+    return response._replace(headers={**response.headers, "X-Request-Id": request_id})
 
 
-def _django(application: WSGI, environ: Environ) -> Reply:
+def _django(application: WSGI, environ: Environ) -> Response:
     told: list[Any] = []
     pieces = application(environ, lambda status, headers, exc_info=None: told.extend((status, headers)))
     try:
@@ -218,4 +216,4 @@ def _django(application: WSGI, environ: Environ) -> Reply:
         if hasattr(pieces, "close"):
             pieces.close()  # the request has ended
     status, headers = told
-    return Reply(int(status.partition(" ")[0]), headers, content)
+    return Response(int(status.partition(" ")[0]), dict(headers), content)

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db.models import QuerySet
+from django.http import HttpResponse
 from drf_spectacular.utils import extend_schema_view
 from rest_framework.decorators import action
 from rest_framework.mixins import ListModelMixin
@@ -106,9 +107,8 @@ class OrderViewSet(ExchangeViewSet[Order]):
         tags=["orders"],
         headers=[header("Idempotent-Replayed", "The order was placed before.", on=[200], required=True, enum=["true"])],
     )
-    def create(self, request: Request) -> Response:
-        body, status, headers = placed(sequencer.submit(PlaceOrder(**self.body)))
-        return Response(body, status, headers=headers)
+    def create(self, request: Request) -> HttpResponse:
+        return placed(sequencer.submit(PlaceOrder(**self.body))).as_django()
 
     @documented(
         "find_order", "Find an order by its client_order_id", {200: OrderBody}, [errors.OrderNotFound], tags=["orders"]
@@ -145,8 +145,8 @@ class OrderViewSet(ExchangeViewSet[Order]):
         [errors.OrderNotFound, errors.OrderNotCancellable],
         tags=["orders"],
     )
-    def destroy(self, request: Request, order_id: UUID) -> Response:
-        return Response(cancelled(sequencer.submit(cancelling(order_id, self.principal, request.META))).body)
+    def destroy(self, request: Request, order_id: UUID) -> HttpResponse:
+        return cancelled(sequencer.submit(cancelling(order_id, self.principal, request.META))).as_django()
 
     @documented("place_orders", "Place several orders", {200: OrderResults}, tags=["orders"])
     @action(detail=False, methods=["post"], max_body_bytes=settings.MAX_BATCH_BODY_BYTES)

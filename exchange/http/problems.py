@@ -17,6 +17,7 @@ from exchange import errors
 from exchange.database import replace_lost_connections
 from exchange.errors import ExchangeError
 from exchange.http.middleware import request_id_of
+from exchange.http.responses import Response
 from exchange.wire import Problem, encoded
 
 MEDIA_TYPE = "application/problem+json"
@@ -67,24 +68,23 @@ _log = structlog.get_logger(__name__)
 def problem_from_exception(exception: Exception, context: dict[str, Any]) -> HttpResponse:
     """REST framework's exception handler: every exception of a view becomes a problem."""
     request: Request = context["request"]
-    response = problem_response(refusal_of(exception), request_id_of(request.META))
+    response = problem_response(refusal_of(exception), request_id_of(request.META)).as_django()
     if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         response["Allow"] = ", ".join(context["view"].allowed_methods)
     return response
 
 
-def problem_response(refusal: ExchangeError, request_id: str) -> HttpResponse:
+def problem_response(refusal: ExchangeError, request_id: str) -> Response:
     """The response to a request that is refused: `application/problem+json` with the headers that belong to it."""
     problem = problem_of(refusal, request_id)
-    status = problem.status
-    response = HttpResponse(encoded(problem), status=status, content_type=MEDIA_TYPE)
-    if status == HTTPStatus.UNAUTHORIZED:
-        response["WWW-Authenticate"] = CHALLENGE
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        response["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    headers = {"Content-Type": MEDIA_TYPE}
+    if problem.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = CHALLENGE
+    if problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if isinstance(refusal, errors.RateLimited):
-        response["Retry-After"] = str(refusal.retry_after_seconds)
-    return response
+        headers["Retry-After"] = str(refusal.retry_after_seconds)
+    return Response(problem.status, headers, encoded(problem))
 
 
 def problem_of(refusal: ExchangeError, request_id: str) -> Problem:
@@ -166,4 +166,4 @@ def server_error(request: HttpRequest) -> HttpResponse:
 
 
 def _problem(request: HttpRequest, refusal: ExchangeError) -> HttpResponse:
-    return problem_response(refusal, request_id_of(request.META))
+    return problem_response(refusal, request_id_of(request.META)).as_django()

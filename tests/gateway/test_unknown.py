@@ -14,10 +14,10 @@ from config.local.processes import wait_until
 from exchange import keys, rejects, services
 from exchange.http import limits
 from exchange.http.middleware import STARTED
+from exchange.http.responses import Response
 from exchange.keys import new_key
 from gateway import order_entry
 from gateway.application import Front, environ_of
-from gateway.fast_path import Reply
 from tests import trading
 from tests.exchange.client import ApiHandler
 from tests.gateway.test_application import without_keys
@@ -50,7 +50,7 @@ def scope_of(key: str | None, path: str, address: str, method: str, headers: dic
 
 async def answer(
     key: str | None, path: str = "/stocks", address: str = HERE, method: str = "GET", **headers: str
-) -> Reply:
+) -> Response:
     environ = environ_of(scope_of(key, path, address, method, headers))
     return await FRONT.answer(environ | {STARTED: time.perf_counter()})
 
