@@ -64,17 +64,17 @@ class Server:
 def server(log: Path) -> Server:
     """An API, not started yet, that uses the database of this test session."""
     port = free_port()
-    return Server(Child("web", web.command(port), log=log, env=_environment("api"), cwd=ROOT), port)
+    return Server(Child("web", web.command(port), log=log, env=_environment() | web.API, cwd=ROOT), port)
 
 
 def backoffice(log: Path) -> Server:
     """A back office, likewise."""
     port = free_port()
-    env = _environment("backoffice")
+    env = _environment() | web.BACKOFFICE
     return Server(Child("backoffice", web.backoffice_command(port), log=log, env=env, cwd=ROOT), port)
 
 
-def _environment(settings: str) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     base, _, _ = os.environ["DATABASE_URL"].rpartition("/")
     url = f"{base}/{connection.settings_dict['NAME']}"
-    return os.environ | {"DATABASE_URL": url, "DJANGO_SETTINGS_MODULE": f"config.settings.{settings}"}
+    return os.environ | {"DATABASE_URL": url}

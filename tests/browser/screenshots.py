@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 from bench.venue import ROOT, servers, venue
+from config.local import web
 from config.local.processes import LocalError
 from config.local.supervisor import say
 from tests.browser import lively
@@ -21,11 +22,17 @@ def main(folder: str = str(FOLDER)) -> int:
         raise LocalError(REASON)
     with servers() as on:
         on.migrated("lively")
-        with venue(on, "lively", has_members=False) as running:
+        with venue(on, "lively", has_members=False, has_backoffice=True) as running:
             market = lively.make(running)
             with market.trading():
-                command = [sys.executable, "-m", "tests.browser.camera", running.url, folder]
-                env = {**running.env, "DJANGO_SETTINGS_MODULE": "config.settings"}
+                command = [
+                    sys.executable,
+                    "-m",
+                    "tests.browser.camera",
+                    f"http://127.0.0.1:{running.backoffice_port}",
+                    folder,
+                ]
+                env = {**running.env, **web.BACKOFFICE}
                 return subprocess.run(command, cwd=ROOT, env=env, check=False).returncode  # noqa: S603
 
 

@@ -301,9 +301,8 @@ def test_the_database_waits_for_the_disk_and_has_connections_for_all() -> None:
     assert (options["fsync"], options["synchronous_commit"]) == ("on", "on")
     processes = int(option(SERVICES["web"]["command"], "--workers")) + int(option(SERVICES["worker"]["command"], "-c"))
     processes += 2  # the webhook worker is one, with threads; and a command of an operator
-    assert processes * 20 + gunicorn.POOL_SIZE + 10 <= int(
-        options["max_connections"]
-    )  # each has its pool; a few for people
+    pools = processes * 20 + gunicorn.POOL_SIZE
+    assert pools + 10 <= int(options["max_connections"])  # a few for people
     arguments = SERVICES["db"]["environment"]["POSTGRES_INITDB_ARGS"]
     assert set(arguments.split()) == {"--encoding=UTF8", *INITDB_LOCALE}  # sorts as it does in the tests
 

@@ -206,7 +206,7 @@ def test_without_valkey_each_counts_for_itself_and_afterwards_together_again(val
 
 PER_SECOND = 50
 SETTINGS = f"""
-from config.settings import *
+from config.settings.api import *
 
 RATE_LIMIT_PER_SECOND, RATE_LIMIT_BURST = {PER_SECOND}, {BURST}
 RATE_LIMIT_PAUSE_SECONDS = 0  # a client that is refused asks again at once
