@@ -138,6 +138,10 @@ class Venue:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def backoffice_url(self) -> str:
+        return f"http://127.0.0.1:{self.backoffice_port}"
+
     def answers(self) -> bool:
         try:
             return Api(self.port).call("GET", "/healthz")[0] > 0
