@@ -138,6 +138,10 @@ class Venue:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def backoffice_url(self) -> str:
+        return f"http://127.0.0.1:{self.backoffice_port}"
+
     def answers(self) -> bool:
         try:
             return Api(self.port).call("GET", "/healthz")[0] > 0
@@ -218,7 +222,8 @@ def venue(
     children = {"web": _server("web", web.command(port, processes), database, env | web.API)}
     if has_backoffice:
         command = web.backoffice_command(backoffice_port)
-        children["backoffice"] = _server("backoffice", command, database, env | web.BACKOFFICE)
+        behind_a_proxy = {"TRUSTED_PROXIES": "1"}  # so that clients of the bench have addresses of their own
+        children["backoffice"] = _server("backoffice", command, database, env | web.BACKOFFICE | behind_a_proxy)
     for name, arguments in WORKERS.items():
         children[name] = _celery(name, ["worker", *arguments, "-n", f"{name}-{database}@%h", "--without-mingle"], env)
     children["beat"] = _celery("beat", ["beat", "--scheduler", "celery.beat.Scheduler", "--pidfile="], env)

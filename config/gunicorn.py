@@ -9,13 +9,13 @@ import socket
 import struct
 from typing import Any
 
-NICENESS = 15
+NICENESS = 10
 CLIENT_SECONDS = 20  # without a byte sent or read, then the connection is closed and its thread is free
 POOL_SIZE = 8  # connections to the database, where the API has DATABASE_POOL_SIZE in each process
 
 wsgi_app = "config.wsgi:application"
 worker_class = "gthread"
-workers = 1
+workers = 1  # limits such as EXPORTS_AT_ONCE hold for the whole site
 threads = 24  # of which exports take EXPORTS_AT_ONCE
 timeout = 60  # seconds in which the worker has given no sign of life; then it is replaced
 graceful_timeout = 10
@@ -25,7 +25,8 @@ control_socket_disable = True
 raw_env = [f"DATABASE_POOL_SIZE={POOL_SIZE}"]
 
 
-def on_starting(server: Any) -> None:
+def post_worker_init(worker: Any) -> None:
+    """Lower the priority once the site is loaded, so that a busy machine does not delay the start."""
     os.nice(NICENESS)
 
 

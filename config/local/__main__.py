@@ -31,7 +31,7 @@ EXPORTED = [
 ONLY_FOR_STEPS = ["DATABASE_OWNER_URL", "DATABASE_ADMIN_URL"]  # no process that keeps running may change tables
 STEP_SECONDS = 120.0
 SERVER_START_SECONDS = 60.0
-ANSWER_SECONDS = 5.0
+ANSWER_SECONDS = 2.0  # no longer: meanwhile nobody looks after the children
 WORKERS = {  # what each is told beside its name
     "worker": ["-Q", "celery", "-c", "2"],
     "webhooks": ["-Q", "webhooks", "--pool", "threads", "-c", "2"],  # one dispatches, one takes the hints meanwhile

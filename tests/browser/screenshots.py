@@ -25,13 +25,7 @@ def main(folder: str = str(FOLDER)) -> int:
         with venue(on, "lively", has_members=False, has_backoffice=True) as running:
             market = lively.make(running)
             with market.trading():
-                command = [
-                    sys.executable,
-                    "-m",
-                    "tests.browser.camera",
-                    f"http://127.0.0.1:{running.backoffice_port}",
-                    folder,
-                ]
+                command = [sys.executable, "-m", "tests.browser.camera", running.backoffice_url, folder]
                 env = {**running.env, **web.BACKOFFICE}
                 return subprocess.run(command, cwd=ROOT, env=env, check=False).returncode  # noqa: S603
 
