@@ -13,7 +13,6 @@ SQL = Path(__file__).parent / "sql"
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('exchange', '0004_chain_audit'),
         ('orders', '0010_cancel_own_orders'),
     ]
 
