@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from http.cookies import SimpleCookie
 from typing import Any
 from urllib.parse import urlencode
@@ -116,9 +117,9 @@ def main(port: int, password: str) -> None:
     os.nice(19)
     answer = _log_in(port, "root", password)
     session = SimpleCookie("; ".join(answer.headers.get_all("Set-Cookie", [])))["sessionid"].value
-    for work, arguments, clients in [(_try_passwords, (port,), LOGINS), (_export, (port, session), EXPORTS)]:
-        for _ in range(clients):
-            threading.Thread(target=work, args=arguments, daemon=True).start()
+    clients = [partial(_try_passwords, port)] * LOGINS + [partial(_export, port, session)] * EXPORTS
+    for client in clients:
+        threading.Thread(target=client, daemon=True).start()
     sys.stdout.write("begun\n")
     sys.stdout.flush()
     threading.Event().wait()
