@@ -190,9 +190,6 @@ _database |= {
             f" -c statement_timeout={DATABASE_STATEMENT_TIMEOUT_MS}"
             f" -c idle_in_transaction_session_timeout={DATABASE_IDLE_IN_TRANSACTION_TIMEOUT_MS}"
             " -c jit=off"  # short statements: compiling them costs more than running them
-            # A plan that is kept must not be one for the empty table it was made on: take the index, always.
-            " -c plan_cache_mode=force_generic_plan"
-            " -c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off"
         ),
     },
 }

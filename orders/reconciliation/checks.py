@@ -49,15 +49,11 @@ def findings(cursor: CursorWrapper) -> Iterator[Finding]:
         yield Finding(check, count, examples, perf_counter() - started)
 
 
-# The connection is tuned for the write path's small statements. These are few and large: they are planned for the
-# tables as they are, and by several processes, which costs little where only what is broken is handed on.
+# The checks are few and large, so several processes share each: that costs little where only what is broken is handed
+# on.
 _SESSION = {
     "statement_timeout": str(settings.RECONCILE_STATEMENT_TIMEOUT_MS),
     "work_mem": settings.RECONCILE_WORK_MEM,
-    "plan_cache_mode": "auto",
-    "enable_seqscan": "on",
-    "enable_hashjoin": "on",
-    "enable_mergejoin": "on",
     "parallel_setup_cost": "0",
     "parallel_tuple_cost": "0",
     "random_page_cost": "1.1",
