@@ -10,7 +10,6 @@ from django.db import DataError
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.template.loader import render_to_string
-from django.utils.cache import add_never_cache_headers
 from django.views import defaults
 
 from exchange.http.problems import RETRY_AFTER_SECONDS, had_no_connection
@@ -57,6 +56,4 @@ def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
 def _page(request: HttpRequest, status: int, title: str, told: str) -> HttpResponse:
     context = {**admin.site.each_context(request), "title": title, "told": told}
     layout = "backoffice/page.html" if context["has_permission"] else "backoffice/outside.html"
-    response = render(request, "backoffice/refusal.html", {**context, "layout": layout}, status=status)
-    add_never_cache_headers(response)
-    return response
+    return render(request, "backoffice/refusal.html", {**context, "layout": layout}, status=status)

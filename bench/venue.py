@@ -219,11 +219,11 @@ def venue(
     """Ours, whole: web, both workers and beat on `database`, which is migrated; it ends reconciled by the caller."""
     env = environment(on.postgres.url(database), on.valkey_url()) | {"WEB_PROCESSES": str(processes)}
     port, backoffice_port = free_port(), free_port()
-    children = {"web": _server("web", web.command(port, processes), database, env | web.API)}
+    children = {"web": _server("web", web.command(port, processes), database, env)}
     if has_backoffice:
         command = web.backoffice_command(backoffice_port)
         behind_a_proxy = {"TRUSTED_PROXIES": "1"}  # so that clients of the bench have addresses of their own
-        children["backoffice"] = _server("backoffice", command, database, env | web.BACKOFFICE | behind_a_proxy)
+        children["backoffice"] = _server("backoffice", command, database, env | behind_a_proxy)
     for name, arguments in WORKERS.items():
         children[name] = _celery(name, ["worker", *arguments, "-n", f"{name}-{database}@%h", "--without-mingle"], env)
     children["beat"] = _celery("beat", ["beat", "--scheduler", "celery.beat.Scheduler", "--pidfile="], env)

@@ -64,14 +64,13 @@ class Server:
 def server(log: Path) -> Server:
     """An API, not started yet, that uses the database of this test session."""
     port = free_port()
-    return Server(Child("web", web.command(port), log=log, env=_environment() | web.API, cwd=ROOT), port)
+    return Server(Child("web", web.command(port), log=log, env=_environment(), cwd=ROOT), port)
 
 
 def backoffice(log: Path) -> Server:
     """A back office, likewise."""
     port = free_port()
-    env = _environment() | web.BACKOFFICE
-    return Server(Child("backoffice", web.backoffice_command(port), log=log, env=env, cwd=ROOT), port)
+    return Server(Child("backoffice", web.backoffice_command(port), log=log, env=_environment(), cwd=ROOT), port)
 
 
 def _environment() -> dict[str, str]:

@@ -81,8 +81,8 @@ def _run(port: int, backoffice_port: int, processes: int, stop: StopSignal) -> N
         supervisor.keep(_celery("beat", ["beat", "--scheduler", "celery.beat.Scheduler", "--pidfile="], env))
         for name, arguments in WORKERS.items():
             supervisor.keep(_celery(name, ["worker", *arguments, "-n", f"{name}@%h", "--without-mingle"], env))
-        backoffice = _server("backoffice", web.backoffice_command(backoffice_port), env | web.BACKOFFICE)
-        api_env = env | {"WEB_PROCESSES": str(processes), "BACKOFFICE_URL": backoffice_url} | web.API
+        backoffice = _server("backoffice", web.backoffice_command(backoffice_port), env)
+        api_env = env | {"WEB_PROCESSES": str(processes), "BACKOFFICE_URL": backoffice_url}
         api = _server("web", web.command(port, processes), api_env)
         supervisor.keep(backoffice)
         supervisor.keep(api)

@@ -2,8 +2,6 @@
 
 import sys
 
-API = {"DJANGO_SETTINGS_MODULE": "config.settings.api"}  # of each server's environment
-BACKOFFICE = {"DJANGO_SETTINGS_MODULE": "config.settings.backoffice"}
 PROCESSES = 2  # of `make run` and of docker-compose.yml: for orders about as good as one on two cores
 MAX_PROCESSES = 64
 DRAIN_SECONDS = 10  # how long requests in flight may take once the server was told to stop

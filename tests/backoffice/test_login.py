@@ -313,10 +313,8 @@ def test_every_cookie_comes_and_goes(backoffice: live.Server) -> None:
         assert (told.status, told.headers["Location"]) == (302, "/admin/")
         cookies = [SimpleCookie(line) for line in told.headers.get_all("Set-Cookie", [])]
         assert sorted(name for cookie in cookies for name in cookie) == ["csrftoken", "known_device", "sessionid"]
-        http.putrequest("GET", "/admin/")
-        for cookie in cookies:
-            http.putheader("Cookie", cookie.output(header="", attrs=[]).strip())
-        http.endheaders()
+        sent = "; ".join(cookie.output(header="", attrs=[]).strip() for cookie in cookies)
+        http.request("GET", "/admin/", headers={"Cookie": sent})
         assert http.getresponse().status == 200
 
 

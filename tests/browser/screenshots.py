@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 from bench.venue import ROOT, servers, venue
-from config.local import web
 from config.local.processes import LocalError
 from config.local.supervisor import say
 from tests.browser import lively
@@ -26,7 +25,7 @@ def main(folder: str = str(FOLDER)) -> int:
             market = lively.make(running)
             with market.trading():
                 command = [sys.executable, "-m", "tests.browser.camera", running.backoffice_url, folder]
-                env = {**running.env, **web.BACKOFFICE}
+                env = {**running.env, "DJANGO_SETTINGS_MODULE": "config.settings.backoffice"}
                 return subprocess.run(command, cwd=ROOT, env=env, check=False).returncode  # noqa: S603
 
 
