@@ -9,7 +9,7 @@ import socket
 import struct
 from typing import Any
 
-NICENESS = 10
+NICENESS = int(os.environ.get("BACKOFFICE_NICENESS", "10"))
 CLIENT_SECONDS = 20  # without a byte sent or read, then the connection is closed and its thread is free
 POOL_SIZE = 8  # connections to the database, where the API has DATABASE_POOL_SIZE in each process
 
