@@ -19,7 +19,7 @@ PRODUCTION := SECRET_KEY=only-for-checks-but-as-long-and-as-mixed-as-a-real-one-
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1|/' | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
 
-run: .venv/installed ## run the whole exchange in the foreground, on 127.0.0.1:PORT (8000)
+run: .venv/installed ## run the whole exchange in the foreground, on 127.0.0.1:PORT (8000), the back office on BACKOFFICE_PORT (8001)
 	@exec $(IN_VENV) -m config.local
 
 test: .venv/installed ## run all tests, in parallel (WORKERS=4), on servers of their own
@@ -35,7 +35,8 @@ lint: .venv/installed ## format, lint, types, layers, migrations, schema: all ch
 	$(NO_SERVERS) $(IN_VENV) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
 	$(NO_SERVERS) $(IN_VENV) -W ignore manage.py makemigrations --check
 	$(NO_SERVERS) $(PRODUCTION) $(IN_VENV) manage.py check --deploy --fail-level WARNING
-	$(NO_SERVERS) $(IN_VENV) manage.py spectacular --validate --fail-on-warn --file /dev/null
+	$(NO_SERVERS) $(PRODUCTION) $(IN_VENV) manage.py check --deploy --fail-level WARNING --settings config.settings.api
+	$(NO_SERVERS) $(IN_VENV) manage.py spectacular --urlconf config.urls --validate --fail-on-warn --file /dev/null
 
 replay: .venv/installed ## send MESSAGES=file to the running exchange and compare with BOOK=file
 	@test -r .run/credentials.json || { echo "Nothing has run here yet: make run"; exit 1; }

@@ -2,12 +2,8 @@
 
 There is no limit for a user alone: by it anybody, from anywhere, could keep an operator from the kill switch. And a
 browser in which the user has logged in before is counted by itself, whatever others do at its address.
-They are made one at a time, so that however many come, orders have the rest of the machine.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import Lock
 from typing import Any
 
 from axes.attempts import get_cool_off_threshold
@@ -25,41 +21,6 @@ from exchange.audit import network_of
 MAX_NAME_LENGTH = 150  # of a user, says Django
 
 Credentials = dict[str, Any] | None
-
-_turn = Lock()
-_places: list[str | None] = []  # the addresses of who has the turn, or waits for it
-_changing_places = Lock()
-
-
-@contextmanager
-def turn(request: HttpRequest) -> Iterator[bool]:
-    """Wait to be the only one in this web process who tries to log in; whether that came about.
-
-    To hash a password takes a core a third of a second, and meanwhile its thread keeps a connection that orders may
-    need: who waits must have none yet. And who is counted before the next is let in cannot try more often than allowed.
-    """
-    with _place(_origin(request)) as has_place:
-        has_turn = has_place and _turn.acquire(timeout=settings.LOGIN_PATIENCE_SECONDS)
-        try:
-            yield has_turn
-        finally:
-            if has_turn:
-                _turn.release()
-
-
-@contextmanager
-def _place(address: str | None) -> Iterator[bool]:
-    """A place among those who wait; no address has so many that others would find none."""
-    with _changing_places:
-        is_free = len(_places) < settings.LOGIN_PLACES and _places.count(address) < settings.LOGIN_PLACES_OF_ADDRESS
-        if is_free:
-            _places.append(address)
-    try:
-        yield is_free
-    finally:
-        if is_free:
-            with _changing_places:
-                _places.remove(address)
 
 
 class Handler(AxesDatabaseHandler):  # type: ignore[misc]  # axes is not typed
@@ -81,12 +42,6 @@ def _is_address_out(request: Any) -> bool:
 def address(request: HttpRequest) -> str | None:
     """The client's address as axes counts it, or that of the user's known device."""
     device = known_devices.known(request)
-    return device.address if device else network_of(request.META)
-
-
-def _origin(request: HttpRequest) -> str | None:
-    """The same without asking the database: whoever waits holds no connection."""
-    device = known_devices.claimed(request)
     return device.address if device else network_of(request.META)
 
 

@@ -21,7 +21,7 @@ from backoffice.queries import market_watch
 from backoffice.templatetags.office import short
 from exchange import heartbeat, rejects
 from exchange.database import database_now
-from exchange.http.paging import moment_of
+from exchange.ids import moment_of
 from exchange.models import Holding, Instrument
 from exchange.rules import InstrumentStatus
 from orders import activity

@@ -22,7 +22,8 @@ from backoffice.periods import PeriodForm, id_period
 from backoffice.queries import attempts
 from backoffice.templatetags.office import outcome, short_id, state
 from backoffice.webhook_acts import NOTED_WITHIN, Redeliver, is_lost
-from exchange.http.paging import Keyset, first_id_at, moment_of
+from exchange.http.paging import Keyset
+from exchange.ids import first_id_at, moment_of
 from exchange.models import Broker
 from webhooks.models import FAILED, Answer, Delivery, DeliveryError, DeliveryState, Event, EventType, Subscription
 

@@ -10,7 +10,7 @@ from django.db.models import F, OuterRef, Q, QuerySet, Subquery, Sum
 from django.utils import timezone
 
 from backoffice.templatetags.office import NOTHING, age
-from exchange.http.paging import moment_of
+from exchange.ids import moment_of
 from webhooks.models import Delivery, Subscription, SubscriptionHour
 
 DUE_COUNTED = 1_000

@@ -34,8 +34,9 @@ class ConditionFilter(SimpleListFilter):
         return [(name, name) for name in self.conditions()]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        conditions = {None: Q(), **self.conditions()}
-        return queryset.filter(conditions.get(self.value(), Q(pk=None)))  # an unknown choice finds nothing
+        chosen = self.value()
+        condition = Q() if chosen is None else self.conditions().get(chosen, Q(pk=None))  # an unknown one finds nothing
+        return queryset.filter(condition)
 
 
 class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed

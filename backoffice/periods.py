@@ -1,17 +1,15 @@
 """Lists of what has a time: from when to when, by an index."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 from django.db.models import Q
 
 from backoffice import fields
 from backoffice.lists import FilterForm, Rows
+from exchange.ids import first_id_at
 
 SLACK = timedelta(minutes=1)  # how far an id's time may be from the row's: they are by two clocks, and a lock apart
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class PeriodForm(FilterForm):
@@ -39,9 +37,9 @@ def period(column: str, asked: dict[str, Any]) -> Q:
 def within_by_id(rows: Rows, column: str, asked: dict[str, Any]) -> Rows:
     """The same where only the ids have an index: version 7, they begin with the time."""
     if asked["since"]:
-        rows = rows.filter(pk__gte=first_id(asked["since"], -SLACK))
+        rows = rows.filter(pk__gte=first_id_at(asked["since"], shift=-SLACK))
     if asked["until"]:
-        rows = rows.filter(pk__lt=first_id(asked["until"], SLACK))
+        rows = rows.filter(pk__lt=first_id_at(asked["until"], shift=SLACK))
     return within(rows, column, asked)
 
 
@@ -49,13 +47,7 @@ def id_period(asked: dict[str, Any]) -> Q:
     """The same of what has no other time than that of its id."""
     found = Q()
     if asked["since"]:
-        found &= Q(pk__gte=first_id(asked["since"], timedelta(0)))
+        found &= Q(pk__gte=first_id_at(asked["since"]))
     if asked["until"]:
-        found &= Q(pk__lt=first_id(asked["until"], timedelta(0)))
+        found &= Q(pk__lt=first_id_at(asked["until"]))
     return found
-
-
-def first_id(at: datetime, shift: timedelta) -> UUID:
-    """The least id of this moment, moved by so much."""
-    milliseconds = (at - _EPOCH + shift) // timedelta(milliseconds=1)
-    return UUID(int=min(max(milliseconds, 0), 2**48 - 1) << 80)

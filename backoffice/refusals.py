@@ -1,34 +1,56 @@
-"""Rejections in the back office are pages of its own. Those of the API are problems: `exchange.http.problems`."""
+"""How refusals look in the back office: pages, where the API answers with problems."""
 
+import sys
+from http import HTTPStatus
+
+import structlog
 from django.contrib import admin
+from django.core.exceptions import ValidationError
+from django.db import DataError
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
+from django.template.loader import render_to_string
+from django.views import defaults
 
-from exchange.http import problems
+from exchange.http.problems import RETRY_AFTER_SECONDS, had_no_connection
+
+bad_request = defaults.bad_request  # Django's `handler400`
+
+_log = structlog.get_logger(__name__)
 
 
 def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's `handler403`."""
-    if not _is_in_the_office(request):
-        return problems.permission_denied(request, exception)
     return _page(request, 403, "Not allowed", "Your groups do not allow this. An administrator can change that.")
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's `handler404`."""
-    if not _is_in_the_office(request):
-        return problems.not_found(request, exception)
     return _page(request, 404, "Not found", "There is nothing at this address, or no longer.")
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    """Django's `handler500`: an exception that no view handled."""
+    exception = sys.exception()
+    if isinstance(exception, DataError | ValidationError):  # what the admin takes from a request unchecked
+        return bad_request(request, exception)
+    if had_no_connection(exception):
+        _log.warning("database_error", error=str(exception))
+        return overloaded()
+    _log.exception("unexpected")
+    return defaults.server_error(request)
+
+
+def overloaded() -> HttpResponse:
+    """The page for too much at once; rendering it takes no connection to the database."""
+    page = render_to_string("503.html")
+    return HttpResponse(page, status=HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
     """A form that did not come from a page of ours, or from one of an earlier login."""
     told = "The form was not sent from a page of this session, so nothing was done. Open the page again, and repeat it."
     return _page(request, 403, "Form refused", told)
-
-
-def _is_in_the_office(request: HttpRequest) -> bool:
-    return request.path.startswith("/admin/") and hasattr(request, "user")
 
 
 def _page(request: HttpRequest, status: int, title: str, told: str) -> HttpResponse:

@@ -13,12 +13,11 @@ from django.templatetags.static import static
 from django.urls import URLPattern, path, reverse
 from unfold.sites import UnfoldAdminSite
 
-from backoffice import attempts, known_devices, two_factor
+from backoffice import known_devices, two_factor
 from backoffice.acts import actor_of
 from backoffice.dashboard import dashboard
 from exchange import audit
 from exchange.audit import Action, Entry
-from exchange.http import problems
 
 # What the sidebar shows: groups of pages, each with its URL's name, its icon, and the permission to see it.
 PAGES: tuple[tuple[str, tuple[tuple[str, str, str, str], ...]], ...] = (
@@ -92,12 +91,6 @@ class BackOffice(UnfoldAdminSite):  # type: ignore[misc]  # unfold is not typed
         """Django's form for who has not logged in, the second step for who has."""
         if request.method == "GET" and self._has_logged_in(request) and two_factor.is_missing(request):
             return two_factor.ask(request)
-        if request.method != "POST":
-            return self._login(request, extra_context)
-        with attempts.turn(request) as has_come:
-            return self._login(request, extra_context) if has_come else problems.overloaded_page()
-
-    def _login(self, request: HttpRequest, extra_context: dict[str, Any] | None) -> HttpResponse:
         response: HttpResponse = super().login(request, extra_context)
         has_logged_in = request.method == "POST" and response.status_code == HTTPStatus.FOUND
         if has_logged_in and not two_factor.is_needed(request.user):

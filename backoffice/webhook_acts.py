@@ -13,7 +13,7 @@ from backoffice.acts import Act, Done, ReasonForm
 from backoffice.lists import FILTERED_ROWS
 from exchange.audit import Actor
 from exchange.errors import NothingToRedeliver
-from exchange.http.paging import first_id_at
+from exchange.ids import first_id_at
 from webhooks import services
 from webhooks.models import FAILED, Delivery, DeliveryState, Subscription, SubscriptionState
 

@@ -23,6 +23,7 @@ from bench import (
     growth,
     machine,
     open_loop,
+    operators,
     overload,
     plots,
     profile,
@@ -48,6 +49,7 @@ ONE_BY_ONE: dict[str, Callable[[Run, argparse.Namespace], None]] = {
     "growth": lambda run, _: growth.measure(run),
     "overload": lambda run, _: overload.measure(run),
     "attacks": lambda run, _: attacks.measure(run),
+    "operators": lambda run, _: operators.measure(run),
     "profile": lambda run, options: profile.measure(run, options.processes or run.best_processes()),
 }
 PARTS = [*IN_TURNS, *ONE_BY_ONE]

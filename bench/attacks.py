@@ -82,9 +82,9 @@ def measure(run: Run) -> None:
     seconds = run.lengths.attack
     with run.venue("attacks", processes=2) as (venue, _):
         keys = _prepare(venue)
-        run.note("attacks", "nobody", _beside(venue, keys, None, seconds))
+        run.note("attacks", "nobody", beside(venue, keys, None, seconds))
         for name in ATTACKS:
-            run.note("attacks", name, _beside(venue, keys, name, seconds))
+            run.note("attacks", name, beside(venue, keys, name, seconds))
 
 
 def _prepare(venue: Venue) -> Mapping[str, str]:
@@ -102,7 +102,7 @@ def _prepare(venue: Venue) -> Mapping[str, str]:
     return {"attacker": key, "victim": victim["key"], "victim_id": victim["id"]}
 
 
-def _beside(venue: Venue, keys: Mapping[str, str], attack: str | None, seconds: float) -> dict[str, Any]:
+def beside(venue: Venue, keys: Mapping[str, str], attack: str | None, seconds: float) -> dict[str, Any]:
     """What the victim saw while the attack, if any, was going on."""
     told = {"port": venue.port, "keys": keys, "seconds": seconds}
     attacking = _start(told | {"attack": attack, "seconds": seconds + 5}) if attack else None

@@ -25,7 +25,7 @@ def main() -> int:
         url = on.postgres.url(DATABASE)
         say(f"Loading {rows:,} orders, trades and deliveries each ...")
         load_history(url, orders=rows, trades=rows, deliveries=rows, resting=min(rows, 20_000))
-        env = environment(url, on.valkey_url()) | {"DJANGO_SETTINGS_MODULE": "config.settings"}
+        env = environment(url, on.valkey_url()) | {"DJANGO_SETTINGS_MODULE": "config.settings.backoffice"}
         command = [sys.executable, "-m", "bench.page_times"]
         return subprocess.run(command, cwd=ROOT, env=env, check=False).returncode  # noqa: S603
 

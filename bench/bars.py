@@ -86,6 +86,8 @@ def _all() -> Iterator[Bar]:
     for name, attack in ATTACKS.items():
         victim = rounds("attacks", name, "p99_ms"), rounds("attacks", "nobody", "p99_ms")
         yield Bar(f"others' p99 beside {name}", *victim, at_most=attack.p99_at_most)
+    operators = rounds("operators", "logins and exports", "p99_ms"), rounds("operators", "nobody", "p99_ms")
+    yield Bar("orders' p99 beside logins and exports", *operators, at_most=1.5)
     for kind, what in [("resting", "resting orders"), ("history", "old orders and trades"), ("brokers", "brokers")]:
         for clients, who in [(64, "64 clients"), (1, "1 client")]:
             name = f"most ÷ fewest {what}, {who}"

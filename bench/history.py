@@ -325,7 +325,7 @@ LEFT JOIN (
 ) moved USING (id)
 LEFT JOIN (
   SELECT broker_id AS id, sum(price * (quantity - filled_quantity)) AS cash FROM orders_order
-  WHERE side = 'bid' AND status IN ('pending', 'partially_filled') GROUP BY 1
+  WHERE side = 'bid' AND orders_is_working(status) GROUP BY 1
 ) held USING (id)
 WHERE b.id = same.id AND b.id LIKE 'bench-%';
 UPDATE exchange_holding h
@@ -339,7 +339,7 @@ LEFT JOIN (
 ) moved USING (broker_id, symbol)
 LEFT JOIN (
   SELECT broker_id, symbol, count(*) AS orders, sum(quantity - filled_quantity) FILTER (WHERE side = 'ask') AS shares
-  FROM orders_order WHERE status IN ('pending', 'partially_filled') GROUP BY 1, 2
+  FROM orders_order WHERE orders_is_working(status) GROUP BY 1, 2
 ) held USING (broker_id, symbol)
 WHERE h.id = same.id AND h.broker_id LIKE 'bench-%'
 """

@@ -36,11 +36,13 @@ class Run:
     results: dict[str, Any] = field(default_factory=dict)
 
     @contextmanager
-    def venue(self, name: str, *, processes: int = 1, database: str | None = None) -> Iterator[tuple[Venue, Path]]:
+    def venue(
+        self, name: str, *, processes: int = 1, database: str | None = None, has_backoffice: bool = False
+    ) -> Iterator[tuple[Venue, Path]]:
         """Ours on a database of its own, with its world for the load; it must be clean afterwards."""
         if database is None:
             self.servers.migrated(name)
-        with venue(self.servers, database or name, processes=processes) as running:
+        with venue(self.servers, database or name, processes=processes, has_backoffice=has_backoffice) as running:
             yield running, wrk.write_lua("world", running.world)
             running.wait_for_deliveries()
             seconds = running.reconcile()

@@ -132,10 +132,15 @@ class Venue:
     port: int
     children: dict[str, Child]
     world: dict[str, Any] = field(default_factory=dict)  # symbols with their mid prices, brokers with their keys
+    backoffice_port: int = 0
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def backoffice_url(self) -> str:
+        return f"http://127.0.0.1:{self.backoffice_port}"
 
     def answers(self) -> bool:
         try:
@@ -203,20 +208,26 @@ class Venue:
     def reconcile(self) -> float:
         """Audit all invariants; how many seconds that took. `LocalError` when anything differs."""
         started = time.monotonic()
-        manage({**self.env, "DJANGO_SETTINGS_MODULE": "config.settings"}, "reconcile")
+        manage({**self.env, "DJANGO_SETTINGS_MODULE": "config.settings.backoffice"}, "reconcile")
         return round(time.monotonic() - started, 2)
 
 
 @contextmanager
-def venue(on: Servers, database: str, *, processes: int = 1, has_members: bool = True) -> Iterator[Venue]:
+def venue(
+    on: Servers, database: str, *, processes: int = 1, has_members: bool = True, has_backoffice: bool = False
+) -> Iterator[Venue]:
     """Ours, whole: web, both workers and beat on `database`, which is migrated; it ends reconciled by the caller."""
     env = environment(on.postgres.url(database), on.valkey_url()) | {"WEB_PROCESSES": str(processes)}
-    port = free_port()
-    children = {"web": Child("web", web.command(port, processes), FOLDER / f"web-{database}.log", env, ROOT)}
+    port, backoffice_port = free_port(), free_port()
+    children = {"web": _server("web", web.command(port, processes), database, env)}
+    if has_backoffice:
+        command = web.backoffice_command(backoffice_port)
+        behind_a_proxy = {"TRUSTED_PROXIES": "1"}  # so that clients of the bench have addresses of their own
+        children["backoffice"] = _server("backoffice", command, database, env | behind_a_proxy)
     for name, arguments in WORKERS.items():
         children[name] = _celery(name, ["worker", *arguments, "-n", f"{name}-{database}@%h", "--without-mingle"], env)
     children["beat"] = _celery("beat", ["beat", "--scheduler", "celery.beat.Scheduler", "--pidfile="], env)
-    with _running(Venue(on, database, env, port, children)) as running:
+    with _running(Venue(on, database, env, port, children, backoffice_port=backoffice_port)) as running:
         if has_members:
             running.admit()
         if not wait_until(running.is_at_work, START_SECONDS):
@@ -247,6 +258,10 @@ def _running(venue: Venue) -> Iterator[Venue]:
     finally:
         with ThreadPoolExecutor() as pool:  # side by side: each takes a second or two
             list(pool.map(Child.stop, venue.children.values()))
+
+
+def _server(name: str, command: list[str], database: str, env: Mapping[str, str]) -> Child:
+    return Child(name, command, FOLDER / f"{name}-{database}.log", env, ROOT)
 
 
 def _celery(name: str, arguments: list[str], env: Mapping[str, str]) -> Child:

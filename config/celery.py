@@ -13,7 +13,7 @@ from django.conf import settings
 from django.db import connections
 from kombu.transport import redis
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings.backoffice")
 
 # What no worker took in this time is dropped: beat has sent the next one long since. Beat's clock says when a message
 # ends and the worker's says when that is, so this is also how far a worker's may be ahead before it drops everything.

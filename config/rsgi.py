@@ -1,11 +1,12 @@
-"""What the web server runs."""
+"""What the API's server runs."""
 
 import gc
 import os
 
 import django
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
+if os.environ["DJANGO_SETTINGS_MODULE"] == "config.settings.backoffice":  # Celery's default: `config` imports it first
+    os.environ["DJANGO_SETTINGS_MODULE"] = "config.settings.api"
 django.setup(set_prefix=False)
 
 from gateway import order_entry  # noqa: E402

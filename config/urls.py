@@ -1,16 +1,18 @@
-"""The URL map: the packages' paths at the root, the admin under its own."""
+"""The API's URL map: the packages' paths at the root, and the way to the back office."""
 
-from django.contrib import admin
 from django.urls import include, path
+
+from exchange.views import to_back_office
 
 urlpatterns = [
     path("", include("orders.urls")),  # first, for they are tried in turn
     path("", include("exchange.urls")),
     path("", include("webhooks.urls")),
-    path("admin/", admin.site.urls),
+    path("admin/", to_back_office),
+    path("admin/<path:rest>", to_back_office),
 ]
 
 handler400 = "exchange.http.problems.bad_request"
-handler403 = "backoffice.refusals.permission_denied"
-handler404 = "backoffice.refusals.not_found"
+handler403 = "exchange.http.problems.permission_denied"
+handler404 = "exchange.http.problems.not_found"
 handler500 = "exchange.http.problems.server_error"

@@ -1,9 +1,9 @@
 """The record of what operators do: who, when, from where, what, why, and how it was before and after.
 
-An entry is written in the transaction of the act that it tells, by a function of the database (migration
-`0004_chain_audit`), so that the write path can send it along with the rest. The table only grows: the database itself
-refuses to change or remove an entry. Each entry has a hash of its content and the hash before it, and `manage.py
-reconcile` verifies the chain, so that what got past the database shows.
+An entry is written in the transaction of the act that it tells, by a function of the database (`sql/record_audit.sql`),
+so that the write path can send it along with the rest. The table only grows: the database itself refuses to change or
+remove an entry. Each entry has a hash of its content and the hash before it, and `manage.py reconcile` verifies the
+chain, so that what got past the database shows.
 """
 
 from collections.abc import Iterable, Mapping

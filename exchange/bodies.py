@@ -9,8 +9,8 @@ from uuid import UUID
 import msgspec
 
 from exchange.errors import BrokerNotFound
-from exchange.models import ApiKey, Broker, Instrument, Transfer
-from exchange.rules import BrokerStatus, InstrumentStatus, Pricing, Scope, cash_shown, price_decimals, rounded
+from exchange.models import Broker
+from exchange.rules import BrokerStatus, InstrumentStatus, Pricing, Scope, cash_shown
 from exchange.wire import Instant
 
 
@@ -165,49 +165,4 @@ def new_broker_body(broker: Broker, holdings: Mapping[str, int], api_key: str) -
         updated_at=broker.updated_at,
         created_at=broker.created_at,
         api_key=api_key,
-    )
-
-
-def broker_body(broker: Broker) -> BrokerBody:
-    return BrokerBody(
-        broker_id=broker.pk,
-        status=BrokerStatus(broker.status),
-        cash_balance=cash_shown(broker.cash),
-        reserved_cash=cash_shown(broker.reserved_cash),
-        available_cash=cash_shown(broker.cash - broker.reserved_cash),
-        created_at=broker.created_at,
-        updated_at=broker.updated_at,
-    )
-
-
-def transfer_body(transfer: Transfer) -> TransferBody:
-    return TransferBody(
-        transfer_id=transfer.pk,
-        reference=transfer.reference,
-        broker_id=transfer.broker_id,
-        cash=None if transfer.cash is None else cash_shown(transfer.cash),
-        symbol=transfer.instrument_id,
-        quantity=transfer.quantity,
-        reason=transfer.reason,
-        created_at=transfer.created_at,
-    )
-
-
-def key_body(key: ApiKey) -> KeyBody:
-    scopes = [Scope(scope) for scope in key.scopes]
-    return KeyBody(key.prefix, key.name, scopes, key.created_at, key.expires_at, key.revoked_at)
-
-
-def new_key_body(key: ApiKey, api_key: str) -> NewKeyBody:
-    return NewKeyBody(**msgspec.structs.asdict(key_body(key)), api_key=api_key)
-
-
-def instrument_body(instrument: Instrument) -> InstrumentBody:
-    return InstrumentBody(
-        symbol=instrument.pk,
-        name=instrument.name,
-        status=InstrumentStatus(instrument.status),
-        tick_size=rounded(instrument.tick_size, price_decimals(instrument.tick_size)),
-        lot_size=instrument.lot_size,
-        pricing=Pricing(instrument.pricing),
     )

@@ -1,9 +1,9 @@
 """What the database's clock and its failures mean to us."""
 
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from typing import Any
 
 import psycopg
 import psycopg_pool
@@ -16,30 +16,34 @@ from exchange.errors import OutcomeUnknown
 
 @contextmanager
 def own_transaction() -> Iterator[CursorWrapper]:
-    """A transaction whose BEGIN and COMMIT the caller sends, each in one message with a statement.
+    """A transaction that begins in one message with its first statement; the caller commits it with its last.
 
-    By themselves, as `atomic` sends them, they would be two more answers to wait for. What was not sent to be committed
-    is rolled back; whoever is torn away from the last message does not know. Nothing may be around it, and no
-    `on_commit` in it. It may be open already, where its beginning was worth waiting for.
+    `atomic` sends BEGIN and COMMIT in messages of their own, and waits for both responses. A transaction that was not
+    committed is rolled back. It must not be part of another, and `on_commit` is refused in it. It may be open already,
+    if its beginning had to wait. Losing the connection with the last message leaves the outcome unknown.
     """
     with connection.cursor() as cursor:
-        if connection.in_atomic_block or _own.is_under_way or not (_is_idle() or is_transaction_open()):
+        is_free = not connection.in_atomic_block and connection.autocommit
+        if not is_free or not (_is_idle() or is_transaction_open()):
             raise RuntimeError("A transaction of its own cannot be part of another.")
-        _own.is_under_way = True
+        connection.autocommit = False  # Django's only: psycopg's would send BEGIN in a message of its own
         try:
-            yield cursor
+            with connection.execute_wrapper(_begin_with_first):
+                yield cursor
         finally:
-            _own.is_under_way = False
             _roll_back()
+            connection.autocommit = True
 
 
-class _Own(threading.local):
-    """This thread's."""
-
-    is_under_way = False
-
-
-_own = _Own()
+def _begin_with_first(
+    execute: Callable[..., Any], sql: str, parameters: Any, many: bool, context: dict[str, Any]
+) -> Any:
+    """Put BEGIN in front of the first statement, and skip its empty result."""
+    if not _is_idle():
+        return execute(sql, parameters, many, context)
+    result = execute(f"BEGIN; {sql}", parameters, many, context)
+    context["cursor"].nextset()
+    return result
 
 
 def is_transaction_open() -> bool:

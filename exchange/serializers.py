@@ -1,11 +1,14 @@
-"""What comes in."""
+"""Input forms, and the serializers of rows, which make Structs."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rest_framework.exceptions import ErrorDetail
+from rest_framework.serializers import BaseSerializer
 
+from exchange.bodies import BrokerBody, InstrumentBody, KeyBody, TransferBody
 from exchange.http.fields import Amount, Choice, Contradiction, Items, Quantity, StrictSerializer, Text, Timestamp
+from exchange.models import ApiKey, Broker, Instrument, Transfer
 from exchange.rules import (
     BROKER_ID,
     MAX_INITIAL_CASH,
@@ -13,8 +16,13 @@ from exchange.rules import (
     MAX_REASON_LENGTH,
     SYMBOL,
     TRANSFER_REFERENCE,
+    BrokerStatus,
+    InstrumentStatus,
     Pricing,
     Scope,
+    cash_shown,
+    price_decimals,
+    rounded,
 )
 
 
@@ -81,3 +89,48 @@ class ListInstrumentForm(StrictSerializer):
 
 class ReasonForm(StrictSerializer):
     reason = Text(min_length=0, max_length=MAX_REASON_LENGTH, required=False)
+
+
+class BrokerSerializer(BaseSerializer[Broker]):
+    def to_representation(self, broker: Broker) -> BrokerBody:
+        return BrokerBody(
+            broker_id=broker.pk,
+            status=BrokerStatus(broker.status),
+            cash_balance=cash_shown(broker.cash),
+            reserved_cash=cash_shown(broker.reserved_cash),
+            available_cash=cash_shown(broker.cash - broker.reserved_cash),
+            created_at=broker.created_at,
+            updated_at=broker.updated_at,
+        )
+
+
+class TransferSerializer(BaseSerializer[Transfer]):
+    def to_representation(self, transfer: Transfer) -> TransferBody:
+        return TransferBody(
+            transfer_id=transfer.pk,
+            reference=transfer.reference,
+            broker_id=transfer.broker_id,
+            cash=None if transfer.cash is None else cash_shown(transfer.cash),
+            symbol=transfer.instrument_id,
+            quantity=transfer.quantity,
+            reason=transfer.reason,
+            created_at=transfer.created_at,
+        )
+
+
+class KeySerializer(BaseSerializer[ApiKey]):
+    def to_representation(self, key: ApiKey) -> KeyBody:
+        scopes = [Scope(scope) for scope in key.scopes]
+        return KeyBody(key.prefix, key.name, scopes, key.created_at, key.expires_at, key.revoked_at)
+
+
+class InstrumentSerializer(BaseSerializer[Instrument]):
+    def to_representation(self, instrument: Instrument) -> InstrumentBody:
+        return InstrumentBody(
+            symbol=instrument.pk,
+            name=instrument.name,
+            status=InstrumentStatus(instrument.status),
+            tick_size=rounded(instrument.tick_size, price_decimals(instrument.tick_size)),
+            lot_size=instrument.lot_size,
+            pricing=Pricing(instrument.pricing),
+        )

@@ -1,9 +1,19 @@
-"""Brokers, their balances, transfers and keys; instruments; and what tells that the exchange runs."""
+"""View sets of brokers, their transfers and keys, of instruments, and of the state of the exchange."""
 
-from django.http import HttpRequest, HttpResponse
+from typing import Any
+
+import msgspec
+from django.conf import settings
+from django.db.models import QuerySet
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from drf_spectacular.generators import SchemaGenerator
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.settings import spectacular_settings
+from drf_spectacular.utils import extend_schema, extend_schema_view
 from drf_spectacular.views import SpectacularSwaggerSplitView
+from rest_framework.decorators import action
+from rest_framework.mixins import ListModelMixin, RetrieveModelMixin
+from rest_framework.request import Request
+from rest_framework.response import Response
 
 from exchange import readiness, services, wire
 from exchange.bodies import (
@@ -19,12 +29,7 @@ from exchange.bodies import (
     TransferBody,
     TransferPage,
     balance_body,
-    broker_body,
-    instrument_body,
-    key_body,
     new_broker_body,
-    new_key_body,
-    transfer_body,
 )
 from exchange.errors import (
     BrokerAlreadyExists,
@@ -36,58 +41,71 @@ from exchange.errors import (
     SymbolNotFound,
     TransferReferenceConflict,
 )
-from exchange.http.api import ExchangeView, Response
 from exchange.http.paging import NEWEST_FIRST, Keyset
 from exchange.http.schema import documented
 from exchange.http.threads import once
+from exchange.http.viewsets import ExchangeViewSet
 from exchange.models import ApiKey, Broker, Instrument, Transfer
 from exchange.rules import Scope
 from exchange.serializers import (
+    BrokerSerializer,
     CreateBrokerForm,
     CreateKeyForm,
     CreateTransferForm,
+    InstrumentSerializer,
+    KeySerializer,
     ListInstrumentForm,
     ReasonForm,
+    TransferSerializer,
 )
 
 OPERATORS = (Scope.OPERATOR,)
 READERS = (Scope.READ,)
 
+# What `/docs` may load: Swagger UI, which evaluates code and sets styles.
+_DOCS_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
 
-class BrokersView(ExchangeView):
-    scopes = {"GET": OPERATORS, "POST": OPERATORS}
-    body_class = CreateBrokerForm
-    keyset = Keyset(("id", str))
 
-    @documented("list_brokers", "All brokers, by id", {200: BrokerPage})
-    def get(self, request: HttpRequest) -> Response:
-        brokers, next_cursor = self.paged(Broker.objects.all())
-        return Response(BrokerPage([broker_body(broker) for broker in brokers], next_cursor))
+@extend_schema_view(list=documented("list_brokers", "All brokers, by id", {200: BrokerPage}))
+class BrokerViewSet(ListModelMixin, ExchangeViewSet[Broker]):
+    """Brokers, and the balance of each."""
+
+    queryset = Broker.objects.all()
+    lookup_url_kwarg = lookup_value_converter = "broker_id"
+    keyset, page_class = Keyset(("id", str)), BrokerPage
+    scopes = {"list": OPERATORS, "create": OPERATORS, "balance": READERS}
+    serializer_class = BrokerSerializer
+    body_serializers = {"create": CreateBrokerForm}
 
     @documented("create_broker", "Admit a broker", {201: NewBrokerBody}, [BrokerAlreadyExists])
-    def post(self, request: HttpRequest) -> Response:
+    def create(self, request: Request) -> Response:
         broker, key = services.create_broker(**self.body, by=self.actor)
         return Response(new_broker_body(broker, self.body["initial_holdings"], key), status=201)
 
-
-class BalanceView(ExchangeView):
-    scopes = {"GET": READERS}
-
     @documented("get_balance", "A broker's cash and shares", {200: BalanceBody}, [BrokerNotFound])
-    def get(self, request: HttpRequest, broker_id: str) -> Response:
+    @action(detail=True)
+    def balance(self, request: Request, broker_id: str) -> Response:
         return Response(balance_body(broker_id))
 
 
-class TransfersView(ExchangeView):
-    scopes = {"GET": OPERATORS, "POST": OPERATORS}
-    body_class = CreateTransferForm
-    keyset = NEWEST_FIRST
+@extend_schema_view(
+    list=documented("list_transfers", "A broker's transfers, newest first", {200: TransferPage}, [BrokerNotFound])
+)
+class TransferViewSet(ListModelMixin, ExchangeViewSet[Transfer]):
+    """A broker's transfers of cash and shares, in and out."""
 
-    @documented("list_transfers", "A broker's transfers, newest first", {200: TransferPage}, [BrokerNotFound])
-    def get(self, request: HttpRequest, broker_id: str) -> Response:
-        services.require_broker(broker_id)
-        transfers, next_cursor = self.paged(Transfer.objects.filter(broker_id=broker_id))
-        return Response(TransferPage([transfer_body(transfer) for transfer in transfers], next_cursor))
+    queryset = Transfer.objects.all()
+    keyset, page_class = NEWEST_FIRST, TransferPage
+    scopes = {"list": OPERATORS, "create": OPERATORS}
+    serializer_class = TransferSerializer
+    body_serializers = {"create": CreateTransferForm}
+
+    def get_queryset(self) -> QuerySet[Transfer]:
+        services.require_broker(self.kwargs["broker_id"])
+        return super().get_queryset().filter(broker_id=self.kwargs["broker_id"])
 
     @documented(
         "create_transfer",
@@ -95,110 +113,101 @@ class TransfersView(ExchangeView):
         {201: TransferBody, 200: TransferBody},
         [BrokerNotFound, SymbolNotFound, TransferReferenceConflict, InsufficientBalance, InsufficientHoldings],
     )
-    def post(self, request: HttpRequest, broker_id: str) -> Response:
+    def create(self, request: Request, broker_id: str) -> Response:
         transfer, is_new = services.transfer(broker_id, **self.body, by=self.actor)
-        return Response(transfer_body(transfer), status=201 if is_new else 200)
+        return Response(TransferSerializer(transfer).data, status=201 if is_new else 200)
 
 
-class KeysView(ExchangeView):
-    scopes = {"GET": OPERATORS, "POST": OPERATORS}
-    body_class = CreateKeyForm
-    keyset = Keyset(("-created_at", wire.Instant), ("-prefix", str))
+@extend_schema_view(
+    list=documented("list_keys", "A broker's keys, newest first, revoked ones too", {200: KeyPage}, [BrokerNotFound])
+)
+class KeyViewSet(ListModelMixin, ExchangeViewSet[ApiKey]):
+    """A broker's API keys."""
 
-    @documented("list_keys", "A broker's keys, newest first, revoked ones too", {200: KeyPage}, [BrokerNotFound])
-    def get(self, request: HttpRequest, broker_id: str) -> Response:
-        services.require_broker(broker_id)
-        keys, next_cursor = self.paged(ApiKey.objects.filter(broker_id=broker_id))
-        return Response(KeyPage([key_body(key) for key in keys], next_cursor))
+    queryset = ApiKey.objects.all()
+    lookup_url_kwarg, lookup_value_converter = "prefix", "key_prefix"
+    keyset, page_class = Keyset(("-created_at", wire.Instant), ("-prefix", str)), KeyPage
+    scopes = {"list": OPERATORS, "create": OPERATORS, "destroy": OPERATORS}
+    serializer_class = KeySerializer
+    body_serializers = {"create": CreateKeyForm}
+
+    def get_queryset(self) -> QuerySet[ApiKey]:
+        services.require_broker(self.kwargs["broker_id"])
+        return super().get_queryset().filter(broker_id=self.kwargs["broker_id"])
 
     @documented("create_key", "Make a key for a broker", {201: NewKeyBody}, [BrokerNotFound])
-    def post(self, request: HttpRequest, broker_id: str) -> Response:
+    def create(self, request: Request, broker_id: str) -> Response:
         key, secret = services.issue_key(broker_id, **self.body, by=self.actor)
-        return Response(new_key_body(key, secret), status=201)
-
-
-class KeyView(ExchangeView):
-    scopes = {"DELETE": OPERATORS}
+        return Response(NewKeyBody(**msgspec.structs.asdict(KeySerializer(key).data), api_key=secret), status=201)
 
     @documented("revoke_key", "Revoke a key", {204: None}, [BrokerNotFound, KeyNotFound])
-    def delete(self, request: HttpRequest, broker_id: str, prefix: str) -> Response:
+    def destroy(self, request: Request, broker_id: str, prefix: str) -> Response:
         services.revoke_key(broker_id, prefix, by=self.actor)
         return Response(status=204)
 
 
-class StocksView(ExchangeView):
-    scopes = {"GET": READERS, "POST": OPERATORS}
-    body_class = ListInstrumentForm
-    keyset = Keyset(("symbol", str))
+@extend_schema_view(
+    list=documented("list_stocks", "All instruments, by symbol", {200: StockPage}),
+    retrieve=documented("get_stock", "An instrument and its rules", {200: InstrumentBody}, [SymbolNotFound]),
+)
+class InstrumentViewSet(ListModelMixin, RetrieveModelMixin, ExchangeViewSet[Instrument]):
+    """Instruments (`/stocks`), and their halts."""
 
-    @documented("list_stocks", "All instruments, by symbol", {200: StockPage})
-    def get(self, request: HttpRequest) -> Response:
-        instruments, next_cursor = self.paged(Instrument.objects.all())
-        return Response(StockPage([instrument_body(instrument) for instrument in instruments], next_cursor))
+    queryset = Instrument.objects.all()
+    lookup_url_kwarg = lookup_value_converter = "symbol"
+    keyset, page_class = Keyset(("symbol", str)), StockPage
+    scopes = {"list": READERS, "retrieve": READERS, "create": OPERATORS, "halt": OPERATORS, "resume": OPERATORS}
+    serializer_class = InstrumentSerializer
+    body_serializers = {"create": ListInstrumentForm, "halt": ReasonForm, "resume": ReasonForm}
+
+    def get_object(self) -> Instrument:
+        return services.instrument_of(self.kwargs["symbol"])
 
     @documented("create_stock", "List an instrument", {201: InstrumentBody}, [SymbolAlreadyListed])
-    def post(self, request: HttpRequest) -> Response:
-        return Response(instrument_body(services.list_instrument(**self.body, by=self.actor)), status=201)
-
-
-class StockView(ExchangeView):
-    scopes = {"GET": READERS}
-
-    @documented("get_stock", "An instrument and its rules", {200: InstrumentBody}, [SymbolNotFound])
-    def get(self, request: HttpRequest, symbol: str) -> Response:
-        return Response(instrument_body(services.instrument_of(symbol)))
-
-
-class HaltView(ExchangeView):
-    scopes = {"POST": OPERATORS}
-    body_class = ReasonForm
-    body_optional = True
+    def create(self, request: Request) -> Response:
+        instrument = services.list_instrument(**self.body, by=self.actor)
+        return Response(InstrumentSerializer(instrument).data, status=201)
 
     @documented("halt_stock", "Refuse new orders in an instrument", {200: InstrumentBody}, [SymbolNotFound])
-    def post(self, request: HttpRequest, symbol: str) -> Response:
-        return Response(instrument_body(services.halt(symbol, **self.body, by=self.actor)))
-
-
-class ResumeView(ExchangeView):
-    scopes = {"POST": OPERATORS}
-    body_class = ReasonForm
-    body_optional = True
+    @action(detail=True, methods=["post"], body_optional=True)
+    def halt(self, request: Request, symbol: str) -> Response:
+        return Response(InstrumentSerializer(services.halt(symbol, **self.body, by=self.actor)).data)
 
     @documented("resume_stock", "Take orders in an instrument again", {200: InstrumentBody}, [SymbolNotFound])
-    def post(self, request: HttpRequest, symbol: str) -> Response:
-        return Response(instrument_body(services.resume(symbol, **self.body, by=self.actor)))
+    @action(detail=True, methods=["post"], body_optional=True)
+    def resume(self, request: Request, symbol: str) -> Response:
+        return Response(InstrumentSerializer(services.resume(symbol, **self.body, by=self.actor)).data)
 
 
-class HealthView(ExchangeView):
+class SystemViewSet(ExchangeViewSet[Any]):
+    """The state of this process and the OpenAPI document, without a key."""
+
     authentication_classes = ()
+    permission_classes = ()
+    throttle_classes = ()
 
     @documented("get_health", "Whether this process lives", {200: HealthBody}, tags=["health"])
-    def get(self, request: HttpRequest) -> Response:
+    @action(detail=False)
+    def healthz(self, request: Request) -> Response:
         return Response(HealthBody("ok"))
-
-
-class ReadinessView(ExchangeView):
-    authentication_classes = ()
 
     @documented(
         "get_readiness", "Whether orders can be taken", {200: ReadinessBody, 503: ReadinessBody}, tags=["health"]
     )
-    def get(self, request: HttpRequest) -> Response:
+    @action(detail=False)
+    def readyz(self, request: Request) -> Response:
         body = readiness.current()
         return Response(body, status=body.status)
 
-
-@extend_schema(exclude=True)
-class OpenApiView(ExchangeView):
-    authentication_classes = ()
-
-    def get(self, request: HttpRequest) -> HttpResponse:
+    @extend_schema(exclude=True)
+    @action(detail=False, url_path="openapi.json")
+    def openapi(self, request: Request) -> HttpResponse:
         return HttpResponse(_openapi_document(), content_type="application/json")
 
 
 @once
 def _openapi_document() -> bytes:
-    generator = SchemaGenerator()  # type: ignore[no-untyped-call]  # drf-spectacular is only half typed
+    generator = SchemaGenerator(urlconf=spectacular_settings.SERVE_URLCONF)  # type: ignore[no-untyped-call]  # drf-spectacular is only half typed
     return wire.encoded(generator.get_schema(request=None, public=True))  # type: ignore[no-untyped-call]  # as above
 
 
@@ -209,4 +218,17 @@ class DocsView(SpectacularSwaggerSplitView):
     http_method_names = ["get", "head"]
 
     authentication_classes = ()
+    throttle_classes = ()
     url = "/openapi.json"
+
+    def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        response: Response = super().get(request, *args, **kwargs)  # type: ignore[no-untyped-call]  # as above
+        response["Content-Security-Policy"] = _DOCS_POLICY
+        return response
+
+
+def to_back_office(request: HttpRequest, rest: str = "") -> HttpResponse:
+    """Redirect to the back office, which has an address of its own, if this process knows it."""
+    if not settings.BACKOFFICE_URL:
+        raise Http404
+    return HttpResponseRedirect(settings.BACKOFFICE_URL + request.get_full_path(), preserve_request=True)

@@ -18,23 +18,22 @@ from django.conf import settings
 from django.db import connection
 from granian.rsgi import HTTPProtocol, Scope  # type: ignore[attr-defined]  # the latter comes from within it
 
-from exchange import heartbeat, readiness, rejects, streams
+from exchange import heartbeat, readiness, rejects
 from exchange.bodies import HealthBody
 from exchange.errors import Overloaded, RateLimited
-from exchange.http import floods
+from exchange.http import floods, limits
 from exchange.http.middleware import STARTED, Environ, request_id_of
 from exchange.http.problems import problem_response
+from exchange.http.responses import Response, json_response
 from exchange.http.threads import in_thread
 from exchange.keys import renew_known, write_uses
-from exchange.wire import encoded
 from gateway import fast_path, unknown
 from gateway.connections import Connections
-from gateway.fast_path import Errand, Reply
+from gateway.fast_path import Errand
 from gateway.request_bodies import RequestBodies
 
 WSGI = Callable[[Environ, Any], Iterable[bytes]]
 
-_JSON = {"Content-Type": fast_path.MEDIA_TYPE}
 _BODILESS = {"GET", "HEAD", "OPTIONS"}
 _WITHOUT_PREFIX = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 _log = structlog.get_logger(__name__)
@@ -49,13 +48,13 @@ class Front:
         self._long_way = long_way
         self._takes_no_orders = takes_no_orders
         self._errand_of = errand_of
-        self._streams = 0  # that are being sent
         self._connections = Connections()
         self._bodies = RequestBodies()
         self._paused = 0  # requests whose refusal is held back
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         threading.Thread(target=_keep_up_for_ever, args=[self._connections], name="upkeep", daemon=True).start()
+        threading.Thread(target=limits.share_for_ever, name="limits", daemon=True).start()
 
     async def __rsgi__(self, scope: Scope, protocol: HTTPProtocol) -> None:
         started = time.perf_counter()
@@ -63,17 +62,14 @@ class Front:
         environ = environ_of(scope)
         environ[STARTED] = started
         if scope.method in _BODILESS:
-            reply = await self.answer(environ)
+            response = await self.answer(environ)
         else:
-            reply = await self._answer_to_body(environ, protocol)
-        if _is_to_place(environ) and rejects.is_refusal(reply.status) and not unknown.is_refused(environ):
+            response = await self._answer_to_body(environ, protocol)
+        if _is_to_place(environ) and rejects.is_refusal(response.status) and not unknown.is_refused(environ):
             rejects.note(1)
-        if reply.pieces is not None:
-            await self._stream(reply, environ, scope.client, protocol)
-        else:
-            protocol.response_bytes(reply.status, reply.headers, reply.content)
+        protocol.response_bytes(response.status, list(response.headers.items()), response.content)
 
-    async def _answer_to_body(self, environ: Environ, protocol: HTTPProtocol) -> Reply:
+    async def _answer_to_body(self, environ: Environ, protocol: HTTPProtocol) -> Response:
         try:
             await self._bodies.receive(environ, protocol)
             return await self.answer(environ)
@@ -82,14 +78,14 @@ class Front:
         finally:
             self._bodies.release(environ)
 
-    async def answer(self, environ: Environ) -> Reply:
+    async def answer(self, environ: Environ) -> Response:
         """The answer, held back if it is that the client asks too much: else it would ask again at once."""
-        reply = await self._reply(environ)
-        if reply.status == HTTPStatus.TOO_MANY_REQUESTS:
+        response = await self._respond(environ)
+        if response.status == HTTPStatus.TOO_MANY_REQUESTS:
             await self._pause()
-        return reply
+        return response
 
-    async def _reply(self, environ: Environ) -> Reply:
+    async def _respond(self, environ: Environ) -> Response:
         """Whichever way is the request's; an order is turned away at the door when no more may wait.
 
         Under several times the load that can be borne, refusing must cost next to nothing. But its body has been read:
@@ -106,7 +102,7 @@ class Front:
         try:
             token = unknown.admit(environ)
         except RateLimited as error:
-            return fast_path.refusal(environ, error)
+            return fast_path.finished(environ, problem_response(error, request_id_of(environ)))
         answered = await in_thread(_django, self._long_way, environ)
         if token:
             token.give_back_if_valid()
@@ -120,23 +116,6 @@ class Front:
                 await asyncio.sleep(settings.RATE_LIMIT_PAUSE_SECONDS)
             finally:
                 self._paused -= 1
-
-    async def _stream(self, reply: Reply, environ: Environ, client: str, protocol: HTTPProtocol) -> None:
-        """Send it piece by piece, in a thread of its own, unless so many do already."""
-        if self._streams >= settings.WEB_STREAMS:
-            await in_thread(reply.pieces.close)
-            refusal = _refusal(environ)
-            protocol.response_bytes(refusal.status, refusal.headers, refusal.content)
-            return
-        self._streams += 1
-        structlog.contextvars.bind_contextvars(request_id=dict(reply.headers).get("X-Request-Id"))
-        try:
-            pipe = streams.Pipe()
-            protocol.response_file(reply.status, reply.headers, pipe.path)
-            await in_thread(streams.pour, reply.pieces, pipe, client)
-        finally:
-            self._streams -= 1
-            await in_thread(reply.pieces.close)
 
 
 def _keep_up_for_ever(connections: Connections) -> None:
@@ -209,12 +188,12 @@ def _is_health_check(environ: Environ) -> bool:
     return method == "GET" and path in ("/healthz", "/readyz") and not environ["QUERY_STRING"]
 
 
-def _health(environ: Environ) -> Reply | None:
+def _health(environ: Environ) -> Response | None:
     """The answer from memory, if it is there. It costs no more than a refusal, so nobody is refused one."""
     if environ["PATH_INFO"] == "/healthz":
-        return fast_path.reply(environ, HTTPStatus.OK, _JSON, encoded(HealthBody("ok")))
+        return fast_path.finished(environ, json_response(HealthBody("ok")))
     if body := readiness.remembered():
-        return fast_path.reply(environ, body.status, _JSON, encoded(body))
+        return fast_path.finished(environ, json_response(body, body.status))
     return None
 
 
@@ -222,24 +201,19 @@ def _is_to_place(environ: Environ) -> bool:
     return environ["REQUEST_METHOD"] == "POST" and environ["PATH_INFO"] in ("/orders", "/orders/batch")
 
 
-def _refusal(environ: Environ) -> Reply:
+def _refusal(environ: Environ) -> Response:
     request_id = request_id_of(environ)
     response = problem_response(Overloaded(), request_id)
-    response["X-Request-Id"] = request_id
-    return Reply(response.status_code, list(response.items()), response.content)
+    return response._replace(headers={**response.headers, "X-Request-Id": request_id})
 
 
-def _django(application: WSGI, environ: Environ) -> Reply:
+def _django(application: WSGI, environ: Environ) -> Response:
     told: list[Any] = []
     pieces = application(environ, lambda status, headers, exc_info=None: told.extend((status, headers)))
-    is_stream = isinstance(pieces, streams.Stream)
-    if is_stream and environ["REQUEST_METHOD"] != "HEAD":
-        status, headers = told
-        return Reply(int(status.partition(" ")[0]), headers, b"", pieces)
     try:
-        content = b"" if is_stream else b"".join(pieces)
+        content = b"".join(pieces)
     finally:
         if hasattr(pieces, "close"):
             pieces.close()  # the request has ended
     status, headers = told
-    return Reply(int(status.partition(" ")[0]), headers, content)
+    return Response(int(status.partition(" ")[0]), dict(headers), content)

@@ -20,7 +20,7 @@ from django.conf import settings
 
 from exchange.audit import IPV6_PREFIX
 
-DESCRIPTORS = Path("/proc/self/fd")
+DESCRIPTORS = Path("/dev/fd")  # of this process
 TABLES = [Path("/proc/net/tcp"), Path("/proc/net/tcp6")]  # the kernel's, of all processes
 ESTABLISHED = "01"  # there
 

@@ -5,7 +5,7 @@ from typing import Any
 from django.core.handlers.wsgi import WSGIHandler, WSGIRequest
 from django.http import HttpResponse
 
-_FOR_BROWSERS = ("/admin/", "/static/", "/docs")  # cookies, files, pages: Django's own way
+_FOR_BROWSERS = ("/static/", "/docs")  # files and pages: Django's own way
 
 
 class ExchangeRequest(WSGIRequest):

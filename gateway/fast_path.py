@@ -9,34 +9,23 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
+from django.middleware.clickjacking import XFrameOptionsMiddleware
 from django.middleware.security import SecurityMiddleware
 
-from exchange.errors import ExchangeError
 from exchange.http.limits import Limit
 from exchange.http.middleware import Environ, log_request, request_id_of
 from exchange.http.problems import problem_response, refusal_of
-from exchange.http.responses import Answer
+from exchange.http.responses import JSON, Response
 from exchange.keys import Principal, known_principal
-from exchange.wire import encoded
 
-MEDIA_TYPE = "application/json"
-_USUAL_TYPES = {MEDIA_TYPE, f"{MEDIA_TYPE}; charset=utf-8"}  # what clients send that nobody told what to send
+_USUAL_TYPES = {JSON, f"{JSON}; charset=utf-8"}  # what clients send that nobody told what to send
 _SCHEME = "Bearer "
 _LENGTH = re.compile(r"[0-9]{1,9}")
-
-
-class Reply(NamedTuple):
-    """What goes over the wire."""
-
-    status: int
-    headers: list[tuple[str, str]]
-    content: bytes
-    pieces: Any = None  # to be sent one after another in place of the content; who has them closes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +34,7 @@ class Errand:
 
     principal: Principal
     limit: Limit
-    carry_out: Callable[[], Awaitable[Answer]]
+    carry_out: Callable[[], Awaitable[Response]]
 
 
 def principal_of(environ: Mapping[str, Any]) -> Principal | None:
@@ -69,46 +58,35 @@ def body_of(environ: Environ) -> bytes | None:
     return body if len(body) == int(length) else None
 
 
-async def run(errand: Errand, environ: Environ) -> Reply | None:
+async def run(errand: Errand, environ: Environ) -> Response | None:
     """Carry it out; None, and nothing was done, when its key has used up its limit."""
     allowance = errand.limit.take(errand.principal.key_prefix, 1, time.monotonic_ns())
     if not allowance.is_granted:
         return None
     request_id = request_id_of(environ)
     structlog.contextvars.bind_contextvars(request_id=request_id)
-    status, headers, content = await _answered(errand, request_id)
-    return reply(environ, status, headers | errand.limit.headers(allowance), content, errand.principal)
-
-
-def reply(
-    environ: Environ, status: int, headers: Mapping[str, str], content: bytes, principal: Principal | None = None
-) -> Reply:
-    """What goes over the wire, with the headers of every answer, once it is logged."""
-    request_id = request_id_of(environ)
-    log_request(environ, environ["PATH_INFO"], status, principal)
-    return Reply(status, [*_FOR_ALL.items(), *headers.items(), ("X-Request-Id", request_id)], content)
-
-
-def refusal(environ: Environ, error: ExchangeError) -> Reply:
-    """The refusal of a request that goes no further."""
-    response = problem_response(error, request_id_of(environ))
-    return reply(environ, response.status_code, dict(response.items()), response.content)
-
-
-async def _answered(errand: Errand, request_id: str) -> tuple[int, dict[str, str], bytes]:
     try:
-        body, status, headers = await errand.carry_out()
-        return status, {"Content-Type": MEDIA_TYPE, **headers}, encoded(body)
+        response = await errand.carry_out()
     except Exception as exception:
         response = problem_response(refusal_of(exception), request_id)
-        return response.status_code, dict(response.items()), response.content
+    return finished(environ, response, errand.principal, errand.limit.headers(allowance))
+
+
+def finished(
+    environ: Environ, response: Response, principal: Principal | None = None, headers: Mapping[str, str] = {}
+) -> Response:
+    """The response with the headers of every response and its own, once it is logged."""
+    log_request(environ, environ["PATH_INFO"], response.status, principal)
+    more = {**_FOR_ALL, **response.headers, **headers, "X-Request-Id": request_id_of(environ)}
+    return response._replace(headers=more)
 
 
 def _said_to_all() -> dict[str, str]:
     """The headers that Django's middleware gives every answer."""
     bare = HttpResponse()
     del bare["Content-Type"]
-    SecurityMiddleware(lambda _: bare).process_response(HttpRequest(), bare)
+    for middleware in (SecurityMiddleware, XFrameOptionsMiddleware):
+        middleware(lambda _: bare).process_response(HttpRequest(), bare)
     return dict(bare.items())
 
 

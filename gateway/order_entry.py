@@ -8,7 +8,7 @@ from uuid import UUID
 from exchange.errors import MalformedRequest
 from exchange.http import limits
 from exchange.http.middleware import Environ
-from exchange.http.responses import Answer
+from exchange.http.responses import Response
 from exchange.http.threads import in_thread
 from exchange.rules import Scope
 from exchange.wire import decoded
@@ -51,7 +51,7 @@ def _placing(environ: Environ) -> Errand | None:
     return Errand(principal, limit, partial(_place, PlaceOrder(**values)))
 
 
-async def _place(command: PlaceOrder) -> Answer:
+async def _place(command: PlaceOrder) -> Response:
     outcome = await sequencer.submit_in_loop(command)
     if isinstance(outcome, Replayed) or len(outcome.trades) > MANY_TRADES:
         return await in_thread(placed, outcome)
@@ -65,7 +65,7 @@ def _cancelling(environ: Environ, order_id: UUID) -> Errand | None:
     return Errand(principal, limits.cancels(), partial(_cancel, cancelling(order_id, principal, environ)))
 
 
-async def _cancel(command: CancelOrder) -> Answer:
+async def _cancel(command: CancelOrder) -> Response:
     outcome = await sequencer.submit_in_loop(command)
     if len(outcome.trades) > MANY_TRADES:
         return await in_thread(cancelled, outcome)

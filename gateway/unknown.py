@@ -16,7 +16,7 @@ from exchange.http.authentication import bearer_key
 from exchange.http.limits import Limit
 from exchange.http.middleware import Environ
 
-_NOT_COUNTED = ("/admin/", "/static/")  # logins have limits of their own, and a page of the admin has many files
+_NOT_COUNTED = "/static/"  # a page has many files
 _REFUSED = "gateway.unknown"  # in the environ of a request that was refused here
 
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
-from uuid import UUID
 
 from django.conf import settings
 from django.db import connection
 from django.db.backends.utils import CursorWrapper
 
 from exchange.database import database_now
+from exchange.ids import first_id_at
 
 MINUTE = timedelta(minutes=1)
 # How far an order's id may be from its time: it is chosen before the order waits for its turn, by another clock.
@@ -70,7 +70,7 @@ def roll_up() -> None:
 
 def span(begin: datetime, end: datetime) -> dict[str, Any]:
     """What `ROLL_UP` asks for, to make the bars of the minutes from `begin` until `end`."""
-    first_id, end_id = _first_id(begin - ID_MARGIN), _first_id(end + ID_MARGIN)
+    first_id, end_id = first_id_at(begin - ID_MARGIN), first_id_at(end + ID_MARGIN)
     return {"begin": begin, "end": end, "first_id": first_id, "end_id": end_id}
 
 
@@ -83,7 +83,7 @@ def _begin(cursor: CursorWrapper, now: datetime) -> datetime:
 
 def _end(cursor: CursorWrapper, begin: datetime, now: datetime) -> datetime:
     """So far that there are not too many rows until then; a minute without any costs nothing."""
-    cursor.execute(_STEP, {"first_id": _first_id(begin), "rows": STEP_ROWS})
+    cursor.execute(_STEP, {"first_id": first_id_at(begin), "rows": STEP_ROWS})
     (reached,) = cursor.fetchone()
     return max(_minute_of(reached or now + MINUTE), begin + MINUTE)
 
@@ -95,11 +95,6 @@ def _minute_of(moment: datetime) -> datetime:
 def day_began(now: datetime) -> datetime:
     """When its day began, in UTC."""
     return now.replace(hour=0, minute=0, second=0, microsecond=0)
-
-
-def _first_id(at: datetime) -> UUID:
-    """The least that an id chosen at this moment can be."""
-    return UUID(int=round(at.timestamp() * 1000) << 80)
 
 
 # --- What the dashboard shows ---------------------------------------------------------------------------------------
@@ -120,7 +115,7 @@ def _live(now: datetime, since: datetime) -> tuple[Activity, Activity]:
     """The last sixty seconds, and all since then."""
     last = now - MINUTE
     with connection.cursor() as cursor:
-        cursor.execute(_LIVE, {"last": last, "since": since, "first_id": _first_id(min(last, since) - ID_MARGIN)})
+        cursor.execute(_LIVE, {"last": last, "since": since, "first_id": first_id_at(min(last, since) - ID_MARGIN)})
         *lately, orders, trades, value = cursor.fetchone()
     return Activity(*lately), Activity(orders, trades, value)
 
@@ -143,7 +138,7 @@ def behind_since(now: datetime) -> datetime | None:
     """Up to when the bars are complete, if they miss something that happened more than a minute ago."""
     cut_off = _minute_of(now) - MINUTE
     with connection.cursor() as cursor:
-        cursor.execute(_NEWEST, {"cut_off": cut_off, "end_id": _first_id(cut_off)})
+        cursor.execute(_NEWEST, {"cut_off": cut_off, "end_id": first_id_at(cut_off)})
         newest, last_bar = cursor.fetchone()
     if newest is None or (last_bar is not None and _minute_of(newest) <= last_bar):
         return None

@@ -164,7 +164,7 @@ def _shown(price: Decimal | None, decimals: int) -> Decimal | None:
 
 
 _WORKING = """
-o.status IN ('pending', 'partially_filled') AND (o.expires_at IS NULL OR o.expires_at > statement_timestamp())"""
+orders_is_working(o.status) AND (o.expires_at IS NULL OR o.expires_at > statement_timestamp())"""
 
 _BOOK = f"""
 SELECT i.tick_size, i.sequence, statement_timestamp(), half.side, level.price, level.total_quantity, level.order_count

@@ -4,7 +4,7 @@ from http import HTTPStatus
 from uuid import UUID
 
 from exchange.http.middleware import Environ, actor_of
-from exchange.http.responses import Answer
+from exchange.http.responses import Response, json_response
 from exchange.keys import Principal
 from orders import reading
 from orders.bodies import OrderBody
@@ -14,11 +14,11 @@ from orders.terms import CancelReason
 REPLAYED = {"Idempotent-Replayed": "true"}
 
 
-def placed(outcome: Accepted | Replayed) -> Answer:
+def placed(outcome: Accepted | Replayed) -> Response:
     """The order as it is after matching, or as it is now if it was placed before."""
     if isinstance(outcome, Replayed):
-        return Answer(reading.order_body(outcome.order_id, owner=None), headers=REPLAYED)
-    return Answer(accepted_body(outcome), HTTPStatus.CREATED)
+        return json_response(reading.order_body(outcome.order_id, owner=None), headers=REPLAYED)
+    return json_response(accepted_body(outcome), HTTPStatus.CREATED)
 
 
 def accepted_body(outcome: Accepted) -> OrderBody:
@@ -35,6 +35,6 @@ def cancel_reason(principal: Principal) -> CancelReason:
     return CancelReason.BY_OPERATOR if principal.is_operator else CancelReason.BY_BROKER
 
 
-def cancelled(outcome: Cancelled) -> Answer:
+def cancelled(outcome: Cancelled) -> Response:
     """The order, cancelled, with all its trades."""
-    return Answer(OrderBody.with_trades(outcome.order, outcome.trades, outcome.price_decimals))
+    return json_response(OrderBody.with_trades(outcome.order, outcome.trades, outcome.price_decimals))

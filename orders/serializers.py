@@ -1,4 +1,7 @@
-"""What requests about orders may say. Shape only: the market's rules are decided under the locks."""
+"""Input forms of requests about orders, and the serializer of rows, which makes Structs.
+
+Forms check the shape only: the market's rules are decided under the locks.
+"""
 
 import re
 from collections.abc import Mapping
@@ -19,8 +22,18 @@ from exchange.http.fields import (
     Text,
     Timestamp,
 )
-from exchange.rules import BROKER_ID, CLIENT_ORDER_ID, DOCUMENT_NUMBER, MAX_NOTIONAL, MAX_QUANTITY, SYMBOL
+from exchange.rules import (
+    BROKER_ID,
+    CLIENT_ORDER_ID,
+    DOCUMENT_NUMBER,
+    MAX_NOTIONAL,
+    MAX_QUANTITY,
+    SYMBOL,
+    price_decimals,
+)
 from exchange.serializers import ReasonForm
+from orders.bodies import OrderSummary
+from orders.models import Order
 from orders.terms import OrderType, Side, TimeInForce
 
 MARKET_TIMES_IN_FORCE = (TimeInForce.IOC, TimeInForce.FOK)
@@ -150,3 +163,8 @@ class QuoteQuery(StrictSerializer):
 
     side = Choice(Side)
     quantity = Digits(1, MAX_QUANTITY)
+
+
+class OrderSummarySerializer(serializers.BaseSerializer[Order]):
+    def to_representation(self, order: Order) -> OrderSummary:
+        return OrderSummary.of(order, price_decimals(order.instrument.tick_size))

@@ -1,18 +1,13 @@
-from django.urls import path
-
 from exchange.http import converters as converters  # registers them
+from exchange.http.routers import Router
 from orders import views
 
-urlpatterns = [
-    path("orders", views.OrdersView.as_view()),
-    path("orders/batch", views.OrderBatchView.as_view()),
-    path("orders/<id:order_id>", views.OrderView.as_view()),
-    path("brokers/<broker_id:broker_id>/orders", views.BrokerOrdersView.as_view()),
-    path("brokers/<broker_id:broker_id>/trades", views.BrokerTradesView.as_view()),
-    path("brokers/<broker_id:broker_id>/suspend", views.SuspendView.as_view()),
-    path("brokers/<broker_id:broker_id>/reinstate", views.ReinstateView.as_view()),
-    path("stocks/<symbol:symbol>/price", views.PriceView.as_view()),
-    path("stocks/<symbol:symbol>/book", views.BookView.as_view()),
-    path("stocks/<symbol:symbol>/quote", views.QuoteView.as_view()),
-    path("stocks/<symbol:symbol>/trades", views.TapeView.as_view()),
-]
+router = Router()
+router.register("orders", views.OrderViewSet)
+router.register("brokers/<broker_id:broker_id>/orders", views.BrokerOrderViewSet, "broker-order")
+router.register("brokers/<broker_id:broker_id>/trades", views.BrokerTradeViewSet, "broker-trade")
+router.register("stocks", views.MarketDataViewSet, "market-data")
+router.register("stocks/<symbol:symbol>/trades", views.TapeViewSet, "tape")
+router.register("brokers", views.BrokerStandingViewSet, "standing")
+
+urlpatterns = router.urls

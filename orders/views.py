@@ -1,24 +1,31 @@
-"""Orders, trades and the market over REST: translate in, make one call, translate out."""
+"""View sets of orders, trades and market data, and of whether a broker may place orders."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from heapq import merge
 from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
 from django.conf import settings
-from django.http import HttpRequest
+from django.db.models import QuerySet
+from django.http import HttpResponse
+from drf_spectacular.utils import extend_schema_view
+from rest_framework.decorators import action
+from rest_framework.mixins import ListModelMixin
+from rest_framework.request import Request
+from rest_framework.response import Response
 
 from exchange import errors, rejects
 from exchange import services as exchange_services
 from exchange.database import already_committed
 from exchange.errors import BrokerNotFound, ExchangeError, FieldError, SymbolNotFound
-from exchange.http.api import ExchangeView, Response
 from exchange.http.fields import MAX_ERRORS, validated
 from exchange.http.middleware import request_id_of
 from exchange.http.paging import NEWEST_FIRST, Keyset
 from exchange.http.problems import problem_of
 from exchange.http.schema import documented, header
+from exchange.http.viewsets import ExchangeViewSet
+from exchange.models import Broker, Instrument
 from exchange.rules import BrokerStatus, Scope, price_decimals
 from exchange.serializers import ReasonForm
 from exchange.wire import Instant
@@ -32,7 +39,6 @@ from orders.bodies import (
     OrderPage,
     OrderResult,
     OrderResults,
-    OrderSummary,
     TapePage,
     TapeTrade,
 )
@@ -45,6 +51,7 @@ from orders.serializers import (
     BookQuery,
     CancelOrdersQuery,
     OrderLookup,
+    OrderSummarySerializer,
     PlaceOrderForm,
     PlaceOrdersForm,
     QuoteQuery,
@@ -62,16 +69,35 @@ PLACE_REFUSALS = (
     errors.TooManyOpenOrders,
     errors.TooManyFills,
 )
+READERS = (Scope.READ,)
+TRADERS = (Scope.TRADE,)
+CANCELLERS = (Scope.TRADE, Scope.OPERATOR)
+OPERATORS = (Scope.OPERATOR,)
 
 
-class OrdersView(ExchangeView):
-    """Place an order, find one by the id its broker gave it, or cancel many at once."""
+class OrderViewSet(ExchangeViewSet[Order]):
+    """Orders: place one or several, find or read one, cancel one or many."""
 
-    scopes = {"POST": (Scope.TRADE,), "GET": (Scope.READ,), "DELETE": (Scope.TRADE, Scope.OPERATOR)}
-    body_class = PlaceOrderForm
-    query_class = OrderLookup
-    delete_query_class = CancelOrdersQuery
-    cancels = True
+    queryset = Order.objects.all()
+    lookup_url_kwarg, lookup_value_converter = "order_id", "id"
+    pagination_class = None  # `list` finds the one order with a `client_order_id`
+    scopes = {
+        "create": TRADERS,
+        "batch": TRADERS,
+        "list": READERS,
+        "retrieve": READERS,
+        "destroy": CANCELLERS,
+        "destroy_all": CANCELLERS,
+    }
+    body_serializers = {"create": PlaceOrderForm, "batch": PlaceOrdersForm}
+    query_serializers = {"list": OrderLookup, "destroy_all": CancelOrdersQuery}
+    cancels = ("destroy", "destroy_all")
+    errors_left = settings.MAX_BATCH_ERRORS
+
+    def get_cost(self) -> int:
+        """The number of orders; a batch with too many is rejected for that."""
+        orders = self.data.get("orders") if self.action == "batch" else None
+        return min(len(orders), settings.MAX_BATCH_ORDERS) if isinstance(orders, list) else 1
 
     @documented(
         "place_order",
@@ -81,13 +107,13 @@ class OrdersView(ExchangeView):
         tags=["orders"],
         headers=[header("Idempotent-Replayed", "The order was placed before.", on=[200], required=True, enum=["true"])],
     )
-    def post(self, request: HttpRequest) -> Response:
-        return Response(*placed(sequencer.submit(PlaceOrder(**self.body))))
+    def create(self, request: Request) -> HttpResponse:
+        return placed(sequencer.submit(PlaceOrder(**self.body))).as_django()
 
     @documented(
         "find_order", "Find an order by its client_order_id", {200: OrderBody}, [errors.OrderNotFound], tags=["orders"]
     )
-    def get(self, request: HttpRequest) -> Response:
+    def list(self, request: Request) -> Response:
         return Response(reading.order_body_by_client_order_id(self._owner, self.query["client_order_id"]))
 
     @documented(
@@ -97,51 +123,34 @@ class OrdersView(ExchangeView):
         [SymbolNotFound, BrokerNotFound],
         tags=["orders"],
     )
-    def delete(self, request: HttpRequest) -> Response:
+    def destroy_all(self, request: Request) -> Response:
         """Those of a symbol, of a side, of both, or `all=true`; an operator says whose with `broker_id`."""
         symbol, side = self.query.get("symbol"), self.query.get("side")
         exchange_services.require_broker(self._owner)
         if symbol is not None:
             exchange_services.instrument_of(symbol)  # a misspelt one must not look as if nothing had been working
         by = self.actor if self.principal.is_operator else None
-        count = services.cancel_all(self._owner, reason=cancel_reason(self.principal), symbol=symbol, side=side, by=by)
-        return Response(CancelledOrders(count))
+        reason = cancel_reason(self.principal)
+        cancelled = services.cancel_all(self._owner, reason=reason, symbol=symbol, side=side, by=by)
+        return Response(CancelledOrders(cancelled))
 
-    @property
-    def _owner(self) -> str:
-        """Whose orders are asked for."""
-        owner = self.query.get("broker_id", self.principal.broker_id)
-        assert isinstance(owner, str)
-        return owner
+    @documented("get_order", "Read an order", {200: OrderBody}, [errors.OrderNotFound], tags=["orders"])
+    def retrieve(self, request: Request, order_id: UUID) -> Response:
+        return Response(reading.order_body(order_id, owner=self.principal.broker_id))
 
-    def _read_query(self, parameters: dict[str, str], errors: list[FieldError]) -> None:
-        self._require_owner(parameters, errors)
-        super()._read_query(parameters, errors)
-
-    def _read_delete_query(self, parameters: dict[str, str], errors: list[FieldError]) -> None:
-        self._require_owner(parameters, errors)
-        super()._read_delete_query(parameters, errors)
-
-    def _require_owner(self, parameters: dict[str, str], errors: list[FieldError]) -> None:
-        if self.principal.is_operator and "broker_id" not in parameters:
-            errors.append(FieldError("broker_id", "required", "An operator says whose order."))
-
-
-class OrderBatchView(ExchangeView):
-    """Place many orders in one request."""
-
-    scopes = {"POST": (Scope.TRADE,)}
-    body_class = PlaceOrdersForm
-    max_body_bytes = settings.MAX_BATCH_BODY_BYTES
-    errors_left = settings.MAX_BATCH_ERRORS
-
-    def cost(self, request: HttpRequest) -> int:
-        """As many as it has orders; one with too many is refused for that."""
-        orders = self.data.get("orders")
-        return min(len(orders), settings.MAX_BATCH_ORDERS) if isinstance(orders, list) else 1
+    @documented(
+        "cancel_order",
+        "Cancel an order",
+        {200: OrderBody},
+        [errors.OrderNotFound, errors.OrderNotCancellable],
+        tags=["orders"],
+    )
+    def destroy(self, request: Request, order_id: UUID) -> HttpResponse:
+        return cancelled(sequencer.submit(cancelling(order_id, self.principal, request.META))).as_django()
 
     @documented("place_orders", "Place several orders", {200: OrderResults}, tags=["orders"])
-    def post(self, request: HttpRequest) -> Response:
+    @action(detail=False, methods=["post"], max_body_bytes=settings.MAX_BATCH_BODY_BYTES)
+    def batch(self, request: Request) -> Response:
         """Each stands alone and is answered in its place as it would have been by itself: `status`, and the order or
         the problem. With a `client_order_id` in each, a batch can be repeated as it is.
         """
@@ -154,6 +163,20 @@ class OrderBatchView(ExchangeView):
         results = [self._result(each, earlier) for each in decided]
         rejects.note(sum(rejects.is_refusal(each.status) for each in results))
         return Response(OrderResults(results))
+
+    @property
+    def _owner(self) -> str:
+        """The broker whose orders the request is about."""
+        owner = self.query.get("broker_id", self.principal.broker_id)
+        assert isinstance(owner, str)
+        return owner
+
+    def read_query(self, parameters: dict[str, str]) -> Sequence[FieldError]:
+        names_broker = "broker_id" in parameters
+        found = super().read_query(parameters)
+        if names_broker or not self.principal.is_operator or self.action not in self.query_serializers:
+            return found
+        return [FieldError("broker_id", "required", "An operator says whose order."), *found]
 
     def _asked(self, body: Any) -> PlaceOrder | ExchangeError:
         """What one of the bodies asks for, or why it cannot: as a request by itself is refused, and in that order.
@@ -181,136 +204,105 @@ class OrderBatchView(ExchangeView):
         return OrderResult(problem.status, error=problem)
 
 
-class OrderView(ExchangeView):
-    """One order."""
-
-    scopes = {"GET": (Scope.READ,), "DELETE": (Scope.TRADE, Scope.OPERATOR)}
-    cancels = True
-
-    @documented("get_order", "Read an order", {200: OrderBody}, [errors.OrderNotFound], tags=["orders"])
-    def get(self, request: HttpRequest, order_id: UUID) -> Response:
-        return Response(reading.order_body(order_id, owner=self.principal.broker_id))
-
-    @documented(
-        "cancel_order",
-        "Cancel an order",
-        {200: OrderBody},
-        [errors.OrderNotFound, errors.OrderNotCancellable],
-        tags=["orders"],
-    )
-    def delete(self, request: HttpRequest, order_id: UUID) -> Response:
-        return Response(*cancelled(sequencer.submit(cancelling(order_id, self.principal, request.META))))
-
-
-class BrokerOrdersView(ExchangeView):
+@extend_schema_view(
+    list=documented("list_orders", "List a broker's orders", {200: OrderPage}, [BrokerNotFound], tags=["orders"])
+)
+class BrokerOrderViewSet(ListModelMixin, ExchangeViewSet[Order]):
     """A broker's orders, newest first."""
 
-    scopes = {"GET": (Scope.READ,)}
+    queryset = Order.objects.select_related("instrument")
     filterset_class = OrderFilters
-    keyset = NEWEST_FIRST
+    keyset, page_class = NEWEST_FIRST, OrderPage
+    scopes = {"list": READERS}
+    serializer_class = OrderSummarySerializer
 
-    @documented("list_orders", "List a broker's orders", {200: OrderPage}, [BrokerNotFound], tags=["orders"])
-    def get(self, request: HttpRequest, broker_id: str) -> Response:
-        exchange_services.require_broker(broker_id)
-        orders = self.filtered(Order.objects.filter(broker=broker_id).select_related("instrument"))
-        page, next_cursor = self.paged(orders)
-        return Response(
-            OrderPage(
-                [OrderSummary.of(order, price_decimals(order.instrument.tick_size)) for order in page], next_cursor
-            )
-        )
+    def get_queryset(self) -> QuerySet[Order]:
+        exchange_services.require_broker(self.kwargs["broker_id"])
+        return super().get_queryset().filter(broker=self.kwargs["broker_id"])
 
 
-class BrokerTradesView(ExchangeView):
+class BrokerTradeViewSet(ExchangeViewSet[Trade]):
     """A broker's own fills, newest first; a trade between two of its orders is two fills."""
 
-    scopes = {"GET": (Scope.READ,)}
     filterset_class = TradeFilters
     keyset = Keyset(("-executed_at", Instant), ("-id", UUID), ("-side", str))
+    scopes = {"list": READERS}
 
     @documented("list_fills", "List a broker's fills", {200: BrokerTradePage}, [BrokerNotFound], tags=["orders"])
-    def get(self, request: HttpRequest, broker_id: str) -> Response:
+    def list(self, request: Request, broker_id: str) -> Response:
         exchange_services.require_broker(broker_id)
         page, next_cursor = self.keyset.cut(self._fills(broker_id), self.page)
         return Response(BrokerTradePage([BrokerTrade.of(trade, Side(trade.side)) for trade in page], next_cursor))
 
     def _fills(self, broker_id: str) -> Iterator[Any]:
         """Both sides' trades, each from its own index, merged."""
-        newest = (self.keyset.rows(self.filtered(Trade.objects.fills_of(broker_id, side)), self.page) for side in Side)
+        sides = (self.filter_queryset(Trade.objects.fills_of(broker_id, side)) for side in Side)
+        newest = (self.keyset.rows(trades, self.page) for trades in sides)
         return merge(*newest, key=lambda trade: (trade.executed_at, trade.id, trade.side), reverse=True)
 
 
-class PriceView(ExchangeView):
-    """Where an instrument trades."""
+class MarketDataViewSet(ExchangeViewSet[Instrument]):
+    """The price, the book and quotes of an instrument."""
 
-    scopes = {"GET": (Scope.READ,)}
+    lookup_url_kwarg = lookup_value_converter = "symbol"
+    scopes = {"price": READERS, "book": READERS, "quote": READERS}
+    query_serializers = {"book": BookQuery, "quote": QuoteQuery}
 
     @documented("get_price", "Read an instrument's price", {200: market_data.PriceSummary}, [SymbolNotFound])
-    def get(self, request: HttpRequest, symbol: str) -> Response:
+    @action(detail=True)
+    def price(self, request: Request, symbol: str) -> Response:
+        """Where an instrument trades."""
         return Response(market_data.price_summary(symbol))
 
-
-class BookView(ExchangeView):
-    """An instrument's book."""
-
-    scopes = {"GET": (Scope.READ,)}
-    query_class = BookQuery
-
     @documented("get_book", "Read an instrument's book", {200: market_data.BookSnapshot}, [SymbolNotFound])
-    def get(self, request: HttpRequest, symbol: str) -> Response:
+    @action(detail=True)
+    def book(self, request: Request, symbol: str) -> Response:
+        """An instrument's book."""
         return Response(market_data.book_snapshot(symbol, self.query["depth"]))
 
-
-class QuoteView(ExchangeView):
-    """What a market order would get.
-
-    At most the best 1,000 resting orders are looked at. With more of them, `fillable_quantity` is a lower bound. A
-    quote counts as one request for each 25 shares that it asks about, but for no more than 40.
-    """
-
-    scopes = {"GET": (Scope.READ,)}
-    query_class = QuoteQuery
-
     @documented("get_quote", "Quote a market order", {200: market_data.Quote}, [SymbolNotFound])
-    def get(self, request: HttpRequest, symbol: str) -> Response:
-        self._count(request, market_data.quote_cost(self.query["quantity"]), held=1)
+    @action(detail=True)
+    def quote(self, request: Request, symbol: str) -> Response:
+        """What a market order would get.
+
+        At most the best 1,000 resting orders are looked at. With more of them, `fillable_quantity` is a lower bound. A
+        quote counts as one request for each 25 shares that it asks about, but for no more than 40.
+        """
+        self.charge(market_data.quote_cost(self.query["quantity"]))
         return Response(market_data.quote(symbol, self.query["side"], self.query["quantity"]))
 
 
-class TapeView(ExchangeView):
+class TapeViewSet(ExchangeViewSet[Trade]):
     """An instrument's trades, newest first."""
 
-    scopes = {"GET": (Scope.READ,)}
-    keyset = Keyset(("-executed_at", Instant), ("-id", UUID))
+    queryset = Trade.objects.all()
+    keyset, page_class = Keyset(("-executed_at", Instant), ("-id", UUID)), TapePage
+    scopes = {"list": READERS}
 
     @documented("list_trades", "List an instrument's trades", {200: TapePage}, [SymbolNotFound])
-    def get(self, request: HttpRequest, symbol: str) -> Response:
+    def list(self, request: Request, symbol: str) -> Response:
         decimals = price_decimals(exchange_services.instrument_of(symbol).tick_size)
-        page, next_cursor = self.paged(Trade.objects.filter(instrument=symbol))
-        return Response(TapePage([TapeTrade.of(trade, decimals) for trade in page], next_cursor))
+        page = self.paginate_queryset(self.get_queryset().filter(instrument=symbol)) or []
+        return self.get_paginated_response([TapeTrade.of(trade, decimals) for trade in page])
 
 
-class SuspendView(ExchangeView):
-    """Refuse a broker's new orders."""
+class BrokerStandingViewSet(ExchangeViewSet[Broker]):
+    """Whether a broker may place orders."""
 
-    scopes = {"POST": (Scope.OPERATOR,)}
-    body_class = SuspendForm
-    body_optional = True
+    lookup_url_kwarg = lookup_value_converter = "broker_id"
+    scopes = {"suspend": OPERATORS, "reinstate": OPERATORS}
+    body_serializers = {"suspend": SuspendForm, "reinstate": ReasonForm}
 
     @documented("suspend_broker", "Suspend a broker", {200: BrokerStanding}, [BrokerNotFound])
-    def post(self, request: HttpRequest, broker_id: str) -> Response:
+    @action(detail=True, methods=["post"], body_optional=True)
+    def suspend(self, request: Request, broker_id: str) -> Response:
+        """Refuse a broker's new orders."""
         cancelled = services.suspend(broker_id, **self.body, by=self.actor)
         return Response(BrokerStanding(broker_id, BrokerStatus.SUSPENDED, cancelled))
 
-
-class ReinstateView(ExchangeView):
-    """Accept a suspended broker's orders again."""
-
-    scopes = {"POST": (Scope.OPERATOR,)}
-    body_class = ReasonForm
-    body_optional = True
-
     @documented("reinstate_broker", "Reinstate a broker", {200: BrokerStanding}, [BrokerNotFound])
-    def post(self, request: HttpRequest, broker_id: str) -> Response:
+    @action(detail=True, methods=["post"], body_optional=True)
+    def reinstate(self, request: Request, broker_id: str) -> Response:
+        """Accept a suspended broker's orders again."""
         services.reinstate(broker_id, **self.body, by=self.actor)
         return Response(BrokerStanding(broker_id, BrokerStatus.ACTIVE, cancelled_orders=0))

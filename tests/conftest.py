@@ -63,8 +63,19 @@ def _no_flood() -> None:
 
 @pytest.fixture(scope="session")
 def server(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[live.Server]:
-    """A running web server on the test database; tests that use it need `django_db(transaction=True)`."""
+    """The API's server, running on the test database; tests that use it need `django_db(transaction=True)`."""
     running = live.server(tmp_path_factory.mktemp("web") / "web.log")
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture(scope="session")
+def backoffice(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[live.Server]:
+    """The back office's server, likewise."""
+    running = live.backoffice(tmp_path_factory.mktemp("backoffice") / "backoffice.log")
     try:
         running.start()
         yield running

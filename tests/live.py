@@ -1,4 +1,4 @@
-"""A web server of our own against the test database, for tests that must go through real sockets."""
+"""Servers of our own against the test database, for tests that must go through real sockets."""
 
 import http.client
 import os
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(slots=True)
 class Server:
-    """granian on a port of its own; `restart` keeps the port."""
+    """A server on a port of its own; `restart` keeps the port."""
 
     child: Child
     port: int
@@ -62,8 +62,19 @@ class Server:
 
 
 def server(log: Path) -> Server:
-    """A server, not started yet, that uses the database of this test session."""
-    base, _, _ = os.environ["DATABASE_URL"].rpartition("/")
-    env = os.environ | {"DATABASE_URL": f"{base}/{connection.settings_dict['NAME']}"}
+    """An API, not started yet, that uses the database of this test session."""
     port = free_port()
-    return Server(Child("web", web.command(port), log=log, env=env, cwd=ROOT), port)
+    return Server(Child("web", web.command(port), log=log, env=_environment(), cwd=ROOT), port)
+
+
+def backoffice(log: Path) -> Server:
+    """A back office, likewise, at the priority of the tests: it must answer them while they keep the machine busy."""
+    port = free_port()
+    env = _environment() | {"BACKOFFICE_NICENESS": "0"}
+    return Server(Child("backoffice", web.backoffice_command(port), log=log, env=env, cwd=ROOT), port)
+
+
+def _environment() -> dict[str, str]:
+    base, _, _ = os.environ["DATABASE_URL"].rpartition("/")
+    url = f"{base}/{connection.settings_dict['NAME']}"
+    return os.environ | {"DATABASE_URL": url}

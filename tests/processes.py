@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 PROCESS_FIXTURES = {
+    "backoffice",
     "browser",
     "celery",
     "celery_apart",
+    "impatient",
     "server",
     "shared_worker",
     "small_server",
-    "streaming",
     "valkey",
 }
 PROCESS_EVENTS = {"subprocess.Popen", "os.fork", "os.posix_spawn", "os.system"}  # Python's audit events

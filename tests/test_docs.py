@@ -31,11 +31,11 @@ from tests.trading import BY
 from webhooks.addresses import Profile
 
 ERRORS, SETTINGS = ((ROOT / "docs" / name).read_text() for name in ("errors.md", "settings.md"))
-SETTINGS_PY = ROOT / "config" / "settings.py"
+SETTINGS_PY = ROOT / "config" / "settings" / "base.py"
 PACKAGES = ("backoffice", "exchange", "gateway", "orders", "tools", "webhooks")
 SOURCES = [path for name in ("config", *PACKAGES) for path in (ROOT / name).rglob("*.py")]
 PRODUCT = [ROOT / "manage.py", *(path for path in SOURCES if "migrations" not in path.parts)]
-NOT_OURS = {"Django", "REST", "Celery"}  # sections of settings.py
+NOT_OURS = {"Django", "REST", "Celery"}  # sections of base.py
 
 
 def section(page: str, title: str) -> str:
@@ -293,7 +293,7 @@ def test_the_page_has_every_limit_with_its_value() -> None:
 
 
 def names_of_our_sections() -> set[str]:
-    """What settings.py assigns under the headings that are not those of a framework."""
+    """What base.py assigns under the headings that are not those of a framework."""
     _, *parts = re.split(r"^# --- (.+?) -+$", SETTINGS_PY.read_text(), flags=re.M)
     sections = dict(zip(parts[::2], parts[1::2], strict=True))
     assert sections.keys() >= NOT_OURS

@@ -9,6 +9,7 @@ from threading import Barrier, Thread
 from typing import Any, TypeVar
 
 from django.db import connection
+from django.db.backends.utils import CursorWrapper
 from django.db.models import Model
 from pytest_django import Settings
 
@@ -17,8 +18,9 @@ from exchange.audit import Actor, ActorKind
 from exchange.errors import ExchangeError
 from exchange.models import ApiKey, AuditEntry, AuditHead, Broker, Holding, Instrument, Transfer
 from exchange.rules import Pricing
-from orders.matching import service
-from orders.matching.commands import Accepted, CancelOrder, Outcome, PlaceOrder, Replayed
+from orders.matching import service, store
+from orders.matching.commands import Accepted, CancelOrder, Command, Outcome, PlaceOrder, Replayed, symbols_of
+from orders.matching.market import Market
 from orders.models import Order, Trade
 from orders.reconciliation import checks
 from orders.terms import OrderType, Side, TimeInForce
@@ -67,6 +69,13 @@ def order(
         symbol=symbol,
         **(fields | more),
     )
+
+
+def load_market(cursor: CursorWrapper, commands: Sequence[Command], **more: Any) -> Market:
+    """Lock and read, as the matching service does."""
+    targets = store.find_targets(cursor, commands)
+    instruments = service.lock_instruments({*symbols_of(commands), *targets.values()})
+    return store.load_market(cursor, commands, targets, instruments, **more)
 
 
 def attempt(command: Any) -> Outcome:

@@ -20,6 +20,10 @@ Connection = psycopg.AsyncConnection[TupleRow]
 
 _LOCKS = 0x77686B73  # the first half of the advisory locks' numbers: nobody else's here; the second is the shard
 _DISCARDED_AT_ONCE = 1_000
+# A plan that is kept must not be one for the nearly empty table that it was made on.
+_ALWAYS_BY_INDEX = (
+    " -c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,7 @@ class Claims:
         """A connection of our own with the settings of Django's, whose own belong to threads and block them."""
         parameters = django_connection.get_connection_params()
         del parameters["cursor_factory"], parameters["context"]  # Django's, for its own way of waiting
+        parameters["options"] += _ALWAYS_BY_INDEX
         return cls(await psycopg.AsyncConnection.connect(**parameters, autocommit=True))
 
     async def close(self) -> None:

@@ -7,7 +7,7 @@ from django.conf import settings
 from django.db import connection
 
 from exchange.database import database_now
-from exchange.http.paging import first_id_at
+from exchange.ids import first_id_at
 
 
 def drop_old() -> int:

@@ -1,9 +1,8 @@
-from django.urls import path
-
 from exchange.http import converters as converters  # registers them
+from exchange.http.routers import Router
 from webhooks import views
 
-urlpatterns = [
-    path("webhooks", views.WebhooksView.as_view()),
-    path("webhooks/<id:webhook_id>", views.WebhookView.as_view()),
-]
+router = Router()
+router.register("webhooks", views.WebhookViewSet)
+
+urlpatterns = router.urls

@@ -1,12 +1,13 @@
-"""A broker's webhooks: what it is told about, and where."""
+"""A broker's webhooks: the events it subscribes to, and the URL of each."""
 
 from uuid import UUID
 
-from django.http import HttpRequest
+from rest_framework.request import Request
+from rest_framework.response import Response
 
 from exchange.errors import WebhookNotFound
-from exchange.http.api import ExchangeView, Response
 from exchange.http.schema import documented
+from exchange.http.viewsets import ExchangeViewSet
 from exchange.rules import Scope
 from webhooks import services
 from webhooks.bodies import WebhookBody, WebhookListBody, WebhooksBody, webhook_list_body
@@ -16,32 +17,33 @@ from webhooks.serializers import SubscribeForm, WebhooksQuery
 TRADERS = (Scope.TRADE,)
 
 
-class WebhooksView(ExchangeView):
-    scopes = {"GET": (Scope.READ,), "POST": TRADERS}
-    body_class = SubscribeForm
-    query_class = WebhooksQuery
+class WebhookViewSet(ExchangeViewSet[Subscription]):
+    """A broker's subscriptions to events."""
+
+    queryset = Subscription.objects.alive()
+    lookup_url_kwarg, lookup_value_converter = "webhook_id", "id"
+    pagination_class = None  # a broker has one webhook for each event
+    scopes = {"list": (Scope.READ,), "create": TRADERS, "destroy": TRADERS}
+    body_serializers = {"create": SubscribeForm}
+    query_serializers = {"list": WebhooksQuery}
 
     @documented("list_webhooks", "A broker's webhooks, oldest first", {200: WebhookListBody})
-    def get(self, request: HttpRequest) -> Response:
-        mine = Subscription.objects.alive().filter(broker=self.query["broker_id"]).order_by("created_at", "id")
-        return Response(webhook_list_body(list(mine)))
+    def list(self, request: Request) -> Response:
+        mine = self.get_queryset().filter(broker=self.query["broker_id"]).order_by("created_at", "id")
+        return Response(webhook_list_body([*mine]))
 
     @documented(
         "subscribe",
         "Send events to a URL: one per event, a new one replaces the old one",
         {201: WebhooksBody, 200: WebhooksBody},
     )
-    def post(self, request: HttpRequest) -> Response:
+    def create(self, request: Request) -> Response:
         subscriptions, any_new = services.subscribe(**self.body)
         body = WebhooksBody([WebhookBody.of(subscription) for subscription in subscriptions])
         return Response(body, status=201 if any_new else 200)
 
-
-class WebhookView(ExchangeView):
-    scopes = {"DELETE": TRADERS}
-
     @documented("unsubscribe", "Send nothing there any more", {204: None}, [WebhookNotFound])
-    def delete(self, request: HttpRequest, webhook_id: UUID) -> Response:
+    def destroy(self, request: Request, webhook_id: UUID) -> Response:
         assert self.principal.broker_id is not None  # the scope is a broker's
         services.unsubscribe(self.principal.broker_id, webhook_id)
         return Response(status=204)

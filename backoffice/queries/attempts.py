@@ -11,7 +11,7 @@ from uuid import UUID
 
 from django.db import connection
 
-from exchange.http.paging import first_id_at, moment_of
+from exchange.ids import first_id_at, moment_of
 from webhooks.models import Delivery
 
 MAX_NEAR = 4_000  # deliveries that are looked through for the first of an event

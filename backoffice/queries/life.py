@@ -14,7 +14,7 @@ from uuid import UUID
 from django.db import connection
 
 from backoffice.queries import attempts
-from exchange.http.paging import first_id_at
+from exchange.ids import first_id_at
 from orders.models import Order, Trade
 from orders.terms import WORKING, CancelReason, OrderStatus
 from webhooks.models import Delivery, Subscription
@@ -161,7 +161,7 @@ SELECT count(*) FILTER (WHERE rank = %s), coalesce(sum(remaining) FILTER (WHERE 
 FROM (
   SELECT rank, quantity - filled_quantity AS remaining FROM orders_order
   WHERE symbol = %s AND side = %s AND (rank, sequence) < (%s, %s)
-    AND status IN ('pending', 'partially_filled') AND (expires_at IS NULL OR expires_at > statement_timestamp())
+    AND orders_is_working(status) AND (expires_at IS NULL OR expires_at > statement_timestamp())
   ORDER BY rank DESC, sequence DESC LIMIT %s
 ) ahead
 """

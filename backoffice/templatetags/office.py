@@ -13,7 +13,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from backoffice.links import page_url
-from exchange.http.paging import moment_of
+from exchange.ids import moment_of
 from exchange.rules import cash_shown
 from webhooks.models import Delivery
 

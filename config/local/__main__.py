@@ -30,8 +30,8 @@ EXPORTED = [
 ]
 ONLY_FOR_STEPS = ["DATABASE_OWNER_URL", "DATABASE_ADMIN_URL"]  # no process that keeps running may change tables
 STEP_SECONDS = 120.0
-WEB_START_SECONDS = 60.0
-ANSWER_SECONDS = 5.0
+SERVER_START_SECONDS = 60.0
+ANSWER_SECONDS = 2.0  # no longer: meanwhile nobody looks after the children
 WORKERS = {  # what each is told beside its name
     "worker": ["-Q", "celery", "-c", "2"],
     "webhooks": ["-Q", "webhooks", "--pool", "threads", "-c", "2"],  # one dispatches, one takes the hints meanwhile
@@ -46,12 +46,14 @@ def main() -> int:
         child.die_with_parent(os.getppid(), 15)
     try:
         port = _number("PORT", os.environ.get("PORT") or "8000", 2**16 - 1)
+        backoffice_port = _number("BACKOFFICE_PORT", os.environ.get("BACKOFFICE_PORT") or str(port + 1), 2**16 - 1)
         processes = _number("WEB_PROCESSES", os.environ.get("WEB_PROCESSES") or str(web.PROCESSES), web.MAX_PROCESSES)
         _make_folders()
         with _only_one(RUN / "lock"):
             leftovers.end(RUN)
-            _require_free(port)
-            _run(port, processes, stop)
+            _require_free("PORT", port)
+            _require_free("BACKOFFICE_PORT", backoffice_port)
+            _run(port, backoffice_port, processes, stop)
     except Stopped:
         pass
     except LocalError as error:
@@ -63,7 +65,7 @@ def main() -> int:
     return 0
 
 
-def _run(port: int, processes: int, stop: StopSignal) -> None:
+def _run(port: int, backoffice_port: int, processes: int, stop: StopSignal) -> None:
     """Everything between taking the lock and giving it back."""
     supervisor = Supervisor(stop)
     with ExitStack() as cleanup:
@@ -71,30 +73,35 @@ def _run(port: int, processes: int, stop: StopSignal) -> None:
         cleanup.callback(
             supervisor.stop_all
         )  # before the servers' own cleaning up: the last callback is the first to run
-        base_url = f"http://127.0.0.1:{port}"
-        for name, arguments in _steps(base_url).items():
+        base_url, backoffice_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{backoffice_port}"
+        for name, arguments in _steps(base_url, backoffice_url).items():
             if name != "create_roles" or "DATABASE_ADMIN_URL" in env:
                 run_step(_python(name, ["manage.py", *arguments], env), stop, STEP_SECONDS)
         env = {name: value for name, value in env.items() if name not in ONLY_FOR_STEPS}
         supervisor.keep(_celery("beat", ["beat", "--scheduler", "celery.beat.Scheduler", "--pidfile="], env))
         for name, arguments in WORKERS.items():
             supervisor.keep(_celery(name, ["worker", *arguments, "-n", f"{name}@%h", "--without-mingle"], env))
-        server = web.command(port, processes)
-        web_env = env | {"WEB_PROCESSES": str(processes)}
-        supervisor.keep(Child("web", server, log=LOGS / "web.log", env=web_env, cwd=ROOT, grace_seconds=15.0))
-        if supervisor.tend_until(lambda: _is_healthy(port), WEB_START_SECONDS):
-            say(_where_to_look(base_url))
-        elif not stop.asked:
-            raise LocalError(f"The web server does not answer: {supervisor.kept[-1].child.last_words()}")
+        backoffice = _server("backoffice", web.backoffice_command(backoffice_port), env)
+        api_env = env | {"WEB_PROCESSES": str(processes), "BACKOFFICE_URL": backoffice_url}
+        api = _server("web", web.command(port, processes), api_env)
+        supervisor.keep(backoffice)
+        supervisor.keep(api)
+        _wait_for(supervisor, api, port, "/healthz")
+        _wait_for(supervisor, backoffice, backoffice_port, "/admin/login/")
+        if not stop.asked:
+            say(_where_to_look(base_url, backoffice_url))
         supervisor.tend_until(lambda: False)
         say("Stopping ...")
 
 
-def _steps(base_url: str) -> dict[str, list[str]]:
+def _steps(base_url: str, backoffice_url: str) -> dict[str, list[str]]:
     return {
         "create_roles": ["create_roles"],  # of our own server; of another one when its superuser was named
         "migrate": ["migrate", "--no-input"],
-        "demo": ["demo", "--credentials", str(CREDENTIALS), "--base-url", base_url],
+        "demo": [
+            *["demo", "--credentials", str(CREDENTIALS), "--base-url", base_url],
+            *["--admin-url", f"{backoffice_url}/admin/"],
+        ],
     }
 
 
@@ -139,6 +146,17 @@ def _celery(name: str, arguments: list[str], env: dict[str, str]) -> Child:
     return _python(name, ["-m", "celery", "-A", "config", *arguments, "-l", "WARNING"], env)
 
 
+def _server(name: str, command: list[str], env: dict[str, str]) -> Child:
+    return Child(name, command, log=LOGS / f"{name}.log", env=env, cwd=ROOT, grace_seconds=15.0)
+
+
+def _wait_for(supervisor: Supervisor, server: Child, port: int, path: str) -> None:
+    """Wait until a server answers, or until we are asked to stop."""
+    answers = supervisor.tend_until(lambda: _answers(port, path), SERVER_START_SECONDS)
+    if not answers and not supervisor.stop.asked:
+        raise LocalError(f"The server `{server.name}` does not answer: {server.last_words()}")
+
+
 def _fill_standard_streams() -> None:
     """Put something where a standard stream was closed: a file of ours would take its number, and be written to."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -173,14 +191,14 @@ def _only_one(path: Path) -> Iterator[None]:
         yield
 
 
-def _require_free(port: int) -> None:
+def _require_free(name: str, port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             reason = "is taken by another program" if error.errno == errno.EADDRINUSE else f"cannot be used ({error})"
-            raise LocalError(f"Port {port} {reason}; choose another one, e.g. `make run PORT=8001`.") from None
+            raise LocalError(f"Port {port} {reason}; choose another one, e.g. `make run {name}=9000`.") from None
 
 
 def _secret_key() -> str:
@@ -190,10 +208,10 @@ def _secret_key() -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _is_healthy(port: int) -> bool:
+def _answers(port: int, path: str) -> bool:
     client = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
     try:
-        client.request("GET", "/healthz")
+        client.request("GET", path)
         return client.getresponse().status == http.client.OK
     except (OSError, http.client.HTTPException):
         return False
@@ -201,12 +219,12 @@ def _is_healthy(port: int) -> bool:
         client.close()
 
 
-def _where_to_look(base_url: str) -> str:
+def _where_to_look(base_url: str, backoffice_url: str) -> str:
     return f"""
 The exchange runs at {base_url}
 
   API documentation   {base_url}/docs
-  Admin               {base_url}/admin/
+  Back office         {backoffice_url}/admin/
   Keys and passwords  {CREDENTIALS}
   Logs                {LOGS}/
   manage.py           . .run/env && .venv/bin/python manage.py help

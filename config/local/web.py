@@ -1,4 +1,4 @@
-"""The web server's command line, the same for `make run` and for the tests."""
+"""The command lines of the two servers, the same for `make run` and for the tests."""
 
 import sys
 
@@ -11,7 +11,7 @@ SILENCE_SECONDS = 20  # that a client may take to begin a request and to send al
 
 
 def command(port: int, processes: int = 1) -> list[str]:
-    """granian with so many processes; it stops listening on SIGTERM, finishes what is in flight, and leaves."""
+    """The API: granian with some processes; it stops listening on SIGTERM, finishes what is in flight, and leaves."""
     return [
         *[sys.executable, "-m", "granian", "--interface", "rsgi", "--host", "127.0.0.1", "--port", str(port)],
         *["--workers", str(processes), "--http", "1", "--no-ws"],
@@ -19,3 +19,8 @@ def command(port: int, processes: int = 1) -> list[str]:
         *["--http1-header-read-timeout", str(SILENCE_SECONDS * 1000)],
         *["--log-level", "error", "--workers-kill-timeout", str(DRAIN_SECONDS), "config.rsgi:application"],
     ]
+
+
+def backoffice_command(port: int) -> list[str]:
+    """The back office: gunicorn, whose settings are in `config/gunicorn.py`."""
+    return [sys.executable, "-m", "gunicorn", "--config", "python:config.gunicorn", "--bind", f"127.0.0.1:{port}"]

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from django.http import HttpRequest
 from rest_framework.authentication import BaseAuthentication
+from rest_framework.request import Request
 
 from exchange.errors import Unauthenticated
 from exchange.keys import Principal, principal_of_key
@@ -13,7 +13,7 @@ from exchange.keys import Principal, principal_of_key
 class ApiKeyAuthentication(BaseAuthentication):
     """`Authorization: Bearer <key>`; the principal is both user and auth."""
 
-    def authenticate(self, request: HttpRequest) -> tuple[Principal, Principal]:
+    def authenticate(self, request: Request) -> tuple[Principal, Principal]:
         key = bearer_key(request.META)
         if key is None:
             raise Unauthenticated

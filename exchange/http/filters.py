@@ -11,21 +11,15 @@ from exchange.errors import FieldError
 from exchange.http.fields import WireField, field_errors
 
 
-class _StrictFormField(forms.Field):
-    """A form field that leaves the checking to a wire field; a parameter that is there may not be empty."""
+class _WireFormField(forms.Field):
+    """A form field that converts with a wire field. `Filters.field_errors` has validated the value."""
 
     def __init__(self, wire: WireField) -> None:
         self.wire = wire
         super().__init__(required=False)
 
     def clean(self, value: Any) -> Any:
-        if value is None:
-            return None
-        try:
-            return self.wire.run_validation(value)
-        except serializers.ValidationError as refusal:
-            found = [forms.ValidationError(each.detail, each.code) for each in field_errors(refusal.detail)]
-            raise forms.ValidationError(found) from refusal
+        return None if value is None else self.wire.run_validation(value)
 
 
 class FieldFilter(django_filters.Filter):  # type: ignore[misc]  # untyped
@@ -37,15 +31,19 @@ class FieldFilter(django_filters.Filter):  # type: ignore[misc]  # untyped
 
     @property
     def field(self) -> forms.Field:
-        return _StrictFormField(self.wire)
+        return _WireFormField(self.wire)
 
 
 class Filters(django_filters.FilterSet):  # type: ignore[misc]  # untyped
     """The filters of a list: declare `FieldFilter`s and a `Meta` with the model and `fields = ()`."""
 
-    def field_errors(self) -> list[FieldError]:
-        """What is wrong with the parameters."""
-        problems: Mapping[str, list[Any]] = self.form.errors.get_json_data()
-        return [
-            FieldError(name, str(each["code"]), each["message"]) for name, found in problems.items() for each in found
-        ]
+    @classmethod
+    def field_errors(cls, parameters: Mapping[str, str]) -> list[FieldError]:
+        """The errors of these parameters; a parameter that is there may not be empty."""
+        errors: list[FieldError] = []
+        for name, value in parameters.items():
+            try:
+                cls.base_filters[name].wire.run_validation(value)
+            except serializers.ValidationError as rejection:
+                errors += [FieldError(name, each.code, each.detail) for each in field_errors(rejection.detail)]
+        return errors

@@ -1,18 +1,41 @@
-"""How much one key, or one address without one, may ask of this process: a bucket of tokens for each.
+"""Rate limits: a bucket of tokens for each key, and for each address that sends no valid key.
 
-Requests empty it and time fills it again.
-
-Kept in memory, so that a check costs two microseconds and no round trip: every web process counts for itself.
+Requests empty it and time fills it again. Each web process decides from its own copy of a bucket, so that a check costs
+two microseconds and no round trip. Ten times a second a thread adds what was taken here to the bucket in Valkey, and
+corrects the copy by what the other processes took. What several processes grant before they know of each other is
+missing from the bucket afterwards, so it is repaid. Without Valkey each process continues with its own copy.
 """
 
 import time
+from collections.abc import Callable, Sequence
 from functools import cache
 from threading import Lock
 from typing import NamedTuple
 
+import redis
+import structlog
 from django.conf import settings
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 _TOKEN = 10**9  # a token comes in a second's nanoseconds, `per_second` times as fast
+_BUCKET = "bourse:limit"  # how the name of a bucket in Valkey begins
+
+# Take from each bucket what one process took, in microseconds of its refill; return what it now lacks in all. As in a
+# process, the moment is kept at which a bucket is full again, when it expires. Only Valkey's clock counts.
+_TAKE = """
+local clock = redis.call('TIME')
+local now = clock[1] * 1000000 + clock[2]
+local missing = {}
+for i, bucket in ipairs(KEYS) do
+  local full_at = math.max(tonumber(redis.call('GET', bucket) or now), now) + ARGV[i]
+  missing[i] = math.max(full_at - now, 0)
+  redis.call('SET', bucket, string.format('%.0f', full_at), 'PX', math.ceil(missing[i] / 1000) + 1)
+end
+return missing
+"""
+
+_log = structlog.get_logger(__name__)
 
 
 class Allowance(NamedTuple):
@@ -34,6 +57,7 @@ class Limit:
         self.name, self.per_second, self.burst, self.max_keys = name, per_second, burst, max_keys
         self.policy = f'"{name}";q={burst};w={-(-burst // per_second)}'
         self._full_at: dict[str, int] = {}  # the key used last comes last
+        self._unshared: dict[str, int] = {}  # taken from each bucket that was used since the last report
         self._lock = Lock()
 
     def take(self, key: str, tokens: int, now: int, *, held: int = 0) -> Allowance:
@@ -45,15 +69,19 @@ class Limit:
         now *= self.per_second
         size, wanted = self.burst * _TOKEN, min(tokens, self.burst) * _TOKEN
         with self._lock:
-            used = max(self._full_at.pop(key, 0) - held * _TOKEN - now, 0)
+            before = max(self._full_at.pop(key, 0) - now, 0)
+            used = max(before - held * _TOKEN, 0)
             missing = used + wanted - size
             if missing <= 0:
                 used += wanted
             self._full_at[key] = now + used
+            self._unshared[key] = self._unshared.get(key, 0) + used - before
             if len(self._full_at) > self.max_keys:
-                del self._full_at[next(iter(self._full_at))]  # unused for longest, so most likely full
+                oldest = next(iter(self._full_at))  # unused for longest, so most likely full
+                del self._full_at[oldest]
+                self._unshared.pop(oldest, None)
         seconds = -(-missing // (_TOKEN * self.per_second)) if missing > 0 else 1
-        return Allowance(missing <= 0, (size - used) // _TOKEN, seconds)
+        return Allowance(missing <= 0, max(size - used, 0) // _TOKEN, seconds)
 
     def give_back(self, key: str) -> None:
         """Return one token that was taken."""
@@ -62,6 +90,20 @@ class Limit:
     def is_used_up(self, key: str, now: int) -> bool:
         """Whether a single token would most likely be refused; `take` decides."""
         return self._full_at.get(key, 0) - now * self.per_second > (self.burst - 1) * _TOKEN
+
+    def report(self) -> dict[str, int]:
+        """Return what was taken here from each bucket since the last report, in nanoseconds * `per_second`."""
+        with self._lock:
+            taken, self._unshared = self._unshared, {}
+        return taken
+
+    def correct(self, used: dict[str, int], now: int) -> None:
+        """Set what each bucket lacks to what all processes took, and add what was taken here since the report."""
+        now *= self.per_second
+        with self._lock:
+            for key, missing in used.items():
+                if key in self._full_at:
+                    self._full_at[key] = now + missing + self._unshared.get(key, 0)
 
     def headers(self, allowance: Allowance) -> dict[str, str]:
         """What an answer says of it."""
@@ -101,6 +143,49 @@ def unknown() -> Limit:
 def look_ups() -> Limit:
     """The limit of an address for keys that must be looked up: it cannot be used up by requests that have none."""
     return _limit_of_addresses("look_ups")
+
+
+def share_for_ever() -> None:
+    """Keep this process's limits in step with those of the others."""
+    is_shared = True
+    while True:
+        time.sleep(settings.RATE_LIMIT_SHARE_SECONDS)
+        try:
+            if share([requests(), cancels(), unknown(), look_ups()], _valkey()):
+                is_shared = True
+        except Exception as error:  # whatever it is: this process continues with its own copy
+            if is_shared:  # once per outage
+                _log.warning("limits_not_shared", error=str(error))
+            is_shared = False
+
+
+def share(limits: Sequence[Limit], valkey: redis.Redis, clock: Callable[[], int] = time.monotonic_ns) -> bool:
+    """Report what was taken here to Valkey, in one round trip, and learn what all processes together have taken.
+
+    Return False if there was nothing to report, so that Valkey was not asked. A report that fails is dropped: sent
+    after an outage, it would make a key repay tokens that it took long ago.
+    """
+    reports = [(limit, taken) for limit in limits if (taken := limit.report())]
+    with valkey.pipeline(transaction=False) as pipeline:
+        for limit, taken in reports:
+            buckets = [f"{_BUCKET}:{limit.name}:{key}" for key in taken]
+            microseconds = [each / (1_000 * limit.per_second) for each in taken.values()]
+            pipeline.eval(_TAKE, len(buckets), *buckets, *microseconds)
+        answers = pipeline.execute()
+    for (limit, taken), missing in zip(reports, answers, strict=True):
+        limit.correct({key: each * 1_000 * limit.per_second for key, each in zip(taken, missing, strict=True)}, clock())
+    return bool(reports)
+
+
+@cache
+def _valkey() -> redis.Redis:
+    """One client per process; it never tries again, because a report that arrives twice would count twice."""
+    return redis.Redis.from_url(
+        settings.REDIS_URL,
+        socket_timeout=settings.VALKEY_TIMEOUT_SECONDS,
+        socket_connect_timeout=settings.VALKEY_TIMEOUT_SECONDS,
+        retry=Retry(NoBackoff(), 0),
+    )
 
 
 def _limit_of_addresses(name: str) -> Limit:

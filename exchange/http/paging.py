@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import islice
 from operator import attrgetter
@@ -13,8 +13,12 @@ from uuid import UUID
 import msgspec
 from django.conf import settings
 from django.db.models import Model, Q, QuerySet
+from rest_framework.pagination import BasePagination
+from rest_framework.request import Request
+from rest_framework.response import Response
 
-from exchange.http.fields import Digits, StrictSerializer, Text
+from exchange.errors import FieldError
+from exchange.http.fields import Digits, StrictSerializer, Text, validated
 from exchange.wire import Instant
 
 Row = TypeVar("Row", bound=Model)
@@ -96,6 +100,33 @@ class Keyset:
         return condition
 
 
+class KeysetPagination(BasePagination):
+    """Pages in the order of a view set's `keyset`, each sent as its `page_class`."""
+
+    def paginate_queryset(  # type: ignore[override]  # a queryset only, no list
+        self, queryset: QuerySet[Row], request: Request, view: Any = None
+    ) -> list[Row]:
+        keyset: Keyset = view.keyset
+        rows, self._next_cursor = keyset.cut(keyset.rows(queryset, view.page), view.page)
+        self._page_class = view.page_class
+        return rows
+
+    def get_paginated_response(self, data: Any) -> Response:
+        return Response(self._page_class(data, self._next_cursor))
+
+
+def read_page(keyset: Keyset, parameters: dict[str, str], errors: list[FieldError]) -> Page:
+    """The page that these query parameters ask for; their errors are added to `errors`."""
+    query = validated(PageQuery, parameters, errors)
+    position = None
+    if "cursor" in parameters and all(error.field != "cursor" for error in errors):
+        try:
+            position = keyset.read(parameters["cursor"])
+        except ValueError:
+            errors.append(FieldError("cursor", "invalid", "Must be the next_cursor of an earlier page of this list."))
+    return Page(query.get("limit", 0), position)
+
+
 def _storable(value: Any) -> Any:
     """`value` as PostgreSQL takes it, or an error: a cursor may be anybody's invention."""
     if isinstance(value, str) and "\0" in value:
@@ -105,18 +136,6 @@ def _storable(value: Any) -> Any:
     return value.astimezone(UTC) if isinstance(value, datetime) else value
 
 
-def first_id_at(moment: datetime) -> UUID:
-    """What no id of this millisecond or later is below, and every earlier one is: ids are of version 7."""
-    return UUID(int=((moment - _EPOCH) // timedelta(milliseconds=1)) << _BITS_BELOW_THE_TIME)
-
-
-def moment_of(id_: UUID) -> datetime:
-    """When this id was made, to the millisecond; one that is asked for may name a time beyond all that there are."""
-    return _EPOCH + timedelta(milliseconds=min(id_.int >> _BITS_BELOW_THE_TIME, _LATEST))
-
-
-_EPOCH, _BITS_BELOW_THE_TIME = datetime(1970, 1, 1, tzinfo=UTC), 80
-_LATEST = (datetime(9999, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)  # a year is left, for sums
 _DECIMAL_LIMIT = 10**16  # above any price
 
 NEWEST_FIRST = Keyset(("-created_at", Instant), ("-id", UUID))

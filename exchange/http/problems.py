@@ -1,6 +1,5 @@
 """How each refusal is spoken over HTTP: the only place that knows both the codes and the status numbers."""
 
-import sys
 from http import HTTPStatus
 from typing import Any
 
@@ -8,11 +7,9 @@ import msgspec
 import psycopg
 import psycopg_pool
 import structlog
-from django.core.exceptions import PermissionDenied, SuspiciousOperation, ValidationError
-from django.db import DataError, InterfaceError, OperationalError
+from django.core.exceptions import PermissionDenied, SuspiciousOperation
+from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
-from django.template.loader import render_to_string
-from django.views import defaults
 from rest_framework import exceptions
 from rest_framework.request import Request
 
@@ -20,6 +17,7 @@ from exchange import errors
 from exchange.database import replace_lost_connections
 from exchange.errors import ExchangeError
 from exchange.http.middleware import request_id_of
+from exchange.http.responses import Response
 from exchange.wire import Problem, encoded
 
 MEDIA_TYPE = "application/problem+json"
@@ -70,21 +68,23 @@ _log = structlog.get_logger(__name__)
 def problem_from_exception(exception: Exception, context: dict[str, Any]) -> HttpResponse:
     """REST framework's exception handler: every exception of a view becomes a problem."""
     request: Request = context["request"]
-    return problem_response(refusal_of(exception), request_id_of(request.META))
+    response = problem_response(refusal_of(exception), request_id_of(request.META)).as_django()
+    if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        response["Allow"] = ", ".join(context["view"].allowed_methods)
+    return response
 
 
-def problem_response(refusal: ExchangeError, request_id: str) -> HttpResponse:
+def problem_response(refusal: ExchangeError, request_id: str) -> Response:
     """The response to a request that is refused: `application/problem+json` with the headers that belong to it."""
     problem = problem_of(refusal, request_id)
-    status = problem.status
-    response = HttpResponse(encoded(problem), status=status, content_type=MEDIA_TYPE)
-    if status == HTTPStatus.UNAUTHORIZED:
-        response["WWW-Authenticate"] = CHALLENGE
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        response["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    headers = {"Content-Type": MEDIA_TYPE}
+    if problem.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = CHALLENGE
+    if problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if isinstance(refusal, errors.RateLimited):
-        response["Retry-After"] = str(refusal.retry_after_seconds)
-    return response
+        headers["Retry-After"] = str(refusal.retry_after_seconds)
+    return Response(problem.status, headers, encoded(problem))
 
 
 def problem_of(refusal: ExchangeError, request_id: str) -> Problem:
@@ -129,7 +129,7 @@ _FRAMEWORK: dict[type[Exception], type[ExchangeError]] = {
 
 def _is_certainly_not_done(exception: Exception) -> bool:
     cause = exception.__cause__
-    if _had_no_connection(exception):
+    if had_no_connection(exception):
         return True
     if not isinstance(cause, psycopg.Error):
         return False
@@ -137,21 +137,15 @@ def _is_certainly_not_done(exception: Exception) -> bool:
     return failed_to_connect or cause.sqlstate in _CERTAINLY_NOT_DONE
 
 
-def _had_no_connection(exception: BaseException | None) -> bool:
+def had_no_connection(exception: BaseException | None) -> bool:
     """Whether the pool had none to give."""
     return isinstance(exception, OperationalError) and isinstance(
         exception.__cause__, psycopg_pool.PoolTimeout | psycopg_pool.TooManyRequests
     )
 
 
-def _is_admin(request: HttpRequest) -> bool:
-    return request.path.startswith("/admin/")
-
-
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's `handler400`: what it found suspicious about a request."""
-    if _is_admin(request):
-        return defaults.bad_request(request, exception)
     return _problem(request, errors.MalformedRequest("The request is not one that can be answered."))
 
 
@@ -166,24 +160,10 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """Django's `handler500`: what no view handled, such as an error in a middleware or in the admin."""
-    exception = sys.exception()
-    if isinstance(exception, DataError | ValidationError):  # what the admin takes from a request unchecked
-        return bad_request(request, exception)
-    if _is_admin(request) and _had_no_connection(exception):
-        _log.warning("database_error", error=str(exception))
-        return overloaded_page()
+    """Django's `handler500`: what no view handled, such as an error in a middleware."""
     _log.exception("unexpected")
-    if _is_admin(request):
-        return defaults.server_error(request)
     return _problem(request, errors.InternalError())
 
 
 def _problem(request: HttpRequest, refusal: ExchangeError) -> HttpResponse:
-    return problem_response(refusal, request_id_of(request.META))
-
-
-def overloaded_page() -> HttpResponse:
-    """What the admin says instead of `overloaded`; to make it takes no connection to the database."""
-    page = render_to_string("503.html")
-    return HttpResponse(page, status=HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+    return problem_response(refusal, request_id_of(request.META)).as_django()

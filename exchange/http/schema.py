@@ -66,7 +66,7 @@ def documented(
     tags: Iterable[str] = (),
     headers: Iterable[OpenApiParameter] = (),
 ) -> Callable[[Handler], Handler]:
-    """Describe one method of an `ExchangeView`: its answers by status, and the refusals that are its own.
+    """Describe one action of an `ExchangeViewSet`: its answers by status, and the refusals that are its own.
 
     Body, parameters, and the refusals and headers that every request may meet, follow from the view.
     """
@@ -88,34 +88,35 @@ def _by_status(refusals: Iterable[type[ExchangeError]]) -> dict[int, list[type[E
 
 
 class Schema(AutoSchema):
-    """Reads an `ExchangeView`'s declarations."""
+    """Reads an `ExchangeViewSet`'s declarations."""
 
     view: Any
 
     def get_description(self) -> str:  # type: ignore[override]  # as in the base class
-        """What the method says of itself, or a view that has one method only; not what the base of all views says."""
-        of_method = _own_doc(getattr(self.view, self.method.lower()))
-        return of_method or ("" if len(self.view.scopes) > 1 else _own_doc(type(self.view)))
+        """The docstring of the action, or of a view set that has one action only."""
+        of_action = _own_doc(getattr(self.view, self.view.action))
+        return of_action or (_own_doc(type(self.view)) if len(self.view.scopes) == 1 else "")
 
     def get_request_serializer(self) -> Any:
-        return getattr(self.view, "body_class", None) if self.method == "POST" else None
+        return self.view.body_serializers.get(self.view.action)
 
     def get_override_parameters(self) -> list[Any]:
         """The answers' headers; the query serializer's fields, the list's filters, and paging."""
-        headers = [*_HEADERS, *(_OF_A_KEY if self.view.authentication_classes else ())]
-        if self.method == "DELETE" and self.view.delete_query_class:
-            return [*headers, self.view.delete_query_class]
-        if self.method != "GET":
-            return headers
-        return [
-            *headers,
-            *([self.view.query_class] if self.view.query_class else []),
-            *(
+        view, parameters = self.view, [*_HEADERS, *(_OF_A_KEY if self.view.authentication_classes else ())]
+        if view.action in view.query_serializers:
+            parameters.append(view.query_serializers[view.action])
+        if view.action == "list" and view.filterset_class:
+            parameters += [
                 OpenApiParameter(name, self._field(each.wire), OpenApiParameter.QUERY)
-                for name, each in getattr(self.view.filterset_class, "base_filters", {}).items()
-            ),
-            *([PageQuery] if self.view.keyset else []),
-        ]
+                for name, each in view.filterset_class.base_filters.items()
+            ]
+        if view.action == "list" and view.pagination_class:
+            parameters.append(PageQuery)
+        return parameters
+
+    def _is_list_view(self, serializer: Any = None) -> bool:
+        """Never: a page is an object, and its parameters are among the override parameters."""
+        return False
 
     def _field(self, field: WireField) -> JSONSchema:
         return dict(self._map_serializer_field(field, "request"))

@@ -1,46 +1,15 @@
-"""The audit, which only grows, and what else the back office shows of brokers, keys and orders.
+"""The audit, which only grows, and what else the back office shows of brokers, keys and orders."""
 
-Whoever changes the function writes a migration that replaces it, with the arguments it had: the old code may still be
-running.
-"""
+from pathlib import Path
 
 import uuid_utils.compat
 from django.db import migrations, models
 
-# How many entries it wrote; null writes none.
-RECORD = """
-CREATE FUNCTION exchange_record_audit(entries json) RETURNS int LANGUAGE plpgsql AS $$
-DECLARE
-  written int := 0;
-BEGIN
-  IF entries IS NOT NULL THEN
-    INSERT INTO exchange_auditentry (
-      id, at, actor_kind, actor, address, request_id, action, subject, reason, before, after)
-    SELECT uuidv7(), clock_timestamp(), actor_kind, actor, address, request_id, action, subject, reason, before, after
-    FROM json_to_recordset(entries) AS row(
-      actor_kind text, actor text, address text, request_id text, action text, subject text, reason text,
-      before jsonb, after jsonb);
-    GET DIAGNOSTICS written = ROW_COUNT;
-  END IF;
-  RETURN written;
-END
-$$
-"""
+SQL = Path(__file__).parent / "sql"
 
-REFUSE = """
-CREATE FUNCTION exchange_refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-  RAISE EXCEPTION 'The audit only grows: % of % is refused.', TG_OP, TG_TABLE_NAME
-    USING ERRCODE = 'insufficient_privilege';
-END
-$$;
+GUARD = """
 CREATE TRIGGER audit_only_grows BEFORE UPDATE OR DELETE OR TRUNCATE ON exchange_auditentry
 FOR EACH STATEMENT EXECUTE FUNCTION exchange_refuse_change()
-"""
-
-ALLOW = """
-DROP TRIGGER audit_only_grows ON exchange_auditentry;
-DROP FUNCTION exchange_refuse_change
 """
 
 
@@ -106,6 +75,7 @@ class Migration(migrations.Migration):
                 'indexes': [models.Index(fields=['subject', '-id'], name='audit_newest_of_subject'), models.Index(fields=['actor', '-id'], name='audit_newest_of_actor')],
             },
         ),
-        migrations.RunSQL(RECORD, "DROP FUNCTION exchange_record_audit"),
-        migrations.RunSQL(REFUSE, ALLOW),
+        migrations.RunSQL((SQL / "record_audit_v1.sql").read_text(), "DROP FUNCTION exchange_record_audit"),
+        migrations.RunSQL((SQL / "refuse_change_v1.sql").read_text(), "DROP FUNCTION exchange_refuse_change"),
+        migrations.RunSQL(GUARD, "DROP TRIGGER audit_only_grows ON exchange_auditentry"),
     ]

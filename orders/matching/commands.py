@@ -1,5 +1,6 @@
 """Everything that can be asked of a book, and every answer it can give. Values only."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -61,6 +62,11 @@ class ExpireOrders:
 
 
 Command = PlaceOrder | CancelOrder | CancelOrders | ExpireOrders
+
+
+def symbols_of(commands: Iterable[Command]) -> set[str]:
+    """The symbols that the commands name; a cancel names an order."""
+    return {command.symbol for command in commands if not isinstance(command, CancelOrder)}
 
 
 @dataclass(frozen=True, slots=True)

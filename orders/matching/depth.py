@@ -214,7 +214,7 @@ SELECT count(*), coalesce(sum(taken), 0), coalesce(sum(taken * price), 0) FROM (
   SELECT price, least(remaining, %(wanted)s - before) AS taken FROM (
     SELECT price, remaining, sum(remaining) OVER (ORDER BY rank, sequence) - remaining AS before FROM (
       SELECT o.price, o.quantity - o.filled_quantity AS remaining, o.rank, o.sequence FROM orders_order o
-      WHERE o.symbol = %(book)s AND o.side = %(book_side)s AND o.status IN ('pending', 'partially_filled')
+      WHERE o.symbol = %(book)s AND o.side = %(book_side)s AND orders_is_working(o.status)
         AND o.rank <= %(worst_rank)s::numeric AND (o.expires_at IS NULL OR o.expires_at > clock_timestamp())
       ORDER BY o.rank, o.sequence LIMIT %(most)s + 1) best) passed
   WHERE before < %(wanted)s) reached
@@ -228,7 +228,7 @@ FROM json_to_recordset(%(demands)s::json) AS d(book text, book_side text, worst_
     SELECT o.rank, o.sequence,
            CASE WHEN o.id = ANY (%(leaving)s::uuid[]) THEN 0 ELSE o.quantity - o.filled_quantity END AS counted
     FROM orders_order o
-    WHERE o.symbol = d.book AND o.side = d.book_side AND o.status IN ('pending', 'partially_filled')
+    WHERE o.symbol = d.book AND o.side = d.book_side AND orders_is_working(o.status)
       AND o.rank <= d.worst_rank AND (o.expires_at IS NULL OR o.expires_at > clock_timestamp())
     ORDER BY o.rank, o.sequence LIMIT %(most)s + 1) best
   ORDER BY rank, sequence OFFSET %(most)s) beyond

@@ -351,7 +351,7 @@ def outcomes_of(
     `by_parts` they are executed in several transactions, however long that takes.
     """
     try:
-        return service.execute_together(commands, skip_busy=skip_busy, however_deep=by_parts)
+        return service.execute(commands, skip_busy=skip_busy, however_deep=by_parts)
     except MakersCutShort as cut:
         if not by_parts:
             raise

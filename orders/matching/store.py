@@ -1,15 +1,15 @@
-"""The write path's SQL: takes the locks, reads what a list of commands can touch, writes what they changed.
+"""The write path's SQL: reads what a list of commands can touch, and writes what they changed.
 
-The order of locks is the same for everybody, or there are deadlocks: instruments by symbol, then brokers by id.
-Whatever is decided on is read in a statement after the lock that guards it: in a statement that locks one row and reads
-others, those are older than the lock. A transaction is two messages: one begins it, locks and reads, the other writes
-and commits; where processes take turns, one before has begun it. What they do is in functions of the database, which
-migrations tell: `0004_read_market.py` (but for `0006`), `0005_save_market.py` and `0007_await_turn.py` here,
-`0004_publish.py` of `webhooks`. Rows travel as JSON: one list per table to write, one document of all that is read.
+All transactions lock in the same order, or there are deadlocks: instruments by symbol, then brokers by id. The matching
+service locks the instruments. Whatever is decided on is read in a statement after the lock that guards it, because a
+statement that locks one row returns other rows as they were before it waited. Reading is one message, and writing and
+committing another. Both call functions of the database: `sql/*.sql` here, and those of `webhooks` and `exchange`. Rows
+travel as JSON: one list per table to write, one document of all that is read.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -21,6 +21,8 @@ from django.db.backends.utils import CursorWrapper
 
 from exchange import audit
 from exchange.database import is_transaction_open
+from exchange.models import Instrument
+from exchange.rules import InstrumentStatus, Pricing
 from orders.matching.commands import CancelOrder, CancelOrders, Command, ExpireOrders, PlaceOrder
 from orders.matching.depth import (
     Demand,
@@ -53,80 +55,78 @@ def wait_briefly(cursor: CursorWrapper) -> None:
     cursor.execute(f"{begin}SET LOCAL lock_timeout = {settings.SEQUENCER_ASIDE_LOCK_TIMEOUT_MS:d}")
 
 
-def load_market(
-    cursor: CursorWrapper, commands: Sequence[Command], *, skip_busy: bool = False, however_deep: bool = False
-) -> Market:
-    """Begin unless that is done, lock and read all that `commands` can touch; no book is read after brokers are locked.
+def find_targets(cursor: CursorWrapper, commands: Sequence[Command]) -> dict[UUID, str]:
+    """The orders to cancel, each with its symbol; an order that its canceller may not cancel is left out.
 
-    Books and brokers that others hold are waited for, or left out with `skip_busy`. `MakersCutShort` is raised when an
-    order reaches more than `MAX_MAKERS_READ_AT_ONCE` resting orders, or all together more than `MAX_MAKERS_PER_LIST`
-    of one side; with `however_deep` a command alone may.
+    An order's symbol and owner never change, so they may be read before anything is locked.
     """
-    asked = _Asked.by(commands, skip_busy=skip_busy)
-    found = _read_market(cursor, asked)
-    if found is not None:
-        return found.market(asked)
+    cancellers: dict[UUID, set[str | None]] = defaultdict(set)
+    for command in commands:
+        if isinstance(command, CancelOrder):
+            cancellers[command.order_id].add(command.broker_id)
+    if not cancellers:
+        return {}
+    cursor.execute(_FIND, [list(cancellers)])
+    return {id_: symbol for id_, symbol, owner in cursor.fetchall() if cancellers[id_] & {None, owner}}
+
+
+def load_market(
+    cursor: CursorWrapper,
+    commands: Sequence[Command],
+    targets: Mapping[UUID, str],
+    instruments: Iterable[Instrument],
+    *,
+    skip_busy: bool = False,
+    however_deep: bool = False,
+) -> Market:
+    """Read all that `commands` can touch in the books of the locked `instruments`, and lock the brokers.
+
+    Brokers that others hold are waited for, or left out with `skip_busy`. `MakersCutShort` is raised when an order
+    reaches more than `MAX_MAKERS_READ_AT_ONCE` resting orders, or all together more than `MAX_MAKERS_PER_LIST` of one
+    side; with `however_deep` a command alone may. No book is read after brokers are locked.
+    """
+    reader = _Reader(cursor, commands, list(targets), {each.symbol: each for each in instruments}, skip_busy)
+    market = reader.read(places(commands), settings.MAX_MAKERS_READ_AT_ONCE)
+    if market is not None:
+        return market
     if len(commands) == 1 and however_deep:
         (order,) = places(commands)
-        return _load_for_one(cursor, asked, order)
-    return _load_for_list(cursor, asked, commands)
+        return _load_for_one(reader, order)
+    return _load_for_list(reader)
 
 
-def _load_for_one(cursor: CursorWrapper, asked: "_Asked", order: PlaceOrder) -> Market:
+def _load_for_one(reader: "_Reader", order: PlaceOrder) -> Market:
     """Read the resting orders that a deep order fills, unless it is going to fill none."""
-    funds = read_funds(cursor, [order])
+    funds = read_funds(reader.cursor, [order])
     if not fundable([order], funds, is_alone=True):
-        return _load_without_makers(cursor, asked, unread={order.order_id: Decimal(0)})
-    reached = reach(cursor, order)
+        return reader.read_without_makers(unread={order.order_id: Decimal(0)})
+    reached = reach(reader.cursor, order)
     if reached.makers > settings.MAX_MAKERS_PER_COMMAND:
-        market = _load_without_makers(cursor, asked)
+        market = reader.read_without_makers()
         market.books[order.symbol].cut_short.add(order.side.opposite)
         return market
     if order.time_in_force is TimeInForce.FOK and reached.shares < order.quantity:
-        return _load_without_makers(cursor, asked)
+        return reader.read_without_makers()
     is_market_bid = order.side is Side.BID and order.price is None
     if is_market_bid and reached.cost > funds[order.broker_id].available_cash:
-        return _load_without_makers(cursor, asked, unread={order.order_id: reached.cost})
-    found = _read_market(cursor, msgspec.structs.replace(asked, makers_max=settings.MAX_MAKERS_PER_COMMAND))
+        return reader.read_without_makers(unread={order.order_id: reached.cost})
+    found = reader.read([order], settings.MAX_MAKERS_PER_COMMAND)
     assert found is not None  # the book has been locked since it was measured
-    return found.market(asked)
+    return found
 
 
-def _load_without_makers(
-    cursor: CursorWrapper, asked: "_Asked", *, unread: dict[UUID, Decimal] | None = None
-) -> Market:
-    found = _read_market(cursor, msgspec.structs.replace(asked, demands=[]))
-    assert found is not None
-    market = found.market(asked)
-    market.unread |= unread or {}
-    return market
-
-
-def _load_for_list(cursor: CursorWrapper, asked: "_Asked", commands: Sequence[Command]) -> Market:
+def _load_for_list(reader: "_Reader") -> Market:
     """Read the resting orders that a list's fundable orders fill, if each of them may run with others."""
-    takers = places(commands)
-    funded = fundable(takers, read_funds(cursor, takers), is_alone=len(commands) == 1)
-    if deep := deep_orders(cursor, funded, asked.cancels):
+    takers = places(reader.commands)
+    funded = fundable(takers, read_funds(reader.cursor, takers), is_alone=len(reader.commands) == 1)
+    if deep := deep_orders(reader.cursor, funded, reader.targets):
         raise MakersCutShort(deep)
-    asked = msgspec.structs.replace(asked, demands=demands(funded), makers_max=settings.MAX_MAKERS_PER_LIST)
-    found = _read_market(cursor, asked)
-    if found is None:
-        raise MakersCutShort(too_many_together(commands, funded))
-    market = found.market(asked)
+    market = reader.read(funded, settings.MAX_MAKERS_PER_LIST)
+    if market is None:
+        raise MakersCutShort(too_many_together(reader.commands, funded))
     unfunded = {each.order_id for each in takers} - {each.order_id for each in funded}
     market.unread |= dict.fromkeys(unfunded, Decimal(0))
     return market
-
-
-def _read_market(cursor: CursorWrapper, asked: "_Asked") -> "_Found | None":
-    """None when takers reach more resting orders than are to be read; then no broker is locked yet."""
-    if is_transaction_open():
-        cursor.execute(_READ_MARKET, [_encode(asked).decode()])
-    else:
-        cursor.execute(f"BEGIN; {_READ_MARKET}", [_encode(asked).decode()])
-        cursor.nextset()  # the first was BEGIN's
-    (found,) = cursor.fetchone()
-    return None if found is None else _decode_found(found)
 
 
 def save_market(cursor: CursorWrapper, market: Market) -> int:
@@ -139,13 +139,7 @@ def save_market(cursor: CursorWrapper, market: Market) -> int:
             "trades": _json(market.trades),
             "accounts": _json(market.moved_accounts.values()),
             "positions": _json(
-                {
-                    "broker_id": broker_id,
-                    "symbol": symbol,
-                    "quantity": position.quantity,
-                    "reserved": position.reserved,
-                    "open_orders": position.open_orders,
-                }
+                _Holding(broker_id, symbol, position.quantity, position.reserved, position.open_orders)
                 for (broker_id, symbol), position in market.moved_positions.items()
             ),
             "books": _json({"symbol": book.symbol, "sequence": book.sequence} for book in market.moved_books.values()),
@@ -159,12 +153,11 @@ def save_market(cursor: CursorWrapper, market: Market) -> int:
 
 
 def was_saved(cursor: CursorWrapper, market: Market) -> bool:
-    """Whether the transaction that wrote `market` was committed; it has ended once its books can be locked again.
+    """True if the transaction that wrote `market` was committed. It has ended, since its books are locked again.
 
-    What it placed is there if it was, whatever became of it since; where it placed nothing it closed orders, for good.
-    The time of a cancel is ours alone; expired an order may have been by anybody, all the same.
+    The orders that it placed are there if it was. If it placed none it closed orders, and they stay closed. The time of
+    a cancel is unique to this transaction; another one may have expired an order in the same way.
     """
-    cursor.execute(_LOCK_INSTRUMENTS, [list(market.books)])
     if market.placed:
         cursor.execute("SELECT FROM orders_order WHERE id = %s", [market.placed[0].id])
         return bool(cursor.fetchall())
@@ -187,45 +180,93 @@ class _Taker(msgspec.Struct, frozen=True):
     client_order_id: str | None
 
 
-class _Asked(msgspec.Struct, frozen=True):
-    """What a list of commands has to do with."""
+class _Request(msgspec.Struct, frozen=True):
+    """The argument of `orders_read_market`."""
 
-    symbols: list[str]
     cancels: list[UUID]
-    cancellers: list[str | None]  # of each of the cancels: whose order it must be; None is anybody's
     sweeps: list[CancelOrders | ExpireOrders]
     takers: list[_Taker]
     demands: list[Demand]
     skip_busy: bool
-    makers_max: int  # on each side of a book; where more are reached nothing is read
+    makers_max: int  # of each side of a book; if more are reached, nothing is read
     batch_max: int
-    is_alone: bool = False  # true would read that many all the same
 
-    @classmethod
-    def by(cls, commands: Sequence[Command], *, skip_busy: bool) -> "_Asked":
-        takers = places(commands)
-        cancellers = _cancellers(command for command in commands if isinstance(command, CancelOrder))
-        sweeps = [command for command in commands if isinstance(command, CancelOrders | ExpireOrders)]
-        return cls(
-            symbols=list({command.symbol for command in [*takers, *sweeps]}),
-            cancels=list(cancellers),
-            cancellers=list(cancellers.values()),
-            sweeps=list(dict.fromkeys(sweeps)),
-            takers=[_Taker(each.broker_id, each.symbol, each.client_order_id) for each in takers],
-            demands=demands(takers),
-            skip_busy=skip_busy,
-            makers_max=settings.MAX_MAKERS_READ_AT_ONCE,
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads what a list of commands can touch, under the locks of the instruments."""
+
+    cursor: CursorWrapper
+    commands: Sequence[Command]
+    targets: list[UUID]
+    instruments: dict[str, Instrument]
+    skip_busy: bool
+
+    def read(self, takers: Iterable[PlaceOrder], makers_max: int) -> Market | None:
+        """Read, with the makers for these takers; None if there are more. Then no broker is locked yet.
+
+        An instrument that was listed since the lock is not locked, and its book is not read.
+        """
+        request = _Request(
+            cancels=self.targets,
+            sweeps=self._sweeps(),
+            takers=[_Taker(each.broker_id, each.symbol, each.client_order_id) for each in places(self.commands)],
+            demands=[demand for demand in demands(takers) if demand.book in self.instruments],
+            skip_busy=self.skip_busy,
+            makers_max=makers_max,
             batch_max=settings.SWEEP_BATCH,
         )
+        self.cursor.execute(_READ_MARKET, [_encode(request).decode()])
+        (found,) = self.cursor.fetchone()
+        return None if found is None else self._market(_decode_found(found), request.sweeps)
+
+    def read_without_makers(self, *, unread: dict[UUID, Decimal] | None = None) -> Market:
+        """Read, for a command whose makers are not wanted; `unread` as in `Market`."""
+        market = self.read([], 0)
+        assert market is not None
+        market.unread |= unread or {}
+        return market
+
+    def _sweeps(self) -> list[CancelOrders | ExpireOrders]:
+        sweeps = (command for command in self.commands if isinstance(command, CancelOrders | ExpireOrders))
+        return list(dict.fromkeys(sweep for sweep in sweeps if sweep.symbol in self.instruments))
+
+    def _market(self, found: "_Found", sweeps: Sequence[CancelOrders | ExpireOrders]) -> Market:
+        orders: dict[UUID, OrderState] = {}
+
+        def keep(read: Iterable[OrderState]) -> list[OrderState]:
+            """Each order is one object, however many ways lead to it."""
+            return [orders.setdefault(order.id, order) for order in read]
+
+        swept = {sweep: keep(read) for sweep, read in zip(sweeps, found.sweeps, strict=True)}
+        keep(found.targets)
+        return Market(
+            found.now,
+            self._books(keep(found.makers or [])),
+            found.accounts_by_id(),
+            orders,
+            swept,
+            found.trades_by_order(),
+            settings.MAX_OPEN_ORDERS,
+            self.skip_busy,
+        )
+
+    def _books(self, makers: Iterable[OrderState]) -> dict[str, Book]:
+        books = {symbol: _book_of(instrument) for symbol, instrument in self.instruments.items()}
+        for maker in makers:
+            books[maker.symbol].resting[maker.side].append(maker)
+        return books
 
 
-def _cancellers(cancels: Iterable[CancelOrder]) -> dict[UUID, str | None]:
-    """Whose each of the orders to cancel must be; None when it may be anybody's, or several ask for it."""
-    owners: dict[UUID, str | None] = {}
-    for command in cancels:
-        is_agreed = owners.setdefault(command.order_id, command.broker_id) == command.broker_id
-        owners[command.order_id] = command.broker_id if is_agreed else None
-    return owners
+def _book_of(instrument: Instrument) -> Book:
+    return Book(
+        instrument.symbol,
+        InstrumentStatus(instrument.status),
+        instrument.tick_size,
+        instrument.lot_size,
+        Pricing(instrument.pricing),
+        instrument.sequence,
+    )
 
 
 class _Holding(msgspec.Struct, frozen=True):
@@ -237,46 +278,19 @@ class _Holding(msgspec.Struct, frozen=True):
 
 
 class _Found(msgspec.Struct, frozen=True):
-    """What was read under the locks; a table of which there was nothing to read is null."""
+    """The result of `orders_read_market`; null where there was nothing to read."""
 
     now: datetime
-    books: list[Book] | None
     accounts: list[Account] | None
-    targets: list[OrderState]  # of the cancels
-    sweeps: list[list[OrderState]]  # in the order in which they were asked for
+    targets: list[OrderState]
+    sweeps: list[list[OrderState]]  # in the order of the request
     makers: list[OrderState] | None  # of each side of a book the best first
     holdings: list[_Holding] | None
     used: list[OrderState] | None  # under the takers' client_order_ids
-    trades: list[TradeState] | None  # of the orders to cancel, oldest first: the answer tells them
+    trades: list[TradeState] | None  # of the orders to cancel, oldest first
 
-    def market(self, asked: _Asked) -> Market:
-        orders: dict[UUID, OrderState] = {}
-
-        def keep(found: Iterable[OrderState]) -> list[OrderState]:
-            """Each order is one object, however many ways lead to it."""
-            return [orders.setdefault(order.id, order) for order in found]
-
-        sweeps = {sweep: keep(found) for sweep, found in zip(asked.sweeps, self.sweeps, strict=True)}
-        keep(self.targets)
-        return Market(
-            self.now,
-            self._books(keep(self.makers or [])),
-            self._accounts(),
-            orders,
-            sweeps,
-            self._trades(),
-            settings.MAX_OPEN_ORDERS,
-            asked.skip_busy,
-        )
-
-    def _books(self, makers: Iterable[OrderState]) -> dict[str, Book]:
-        books = {book.symbol: book for book in self.books or []}
-        for maker in makers:
-            books[maker.symbol].resting[maker.side].append(maker)
-        return books
-
-    def _accounts(self) -> dict[str, Account]:
-        """What was read of a broker that is not locked, or not there, is left out."""
+    def accounts_by_id(self) -> dict[str, Account]:
+        """The locked brokers' accounts, with what was read of each."""
         accounts = {account.id: account for account in self.accounts or []}
         for held in self.holdings or []:
             if held.broker_id in accounts:
@@ -288,7 +302,7 @@ class _Found(msgspec.Struct, frozen=True):
                 accounts[order.broker_id].used_client_order_ids[order.client_order_id] = order
         return accounts
 
-    def _trades(self) -> dict[UUID, list[TradeState]]:
+    def trades_by_order(self) -> dict[UUID, list[TradeState]]:
         trades: dict[UUID, list[TradeState]] = defaultdict(list)
         for trade in self.trades or []:
             trades[trade.bid_order_id].append(trade)
@@ -301,12 +315,12 @@ _decode_found = msgspec.json.Decoder(_Found).decode
 
 # --- SQL ------------------------------------------------------------------------------------------------------------
 
+_FIND = "SELECT id, symbol, broker_id FROM orders_order WHERE id = ANY(%s)"
+
 # As text: it is decoded here, and not by the driver.
-_READ_MARKET = "SELECT orders_read_market(%s::json)::text"
+_READ_MARKET = "SELECT orders_read_market_v2(%s::json)::text"
 
 _AWAIT_TURN = "BEGIN; SELECT orders_await_turn(%s)"
-
-_LOCK_INSTRUMENTS = "SELECT FROM exchange_instrument WHERE symbol = ANY(%s) ORDER BY symbol FOR NO KEY UPDATE"
 
 _IS_CLOSED = """
 SELECT FROM orders_order WHERE id = %s AND status = %s AND cancelled_at IS NOT DISTINCT FROM %s
@@ -314,7 +328,7 @@ SELECT FROM orders_order WHERE id = %s AND status = %s AND cancelled_at IS NOT D
 
 # Writes, and ends the transaction, in one message; gives how many deliveries are due, and how many acts are on record.
 _SAVE = f"""
-SELECT {outbox.PUBLISH}, {audit.RECORD} FROM orders_save_market(
+SELECT {outbox.PUBLISH}, {audit.RECORD} FROM orders_save_market_v2(
   %(placed)s::json, %(changed)s::json, %(trades)s::json, %(accounts)s::json, %(positions)s::json, %(books)s::json,
   %(now)s);
 COMMIT

@@ -1,22 +1,10 @@
-"""The write path's turns: a function of the database, which `orders/matching/store.py` calls.
+"""The turns of the processes: a function that waits for one."""
 
-Whoever changes it writes a migration that replaces it, with the arguments it had: the old code may still be running.
-"""
+from pathlib import Path
 
 from django.db import migrations
 
-# One advisory lock, until the end of the transaction; nobody else uses this number. Who waits in vain goes on without:
-# the transaction has not failed. What `lock_timeout` was it is again at the end, by the function's own SET.
-AWAIT_TURN = """
-CREATE FUNCTION orders_await_turn(milliseconds int) RETURNS void LANGUAGE plpgsql SET lock_timeout = 0 AS $$
-BEGIN
-  PERFORM set_config('lock_timeout', milliseconds::text, true);
-  PERFORM pg_advisory_xact_lock(x'7475726E'::int, 0);
-EXCEPTION WHEN lock_not_available THEN
-  NULL;
-END
-$$
-"""
+SQL = Path(__file__).parent / "sql"
 
 
 class Migration(migrations.Migration):
@@ -26,5 +14,5 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
-        migrations.RunSQL(AWAIT_TURN, "DROP FUNCTION orders_await_turn"),
+        migrations.RunSQL((SQL / "await_turn_v1.sql").read_text(), "DROP FUNCTION orders_await_turn"),
     ]

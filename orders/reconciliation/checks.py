@@ -49,22 +49,16 @@ def findings(cursor: CursorWrapper) -> Iterator[Finding]:
         yield Finding(check, count, examples, perf_counter() - started)
 
 
-# The connection is tuned for the write path's small statements. These are few and large: they are planned for the
-# tables as they are, and by several processes, which costs little where only what is broken is handed on.
+# The checks are few and large, so several processes share each: that costs little where only what is broken is handed
+# on.
 _SESSION = {
     "statement_timeout": str(settings.RECONCILE_STATEMENT_TIMEOUT_MS),
     "work_mem": settings.RECONCILE_WORK_MEM,
-    "plan_cache_mode": "auto",
-    "enable_seqscan": "on",
-    "enable_hashjoin": "on",
-    "enable_mergejoin": "on",
     "parallel_setup_cost": "0",
     "parallel_tuple_cost": "0",
     "random_page_cost": "1.1",
     "client_connection_check_interval": "1s",  # a check may take minutes, which nobody waits for who was killed
 }
-
-_WORKING = "status IN ('pending', 'partially_filled')"
 
 CHECKS = {
     "cash is what came in, plus sales, less purchases": """
@@ -94,29 +88,30 @@ CHECKS = {
           ) entries GROUP BY 1, 2
         ) j USING (broker_id, symbol)
         WHERE coalesce(h.quantity, 0) <> coalesce(j.quantity, 0)""",
-    "reserved cash is what working bids may cost": f"""
+    "reserved cash is what working bids may cost": """
         SELECT format('%s reserves %s, bids need %s', b.id, b.reserved_cash, coalesce(o.needed, 0)) AS what
         FROM exchange_broker b
         LEFT JOIN (
           SELECT broker_id, sum(price * (quantity - filled_quantity)) AS needed FROM orders_order
-          WHERE side = 'bid' AND {_WORKING} GROUP BY 1
+          WHERE side = 'bid' AND orders_is_working(status) GROUP BY 1
         ) o ON o.broker_id = b.id
         WHERE b.reserved_cash <> coalesce(o.needed, 0)""",
-    "reserved shares are what working asks may sell": f"""
+    "reserved shares are what working asks may sell": """
         SELECT format('%s %s reserves %s, asks need %s', broker_id, symbol, coalesce(h.reserved, 0),
                       coalesce(o.needed, 0)) AS what
         FROM exchange_holding h
         FULL JOIN (
           SELECT broker_id, symbol, sum(quantity - filled_quantity) AS needed FROM orders_order
-          WHERE side = 'ask' AND {_WORKING} GROUP BY 1, 2
+          WHERE side = 'ask' AND orders_is_working(status) GROUP BY 1, 2
         ) o USING (broker_id, symbol)
         WHERE coalesce(h.reserved, 0) <> coalesce(o.needed, 0)""",
-    "open orders are counted": f"""
+    "open orders are counted": """
         SELECT format('%s %s counts %s, has %s', broker_id, symbol, coalesce(h.open_orders, 0),
                       coalesce(o.open_orders, 0)) AS what
         FROM (SELECT broker_id, symbol, open_orders FROM exchange_holding WHERE open_orders <> 0) h
         FULL JOIN (
-          SELECT broker_id, symbol, count(*) AS open_orders FROM orders_order WHERE {_WORKING} GROUP BY 1, 2
+          SELECT broker_id, symbol, count(*) AS open_orders FROM orders_order
+          WHERE orders_is_working(status) GROUP BY 1, 2
         ) o USING (broker_id, symbol)
         WHERE coalesce(h.open_orders, 0) <> coalesce(o.open_orders, 0)""",
     "nothing is negative, and nothing reserved exceeds what is there": """
@@ -166,21 +161,21 @@ CHECKS = {
         LEFT JOIN webhooks_event e ON e.id = d.event_id
         LEFT JOIN webhooks_subscription s ON s.id = d.subscription_id
         WHERE e.id IS NULL OR s.id IS NULL""",
-    "no book is crossed": f"""
+    "no book is crossed": """
         SELECT format('%s: bid %s, ask %s', symbol, max(price) FILTER (WHERE side = 'bid'),
                       min(price) FILTER (WHERE side = 'ask')) AS what
         FROM orders_order
-        WHERE {_WORKING} AND (expires_at IS NULL OR expires_at > statement_timestamp())
+        WHERE orders_is_working(status) AND (expires_at IS NULL OR expires_at > statement_timestamp())
         GROUP BY symbol
         HAVING max(price) FILTER (WHERE side = 'bid') >= min(price) FILTER (WHERE side = 'ask')""",
-    "a status fits what was filled, and only what may rest is working": f"""
+    "a status fits what was filled, and only what may rest is working": """
         SELECT format('order %s is %s', id, status) AS what FROM orders_order
         WHERE CASE status
             WHEN 'pending' THEN filled_quantity <> 0
             WHEN 'partially_filled' THEN filled_quantity <= 0 OR filled_quantity >= quantity
             WHEN 'filled' THEN filled_quantity <> quantity
             ELSE filled_quantity >= quantity OR (cancelled_at IS NULL AND expired_at IS NULL) END
-          OR {_WORKING} AND (type = 'market' OR time_in_force IN ('ioc', 'fok'))""",
+          OR orders_is_working(status) AND (type = 'market' OR time_in_force IN ('ioc', 'fok'))""",
     "arrival numbers are unique and counted by their book": """
         SELECT format('%s %s', o.symbol, o.sequence) AS what
         FROM (

@@ -2,9 +2,8 @@
 
 import csv
 import io
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 import pytest
 from django.db import connection, transaction
@@ -15,11 +14,11 @@ from django.utils.html import format_html
 from backoffice import lists
 from backoffice.audit import Change, changes, latest_about
 from backoffice.links import list_url, page_url
-from backoffice.periods import first_id
 from backoffice.templatetags.office import NOTHING, moment
 from exchange import audit
 from exchange import services as exchange_services
 from exchange.audit import Action, Actor, ActorKind, Entry
+from exchange.ids import first_id_at
 from exchange.models import ApiKey, AuditEntry, Broker, Instrument
 from exchange.rules import Scope
 from orders.models import Order
@@ -140,14 +139,10 @@ def test_each_question_follows_an_index(root: Client) -> None:
         assert "Sort" not in found
 
 
-def test_an_id_begins_with_its_time() -> None:
-    at = datetime(2026, 2, 16, 16, 29, 0, 123_000, tzinfo=UTC)
-
-    assert str(first_id(at, timedelta(0))) == "019c6748-a55b-0000-0000-000000000000"
-    assert first_id(at, timedelta(milliseconds=1)).int - first_id(at, timedelta(0)).int == 1 << 80
-    assert first_id(datetime(1, 1, 1, tzinfo=UTC), timedelta(0)) == UUID(int=0)
+def test_an_entry_s_id_begins_with_its_time() -> None:
     entry = write(MARY, Action.BROKER_SUSPEND, "alice")
-    assert first_id(entry.at, timedelta(seconds=-1)) < entry.pk < first_id(entry.at, timedelta(seconds=1))
+    second = timedelta(seconds=1)
+    assert first_id_at(entry.at, shift=-second) < entry.pk < first_id_at(entry.at, shift=second)
 
 
 # --- A page ---------------------------------------------------------------------------------------------------------

@@ -246,11 +246,6 @@ def test_nothing_is_kept_by_a_cache(path: str) -> None:
         assert "no-store" in browser.get(f"/admin/{path}").headers["Cache-Control"]
 
 
-def test_the_api_is_refused_with_problems_as_ever() -> None:
-    answer = people.browser(VIEWER).get("/nothing")
-    assert (answer.status_code, answer.headers["Content-Type"]) == (404, "application/problem+json")
-
-
 def test_a_form_from_elsewhere_is_refused_with_a_page() -> None:
     browser = Client(enforce_csrf_checks=True)
     browser.force_login(people.user(OPERATOR))

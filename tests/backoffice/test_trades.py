@@ -3,10 +3,13 @@
 import csv
 import http.client
 import io
+import socket
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -16,9 +19,11 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from pytest_django import Settings
 
 from backoffice import exports, lists
 from backoffice.links import list_url, page_url
+from config.local.processes import wait_until
 from orders.models import Order, Trade
 from orders.terms import Side
 from tests import live, trading
@@ -193,9 +198,9 @@ def test_the_file_has_all_of_a_trade(root: Client, market: None) -> None:
             "ask_order_id": str(one.ask_order_id),
         }
     ]
-    answer = root.get(act_path(Trade, "export"))
-    assert answer["Content-Disposition"].startswith('attachment; filename="trades-20')
-    assert answer["Content-Disposition"].endswith('Z.csv"')
+    with closing(root.get(act_path(Trade, "export"))) as answer:
+        assert answer["Content-Disposition"].startswith('attachment; filename="trades-20')
+        assert answer["Content-Disposition"].endswith('Z.csv"')
 
 
 def test_the_file_has_what_the_filters_ask_for_and_all_of_it(
@@ -247,6 +252,26 @@ def test_an_order_named_like_a_formula_is_harmless_in_the_file(root: Client, mar
     )
 
 
+def test_exports_beyond_their_places_are_told_to_come_back_and_pages_go_on(
+    root: Client, market: None, settings: Settings
+) -> None:
+    with ExitStack() as downloads:
+        for _ in range(settings.EXPORTS_AT_ONCE):
+            downloads.enter_context(closing(root.get(act_path(Trade, "export"))))
+        refused = root.get(act_path(Trade, "export"))
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+        assert root.get(list_url(Trade)).status_code == 200
+    assert exported(root) == []
+
+
+def test_an_export_holds_no_connection_while_its_client_reads(root: Client, market: None) -> None:
+    trade("alice", "bob")
+    with closing(root.get(act_path(Trade, "export"))) as answer:
+        titles, rows = answer.streaming_content  # type: ignore[attr-defined]  # a StreamingHttpResponse
+        assert (titles[:8], rows.count(b"AAPL")) == (b"trade_id", 1)
+        assert connection.connection is None
+
+
 # --- A very long file, over a real socket ---------------------------------------------------------------------------
 
 MANY, AT_A_TIME = 200_000, 10_000
@@ -271,20 +296,22 @@ def memory_of(pid: int) -> int:
 
 
 def test_a_long_file_begins_at_once_takes_no_memory_and_holds_nobody_up(
-    server: live.Server, client: Client, db: None
+    backoffice: live.Server, client: Client, db: None
 ) -> None:
     with connection.cursor() as cursor:
         for first in range(1, MANY, AT_A_TIME):
             cursor.execute(_MANY_TRADES, [first, first + AT_A_TIME - 1])
     session = sign_in(client).cookies["sessionid"].value
     headers = {"Cookie": f"sessionid={session}"}
-    with (
-        closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=WHOLE_SECONDS)) as wire,
-        closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=WHOLE_SECONDS)) as other,
-    ):
-        other.request("GET", list_url(Trade), headers=headers)
-        assert other.getresponse().read()
-        before, asked = memory_of(server.pid), time.monotonic()
+
+    def status_of_a_page() -> int:
+        with closing(http.client.HTTPConnection("127.0.0.1", backoffice.port, timeout=WHOLE_SECONDS)) as other:
+            other.request("GET", list_url(Trade), headers=headers)
+            return other.getresponse().status
+
+    with closing(http.client.HTTPConnection("127.0.0.1", backoffice.port, timeout=WHOLE_SECONDS)) as wire:
+        assert status_of_a_page() == 200
+        before, asked = memory_of(backoffice.pid), time.monotonic()
         wire.request("GET", act_path(Trade, "export"), headers=headers)
         answer = wire.getresponse()
         assert answer.readline().startswith(b"trade_id,executed_at,symbol,")
@@ -293,9 +320,45 @@ def test_a_long_file_begins_at_once_takes_no_memory_and_holds_nobody_up(
         for line in answer:
             quantities.append(int(line.split(b",")[4]))
             if len(quantities) == MANY // 2:
-                other.request("GET", list_url(Trade), headers=headers)
-                page_meanwhile = other.getresponse()
-                assert page_meanwhile.read()
-                assert page_meanwhile.status == 200
+                assert status_of_a_page() == 200
     assert quantities == list(range(MANY, 0, -1))
-    assert memory_of(server.pid) - before < MEMORY_KIB
+    assert memory_of(backoffice.pid) - before < MEMORY_KIB
+
+
+IMPATIENT_SECONDS = 1
+IMPATIENT = f"""
+from config import gunicorn
+gunicorn.CLIENT_SECONDS = {IMPATIENT_SECONDS}
+from config.gunicorn import *
+"""
+
+
+@pytest.fixture
+def impatient(db: None, tmp_path: Path) -> Iterator[live.Server]:
+    """A back office that waits for its clients a second."""
+    config = tmp_path / "impatient.py"
+    config.write_text(IMPATIENT)
+    running = live.backoffice(tmp_path / "backoffice.log")
+    running.child.argv = [str(config) if each == "python:config.gunicorn" else each for each in running.child.argv]
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
+
+
+def test_who_takes_nothing_is_closed_in_time_and_knows(impatient: live.Server, client: Client) -> None:
+    with connection.cursor() as cursor:
+        for first in range(1, MANY, AT_A_TIME):
+            cursor.execute(_MANY_TRADES, [first, first + AT_A_TIME - 1])
+    session = sign_in(client).cookies["sessionid"].value
+    head = f"GET {act_path(Trade, 'export')} HTTP/1.1\r\nHost: localhost\r\nCookie: sessionid={session}\r\n\r\n"
+    with closing(socket.socket()) as silent:
+        silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        silent.connect(("127.0.0.1", impatient.port))
+        silent.sendall(head.encode())
+        assert silent.recv(15) == b"HTTP/1.1 200 OK"
+        log = impatient.child.log
+        assert wait_until(lambda: "Resource temporarily unavailable" in log.read_text(), WHOLE_SECONDS)
+        received = b"".join(iter(partial(silent.recv, 2**16), b""))
+    assert not received.endswith(b"\r\n0\r\n\r\n")  # a part does not pass for the whole

@@ -19,7 +19,7 @@ from backoffice.templatetags.office import NOTHING
 from backoffice.webhook_acts import Pause, Redeliver, RedeliverFailed, Resume
 from exchange.audit import Action, Actor, ActorKind
 from exchange.database import database_now
-from exchange.http.paging import first_id_at
+from exchange.ids import first_id_at
 from exchange.models import AuditEntry
 from orders.terms import Side
 from tests import trading

@@ -1,4 +1,4 @@
-"""The back office in a real browser: a web server, Chromium, and somebody signed in.
+"""The back office in a real browser: its server, Chromium, and somebody signed in.
 
 Playwright's calls wait on an event loop that runs in this very thread, for as long as there is a browser. So Django
 must be told that it may be asked from here all the same, and the browser ends with this package: elsewhere tests run
@@ -30,12 +30,12 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def open_page(browser: Browser, transactional_db: None, server: Server) -> Iterator[Callable[[], Page]]:
+def open_page(browser: Browser, transactional_db: None, backoffice: Server) -> Iterator[Callable[[], Page]]:
     """Opens a window of a browser that nobody has used; at the end of the test no window may have complained."""
     contexts, complaints = [], []
 
     def open_one() -> Page:
-        context = browser.new_context(base_url=server.url, viewport=WIDE, reduced_motion="reduce")
+        context = browser.new_context(base_url=backoffice.url, viewport=WIDE, reduced_motion="reduce")
         context.set_default_timeout(PATIENCE_MS)
         contexts.append(context)
         page = context.new_page()
@@ -49,13 +49,13 @@ def open_page(browser: Browser, transactional_db: None, server: Server) -> Itera
 
 
 @pytest.fixture
-def signed_in(open_page: Callable[[], Page], server: Server) -> SignIn:
+def signed_in(open_page: Callable[[], Page], backoffice: Server) -> SignIn:
     """Signs somebody in who has a role, that of the group of this name, and may do everything as `superuser`."""
 
     def sign_in_as(role: str) -> Page:
         user = people.user(role, f"the-{role}", password=PASSWORD)
         page = open_page()
-        sign_in(page, server.url, user.username, PASSWORD)
+        sign_in(page, backoffice.url, user.username, PASSWORD)
         return page
 
     return sign_in_as

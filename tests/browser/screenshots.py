@@ -21,11 +21,11 @@ def main(folder: str = str(FOLDER)) -> int:
         raise LocalError(REASON)
     with servers() as on:
         on.migrated("lively")
-        with venue(on, "lively", has_members=False) as running:
+        with venue(on, "lively", has_members=False, has_backoffice=True) as running:
             market = lively.make(running)
             with market.trading():
-                command = [sys.executable, "-m", "tests.browser.camera", running.url, folder]
-                env = {**running.env, "DJANGO_SETTINGS_MODULE": "config.settings"}
+                command = [sys.executable, "-m", "tests.browser.camera", running.backoffice_url, folder]
+                env = {**running.env, "DJANGO_SETTINGS_MODULE": "config.settings.backoffice"}
                 return subprocess.run(command, cwd=ROOT, env=env, check=False).returncode  # noqa: S603
 
 

@@ -15,13 +15,13 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def test_somebody_is_admitted_enrols_and_is_let_in_by_a_code(
-    signed_in: SignIn, open_page: Callable[[], Page], server: Server
+    signed_in: SignIn, open_page: Callable[[], Page], backoffice: Server
 ) -> None:
     administrator = signed_in("administrator")
     _admit(administrator, "vera")
 
     hers = open_page()
-    sign_in(hers, server.url, "vera", PASSWORD)
+    sign_in(hers, backoffice.url, "vera", PASSWORD)
     hers.get_by_text("vera", exact=True).click()
     hers.get_by_role("link", name="Two-factor login").click()
     assert_accessible(hers)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import reduce
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ import yaml
 from django.conf import settings
 from psycopg import sql
 
+from config import gunicorn
 from config.local import web
 from config.local.processes import Child, wait_until
 from config.local.servers import INITDB_LOCALE, Valkey, free_port
@@ -37,7 +39,7 @@ from tests.live import ROOT
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text().splitlines()
-RUNNING = ["web", "worker", "webhooks", "beat"]  # our own, but for the one that ends by itself
+RUNNING = ["web", "backoffice", "worker", "webhooks", "beat"]  # our own, but for the one that ends by itself
 OURS = ["create_roles", "migrate", *RUNNING]
 ENDING = {"create_roles", "migrate"}
 SECRETS = {"SECRET_KEY": "s" * 50, "VALKEY_PASSWORD": "aZ09._~-"}
@@ -47,7 +49,7 @@ NOBODY = "postgresql://127.0.0.1:1/none"  # the database of a service without a 
 VALKEY_DATABASE = 1  # the other tests have number 0
 STEP_SECONDS = 60.0
 START_SECONDS = 60.0
-CONTAINER_PORT = 8000
+CONTAINER_PORT, BACKOFFICE_PORT = 8000, 8001
 
 
 def interpolated(value: str, variables: dict[str, str]) -> str:
@@ -145,18 +147,21 @@ def test_a_service_shares_networks_only_with_those_it_needs() -> None:
         "create_roles": {"db"},
         "migrate": {"db"},
         "web": servers,
+        "backoffice": servers,
         "worker": servers,
         "webhooks": servers,
         "beat": {"valkey"},
     }
     assert neighbours("webhooks") == servers  # brokers choose the addresses that it connects to
+    assert neighbours("backoffice") == servers
 
 
-def test_only_the_web_and_webhook_networks_lead_outside() -> None:
+def test_only_the_published_and_webhook_networks_lead_outside() -> None:
     outside = {name for name, network in COMPOSE["networks"].items() if not network.get("internal")}
     attached = {name: set(service["networks"]) & outside for name, service in SERVICES.items()}
     assert {name: networks for name, networks in attached.items() if networks} == {
         "web": {"front"},
+        "backoffice": {"office"},
         "webhooks": {"outside"},
     }
     assert set().union(*(service["networks"] for service in SERVICES.values())) == COMPOSE["networks"].keys()
@@ -213,14 +218,26 @@ def test_the_web_server_is_the_one_of_the_tests_and_is_published_to_this_machine
     here = ["127.0.0.1" if word == "0.0.0.0" else word for word in command]  # noqa: S104
     assert here == web.command(CONTAINER_PORT, web.PROCESSES)
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert published.keys() == {"web"}
-    assert [interpolated(port, {}) for port in published["web"]] == [f"127.0.0.1:8000:{CONTAINER_PORT}"]
+    assert {name: [interpolated(port, {}) for port in ports] for name, ports in published.items()} == {
+        "web": [f"127.0.0.1:8000:{CONTAINER_PORT}"],
+        "backoffice": [f"127.0.0.1:8001:{BACKOFFICE_PORT}"],
+    }
+
+
+def test_the_back_office_runs_as_in_the_tests_and_comes_after_orders() -> None:
+    service = SERVICES["backoffice"]
+    here = [word.replace("0.0.0.0", "127.0.0.1") for word in words(service["command"])]  # noqa: S104
+    assert [sys.executable, *here[1:]] == web.backoffice_command(BACKOFFICE_PORT)
+    assert service["cpu_shares"] * 8 == 1024  # what the others have unless told otherwise
+    assert service["pids_limit"] >= 2 * gunicorn.threads
+    assert gunicorn.threads >= 2 * settings.EXPORTS_AT_ONCE
 
 
 def test_a_stop_may_take_as_long_as_what_is_in_flight() -> None:
     assert {name: seconds(SERVICES[name].get("stop_grace_period", "10s")) for name in ["db", *RUNNING]} == {
         "db": 60,
         "web": 15,
+        "backoffice": 15,
         "worker": 35,
         "webhooks": 15,
         "beat": 10,
@@ -244,7 +261,7 @@ def test_secrets_must_be_set_and_are_nowhere_else() -> None:
 
 
 def test_our_services_are_told_what_the_settings_read() -> None:
-    source = (ROOT / "config" / "settings.py").read_text()
+    source = (ROOT / "config" / "settings" / "base.py").read_text()
     required = set(re.findall(r'os\.environ\["(\w+)"\]', source))
     optional = set(re.findall(r'os\.environ\.get\("(\w+)"', source)) - {"DEBUG"}  # never in production
     environments = [SERVICES[name]["environment"] for name in RUNNING]
@@ -254,7 +271,7 @@ def test_our_services_are_told_what_the_settings_read() -> None:
     optional.remove("DATABASE_OWNER_URL")  # below
     assert environments[0].keys() - given == optional
     offered = set(re.findall(r"^#(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
-    assert offered == optional | {"PORT", "BIND_ADDRESS", "WEB_MEMORY"}
+    assert offered == optional | {"PORT", "BIND_ADDRESS", "BACKOFFICE_PORT", "BACKOFFICE_BIND_ADDRESS", "WEB_MEMORY"}
 
 
 def test_only_what_ends_by_itself_knows_the_owner_and_the_superuser() -> None:
@@ -284,7 +301,8 @@ def test_the_database_waits_for_the_disk_and_has_connections_for_all() -> None:
     assert (options["fsync"], options["synchronous_commit"]) == ("on", "on")
     processes = int(option(SERVICES["web"]["command"], "--workers")) + int(option(SERVICES["worker"]["command"], "-c"))
     processes += 2  # the webhook worker is one, with threads; and a command of an operator
-    assert processes * 20 + 10 <= int(options["max_connections"])  # each has its pool; a few for people
+    pools = processes * 20 + gunicorn.POOL_SIZE
+    assert pools + 10 <= int(options["max_connections"])  # a few for people
     arguments = SERVICES["db"]["environment"]["POSTGRES_INITDB_ARGS"]
     assert set(arguments.split()) == {"--encoding=UTF8", *INITDB_LOCALE}  # sorts as it does in the tests
 
@@ -348,6 +366,7 @@ class Containers:
     database_url: str
     redis_url: str
     port: int
+    backoffice_port: int
 
     def env(self, service: str) -> dict[str, str]:
         image = dict(pair.split("=") for pair in instructions("ENV")[0].split())
@@ -368,7 +387,8 @@ class Containers:
 
     def here(self, command: Sequence[str]) -> list[str]:
         """The same command, on a port of 127.0.0.1 that is free."""
-        moved = [word.replace("0.0.0.0", "127.0.0.1").replace(str(CONTAINER_PORT), str(self.port)) for word in command]  # noqa: S104
+        changes = {"0.0.0.0": "127.0.0.1", str(CONTAINER_PORT): self.port, str(BACKOFFICE_PORT): self.backoffice_port}  # noqa: S104
+        moved = [reduce(lambda word, old: word.replace(old, str(changes[old])), changes, word) for word in command]
         return [str(shutil.which(moved[0], path=self.env("web")["PATH"])), *moved[1:]]
 
     def child(self, service: str) -> Child:
@@ -430,7 +450,7 @@ def containers(urls: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) 
         else:
             shutil.copy(ROOT / name, app / name)
     shutil.rmtree(app / "config" / "local")
-    return Containers(app, logs, only_the_locked_packages(python), *urls, free_port())
+    return Containers(app, logs, only_the_locked_packages(python), *urls, free_port(), free_port())
 
 
 def of_each(do: Callable[[str], Any]) -> dict[str, Any]:

@@ -24,9 +24,14 @@ def path(tmp_path: Path) -> Path:
 
 
 def demo(path: Path, base_url: str = "http://127.0.0.1:8000") -> dict[str, Any]:
-    call_command("demo", credentials=path, base_url=base_url)
+    port = int(base_url.strip("/").rpartition(":")[2])
+    call_command("demo", credentials=path, base_url=base_url, admin_url=f"http://127.0.0.1:{port + 1}/admin/")
     found: dict[str, Any] = json.loads(path.read_text())
     return found
+
+
+def _authenticated(found: dict[str, Any]) -> object:
+    return authenticate(LOGIN, username=found["admin"]["username"], password=found["admin"]["password"])
 
 
 def test_it_creates_two_brokers_an_operator_and_an_administrator(path: Path) -> None:
@@ -34,7 +39,7 @@ def test_it_creates_two_brokers_an_operator_and_an_administrator(path: Path) -> 
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert principal_of_key(found["operator_key"]).is_operator
     assert [principal_of_key(key).broker_id for key in found["brokers"].values()] == ["broker-1", "broker-2"]
-    assert authenticate(LOGIN, **found["admin"]) is not None
+    assert _authenticated(found) is not None
     assert Broker.objects.get(pk="broker-1").cash == 1_000_000
     holdings = Holding.objects.filter(broker="broker-2", quantity=10_000).order_by("instrument_id")
     assert list(holdings.values_list("instrument_id", flat=True)) == ["AAPL", "GOOG", "PETR4"]
@@ -42,7 +47,10 @@ def test_it_creates_two_brokers_an_operator_and_an_administrator(path: Path) -> 
 
 def test_a_second_run_keeps_everything_but_the_address(path: Path) -> None:
     first = demo(path)
-    assert demo(path, "http://127.0.0.1:9000/") == first | {"base_url": "http://127.0.0.1:9000"}
+    assert demo(path, "http://127.0.0.1:9000/") == first | {
+        "base_url": "http://127.0.0.1:9000",
+        "admin": first["admin"] | {"url": "http://127.0.0.1:9001/admin/"},
+    }
 
 
 def test_a_lost_file_is_written_anew_for_the_same_brokers(path: Path) -> None:
@@ -51,7 +59,7 @@ def test_a_lost_file_is_written_anew_for_the_same_brokers(path: Path) -> None:
     second = demo(path)
     assert principal_of_key(second["brokers"]["broker-1"]).broker_id == "broker-1"
     assert second["brokers"] != first["brokers"]
-    assert authenticate(LOGIN, **second["admin"]) is not None
+    assert _authenticated(second) is not None
 
 
 @pytest.mark.parametrize("damage", ["", "[]", '{"brokers": 3, "admin": []}', '{"operator_key": null}'])

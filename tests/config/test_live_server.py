@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.processes]
 AT_ONCE = 20
 ANSWER_SECONDS = 30.0
 PATHS = [
-    *["/admin/login/", "/docs", "/docs?script=", "/healthz", "/openapi.json", "/readyz", "/stocks"],
+    *["/docs", "/docs?script=", "/healthz", "/openapi.json", "/readyz", "/stocks"],
     *["/stocks/AAPL/book", "/stocks/AAPL/price", "/brokers/alice/orders"],
 ]
 
@@ -48,7 +48,7 @@ def ask_at_once(server: Server, paths: list[str]) -> list[httpx.Response]:
 
 @pytest.mark.parametrize("paths", [["/openapi.json"], ["/readyz"], PATHS], ids=["openapi", "readyz", "all"])
 def test_the_first_requests_may_come_at_once(fresh_server: Server, paths: list[str]) -> None:
-    answers = ask_at_once(fresh_server, paths * (AT_ONCE // len(paths)))
+    answers = ask_at_once(fresh_server, [*paths * AT_ONCE][:AT_ONCE])
 
     assert len(answers) == AT_ONCE
     assert {answer.status_code for answer in answers} == {200}

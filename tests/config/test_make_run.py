@@ -36,7 +36,7 @@ class Copy:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.run = folder / ".run"
-        self.port = free_port()
+        self.port, self.backoffice_port = free_port(), free_port()
         self.process: subprocess.Popen[str] | None = None
         for part in PARTS:
             copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
@@ -49,7 +49,7 @@ class Copy:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "config.local"],
                 cwd=self.folder,
-                env=env | {"PORT": str(port or self.port)} | variables,
+                env=env | {"PORT": str(port or self.port), "BACKOFFICE_PORT": str(self.backoffice_port)} | variables,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -87,9 +87,9 @@ class Copy:
             [sys.executable, "config/local/clean.py"], cwd=self.folder, check=False, timeout=STOP_SECONDS
         ).returncode
 
-    def status(self, path: str, key: str = "") -> int:
-        """The status of a GET, 0 when nobody answers."""
-        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_SECONDS)
+    def status(self, path: str, key: str = "", port: int | None = None) -> int:
+        """The status of a GET, of the API unless told otherwise; 0 when nobody answers."""
+        client = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=ANSWER_SECONDS)
         try:
             client.request("GET", path, headers={"Authorization": f"Bearer {key}"} if key else {})
             return client.getresponse().status
@@ -98,11 +98,11 @@ class Copy:
         finally:
             client.close()
 
-    def web(self) -> int:
-        """The web server, a child of the supervisor (0: none just now); its worker may outlive it for a moment."""
+    def server(self, program: str) -> int:
+        """A server, a child of the supervisor (0: none just now); its worker may outlive it for a moment."""
         assert self.process is not None
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return next((int(pid) for pid in children if b"granian" in Path("/proc", pid, "cmdline").read_bytes()), 0)
+        return next((int(pid) for pid in children if program.encode() in Path("/proc", pid, "cmdline").read_bytes()), 0)
 
     @property
     def output(self) -> str:
@@ -139,20 +139,31 @@ def test_keys_are_in_a_file_for_its_owner_only(copy: Copy) -> None:
     assert list(found) == ["base_url", "operator_key", "brokers", "admin"]
     assert found["base_url"] == f"http://127.0.0.1:{copy.port}"
     assert list(found["brokers"]) == ["broker-1", "broker-2"]
-    assert list(found["admin"]) == ["username", "password"]
+    assert list(found["admin"]) == ["url", "username", "password"]
+    assert found["admin"]["url"] == f"http://127.0.0.1:{copy.backoffice_port}/admin/"
     assert copy.status("/brokers/broker-1/balance", found["brokers"]["broker-1"]) == 200
     assert copy.status("/brokers", found["operator_key"]) == 200
 
 
-def test_a_killed_web_server_is_back_within_five_seconds(copy: Copy) -> None:
-    killed = copy.web()
+@pytest.mark.parametrize("program", ["granian", "gunicorn"])
+def test_a_killed_server_is_back_within_five_seconds(copy: Copy, program: str) -> None:
+    killed = copy.server(program)
     os.kill(killed, signal.SIGKILL)
-    assert wait_until(lambda: copy.web() not in (0, killed), REPAIR_SECONDS), copy.output
-    assert wait_until(lambda: copy.status("/healthz") == 200, START_SECONDS), copy.output
+    assert wait_until(lambda: copy.server(program) not in (0, killed), REPAIR_SECONDS), copy.output
+    path, port = ("/healthz", copy.port) if program == "granian" else ("/admin/login/", copy.backoffice_port)
+    assert wait_until(lambda: copy.status(path, port=port) == 200, START_SECONDS), copy.output
+
+
+def test_the_admin_is_at_the_back_office_which_comes_after_orders(copy: Copy) -> None:
+    assert wait_until(lambda: copy.status("/admin/login/", port=copy.backoffice_port) == 200, START_SECONDS)
+    assert copy.status("/admin/") == 307
+    server = copy.server("gunicorn")
+    worker = int(Path(f"/proc/{server}/task/{server}/children").read_text())
+    assert os.getpriority(os.PRIO_PROCESS, worker) - os.getpriority(os.PRIO_PROCESS, copy.server("granian")) >= 10
 
 
 def test_the_processes_have_the_runtime_account_and_nothing_above_it(copy: Copy) -> None:
-    variables = Path(f"/proc/{copy.web()}/environ").read_bytes().split(b"\0")
+    variables = Path(f"/proc/{copy.server('granian')}/environ").read_bytes().split(b"\0")
     named = [each for each in variables if each.startswith(b"DATABASE_")]
     assert len(named) == 1
     assert named[0].startswith(b"DATABASE_URL=postgresql://bourse_app@")
@@ -172,10 +183,13 @@ def test_a_taken_port_is_one_sentence(copy: Copy, tmp_path: Path) -> None:
     assert other.refusal(copy.port) == 1
     assert other.output.startswith(f"Port {copy.port} is taken by another program;")
     assert other.output.count("\n") == 1
+    assert other.refusal(free_port(), BACKOFFICE_PORT=str(copy.port)) == 1
+    assert other.output.startswith(f"Port {copy.port} is taken by another program;")
+    assert "BACKOFFICE_PORT" in other.output
 
 
 def test_two_web_processes_answer(copy: Copy) -> None:
-    command = Path(f"/proc/{copy.web()}/cmdline").read_text().split("\0")
+    command = Path(f"/proc/{copy.server('granian')}/cmdline").read_text().split("\0")
     assert command[command.index("--workers") + 1] == "2"
 
 

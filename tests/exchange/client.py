@@ -5,10 +5,40 @@ from decimal import Decimal
 from typing import Any
 
 import msgspec
+from django.core.handlers.base import BaseHandler
+from django.http import HttpRequest
 from django.test import Client as DjangoClient
+from django.test import override_settings
+from django.test.client import ClientHandler
+
+from config.settings import api
+from gateway.django_handler import ExchangeHandler
 
 _DECODER = msgspec.json.Decoder(float_hook=Decimal)
+
+
+class AsTheApi(BaseHandler):
+    """Has the API's middleware and URLs, where the tests' settings are those of the back office, with all apps."""
+
+    def load_middleware(self, is_async: bool = False) -> None:
+        with override_settings(MIDDLEWARE=api.MIDDLEWARE):
+            super().load_middleware(is_async)
+
+    def get_response(self, request: HttpRequest) -> Any:
+        request.urlconf = api.ROOT_URLCONF
+        return super().get_response(request)
+
+
+class ApiHandler(AsTheApi, ExchangeHandler):
+    """Django, as the API's server calls it."""
+
+
+class _ClientHandler(AsTheApi, ClientHandler):
+    pass
+
+
 _DJANGO = DjangoClient(raise_request_exception=False)  # one for all: each new one builds the middleware again
+_DJANGO.handler = _ClientHandler(enforce_csrf_checks=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,10 @@ from exchange.models import RejectedOrders
 from exchange.tasks import drop_rejects
 from gateway import order_entry
 from gateway.application import Front
-from gateway.django_handler import ExchangeHandler
 from orders.matching import sequencer
 from tests import trading
 from tests.api import LIMIT
+from tests.exchange.client import ApiHandler
 from tests.live import Server
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -72,7 +72,7 @@ def sent(key: str, path: str, body: Any, *, full: bool = False, method: str = "P
         def response_bytes(self, status: int, headers: Any, content: bytes) -> None:
             answers.append(status)
 
-    front = Front(ExchangeHandler(), (lambda: True) if full else sequencer.is_full, order_entry.errand_of)
+    front = Front(ApiHandler(), (lambda: True) if full else sequencer.is_full, order_entry.errand_of)
     asyncio.run(front.__rsgi__(scope, Protocol()))  # type: ignore[arg-type]  # the smallest fake of both
     return answers[0]
 

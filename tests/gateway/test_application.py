@@ -11,17 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from http.client import HTTPConnection
-from http.cookies import SimpleCookie
 from pathlib import Path
 from threading import get_ident
 from types import SimpleNamespace
 from typing import Any, BinaryIO
-from urllib.parse import urlencode
 
 import pytest
 import structlog
 from django.conf import settings
-from django.contrib.auth.models import User
 from django.contrib.staticfiles import finders
 from django.db import connection, transaction
 
@@ -29,9 +26,10 @@ from config.local.processes import wait_until
 from exchange.http.middleware import Environ
 from exchange.models import AuditEntry, Instrument
 from gateway.application import Front, environ_of
-from gateway.django_handler import ExchangeHandler, ExchangeRequest
+from gateway.django_handler import ExchangeRequest
 from orders.models import Order
 from tests import api, live, trading
+from tests.exchange.client import ApiHandler
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -114,7 +112,7 @@ def test_what_fails_gives_its_connection_back() -> None:
 def test_a_request_finds_nothing_of_another_in_its_thread() -> None:
     structlog.contextvars.clear_contextvars()  # of earlier tests
     found: list[tuple[int, dict[str, Any]]] = []
-    handler = ExchangeHandler()
+    handler = ApiHandler()
 
     def look_around(environ: Environ, start_response: Any) -> Any:
         found.append((get_ident(), structlog.contextvars.get_contextvars()))
@@ -137,7 +135,7 @@ def test_a_request_finds_nothing_of_another_in_its_thread() -> None:
 SMALL_THREADS, SMALL_BODY_SECONDS, SMALL_KEY_SECONDS = 4, 5.0, 1.0
 SMALL_LARGE_BODIES = 2
 SMALL = f"""
-from config.settings import *
+from config.settings.api import *
 WEB_THREADS = {SMALL_THREADS}
 WEB_BODY_SECONDS = {SMALL_BODY_SECONDS}
 KEY_CACHE_SECONDS = {SMALL_KEY_SECONDS}
@@ -252,12 +250,16 @@ def test_a_static_file_is_whole(wire: Wire) -> None:
 
 def test_a_static_file_that_is_known_is_not_sent_again(server: live.Server, db: None) -> None:
     with closing(HTTPConnection("127.0.0.1", server.port, timeout=ANSWER_SECONDS)) as http:
-        http.request("GET", "/static/backoffice/office.js")
+        http.request("GET", "/static/drf_spectacular_sidecar/swagger-ui-dist/swagger-ui.css")
         known = http.getresponse()
         assert known.read()
         statuses = []
         for _ in range(50):
-            http.request("GET", "/static/backoffice/office.js", headers={"If-None-Match": known.headers["ETag"]})
+            http.request(
+                "GET",
+                "/static/drf_spectacular_sidecar/swagger-ui-dist/swagger-ui.css",
+                headers={"If-None-Match": known.headers["ETag"]},
+            )
             answer = http.getresponse()
             statuses.append((answer.status, answer.read()))
     assert statuses == [(304, b"")] * 50
@@ -272,31 +274,6 @@ def test_a_client_cannot_add_to_what_the_proxy_says_of_its_address(
         wire.send(wire.head(b"POST /stocks/AAPL/halt", *(reversed(headers) if forged_first else headers)))
         assert wire.answer()[0] == 200
     assert AuditEntry.objects.get(action="instrument.halt").address == "198.51.100.1"
-
-
-PASSWORD = "a good password"  # noqa: S105 (nobody's)
-
-
-def test_every_cookie_comes_and_goes(server: live.Server, db: None) -> None:
-    User.objects.create_superuser("root", password=PASSWORD)
-    with closing(HTTPConnection("127.0.0.1", server.port, timeout=ANSWER_SECONDS)) as http:
-        http.request("GET", "/admin/login/")
-        page = http.getresponse()
-        token = SimpleCookie(page.headers["Set-Cookie"])["csrftoken"].value
-        page.read()
-        form = urlencode({"username": "root", "password": PASSWORD, "csrfmiddlewaretoken": token})
-        named = {"Content-Type": "application/x-www-form-urlencoded", "Cookie": f"csrftoken={token}"}
-        http.request("POST", "/admin/login/?next=/admin/", form, named)
-        told = http.getresponse()
-        told.read()
-        assert (told.status, told.headers["Location"]) == (302, "/admin/")
-        cookies = [SimpleCookie(line) for line in told.headers.get_all("Set-Cookie", [])]
-        assert sorted(name for cookie in cookies for name in cookie) == ["csrftoken", "known_device", "sessionid"]
-        http.putrequest("GET", "/admin/")
-        for cookie in cookies:
-            http.putheader("Cookie", cookie.output(header="", attrs=[]).strip())
-        http.endheaders()
-        assert http.getresponse().status == 200
 
 
 # --- Bodies ---------------------------------------------------------------------------------------------------------

@@ -35,12 +35,11 @@ from exchange.models import Instrument
 from exchange.rules import InstrumentStatus, Scope
 from gateway import order_entry
 from gateway.application import Front
-from gateway.django_handler import ExchangeHandler
 from orders.matching import sequencer
 from orders.models import Order, Trade
 from orders.terms import Side
 from tests import api, trading
-from tests.exchange.client import Answer, Client
+from tests.exchange.client import Answer, ApiHandler, Client
 from tests.orders.conftest import _sound_at_the_end, alice, bob, operator  # noqa: F401 (fixtures)
 from tests.trading import BY
 
@@ -55,7 +54,7 @@ _OF_THE_MOMENT = re.compile(  # ids, times, and what is left of a limit
 )
 
 
-class LongWay(ExchangeHandler):
+class LongWay(ApiHandler):
     """Knows whether the last request went there."""
 
     was_taken = False

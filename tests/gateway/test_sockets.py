@@ -168,8 +168,3 @@ def test_bodies_that_do_not_come_hold_up_nobody_else(wire: Wire) -> None:
 
         assert wire.send(b"GET /stocks")[0] == 200
         assert time.monotonic() - started < settings.DATABASE_POOL_TIMEOUT_SECONDS
-
-
-@pytest.mark.parametrize("path", [b"/admin/", b"/admin/login/"])
-def test_what_the_database_cannot_store_is_400_in_the_admin_too(wire: Wire, path: bytes) -> None:
-    assert wire.send(b"GET " + path, b'Cookie: sessionid="\\000abcdefghijk"')[0] == 400

@@ -22,7 +22,7 @@ from exchange.errors import OutcomeUnknown
 from exchange.models import Instrument
 from exchange.rules import Scope
 from orders import services
-from orders.matching import service, store
+from orders.matching import service
 from orders.matching.commands import Accepted, CancelOrders
 from orders.models import Order
 from orders.terms import CancelReason, Side
@@ -199,9 +199,9 @@ def test_a_side_is_found_by_the_index_of_what_a_broker_has_working(alice: Client
     rest("alice", each=100)
     rest("bob", each=300)
     with own_transaction() as cursor:
-        cursor.execute("ANALYZE orders_order; BEGIN")
+        cursor.execute("ANALYZE orders_order")
         before = orders_read()
-        store.load_market(cursor, [CancelOrders("alice", "AAPL", side=Side.ASK)])
+        trading.load_market(cursor, [CancelOrders("alice", "AAPL", side=Side.ASK)])
         read = orders_read() - before
     assert read == 200, "the bids and asks of alice in that book, and nobody else's"
 

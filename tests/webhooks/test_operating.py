@@ -17,7 +17,7 @@ from pytest_django import Settings
 from exchange.audit import Action, Actor, ActorKind
 from exchange.database import database_now
 from exchange.errors import NothingToRedeliver, ValidationFailed, WebhookDeleted, WebhookNotFound
-from exchange.http.paging import first_id_at
+from exchange.ids import first_id_at
 from exchange.models import AuditEntry
 from tests import trading
 from tests.receiver import Receiver, Request, answer, close, drip_body, hang

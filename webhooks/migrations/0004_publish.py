@@ -1,37 +1,10 @@
-"""The outbox's writing: a function of the database, which `webhooks/outbox.py` calls.
+"""The outbox: a function that inserts events and their deliveries."""
 
-Whoever changes it writes a migration that replaces it, with the arguments it had: the old code may still be running.
-"""
+from pathlib import Path
 
 from django.db import migrations
 
-# Events, and with each a delivery for every subscription that its broker has to events of its type; how many
-# deliveries that were. No events are null.
-PUBLISH = """
-CREATE FUNCTION webhooks_publish(events json) RETURNS int LANGUAGE plpgsql AS $$
-DECLARE
-  due int := 0;
-BEGIN
-  IF events IS NOT NULL THEN
-    WITH event AS (
-      INSERT INTO webhooks_event (id, broker_id, sequence, type, occurred_at, body)
-      SELECT uuidv7(), broker_id, sequence, type, occurred_at, body
-      FROM json_to_recordset(events)
-        AS row(broker_id text, sequence bigint, type text, occurred_at timestamptz, body text)
-      RETURNING id, broker_id, sequence, type
-    )
-    INSERT INTO webhooks_delivery (id, event_id, subscription_id)
-    SELECT uuidv7(), event.id, subscription.id
-    FROM event JOIN webhooks_subscription subscription
-      ON subscription.broker_id = event.broker_id AND subscription.event_type = event.type
-         AND subscription.deleted_at IS NULL
-    ORDER BY event.broker_id, event.sequence;
-    GET DIAGNOSTICS due = ROW_COUNT;
-  END IF;
-  RETURN due;
-END
-$$
-"""
+SQL = Path(__file__).parent / "sql"
 
 
 class Migration(migrations.Migration):
@@ -41,5 +14,5 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
-        migrations.RunSQL(PUBLISH, "DROP FUNCTION webhooks_publish"),
+        migrations.RunSQL((SQL / "publish_v1.sql").read_text(), "DROP FUNCTION webhooks_publish"),
     ]

@@ -28,8 +28,11 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--credentials", type=Path, required=True, help="the JSON file to keep keys in (mode 0600)")
         parser.add_argument("--base-url", required=True, help="where the exchange is reached, for the same file")
+        parser.add_argument(
+            "--admin-url", help="where the back office is reached, likewise (/admin/ there unless given)"
+        )
 
-    def handle(self, *, credentials: Path, base_url: str, **_: Any) -> None:
+    def handle(self, *, credentials: Path, base_url: str, admin_url: str | None, **_: Any) -> None:
         kept = _read(credentials)
         brokers = {broker_id: key for broker_id, key in _dict(kept, "brokers").items() if _acts_for(key, broker_id)}
         brokers |= {broker_id: _new_broker_key(broker_id) for broker_id in BROKERS if broker_id not in brokers}
@@ -38,7 +41,11 @@ class Command(BaseCommand):
             "base_url": base_url.rstrip("/"),
             "operator_key": operator_key if _acts_for(operator_key, None) else _new_operator_key(),
             "brokers": dict(sorted(brokers.items())),
-            "admin": {"username": ADMIN, "password": _password(_dict(kept, "admin").get("password"))},
+            "admin": {
+                "url": admin_url or f"{base_url.rstrip('/')}/admin/",
+                "username": ADMIN,
+                "password": _password(_dict(kept, "admin").get("password")),
+            },
         }
         private_file.write(credentials, json.dumps(found, indent=2) + "\n")
 

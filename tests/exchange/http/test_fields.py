@@ -203,11 +203,6 @@ def test_a_request_id_is_taken_over_when_it_is_a_plain_word(operator: Client) ->
         assert UUID.fullmatch(operator.get("/stocks", **{"X-Request-Id": odd}).headers["X-Request-Id"])
 
 
-def test_the_admin_keeps_its_own_pages(anonymous: Client) -> None:
-    assert anonymous.get("/admin/nothing/").headers["Content-Type"].startswith("text/html") is True
-    assert anonymous.get("/admin/login/").status == 200
-
-
 def test_a_surprise_is_a_problem_too(operator: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(services, "instrument_of", lambda symbol: 1 // 0)
     answer = operator.get("/stocks/AAPL")

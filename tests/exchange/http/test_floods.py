@@ -48,14 +48,6 @@ def test_many_refusals_are_few_lines_and_a_count_and_good_keys_always_have_their
     assert [record.name for record in caplog.records].count("exchange.http.floods") == 1
 
 
-@pytest.mark.django_db
-def test_requests_of_the_admin_always_have_their_line(anonymous: Client, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
-        for _ in range(10):
-            anonymous.get("/admin/")
-    assert len(lines(caplog)) == 10
-
-
 def test_each_address_has_its_lines_in_each_second() -> None:
     flood = Flood()
     said = [flood.has_its_line(address, 401, now) for now in (7.0, 7.9, 8.0) for address in [HERE, ELSEWHERE] * 3]

@@ -188,7 +188,7 @@ def test_one_client_order_id_posted_by_many_at_once_makes_one_order(server: live
 def not_yet_committed(command: Command) -> Iterator[Outcome]:
     """`service.execute`, but the COMMIT comes at the end of the `with`."""
     with own_transaction() as cursor:
-        market = store.load_market(cursor, [command])
+        market = trading.load_market(cursor, [command])
         yield market.apply(command)
         store.save_market(cursor, market)
 

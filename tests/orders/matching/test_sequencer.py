@@ -429,7 +429,7 @@ def test_who_comes_when_too_many_wait_is_refused_at_once(limit: str, requests: l
 
 QUEUE_OF_SMALL_SERVER = 8
 SMALL = f"""
-from config.settings import *
+from config.settings.api import *
 SEQUENCER_QUEUE_REQUESTS = {QUEUE_OF_SMALL_SERVER}
 SEQUENCER_PATIENCE_SECONDS = 20.0
 _options = DATABASES["default"]["OPTIONS"]

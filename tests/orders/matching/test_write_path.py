@@ -20,7 +20,7 @@ from exchange.errors import ExchangeError
 from exchange.models import Broker, Holding, Instrument
 from exchange.rules import Pricing
 from orders import services
-from orders.matching import service, store
+from orders.matching import sequencer, service, store
 from orders.matching.commands import Accepted, CancelOrder, CancelOrders, Command, ExpireOrders, Outcome, Replayed
 from orders.models import Order, Trade
 from orders.terms import OrderStatus, Side, TimeInForce
@@ -32,9 +32,11 @@ pytestmark = pytest.mark.django_db(transaction=True)
 SYMBOLS = ["AAPL", "GOOG", "MSFT"]
 
 
-# --- Two messages to the database -----------------------------------------------------------------------------------
+# --- Three messages to the database ---------------------------------------------------------------------------------
 
-READ = "BEGIN; SELECT orders_read_market"
+FIND = "SELECT id, symbol, broker_id"
+LOCK = 'SELECT "exchange_instrument"'
+READ = "SELECT orders_read_market_v2"
 WRITE = "SELECT webhooks_publish"
 Made = Callable[[int], Sequence[Command]]
 
@@ -90,7 +92,9 @@ def test_a_list_costs_as_many_messages_as_one_command(made: Made, last: str, how
     with CaptureQueriesContext(connection) as captured:
         outcomes = service.execute(commands)
     sent = [str(query["sql"]).strip() for query in captured]
-    assert [text[: len(start)] for text, start in zip(sent, (READ, last), strict=True)] == [READ, last]
+    steps = [FIND, LOCK, READ, last] if made is cancels else [LOCK, READ, last]
+    begun = [f"BEGIN; {steps[0]}", *steps[1:]]
+    assert [text[: len(start)] for text, start in zip(sent, begun, strict=True)] == begun
     assert (sent[-1].endswith("COMMIT")) == (last == WRITE)
     assert all(isinstance(outcome, ExchangeError) is (made is refusals) for outcome in outcomes)
 
@@ -100,7 +104,7 @@ def test_a_list_costs_as_many_messages_as_one_command(made: Made, last: str, how
 
 def execute(*commands: Command) -> list[str]:
     """Run a list; of each outcome the order's status, what else it is called, or the refusal's code."""
-    return [said(outcome) for outcome in service.execute(commands)]
+    return [said(outcome) for outcome in sequencer.outcomes_of(commands, by_parts=True)]
 
 
 def said(outcome: Outcome) -> str:
@@ -338,7 +342,7 @@ def walk_plan(wanted: int, worst_rank: str = "Infinity") -> list[dict[str, Any]]
     demand = {"book": "AAPL", "book_side": "ask", "wanted": wanted, "worst_rank": worst_rank}
     with connection.cursor() as cursor:  # the plan that is kept, not one for these values
         cursor.execute(
-            "PREPARE reachable(json, uuid[], timestamptz, int) AS SELECT * FROM orders_reachable($1, $2, $3, $4)"
+            "PREPARE reachable(json, uuid[], timestamptz, int) AS SELECT * FROM orders_reachable_v2($1, $2, $3, $4)"
         )
         cursor.execute(
             f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE reachable('{json.dumps([demand])}', '{{}}', 'now', {RESTING})"
@@ -420,13 +424,13 @@ def test_no_more_is_read_of_large_tables_even_by_plans_made_while_they_were_smal
         cursor.execute("DISCARD PLANS")
         cursor.execute(_REST_MANY, [few])
         cursor.execute("ANALYZE orders_order, orders_trade, exchange_holding")
-        store.load_market(cursor, every_kind(uuid4()))
+        trading.load_market(cursor, every_kind(uuid4()))
         Order.objects.all().delete()
         cursor.execute(_REST_MANY, [RESTING])
         cursor.execute(_BUSY)
         maker = Order.objects.get(sequence=1).pk
         before = rows_read()
-        market = store.load_market(cursor, every_kind(maker))
+        market = trading.load_market(cursor, every_kind(maker))
         one_by_one, by_index = (now - then for now, then in zip(rows_read(), before, strict=True))
         transaction.set_rollback(True)
     assert {order.sequence for order in market.orders.values()} == {1, 2, 3, 10_000, 20_000}
@@ -463,7 +467,7 @@ def test_what_is_read_under_the_locks_is_to_the_digit_what_the_tables_hold() -> 
     with transaction.atomic(), connection.cursor() as cursor:
         Broker.objects.filter(pk="alice").update(cash=Decimal("12345678901234567890123456.7891"))
         Holding.objects.filter(broker="alice").update(quantity=Decimal(10**29 + 1))
-        market = store.load_market(
+        market = trading.load_market(
             cursor, [order(Side.BID, 1, None, client_order_id="x"), CancelOrder(bid.pk, "alice")]
         )
         alice = market.accounts["alice"]
@@ -490,7 +494,7 @@ def test_a_cancel_that_was_undone_is_not_taken_for_done_because_another_order_ex
     Order.objects.filter(pk=due.pk).update(expires_at=database_now())
     cancels = [CancelOrder(due.pk, "alice"), CancelOrder(kept.pk, "alice")]
     with own_transaction() as cursor:
-        market = store.load_market(cursor, cancels)
+        market = trading.load_market(cursor, cancels)
         for command in cancels:
             market.apply(command)
     services.expire_orders("AAPL")  # somebody's sweep leaves the first as the cancels would have left it
@@ -504,7 +508,7 @@ def test_a_cancel_is_taken_for_done_though_another_order_expired_with_it() -> No
     Order.objects.filter(pk=due.pk).update(expires_at=database_now())
     cancels = [CancelOrder(due.pk, "alice"), CancelOrder(kept.pk, "alice")]
     with own_transaction() as cursor:
-        market = store.load_market(cursor, cancels)
+        market = trading.load_market(cursor, cancels)
         for command in cancels:
             market.apply(command)
         store.save_market(cursor, market)
@@ -520,7 +524,7 @@ def test_a_list_is_not_executed_within_a_transaction_that_may_be_rolled_back() -
     with transaction.atomic(), pytest.raises(RuntimeError):
         service.execute([order(Side.BID, 1, "10.00")])
     with own_transaction() as cursor:
-        cursor.execute("BEGIN")
+        cursor.execute("SELECT 1")
         with pytest.raises(RuntimeError):
             service.execute([order(Side.BID, 1, "10.00")])
     assert not Order.objects.exists()

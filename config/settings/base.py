@@ -1,4 +1,7 @@
-"""Every setting of the exchange. What differs between machines comes from the environment; the rest is named here."""
+"""The settings that all processes share. What differs between machines comes from the environment.
+
+`api.py` adds those of the API's server, `backoffice.py` those of the back office, the workers and every command.
+"""
 
 import os
 from datetime import timedelta
@@ -6,7 +9,6 @@ from ipaddress import ip_network
 from typing import Any
 
 import dj_database_url
-from csp.constants import NONE, SELF, UNSAFE_EVAL, UNSAFE_INLINE
 
 from config.logs import LOGGING as LOGGING
 from exchange.rules import BROKER_ID, SYMBOL
@@ -28,6 +30,9 @@ TRUSTED_PROXIES = int(os.environ.get("TRUSTED_PROXIES") or "0")  # in front of u
 UNLIMITED_ADDRESSES = [  # that may exceed CONNECTIONS_PER_ADDRESS
     ip_network(each.strip()) for each in (os.environ.get("UNLIMITED_ADDRESSES") or "127.0.0.0/8,::1").split(",")
 ]
+BACKOFFICE_URL = os.environ.get("BACKOFFICE_URL", "").rstrip(
+    "/"
+)  # where the API's /admin/ leads; unless set, it is 404
 TWO_FACTOR_REQUIRED = os.environ.get("TWO_FACTOR_REQUIRED", "1") == "1"
 WEBHOOK_ADDRESSES = Profile(os.environ.get("WEBHOOK_ADDRESSES", "public"))
 
@@ -43,13 +48,14 @@ PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_MAX = 500
 BOOK_DEPTH_DEFAULT = 10
 BOOK_DEPTH_MAX = 50
-RATE_LIMIT_PER_SECOND = 2_000  # of one key, in one web process
+RATE_LIMIT_PER_SECOND = 2_000  # of one key, in all web processes together
 RATE_LIMIT_BURST = 4_000  # at once, after a pause
 RATE_LIMIT_BYTES_PER_REQUEST = 1_024  # a longer body counts as several; the longest order has 416
 RATE_LIMIT_CANCELS_PER_SECOND = 2_000
 RATE_LIMIT_CANCELS_BURST = 4_000
 RATE_LIMIT_KEYS_REMEMBERED = 10_000
-RATE_LIMIT_UNKNOWN_PER_SECOND = 50  # without a valid key, of one client address, in one web process
+RATE_LIMIT_SHARE_SECONDS = 0.1  # between the reports of a web process to the others
+RATE_LIMIT_UNKNOWN_PER_SECOND = 50  # without a valid key, of one client address, in all web processes together
 RATE_LIMIT_UNKNOWN_BURST = 200
 RATE_LIMIT_UNKNOWN_ADDRESSES = 10_000
 RATE_LIMIT_PAUSE_SECONDS = 0.2  # before the refusal: a client that repeats at once is slowed down by it,
@@ -62,7 +68,6 @@ KEY_REFUSAL_SECONDS = 1.0  # for so long an invalid key is not looked up again
 KEY_REFUSALS_REMEMBERED = 10_000
 WEB_THREADS = 400  # of a web process, for all but the usual order and cancel
 CONNECTIONS_PER_ADDRESS = 256  # to one web process
-WEB_STREAMS = 8  # answers of any length that a web process sends at a time, a thread for each
 KEY_RENEWAL_SECONDS = 300.0  # for so long after its last use a key is asked about again before it is needed
 
 # --- Limits of the write path ---------------------------------------------------------------------------------------
@@ -100,8 +105,7 @@ WEBHOOK_REDELIVERIES = 500  # by one act
 LOGIN_FAILURES = 5  # of one user from one address
 LOGIN_FAILURES_OF_ADDRESS = 50  # whoever it tries to be
 LOGIN_LOCKOUT = timedelta(minutes=15)
-LOGIN_PLACES = 16  # in each web process, to log in one after the other
-LOGIN_PLACES_OF_ADDRESS = 2  # so that nobody takes them all
+EXPORTS_AT_ONCE = 8  # each holds a thread of the back office's server while it is downloaded
 KNOWN_DEVICE_AGE = timedelta(days=180)  # so long after a login a browser is not locked out for what others do
 SESSION_COOKIE_AGE = 12 * 60 * 60  # from the login on, whatever is done meanwhile: `backoffice.sessions`
 RECOVERY_CODES = 10  # of a user with two-factor login
@@ -134,9 +138,7 @@ SEQUENCER_PATIENCE_SECONDS = 5.0  # then a request takes back what still waits,
 SEQUENCER_LAST_PATIENCE_SECONDS = 5.0  # and gives what is under way this long to end
 SEQUENCER_ASIDE_LOCK_TIMEOUT_MS = 100  # of the process's other lists while it executes a deep order
 SEQUENCER_ASIDE_SECONDS = 2.0  # then no more is begun of a request that fills too many resting orders
-LOGIN_PATIENCE_SECONDS = 5.0  # then who waits to log in is sent away
 WEB_BODY_SECONDS = 30.0  # a request's, to come in
-WEB_STREAM_PIECE_SECONDS = 60.0  # a piece of a long answer, some thousand rows, to be taken
 VALKEY_TIMEOUT_SECONDS = 0.5
 HEARTBEAT_SECONDS = 1.0
 READINESS_CACHE_SECONDS = 1.0  # for so long `/readyz` repeats its answer
@@ -164,18 +166,7 @@ WEBHOOK_POLL_SECONDS = 0.03  # how often a busy one looks for more, and notes wh
 # --- Django ---------------------------------------------------------------------------------------------------------
 
 INSTALLED_APPS = [
-    "backoffice.apps.BackOfficeConfig",  # before the admin, whose templates and site it replaces
-    "unfold.apps.BasicAppConfig",
-    "backoffice.apps.AdminConfig",
-    "axes",
-    "django_otp",
-    "django_otp.plugins.otp_totp",
-    "django_otp.plugins.otp_static",
-    "django.contrib.auth",
-    "django.contrib.contenttypes",
     "django.contrib.postgres",
-    "django.contrib.sessions",
-    "django.contrib.messages",
     "django.contrib.staticfiles",
     "rest_framework",
     "django_filters",
@@ -184,54 +175,6 @@ INSTALLED_APPS = [
     "exchange",
     "webhooks",
     "orders",
-]
-
-# Its navigation, styles and scripts: `backoffice.site`.
-UNFOLD = {
-    "SITE_TITLE": "Bourse",
-    "SITE_HEADER": "Bourse",
-    "SITE_SUBHEADER": "Back office",
-    "SITE_SYMBOL": "candlestick_chart",
-    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": "backoffice.site.favicon"}],
-    "SITE_URL": None,
-    "SHOW_HISTORY": False,
-    "SHOW_VIEW_ON_SITE": False,
-    "SIDEBAR": {"navigation": "backoffice.site.navigation"},
-    "STYLES": ["backoffice.site.stylesheet"],
-    "SCRIPTS": ["backoffice.site.script"],
-    "ACCOUNT": {"navigation": "backoffice.site.account_links"},
-}
-
-MIDDLEWARE = [
-    "exchange.http.middleware.RequestLog",
-    "django.middleware.security.SecurityMiddleware",
-    "whitenoise.middleware.WhiteNoiseMiddleware",
-    "exchange.http.middleware.NeverCached",  # these let the API's requests pass
-    "exchange.http.middleware.Sessions",
-    "exchange.http.middleware.Csrf",
-    "exchange.http.middleware.Users",
-    "exchange.http.middleware.SecondFactors",
-    "exchange.http.middleware.Messages",
-    "exchange.http.middleware.Frames",
-    "exchange.http.middleware.Content",
-    "exchange.http.middleware.Attempts",
-]
-
-ROOT_URLCONF = "config.urls"
-APPEND_SLASH = False
-
-TEMPLATES = [
-    {
-        "BACKEND": "django.template.backends.django.DjangoTemplates",
-        "APP_DIRS": True,
-        "OPTIONS": {
-            "context_processors": [
-                "django.template.context_processors.request",
-                "django.contrib.auth.context_processors.auth",
-                "django.contrib.messages.context_processors.messages",
-            ],
-        },
-    },
 ]
 
 _database: dict[str, Any] = {**dj_database_url.parse(DATABASE_URL)}
@@ -247,26 +190,10 @@ _database |= {
             f" -c statement_timeout={DATABASE_STATEMENT_TIMEOUT_MS}"
             f" -c idle_in_transaction_session_timeout={DATABASE_IDLE_IN_TRANSACTION_TIMEOUT_MS}"
             " -c jit=off"  # short statements: compiling them costs more than running them
-            # A plan that is kept must not be one for the empty table it was made on: take the index, always.
-            " -c plan_cache_mode=force_generic_plan"
-            " -c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off"
         ),
     },
 }
 DATABASES = {"default": _database}
-
-AUTHENTICATION_BACKENDS = [
-    "axes.backends.AxesStandaloneBackend",  # first: it says who may try
-    "django.contrib.auth.backends.ModelBackend",
-]
-AUTH_PASSWORD_VALIDATORS = [
-    {"NAME": f"django.contrib.auth.password_validation.{name}", "OPTIONS": options}
-    for name, options in {
-        "MinimumLengthValidator": {"min_length": 12},
-        "CommonPasswordValidator": {},
-        "UserAttributeSimilarityValidator": {},
-    }.items()
-]
 
 USE_TZ = True
 TIME_ZONE = "UTC"
@@ -275,67 +202,27 @@ LANGUAGE_CODE = "en-us"
 STATIC_URL = "/static/"
 WHITENOISE_USE_FINDERS = True  # files are served from the packages that bring them; nothing to collect
 
-SESSION_ENGINE = "backoffice.sessions"
-SESSION_EXPIRE_AT_BROWSER_CLOSE = True
-SESSION_COOKIE_HTTPONLY = CSRF_COOKIE_HTTPONLY = True
-SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
-CSRF_FAILURE_VIEW = "backoffice.refusals.csrf_failure"
-
-SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_COOKIES
 SECURE_SSL_REDIRECT = SECURE_COOKIES
-SECURE_REDIRECT_EXEMPT = [r"^(?!admin/)"]  # all else: proxies and health checks speak http to it
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if SECURE_COOKIES else None
 SECURE_HSTS_SECONDS = 365 * 24 * 60 * 60 if SECURE_COOKIES else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_COOKIES
 SECURE_CONTENT_TYPE_NOSNIFF = True
 X_FRAME_OPTIONS = "DENY"
-CONTENT_SECURITY_POLICY = {
-    "DIRECTIVES": {
-        "default-src": [SELF],
-        "script-src": [SELF, UNSAFE_EVAL],  # Alpine, which moves unfold's menus, makes functions of attributes
-        "style-src": [SELF, UNSAFE_INLINE],  # unfold's colours, and what its scripts set on elements
-        "img-src": [SELF, "data:"],
-        "font-src": [SELF],
-        "connect-src": [SELF],
-        "object-src": [NONE],
-        "base-uri": [NONE],
-        "form-action": [SELF],
-        "frame-ancestors": [NONE],
-    }
-}
 SILENCED_SYSTEM_CHECKS = [
-    "security.W021",  # HSTS preload binds a whole domain for years: its owner's to decide, not ours
-    "security.W002",  # these three look for a middleware by its name: ours are subclasses that let the API pass
-    "security.W003",
-    "axes.W002",
-]
-
-AXES_HANDLER = "backoffice.attempts.Handler"
-AXES_FAILURE_LIMIT = LOGIN_FAILURES
-AXES_COOLOFF_TIME = LOGIN_LOCKOUT
-AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # it ends when we say it does
-AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
-AXES_RESET_ON_SUCCESS = True
-AXES_USERNAME_CALLABLE = "backoffice.attempts.name_tried"
-AXES_CLIENT_IP_CALLABLE = "backoffice.attempts.address"
-AXES_LOCKOUT_CALLABLE = "backoffice.attempts.locked_out"
-AXES_DISABLE_ACCESS_LOG = True  # a table without an end, of what the log says anyway
-AXES_ENABLE_ADMIN = False
-AXES_VERBOSE = False
-AXES_SENSITIVE_PARAMETERS: list[str] = []  # beside the password: the log tells who is tried, and from where
-
-LOGIN_REDIRECT_URL = "admin:index"  # for who came to the login of their own accord
-OTP_TOTP_ISSUER = "Bourse"
+    "security.W021"
+]  # HSTS preload binds a whole domain for years: its owner's to decide, not ours
 
 # --- REST -----------------------------------------------------------------------------------------------------------
 
-REST_FRAMEWORK = {
+REST_FRAMEWORK = {  # `exchange.http.viewsets` applies these in the contract's order
     "DEFAULT_AUTHENTICATION_CLASSES": ["exchange.http.authentication.ApiKeyAuthentication"],
-    "DEFAULT_PERMISSION_CLASSES": [],  # `exchange.http.api.ExchangeView` asks for scopes, in the contract's order
-    "DEFAULT_PARSER_CLASSES": [
-        "rest_framework.parsers.JSONParser"
-    ],  # for the schema: `exchange.http.api` reads and writes
-    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PERMISSION_CLASSES": ["exchange.http.permissions.HasScope", "exchange.http.permissions.IsOwnBroker"],
+    "DEFAULT_THROTTLE_CLASSES": ["exchange.http.throttles.KeyThrottle"],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "exchange.http.media.NoNegotiation",
+    "DEFAULT_PARSER_CLASSES": ["exchange.http.media.MsgspecParser"],
+    "DEFAULT_RENDERER_CLASSES": ["exchange.http.media.MsgspecRenderer"],
+    "DEFAULT_FILTER_BACKENDS": ["django_filters.rest_framework.DjangoFilterBackend"],
+    "DEFAULT_PAGINATION_CLASS": "exchange.http.paging.KeysetPagination",
     "DEFAULT_SCHEMA_CLASS": "exchange.http.schema.Schema",
     "EXCEPTION_HANDLER": "exchange.http.problems.problem_from_exception",
     "DEFAULT_METADATA_CLASS": None,
@@ -348,6 +235,7 @@ SPECTACULAR_SETTINGS = {
     "VERSION": "1",
     "OAS_VERSION": "3.1.0",
     "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_URLCONF": "config.urls",  # the API's, whichever process asks
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "POSTPROCESSING_HOOKS": [],  # enums are named components already

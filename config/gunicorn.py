@@ -1,0 +1,37 @@
+"""The configuration of the back office's server, gunicorn: one process, whose threads send pages and exports.
+
+A thread sends a response no faster than its client reads it, so a long export takes no memory. The process runs at a
+low priority and with few database connections: hashing passwords and making files must not slow orders.
+"""
+
+import os
+import socket
+import struct
+from typing import Any
+
+NICENESS = int(os.environ.get("BACKOFFICE_NICENESS", "10"))
+CLIENT_SECONDS = 20  # without a byte sent or read, then the connection is closed and its thread is free
+POOL_SIZE = 8  # connections to the database, where the API has DATABASE_POOL_SIZE in each process
+
+wsgi_app = "config.wsgi:application"
+worker_class = "gthread"
+workers = 1  # limits such as EXPORTS_AT_ONCE hold for the whole site
+threads = 24  # of which exports take EXPORTS_AT_ONCE
+timeout = 60  # seconds in which the worker has given no sign of life; then it is replaced
+graceful_timeout = 10
+keepalive = 5
+loglevel = "warning"
+control_socket_disable = True
+raw_env = [f"DATABASE_POOL_SIZE={POOL_SIZE}"]
+
+
+def post_worker_init(worker: Any) -> None:
+    """Lower the priority once the site is loaded, so that a busy machine does not delay the start."""
+    os.nice(NICENESS)
+
+
+def when_ready(server: Any) -> None:
+    """Limit how long a thread waits for a client: accepted sockets inherit the timeouts of the listening one."""
+    for listener in server.LISTENERS:
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            listener.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", CLIENT_SECONDS, 0))

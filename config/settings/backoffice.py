@@ -1,0 +1,128 @@
+"""The settings of the back office, a Django site with its own server. Celery and all commands use them too: they need
+all apps.
+"""
+
+from csp.constants import NONE, SELF, UNSAFE_EVAL, UNSAFE_INLINE
+
+from config.settings import base
+from config.settings.base import *  # noqa: F403 - what all processes share
+from config.settings.base import LOGIN_FAILURES, LOGIN_LOCKOUT, SECURE_COOKIES
+
+INSTALLED_APPS = [
+    "backoffice.apps.BackOfficeConfig",  # before the admin, whose templates and site it replaces
+    "unfold.apps.BasicAppConfig",
+    "backoffice.apps.AdminConfig",
+    "axes",
+    "django_otp",
+    "django_otp.plugins.otp_totp",
+    "django_otp.plugins.otp_static",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    *base.INSTALLED_APPS,
+]
+
+MIDDLEWARE = [
+    "exchange.http.middleware.RequestLog",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "backoffice.middleware.never_cache",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django_otp.middleware.OTPMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "axes.middleware.AxesMiddleware",
+]
+
+ROOT_URLCONF = "backoffice.urls"
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+# Its navigation, styles and scripts: `backoffice.site`.
+UNFOLD = {
+    "SITE_TITLE": "Bourse",
+    "SITE_HEADER": "Bourse",
+    "SITE_SUBHEADER": "Back office",
+    "SITE_SYMBOL": "candlestick_chart",
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": "backoffice.site.favicon"}],
+    "SITE_URL": None,
+    "SHOW_HISTORY": False,
+    "SHOW_VIEW_ON_SITE": False,
+    "SIDEBAR": {"navigation": "backoffice.site.navigation"},
+    "STYLES": ["backoffice.site.stylesheet"],
+    "SCRIPTS": ["backoffice.site.script"],
+    "ACCOUNT": {"navigation": "backoffice.site.account_links"},
+}
+
+# --- Logins and sessions --------------------------------------------------------------------------------------------
+
+AUTHENTICATION_BACKENDS = [
+    "axes.backends.AxesStandaloneBackend",  # first: it says who may try
+    "django.contrib.auth.backends.ModelBackend",
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}", "OPTIONS": options}
+    for name, options in {
+        "MinimumLengthValidator": {"min_length": 12},
+        "CommonPasswordValidator": {},
+        "UserAttributeSimilarityValidator": {},
+    }.items()
+]
+
+SESSION_ENGINE = "backoffice.sessions"
+SESSION_EXPIRE_AT_BROWSER_CLOSE = True
+SESSION_COOKIE_HTTPONLY = CSRF_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_COOKIES
+CSRF_FAILURE_VIEW = "backoffice.refusals.csrf_failure"
+
+AXES_HANDLER = "backoffice.attempts.Handler"
+AXES_FAILURE_LIMIT = LOGIN_FAILURES
+AXES_COOLOFF_TIME = LOGIN_LOCKOUT
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # it ends when we say it does
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_RESET_ON_SUCCESS = True
+AXES_USERNAME_CALLABLE = "backoffice.attempts.name_tried"
+AXES_CLIENT_IP_CALLABLE = "backoffice.attempts.address"
+AXES_LOCKOUT_CALLABLE = "backoffice.attempts.locked_out"
+AXES_DISABLE_ACCESS_LOG = True  # a table without an end, of what the log says anyway
+AXES_ENABLE_ADMIN = False
+AXES_VERBOSE = False
+AXES_SENSITIVE_PARAMETERS: list[str] = []  # beside the password: the log tells who is tried, and from where
+
+LOGIN_REDIRECT_URL = "admin:index"  # for who came to the login of their own accord
+OTP_TOTP_ISSUER = "Bourse"
+
+# --- Pages ----------------------------------------------------------------------------------------------------------
+
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [SELF],
+        "script-src": [SELF, UNSAFE_EVAL],  # Alpine, which moves unfold's menus, makes functions of attributes
+        "style-src": [SELF, UNSAFE_INLINE],  # unfold's colours, and what its scripts set on elements
+        "img-src": [SELF, "data:"],
+        "font-src": [SELF],
+        "connect-src": [SELF],
+        "object-src": [NONE],
+        "base-uri": [NONE],
+        "form-action": [SELF],
+        "frame-ancestors": [NONE],
+    }
+}

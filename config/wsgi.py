@@ -1,0 +1,9 @@
+"""What the back office's server runs."""
+
+import os
+
+from django.core.wsgi import get_wsgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings.backoffice")
+
+application = get_wsgi_application()

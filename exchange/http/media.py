@@ -1,0 +1,92 @@
+"""JSON bodies, in and out, by msgspec. JSON is UTF-8 and the only format, so nothing is negotiated."""
+
+from collections.abc import Iterable, Mapping
+from io import BytesIO
+from typing import Any
+
+from django.http import HttpRequest, UnreadablePostError
+from rest_framework.negotiation import BaseContentNegotiation
+from rest_framework.parsers import BaseParser
+from rest_framework.renderers import BaseRenderer
+from rest_framework.request import Request
+
+from exchange.errors import MalformedRequest, TooLarge
+from exchange.wire import decoded, encoded
+
+MEDIA_TYPE = "application/json"
+
+
+class MsgspecParser(BaseParser):
+    """A JSON object with exact numbers, of at most the view's `max_body_bytes`."""
+
+    media_type = MEDIA_TYPE
+
+    def parse(
+        self, stream: Any, media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        assert parser_context is not None
+        length, longest = content_length(parser_context["request"].META), parser_context["view"].max_body_bytes
+        if length > longest:
+            raise TooLarge(f"The body may have at most {longest} bytes.")
+        body = stream.read()
+        if len(body) < length:
+            raise MalformedRequest("The body ended before its Content-Length.")
+        return decoded(body)
+
+
+class MsgspecRenderer(BaseRenderer):
+    """Structs, and everything else that msgspec encodes, as JSON; None is no body."""
+
+    media_type = MEDIA_TYPE
+    format = "json"
+    charset = None
+
+    def render(
+        self, data: Any, accepted_media_type: str | None = None, renderer_context: Mapping[str, Any] | None = None
+    ) -> bytes:
+        return b"" if data is None else encoded(data)
+
+
+class NoNegotiation(BaseContentNegotiation):
+    """The one parser, for its own media type only, and the one renderer, whatever the client accepts."""
+
+    def select_parser(self, request: Request, parsers: Iterable[BaseParser]) -> BaseParser | None:
+        (parser,) = parsers
+        return parser if request._request.content_type == parser.media_type else None
+
+    def select_renderer(
+        self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
+    ) -> tuple[BaseRenderer, str]:
+        (renderer,) = renderers
+        return renderer, str(renderer.media_type)
+
+
+def receive(request: HttpRequest, max_bytes: int) -> int:
+    """Read the body unless it is longer than `max_bytes`, and return how many bytes were read."""
+    _measure_chunked(request, max_bytes)
+    length = content_length(request.META)
+    if not 0 < length <= max_bytes:
+        return 0
+    try:
+        request.body  # noqa: B018 (a property that reads)
+    except UnreadablePostError as error:
+        raise MalformedRequest("The body could not be read.") from error
+    return length
+
+
+def content_length(environ: Mapping[str, Any]) -> int:
+    """The length of the body by its header."""
+    length = environ.get("CONTENT_LENGTH") or "0"
+    return int(length) if length.isdecimal() else 0
+
+
+def _measure_chunked(request: HttpRequest, max_bytes: int) -> None:
+    """Set the length of a body sent in chunks: without one, Django takes the body for empty."""
+    chunked = "HTTP_TRANSFER_ENCODING" in request.META and not request.META.get("CONTENT_LENGTH")
+    if chunked and request.META.get("wsgi.input_terminated"):  # else the server cannot tell where it ends
+        try:
+            body = request.META["wsgi.input"].read(max_bytes + 1)
+        except OSError as error:
+            raise MalformedRequest("The body could not be read.") from error
+        request.META["CONTENT_LENGTH"] = str(len(body))
+        request._stream = BytesIO(body)  # where Django reads it from

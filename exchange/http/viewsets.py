@@ -1,0 +1,127 @@
+"""The base of the view sets. `initial()` implements the contract's error precedence (contract: "Conventions")."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any, ClassVar, TypeVar
+
+from django.conf import settings
+from django.db.models import Model
+from rest_framework.request import Request
+from rest_framework.viewsets import GenericViewSet
+
+from exchange.audit import Actor
+from exchange.errors import FieldError, MalformedRequest, ValidationFailed
+from exchange.http import limits, media
+from exchange.http.fields import MAX_ERRORS, MAX_NAME_SHOWN, StrictSerializer, validated
+from exchange.http.filters import Filters
+from exchange.http.middleware import actor_of
+from exchange.http.paging import Keyset, Page, PageQuery, read_page
+from exchange.keys import Principal
+from exchange.rules import Scope
+
+Row = TypeVar("Row", bound=Model)
+
+
+class ExchangeViewSet(GenericViewSet[Row]):
+    """A view set that declares what its actions take. They find it, validated, in `body`, `query` and `page`."""
+
+    http_method_names = ["get", "post", "delete", "head"]
+    format_kwarg = None  # there is one format
+
+    scopes: ClassVar[Mapping[str, tuple[Scope, ...]]] = {}  # by action: a key needs any one of these
+    body_serializers: ClassVar[Mapping[str, type[StrictSerializer]]] = {}  # by action: of a POST
+    query_serializers: ClassVar[Mapping[str, type[StrictSerializer]]] = {}  # by action
+    filterset_class: ClassVar[type[Filters] | None] = None  # of the action `list`, as are the next two
+    keyset: ClassVar[Keyset]  # its order
+    page_class: ClassVar[type[Any]]  # its response
+    cancels: ClassVar[tuple[str, ...]] = ()  # actions with a rate limit of their own
+    body_optional: bool = False  # the last two are arguments of `@action`
+    max_body_bytes: int = settings.MAX_BODY_BYTES
+
+    data: dict[str, Any]  # the body before validation
+    body: dict[str, Any]
+    query: dict[str, Any]
+    page: Page
+    cost = 0  # tokens that the request takes from its key's limit
+    held = 0  # of these, tokens taken before
+
+    @property
+    def principal(self) -> Principal:
+        """The key's owner and scopes."""
+        principal = self.request.auth
+        assert isinstance(principal, Principal)
+        return principal
+
+    @property
+    def actor(self) -> Actor:
+        """The key as the audit log records it."""
+        return actor_of(self.principal, self.request.META)
+
+    @property
+    def default_response_headers(self) -> dict[str, str]:
+        """None: `Allow` is sent with 405 only, and throttles add theirs."""
+        return {}
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """Reject a request in the contract's order, before anything is looked up.
+
+        The body is read first, while no database connection is held: a client may be slow to send it.
+        """
+        received = media.receive(request._request, self.max_body_bytes) if request.method == "POST" else 0
+        request.accepted_renderer, request.accepted_media_type = self.perform_content_negotiation(request)
+        self.perform_authentication(request)  # 401
+        self.charge(limits.tokens_of(received))  # 429
+        if request.method not in self.allowed_methods:
+            self.http_method_not_allowed(request)  # 405
+        if request.method == "POST":
+            self.data = self._parsed(request)  # 413, 415, 400 (format)
+            self.charge(self.get_cost())  # 429
+        self.check_permissions(request)  # 403
+        self.check_fields(request)  # 400 (fields)
+
+    def charge(self, tokens: int) -> None:
+        """Raise the cost of the request to at least `tokens`, or reject it if its key does not have them."""
+        if tokens > self.cost:
+            self.held, self.cost = self.cost, tokens
+            self.check_throttles(self.request)
+
+    def get_cost(self) -> int:
+        """The cost of a request by the content of its body."""
+        return 1
+
+    def check_fields(self, request: Request) -> None:
+        """Validate body and query. All errors of both are reported at once."""
+        errors: list[FieldError] = []
+        if request.method == "POST":
+            self.body = validated(self.body_serializers[self.action], self.data, errors)
+        parameters = request.query_params.dict()
+        errors += self.read_query(parameters)
+        unknown = "There is no such query parameter here."
+        shown = (name[:MAX_NAME_SHOWN] for name in islice(parameters, MAX_ERRORS))
+        errors += [FieldError(name, "unknown_parameter", unknown) for name in shown]
+        if errors:
+            raise ValidationFailed(errors=errors[:MAX_ERRORS])
+
+    def read_query(self, parameters: dict[str, str]) -> Sequence[FieldError]:
+        """Validate the query parameters of this action, remove them from `parameters`, and return their errors."""
+        errors: list[FieldError] = []
+        query_serializer = self.query_serializers.get(self.action)
+        if query_serializer is not None:
+            self.query = validated(query_serializer, _taken(parameters, query_serializer._declared_fields), errors)
+        if self.action == "list" and self.filterset_class is not None:
+            errors += self.filterset_class.field_errors(_taken(parameters, self.filterset_class.base_filters))
+        if self.action == "list" and self.pagination_class is not None:
+            self.page = read_page(self.keyset, _taken(parameters, PageQuery._declared_fields), errors)
+        return errors
+
+    def _parsed(self, request: Request) -> dict[str, Any]:
+        if media.content_length(request.META):
+            assert isinstance(request.data, dict)
+            return request.data
+        if not self.body_optional:
+            raise MalformedRequest("The body is empty.")
+        return {}
+
+
+def _taken(parameters: dict[str, str], names: Iterable[str]) -> dict[str, str]:
+    return {name: parameters.pop(name) for name in names if name in parameters}
