@@ -40,10 +40,9 @@ def column(
     title: str, value: str | Column, *, is_number: bool = False, is_text: bool = False, link: Column | None = None
 ) -> Column:
     """A column of an attribute, by which Django can sort, or of a function of the row; `link` gives its URL."""
-    field_name = value if isinstance(value, str) else None
     value_of = attrgetter(value) if isinstance(value, str) else value
 
-    @admin.display(description=title, ordering=field_name)
+    @admin.display(description=title, ordering=value if isinstance(value, str) else None)
     def cell(row: Any) -> Any:
         text, url = shown(value_of(row)), link(row) if link else ""
         return format_html('<a class="o-link" href="{}">{}</a>', url, text) if url else text

@@ -88,7 +88,7 @@ class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         buttons = [act for act in self._permitted(request) if not act.subjects_max]
         context = {
-            "title": self._title,
+            "title": str(self.opts.verbose_name_plural).capitalize(),
             "is_live": self.is_live,
             "acts": [(act, acts.act_url(self.model, act)) for act in buttons],
             **self.list_context(request),
@@ -147,10 +147,6 @@ class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
     def get_queryset(self, request: HttpRequest | None) -> Any:
         return self.model._default_manager.all()
 
-    @property
-    def _title(self) -> str:
-        return str(self.opts.verbose_name_plural).capitalize()
-
 
 class KeysetPages(Pages):
     """The same for a table that grows without end: its list is read by `backoffice.lists`."""
@@ -176,7 +172,7 @@ class KeysetPages(Pages):
             "backoffice/list.html",
             {
                 **self._context(request),
-                "title": self._title,
+                "title": str(self.opts.verbose_name_plural).capitalize(),
                 "listing": listing,
                 "is_live": self.is_live,
                 "export_url": self._export_url(listing),

@@ -28,7 +28,7 @@ from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminT
 from backoffice import acts, two_factor
 from backoffice.acts import Act, Done, actor_of
 from backoffice.links import list_url
-from backoffice.templatetags.office import moment
+from backoffice.lists import column
 from exchange import audit
 from exchange.audit import Action, Actor, Entry
 from exchange.models import AuditEntry
@@ -124,6 +124,11 @@ class PasswordForm(AdminPasswordChangeForm):  # type: ignore[misc]  # as above
     reason = _reason(required=True)
 
 
+def _rights(user: User) -> str:
+    groups = ["superuser"] if user.is_superuser else sorted(group.name for group in user.groups.all())
+    return ", ".join(groups) or "none"
+
+
 @admin.register(User)
 class UserPages(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as above, and Django takes no parameters
     form = UserForm
@@ -133,7 +138,14 @@ class UserPages(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as ab
     actions = None  # one at a time
     add_form_template = None
     change_form_outer_before_template = "backoffice/user_acts.html"
-    list_display = ("username", "full_name", "rights", "has_two_factor", "is_active", "last_seen")
+    list_display = (
+        "username",
+        column("Name", User.get_full_name),
+        column("Groups", _rights),
+        "has_two_factor",
+        "is_active",
+        column("Last login", "last_login"),
+    )
     list_filter = ("groups", "is_active", "is_superuser")
     list_filter_submit = True
     lookups = ("groups__id__exact", "groups__isnull", "is_active__exact", "is_superuser__exact")  # of these filters
@@ -147,22 +159,9 @@ class UserPages(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as ab
         users: QuerySet[User] = super().get_queryset(request)
         return users.prefetch_related("groups").annotate(has_second_factor=enrolled)
 
-    @display(description="Name")  # type: ignore[untyped-decorator]  # as above
-    def full_name(self, user: User) -> str:
-        return user.get_full_name() or "\N{EN DASH}"
-
-    @display(description="Groups")  # type: ignore[untyped-decorator]  # as above
-    def rights(self, user: User) -> str:
-        groups = ["superuser"] if user.is_superuser else sorted(group.name for group in user.groups.all())
-        return ", ".join(groups) or "none"
-
     @display(description="Two-factor login", boolean=True)  # type: ignore[untyped-decorator]  # as above
     def has_two_factor(self, user: Any) -> bool:
         return bool(user.has_second_factor)
-
-    @display(description="Last login", ordering="last_login")  # type: ignore[untyped-decorator]  # as above
-    def last_seen(self, user: User) -> str:
-        return moment(user.last_login)
 
     def get_fieldsets(self, request: HttpRequest, obj: User | None = None) -> Any:
         """Rights beyond groups are for superusers to see, and to give."""
