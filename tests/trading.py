@@ -74,8 +74,8 @@ def order(
 def load_market(cursor: CursorWrapper, commands: Sequence[Command], **more: Any) -> Market:
     """Lock and read, as the matching service does."""
     targets = store.find_targets(cursor, commands)
-    instruments = service.lock_instruments({*symbols_of(commands), *targets.values()})
-    return store.load_market(cursor, commands, targets, instruments, **more)
+    books = service.lock_instruments(cursor, symbols_of(commands) | set(targets.values()))
+    return store.load_market(cursor, commands, targets, books, **more)
 
 
 def attempt(command: Any) -> Outcome:

@@ -1,9 +1,11 @@
 """The one way in: every change to a book goes through `execute`, under that book's lock."""
 
 from collections.abc import Collection, Sequence
+from functools import cache
 
 import structlog
 from django.db import InterfaceError, OperationalError, connection, transaction
+from django.db.backends.utils import CursorWrapper
 
 from exchange.database import is_connection_lost, own_transaction, replace_lost_connections
 from exchange.errors import OutcomeUnknown
@@ -11,6 +13,7 @@ from exchange.models import Instrument
 from orders.matching import store
 from orders.matching.commands import Command, Outcome, symbols_of
 from orders.matching.market import Market
+from orders.matching.state import Book
 from webhooks import wakeup
 
 _log = structlog.get_logger(__name__)
@@ -27,10 +30,8 @@ def execute(commands: Sequence[Command], *, skip_busy: bool = False, however_dee
     try:
         with own_transaction() as cursor:
             targets = store.find_targets(cursor, commands)  # only what never changes
-            instruments = lock_instruments({*symbols_of(commands), *targets.values()}, skip_busy=skip_busy)
-            market = store.load_market(
-                cursor, commands, targets, instruments, skip_busy=skip_busy, however_deep=however_deep
-            )
+            books = lock_instruments(cursor, symbols_of(commands) | set(targets.values()), skip_busy=skip_busy)
+            market = store.load_market(cursor, commands, targets, books, skip_busy=skip_busy, however_deep=however_deep)
             outcomes = [market.apply(command) for command in commands]  # no I/O: only the rules
             if market.placed or market.changed:
                 saved = market
@@ -44,10 +45,21 @@ def execute(commands: Sequence[Command], *, skip_busy: bool = False, however_dee
     return outcomes
 
 
-def lock_instruments(symbols: Collection[str], *, skip_busy: bool = False) -> list[Instrument]:
+def lock_instruments(cursor: CursorWrapper, symbols: Collection[str], *, skip_busy: bool = False) -> list[Book]:
     """Lock these instruments, in the order of their symbols; with `skip_busy` those that nobody else holds."""
+    if not symbols:
+        return []
+    cursor.execute(_lock_of(len(symbols), skip_busy), list(symbols))
+    return [Book.of(*row) for row in cursor.fetchall()]
+
+
+@cache
+def _lock_of(count: int, skip_busy: bool) -> str:
+    """The statement that locks this many instruments, kept because compiling it takes longer than the lock."""
     instruments = Instrument.objects.select_for_update(no_key=True, of=("self",), skip_locked=skip_busy)
-    return list(instruments.filter(symbol__in=symbols).order_by("symbol"))
+    chosen = instruments.filter(symbol__in=[str(number) for number in range(count)]).order_by("symbol")
+    sql, _ = chosen.values_list(*Book.COLUMNS).query.sql_with_params()
+    return str(sql)
 
 
 def _was_committed(market: Market) -> bool:
@@ -56,7 +68,7 @@ def _was_committed(market: Market) -> bool:
         connection.close()
         replace_lost_connections()
         with transaction.atomic(durable=True), connection.cursor() as cursor:
-            lock_instruments(market.books)
+            lock_instruments(cursor, market.books)
             return store.was_saved(cursor, market)
     except (OperationalError, InterfaceError) as error:
         raise OutcomeUnknown from error

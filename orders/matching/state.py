@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
+from typing import ClassVar, Self
 from uuid import UUID
 
 import msgspec
@@ -132,6 +133,13 @@ class Book:
     resting: dict[Side, list[OrderState]] = field(default_factory=lambda: {Side.BID: [], Side.ASK: []})
     # Sides of which more orders could be reached than one transaction reads.
     cut_short: set[Side] = field(default_factory=set)
+
+    COLUMNS: ClassVar = ("symbol", "status", "tick_size", "lot_size", "pricing", "sequence")  # of the instrument
+
+    @classmethod
+    def of(cls, symbol: str, status: str, tick_size: Decimal, lot_size: int, pricing: str, sequence: int) -> Self:
+        """The book of an instrument with these `COLUMNS`."""
+        return cls(symbol, InstrumentStatus(status), tick_size, lot_size, Pricing(pricing), sequence)
 
     def next_sequence(self) -> int:
         self.sequence += 1

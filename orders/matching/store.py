@@ -21,8 +21,6 @@ from django.db.backends.utils import CursorWrapper
 
 from exchange import audit
 from exchange.database import is_transaction_open
-from exchange.models import Instrument
-from exchange.rules import InstrumentStatus, Pricing
 from orders.matching.commands import CancelOrder, CancelOrders, Command, ExpireOrders, PlaceOrder
 from orders.matching.depth import (
     Demand,
@@ -74,18 +72,18 @@ def load_market(
     cursor: CursorWrapper,
     commands: Sequence[Command],
     targets: Mapping[UUID, str],
-    instruments: Iterable[Instrument],
+    books: Iterable[Book],
     *,
     skip_busy: bool = False,
     however_deep: bool = False,
 ) -> Market:
-    """Read all that `commands` can touch in the books of the locked `instruments`, and lock the brokers.
+    """Read all that `commands` can touch in these books, whose instruments are locked, and lock the brokers.
 
     Brokers that others hold are waited for, or left out with `skip_busy`. `MakersCutShort` is raised when an order
     reaches more than `MAX_MAKERS_READ_AT_ONCE` resting orders, or all together more than `MAX_MAKERS_PER_LIST` of one
     side; with `however_deep` a command alone may. No book is read after brokers are locked.
     """
-    reader = _Reader(cursor, commands, list(targets), {each.symbol: each for each in instruments}, skip_busy)
+    reader = _Reader(cursor, commands, list(targets), {book.symbol: book for book in books}, skip_busy)
     market = reader.read(places(commands), settings.MAX_MAKERS_READ_AT_ONCE)
     if market is not None:
         return market
@@ -199,7 +197,7 @@ class _Reader:
     cursor: CursorWrapper
     commands: Sequence[Command]
     targets: list[UUID]
-    instruments: dict[str, Instrument]
+    books: dict[str, Book]
     skip_busy: bool
 
     def read(self, takers: Iterable[PlaceOrder], makers_max: int) -> Market | None:
@@ -211,7 +209,7 @@ class _Reader:
             cancels=self.targets,
             sweeps=self._sweeps(),
             takers=[_Taker(each.broker_id, each.symbol, each.client_order_id) for each in places(self.commands)],
-            demands=[demand for demand in demands(takers) if demand.book in self.instruments],
+            demands=[demand for demand in demands(takers) if demand.book in self.books],
             skip_busy=self.skip_busy,
             makers_max=makers_max,
             batch_max=settings.SWEEP_BATCH,
@@ -229,7 +227,7 @@ class _Reader:
 
     def _sweeps(self) -> list[CancelOrders | ExpireOrders]:
         sweeps = (command for command in self.commands if isinstance(command, CancelOrders | ExpireOrders))
-        return list(dict.fromkeys(sweep for sweep in sweeps if sweep.symbol in self.instruments))
+        return list(dict.fromkeys(sweep for sweep in sweeps if sweep.symbol in self.books))
 
     def _market(self, found: "_Found", sweeps: Sequence[CancelOrders | ExpireOrders]) -> Market:
         orders: dict[UUID, OrderState] = {}
@@ -240,9 +238,11 @@ class _Reader:
 
         swept = {sweep: keep(read) for sweep, read in zip(sweeps, found.sweeps, strict=True)}
         keep(found.targets)
+        for maker in keep(found.makers or []):
+            self.books[maker.symbol].resting[maker.side].append(maker)
         return Market(
             found.now,
-            self._books(keep(found.makers or [])),
+            self.books,
             found.accounts_by_id(),
             orders,
             swept,
@@ -250,23 +250,6 @@ class _Reader:
             settings.MAX_OPEN_ORDERS,
             self.skip_busy,
         )
-
-    def _books(self, makers: Iterable[OrderState]) -> dict[str, Book]:
-        books = {symbol: _book_of(instrument) for symbol, instrument in self.instruments.items()}
-        for maker in makers:
-            books[maker.symbol].resting[maker.side].append(maker)
-        return books
-
-
-def _book_of(instrument: Instrument) -> Book:
-    return Book(
-        instrument.symbol,
-        InstrumentStatus(instrument.status),
-        instrument.tick_size,
-        instrument.lot_size,
-        Pricing(instrument.pricing),
-        instrument.sequence,
-    )
 
 
 class _Holding(msgspec.Struct, frozen=True):
