@@ -23,6 +23,7 @@ DATABASE_URL = os.environ["DATABASE_URL"]
 DATABASE_OWNER_URL = os.environ.get("DATABASE_OWNER_URL") or DATABASE_URL  # for `manage.py migrate`
 REDIS_URL = os.environ["REDIS_URL"]
 DATABASE_POOL_SIZE = int(os.environ.get("DATABASE_POOL_SIZE", "20"))
+DATABASE_HEALTH_CHECKS = os.environ.get("DATABASE_HEALTH_CHECKS") == "1"
 WEB_PROCESSES = int(os.environ.get("WEB_PROCESSES") or "2")  # of one, lists need no turns
 SECURE_COOKIES = os.environ.get("SECURE_COOKIES", "1") == "1"
 CSRF_TRUSTED_ORIGINS = os.environ.get("CSRF_TRUSTED_ORIGINS", "").split()
@@ -180,6 +181,7 @@ INSTALLED_APPS = [
 _database: dict[str, Any] = {**dj_database_url.parse(DATABASE_URL)}
 _database |= {
     "CONN_MAX_AGE": 0,  # the pool keeps connections, not the threads
+    "CONN_HEALTH_CHECKS": DATABASE_HEALTH_CHECKS,
     "OPTIONS": {
         **_database.get("OPTIONS", {}),  # of the URL: ?sslmode= and the like
         "connect_timeout": DATABASE_CONNECT_TIMEOUT_SECONDS,

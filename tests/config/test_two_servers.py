@@ -7,11 +7,13 @@ from contextlib import closing
 from http.client import HTTPConnection
 
 import pytest
+from django.db import connection
 from django.test import Client as Browser
 from django.urls import URLResolver, get_resolver
 from pytest_django import Settings
 
 from config.settings import api, backoffice
+from exchange.database import replace_lost_connections
 from tests import trading
 from tests.backoffice.browser import sign_in
 from tests.exchange.client import Client
@@ -132,6 +134,17 @@ def test_each_server_answers_its_own_paths_only(server: Server, backoffice: Serv
         ("back office", "/docs"): 404,
         ("back office", "/admin/login/"): 200,
     }
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_back_office_survives_the_loss_of_its_connections(backoffice: Server) -> None:
+    for _ in range(2):
+        with closing(HTTPConnection("127.0.0.1", backoffice.port, timeout=10)) as http:
+            http.request("GET", "/admin/", headers={"Cookie": "sessionid=of-nobody"})  # looks for the session
+            assert http.getresponse().status == 302
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+        replace_lost_connections()  # of this process
 
 
 def status(server: Server, path: str) -> int:
