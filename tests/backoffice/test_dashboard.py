@@ -209,7 +209,7 @@ def test_halted_instruments_are_told_until_they_are_resumed(root: Client) -> Non
     for symbol in ("AAPL", "GOOG"):
         trading.instrument(symbol)
         services.halt(symbol, by=BY)
-    assert alarms(root) == [("AAPL, GOOG are halted.", "/admin/exchange/instrument/?status=halted")]
+    assert alarms(root) == [("AAPL, GOOG are halted.", "/admin/exchange/instrument/?status__exact=halted")]
 
     services.resume("AAPL", by=BY)
     assert alarms(root) == [("GOOG is halted.", "/admin/exchange/instrument/GOOG/change/")]
