@@ -23,9 +23,7 @@ class IsOwnBroker(BasePermission):
 
     def has_permission(self, request: Request, view: Any) -> bool:
         own = view.principal.broker_id
-        named = [view.kwargs.get("broker_id"), *request.query_params.getlist("broker_id")]
-        if request.method == "POST":
-            named.append(view.data.get("broker_id"))
+        named = [view.kwargs.get("broker_id"), *view.parameters.getlist("broker_id"), view.data.get("broker_id")]
         # A value that is not a string is left to the validation of its field.
         if own is not None and any(isinstance(broker_id, str) and broker_id != own for broker_id in named):
             raise BrokerMismatch(f"This key acts for {own} only.")

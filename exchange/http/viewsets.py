@@ -6,6 +6,8 @@ from typing import Any, ClassVar, TypeVar
 
 from django.conf import settings
 from django.db.models import Model
+from django.http import QueryDict
+from django.utils.functional import cached_property
 from rest_framework.request import Request
 from rest_framework.viewsets import GenericViewSet
 
@@ -20,6 +22,7 @@ from exchange.keys import Principal
 from exchange.rules import Scope
 
 Row = TypeVar("Row", bound=Model)
+_NO_PARAMETERS = QueryDict()
 
 
 class ExchangeViewSet(GenericViewSet[Row]):
@@ -38,19 +41,24 @@ class ExchangeViewSet(GenericViewSet[Row]):
     body_optional: bool = False  # the last two are arguments of `@action`
     max_body_bytes: int = settings.MAX_BODY_BYTES
 
-    data: dict[str, Any]  # the body before validation
+    data: dict[str, Any]  # the body before validation; of a POST only
     body: dict[str, Any]
     query: dict[str, Any]
     page: Page
     cost = 0  # tokens that the request takes from its key's limit
     held = 0  # of these, tokens taken before
 
-    @property
+    @cached_property
     def principal(self) -> Principal:
         """The key's owner and scopes."""
         principal = self.request.auth
         assert isinstance(principal, Principal)
         return principal
+
+    @cached_property
+    def parameters(self) -> QueryDict:
+        """The query parameters. Most requests have none, and to parse an empty query string is not free."""
+        return self.request.query_params if self.request.META["QUERY_STRING"] else _NO_PARAMETERS
 
     @property
     def actor(self) -> Actor:
@@ -67,17 +75,17 @@ class ExchangeViewSet(GenericViewSet[Row]):
 
         The body is read first, while no database connection is held: a client may be slow to send it.
         """
-        received = media.receive(request._request, self.max_body_bytes) if request.method == "POST" else 0
+        method = request.method
+        received = media.receive(request._request, self.max_body_bytes) if method == "POST" else 0
         request.accepted_renderer, request.accepted_media_type = self.perform_content_negotiation(request)
         self.perform_authentication(request)  # 401
         self.charge(limits.tokens_of(received))  # 429
-        if request.method not in self.allowed_methods:
+        if method not in self.allowed_methods:
             self.http_method_not_allowed(request)  # 405
-        if request.method == "POST":
-            self.data = self._parsed(request)  # 413, 415, 400 (format)
-            self.charge(self.get_cost())  # 429
+        self.data = self._parsed(request) if method == "POST" else {}  # 413, 415, 400 (format)
+        self.charge(self.get_cost())  # 429
         self.check_permissions(request)  # 403
-        self.check_fields(request)  # 400 (fields)
+        self.check_fields()  # 400 (fields)
 
     def charge(self, tokens: int) -> None:
         """Raise the cost of the request to at least `tokens`, or reject it if its key does not have them."""
@@ -89,12 +97,12 @@ class ExchangeViewSet(GenericViewSet[Row]):
         """The cost of a request by the content of its body."""
         return 1
 
-    def check_fields(self, request: Request) -> None:
+    def check_fields(self) -> None:
         """Validate body and query. All errors of both are reported at once."""
         errors: list[FieldError] = []
-        if request.method == "POST":
+        if self.action in self.body_serializers:
             self.body = validated(self.body_serializers[self.action], self.data, errors)
-        parameters = request.query_params.dict()
+        parameters = {name: str(value) for name, value in self.parameters.items()}
         errors += self.read_query(parameters)
         unknown = "There is no such query parameter here."
         shown = (name[:MAX_NAME_SHOWN] for name in islice(parameters, MAX_ERRORS))
