@@ -21,16 +21,19 @@ from redis.retry import Retry
 _TOKEN = 10**9  # a token comes in a second's nanoseconds, `per_second` times as fast
 _BUCKET = "bourse:limit"  # how the name of a bucket in Valkey begins
 
-# Take from each bucket what one process took, in microseconds of its refill; return what it now lacks in all. As in a
-# process, the moment is kept at which a bucket is full again, when it expires. Only Valkey's clock counts.
+_BURSTS_LACKING = 8  # at most: when Valkey's clock is set back, keys must not be refused for as long
+
+# Take from each bucket what one process took, in microseconds of its refill; return what it now lacks in all, but no
+# more than the last argument. As in a process, the moment is kept at which a bucket is full again, when it expires.
+# Only Valkey's clock counts.
 _TAKE = """
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 local missing = {}
 for i, bucket in ipairs(KEYS) do
-  local full_at = math.max(tonumber(redis.call('GET', bucket) or now), now) + ARGV[i]
-  missing[i] = math.max(full_at - now, 0)
-  redis.call('SET', bucket, string.format('%.0f', full_at), 'PX', math.ceil(missing[i] / 1000) + 1)
+  local lacking = math.max(tonumber(redis.call('GET', bucket) or now) - now, 0) + ARGV[i]
+  missing[i] = math.max(math.min(lacking, ARGV[#ARGV]), 0)
+  redis.call('SET', bucket, string.format('%.0f', now + missing[i]), 'PX', math.ceil(missing[i] / 1000) + 1)
 end
 return missing
 """
@@ -170,7 +173,8 @@ def share(limits: Sequence[Limit], valkey: redis.Redis, clock: Callable[[], int]
         for limit, taken in reports:
             buckets = [f"{_BUCKET}:{limit.name}:{key}" for key in taken]
             microseconds = [each / (1_000 * limit.per_second) for each in taken.values()]
-            pipeline.eval(_TAKE, len(buckets), *buckets, *microseconds)
+            most = _BURSTS_LACKING * limit.burst * 1_000_000 // limit.per_second
+            pipeline.eval(_TAKE, len(buckets), *buckets, *microseconds, most)
         answers = pipeline.execute()
     for (limit, taken), missing in zip(reports, answers, strict=True):
         limit.correct({key: each * 1_000 * limit.per_second for key, each in zip(taken, missing, strict=True)}, clock())

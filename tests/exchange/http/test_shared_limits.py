@@ -100,6 +100,18 @@ def test_what_both_granted_at_once_is_repaid(client: redis.Redis, key: str) -> N
     assert second.take(key, 1, START + refused.seconds * SECOND).is_granted
 
 
+def test_a_clock_that_was_set_back_refuses_nobody_for_as_long(client: redis.Redis, key: str) -> None:
+    in_a_day = int((time.time() + 86_400) * 1_000_000)
+    client.set(f"bourse:limit:requests:{key}", in_a_day, ex=60)
+    first = process()
+    assert granted(first, key, 1) == 1
+    share([first], client, at(START))
+
+    refused = first.take(key, 1, START)
+    assert not refused.is_granted
+    assert refused.seconds <= 8 * BURST
+
+
 def test_both_together_get_the_burst_and_the_rate(client: redis.Redis, key: str) -> None:
     processes = [process(per_second=2_000, burst=500) for _ in range(2)]
     passed, started, seconds = 0, time.monotonic(), 0.0
