@@ -6,13 +6,13 @@ from http import HTTPStatus
 import structlog
 from django.contrib import admin
 from django.core.exceptions import ValidationError
-from django.db import DataError
+from django.db import DataError, InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.template.loader import render_to_string
 from django.views import defaults
 
-from exchange.http.problems import RETRY_AFTER_SECONDS, had_no_connection
+from exchange.http.problems import RETRY_AFTER_SECONDS, refusal_of
 
 bad_request = defaults.bad_request  # Django's `handler400`
 
@@ -34,8 +34,8 @@ def server_error(request: HttpRequest) -> HttpResponse:
     exception = sys.exception()
     if isinstance(exception, DataError | ValidationError):  # what the admin takes from a request unchecked
         return bad_request(request, exception)
-    if had_no_connection(exception):
-        _log.warning("database_error", error=str(exception))
+    if isinstance(exception, OperationalError | InterfaceError):
+        refusal_of(exception)  # logs it, and replaces connections that PostgreSQL has closed
         return overloaded()
     _log.exception("unexpected")
     return defaults.server_error(request)

@@ -22,7 +22,7 @@ graceful_timeout = 10
 keepalive = 5
 loglevel = "warning"
 control_socket_disable = True
-raw_env = [f"DATABASE_POOL_SIZE={POOL_SIZE}", "DATABASE_HEALTH_CHECKS=1"]
+raw_env = [f"DATABASE_POOL_SIZE={POOL_SIZE}"]
 
 
 def post_worker_init(worker: Any) -> None:

@@ -23,7 +23,6 @@ DATABASE_URL = os.environ["DATABASE_URL"]
 DATABASE_OWNER_URL = os.environ.get("DATABASE_OWNER_URL") or DATABASE_URL  # for `manage.py migrate`
 REDIS_URL = os.environ["REDIS_URL"]
 DATABASE_POOL_SIZE = int(os.environ.get("DATABASE_POOL_SIZE", "20"))
-DATABASE_HEALTH_CHECKS = os.environ.get("DATABASE_HEALTH_CHECKS") == "1"
 WEB_PROCESSES = int(os.environ.get("WEB_PROCESSES") or "2")  # of one, lists need no turns
 SECURE_COOKIES = os.environ.get("SECURE_COOKIES", "1") == "1"
 CSRF_TRUSTED_ORIGINS = os.environ.get("CSRF_TRUSTED_ORIGINS", "").split()

@@ -129,7 +129,7 @@ _FRAMEWORK: dict[type[Exception], type[ExchangeError]] = {
 
 def _is_certainly_not_done(exception: Exception) -> bool:
     cause = exception.__cause__
-    if had_no_connection(exception):
+    if _had_no_connection(exception):
         return True
     if not isinstance(cause, psycopg.Error):
         return False
@@ -137,7 +137,7 @@ def _is_certainly_not_done(exception: Exception) -> bool:
     return failed_to_connect or cause.sqlstate in _CERTAINLY_NOT_DONE
 
 
-def had_no_connection(exception: BaseException | None) -> bool:
+def _had_no_connection(exception: BaseException | None) -> bool:
     """Whether the pool had none to give."""
     return isinstance(exception, OperationalError) and isinstance(
         exception.__cause__, psycopg_pool.PoolTimeout | psycopg_pool.TooManyRequests

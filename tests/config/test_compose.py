@@ -268,7 +268,7 @@ def test_our_services_are_told_what_the_settings_read() -> None:
     assert all(each == environments[0] for each in environments)
     given = {name for name, value in environments[0].items() if value is not None}
     assert given == required | {"PGPASSWORD"}  # read by PostgreSQL's own library
-    optional -= {"DATABASE_OWNER_URL", "DATABASE_HEALTH_CHECKS"}  # below; set by `config.gunicorn`
+    optional -= {"DATABASE_OWNER_URL"}  # below
     assert environments[0].keys() - given == optional
     offered = set(re.findall(r"^#(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
     assert offered == optional | {"PORT", "BIND_ADDRESS", "BACKOFFICE_PORT", "BACKOFFICE_BIND_ADDRESS", "WEB_MEMORY"}

@@ -3,17 +3,20 @@
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.test import Client as Browser
 from django.urls import URLResolver, get_resolver
 from pytest_django import Settings
 
+from config.gunicorn import POOL_SIZE
+from config.local.processes import wait_until
 from config.settings import api, backoffice
-from exchange.database import replace_lost_connections
 from tests import trading
 from tests.backoffice.browser import sign_in
 from tests.exchange.client import Client
@@ -138,16 +141,28 @@ def test_each_server_answers_its_own_paths_only(server: Server, backoffice: Serv
 
 @pytest.mark.django_db(transaction=True)
 def test_the_back_office_survives_the_loss_of_its_connections(backoffice: Server) -> None:
-    for _ in range(2):
-        with closing(HTTPConnection("127.0.0.1", backoffice.port, timeout=10)) as http:
-            http.request("GET", "/admin/", headers={"Cookie": "sessionid=of-nobody"})  # looks for the session
-            assert http.getresponse().status == 302
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
-        replace_lost_connections()  # of this process
+    session = {"Cookie": "sessionid=of-nobody"}  # which it looks for
+    with ThreadPoolExecutor(POOL_SIZE) as threads:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("LOCK TABLE django_session")
+            pages = [threads.submit(status, backoffice, "/admin/", session) for _ in range(POOL_SIZE)]
+            wait_until(lambda: len(sessions_that_wait()) == POOL_SIZE, trading.PATIENCE_SECONDS)
+            pids = sessions_that_wait()
+        assert [page.result() for page in pages] == [302] * POOL_SIZE
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT bool_and(pg_terminate_backend(pid, 5000)) FROM unnest(%s) AS pid", [pids])
+        assert cursor.fetchone() == (True,)
+
+    assert [status(backoffice, "/admin/", session) for _ in range(POOL_SIZE)] == [503] + [302] * (POOL_SIZE - 1)
 
 
-def status(server: Server, path: str) -> int:
+def sessions_that_wait() -> list[int]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pid FROM pg_locks WHERE relation = 'django_session'::regclass AND NOT granted")
+        return [pid for (pid,) in cursor]
+
+
+def status(server: Server, path: str, headers: Mapping[str, str] | None = None) -> int:
     with closing(HTTPConnection("127.0.0.1", server.port, timeout=10)) as http:
-        http.request("GET", path)
+        http.request("GET", path, headers=headers or {})
         return http.getresponse().status
