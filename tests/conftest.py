@@ -1,6 +1,7 @@
 """Fixtures for every package's tests."""
 
 import gc
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from django.conf import settings
 from django.test import TransactionTestCase
 from whitenoise.middleware import WhiteNoiseMiddleware
 
-from config.local.servers import Valkey
+from config.local.servers import Postgres, Valkey, account_for, private_short_folder
 from exchange.http import floods
 from tests import celery_processes, database, live
 from tests.celery_processes import Celery
 from tests.receiver import Receiver
+from tests.servers import POSTGRES_OPTIONS
 
 # The same examples in every run: a test must not fail by chance. `--hypothesis-profile=random` looks for new ones.
 hypothesis.settings.register_profile("reproducible", derandomize=True)
@@ -99,6 +101,19 @@ def valkey(tmp_path: Path) -> Iterator[Valkey]:
         yield own
     finally:
         own.stop()
+
+
+@pytest.fixture
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL for one test to stop and to kill."""
+    folder = private_short_folder(account_for(folder=None))
+    own = Postgres(folder / "postgres", log=folder / "postgres.log", options=POSTGRES_OPTIONS)
+    try:
+        own.start("bourse")
+        yield own
+    finally:
+        own.stop()
+        shutil.rmtree(folder)
 
 
 @pytest.fixture

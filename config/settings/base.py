@@ -124,6 +124,7 @@ RECONCILE_MESSAGE_SECONDS = 10.0  # then beat has asked again
 
 DATABASE_CONNECT_TIMEOUT_SECONDS = 5
 DATABASE_POOL_TIMEOUT_SECONDS = 5
+DATABASE_RECONNECT_TIMEOUT_SECONDS = 5
 DATABASE_NETWORK_TIMEOUTS = {  # a host or network that went silent, which no timeout of the server can tell us
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -180,12 +181,16 @@ INSTALLED_APPS = [
 _database: dict[str, Any] = {**dj_database_url.parse(DATABASE_URL)}
 _database |= {
     "CONN_MAX_AGE": 0,  # the pool keeps connections, not the threads
-    "CONN_HEALTH_CHECKS": DATABASE_HEALTH_CHECKS,
     "OPTIONS": {
         **_database.get("OPTIONS", {}),  # of the URL: ?sslmode= and the like
         "connect_timeout": DATABASE_CONNECT_TIMEOUT_SECONDS,
         **DATABASE_NETWORK_TIMEOUTS,
-        "pool": {"min_size": 1, "max_size": DATABASE_POOL_SIZE, "timeout": DATABASE_POOL_TIMEOUT_SECONDS},
+        "pool": {
+            "min_size": 1,
+            "max_size": DATABASE_POOL_SIZE,
+            "timeout": DATABASE_POOL_TIMEOUT_SECONDS,
+            "reconnect_timeout": DATABASE_RECONNECT_TIMEOUT_SECONDS,
+        },
         "options": (
             f"-c lock_timeout={DATABASE_LOCK_TIMEOUT_MS}"
             f" -c statement_timeout={DATABASE_STATEMENT_TIMEOUT_MS}"

@@ -6,7 +6,6 @@ arrived is compared with the rows. What was measured on the way is seen with `-s
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,13 +29,12 @@ from django.db import connection
 from pytest_django import Settings
 
 from config.local.processes import Child, wait_until
-from config.local.servers import Postgres, Valkey, account_for, private_short_folder
+from config.local.servers import Postgres, Valkey
 from orders.terms import Side
 from tests import celery_processes, live, trading
 from tests.celery_processes import Celery, start_all
 from tests.orders.test_faults import AMPLE, SYMBOLS, Client
 from tests.receiver import Receiver, Request, answer
-from tests.servers import POSTGRES_OPTIONS
 from tests.trading import in_thread
 from tests.webhooks import reconciling
 from webhooks import claims, delivery, services
@@ -373,19 +371,6 @@ def pace(traders: Sequence[Trader]) -> Pace:
     answers = [answer for trader, old in zip(traders, before, strict=True) for answer in trader.answers[old:]]
     seconds = [answer.elapsed.total_seconds() for answer in answers]
     return Pace(len(answers) / PACE_SECONDS, median(seconds), max(seconds))
-
-
-@pytest.fixture
-def postgres() -> Iterator[Postgres]:
-    """A PostgreSQL for one test to stop and to kill."""
-    folder = private_short_folder(account_for(folder=None))
-    own = Postgres(folder / "postgres", log=folder / "postgres.log", options=POSTGRES_OPTIONS)
-    try:
-        own.start("bourse")
-        yield own
-    finally:
-        own.stop()
-        shutil.rmtree(folder)
 
 
 def test_restarts_of_postgresql_lose_only_what_was_on_its_way(

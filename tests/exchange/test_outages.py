@@ -1,0 +1,38 @@
+"""What an outage of PostgreSQL leaves behind in a process that goes on."""
+
+import time
+from contextlib import suppress
+
+import psycopg
+import psycopg_pool
+import pytest
+from django.conf import settings
+
+from config.local.servers import Postgres
+from tests import trading
+
+pytestmark = pytest.mark.processes
+
+OUTAGE_SECONDS = 7.5  # by then the pool's own pause between two attempts is eight seconds, and has hardly begun
+BACK_SECONDS = 4.0
+
+
+def test_connections_are_back_soon_after_postgresql_is(postgres: Postgres) -> None:
+    options = settings.DATABASES["default"]["OPTIONS"]["pool"] | {"timeout": 0.2}
+    with psycopg_pool.ConnectionPool(postgres.url("bourse"), **options) as pool:
+        assert answers(pool, trading.PATIENCE_SECONDS)
+        postgres.child.stop()
+        lost_at = time.monotonic()
+        while time.monotonic() < lost_at + OUTAGE_SECONDS:
+            assert not answers(pool)
+        postgres.start("bourse")
+        back_at = time.monotonic()
+        while not answers(pool):
+            assert time.monotonic() < back_at + BACK_SECONDS
+
+
+def answers(pool: psycopg_pool.ConnectionPool, timeout: float | None = None) -> bool:
+    with suppress(psycopg.OperationalError), pool.connection(timeout) as connection:
+        connection.execute("SELECT")
+        return True
+    return False
