@@ -7,8 +7,8 @@ from backoffice import events as events
 from backoffice import instruments as instruments
 from backoffice import keys as keys
 from backoffice import orders as orders
-from backoffice import people as people
 from backoffice import reconciliation as reconciliation
+from backoffice import subscriptions as subscriptions
 from backoffice import trades as trades
 from backoffice import transfers as transfers
-from backoffice import webhooks as webhooks
+from backoffice import users as users

@@ -10,10 +10,10 @@ from django.contrib import admin
 from django.db.models import Model, Q
 from django.http import HttpRequest
 
-from backoffice import fields
+from backoffice import form_fields
 from backoffice.links import list_url, page_url
 from backoffice.lists import Way, column
-from backoffice.pages import KeysetPages
+from backoffice.model_admin import KeysetPages
 from backoffice.periods import PeriodForm, within_by_id
 from exchange.audit import Action, ActorKind
 from exchange.http.paging import Keyset
@@ -63,8 +63,8 @@ def latest_about(*rows: Model) -> list[AuditEntry]:
 class AuditFilter(PeriodForm):
     q = forms.CharField(max_length=150, required=False, label="Subject")
     actor = forms.CharField(max_length=150, required=False, label="Who")
-    kind = fields.WordField(ActorKind, label="As")
-    action = fields.WordField(Action, label="What")
+    kind = form_fields.WordField(ActorKind, label="As")
+    action = form_fields.WordField(Action, label="What")
     field_order = ["q", "actor", "kind", "action", "since", "until"]
 
 

@@ -23,9 +23,8 @@ from django.db.models.functions import Coalesce
 from django.http import HttpRequest
 from django.utils import timezone
 
-from backoffice.acts import act_url, is_permitted
 from backoffice.audit import latest_about
-from backoffice.broker_acts import (
+from backoffice.broker_actions import (
     AdmitBroker,
     IssueKey,
     Reinstate,
@@ -37,9 +36,10 @@ from backoffice.broker_acts import (
 from backoffice.keys import RevokeKey, key_state
 from backoffice.links import list_url, page_url
 from backoffice.lists import column
+from backoffice.model_admin import Pages
+from backoffice.operator_actions import act_url, is_permitted
 from backoffice.orders import WORKING_WORD
-from backoffice.pages import Pages
-from backoffice.templatetags.office import state
+from backoffice.templatetags.formatting import state
 from exchange.models import CASH_DIGITS, DECIMALS, ApiKey, Broker, Holding, Instrument, Transfer
 from orders.activity import day_began
 from orders.models import Order, Trade

@@ -18,7 +18,7 @@ from backoffice.charts import Number, Sparkline, sparkline
 from backoffice.health import FAILING, due_to
 from backoffice.links import list_url, page_url
 from backoffice.queries import market_watch
-from backoffice.templatetags.office import short
+from backoffice.templatetags.formatting import short
 from exchange import heartbeat, rejects
 from exchange.database import database_now
 from exchange.ids import moment_of

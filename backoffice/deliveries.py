@@ -11,17 +11,17 @@ from django.db.models import Q
 from django.http import HttpRequest
 from django.utils import timezone
 
-from backoffice import fields, lists
+from backoffice import form_fields, lists
 from backoffice.audit import latest_about
 from backoffice.events import about, events_about
 from backoffice.health import due_to
 from backoffice.links import page_url
 from backoffice.lists import Rows, Way, column
-from backoffice.pages import KeysetPages
+from backoffice.model_admin import KeysetPages
 from backoffice.periods import PeriodForm, id_period
-from backoffice.queries import attempts
-from backoffice.templatetags.office import outcome, short_id, state
-from backoffice.webhook_acts import NOTED_WITHIN, Redeliver, is_lost
+from backoffice.queries import delivery_attempts
+from backoffice.templatetags.formatting import outcome, short_id, state
+from backoffice.webhook_actions import NOTED_WITHIN, Redeliver, is_lost
 from exchange.http.paging import Keyset
 from exchange.ids import first_id_at, moment_of
 from exchange.models import Broker
@@ -56,10 +56,10 @@ ERRORS = {
 
 class DeliveryFilter(PeriodForm):
     q = forms.CharField(max_length=64, required=False, label="Delivery, event or order")
-    state = fields.WordField(DeliveryState)
-    broker = fields.broker_id(required=False)
-    event = fields.WordField(EventType)
-    error = fields.WordField(DeliveryError)
+    state = form_fields.WordField(DeliveryState)
+    broker = form_fields.broker_id(required=False)
+    event = form_fields.WordField(EventType)
+    error = form_fields.WordField(DeliveryError)
     status_code = forms.IntegerField(min_value=100, max_value=999, required=False, label="Answer's status")
     subscription = forms.UUIDField(required=False, label="Subscription id")
     field_order = ["q", "state", "broker", "event", "error", "status_code", "subscription", "since", "until"]
@@ -119,7 +119,7 @@ class DeliveryPages(KeysetPages):
             "is_answer_dropped": moment_of(row.pk) < kept_since,
             "kept_days": settings.WEBHOOK_ANSWERS_KEPT.days,
             "kept_bytes": settings.WEBHOOK_ANSWER_KEPT_BYTES,
-            "family": attempts.of_the_same(row),
+            "family": delivery_attempts.of_the_same(row),
             "broker_url": page_url(Broker, _broker_id(row)),
             "audit": latest_about(row),
             **about(row.event),
@@ -172,7 +172,7 @@ def _known_by(term: str) -> list[UUID]:
         id_ = UUID(term)
     except ValueError:
         return []
-    return [id_, *(each.pk for each in attempts.of_events([id_, *events_about(id_)]))]
+    return [id_, *(each.pk for each in delivery_attempts.of_events([id_, *events_about(id_)]))]
 
 
 # --- What other pages show of them ----------------------------------------------------------------------------------

@@ -9,13 +9,13 @@ from django.contrib import admin
 from django.db.models import Q
 from django.http import HttpRequest
 
-from backoffice import fields
+from backoffice import form_fields
 from backoffice.links import list_url, page_url
 from backoffice.lists import Rows, Way, column
-from backoffice.pages import KeysetPages
+from backoffice.model_admin import KeysetPages
 from backoffice.periods import PeriodForm, within_by_id
-from backoffice.queries import attempts, life
-from backoffice.templatetags.office import short_id
+from backoffice.queries import delivery_attempts, order_history
+from backoffice.templatetags.formatting import short_id
 from exchange.http.paging import Keyset
 from exchange.models import Broker
 from orders.models import Order, Trade
@@ -24,8 +24,8 @@ from webhooks.models import Event, EventType
 
 class EventFilter(PeriodForm):
     q = forms.CharField(max_length=64, required=False, label="Event or order")
-    broker = fields.broker_id(required=False)
-    type = fields.WordField(EventType)
+    broker = form_fields.broker_id(required=False)
+    type = form_fields.WordField(EventType)
     field_order = ["q", "broker", "type", "since", "until"]
 
 
@@ -61,7 +61,7 @@ class EventPages(KeysetPages):
     def row_context(self, request: HttpRequest, row: Event) -> dict[str, Any]:
         return {
             "title": f"Event {row.sequence:,} of {row.broker_id}",
-            "family": attempts.of_events([row.pk]),
+            "family": delivery_attempts.of_events([row.pk]),
             "broker_url": page_url(Broker, row.broker_id),
             "stream_url": list_url(Event, broker=row.broker_id),
             **about(row),
@@ -94,8 +94,8 @@ def events_about(order_id: UUID) -> list[UUID]:
     order = Order.objects.filter(pk=order_id).first()
     if order is None:
         return []
-    fills, _ = life.latest_fills(order)
-    of_fills, end = life.telling_of(order, fills)
+    fills, _ = order_history.latest_fills(order)
+    of_fills, end = order_history.telling_of(order, fills)
     return [each.told.event_id for each in [*of_fills.values(), end] if each and each.told]
 
 

@@ -20,7 +20,7 @@ from django.http import StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.utils import timezone
 
-from backoffice import refusals
+from backoffice import error_pages
 from backoffice.lists import Way, batches
 from exchange.rules import cash_shown
 
@@ -50,7 +50,7 @@ class Export:
 def csv_answer(name: str, columns: Mapping[str, str], way: Way) -> HttpResponseBase:
     """The file, named after what it has and when it was asked for; 503 if there are too many exports."""
     if not _places.acquire(blocking=False):
-        return refusals.overloaded()
+        return error_pages.overloaded()
     answer = StreamingHttpResponse(Export(csv_of(columns, way)), content_type="text/csv; charset=utf-8")
     answer["Content-Disposition"] = f'attachment; filename="{name}-{timezone.now():%Y%m%dT%H%M%SZ}.csv"'
     return answer

@@ -9,7 +9,7 @@ from django.contrib.postgres.expressions import ArraySubquery
 from django.db.models import F, OuterRef, Q, QuerySet, Subquery, Sum
 from django.utils import timezone
 
-from backoffice.templatetags.office import NOTHING, age
+from backoffice.templatetags.formatting import NOTHING, age
 from exchange.ids import moment_of
 from webhooks.models import Delivery, Subscription, SubscriptionHour
 

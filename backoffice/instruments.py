@@ -14,12 +14,12 @@ from unfold.views import ChangeList
 from backoffice import charts
 from backoffice.audit import latest_about
 from backoffice.charts import Span
-from backoffice.instrument_acts import Edit, Halt, HaltEverything, ListInstrument, Resume
+from backoffice.instrument_actions import Edit, Halt, HaltEverything, ListInstrument, Resume
 from backoffice.links import list_url
 from backoffice.lists import column
-from backoffice.pages import ConditionFilter, Pages
+from backoffice.model_admin import ConditionFilter, Pages
 from backoffice.queries import market_watch
-from backoffice.templatetags.office import age, ago, moved, price, state
+from backoffice.templatetags.formatting import age, ago, moved, price, state
 from exchange.database import database_now
 from exchange.models import Instrument
 from exchange.rules import InstrumentStatus, price_decimals, rounded

@@ -8,12 +8,12 @@ from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponseRedirect
 from django.utils import timezone
 
-from backoffice.acts import MAX_SUBJECTS, Act, Done, act_url, is_permitted
 from backoffice.audit import latest_about
 from backoffice.links import list_url, page_url
 from backoffice.lists import column
-from backoffice.pages import ConditionFilter, Pages
-from backoffice.templatetags.office import NOTHING, state
+from backoffice.model_admin import ConditionFilter, Pages
+from backoffice.operator_actions import MAX_SUBJECTS, Act, Done, act_url, is_permitted
+from backoffice.templatetags.formatting import NOTHING, state
 from exchange import services
 from exchange.audit import Actor, ActorKind
 from exchange.models import ApiKey, AuditEntry, Broker

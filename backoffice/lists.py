@@ -22,7 +22,7 @@ from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html
 
-from backoffice.templatetags.office import shown
+from backoffice.templatetags.formatting import shown
 from exchange.http.paging import MAX_CURSOR_LENGTH, Keyset, Page
 
 PAGE_ROWS = 50

@@ -13,16 +13,16 @@ from django.db import connection
 from django.db.models import Q
 from django.http import HttpRequest
 
-from backoffice import fields
-from backoffice.acts import MAX_SUBJECTS, Act, Done
+from backoffice import form_fields
 from backoffice.audit import latest_about
 from backoffice.links import list_url, page_url
 from backoffice.lists import Rows, Way, column
-from backoffice.pages import KeysetPages
+from backoffice.model_admin import KeysetPages
+from backoffice.operator_actions import MAX_SUBJECTS, Act, Done
 from backoffice.periods import PeriodForm, period, within, within_by_id
-from backoffice.queries import life
-from backoffice.queries.life import Fill, Telling
-from backoffice.templatetags.office import coloured, money, short_id, state
+from backoffice.queries import order_history
+from backoffice.queries.order_history import Fill, Telling
+from backoffice.templatetags.formatting import coloured, money, short_id, state
 from exchange.audit import Action, Actor
 from exchange.errors import ExchangeError
 from exchange.http.paging import NEWEST_FIRST, Keyset
@@ -83,11 +83,11 @@ def _told(asked: int, refusals: Sequence[tuple[Order, ExchangeError]]) -> str:
 
 class OrderFilter(PeriodForm):
     q = forms.CharField(max_length=64, required=False, label="Order, client order or document")
-    status = fields.WordField(OrderStatus, WORKING_WORD)
-    symbol = fields.symbol(required=False, read=str.upper)
-    side = fields.WordField(Side)
-    type = fields.WordField(OrderType)
-    broker = fields.broker_id(required=False)
+    status = form_fields.WordField(OrderStatus, WORKING_WORD)
+    symbol = form_fields.symbol(required=False, read=str.upper)
+    side = form_fields.WordField(Side)
+    type = form_fields.WordField(OrderType)
+    broker = form_fields.broker_id(required=False)
     field_order = ["q", "status", "symbol", "side", "type", "broker", "since", "until"]
 
 
@@ -149,17 +149,17 @@ class OrderPages(KeysetPages):
         return Way(within_by_id(rows, "created_at", asked), _BY_ID, _among(asked, "status", "symbol", "side", "type"))
 
     def row_context(self, request: HttpRequest, row: Order) -> dict[str, Any]:
-        fills, has_more_fills = life.latest_fills(row)
-        told, end = life.telling_of(row, fills)
+        fills, has_more_fills = order_history.latest_fills(row)
+        told, end = order_history.telling_of(row, fills)
         entries = latest_about(row)
         return {
             "fills": fills,
             "has_more_fills": has_more_fills,
             "trades_url": list_url(Trade, q=row.pk),
             "moments": moments_of(row, fills, told, end, entries, has_more_fills=has_more_fills),
-            "place": life.place_of(row),
-            "max_ahead": life.MAX_AHEAD,
-            "max_events": life.MAX_EVENTS,
+            "place": order_history.place_of(row),
+            "max_ahead": order_history.MAX_AHEAD,
+            "max_events": order_history.MAX_EVENTS,
             "average_price": _average_price(row),
             "audit": entries,
             "broker_url": page_url(Broker, row.broker_id),

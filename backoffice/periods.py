@@ -5,7 +5,7 @@ from typing import Any
 
 from django.db.models import Q
 
-from backoffice import fields
+from backoffice import form_fields
 from backoffice.lists import FilterForm, Rows
 from exchange.ids import first_id_at
 
@@ -15,8 +15,8 @@ SLACK = timedelta(minutes=1)  # how far an id's time may be from the row's: they
 class PeriodForm(FilterForm):
     """Beside what else can be asked: what happened in a period, its end not in it."""
 
-    since = fields.moment(required=False, label="From (UTC)")
-    until = fields.moment(required=False, label="To (UTC)")
+    since = form_fields.moment(required=False, label="From (UTC)")
+    until = form_fields.moment(required=False, label="To (UTC)")
 
 
 def within(rows: Rows, column: str, asked: dict[str, Any]) -> Rows:

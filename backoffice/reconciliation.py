@@ -7,10 +7,10 @@ from django import forms
 from django.contrib import admin
 from django.http import HttpRequest
 
-from backoffice.acts import Act, Done
 from backoffice.lists import column
-from backoffice.pages import Pages
-from backoffice.templatetags.office import state, took
+from backoffice.model_admin import Pages
+from backoffice.operator_actions import Act, Done
+from backoffice.templatetags.formatting import state, took
 from exchange.audit import Actor
 from exchange.rules import MAX_REASON_LENGTH
 from orders.models import ReconcileRun

@@ -14,8 +14,8 @@ from django.urls import URLPattern, path, reverse
 from unfold.sites import UnfoldAdminSite
 
 from backoffice import known_devices, two_factor
-from backoffice.acts import actor_of
 from backoffice.dashboard import dashboard
+from backoffice.operator_actions import actor_of
 from exchange import audit
 from exchange.audit import Action, Entry
 

@@ -8,12 +8,12 @@ from django.contrib import admin
 from django.db.models import Q
 from django.http import HttpRequest
 
-from backoffice import fields
+from backoffice import form_fields
 from backoffice.links import page_url
 from backoffice.lists import Rows, Way, column
-from backoffice.pages import KeysetPages
+from backoffice.model_admin import KeysetPages
 from backoffice.periods import PeriodForm, period, within, within_by_id
-from backoffice.templatetags.office import coloured, short_id
+from backoffice.templatetags.formatting import coloured, short_id
 from exchange.http.paging import Keyset
 from exchange.models import Broker, Instrument
 from exchange.wire import Instant
@@ -26,9 +26,9 @@ _NEWEST_FIRST = Keyset(("-executed_at", Instant), ("-id", UUID))
 
 class TradeFilter(PeriodForm):
     q = forms.CharField(max_length=64, required=False, label="Trade or order")
-    symbol = fields.symbol(required=False, read=str.upper)
-    broker = fields.broker_id(required=False)
-    side = fields.WordField(Side, label="Broker's side")
+    symbol = form_fields.symbol(required=False, read=str.upper)
+    broker = form_fields.broker_id(required=False)
+    side = form_fields.WordField(Side, label="Broker's side")
     field_order = ["q", "symbol", "broker", "side", "since", "until"]
 
 

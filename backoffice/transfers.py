@@ -8,10 +8,10 @@ from django.contrib import admin
 from django.db.models import Q
 from django.http import HttpRequest
 
-from backoffice import fields
+from backoffice import form_fields
 from backoffice.links import page_url
 from backoffice.lists import Rows, Way, column
-from backoffice.pages import KeysetPages
+from backoffice.model_admin import KeysetPages
 from backoffice.periods import PeriodForm, within, within_by_id
 from exchange.http.paging import NEWEST_FIRST, Keyset
 from exchange.models import Broker, Instrument, Transfer
@@ -25,9 +25,9 @@ class TransferKind(Words):
 
 class TransferFilter(PeriodForm):
     q = forms.CharField(max_length=120, required=False, label="Reference or id")
-    broker = fields.broker_id(required=False)
-    kind = fields.WordField(TransferKind)
-    symbol = fields.symbol(required=False, read=str.upper)
+    broker = form_fields.broker_id(required=False)
+    kind = form_fields.WordField(TransferKind)
+    symbol = form_fields.symbol(required=False, read=str.upper)
     field_order = ["q", "broker", "kind", "symbol", "since", "until"]
 
 

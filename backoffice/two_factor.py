@@ -27,7 +27,7 @@ from django_otp.plugins.otp_static.models import StaticDevice, StaticToken
 from django_otp.plugins.otp_totp.models import TOTPDevice, default_key
 
 from backoffice import known_devices, sessions
-from backoffice.acts import actor_of
+from backoffice.operator_actions import actor_of
 from exchange import audit
 from exchange.audit import Action, Actor, Entry
 
@@ -203,5 +203,5 @@ def _let_in(request: HttpRequest, device: TOTPDevice | StaticDevice) -> None:
 def _page(request: HttpRequest, template: str, title: str, **context: Any) -> HttpResponse:
     """In the back office for who is in, else as the login looks."""
     shown = {**admin.site.each_context(request), "title": title, "next": next_url(request), **context}
-    layout = "backoffice/page.html" if shown["has_permission"] else "backoffice/outside.html"
+    layout = "backoffice/page.html" if shown["has_permission"] else "backoffice/signed_out.html"
     return render(request, template, {**shown, "layout": layout})

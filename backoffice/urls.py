@@ -9,7 +9,7 @@ urlpatterns = [
     path("admin/", admin.site.urls),
 ]
 
-handler400 = "backoffice.refusals.bad_request"
-handler403 = "backoffice.refusals.permission_denied"
-handler404 = "backoffice.refusals.not_found"
-handler500 = "backoffice.refusals.server_error"
+handler400 = "backoffice.error_pages.bad_request"
+handler403 = "backoffice.error_pages.permission_denied"
+handler404 = "backoffice.error_pages.not_found"
+handler500 = "backoffice.error_pages.server_error"

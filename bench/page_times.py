@@ -26,7 +26,7 @@ from django.test.utils import CaptureQueriesContext  # noqa: E402
 
 from backoffice.events import told  # noqa: E402
 from backoffice.links import list_url  # noqa: E402
-from backoffice.pages import KeysetPages, Pages  # noqa: E402
+from backoffice.model_admin import KeysetPages, Pages  # noqa: E402
 from bench import pages  # noqa: E402
 from config.local.supervisor import say  # noqa: E402
 from exchange.database import database_now  # noqa: E402

@@ -18,8 +18,8 @@ from django.db.models import Model
 from django.urls import URLPattern, URLResolver, reverse
 from django_otp.plugins.otp_totp.models import TOTPDevice
 
-from backoffice.acts import Act
-from backoffice.pages import Pages
+from backoffice.model_admin import Pages
+from backoffice.operator_actions import Act
 from exchange import services
 from exchange.audit import Actor, ActorKind
 from exchange.database import database_now

@@ -4,7 +4,7 @@ import pytest
 from django.test import Client
 from pytest_django import Settings
 
-from tests.backoffice.browser import sign_in
+from tests.backoffice.admin_client import sign_in
 
 
 @pytest.fixture

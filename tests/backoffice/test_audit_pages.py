@@ -14,7 +14,7 @@ from django.utils.html import format_html
 from backoffice import lists
 from backoffice.audit import Change, changes, latest_about
 from backoffice.links import list_url, page_url
-from backoffice.templatetags.office import NOTHING, moment
+from backoffice.templatetags.formatting import NOTHING, moment
 from exchange import audit
 from exchange import services as exchange_services
 from exchange.audit import Action, Actor, ActorKind, Entry
@@ -24,7 +24,7 @@ from exchange.rules import Scope
 from orders.models import Order
 from orders.terms import Side
 from tests import trading
-from tests.backoffice.browser import ADDRESS, REASON, act_path, do, page, shown, sign_in
+from tests.backoffice.admin_client import ADDRESS, REASON, act_path, do, page, shown, sign_in
 from tests.exchange.client import Client as ApiClient
 from tests.trading import BY, place
 

@@ -26,7 +26,7 @@ from orders.matching.commands import Accepted
 from orders.models import Order, Trade
 from orders.terms import CancelReason, OrderStatus, Side
 from tests import api, trading
-from tests.backoffice.browser import (
+from tests.backoffice.admin_client import (
     ADDRESS,
     REASON,
     act_path,

@@ -16,7 +16,7 @@ from pytest_django import DjangoAssertNumQueries
 from backoffice import dashboard
 from backoffice.charts import sparkline
 from backoffice.links import list_url
-from backoffice.templatetags.office import NOTHING, short
+from backoffice.templatetags.formatting import NOTHING, short
 from config.local.servers import free_port
 from exchange import heartbeat, rejects, services
 from exchange.database import database_now
@@ -24,7 +24,7 @@ from orders.models import Bar, ReconcileRun, Trade
 from orders.tasks import roll_up
 from orders.terms import Side
 from tests import trading
-from tests.backoffice.browser import rows
+from tests.backoffice.admin_client import rows
 from tests.trading import BY
 from webhooks import services as webhooks
 from webhooks.models import Delivery, EventType, Subscription

@@ -15,13 +15,25 @@ from django.test.utils import CaptureQueriesContext
 
 from backoffice.charts import Rung
 from backoffice.queries import market_watch
-from backoffice.templatetags.office import NOTHING
+from backoffice.templatetags.formatting import NOTHING
 from exchange.database import database_now
 from exchange.models import AuditEntry, Instrument
 from exchange.rules import InstrumentStatus, Pricing
 from orders.models import Bar, Order, Trade
 from orders.terms import Side
-from tests.backoffice.browser import REASON, act_path, cells, do, is_offered, page, rows, said, shown, sign_in, wrong
+from tests.backoffice.admin_client import (
+    REASON,
+    act_path,
+    cells,
+    do,
+    is_offered,
+    page,
+    rows,
+    said,
+    shown,
+    sign_in,
+    wrong,
+)
 from tests.trading import PATIENCE_SECONDS, broker, in_thread, instrument, place
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -22,7 +22,7 @@ from backoffice.lists import FilterForm, Listing, RowPage, Way, batches, column,
 from exchange.http.paging import NEWEST_FIRST, Keyset
 from exchange.models import Broker, Transfer
 from orders.models import Order, Trade
-from tests.backoffice import browser
+from tests.backoffice import admin_client
 
 pytestmark = pytest.mark.django_db
 
@@ -258,13 +258,13 @@ HOSTILE_FILTERS = [
 
 @pytest.mark.parametrize("model", [Order, Trade])
 def test_no_input_fails(client: Client, model: Any) -> None:
-    browser.sign_in(client)
+    admin_client.sign_in(client)
     for query in HOSTILE_FILTERS:
         assert client.get(f"{list_url(model)}?{query}").status_code == 200, query
 
 
 def test_bad_filters_show_nothing_and_say_why(client: Client) -> None:
-    browser.sign_in(client)
+    admin_client.sign_in(client)
     page: Any = client.get(f"{list_url(Order)}?side=both&since=yesterday")
     assert page.context["listing"].page.rows == []
     assert set(page.context["listing"].form.errors) == {"side", "since"}
@@ -285,7 +285,7 @@ def test_pages_keep_the_filters_and_nothing_else() -> None:
 
 
 def test_each_filter_in_force_is_shown_with_the_list_without_it(client: Client) -> None:
-    browser.sign_in(client)
+    admin_client.sign_in(client)
     page: Any = client.get(f"{list_url(Order)}?side=bid&status=partially_filled&symbol=&broker=alice")
     assert page.context["listing"].in_force == [
         ("Status", "partially filled", "?side=bid&broker=alice"),
@@ -295,7 +295,7 @@ def test_each_filter_in_force_is_shown_with_the_list_without_it(client: Client) 
 
 
 def test_times_are_asked_for_and_said_to_be_in_utc(client: Client) -> None:
-    browser.sign_in(client)
+    admin_client.sign_in(client)
     shown = client.get(list_url(Order)).content.decode()
     assert "From (UTC)" in shown
     assert "To (UTC)" in shown

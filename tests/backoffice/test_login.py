@@ -31,8 +31,8 @@ from backoffice import tasks
 from backoffice.sessions import SessionStore
 from config import gunicorn
 from tests import api, live, trading
-from tests.backoffice import people
-from tests.backoffice.people import OPERATOR, VIEWER
+from tests.backoffice import users
+from tests.backoffice.users import OPERATOR, VIEWER
 from tests.live import ROOT
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("quick_passwords")]
@@ -44,7 +44,7 @@ INSIDE = "/admin/orders/order/"
 
 @pytest.fixture
 def olga() -> User:
-    return people.user(OPERATOR, "olga", password=PASSWORD)
+    return users.user(OPERATOR, "olga", password=PASSWORD)
 
 
 def attempt(name: str, password: str, address: str = "192.0.2.1", **headers: Any) -> Any:
@@ -97,7 +97,7 @@ def test_who_fails_too_often_is_locked_out_with_the_right_password_too(olga: Use
     assert "axes_reset_username" in told
     assert "office.css" in told
 
-    people.user(VIEWER, "vera", password=PASSWORD)
+    users.user(VIEWER, "vera", password=PASSWORD)
     assert attempt("vera", PASSWORD).status_code == 302  # from the same address
     assert attempt("olga", PASSWORD, address="192.0.2.2").status_code == 302  # nobody is kept out from elsewhere
 
@@ -212,7 +212,7 @@ def test_a_known_device_has_a_limit_of_its_own(olga: User) -> None:
 
 
 def test_a_known_device_means_nothing_to_other_users(olga: User) -> None:
-    people.user(VIEWER, "vera", password=PASSWORD)
+    users.user(VIEWER, "vera", password=PASSWORD)
     fail("olga", LIMIT)
     browsers = [known_browser("vera") for _ in range(2)]
     assert [log_in_again(browser, "olga") for browser in browsers] == [429, 429]
@@ -320,7 +320,7 @@ def test_every_cookie_comes_and_goes(backoffice: live.Server) -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_without_a_connection_a_page_says_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    browser = people.browser(VIEWER)
+    browser = users.browser(VIEWER)
     browser.raise_request_exception = False
     connection.close()
     pool = connection.pool  # type: ignore[attr-defined]  # PostgreSQL's has one
@@ -348,7 +348,7 @@ def age_by(browser: Client, by: timedelta) -> SessionStore:
 
 
 def test_a_session_ends_when_it_is_old_enough_whatever_is_done_in_it() -> None:
-    browser = people.browser(VIEWER)
+    browser = users.browser(VIEWER)
     whole = timedelta(seconds=real_settings.SESSION_COOKIE_AGE)
     assert whole == timedelta(hours=12)
     age_by(browser, whole - timedelta(minutes=1))
@@ -384,7 +384,7 @@ def test_cookies_end_with_the_browser_and_no_script_reads_them(olga: User) -> No
 
 def test_what_has_ended_is_removed_so_many_at_a_time(settings: Settings) -> None:
     settings.CLEAN_UP_ROWS = 2
-    browser = people.browser(VIEWER)
+    browser = users.browser(VIEWER)
     now = datetime.now(UTC)
     for number in range(3):
         Session.objects.create(session_key=f"old-{number}", session_data="", expire_date=now - timedelta(seconds=1))
@@ -422,7 +422,7 @@ POLICY = {
 
 
 def test_pages_load_nothing_from_elsewhere_and_are_not_cached() -> None:
-    browser = people.browser(VIEWER)
+    browser = users.browser(VIEWER)
     for path in ("/admin/login/", "/admin/", INSIDE, "/admin/nothing/", "/stocks"):
         answer = browser.get(path)
         assert set(answer.headers["Content-Security-Policy"].split("; ")) == POLICY, path

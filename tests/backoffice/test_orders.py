@@ -13,14 +13,25 @@ from pytest_django import Settings
 
 from backoffice import lists
 from backoffice.links import list_url, page_url
-from backoffice.queries import life
+from backoffice.queries import order_history
 from exchange import services as exchange_services
 from exchange.models import AuditEntry
 from orders.matching import service
 from orders.models import Order, Trade
 from orders.terms import CancelReason, OrderStatus, Side, TimeInForce
 from tests import trading
-from tests.backoffice.browser import REASON, act_path, do, is_offered, live_parts, page, said, shown, sign_in, wrong
+from tests.backoffice.admin_client import (
+    REASON,
+    act_path,
+    do,
+    is_offered,
+    live_parts,
+    page,
+    said,
+    shown,
+    sign_in,
+    wrong,
+)
 from tests.trading import place
 from webhooks import services as webhook_services
 from webhooks.models import Delivery, Event, EventType
@@ -190,7 +201,7 @@ def test_the_page_of_an_order_takes_few_queries(root: Client, market: None) -> N
     with CaptureQueriesContext(connection) as queries:
         answer: Any = root.get(page(order))
     assert len(queries) < MAX_QUERIES
-    assert len(answer.context["fills"]) == life.FILLS_SHOWN
+    assert len(answer.context["fills"]) == order_history.FILLS_SHOWN
     assert answer.context["has_more_fills"]
     assert (answer.context["fills"][0].remaining, answer.context["fills"][-1].remaining) == (40, 89)
     assert f'href="{list_url(Trade, q=order.pk)}"' in answer.content.decode()
@@ -280,7 +291,7 @@ def test_events_are_looked_through_no_further_than_is_said(
     Event.objects.filter(pk=event.pk).update(broker="bob", sequence=100)  # as if it were not there
     assert told(root, order) == [None]
     assert "No event of it was found." in root.get(page(order)).content.decode()
-    monkeypatch.setattr(life, "MAX_EVENTS", 1)
+    monkeypatch.setattr(order_history, "MAX_EVENTS", 1)
     assert "not among the 1 after this moment" in root.get(page(order)).content.decode()
 
 
@@ -293,7 +304,7 @@ def test_the_page_of_an_order_refreshes_by_itself(root: Client, market: None) ->
 
 def place_of(client: Client, order: Order) -> tuple[int, ...] | None:
     answer: Any = client.get(page(order))
-    found: life.Place | None = answer.context["place"]
+    found: order_history.Place | None = answer.context["place"]
     return None if found is None else (
         found.orders_at_price, found.shares_at_price, found.better_levels, found.better_orders, found.better_shares
     )  # fmt: skip
@@ -335,7 +346,7 @@ def test_no_more_are_counted_than_is_said(root: Client, market: None, monkeypatc
     for _ in range(3):
         place(Side.BID, 1, "10")
     order = place(Side.BID, 1, "10")
-    monkeypatch.setattr(life, "MAX_AHEAD", 3)
+    monkeypatch.setattr(order_history, "MAX_AHEAD", 3)
     assert place_of(root, order) == (3, 3, 0, 0, 0)
     assert "there may be more before it" in root.get(page(order)).content.decode()
 

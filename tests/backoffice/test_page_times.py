@@ -9,10 +9,10 @@ from django.contrib.auth.models import User
 from django.test import Client
 
 from backoffice.links import list_url
-from backoffice.pages import KeysetPages
+from backoffice.model_admin import KeysetPages
 from bench import history, page_times, pages
 from tests import celery_processes
-from tests.backoffice.browser import rows
+from tests.backoffice.admin_client import rows
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -15,16 +15,16 @@ from django.db.models import Model
 from django.test import Client
 from django.urls import reverse
 
-from backoffice.acts import Act, act_url
 from backoffice.links import list_url
-from backoffice.pages import Pages
+from backoffice.model_admin import Pages
+from backoffice.operator_actions import Act, act_url
 from exchange.models import AuditEntry, Broker, Instrument
 from orders.models import Order, Trade
 from orders.terms import Side
 from tests import trading
-from tests.backoffice import people
-from tests.backoffice.browser import live_parts
-from tests.backoffice.people import ADMINISTRATOR, OPERATOR, ROLES, VIEWER
+from tests.backoffice import users
+from tests.backoffice.admin_client import live_parts
+from tests.backoffice.users import ADMINISTRATOR, OPERATOR, ROLES, VIEWER
 from tests.trading import place
 from webhooks import services as webhooks
 from webhooks.models import Delivery, Event, EventType, Subscription
@@ -72,8 +72,8 @@ def everybody() -> dict[str, Client]:
     """A browser of each role; of somebody in no group; of a user who is not of the staff; of nobody."""
     outsider = Client()
     outsider.force_login(User.objects.create_user("outsider"))
-    return {role: people.browser(role) for role in ROLES} | {
-        "nothing": people.browser("nothing"),
+    return {role: users.browser(role) for role in ROLES} | {
+        "nothing": users.browser("nothing"),
         "outsider": outsider,
         "stranger": Client(),
     }
@@ -142,9 +142,9 @@ def test_no_act_is_for_others_by_its_own_address_either(market: None) -> None:
 
 @pytest.mark.parametrize(("model", "act"), list(acts()), ids=lambda each: getattr(each, "name", each.__class__))
 def test_an_act_is_for_those_who_may(market: None, model: type[Model], act: Act) -> None:
-    people.user(VIEWER)  # one to act on
+    users.user(VIEWER)  # one to act on
     for who in WHO_MAY[act.permission]:
-        for answer in answers(people.browser(who), model, act):
+        for answer in answers(users.browser(who), model, act):
             assert answer.status_code in (200, 302), who
 
 
@@ -157,7 +157,7 @@ def answers(browser: Client, model: type[Model], act: Act) -> Iterator[Any]:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_nobody_sees_a_button_that_they_may_not_press(market: None, role: str) -> None:
-    browser = people.browser(role)
+    browser = users.browser(role)
     for model in registered():
         pages = [reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist")]
         if row := model._default_manager.first():
@@ -173,7 +173,7 @@ def test_nobody_sees_a_button_that_they_may_not_press(market: None, role: str) -
 
 
 def test_a_page_is_for_those_who_may_see_it(market: None) -> None:
-    people.user(VIEWER)
+    users.user(VIEWER)
     browsers = everybody()
     models: list[type[Model]] = [*registered(), User]
     for model in models:
@@ -194,7 +194,7 @@ def test_a_page_is_for_those_who_may_see_it(market: None) -> None:
 def test_nobody_writes_rows_past_the_services(market: None, model: type[Model]) -> None:
     name = f"{model._meta.app_label}_{model._meta.model_name}"
     row = model._default_manager.first()
-    browser = people.browser(people.SUPERUSER)
+    browser = users.browser(users.SUPERUSER)
     before = everything()
     for path in [reverse(f"admin:{name}_add"), *([reverse(f"admin:{name}_delete", args=[row.pk])] if row else [])]:
         assert [browser.get(path).status_code, browser.post(path, {"post": "yes"}).status_code] == [403, 403]
@@ -216,7 +216,7 @@ def test_a_stranger_is_sent_to_the_login_everywhere(path: str) -> None:
 
 @pytest.mark.parametrize("asked", ["", "?s=a", "?s=a&page=abc", "?s=a&page=0", "?s=a&page=99", "?s=a&extended=1"])
 def test_there_is_no_search_of_everything(asked: str) -> None:
-    assert people.browser(people.SUPERUSER).get(f"/admin/search/{asked}").status_code == 404
+    assert users.browser(users.SUPERUSER).get(f"/admin/search/{asked}").status_code == 404
 
 
 # --- Living ---------------------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_the_list_of_what_moves_refreshes_by_itself(root: Client, model: type[Mo
 
 
 def test_a_refusal_looks_like_the_back_office_and_leads_back_to_it() -> None:
-    browser = people.browser(VIEWER)
+    browser = users.browser(VIEWER)
     for path, status in (("/admin/nothing/", 404), ("/admin/auth/user/", 403), ("/admin/orders/order/x/change/", 404)):
         answer = browser.get(path)
         content = answer.content.decode()
@@ -242,13 +242,13 @@ def test_a_refusal_looks_like_the_back_office_and_leads_back_to_it() -> None:
 
 @pytest.mark.parametrize("path", [*PLAIN, "exchange/broker/x/change/", "exchange/broker/stop/?id=x", "login/"])
 def test_nothing_is_kept_by_a_cache(path: str) -> None:
-    for browser in (people.browser(VIEWER), Client()):
+    for browser in (users.browser(VIEWER), Client()):
         assert "no-store" in browser.get(f"/admin/{path}").headers["Cache-Control"]
 
 
 def test_a_form_from_elsewhere_is_refused_with_a_page() -> None:
     browser = Client(enforce_csrf_checks=True)
-    browser.force_login(people.user(OPERATOR))
+    browser.force_login(users.user(OPERATOR))
     answer = browser.post("/admin/password_change/", {"old_password": "x"})
     assert answer.status_code == 403
     assert "nothing was done" in answer.content.decode()

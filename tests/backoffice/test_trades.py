@@ -27,7 +27,7 @@ from config.local.processes import wait_until
 from orders.models import Order, Trade
 from orders.terms import Side
 from tests import live, trading
-from tests.backoffice.browser import act_path, page, shown, sign_in
+from tests.backoffice.admin_client import act_path, page, shown, sign_in
 from tests.trading import place
 
 pytestmark = pytest.mark.django_db(transaction=True)

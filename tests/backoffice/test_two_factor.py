@@ -21,8 +21,8 @@ from backoffice import two_factor
 from exchange.audit import Action
 from exchange.models import AuditEntry
 from tests import trading
-from tests.backoffice import people
-from tests.backoffice.people import ADMINISTRATOR, OPERATOR
+from tests.backoffice import users
+from tests.backoffice.users import ADMINISTRATOR, OPERATOR
 
 pytestmark = pytest.mark.django_db
 
@@ -60,7 +60,7 @@ def codes_in(answer: Any) -> list[str]:
 
 def enrolled(role: str = OPERATOR) -> tuple[bytes, list[str]]:
     """Somebody who has enrolled; their key, and their recovery codes."""
-    key, answer = enrol(people.browser(role))
+    key, answer = enrol(users.browser(role))
     return key, codes_in(answer)
 
 
@@ -68,7 +68,7 @@ def reset(name: str, browser: Client | None = None) -> None:
     """Reset the second factor of the user with this name, in this browser or that of another administrator."""
     path = f"/admin/auth/user/reset-second-factor/?id={User.objects.get(username=name).pk}"
     if browser is None:
-        browser = people.browser(ADMINISTRATOR, "ada")
+        browser = users.browser(ADMINISTRATOR, "ada")
         enrol(browser)
     assert browser.post(path, {"reason": "lost"}).status_code == 302
 
@@ -91,12 +91,12 @@ def asks_for(browser: Client, where: str, path: str = INSIDE) -> bool:
 
 
 def test_who_has_not_enrolled_comes_in_where_it_is_not_required() -> None:
-    assert people.browser(OPERATOR).get(INSIDE).status_code == 200
+    assert users.browser(OPERATOR).get(INSIDE).status_code == 200
 
 
 def test_where_it_is_required_one_enrols_before_anything_else(settings: Settings) -> None:
     settings.TWO_FACTOR_REQUIRED = True
-    browser = people.browser(OPERATOR)
+    browser = users.browser(OPERATOR)
     assert asks_for(browser, SETUP)
     assert asks_for(browser, SETUP, "/admin/")
     assert browser.get(STEP).headers["Location"] == f"{SETUP}?next=%2Fadmin%2F"
@@ -106,12 +106,12 @@ def test_where_it_is_required_one_enrols_before_anything_else(settings: Settings
 
 
 def test_who_has_enrolled_is_asked_in_every_other_session_old_or_new() -> None:
-    old, browser = people.browser(OPERATOR), people.browser(OPERATOR)
+    old, browser = users.browser(OPERATOR), users.browser(OPERATOR)
     assert old.get(INSIDE).status_code == 200
     key, _ = enrol(browser)
     assert browser.get(INSIDE).status_code == 200
     assert asks_for(old, STEP)
-    new = people.browser(OPERATOR)
+    new = users.browser(OPERATOR)
     assert asks_for(new, STEP)
     assert new.get("/admin/login/").headers["Location"] == f"{STEP}?next=%2Fadmin%2F"
     answer = new.post(STEP, {"code": code_of(key, ahead=1), "next": INSIDE})
@@ -122,8 +122,8 @@ def test_who_has_enrolled_is_asked_in_every_other_session_old_or_new() -> None:
 
 def test_nothing_is_shown_or_done_before_the_second_step() -> None:
     enrolled(ADMINISTRATOR)
-    browser = people.browser(ADMINISTRATOR)
-    other = people.user(OPERATOR)
+    browser = users.browser(ADMINISTRATOR)
+    other = users.user(OPERATOR)
     for path in ("/admin/", INSIDE, "/admin/password_change/", f"/admin/auth/user/remove/?id={other.pk}"):
         for answer in (browser.get(path), browser.post(path, {"reason": "x"})):
             assert answer.headers["Location"] == f"/admin/login/?next={quote(path)}"
@@ -137,7 +137,7 @@ def test_nothing_is_shown_or_done_before_the_second_step() -> None:
 
 def test_one_may_leave_before_the_second_step() -> None:
     enrolled()
-    browser = people.browser(OPERATOR)
+    browser = users.browser(OPERATOR)
     assert browser.post("/admin/logout/").status_code == 200
     assert browser.get(STEP).headers["Location"] == f"/admin/login/?next={STEP}"
 
@@ -147,7 +147,7 @@ def test_one_may_leave_before_the_second_step() -> None:
 
 def test_a_code_lets_in_once() -> None:
     key, _ = enrolled()
-    first, second = people.browser(OPERATOR), people.browser(OPERATOR)
+    first, second = users.browser(OPERATOR), users.browser(OPERATOR)
     code = code_of(key, ahead=1)
     assert first.post(STEP, {"code": f" {code[:3]} {code[3:]}"}).status_code == 302
     assert second.post(STEP, {"code": code}).status_code == 200
@@ -155,11 +155,11 @@ def test_a_code_lets_in_once() -> None:
 
 
 def test_the_code_that_enrolled_is_used_up() -> None:
-    browser = people.browser(OPERATOR)
+    browser = users.browser(OPERATOR)
     key = secret_of(browser.get(SETUP))
     code = code_of(key)
     browser.post(SETUP, {"code": code})
-    other = people.browser(OPERATOR)
+    other = users.browser(OPERATOR)
     assert other.post(STEP, {"code": code}).status_code == 200
     assert asks_for(other, STEP)
 
@@ -168,10 +168,10 @@ def test_a_recovery_code_lets_in_once(settings: Settings) -> None:
     settings.RECOVERY_CODES = 3
     _, codes = enrolled()
     assert len(set(codes)) == 3
-    browser = people.browser(OPERATOR)
+    browser = users.browser(OPERATOR)
     assert browser.post(STEP, {"code": codes[0].upper()}).status_code == 302
     assert browser.get(INSIDE).status_code == 200
-    other = people.browser(OPERATOR)
+    other = users.browser(OPERATOR)
     assert other.post(STEP, {"code": codes[0]}).status_code == 200
     calm()
     assert other.post(STEP, {"code": codes[1]}).status_code == 302
@@ -182,7 +182,7 @@ def test_a_recovery_code_lets_in_once(settings: Settings) -> None:
 def test_after_a_wrong_code_the_right_one_must_wait(of_recovery: bool) -> None:
     key, codes = enrolled()
     wrong, right = ("aaaaaaaa", codes[0]) if of_recovery else (wrong_code(key), code_of(key, ahead=1))
-    browser = people.browser(OPERATOR)
+    browser = users.browser(OPERATOR)
     for _ in range(3):
         answer = browser.post(STEP, {"code": wrong})
         assert (answer.status_code, "not valid" in answer.content.decode()) == (200, True)
@@ -194,7 +194,7 @@ def test_after_a_wrong_code_the_right_one_must_wait(of_recovery: bool) -> None:
 @pytest.mark.parametrize("code", ["", "abcdef", "12345", "1234567", "\0", "x" * 21, "½" * 6])
 def test_what_is_no_code_is_refused(code: str) -> None:
     enrolled()
-    browser = people.browser(OPERATOR)
+    browser = users.browser(OPERATOR)
     assert browser.post(STEP, {"code": code}).status_code == 200
     assert asks_for(browser, STEP)
 
@@ -202,7 +202,7 @@ def test_what_is_no_code_is_refused(code: str) -> None:
 def test_anothers_code_does_not_let_in() -> None:
     enrolled()
     key, codes = enrolled(ADMINISTRATOR)
-    browser = people.browser(OPERATOR)
+    browser = users.browser(OPERATOR)
     for code in (code_of(key, ahead=1), codes[0]):
         assert browser.post(STEP, {"code": code}).status_code == 200
     assert asks_for(browser, STEP)
@@ -211,7 +211,7 @@ def test_anothers_code_does_not_let_in() -> None:
 @pytest.mark.parametrize("evil", ["https://elsewhere.example/", "//elsewhere.example/", "javascript:alert(1)", ""])
 def test_it_leads_to_pages_of_ours_only(evil: str) -> None:
     key, _ = enrolled()
-    browser = people.browser(OPERATOR)
+    browser = users.browser(OPERATOR)
     assert 'name="next" value="/admin/"' in browser.get(STEP, {"next": evil}).content.decode()
     answer = browser.post(STEP, {"code": code_of(key, ahead=1), "next": evil})
     assert (answer.status_code, answer.headers["Location"]) == (302, "/admin/")
@@ -219,7 +219,7 @@ def test_it_leads_to_pages_of_ours_only(evil: str) -> None:
 
 def test_the_session_gets_a_new_key_with_the_second_step() -> None:
     key, _ = enrolled()
-    browser = people.browser(OPERATOR)
+    browser = users.browser(OPERATOR)
     before = browser.cookies["sessionid"].value
     browser.post(STEP, {"code": code_of(key, ahead=1)})
     assert browser.cookies["sessionid"].value != before
@@ -232,7 +232,7 @@ def test_the_session_gets_a_new_key_with_the_second_step() -> None:
 
 
 def test_enrolling_shows_what_an_authenticator_needs_and_recovery_codes_once() -> None:
-    browser = people.browser(OPERATOR)
+    browser = users.browser(OPERATOR)
     page = browser.get(SETUP)
     assert "<svg" in page.content.decode()
     key = secret_of(page)
@@ -253,14 +253,14 @@ def test_enrolling_shows_what_an_authenticator_needs_and_recovery_codes_once() -
 
 def test_a_secret_is_seen_by_the_session_that_enrols_alone() -> None:
     """Else whoever knows the password could read, before, the secret that its owner enrols later."""
-    keys = {secret_of(people.browser(OPERATOR).get(SETUP)) for _ in range(2)}
+    keys = {secret_of(users.browser(OPERATOR).get(SETUP)) for _ in range(2)}
     assert len(keys) == 2
 
 
 def test_a_new_authenticator_takes_the_place_of_the_old_one_and_of_its_sessions() -> None:
-    first = people.browser(OPERATOR)
+    first = users.browser(OPERATOR)
     old_key, answer = enrol(first)
-    second = people.browser(OPERATOR)
+    second = users.browser(OPERATOR)
     second.post(STEP, {"code": codes_in(answer)[0]})
     assert second.get(INSIDE).status_code == 200
     key, _ = enrol(first)
@@ -276,10 +276,10 @@ def test_a_new_authenticator_takes_the_place_of_the_old_one_and_of_its_sessions(
 
 
 def test_an_administrator_resets_it_with_a_reason() -> None:
-    verified = people.browser(OPERATOR)
+    verified = users.browser(OPERATOR)
     enrol(verified)
     user = User.objects.get(username=OPERATOR)
-    administrator = people.browser(ADMINISTRATOR)
+    administrator = users.browser(ADMINISTRATOR)
     reset = f"/admin/auth/user/reset-second-factor/?id={user.pk}"
     assert f'href="{reset}"' in administrator.get(f"/admin/auth/user/{user.pk}/change/").content.decode()
     assert administrator.post(reset, {"reason": ""}).status_code == 200
@@ -297,7 +297,7 @@ def test_an_administrator_resets_it_with_a_reason() -> None:
 def test_a_reset_ends_every_session_of_the_user_and_no_other(settings: Settings, is_required: bool) -> None:
     """Else who holds one could enrol an authenticator of their own, without the password."""
     settings.TWO_FACTOR_REQUIRED = is_required
-    old, verified, halfway, other = (people.browser(role) for role in [OPERATOR] * 3 + [people.VIEWER])
+    old, verified, halfway, other = (users.browser(role) for role in [OPERATOR] * 3 + [users.VIEWER])
     enrol(verified)
     enrol(other)
     assert verified.get(INSIDE).status_code == 200
@@ -309,14 +309,14 @@ def test_a_reset_ends_every_session_of_the_user_and_no_other(settings: Settings,
 
 
 def test_who_resets_their_own_is_out() -> None:
-    browser = people.browser(ADMINISTRATOR)
+    browser = users.browser(ADMINISTRATOR)
     enrol(browser)
     reset(ADMINISTRATOR, browser)
     assert browser.get(INSIDE).headers["Location"] == f"/admin/login/?next={INSIDE}"
 
 
 def test_who_enrols_while_it_is_reset_does_not_come_in(transactional_db: None) -> None:
-    browser = people.browser(OPERATOR)
+    browser = users.browser(OPERATOR)
     enrol(browser)
     user = User.objects.get(username=OPERATOR)
     code = code_of(secret_of(browser.get(SETUP)))
@@ -350,24 +350,24 @@ def wait_until_it_waits() -> None:
 @pytest.mark.parametrize("before", ["", "%2B", "%20", "0" * 10])
 def test_a_superusers_is_reset_by_superusers_only(before: str) -> None:
     """However their id is written."""
-    enrolled(people.SUPERUSER)
-    reset = f"/admin/auth/user/reset-second-factor/?id={before}{User.objects.get(username=people.SUPERUSER).pk}"
-    browser = people.browser(ADMINISTRATOR)
+    enrolled(users.SUPERUSER)
+    reset = f"/admin/auth/user/reset-second-factor/?id={before}{User.objects.get(username=users.SUPERUSER).pk}"
+    browser = users.browser(ADMINISTRATOR)
     assert (browser.get(reset).status_code, browser.post(reset, {"reason": "x"}).status_code) == (403, 403)
     assert TOTPDevice.objects.count() == 1
 
 
 @pytest.mark.parametrize("ids", ["x", "1&id=x", "99999999999", "\0", "-1", "²"])
 def test_a_reset_of_nobody_is_404(ids: str) -> None:
-    browser = people.browser(ADMINISTRATOR)
+    browser = users.browser(ADMINISTRATOR)
     assert browser.get(f"/admin/auth/user/reset-second-factor/?id={ids}").status_code == 404
 
 
 def test_every_way_to_take_the_second_step_makes_a_known_device() -> None:
-    browser = people.browser(OPERATOR)
+    browser = users.browser(OPERATOR)
     key, answer = enrol(browser)
     assert "known_device" in answer.cookies
-    again = people.browser(OPERATOR)
+    again = users.browser(OPERATOR)
     assert "known_device" not in again.post(STEP, {"code": wrong_code(key)}).cookies
     calm()
     assert "known_device" in again.post(STEP, {"code": code_of(key, ahead=1)}).cookies

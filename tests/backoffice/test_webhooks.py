@@ -15,15 +15,26 @@ from pytest_django import Settings
 
 from backoffice import health
 from backoffice.links import list_url
-from backoffice.templatetags.office import NOTHING
-from backoffice.webhook_acts import Pause, Redeliver, RedeliverFailed, Resume
+from backoffice.templatetags.formatting import NOTHING
+from backoffice.webhook_actions import Pause, Redeliver, RedeliverFailed, Resume
 from exchange.audit import Action, Actor, ActorKind
 from exchange.database import database_now
 from exchange.ids import first_id_at
 from exchange.models import AuditEntry
 from orders.terms import Side
 from tests import trading
-from tests.backoffice.browser import REASON, act_path, do, is_offered, live_parts, page, said, shown, sign_in, wrong
+from tests.backoffice.admin_client import (
+    REASON,
+    act_path,
+    do,
+    is_offered,
+    live_parts,
+    page,
+    said,
+    shown,
+    sign_in,
+    wrong,
+)
 from tests.receiver import Receiver, answer, close
 from tests.trading import place
 from tests.webhooks.telling import drain, subscribe, trade

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.backoffice import people
+from tests.backoffice import users
 from tests.browser.chromium import PATIENCE_MS, PROGRAM, REASON, WIDE, chromium, sign_in
-from tests.browser.watching import complaints_of
+from tests.browser.page_checks import complaints_of
 from tests.live import Server
 
 PASSWORD = "correct horse battery staple"  # noqa: S105 (of nobody)
@@ -53,7 +53,7 @@ def signed_in(open_page: Callable[[], Page], backoffice: Server) -> SignIn:
     """Signs somebody in who has a role, that of the group of this name, and may do everything as `superuser`."""
 
     def sign_in_as(role: str) -> Page:
-        user = people.user(role, f"the-{role}", password=PASSWORD)
+        user = users.user(role, f"the-{role}", password=PASSWORD)
         page = open_page()
         sign_in(page, backoffice.url, user.username, PASSWORD)
         return page

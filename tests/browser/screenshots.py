@@ -10,7 +10,7 @@ import sys
 from bench.venue import ROOT, servers, venue
 from config.local.processes import LocalError
 from config.local.supervisor import say
-from tests.browser import lively
+from tests.browser import demo_market
 from tests.browser.chromium import PROGRAM, REASON
 
 FOLDER = ROOT / "docs" / "images" / "backoffice"
@@ -22,9 +22,9 @@ def main(folder: str = str(FOLDER)) -> int:
     with servers() as on:
         on.migrated("lively")
         with venue(on, "lively", has_members=False, has_backoffice=True) as running:
-            market = lively.make(running)
+            market = demo_market.make(running)
             with market.trading():
-                command = [sys.executable, "-m", "tests.browser.camera", running.backoffice_url, folder]
+                command = [sys.executable, "-m", "tests.browser.capture", running.backoffice_url, folder]
                 env = {**running.env, "DJANGO_SETTINGS_MODULE": "config.settings.backoffice"}
                 return subprocess.run(command, cwd=ROOT, env=env, check=False).returncode  # noqa: S603
 

@@ -12,7 +12,7 @@ from bench import history, pages
 from tests import celery_processes, trading
 from tests.browser.chromium import PHONE, WIDE
 from tests.browser.conftest import SignIn
-from tests.browser.watching import accessibility_faults
+from tests.browser.page_checks import accessibility_faults
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -4,7 +4,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.conftest import SignIn
-from tests.browser.watching import assert_accessible
+from tests.browser.page_checks import assert_accessible
 from tests.celery_processes import Celery, start_all
 
 pytestmark = pytest.mark.django_db(transaction=True)

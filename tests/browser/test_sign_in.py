@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import SignIn
-from tests.browser.watching import assert_accessible
+from tests.browser.page_checks import assert_accessible
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -25,10 +25,10 @@ from unfold.decorators import display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminTextInputWidget
 
-from backoffice import acts, two_factor
-from backoffice.acts import Act, Done, actor_of
+from backoffice import operator_actions, two_factor
 from backoffice.links import list_url
 from backoffice.lists import column
+from backoffice.operator_actions import Act, Done, actor_of
 from exchange import audit
 from exchange.audit import Action, Actor, Entry
 from exchange.models import AuditEntry
@@ -137,7 +137,7 @@ class UserPages(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as ab
     acts: ClassVar[Sequence[Act]] = (ResetTwoFactor(), Remove())
     actions = None  # one at a time
     add_form_template = None
-    change_form_outer_before_template = "backoffice/user_acts.html"
+    change_form_outer_before_template = "backoffice/user_action_buttons.html"
     list_display = (
         "username",
         column("Name", User.get_full_name),
@@ -214,7 +214,9 @@ class UserPages(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as ab
 
     def act_view(self, request: HttpRequest, act: Act) -> HttpResponse:
         request.current_app = self.admin_site.name
-        return acts.act_page(request, act, User, {**self.admin_site.each_context(request), "opts": self.opts})
+        return operator_actions.act_page(
+            request, act, User, {**self.admin_site.each_context(request), "opts": self.opts}
+        )
 
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
@@ -223,12 +225,14 @@ class UserPages(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as ab
         buttons: list[tuple[Any, str]] = []
         if user is not None and self.has_change_permission(request, user):
             buttons.append((_CHANGE_PASSWORD, reverse("admin:auth_user_password_change", args=[user.pk])))
-            buttons += [(act, acts.act_url(User, act, user)) for act in self._acts_for(request, user)]
+            buttons += [(act, operator_actions.act_url(User, act, user)) for act in self._acts_for(request, user)]
         response: HttpResponse = super().change_view(request, object_id, form_url, {"acts": buttons})
         return response
 
     def _acts_for(self, request: HttpRequest, user: User) -> list[Act]:
-        permitted = [act for act in self.acts if acts.is_permitted(request, act) and act.is_in_reach(request, user)]
+        permitted = [
+            act for act in self.acts if operator_actions.is_permitted(request, act) and act.is_in_reach(request, user)
+        ]
         return [act for act in permitted if act.applies_to(user)]
 
     # --- The record, in place of Django's own, whose rows nobody asks for ---

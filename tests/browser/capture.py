@@ -26,8 +26,8 @@ from bench.pages import OfficePage  # noqa: E402
 from config.local.supervisor import say  # noqa: E402
 from exchange.audit import Actor, ActorKind  # noqa: E402
 from tests.browser.chromium import PHONE, WIDE, chromium, code, sign_in  # noqa: E402
+from tests.browser.page_checks import accessibility_faults, complaints_of  # noqa: E402
 from tests.browser.palette import small  # noqa: E402
-from tests.browser.watching import accessibility_faults, complaints_of  # noqa: E402
 from webhooks import services as webhooks  # noqa: E402
 from webhooks.models import EventType, Subscription  # noqa: E402
 

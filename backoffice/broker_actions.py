@@ -6,9 +6,9 @@ from typing import Any
 from django import forms
 from django.db.models import Sum
 
-from backoffice import fields
-from backoffice.acts import Act, Done, ReasonForm
+from backoffice import form_fields
 from backoffice.links import page_url
+from backoffice.operator_actions import Act, Done, ReasonForm
 from exchange import services as exchange_services
 from exchange.audit import Actor
 from exchange.errors import FieldError, OutcomeUnknown, ValidationFailed
@@ -24,7 +24,7 @@ class HoldingsField(forms.CharField):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(max_length=MAX_HOLDINGS_LENGTH, widget=forms.Textarea(attrs={"rows": 4}), **options)
-        self._symbol, self._shares = fields.symbol(), fields.shares()
+        self._symbol, self._shares = form_fields.symbol(), form_fields.shares()
 
     def clean(self, value: Any) -> dict[str, int]:
         holdings: dict[str, int] = {}
@@ -50,8 +50,8 @@ class HoldingsField(forms.CharField):
 
 
 class AdmitForm(ReasonForm):
-    broker_id = fields.broker_id(label="Broker id", help_text="Letters, digits, - and _. It cannot be changed.")
-    initial_cash = fields.amount(initial="0", help_text="0 to 10^15, with 4 decimals at most.")
+    broker_id = form_fields.broker_id(label="Broker id", help_text="Letters, digits, - and _. It cannot be changed.")
+    initial_cash = form_fields.amount(initial="0", help_text="0 to 10^15, with 4 decimals at most.")
     initial_holdings = HoldingsField(
         required=False,
         help_text="A line each: SYMBOL quantity. Instruments that are not listed yet are listed.",
@@ -79,19 +79,19 @@ class AdmitBroker(Act):
 
 
 class TransferForm(ReasonForm):
-    reference = fields.reference(
+    reference = form_fields.reference(
         help_text="What the transfer is known by. With the same reference nothing is booked twice."
     )
 
 
 class CashForm(TransferForm):
-    cash = fields.amount(signed=True, label="Amount", help_text="1000.00 comes in, -1000.00 goes out.")
+    cash = form_fields.amount(signed=True, label="Amount", help_text="1000.00 comes in, -1000.00 goes out.")
     field_order = ["reference", "cash", "reason"]
 
 
 class SharesForm(TransferForm):
-    symbol = fields.symbol()
-    quantity = fields.shares(signed=True, label="Shares", help_text="100 come in, -100 go out.")
+    symbol = form_fields.symbol()
+    quantity = form_fields.shares(signed=True, label="Shares", help_text="100 come in, -100 go out.")
     field_order = ["reference", "symbol", "quantity", "reason"]
 
 
@@ -139,7 +139,7 @@ _SCOPES = ((Scope.TRADE.value, "trade: place, cancel and read"), (Scope.READ.val
 class KeyForm(ReasonForm):
     name = forms.CharField(max_length=MAX_NAME_LENGTH, required=False, help_text="Who or what will use it.")
     scope = forms.ChoiceField(choices=_SCOPES)
-    expires_at = fields.moment(
+    expires_at = form_fields.moment(
         required=False, label="Expires (UTC)", help_text="Nothing: it works until it is revoked."
     )
     field_order = ["name", "scope", "expires_at", "reason"]

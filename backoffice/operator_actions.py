@@ -111,7 +111,7 @@ def act_page(request: HttpRequest, act: Act, model: type[Model], context: dict[s
             return _done(request, act, model, subjects, done, context)
     return TemplateResponse(
         request,
-        "backoffice/act.html",
+        "backoffice/action.html",
         {
             **context,
             "title": act.label,

@@ -10,8 +10,8 @@ from django.test import Client
 from exchange.audit import Action, ActorKind
 from exchange.models import AuditEntry
 from exchange.rules import MAX_REASON_LENGTH
-from tests.backoffice import people
-from tests.backoffice.people import ADMINISTRATOR, OPERATOR, SUPERUSER, VIEWER
+from tests.backoffice import users
+from tests.backoffice.users import ADMINISTRATOR, OPERATOR, SUPERUSER, VIEWER
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("quick_passwords")]
 
@@ -55,7 +55,7 @@ def entry() -> AuditEntry:
 
 
 def test_an_administrator_admits_somebody_who_then_comes_in() -> None:
-    browser = people.browser(ADMINISTRATOR)
+    browser = users.browser(ADMINISTRATOR)
     form = {"username": "vera", "password1": PASSWORD, "password2": PASSWORD, "groups": [group(VIEWER)]}
     assert saved(browser.post(ADD, form | {"first_name": "Vera", "reason": "new on the desk"}, REMOTE_ADDR="192.0.2.7"))
 
@@ -84,14 +84,14 @@ def test_an_administrator_admits_somebody_who_then_comes_in() -> None:
 @pytest.mark.parametrize("password", ["short", "password1234", "administrator", "veraveravera"])
 def test_a_password_that_is_easily_guessed_is_refused(password: str) -> None:
     form = {"username": "veraveravera", "password1": password, "password2": password}
-    assert not saved(people.browser(ADMINISTRATOR).post(ADD, form))
+    assert not saved(users.browser(ADMINISTRATOR).post(ADD, form))
     assert not User.objects.filter(username="veraveravera").exists()
     assert not AuditEntry.objects.exists()
 
 
 def test_a_change_tells_before_and_after_of_what_it_changed_and_no_more() -> None:
-    user = people.user(VIEWER)
-    browser = people.browser(ADMINISTRATOR)
+    user = users.user(VIEWER)
+    browser = users.browser(ADMINISTRATOR)
     sent = fields_of(user, last_name="Vega", groups=[group(OPERATOR)], is_active=None, reason="moves on")
     assert saved(browser.post(change_of(user), sent))
 
@@ -104,15 +104,15 @@ def test_a_change_tells_before_and_after_of_what_it_changed_and_no_more() -> Non
 
 
 def test_who_is_deactivated_is_out_at_once() -> None:
-    user, theirs = people.user(VIEWER), people.browser(VIEWER)
+    user, theirs = users.user(VIEWER), users.browser(VIEWER)
     assert theirs.get("/admin/").status_code == 200
-    people.browser(ADMINISTRATOR).post(change_of(user), fields_of(user, is_active=None))
+    users.browser(ADMINISTRATOR).post(change_of(user), fields_of(user, is_active=None))
     assert theirs.get("/admin/").status_code == 302
 
 
 def test_a_removal_tells_who_it_was() -> None:
-    user = people.user(VIEWER)
-    browser = people.browser(ADMINISTRATOR)
+    user = users.user(VIEWER)
+    browser = users.browser(ADMINISTRATOR)
     assert f'href="{removal_of(user)}"' in browser.get(change_of(user)).content.decode()
     assert browser.post(f"/admin/auth/user/{user.pk}/delete/", {"post": "yes"}).status_code == 403  # asks for no reason
     answer = browser.post(removal_of(user), {"reason": "left"})
@@ -126,8 +126,8 @@ def test_a_removal_tells_who_it_was() -> None:
 
 
 def test_a_new_password_is_told_of_and_never_itself() -> None:
-    user = people.user(VIEWER)
-    browser = people.browser(ADMINISTRATOR)
+    user = users.user(VIEWER)
+    browser = users.browser(ADMINISTRATOR)
     path = f"/admin/auth/user/{user.pk}/password/"
     assert 'name="reason"' in browser.get(path).content.decode()
     assert not saved(browser.post(path, {"password1": PASSWORD, "password2": "another", "reason": "lost"}))
@@ -142,8 +142,8 @@ def test_a_new_password_is_told_of_and_never_itself() -> None:
 
 @pytest.mark.parametrize("reason", ["", " ", "\0", "x" * (MAX_REASON_LENGTH + 1)])
 def test_a_removal_and_a_new_password_need_a_reason(reason: str) -> None:
-    user = people.user(VIEWER)
-    browser = people.browser(ADMINISTRATOR)
+    user = users.user(VIEWER)
+    browser = users.browser(ADMINISTRATOR)
     before = User.objects.filter(pk=user.pk).values().get()
     new = {"password1": PASSWORD, "password2": PASSWORD}
     assert not saved(browser.post(removal_of(user), {"reason": reason}))
@@ -153,8 +153,8 @@ def test_a_removal_and_a_new_password_need_a_reason(reason: str) -> None:
 
 
 def test_ones_own_new_password_is_told_of_too() -> None:
-    people.user(VIEWER, "vera", password=PASSWORD)
-    browser = people.browser(VIEWER, "vera")
+    users.user(VIEWER, "vera", password=PASSWORD)
+    browser = users.browser(VIEWER, "vera")
     new = "loud green mountains"
     form = {"old_password": "wrong", "new_password1": new, "new_password2": new}
     assert not saved(browser.post("/admin/password_change/", form))
@@ -172,8 +172,8 @@ EVERYTHING = {"is_superuser": "on", "is_staff": "on"}
 
 
 def test_an_administrator_makes_no_superusers_and_gives_no_single_permissions() -> None:
-    user = people.user(VIEWER)
-    browser = people.browser(ADMINISTRATOR)
+    user = users.user(VIEWER)
+    browser = users.browser(ADMINISTRATOR)
     powers = EVERYTHING | {"user_permissions": list(Permission.objects.values_list("pk", flat=True)[:3])}
     assert saved(browser.post(change_of(user), fields_of(user, **powers)))
     form = {"username": "new", "password1": PASSWORD, "password2": PASSWORD}
@@ -185,8 +185,8 @@ def test_an_administrator_makes_no_superusers_and_gives_no_single_permissions() 
 
 
 def test_superusers_are_out_of_an_administrators_reach() -> None:
-    root = people.user(SUPERUSER)
-    browser = people.browser(ADMINISTRATOR)
+    root = users.user(SUPERUSER)
+    browser = users.browser(ADMINISTRATOR)
     before = list(User.objects.order_by("pk").values())
     assert browser.get(change_of(root)).status_code == 200  # to look at
     for path, form in {
@@ -202,15 +202,15 @@ def test_superusers_are_out_of_an_administrators_reach() -> None:
 
 
 def test_a_superuser_makes_superusers() -> None:
-    user = people.user(VIEWER)
-    assert saved(people.browser(SUPERUSER).post(change_of(user), fields_of(user, **EVERYTHING)))
+    user = users.user(VIEWER)
+    assert saved(users.browser(SUPERUSER).post(change_of(user), fields_of(user, **EVERYTHING)))
     told = entry()
     assert (told.before, told.after) == ({"is_superuser": False}, {"is_superuser": True})
 
 
 @pytest.mark.parametrize("role", [ADMINISTRATOR, SUPERUSER])
 def test_nobody_changes_their_own_rights_or_removes_themselves(role: str) -> None:
-    user, browser = people.user(role), people.browser(role)
+    user, browser = users.user(role), users.browser(role)
     rights = {"is_active": None, "groups": [group(VIEWER)], "is_superuser": "on", "is_staff": None}
     assert saved(browser.post(change_of(user), fields_of(user, **rights, first_name="Ada")))
     told = entry()
@@ -221,9 +221,9 @@ def test_nobody_changes_their_own_rights_or_removes_themselves(role: str) -> Non
 
 
 def test_no_hash_of_a_password_is_shown() -> None:
-    user = people.user(VIEWER, "vera", password=PASSWORD)
-    root = people.user(SUPERUSER, "root", password=PASSWORD)
-    browser = people.browser(ADMINISTRATOR)
+    user = users.user(VIEWER, "vera", password=PASSWORD)
+    root = users.user(SUPERUSER, "root", password=PASSWORD)
+    browser = users.browser(ADMINISTRATOR)
     for each in (user, root):
         assert "algorithm" not in browser.get(change_of(each)).content.decode()
     assert browser.get("/admin/auth/user/?password__startswith=md5").status_code in (302, 400)
@@ -231,8 +231,8 @@ def test_no_hash_of_a_password_is_shown() -> None:
 
 def test_a_change_and_its_entry_are_one(transactional_db: None) -> None:
     """The database refuses the entry, as it would when its disk is full: then there is no change either."""
-    user = people.user(VIEWER)
-    browser = people.browser(ADMINISTRATOR)
+    user = users.user(VIEWER)
+    browser = users.browser(ADMINISTRATOR)
     browser.raise_request_exception = False
     paths = {
         change_of(user): fields_of(user, first_name="Vera"),
@@ -253,8 +253,8 @@ def test_a_change_and_its_entry_are_one(transactional_db: None) -> None:
 
 def test_the_list_tells_of_each_what_they_may_do_in_a_few_queries(django_assert_max_num_queries: Any) -> None:
     for number in range(30):
-        people.user(VIEWER, f"viewer-{number}")
-    browser = people.browser(ADMINISTRATOR)
+        users.user(VIEWER, f"viewer-{number}")
+    browser = users.browser(ADMINISTRATOR)
     with django_assert_max_num_queries(20):
         page = browser.get("/admin/auth/user/", {"q": "viewer-2"}).content.decode()
     assert "viewer-29" in page
@@ -278,14 +278,14 @@ def test_the_list_tells_of_each_what_they_may_do_in_a_few_queries(django_assert_
     ],
 )
 def test_the_list_is_asked_by_its_filters_alone(asked: str) -> None:
-    assert people.browser(ADMINISTRATOR).get(f"/admin/auth/user/?{asked}").status_code in (200, 302, 400)
+    assert users.browser(ADMINISTRATOR).get(f"/admin/auth/user/?{asked}").status_code in (200, 302, 400)
 
 
 def test_the_list_is_filtered_by_group_and_by_state() -> None:
-    browser = people.browser(ADMINISTRATOR)
-    people.user(VIEWER)
-    people.user(SUPERUSER)
-    away = people.user(OPERATOR)
+    browser = users.browser(ADMINISTRATOR)
+    users.user(VIEWER)
+    users.user(SUPERUSER)
+    away = users.user(OPERATOR)
     User.objects.filter(pk=away.pk).update(is_active=False)
 
     def found(asked: str) -> list[str]:

@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from backoffice.acts import act_url
+from backoffice.operator_actions import act_url
 from exchange.audit import Action
 from exchange.models import AuditEntry, Broker, Instrument
 from exchange.rules import BrokerStatus, InstrumentStatus
 from orders.models import Order
 from orders.terms import OrderStatus
 from tests import trading
-from tests.backoffice import people
-from tests.backoffice.people import VIEWER
+from tests.backoffice import users
 from tests.backoffice.test_roles import acts, everything
+from tests.backoffice.users import VIEWER
 from tests.browser.conftest import SignIn
-from tests.browser.watching import assert_accessible
+from tests.browser.page_checks import assert_accessible
 from tests.celery_processes import Celery, start_all
 from tests.live import Server
 from tests.receiver import Receiver, answer
@@ -177,7 +177,7 @@ def test_a_viewer_is_refused_every_act_at_its_own_address_too(signed_in: SignIn,
     key = trading.broker("alice")
     webhooks.subscribe("alice", url="http://127.0.0.1:9/", events=[EventType.ORDER_CANCELLED])
     call(server, key, "DELETE", f"/orders/{ask(server, key)[1]['order_id']}")  # of which there is a delivery
-    people.user(VIEWER, "otto")  # whom an administrator may remove
+    users.user(VIEWER, "otto")  # whom an administrator may remove
     page = signed_in(VIEWER)
     token = page.locator("[name=csrfmiddlewaretoken]").first.input_value()
     before = everything()

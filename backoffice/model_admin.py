@@ -18,10 +18,10 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from unfold.admin import ModelAdmin
 
-from backoffice import acts, exports, lists
-from backoffice.acts import Act
+from backoffice import exports, lists, operator_actions
 from backoffice.links import list_url
 from backoffice.lists import FilterForm, Way
+from backoffice.operator_actions import Act
 from exchange.models import AuditEntry
 
 
@@ -45,7 +45,7 @@ class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
     acts: ClassVar[Sequence[Act]] = ()
     row_template: ClassVar[str] = "backoffice/row.html"
     is_live: ClassVar[bool] = False  # the list refreshes by itself
-    list_before_template = "backoffice/acts.html"
+    list_before_template = "backoffice/operator_actions.html"
     list_disable_select_all = True  # acts have `MAX_SUBJECTS`
     list_per_page = lists.PAGE_ROWS
     preserve_filters = False
@@ -90,7 +90,7 @@ class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
         context = {
             "title": str(self.opts.verbose_name_plural).capitalize(),
             "is_live": self.is_live,
-            "acts": [(act, acts.act_url(self.model, act)) for act in buttons],
+            "acts": [(act, operator_actions.act_url(self.model, act)) for act in buttons],
             **self.list_context(request),
         }
         response: HttpResponse = super().changelist_view(request, context)
@@ -109,7 +109,7 @@ class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
                 **self._context(request),
                 "title": f"{str(self.opts.verbose_name).capitalize()} {row}",
                 "row": row,
-                "acts": [(act, acts.act_url(self.model, act, row)) for act in buttons],
+                "acts": [(act, operator_actions.act_url(self.model, act, row)) for act in buttons],
                 **self.row_context(request, row),
             },
         )
@@ -122,10 +122,10 @@ class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
         return HttpResponseRedirect(list_url(AuditEntry, q=self._row(object_id).pk))
 
     def act_view(self, request: HttpRequest, act: Act) -> HttpResponse:
-        return acts.act_page(request, act, self.model, self._context(request))
+        return operator_actions.act_page(request, act, self.model, self._context(request))
 
     def _permitted(self, request: HttpRequest) -> list[Act]:
-        return [act for act in self.acts if acts.is_permitted(request, act)]
+        return [act for act in self.acts if operator_actions.is_permitted(request, act)]
 
     def _require_view(self, request: HttpRequest) -> None:
         if not self.has_view_permission(request):
@@ -176,7 +176,7 @@ class KeysetPages(Pages):
                 "listing": listing,
                 "is_live": self.is_live,
                 "export_url": self._export_url(listing),
-                "acts_on_many": [(act, acts.act_url(self.model, act)) for act in many],
+                "acts_on_many": [(act, operator_actions.act_url(self.model, act)) for act in many],
                 "selectable": {row.pk for row in listing.page.rows if any(act.applies_to(row) for act in many)},
             },
         )

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.backoffice import people
+from tests.backoffice import users
 from tests.browser.chromium import code, sign_in
 from tests.browser.conftest import PASSWORD, SignIn
-from tests.browser.watching import assert_accessible
+from tests.browser.page_checks import assert_accessible
 from tests.live import Server
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -54,7 +54,7 @@ def _admit(page: Page, name: str) -> None:
     page.get_by_label("Username").fill(name)
     page.locator("[name=password1]").fill(PASSWORD)
     page.locator("[name=password2]").fill(PASSWORD)
-    page.get_by_label(people.VIEWER).check()
+    page.get_by_label(users.VIEWER).check()
     page.get_by_role("button", name="Save", exact=True).click()
     expect(page.get_by_text("was added successfully")).to_be_visible()
     assert_accessible(page)

@@ -11,9 +11,9 @@ from backoffice.audit import latest_about
 from backoffice.deliveries import latest_of
 from backoffice.links import list_url, page_url
 from backoffice.lists import column
-from backoffice.pages import ConditionFilter, Pages
-from backoffice.templatetags.office import ago, states
-from backoffice.webhook_acts import Pause, RedeliverFailed, Resume
+from backoffice.model_admin import ConditionFilter, Pages
+from backoffice.templatetags.formatting import ago, states
+from backoffice.webhook_actions import Pause, RedeliverFailed, Resume
 from exchange.models import Broker
 from webhooks.models import Delivery, DeliveryState, Subscription, SubscriptionState
 

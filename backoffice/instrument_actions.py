@@ -6,9 +6,9 @@ from typing import Any
 from django import forms
 from django.db import InterfaceError, OperationalError
 
-from backoffice import fields
-from backoffice.acts import MAX_SUBJECTS, Act, Done, ReasonForm
+from backoffice import form_fields
 from backoffice.links import page_url
+from backoffice.operator_actions import MAX_SUBJECTS, Act, Done, ReasonForm
 from exchange import services as exchange_services
 from exchange.audit import Actor
 from exchange.errors import ExchangeError
@@ -24,8 +24,8 @@ class RulesForm(ReasonForm):
     """What an operator may choose of an instrument."""
 
     name = forms.CharField(max_length=MAX_NAME_LENGTH, required=False, help_text="Nothing: its symbol.")
-    tick_size = fields.tick_size(initial="0.01", help_text="Prices are multiples of it. 4 decimals at most.")
-    lot_size = fields.shares(initial="1", help_text="Quantities are multiples of it.")
+    tick_size = form_fields.tick_size(initial="0.01", help_text="Prices are multiples of it. 4 decimals at most.")
+    lot_size = form_fields.shares(initial="1", help_text="Quantities are multiples of it.")
     pricing = forms.TypedChoiceField(
         choices=Pricing.choices(),
         coerce=Pricing,
@@ -35,7 +35,7 @@ class RulesForm(ReasonForm):
 
 
 class ListForm(RulesForm):
-    symbol = fields.symbol(help_text="Capital letters, digits and dots, 12 at most. It cannot be changed.")
+    symbol = form_fields.symbol(help_text="Capital letters, digits and dots, 12 at most. It cannot be changed.")
 
 
 class ListInstrument(Act):

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from django.db import connection
 
-from backoffice.queries import attempts
+from backoffice.queries import delivery_attempts
 from exchange.ids import first_id_at
 from orders.models import Order, Trade
 from orders.terms import WORKING, CancelReason, OrderStatus
@@ -148,7 +148,7 @@ def _deliveries_of(broker_id: str, event_ids: Sequence[UUID]) -> dict[UUID, list
     """Of each event, oldest first."""
     found: dict[UUID, list[Delivery]] = defaultdict(list)
     if event_ids and Subscription.objects.filter(broker=broker_id).exists():  # else it would be looked for in vain
-        for delivery in attempts.of_events(event_ids):
+        for delivery in delivery_attempts.of_events(event_ids):
             found[delivery.event_id].append(delivery)
     return found
 

@@ -2,7 +2,7 @@
 
 from playwright.sync_api import Browser
 
-from tests.browser.watching import accessibility_faults, complaints_of
+from tests.browser.page_checks import accessibility_faults, complaints_of
 
 REFUSING = "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'\">"
 

@@ -9,8 +9,8 @@ from django import forms
 from django.conf import settings
 from django.utils import timezone
 
-from backoffice.acts import Act, Done, ReasonForm
 from backoffice.lists import FILTERED_ROWS
+from backoffice.operator_actions import Act, Done, ReasonForm
 from exchange.audit import Actor
 from exchange.errors import NothingToRedeliver
 from exchange.ids import first_id_at

@@ -55,5 +55,5 @@ def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
 
 def _page(request: HttpRequest, status: int, title: str, told: str) -> HttpResponse:
     context = {**admin.site.each_context(request), "title": title, "told": told}
-    layout = "backoffice/page.html" if context["has_permission"] else "backoffice/outside.html"
-    return render(request, "backoffice/refusal.html", {**context, "layout": layout}, status=status)
+    layout = "backoffice/page.html" if context["has_permission"] else "backoffice/signed_out.html"
+    return render(request, "backoffice/error.html", {**context, "layout": layout}, status=status)
