@@ -15,8 +15,8 @@ from backoffice.model_admin import KeysetPages
 from backoffice.periods import PeriodForm, period, within, within_by_id
 from backoffice.templatetags.formatting import coloured, short_id
 from exchange.http.paging import Keyset
+from exchange.json_codec import Instant
 from exchange.models import Broker, Instrument
-from exchange.wire import Instant
 from orders.models import Order, Trade
 from orders.terms import Side
 

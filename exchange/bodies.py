@@ -9,9 +9,9 @@ from uuid import UUID
 import msgspec
 
 from exchange.errors import BrokerNotFound
+from exchange.json_codec import Instant
 from exchange.models import Broker
 from exchange.rules import BrokerStatus, InstrumentStatus, Pricing, Scope, cash_shown
-from exchange.wire import Instant
 
 
 class HoldingBody(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from rest_framework.mixins import ListModelMixin, RetrieveModelMixin
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from exchange import readiness, services, wire
+from exchange import json_codec, readiness, services
 from exchange.bodies import (
     BalanceBody,
     BrokerPage,
@@ -126,7 +126,7 @@ class KeyViewSet(ListModelMixin, ExchangeViewSet[ApiKey]):
 
     queryset = ApiKey.objects.all()
     lookup_url_kwarg, lookup_value_converter = "prefix", "key_prefix"
-    keyset, page_class = Keyset(("-created_at", wire.Instant), ("-prefix", str)), KeyPage
+    keyset, page_class = Keyset(("-created_at", json_codec.Instant), ("-prefix", str)), KeyPage
     scopes = {"list": OPERATORS, "create": OPERATORS, "destroy": OPERATORS}
     serializer_class = KeySerializer
     body_serializers = {"create": CreateKeyForm}
@@ -208,7 +208,7 @@ class SystemViewSet(ExchangeViewSet[Any]):
 @once
 def _openapi_document() -> bytes:
     generator = SchemaGenerator(urlconf=spectacular_settings.SERVE_URLCONF)  # type: ignore[no-untyped-call]  # drf-spectacular is only half typed
-    return wire.encoded(generator.get_schema(request=None, public=True))  # type: ignore[no-untyped-call]  # as above
+    return json_codec.encode_json(generator.get_schema(request=None, public=True))  # type: ignore[no-untyped-call]  # as above
 
 
 @extend_schema(exclude=True)

@@ -10,8 +10,8 @@ from exchange.http import limits
 from exchange.http.middleware import Environ
 from exchange.http.responses import Response
 from exchange.http.threads import in_thread
+from exchange.json_codec import decode_json_object
 from exchange.rules import Scope
-from exchange.wire import decoded
 from gateway.fast_path import Errand, body_of, principal_of
 from orders.matching import sequencer
 from orders.matching.commands import CancelOrder, PlaceOrder, Replayed
@@ -43,7 +43,7 @@ def _placing(environ: Environ) -> Errand | None:
     if limit.is_used_up(principal.key_prefix, time.monotonic_ns()):  # refused before its body is looked at
         return None
     try:
-        values = PlaceOrderForm.valid_values(decoded(body))
+        values = PlaceOrderForm.valid_values(decode_json_object(body))
     except MalformedRequest:
         return None
     if values is None or values["broker_id"] != principal.broker_id:

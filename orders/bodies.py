@@ -7,8 +7,8 @@ from uuid import UUID
 
 import msgspec
 
+from exchange.json_codec import Instant, Problem
 from exchange.rules import BrokerStatus, mean, price_decimals, rounded
-from exchange.wire import Instant, Problem
 from orders.matching.state import OrderState, TradeState
 from orders.models import Order, Trade
 from orders.terms import CancelReason, OrderStatus, OrderType, Side, TimeInForce

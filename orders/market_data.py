@@ -12,8 +12,8 @@ from django.conf import settings
 from django.db import connection
 
 from exchange.errors import FieldError, SymbolNotFound, ValidationFailed
+from exchange.json_codec import Instant
 from exchange.rules import cash_shown, mean, price_decimals, rounded
-from exchange.wire import Instant
 from orders.terms import Side
 
 

@@ -25,10 +25,10 @@ from exchange.http.paging import NEWEST_FIRST, Keyset
 from exchange.http.problems import problem_of
 from exchange.http.schema import documented, header
 from exchange.http.viewsets import ExchangeViewSet
+from exchange.json_codec import Instant
 from exchange.models import Broker, Instrument
 from exchange.rules import BrokerStatus, Scope, price_decimals
 from exchange.serializers import ReasonForm
-from exchange.wire import Instant
 from orders import market_data, reading, services
 from orders.bodies import (
     BrokerStanding,

@@ -4,7 +4,7 @@ from uuid import UUID
 
 import msgspec
 
-from exchange.wire import Instant
+from exchange.json_codec import Instant
 from webhooks.models import EventType, Subscription
 
 

@@ -11,7 +11,7 @@ from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
 from exchange.errors import MalformedRequest, TooLarge
-from exchange.wire import decoded, encoded
+from exchange.json_codec import decode_json_object, encode_json
 
 MEDIA_TYPE = "application/json"
 
@@ -31,7 +31,7 @@ class MsgspecParser(BaseParser):
         body = stream.read()
         if len(body) < length:
             raise MalformedRequest("The body ended before its Content-Length.")
-        return decoded(body)
+        return decode_json_object(body)
 
 
 class MsgspecRenderer(BaseRenderer):
@@ -44,7 +44,7 @@ class MsgspecRenderer(BaseRenderer):
     def render(
         self, data: Any, accepted_media_type: str | None = None, renderer_context: Mapping[str, Any] | None = None
     ) -> bytes:
-        return b"" if data is None else encoded(data)
+        return b"" if data is None else encode_json(data)
 
 
 class NoNegotiation(BaseContentNegotiation):

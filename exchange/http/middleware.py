@@ -19,8 +19,8 @@ from django.http import HttpRequest, HttpResponse
 
 from exchange.audit import Actor, ActorKind, address_of, network_of
 from exchange.http import floods
+from exchange.json_codec import encode_json
 from exchange.keys import Principal
-from exchange.wire import encoded
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEY = re.compile(r"brs_\w+")
@@ -98,7 +98,7 @@ def write_line(environ: Environ, path: str, status: int, principal: Principal | 
         "level": "info",
         "timestamp": datetime.now(UTC),
     }
-    line = encoded(told).decode()
+    line = encode_json(told).decode()
     _write(line if line.isascii() else json.dumps(msgspec.to_builtins(told)))  # escaped: some characters end a line
 
 

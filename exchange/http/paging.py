@@ -19,7 +19,7 @@ from rest_framework.response import Response
 
 from exchange.errors import FieldError
 from exchange.http.fields import Digits, StrictSerializer, Text, validated
-from exchange.wire import Instant
+from exchange.json_codec import Instant
 
 Row = TypeVar("Row", bound=Model)
 MAX_CURSOR_LENGTH = 200

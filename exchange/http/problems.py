@@ -18,7 +18,7 @@ from exchange.database import replace_lost_connections
 from exchange.errors import ExchangeError
 from exchange.http.middleware import request_id_of
 from exchange.http.responses import Response
-from exchange.wire import Problem, encoded
+from exchange.json_codec import Problem, encode_json
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1
@@ -84,7 +84,7 @@ def problem_response(refusal: ExchangeError, request_id: str) -> Response:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if isinstance(refusal, errors.RateLimited):
         headers["Retry-After"] = str(refusal.retry_after_seconds)
-    return Response(problem.status, headers, encoded(problem))
+    return Response(problem.status, headers, encode_json(problem))
 
 
 def problem_of(refusal: ExchangeError, request_id: str) -> Problem:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from django.http import HttpResponse
 
-from exchange.wire import encoded
+from exchange.json_codec import encode_json
 
 JSON = "application/json"  # JSON is UTF-8, and its media type has no charset
 
@@ -25,4 +25,4 @@ class Response(NamedTuple):
 
 def json_response(body: object, status: int = HTTPStatus.OK, headers: Mapping[str, str] = {}) -> Response:
     """A Struct, or whatever else msgspec encodes, as JSON."""
-    return Response(status, {"Content-Type": JSON, **headers}, encoded(body))
+    return Response(status, {"Content-Type": JSON, **headers}, encode_json(body))

@@ -23,7 +23,7 @@ from exchange.errors import ExchangeError
 from exchange.http.fields import Choice, WireField
 from exchange.http.paging import PageQuery
 from exchange.http.problems import MEDIA_TYPE, STATUSES
-from exchange.wire import Problem
+from exchange.json_codec import Problem
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 JSONSchema = dict[str, Any]

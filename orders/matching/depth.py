@@ -15,7 +15,7 @@ import msgspec
 from django.conf import settings
 from django.db.backends.utils import CursorWrapper
 
-from exchange.wire import encoded
+from exchange.json_codec import encode_json
 from orders.matching.commands import CancelOrder, Command, PlaceOrder
 from orders.terms import Side
 
@@ -116,7 +116,7 @@ def deep_orders(cursor: CursorWrapper, takers: Sequence[PlaceOrder], leaving: Se
     large = [taker for taker in takers if taker.quantity > most]  # a resting order has at least one share
     if not large:
         return []
-    cursor.execute(_BEYOND, {"demands": encoded(demands(large)).decode(), "leaving": list(leaving), "most": most})
+    cursor.execute(_BEYOND, {"demands": encode_json(demands(large)).decode(), "leaving": list(leaving), "most": most})
     beyond = {(symbol, side): (rank, shares) for symbol, side, rank, shares in cursor.fetchall()}
 
     def is_deep(taker: PlaceOrder) -> bool:

@@ -11,7 +11,7 @@ from rest_framework.serializers import Serializer, ValidationError
 
 from exchange.errors import MalformedRequest
 from exchange.http.fields import StrictSerializer
-from exchange.wire import decoded
+from exchange.json_codec import decode_json_object
 from orders.serializers import PlaceOrderForm
 from tests.api import LATER, LIMIT, MARKET, without
 
@@ -145,7 +145,7 @@ def assert_the_same(body: Any) -> bool:
 @given(bodies())
 def test_both_take_the_same_bodies_as_the_same_values(body: str) -> None:
     try:
-        values = decoded(body.encode())
+        values = decode_json_object(body.encode())
     except MalformedRequest:
         event("not JSON")
         return

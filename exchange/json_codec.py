@@ -1,7 +1,7 @@
-"""JSON as the exchange reads and writes it: exact decimals, UTC times, limits on everything.
+"""JSON encoding and decoding with exact decimals, UTC times and size limits.
 
-What is sent is a `msgspec.Struct`: `encoded` writes it as it is, `exchange.http.schema` describes it. `Decimal`s become
-JSON numbers with the very decimals they carry.
+Responses are `msgspec.Struct`s: `encode_json` writes them, `exchange.http.schema` describes them. A `Decimal` becomes a
+JSON number with exactly its own decimals.
 """
 
 import json
@@ -14,13 +14,13 @@ from django.conf import settings
 
 from exchange.errors import FieldError, MalformedRequest
 
-MAX_INTEGER_DIGITS = 100  # more than any field takes, fewer than Python refuses to read
+MAX_INTEGER_DIGITS = 100  # more than any field accepts, and below the limit at which Python's int() raises
 
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """Why a request was refused (RFC 9457)."""
+    """The reason why a request was rejected (RFC 9457)."""
 
     type: str
     title: str
@@ -34,7 +34,7 @@ class Problem(msgspec.Struct, frozen=True):
 def _decimal(literal: str) -> Decimal:
     try:
         return Decimal(literal)
-    except InvalidOperation:  # an exponent beyond what Decimal holds: every field refuses what is not finite
+    except InvalidOperation:  # the exponent is out of Decimal's range; every field rejects NaN
         return Decimal("NaN")
 
 
@@ -50,18 +50,18 @@ _DECODER = msgspec.json.Decoder(float_hook=_decimal)
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
 
 
-def encoded(body: object) -> bytes:
-    """`body` as JSON."""
+def encode_json(body: object) -> bytes:
+    """Encode `body` as JSON."""
     return _ENCODER.encode(body)
 
 
-def decoded(body: bytes) -> dict[str, Any]:
-    """The JSON object in `body`; numbers are `int` as they were written, or else `Decimal`."""
-    most = settings.MAX_BODY_CONTAINERS
-    if len(body) > most and body.count(b"{") + body.count(b"[") > most:
-        raise MalformedRequest(f"The body may have at most {most} objects and lists.")
+def decode_json_object(body: bytes) -> dict[str, Any]:
+    """Decode a JSON object. Integers become `int`, other numbers `Decimal`."""
+    max_containers = settings.MAX_BODY_CONTAINERS
+    if len(body) > max_containers and body.count(b"{") + body.count(b"[") > max_containers:
+        raise MalformedRequest(f"The body may have at most {max_containers} objects and lists.")
     try:
-        values = _decoded(body)
+        values = _decode(body)
     except (msgspec.MsgspecError, ValueError) as error:  # a UnicodeDecodeError is a ValueError
         raise MalformedRequest(f"The body is not JSON in UTF-8: {error}.") from error
     except RecursionError as error:
@@ -71,12 +71,12 @@ def decoded(body: bytes) -> dict[str, Any]:
     return values
 
 
-def _decoded(body: bytes) -> Any:
+def _decode(body: bytes) -> Any:
     try:
         return _DECODER.decode(body)
-    except msgspec.ValidationError:  # an integer with thousands of digits is JSON too, and some field's to refuse
-        if len(body) > settings.MAX_BODY_BYTES:  # but to read it takes several times as long
+    except msgspec.ValidationError:  # an integer of thousands of digits is valid JSON: the field must reject it
+        if len(body) > settings.MAX_BODY_BYTES:  # the json module takes several times as long
             raise
         values = json.loads(body, parse_float=_decimal, parse_int=_integer, parse_constant=_no_constant)
-        json.dumps(values, ensure_ascii=False, default=str).encode()  # half a surrogate pair is a ValueError here
+        json.dumps(values, ensure_ascii=False, default=str).encode()  # a lone surrogate raises ValueError
         return values
