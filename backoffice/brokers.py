@@ -42,8 +42,8 @@ from backoffice.orders import WORKING_WORD
 from backoffice.templatetags.formatting import state
 from exchange.models import CASH_DIGITS, DECIMALS, ApiKey, Broker, Holding, Instrument, Transfer
 from orders.activity import day_began
+from orders.enums import Side
 from orders.models import Order, Trade
-from orders.terms import Side
 from webhooks.models import Subscription
 
 TRADES_COUNTED = 200  # of a broker in the list, on each side

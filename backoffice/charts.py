@@ -12,8 +12,8 @@ from itertools import accumulate
 
 from backoffice.queries.market_watch import Candle
 from exchange.rules import price_decimals, rounded
+from orders.enums import Side
 from orders.market_data import BookSnapshot, Level
-from orders.terms import Side
 
 Number = int | float | Decimal
 

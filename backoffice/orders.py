@@ -28,10 +28,10 @@ from exchange.errors import ExchangeError
 from exchange.http.paging import NEWEST_FIRST, Keyset
 from exchange.models import AuditEntry, Broker, Instrument
 from exchange.rules import CLIENT_ORDER_ID, DOCUMENT_NUMBER, mean, price_decimals
+from orders.enums import WORKING, CancelReason, OrderStatus, OrderType, Side
 from orders.matching import sequencer
 from orders.matching.commands import CancelOrder
 from orders.models import Order, Trade
-from orders.terms import WORKING, CancelReason, OrderStatus, OrderType, Side
 
 WORKING_WORD = "working"  # a filter: any status in which an order may still trade
 NAMED_EACH = 5  # orders of an act on many that were refused, in its message

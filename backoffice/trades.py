@@ -17,8 +17,8 @@ from backoffice.templatetags.formatting import coloured, short_id
 from exchange.http.paging import Keyset
 from exchange.json_codec import Instant
 from exchange.models import Broker, Instrument
+from orders.enums import Side
 from orders.models import Order, Trade
-from orders.terms import Side
 
 _BY_ID = Keyset(("-id", UUID))
 _NEWEST_FIRST = Keyset(("-executed_at", Instant), ("-id", UUID))

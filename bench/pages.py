@@ -24,10 +24,10 @@ from exchange import services
 from exchange.audit import Actor, ActorKind
 from exchange.database import database_now
 from exchange.rules import BrokerStatus
+from orders.enums import OrderType, Side, TimeInForce
 from orders.matching import service
 from orders.matching.commands import Accepted, PlaceOrder
 from orders.reconciliation import runs
-from orders.terms import OrderType, Side, TimeInForce
 from webhooks import services as webhooks
 from webhooks.models import Delivery, DeliveryError, Subscription
 

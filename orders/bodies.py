@@ -9,9 +9,9 @@ import msgspec
 
 from exchange.json_codec import Instant, Problem
 from exchange.rules import BrokerStatus, mean, price_decimals, rounded
+from orders.enums import CancelReason, OrderStatus, OrderType, Side, TimeInForce
 from orders.matching.state import OrderState, TradeState
 from orders.models import Order, Trade
-from orders.terms import CancelReason, OrderStatus, OrderType, Side, TimeInForce
 
 
 class OrderTrade(msgspec.Struct, frozen=True):

@@ -3,8 +3,8 @@
 from exchange.http.fields import Choice, Text, Timestamp
 from exchange.http.filters import FieldFilter, Filters
 from exchange.rules import DOCUMENT_NUMBER, SYMBOL
+from orders.enums import OrderStatus, Side
 from orders.models import Order, Trade
-from orders.terms import OrderStatus, Side
 
 
 class OrderFilters(Filters):

@@ -14,7 +14,7 @@ from django.db import connection
 from exchange.errors import FieldError, SymbolNotFound, ValidationFailed
 from exchange.json_codec import Instant
 from exchange.rules import cash_shown, mean, price_decimals, rounded
-from orders.terms import Side
+from orders.enums import Side
 
 
 class Level(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ from django.db.models.functions import Now
 
 from exchange.models import CASH_DIGITS, DECIMALS, PRICE_DIGITS, Broker, Instrument
 from exchange.rules import Words
-from orders.terms import WORKING, CancelReason, OrderStatus, OrderType, Side, TimeInForce
+from orders.enums import WORKING, CancelReason, OrderStatus, OrderType, Side, TimeInForce
 
 _IS_WORKING = Q(status__in=[status.value for status in WORKING])
 

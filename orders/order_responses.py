@@ -8,8 +8,8 @@ from exchange.http.responses import Response, json_response
 from exchange.keys import Principal
 from orders import reading
 from orders.bodies import OrderBody
+from orders.enums import CancelReason
 from orders.matching.commands import Accepted, Cancelled, CancelOrder, Replayed
-from orders.terms import CancelReason
 
 REPLAYED = {"Idempotent-Replayed": "true"}
 

@@ -33,8 +33,8 @@ from exchange.rules import (
 )
 from exchange.serializers import ReasonForm
 from orders.bodies import OrderSummary
+from orders.enums import OrderType, Side, TimeInForce
 from orders.models import Order
-from orders.terms import OrderType, Side, TimeInForce
 
 MARKET_TIMES_IN_FORCE = (TimeInForce.IOC, TimeInForce.FOK)
 

@@ -15,10 +15,10 @@ from exchange.database import already_committed
 from exchange.errors import FieldError, ValidationFailed
 from exchange.models import Instrument
 from exchange.rules import BrokerStatus, Pricing, price_decimals, rounded
+from orders.enums import CancelReason, Side
 from orders.matching import service
 from orders.matching.commands import CancelOrders, ExpireOrders, Swept
 from orders.models import Order
-from orders.terms import CancelReason, Side
 
 _log = structlog.get_logger(__name__)
 

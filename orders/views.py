@@ -42,6 +42,7 @@ from orders.bodies import (
     TapePage,
     TapeTrade,
 )
+from orders.enums import Side
 from orders.filters import OrderFilters, TradeFilters
 from orders.matching import sequencer
 from orders.matching.commands import Accepted, Outcome, PlaceOrder, Replayed
@@ -57,7 +58,6 @@ from orders.serializers import (
     QuoteQuery,
     SuspendForm,
 )
-from orders.terms import Side
 
 PLACE_REFUSALS = (
     SymbolNotFound,

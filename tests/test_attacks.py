@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from bench import attacks
+from orders.enums import Side
 from orders.matching import service
-from orders.terms import Side
 from tests import live, trading
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.processes]

@@ -15,9 +15,9 @@ from exchange.database import database_now
 from exchange.models import Broker, Instrument
 from exchange.rules import rounded
 from orders import activity
+from orders.enums import CancelReason, OrderStatus, Side
 from orders.matching.events import OrderClosed, TradeExecuted
 from orders.models import Bar, Order, Trade
-from orders.terms import CancelReason, OrderStatus, Side
 from tests import celery_processes, trading
 from webhooks.models import Delivery, Event, EventType
 

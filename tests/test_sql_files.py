@@ -5,7 +5,7 @@ import re
 import pytest
 from django.db import connection
 
-from orders.terms import WORKING, OrderStatus
+from orders.enums import WORKING, OrderStatus
 from tests.live import ROOT
 
 FILES = [

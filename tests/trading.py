@@ -18,12 +18,12 @@ from exchange.audit import Actor, ActorKind
 from exchange.errors import ExchangeError
 from exchange.models import ApiKey, AuditEntry, AuditHead, Broker, Holding, Instrument, Transfer
 from exchange.rules import Pricing
+from orders.enums import OrderType, Side, TimeInForce
 from orders.matching import service, store
 from orders.matching.commands import Accepted, CancelOrder, Command, Outcome, PlaceOrder, Replayed, symbols_of
 from orders.matching.market import Market
 from orders.models import Order, Trade
 from orders.reconciliation import checks
-from orders.terms import OrderType, Side, TimeInForce
 from webhooks.models import Delivery, Event, Subscription
 
 BY = Actor(ActorKind.COMMAND, "tests")

@@ -15,8 +15,8 @@ from django.db import connection
 
 from backoffice.queries import delivery_attempts
 from exchange.ids import first_id_at
+from orders.enums import WORKING, CancelReason, OrderStatus
 from orders.models import Order, Trade
-from orders.terms import WORKING, CancelReason, OrderStatus
 from webhooks.models import Delivery, Subscription
 
 FILLS_SHOWN = 50

@@ -10,8 +10,8 @@ import uuid_utils.compat as uuid_utils
 
 from exchange.audit import Actor
 from exchange.errors import ExchangeError
+from orders.enums import CancelReason, OrderType, Side, TimeInForce
 from orders.matching.state import OrderState, TradeState
-from orders.terms import CancelReason, OrderType, Side, TimeInForce
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,8 @@ from django.conf import settings
 from django.db.backends.utils import CursorWrapper
 
 from exchange.json_codec import encode_json
+from orders.enums import Side
 from orders.matching.commands import CancelOrder, Command, PlaceOrder
-from orders.terms import Side
 
 BookSide = tuple[str, Side]  # one side of the book of a symbol
 

@@ -6,8 +6,8 @@ from uuid import UUID
 
 import msgspec
 
+from orders.enums import OrderStatus, Side
 from orders.matching.state import OrderState, TradeState
-from orders.terms import OrderStatus, Side
 
 
 class TradeExecuted(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ from exchange import errors
 from exchange.audit import Action, Actor, Entry
 from exchange.errors import ExchangeError, FieldError
 from exchange.rules import BrokerStatus, InstrumentStatus, cash_shown, price_decimals, rounded
+from orders.enums import CancelReason, OrderStatus, OrderType, Side, TimeInForce
 from orders.matching.commands import (
     Accepted,
     Cancelled,
@@ -33,7 +34,6 @@ from orders.matching.commands import (
 from orders.matching.events import OrderClosed, TradeExecuted
 from orders.matching.rules import Fill, Maker, match
 from orders.matching.state import Account, Book, OrderState, Position, TradeState
-from orders.terms import CancelReason, OrderStatus, OrderType, Side, TimeInForce
 from webhooks.models import EventType
 from webhooks.outbox import NewEvent
 

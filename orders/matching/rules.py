@@ -9,7 +9,7 @@ from decimal import Decimal
 from uuid import UUID
 
 from exchange.rules import Pricing
-from orders.terms import Side, TimeInForce
+from orders.enums import Side, TimeInForce
 
 
 @dataclass(frozen=True, slots=True)

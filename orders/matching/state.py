@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 
 from exchange.rules import BrokerStatus, InstrumentStatus, Pricing
-from orders.terms import WORKING, CancelReason, OrderStatus, OrderType, Side, TimeInForce
+from orders.enums import WORKING, CancelReason, OrderStatus, OrderType, Side, TimeInForce
 
 
 class OrderState(msgspec.Struct):  # made, copied and written as JSON in a tenth of a dataclass's time

@@ -21,6 +21,7 @@ from django.db.backends.utils import CursorWrapper
 
 from exchange import audit
 from exchange.database import is_transaction_open
+from orders.enums import Side, TimeInForce
 from orders.matching.commands import CancelOrder, CancelOrders, Command, ExpireOrders, PlaceOrder
 from orders.matching.depth import (
     Demand,
@@ -35,7 +36,6 @@ from orders.matching.depth import (
 )
 from orders.matching.market import Market
 from orders.matching.state import Account, Book, OrderState, Position, TradeState
-from orders.terms import Side, TimeInForce
 from webhooks import outbox
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode

@@ -21,8 +21,8 @@ from exchange.audit import Action, Actor, ActorKind, Entry
 from exchange.ids import first_id_at
 from exchange.models import ApiKey, AuditEntry, Broker, Instrument
 from exchange.rules import Scope
+from orders.enums import Side
 from orders.models import Order
-from orders.terms import Side
 from tests import trading
 from tests.backoffice.admin_client import ADDRESS, REASON, act_path, do, page, shown, sign_in
 from tests.exchange.client import Client as ApiClient

@@ -22,9 +22,9 @@ from exchange.errors import BrokerSuspended
 from exchange.models import ApiKey, AuditEntry, Broker, Instrument, Transfer
 from exchange.rules import BrokerStatus, Scope
 from orders import services
+from orders.enums import CancelReason, OrderStatus, Side
 from orders.matching.commands import Accepted
 from orders.models import Order, Trade
-from orders.terms import CancelReason, OrderStatus, Side
 from tests import api, trading
 from tests.backoffice.admin_client import (
     ADDRESS,

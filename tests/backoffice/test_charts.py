@@ -9,8 +9,8 @@ import pytest
 from backoffice import charts
 from backoffice.charts import Column, Mark, Rung, Span
 from backoffice.queries.market_watch import Candle
+from orders.enums import Side
 from orders.market_data import BookSnapshot, Level
-from orders.terms import Side
 
 NOON = datetime(2026, 2, 16, 12, tzinfo=UTC)
 TICK = Decimal("0.01")

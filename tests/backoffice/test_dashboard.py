@@ -20,9 +20,9 @@ from backoffice.templatetags.formatting import NOTHING, short
 from config.local.servers import free_port
 from exchange import heartbeat, rejects, services
 from exchange.database import database_now
+from orders.enums import Side
 from orders.models import Bar, ReconcileRun, Trade
 from orders.tasks import roll_up
-from orders.terms import Side
 from tests import trading
 from tests.backoffice.admin_client import rows
 from tests.trading import BY

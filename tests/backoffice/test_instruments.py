@@ -19,8 +19,8 @@ from backoffice.templatetags.formatting import NOTHING
 from exchange.database import database_now
 from exchange.models import AuditEntry, Instrument
 from exchange.rules import InstrumentStatus, Pricing
+from orders.enums import Side
 from orders.models import Bar, Order, Trade
-from orders.terms import Side
 from tests.backoffice.admin_client import (
     REASON,
     act_path,

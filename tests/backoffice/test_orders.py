@@ -16,9 +16,9 @@ from backoffice.links import list_url, page_url
 from backoffice.queries import order_history
 from exchange import services as exchange_services
 from exchange.models import AuditEntry
+from orders.enums import CancelReason, OrderStatus, Side, TimeInForce
 from orders.matching import service
 from orders.models import Order, Trade
-from orders.terms import CancelReason, OrderStatus, Side, TimeInForce
 from tests import trading
 from tests.backoffice.admin_client import (
     REASON,

@@ -19,8 +19,8 @@ from backoffice.links import list_url
 from backoffice.model_admin import Pages
 from backoffice.operator_actions import Act, act_url
 from exchange.models import AuditEntry, Broker, Instrument
+from orders.enums import Side
 from orders.models import Order, Trade
-from orders.terms import Side
 from tests import trading
 from tests.backoffice import users
 from tests.backoffice.admin_client import live_parts

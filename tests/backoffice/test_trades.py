@@ -24,8 +24,8 @@ from pytest_django import Settings
 from backoffice import exports, lists
 from backoffice.links import list_url, page_url
 from config.local.processes import wait_until
+from orders.enums import Side
 from orders.models import Order, Trade
-from orders.terms import Side
 from tests import live, trading
 from tests.backoffice.admin_client import act_path, page, shown, sign_in
 from tests.trading import place

@@ -21,7 +21,7 @@ from exchange.audit import Action, Actor, ActorKind
 from exchange.database import database_now
 from exchange.ids import first_id_at
 from exchange.models import AuditEntry
-from orders.terms import Side
+from orders.enums import Side
 from tests import trading
 from tests.backoffice.admin_client import (
     REASON,

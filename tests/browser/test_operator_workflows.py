@@ -12,8 +12,8 @@ from backoffice.operator_actions import act_url
 from exchange.audit import Action
 from exchange.models import AuditEntry, Broker, Instrument
 from exchange.rules import BrokerStatus, InstrumentStatus
+from orders.enums import OrderStatus
 from orders.models import Order
-from orders.terms import OrderStatus
 from tests import trading
 from tests.backoffice import users
 from tests.backoffice.test_roles import acts, everything

@@ -35,9 +35,9 @@ from exchange.models import Instrument
 from exchange.rules import InstrumentStatus, Scope
 from gateway import order_entry
 from gateway.application import Front
+from orders.enums import Side
 from orders.matching import sequencer
 from orders.models import Order, Trade
-from orders.terms import Side
 from tests import api, trading
 from tests.exchange.client import Answer, ApiHandler, Client
 from tests.orders.conftest import _sound_at_the_end, alice, bob, operator  # noqa: F401 (fixtures)

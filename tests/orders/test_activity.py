@@ -16,9 +16,9 @@ from exchange.database import database_now
 from exchange.ids import first_id_at
 from orders import activity
 from orders.activity import MINUTE, Activity
+from orders.enums import OrderStatus, OrderType, Side, TimeInForce
 from orders.models import Bar, Order, Trade
 from orders.tasks import roll_up
-from orders.terms import OrderStatus, OrderType, Side, TimeInForce
 from tests import trading
 
 # Orders and trades are written as if they had come at this time or that: their brokers' balances know nothing of it.

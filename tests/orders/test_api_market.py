@@ -9,8 +9,8 @@ from django.utils import timezone
 from pytest_django.fixtures import Settings
 
 from orders import services
+from orders.enums import Side
 from orders.models import Order, Trade
-from orders.terms import Side
 from tests import trading
 from tests.api import LATER, limit, market, placed, refused, walk, without
 from tests.exchange.client import Client

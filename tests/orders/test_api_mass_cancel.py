@@ -22,10 +22,10 @@ from exchange.errors import OutcomeUnknown
 from exchange.models import Instrument
 from exchange.rules import Scope
 from orders import services
+from orders.enums import CancelReason, Side
 from orders.matching import service
 from orders.matching.commands import Accepted, CancelOrders
 from orders.models import Order
-from orders.terms import CancelReason, Side
 from tests import api, live, trading
 from tests.api import limit, placed, refused
 from tests.exchange.client import Client

@@ -14,10 +14,10 @@ from pytest_django import Settings
 from exchange.audit import Actor, ActorKind
 from exchange.models import AuditEntry
 from orders import services
+from orders.enums import CancelReason, OrderStatus, Side, TimeInForce
 from orders.matching import service
 from orders.matching.commands import Cancelled, CancelOrder, CancelOrders
 from orders.models import Order
-from orders.terms import CancelReason, OrderStatus, Side, TimeInForce
 from tests import api, trading
 from tests.exchange.client import Client
 from tests.trading import attempt, on_record, place

@@ -16,8 +16,8 @@ from exchange import audit, services
 from exchange.audit import Action, Entry
 from exchange.models import AuditEntry, AuditHead
 from exchange.rules import BrokerStatus
+from orders.enums import Side
 from orders.reconciliation import checks
-from orders.terms import Side
 from tests import trading
 from tests.trading import BY, PATIENCE_SECONDS, in_thread, place
 

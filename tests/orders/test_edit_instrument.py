@@ -9,7 +9,7 @@ from exchange.errors import SymbolNotFound, ValidationFailed
 from exchange.models import Instrument
 from exchange.rules import Pricing
 from orders import services
-from orders.terms import Side
+from orders.enums import Side
 from tests import trading
 from tests.exchange.client import Client
 from tests.trading import BY, on_record, place

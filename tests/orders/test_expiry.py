@@ -20,10 +20,10 @@ from config.local.processes import wait_until
 from config.local.servers import Valkey
 from exchange.database import database_now
 from exchange.models import Broker, Instrument
+from orders.enums import OrderStatus, Side, TimeInForce
 from orders.matching import service
 from orders.matching.commands import Accepted
 from orders.models import Order, Trade
-from orders.terms import OrderStatus, Side, TimeInForce
 from tests import api, live, trading
 from tests.celery_processes import Celery, CeleryProcess, start_all
 from tests.trading import in_thread

@@ -20,8 +20,8 @@ from django.db import connection, transaction
 
 from config.local.processes import wait_until
 from exchange.models import Instrument
+from orders.enums import OrderStatus, Side
 from orders.models import Order, Trade
-from orders.terms import OrderStatus, Side
 from tests import live, trading
 from tests.trading import in_thread
 

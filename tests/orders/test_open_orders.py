@@ -15,11 +15,11 @@ from pytest_django import Settings
 from exchange.errors import TooManyOpenOrders
 from exchange.models import Holding
 from orders import services
+from orders.enums import CancelReason, Side, TimeInForce
 from orders.matching import service
 from orders.matching.commands import Accepted, CancelOrder
 from orders.models import Order
 from orders.reconciliation import checks
-from orders.terms import CancelReason, Side, TimeInForce
 from tests import api, trading
 from tests.exchange.client import Client
 from tests.trading import BY, attempt, cancel, order, place, refused

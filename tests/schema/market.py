@@ -7,10 +7,10 @@ from typing import Any
 from exchange import services as exchange_services
 from exchange.rules import Scope
 from orders import services
+from orders.enums import Side
 from orders.matching import service
 from orders.matching.commands import Accepted
 from orders.matching.state import OrderState
-from orders.terms import Side
 from tests import api, trading
 from tests.trading import BY
 from webhooks import services as webhooks

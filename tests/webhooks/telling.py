@@ -8,8 +8,8 @@ from uuid import UUID
 from django.db import connection
 
 from config.local.processes import wait_until
+from orders.enums import Side
 from orders.matching import service
-from orders.terms import Side
 from tests import trading
 from tests.trading import order
 from webhooks import claims, delivery, services, wakeup

@@ -24,7 +24,7 @@ from exchange.errors import FieldError
 from exchange.http.fields import validated
 from exchange.rules import Scope
 from orders import services
-from orders.terms import Side
+from orders.enums import Side
 from tests import api, trading
 from tests.api import refused, token, without
 from tests.exchange.client import Answer, Client

@@ -20,8 +20,8 @@ from pytest_django import Settings
 
 from config.local.processes import wait_until
 from config.local.servers import free_port
+from orders.enums import Side
 from orders.matching.commands import Accepted
-from orders.terms import Side
 from tests import receiver as receiving
 from tests import trading
 from tests.celery_processes import Celery, CeleryProcess, start_all

@@ -26,10 +26,10 @@ from pytest_django import Settings
 from config.local.processes import wait_until
 from config.local.servers import Valkey
 from orders import services as orders_services
+from orders.enums import CancelReason, Side, TimeInForce
 from orders.matching import service
 from orders.matching.commands import CancelOrder
 from orders.models import Order, Trade
-from orders.terms import CancelReason, Side, TimeInForce
 from tests import api, celery_processes, live, trading
 from tests.celery_processes import Celery, CeleryProcess, start_all
 from tests.receiver import Receiver, Request, answer, hang

@@ -14,8 +14,8 @@ from pytest_django.fixtures import Settings
 
 from config.local.servers import Valkey
 from orders import services as orders
+from orders.enums import CancelReason, Side
 from orders.matching import service
-from orders.terms import CancelReason, Side
 from tests import trading
 from tests.receiver import Receiver, answer, hang
 from tests.trading import in_thread

@@ -30,7 +30,7 @@ from pytest_django import Settings
 
 from config.local.processes import Child, wait_until
 from config.local.servers import Postgres, Valkey
-from orders.terms import Side
+from orders.enums import Side
 from tests import celery_processes, live, trading
 from tests.celery_processes import Celery, start_all
 from tests.orders.test_faults import AMPLE, SYMBOLS, Client

@@ -9,7 +9,7 @@ import pytest
 
 from config.local.processes import Child, wait_until
 from config.local.servers import free_port
-from orders.terms import Side
+from orders.enums import Side
 from tests import trading
 from tests.celery_processes import Celery
 from tests.live import ROOT

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
 
-from orders.terms import Side, TimeInForce
+from orders.enums import Side, TimeInForce
 from tools.replay.files import FILE_LEVELS, Book, Level, ReplayError
 
 HTTP_TIMEOUT_SECONDS = 20

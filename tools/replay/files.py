@@ -7,7 +7,7 @@ from decimal import Decimal
 from enum import IntEnum
 from pathlib import Path
 
-from orders.terms import Side
+from orders.enums import Side
 
 FILE_LEVELS = 10  # levels a side in every row of a book file
 TOP_LEVELS = 5  # levels a side that are compared

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from orders.terms import Side, TimeInForce
+from orders.enums import Side, TimeInForce
 from tools.replay.client import Account, Exchange, Placed
 from tools.replay.files import Book, Level, Message, MessageType
 

@@ -12,8 +12,8 @@ from backoffice.queries.market_watch import Candle, Figures
 from exchange import services
 from exchange.database import database_now
 from exchange.models import Instrument
+from orders.enums import Side
 from orders.models import Bar, Trade
-from orders.terms import Side
 from tests.orders.conftest import _sound_at_the_end  # noqa: F401 (a fixture)
 from tests.trading import BY, broker, cancel, instrument, place
 

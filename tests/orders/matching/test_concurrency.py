@@ -42,10 +42,10 @@ from exchange.errors import (
 from exchange.models import Broker, Holding, Instrument, Transfer
 from exchange.rules import BrokerStatus, Pricing
 from orders import services, tasks
+from orders.enums import CancelReason, OrderStatus, OrderType, Side, TimeInForce
 from orders.matching import service, store
 from orders.matching.commands import Accepted, CancelOrder, Command, ExpireOrders, Outcome, PlaceOrder, Replayed
 from orders.models import Order, Trade
-from orders.terms import CancelReason, OrderStatus, OrderType, Side, TimeInForce
 from tests import live, trading
 from tests.exchange.client import Client
 from tests.trading import BY, at_once, attempt, in_thread, order, place

@@ -14,10 +14,10 @@ from pytest_django import Settings
 
 from exchange.database import own_transaction
 from exchange.models import Broker, Holding, Instrument
+from orders.enums import Side, TimeInForce
 from orders.matching import sequencer, service
 from orders.matching.commands import CancelOrder, Command, Outcome, PlaceOrder
 from orders.models import Trade
-from orders.terms import Side, TimeInForce
 from tests import trading
 from tests.orders.matching.test_sequencer import (
     GATE,

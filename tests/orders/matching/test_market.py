@@ -12,9 +12,9 @@ from exchange.errors import ExchangeError
 from exchange.models import Instrument
 from exchange.rules import Pricing
 from orders import services
+from orders.enums import CancelReason, Side, TimeInForce
 from orders.matching.commands import Accepted, Cancelled, CancelOrder, ExpireOrders, Swept
 from orders.models import Order
-from orders.terms import CancelReason, Side, TimeInForce
 from tests import trading
 from tests.trading import BY, attempt, balance, cancel, fills, order, place, refused, replayed, shares
 from webhooks.models import Event

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exchange.rules import Pricing
+from orders.enums import Side, TimeInForce
 from orders.matching.rules import Fill, Maker, match
-from orders.terms import Side, TimeInForce
 
 BID, ASK = Side.BID, Side.ASK
 SELLER, MAKER = Pricing.SELLER, Pricing.MAKER

@@ -41,10 +41,10 @@ from exchange.errors import (
     SymbolNotFound,
 )
 from exchange.models import Broker, Instrument
+from orders.enums import OrderStatus, Side
 from orders.matching import sequencer, service
 from orders.matching.commands import Accepted, Cancelled, CancelOrder, Command, Outcome, PlaceOrder, Replayed
 from orders.models import Order
-from orders.terms import OrderStatus, Side
 from tests import live, trading
 from tests.trading import at_once, in_thread, order, place
 

@@ -20,10 +20,10 @@ from exchange.errors import ExchangeError
 from exchange.models import Broker, Holding, Instrument
 from exchange.rules import Pricing
 from orders import services
+from orders.enums import OrderStatus, Side, TimeInForce
 from orders.matching import sequencer, service, store
 from orders.matching.commands import Accepted, CancelOrder, CancelOrders, Command, ExpireOrders, Outcome, Replayed
 from orders.models import Order, Trade
-from orders.terms import OrderStatus, Side, TimeInForce
 from tests import trading
 from tests.trading import attempt, order, place
 

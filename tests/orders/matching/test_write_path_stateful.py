@@ -16,10 +16,10 @@ from exchange import services as exchange_services
 from exchange.errors import ExchangeError, InsufficientBalance
 from exchange.models import Broker, Holding
 from orders import services
+from orders.enums import CancelReason, OrderType, Side, TimeInForce
 from orders.matching import service
 from orders.matching.commands import Accepted, CancelOrder, PlaceOrder
 from orders.models import Order
-from orders.terms import CancelReason, OrderType, Side, TimeInForce
 from tests import trading
 from tests.trading import BY
 

@@ -1,4 +1,4 @@
-"""The words an order is described with: the trade's own, spelled as the contract spells them. Standard library only."""
+"""Enumerations of an order's fields, with the values of the API. Standard library only."""
 
 from exchange.rules import Words
 
@@ -18,7 +18,12 @@ class OrderType(Words):
 
 
 class TimeInForce(Words):
-    """How long an order may live: until a time, until cancelled, for the day, not at all, or whole or not at all."""
+    """How long an order remains in effect.
+
+    `gtd` (good till date): until `expires_at`. `gtc` (good till cancelled). `day`: until the next 00:00 UTC. `ioc`
+    (immediate or cancel): the remainder is cancelled on arrival. `fok` (fill or kill): filled in full on arrival, or
+    cancelled.
+    """
 
     GTD = "gtd"
     GTC = "gtc"
