@@ -7,7 +7,7 @@ from typing import Any
 from django import forms
 from rest_framework import serializers
 
-from exchange.http.fields import Amount, Quantity, Text, Timestamp, WireField, field_errors
+from exchange.http.fields import Amount, Quantity, StrictField, Text, Timestamp, field_errors
 from exchange.rules import BROKER_ID, MAX_INITIAL_CASH, SYMBOL, TRANSFER_REFERENCE, Words
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,15}")
@@ -17,7 +17,7 @@ _LOCAL = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(
 class ApiField(forms.CharField):
     """Takes what a field of the API takes, once `read` has made of the text what would be in the JSON."""
 
-    def __init__(self, field: WireField, *, read: Callable[[str], Any] = str, **options: Any) -> None:
+    def __init__(self, field: StrictField, *, read: Callable[[str], Any] = str, **options: Any) -> None:
         self.field, self.read = field, read
         super().__init__(**options)
 

@@ -7,7 +7,16 @@ from rest_framework.exceptions import ErrorDetail
 from rest_framework.serializers import BaseSerializer
 
 from exchange.bodies import BrokerBody, InstrumentBody, KeyBody, TransferBody
-from exchange.http.fields import Amount, Choice, Contradiction, Items, Quantity, StrictSerializer, Text, Timestamp
+from exchange.http.fields import (
+    Amount,
+    Choice,
+    CrossFieldError,
+    Quantity,
+    StrictList,
+    StrictSerializer,
+    Text,
+    Timestamp,
+)
 from exchange.models import ApiKey, Broker, Instrument, Transfer
 from exchange.rules import (
     BROKER_ID,
@@ -34,10 +43,10 @@ class InitialHoldingForm(StrictSerializer):
 class CreateBrokerForm(StrictSerializer):
     broker_id = Text(BROKER_ID)
     initial_cash = Amount(zero=True, maximum=MAX_INITIAL_CASH)
-    initial_holdings = Items(child=InitialHoldingForm(), default=list)
+    initial_holdings = StrictList(child=InitialHoldingForm(), default=list)
 
     @classmethod
-    def contradictions(cls, data: Mapping[str, Any]) -> Iterator[Contradiction]:
+    def cross_field_errors(cls, data: Mapping[str, Any]) -> Iterator[CrossFieldError]:
         """No symbol twice."""
         holdings, seen = data.get("initial_holdings"), set[str]()
         for index, holding in enumerate(holdings if isinstance(holdings, list) else []):
@@ -61,7 +70,7 @@ class CreateTransferForm(StrictSerializer):
     reason = Text(max_length=MAX_REASON_LENGTH)
 
     @classmethod
-    def contradictions(cls, data: Mapping[str, Any]) -> Iterable[Contradiction]:
+    def cross_field_errors(cls, data: Mapping[str, Any]) -> Iterable[CrossFieldError]:
         """Either `cash`, or `symbol` and `quantity`."""
         named = [name for name in ("symbol", "quantity") if data.get(name) is not None]
         if data.get("cash") is not None:
@@ -75,7 +84,7 @@ class CreateTransferForm(StrictSerializer):
 
 class CreateKeyForm(StrictSerializer):
     name = Text(min_length=0, max_length=MAX_NAME_LENGTH, required=False)
-    scopes = Items(child=Choice(Scope, words=(Scope.READ, Scope.TRADE)), min_length=1, required=False)
+    scopes = StrictList(child=Choice(Scope, members=(Scope.READ, Scope.TRADE)), min_length=1, required=False)
     expires_at = Timestamp(required=False, allow_null=True)
 
 

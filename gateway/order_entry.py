@@ -43,7 +43,7 @@ def _placing(environ: Environ) -> Errand | None:
     if limit.is_used_up(principal.key_prefix, time.monotonic_ns()):  # refused before its body is looked at
         return None
     try:
-        values = PlaceOrderForm.valid_values(decode_json_object(body))
+        values = PlaceOrderForm.run_fast_validation(decode_json_object(body))
     except MalformedRequest:
         return None
     if values is None or values["broker_id"] != principal.broker_id:

@@ -13,11 +13,11 @@ from rest_framework.exceptions import ErrorDetail
 
 from exchange.http.fields import (
     Amount,
+    Boolean,
     Choice,
-    Contradiction,
-    Digits,
-    Flag,
+    CrossFieldError,
     Quantity,
+    QueryInteger,
     StrictSerializer,
     Text,
     Timestamp,
@@ -56,19 +56,19 @@ class PlaceOrderForm(StrictSerializer):
     client_order_id = Text(CLIENT_ORDER_ID, default=None, allow_null=True)
 
     @classmethod
-    def completed(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def with_derived_values(cls, values: dict[str, Any]) -> dict[str, Any]:
         """The fields of a `PlaceOrder`, with the default time in force of the order's type."""
         default = TimeInForce.IOC if values["type"] is OrderType.MARKET else TimeInForce.GTD
         return {"time_in_force": default} | values
 
     @classmethod
-    def contradictions(cls, data: Mapping[str, Any]) -> list[Contradiction]:
+    def cross_field_errors(cls, data: Mapping[str, Any]) -> list[CrossFieldError]:
         if data.get("type", OrderType.LIMIT) == OrderType.MARKET:
-            return _market_contradictions(data)
-        return _limit_contradictions(data) + _excessive_notional(data)
+            return _market_order_errors(data)
+        return _limit_order_errors(data) + _excessive_notional(data)
 
 
-def _excessive_notional(data: Mapping[str, Any]) -> list[Contradiction]:
+def _excessive_notional(data: Mapping[str, Any]) -> list[CrossFieldError]:
     try:
         price = _price.to_internal_value(data.get("price"))
         quantity = _quantity.to_internal_value(data.get("quantity"))
@@ -79,7 +79,7 @@ def _excessive_notional(data: Mapping[str, Any]) -> list[Contradiction]:
     return [("quantity", ErrorDetail("price times quantity may be at most 10^15.", "notional_too_large"))]
 
 
-def _limit_contradictions(data: Mapping[str, Any]) -> list[Contradiction]:
+def _limit_order_errors(data: Mapping[str, Any]) -> list[CrossFieldError]:
     found = []
     if data.get("price") is None:
         found.append(("price", ErrorDetail("A limit order needs a price.", "required")))
@@ -92,7 +92,7 @@ def _limit_contradictions(data: Mapping[str, Any]) -> list[Contradiction]:
     return found
 
 
-def _market_contradictions(data: Mapping[str, Any]) -> list[Contradiction]:
+def _market_order_errors(data: Mapping[str, Any]) -> list[CrossFieldError]:
     found = [
         (name, ErrorDetail(f"A market order has no {name}.", "not_allowed"))
         for name in ("price", "expires_at")
@@ -134,7 +134,7 @@ class CancelOrdersQuery(StrictSerializer):
     broker_id = Text(BROKER_ID, required=False)
 
     @classmethod
-    def contradictions(cls, data: Mapping[str, Any]) -> list[Contradiction]:
+    def cross_field_errors(cls, data: Mapping[str, Any]) -> list[CrossFieldError]:
         """Either a filter, or `all`: what cancels everything is said in so many words, and nothing else is."""
         narrowed = "symbol" in data or "side" in data
         if narrowed and "all" in data:
@@ -149,20 +149,20 @@ class CancelOrdersQuery(StrictSerializer):
 class SuspendForm(ReasonForm):
     """Why, and whether the broker's resting orders go too."""
 
-    cancel_orders = Flag(default=False)
+    cancel_orders = Boolean(default=False)
 
 
 class BookQuery(StrictSerializer):
     """How many levels of each side."""
 
-    depth = Digits(1, settings.BOOK_DEPTH_MAX, default=settings.BOOK_DEPTH_DEFAULT)
+    depth = QueryInteger(1, settings.BOOK_DEPTH_MAX, default=settings.BOOK_DEPTH_DEFAULT)
 
 
 class QuoteQuery(StrictSerializer):
     """What a market order would ask for."""
 
     side = Choice(Side)
-    quantity = Digits(1, MAX_QUANTITY)
+    quantity = QueryInteger(1, MAX_QUANTITY)
 
 
 class OrderSummarySerializer(serializers.BaseSerializer[Order]):

@@ -19,7 +19,7 @@ from exchange import errors, rejects
 from exchange import services as exchange_services
 from exchange.database import already_committed
 from exchange.errors import BrokerNotFound, ExchangeError, FieldError, SymbolNotFound
-from exchange.http.fields import MAX_ERRORS, validated
+from exchange.http.fields import MAX_ERRORS, validate
 from exchange.http.middleware import request_id_of
 from exchange.http.paging import NEWEST_FIRST, Keyset
 from exchange.http.problems import problem_of
@@ -189,7 +189,7 @@ class OrderViewSet(ExchangeViewSet[Order]):
         if isinstance(body.get("broker_id"), str) and body["broker_id"] != own:
             return errors.BrokerMismatch(f"This key acts for {own} only.")
         bad: list[FieldError] = []
-        values = validated(PlaceOrderForm, body, bad, max_errors=max(min(self.errors_left, MAX_ERRORS), 1))
+        values = validate(PlaceOrderForm, body, bad, max_errors=max(min(self.errors_left, MAX_ERRORS), 1))
         self.errors_left -= len(bad)
         return errors.ValidationFailed(errors=bad) if bad else PlaceOrder(**values)
 

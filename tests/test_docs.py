@@ -136,7 +136,7 @@ def test_every_code_that_a_field_can_get_is_on_the_page() -> None:
 def fields() -> Iterator[serializers.Field[Any, Any, Any, Any]]:
     """Every field that a body or a query can have, also inside others."""
     found = [field for form in kinds(StrictSerializer) for field in form().fields.values()]
-    found += [each.wire for filters in kinds(Filters) for each in filters.base_filters.values()]
+    found += [each.value_field for filters in kinds(Filters) for each in filters.base_filters.values()]
     for field in found:
         yield field
         if isinstance(field, serializers.ListField):

@@ -5,13 +5,13 @@ from typing import Any
 from django.conf import settings
 from rest_framework import serializers
 
-from exchange.http.fields import Choice, Items, StrictSerializer, Text, WireField
+from exchange.http.fields import Choice, StrictField, StrictList, StrictSerializer, Text
 from exchange.rules import BROKER_ID
 from webhooks.addresses import URL, BadUrl, check_url
 from webhooks.models import MAX_URL_LENGTH, EventType
 
 
-class Url(WireField):
+class Url(StrictField):
     """Where webhooks may be sent, as far as the text tells; taken as it is."""
 
     default_error_messages = {
@@ -39,7 +39,7 @@ def _unnamed(pattern: str) -> str:
     return pattern.replace("(?P<scheme>", "(").replace("(?P<host>", "(").replace("(?P<port>", "(")
 
 
-class EventTypes(Items):
+class EventTypes(StrictList):
     """Types of events, at least one."""
 
     default_error_messages = {"not_a_list": "Must be a list.", "min_length": "Must name at least one event."}

@@ -1,7 +1,7 @@
-"""What a request may say, field by field: nothing is converted, trimmed or rounded; every bad field is named at once.
+"""Strict serializer fields: they never convert, trim or round a value, and all errors are reported at once.
 
-Each field also tells the OpenAPI document exactly what it takes (`schema`). The same fields read query parameters,
-where everything is text.
+Each field describes the values it accepts for the OpenAPI document (`schema`). Query parameters, which are always
+text, are validated by the same fields.
 """
 
 import re
@@ -20,13 +20,13 @@ from rest_framework.fields import empty
 from exchange.errors import FieldError
 from exchange.rules import AMOUNT, AMOUNT_DECIMALS, AMOUNT_INTEGER_DIGITS, MAX_QUANTITY
 
-Word = TypeVar("Word", bound=StrEnum)
+Member = TypeVar("Member", bound=StrEnum)
 
-MAX_ERRORS = 50  # named in one answer; no more are collected, however many a body has
-MAX_NAME_SHOWN = 64  # characters of a field name that is not ours
+MAX_ERRORS = 50  # in one response; validation stops collecting errors here
+MAX_NAME_SHOWN = 64  # characters of an unknown field's name
 
 _SMALLEST = Decimal(1).scaleb(-AMOUNT_DECIMALS)
-# Quantizing in this context is exact, or raises: Inexact for too many decimals, InvalidOperation for too many digits.
+# Quantizing in this context is exact or raises: Inexact for too many decimals, InvalidOperation for too many digits.
 _EXACT = Context(prec=AMOUNT_INTEGER_DIGITS + AMOUNT_DECIMALS, traps=[Inexact, InvalidOperation])
 _INSTANT = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt]([01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
@@ -34,70 +34,70 @@ _INSTANT = re.compile(
 _DIGITS = re.compile(r"[0-9]{1,15}")
 
 
-Contradiction = tuple[str, ErrorDetail]  # the field to blame, and why
+CrossFieldError = tuple[str, ErrorDetail]  # field name, error
 
 
 class StrictSerializer(serializers.Serializer[Any]):
-    """A JSON object, or a query, with these fields and no others."""
+    """Serializer of a JSON object or a query string; unknown fields are errors."""
 
     default_error_messages = {"invalid": "Must be a JSON object."}
 
     @classmethod
-    def contradictions(cls, data: Mapping[str, Any]) -> Iterable[Contradiction]:
-        """What is wrong between fields, told from the raw values: a bad field hides nothing of it."""
+    def cross_field_errors(cls, data: Mapping[str, Any]) -> Iterable[CrossFieldError]:
+        """Errors that depend on several fields, found in the raw values: an invalid field does not hide them."""
         return ()
 
     @classmethod
-    def completed(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The validated values, with those that follow from others."""
+    def with_derived_values(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Add values that follow from other validated values."""
         return values
 
     @classmethod
-    def valid_values(cls, data: Any) -> dict[str, Any] | None:
-        """The validated values, or None if anything is wrong: `run_validation` finds and names every error.
+    def run_fast_validation(cls, data: Any) -> dict[str, Any] | None:
+        """Fast validation: same result as the serializer, or None to fall back to it, which reports the errors.
 
-        It makes the same checks by the same fields, without what Django REST framework does around each of them: that
-        takes several times as long.
+        It calls the same field methods, without Django REST framework's per-field overhead, which takes several times
+        as long.
         """
-        fast = _fast(cls)
+        fast = _fast_path(cls)
         if fast is None or type(data) is not dict or not fast.required <= data.keys():
             return None
         values = fast.defaults.copy()
         try:
             for name, value in data.items():
                 values[name] = None if value is None and name in fast.nullable else fast.converters[name](value)
-        except (KeyError, serializers.ValidationError):  # an unknown name is a KeyError
+        except (KeyError, serializers.ValidationError):  # KeyError: an unknown field
             return None
-        return None if any(cls.contradictions(data)) else cls.completed(values)
+        return None if any(cls.cross_field_errors(data)) else cls.with_derived_values(values)
 
     def run_validation(self, data: Any = empty) -> dict[str, Any]:
-        """The validated values; `ValidationError` with every error."""
-        values = self.valid_values(data)
+        """Return the validated values, or raise `ValidationError` with every error."""
+        values = self.run_fast_validation(data)
         return super().run_validation(data) if values is None else values
 
     def to_internal_value(self, data: Any) -> dict[str, Any]:
-        """The values of the fields, or all their errors and the first of the others, in the order of the body."""
+        """Return the values, or raise all errors of the declared fields and up to `MAX_ERRORS` others."""
         values: dict[str, Any] = {}
-        refusal = serializers.ValidationError({})
+        error = serializers.ValidationError({})
         try:
             values = super().to_internal_value(data)
-        except serializers.ValidationError as of_fields:
-            refusal = of_fields
-        errors: Any = refusal.detail  # a serializer's own are always by field
+        except serializers.ValidationError as field_error:
+            error = field_error
+        errors: Any = error.detail  # a dict by field name
         if isinstance(data, dict):
-            for name, detail in islice(chain(self.contradictions(data), self._unknown(data)), MAX_ERRORS):
+            for name, detail in islice(chain(self.cross_field_errors(data), self._unknown(data)), MAX_ERRORS):
                 errors.setdefault(name, []).append(detail)
         if errors:
-            raise refusal
-        return self.completed(values)
+            raise error
+        return self.with_derived_values(values)
 
-    def _unknown(self, data: Mapping[str, Any]) -> Iterator[Contradiction]:
-        detail = ErrorDetail("There is no such field here.", "unknown_field")
+    def _unknown(self, data: Mapping[str, Any]) -> Iterator[CrossFieldError]:
+        detail = ErrorDetail("Unknown field.", "unknown_field")
         return ((name, detail) for name in data if name not in self._declared_fields)
 
 
-class _Fast(NamedTuple):
-    """The fields of a serializer, as `valid_values` needs them."""
+class _FastPath(NamedTuple):
+    """A serializer's fields, prepared for `run_fast_validation`."""
 
     converters: Mapping[str, Callable[[Any], Any]]
     defaults: dict[str, Any]
@@ -106,12 +106,12 @@ class _Fast(NamedTuple):
 
 
 @cache
-def _fast(serializer: type[StrictSerializer]) -> _Fast | None:
-    """None for a serializer that has other fields than ours, whose validation may be more than one call."""
+def _fast_path(serializer: type[StrictSerializer]) -> _FastPath | None:
+    """Prepare the fast path, or return None: other fields may validate in more than `to_internal_value`."""
     fields = serializer._declared_fields
-    if not all(isinstance(field, WireField) for field in fields.values()):
+    if not all(isinstance(field, StrictField) for field in fields.values()):
         return None
-    return _Fast(
+    return _FastPath(
         converters={name: field.to_internal_value for name, field in fields.items()},
         defaults={name: field.default for name, field in fields.items() if field.default is not empty},
         required={name for name, field in fields.items() if field.required},
@@ -119,8 +119,8 @@ def _fast(serializer: type[StrictSerializer]) -> _Fast | None:
     )
 
 
-class Items(serializers.ListField):
-    """A list whose items are checked one by one, until as many are bad as an answer names."""
+class StrictList(serializers.ListField):
+    """List field that validates its items one by one and stops at `MAX_ERRORS` invalid ones."""
 
     def run_child_validation(self, data: Iterable[Any]) -> list[Any]:
         items: list[Any] = []
@@ -128,8 +128,8 @@ class Items(serializers.ListField):
         for index, item in enumerate(data):
             try:
                 items.append(self.child.run_validation(item))
-            except serializers.ValidationError as refusal:
-                errors[str(index)] = refusal.detail
+            except serializers.ValidationError as error:
+                errors[str(index)] = error.detail
             if len(errors) == MAX_ERRORS:
                 break
         if errors:
@@ -137,60 +137,60 @@ class Items(serializers.ListField):
         return items
 
 
-def validated(
+def validate(
     serializer: type[StrictSerializer],
     values: Mapping[str, Any],
     errors: list[FieldError],
     *,
     max_errors: int = MAX_ERRORS,
 ) -> dict[str, Any]:
-    """What `serializer` makes of `values`; what is wrong with them is added to `errors`, at most `max_errors`."""
+    """Validate `values` with `serializer`, adding at most `max_errors` errors to `errors`."""
     try:
-        accepted: dict[str, Any] = _shared(serializer).run_validation(values)
-    except serializers.ValidationError as refusal:
-        errors += islice(_flattened(refusal.detail), max_errors)
+        accepted: dict[str, Any] = _shared_instance(serializer).run_validation(values)
+    except serializers.ValidationError as error:
+        errors += islice(_flatten(error.detail), max_errors)
         return {}
     return accepted
 
 
 @cache
-def _shared(serializer: type[StrictSerializer]) -> StrictSerializer:
-    """One instance for all requests: validation keeps no state in it, and building one copies every field."""
+def _shared_instance(serializer: type[StrictSerializer]) -> StrictSerializer:
+    """Return one instance for all requests: validation keeps no state in it, and creating one copies every field."""
     return serializer()
 
 
 def field_errors(detail: Any) -> list[FieldError]:
-    """REST framework's nested errors, flat and dotted, at most `MAX_ERRORS`: `initial_holdings.0.quantity`."""
-    return list(islice(_flattened(detail), MAX_ERRORS))
+    """Flatten REST framework's nested errors into at most `MAX_ERRORS`: `initial_holdings.0.quantity`."""
+    return list(islice(_flatten(detail), MAX_ERRORS))
 
 
-def _flattened(detail: Any, name: str = "") -> Iterator[FieldError]:
+def _flatten(detail: Any, name: str = "") -> Iterator[FieldError]:
     if isinstance(detail, ErrorDetail):
         yield FieldError(name, str(detail.code), str(detail))
     elif isinstance(detail, dict):
         for key, inner in detail.items():
-            yield from _flattened(inner, _joined(name, key))
+            yield from _flatten(inner, _join(name, key))
     else:
         for inner in detail:
-            yield from _flattened(inner, name)
+            yield from _flatten(inner, name)
 
 
-def _joined(name: str, key: object) -> str:
+def _join(name: str, key: object) -> str:
     if key == "non_field_errors":
         return name
     shown = str(key)[:MAX_NAME_SHOWN]
     return f"{name}.{shown}" if name else shown
 
 
-class WireField(serializers.Field[Any, Any, Any, Any]):
-    """A field that knows its own JSON schema."""
+class StrictField(serializers.Field[Any, Any, Any, Any]):
+    """Base of the strict fields: each provides its JSON schema."""
 
     def schema(self) -> dict[str, Any]:
         raise NotImplementedError
 
 
-class Text(WireField):
-    """A string, taken as it is."""
+class Text(StrictField):
+    """String field without trimming."""
 
     default_error_messages = {
         "invalid": "Must be a string.",
@@ -231,30 +231,30 @@ class Text(WireField):
         return {"type": "string", "minLength": self.min_length, **longest, "pattern": r"^[^\u0000]*$"}
 
 
-class Choice(WireField, Generic[Word]):
-    """One of an enum's words; gives the member. `words` narrows it to some of them."""
+class Choice(StrictField, Generic[Member]):
+    """Enum field that returns the member. `members` restricts it to some of them."""
 
-    default_error_messages = {"invalid": "Must be one of: {words}."}
+    default_error_messages = {"invalid": "Must be one of: {members}."}
 
-    def __init__(self, enum: type[Word], *, words: tuple[Word, ...] = (), **kwargs: Any) -> None:
-        self.enum, self.words, self.takes_all = enum, words or tuple(enum), not words
+    def __init__(self, enum: type[Member], *, members: tuple[Member, ...] = (), **kwargs: Any) -> None:
+        self.enum, self.members, self.takes_all_members = enum, members or tuple(enum), not members
         super().__init__(**kwargs)
 
-    def to_internal_value(self, data: Any) -> Word:
-        if not isinstance(data, str) or data not in self.words:
-            self.fail("invalid", words=", ".join(self.words))
+    def to_internal_value(self, data: Any) -> Member:
+        if not isinstance(data, str) or data not in self.members:
+            self.fail("invalid", members=", ".join(self.members))
         return self.enum(data)
 
     def schema(self) -> dict[str, Any]:
-        return {"type": "string", "enum": [word.value for word in self.words]}
+        return {"type": "string", "enum": [member.value for member in self.members]}
 
 
-class Amount(WireField):
-    """A price or a sum of cash: a JSON number at its exact value, or a string of digits. Above 0 unless asked."""
+class Amount(StrictField):
+    """Price or cash amount: an exact JSON number or a string of digits; positive unless `zero` or `negative`."""
 
     default_error_messages = {
-        "invalid": "Must be a number, or a string of digits, below 10^16 with at most 4 decimals.",
-        "min_value": "Must be {least}.",
+        "invalid": "Must be a number or a string of digits, below 10^16, with at most 4 decimals.",
+        "min_value": "Must be {minimum}.",
         "max_value": "May be at most {maximum}.",
     }
 
@@ -265,17 +265,17 @@ class Amount(WireField):
         super().__init__(**kwargs)
 
     def to_internal_value(self, data: Any) -> Decimal:
-        value = self._exact(data)
+        value = self._to_decimal(data)
         if value is None:
             self.fail("invalid")
         if (value == 0 and not self.zero) or (value < 0 and not self.negative):
-            self.fail("min_value", least=self._least())
+            self.fail("min_value", minimum=self._minimum_text())
         if self.maximum is not None and value > self.maximum:
             self.fail("max_value", maximum=self.maximum)
         return value if value else abs(value)  # -0.0 is 0
 
-    def _exact(self, data: Any) -> Decimal | None:
-        """The amount with four decimals, whatever it is written as; None if it is not one."""
+    def _to_decimal(self, data: Any) -> Decimal | None:
+        """Convert to four decimals; None if that is not exact or the value is not an amount."""
         if isinstance(data, str):
             unsigned = data.removeprefix("-") if self.negative else data
             data = Decimal(data) if AMOUNT.fullmatch(unsigned) else None
@@ -288,7 +288,7 @@ class Amount(WireField):
         except (Inexact, InvalidOperation):
             return None
 
-    def _least(self) -> str:
+    def _minimum_text(self) -> str:
         if self.negative:
             return "other than 0"
         return "0 or more" if self.zero else "above 0"
@@ -307,12 +307,12 @@ class Amount(WireField):
         return {"anyOf": [number, {"type": "string", "pattern": f"^{sign}{AMOUNT.pattern}$"}]}
 
 
-class Quantity(WireField):
-    """A whole number of shares, written as a JSON integer; `signed` for what comes in or goes out."""
+class Quantity(StrictField):
+    """Number of shares as a JSON integer; `signed` amounts are deposits and withdrawals."""
 
     default_error_messages = {
         "invalid": "Must be a whole JSON number, written without quotes, decimals or exponent.",
-        "range": "Must be {least} to {maximum}.",
+        "range": "Must be {minimum} to {maximum}.",
     }
 
     def __init__(self, *, signed: bool = False, **kwargs: Any) -> None:
@@ -320,12 +320,12 @@ class Quantity(WireField):
         super().__init__(**kwargs)
 
     def to_internal_value(self, data: Any) -> int:
-        if type(data) is not int:  # a bool is an int to Python
+        if type(data) is not int:  # bool is a subclass of int
             self.fail("invalid")
         shares: int = data
         if not (1 <= (abs(shares) if self.signed else shares) <= MAX_QUANTITY):
-            least = f"not 0, and from {-MAX_QUANTITY}" if self.signed else 1
-            self.fail("range", least=least, maximum=MAX_QUANTITY)
+            minimum = f"not 0, and from {-MAX_QUANTITY}" if self.signed else 1
+            self.fail("range", minimum=minimum, maximum=MAX_QUANTITY)
         return shares
 
     def schema(self) -> dict[str, Any]:
@@ -334,8 +334,8 @@ class Quantity(WireField):
         return {"type": "integer", "minimum": 1, "maximum": MAX_QUANTITY}
 
 
-class Timestamp(WireField):
-    """An RFC 3339 time with its offset; gives it in UTC."""
+class Timestamp(StrictField):
+    """RFC 3339 time with an offset, converted to UTC."""
 
     default_error_messages = {
         "invalid": "Must be an RFC 3339 time with an offset, such as 2026-02-16T16:29:00Z.",
@@ -346,15 +346,15 @@ class Timestamp(WireField):
             self.fail("invalid")
         try:
             return datetime.fromisoformat(data.upper()).astimezone(UTC)
-        except (ValueError, OverflowError):  # no such day or second; beyond the years 1 to 9999 in UTC
+        except (ValueError, OverflowError):  # no such day or second, or outside the years 1 to 9999 in UTC
             self.fail("invalid")
 
     def schema(self) -> dict[str, Any]:
         return {"type": "string", "format": "date-time"}
 
 
-class Flag(WireField):
-    """`true` or `false`."""
+class Boolean(StrictField):
+    """JSON boolean."""
 
     default_error_messages = {"invalid": "Must be true or false."}
 
@@ -367,8 +367,8 @@ class Flag(WireField):
         return {"type": "boolean"}
 
 
-class Digits(WireField):
-    """A whole number in a query parameter."""
+class QueryInteger(StrictField):
+    """Integer in a query parameter."""
 
     default_error_messages = {"invalid": "Must be a whole number from {minimum} to {maximum}, in digits."}
 

@@ -18,7 +18,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from exchange.errors import FieldError
-from exchange.http.fields import Digits, StrictSerializer, Text, validated
+from exchange.http.fields import QueryInteger, StrictSerializer, Text, validate
 from exchange.json_codec import Instant
 
 Row = TypeVar("Row", bound=Model)
@@ -28,7 +28,7 @@ MAX_CURSOR_LENGTH = 200
 class PageQuery(StrictSerializer):
     """The query parameters of every list."""
 
-    limit = Digits(1, settings.PAGE_SIZE_MAX, default=settings.PAGE_SIZE_DEFAULT)
+    limit = QueryInteger(1, settings.PAGE_SIZE_MAX, default=settings.PAGE_SIZE_DEFAULT)
     cursor = Text(max_length=MAX_CURSOR_LENGTH, required=False)
 
 
@@ -117,7 +117,7 @@ class KeysetPagination(BasePagination):
 
 def read_page(keyset: Keyset, parameters: dict[str, str], errors: list[FieldError]) -> Page:
     """The page that these query parameters ask for; their errors are added to `errors`."""
-    query = validated(PageQuery, parameters, errors)
+    query = validate(PageQuery, parameters, errors)
     position = None
     if "cursor" in parameters and all(error.field != "cursor" for error in errors):
         try:

@@ -20,7 +20,7 @@ from drf_spectacular.utils import Direction, OpenApiParameter, OpenApiResponse, 
 
 from exchange import errors
 from exchange.errors import ExchangeError
-from exchange.http.fields import Choice, WireField
+from exchange.http.fields import Choice, StrictField
 from exchange.http.paging import PageQuery
 from exchange.http.problems import MEDIA_TYPE, STATUSES
 from exchange.json_codec import Problem
@@ -107,7 +107,7 @@ class Schema(AutoSchema):
             parameters.append(view.query_serializers[view.action])
         if view.action == "list" and view.filterset_class:
             parameters += [
-                OpenApiParameter(name, self._field(each.wire), OpenApiParameter.QUERY)
+                OpenApiParameter(name, self._field(each.value_field), OpenApiParameter.QUERY)
                 for name, each in view.filterset_class.base_filters.items()
             ]
         if view.action == "list" and view.pagination_class:
@@ -118,7 +118,7 @@ class Schema(AutoSchema):
         """Never: a page is an object, and its parameters are among the override parameters."""
         return False
 
-    def _field(self, field: WireField) -> JSONSchema:
+    def _field(self, field: StrictField) -> JSONSchema:
         return dict(self._map_serializer_field(field, "request"))
 
     def get_response_serializers(self) -> Any:
@@ -164,9 +164,9 @@ class BearerScheme(OpenApiAuthenticationExtension):
 
 
 class FieldExtension(OpenApiSerializerFieldExtension):
-    """A wire field describes itself; an enum is a component that answers share, also where only some words will do."""
+    """Schema of a strict field. An enum is a shared component, also where only some of its members are accepted."""
 
-    target_class = "exchange.http.fields.WireField"
+    target_class = "exchange.http.fields.StrictField"
     match_subclasses = True
 
     def map_serializer_field(self, auto_schema: AutoSchema, direction: Direction) -> JSONSchema:
@@ -174,8 +174,8 @@ class FieldExtension(OpenApiSerializerFieldExtension):
         schema: JSONSchema = field.schema()
         if not isinstance(field, Choice):
             return schema
-        words = _described(auto_schema, field.enum)
-        return words if field.takes_all else words | {"enum": schema["enum"]}
+        reference = _described(auto_schema, field.enum)
+        return reference if field.takes_all_members else reference | {"enum": schema["enum"]}
 
 
 class FormExtension(OpenApiSerializerExtension):

@@ -14,7 +14,7 @@ from rest_framework.viewsets import GenericViewSet
 from exchange.audit import Actor
 from exchange.errors import FieldError, MalformedRequest, ValidationFailed
 from exchange.http import limits, media
-from exchange.http.fields import MAX_ERRORS, MAX_NAME_SHOWN, StrictSerializer, validated
+from exchange.http.fields import MAX_ERRORS, MAX_NAME_SHOWN, StrictSerializer, validate
 from exchange.http.filters import Filters
 from exchange.http.middleware import actor_of
 from exchange.http.paging import Keyset, Page, PageQuery, read_page
@@ -101,10 +101,10 @@ class ExchangeViewSet(GenericViewSet[Row]):
         """Validate body and query. All errors of both are reported at once."""
         errors: list[FieldError] = []
         if self.action in self.body_serializers:
-            self.body = validated(self.body_serializers[self.action], self.data, errors)
+            self.body = validate(self.body_serializers[self.action], self.data, errors)
         parameters = {name: str(value) for name, value in self.parameters.items()}
         errors += self.read_query(parameters)
-        unknown = "There is no such query parameter here."
+        unknown = "Unknown query parameter."
         shown = (name[:MAX_NAME_SHOWN] for name in islice(parameters, MAX_ERRORS))
         errors += [FieldError(name, "unknown_parameter", unknown) for name in shown]
         if errors:
@@ -115,7 +115,7 @@ class ExchangeViewSet(GenericViewSet[Row]):
         errors: list[FieldError] = []
         query_serializer = self.query_serializers.get(self.action)
         if query_serializer is not None:
-            self.query = validated(query_serializer, _taken(parameters, query_serializer._declared_fields), errors)
+            self.query = validate(query_serializer, _taken(parameters, query_serializer._declared_fields), errors)
         if self.action == "list" and self.filterset_class is not None:
             errors += self.filterset_class.field_errors(_taken(parameters, self.filterset_class.base_filters))
         if self.action == "list" and self.pagination_class is not None:

@@ -137,7 +137,7 @@ def exactly(values: dict[str, Any] | None) -> Any:
 def assert_the_same(body: Any) -> bool:
     """Whether both take it."""
     expected = by_the_form(body)
-    assert exactly(PlaceOrderForm.valid_values(body)) == exactly(expected), body
+    assert exactly(PlaceOrderForm.run_fast_validation(body)) == exactly(expected), body
     return expected is not None
 
 
@@ -175,7 +175,7 @@ def test_no_value_of_any_type_passes_the_fast_validation_alone(name: str, value:
 
 @pytest.mark.parametrize("body", [None, [], [LIMIT], "order", 1, True, {}, {"": 1}, {1: 2}], ids=repr)
 def test_a_body_that_is_no_order_has_no_valid_values(body: Any) -> None:
-    assert PlaceOrderForm.valid_values(body) is None
+    assert PlaceOrderForm.run_fast_validation(body) is None
 
 
 def test_the_largest_notional_is_taken_and_the_next_is_not() -> None:
@@ -193,5 +193,5 @@ def test_a_valid_order_is_validated_once() -> None:
     finally:
         sys.setprofile(None)
 
-    assert vars(StrictSerializer)["valid_values"].__func__.__code__ in called
+    assert vars(StrictSerializer)["run_fast_validation"].__func__.__code__ in called
     assert StrictSerializer.to_internal_value.__code__ not in called

@@ -21,7 +21,7 @@ from pytest_django.fixtures import Settings
 from config.local.processes import wait_until
 from exchange import services as exchange_services
 from exchange.errors import FieldError
-from exchange.http.fields import validated
+from exchange.http.fields import validate
 from exchange.rules import Scope
 from orders import services
 from orders.enums import Side
@@ -365,7 +365,7 @@ def test_every_bad_field_is_named_at_once(alice: Client) -> None:
 def test_of_a_body_full_of_nonsense_no_more_is_looked_at_than_is_named(alice: Client) -> None:
     nonsense = HOOKS | {"events": [1] * 30_000}
     errors: list[FieldError] = []
-    validated(SubscribeForm, nonsense, errors)
+    validate(SubscribeForm, nonsense, errors)
 
     assert len(errors) == len(refused_hooks(alice, nonsense).fields) == 50
 
