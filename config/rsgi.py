@@ -10,9 +10,11 @@ if os.environ["DJANGO_SETTINGS_MODULE"] == "config.settings.backoffice":  # Cele
 django.setup(set_prefix=False)
 
 from gateway import order_entry  # noqa: E402
-from gateway.application import Front  # noqa: E402 (Django must be set up first)
+from gateway.application import Gateway  # noqa: E402 (Django must be set up first)
 from gateway.django_handler import ExchangeHandler  # noqa: E402
 from orders.matching import sequencer  # noqa: E402
 
-application = Front(ExchangeHandler(), takes_no_orders=sequencer.is_full, errand_of=order_entry.errand_of)
+application = Gateway(
+    ExchangeHandler(), is_queue_full=sequencer.is_full, parse_fast_request=order_entry.parse_fast_request
+)
 gc.freeze()  # what is loaded by now stays: the collector need not look through it again and again

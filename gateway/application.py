@@ -27,98 +27,101 @@ from exchange.http.problems import problem_response
 from exchange.http.responses import Response, json_response
 from exchange.http.threads import in_thread
 from exchange.keys import renew_known, write_uses
-from gateway import fast_path, unknown
+from gateway import address_limits, fast_path
 from gateway.connections import Connections
-from gateway.fast_path import Errand
+from gateway.fast_path import FastRequest
 from gateway.request_bodies import RequestBodies
 
 WSGI = Callable[[Environ, Any], Iterable[bytes]]
 
-_BODILESS = {"GET", "HEAD", "OPTIONS"}
-_WITHOUT_PREFIX = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
+_BODILESS_METHODS = {"GET", "HEAD", "OPTIONS"}
+_UNPREFIXED_HEADERS = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 _log = structlog.get_logger(__name__)
 
 
-class Front:
+class Gateway:
     """An RSGI application, as granian runs it."""
 
     def __init__(
-        self, long_way: WSGI, takes_no_orders: Callable[[], bool], errand_of: Callable[[Environ], Errand | None]
+        self,
+        full_path: WSGI,
+        is_queue_full: Callable[[], bool],
+        parse_fast_request: Callable[[Environ], FastRequest | None],
     ) -> None:
-        self._long_way = long_way
-        self._takes_no_orders = takes_no_orders
-        self._errand_of = errand_of
+        self._full_path = full_path
+        self._is_queue_full = is_queue_full
+        self._parse_fast_request = parse_fast_request
         self._connections = Connections()
         self._bodies = RequestBodies()
-        self._paused = 0  # requests whose refusal is held back
+        self._delayed_responses = 0  # requests whose refusal is held back
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        threading.Thread(target=_keep_up_for_ever, args=[self._connections], name="upkeep", daemon=True).start()
+        threading.Thread(target=_run_upkeep, args=[self._connections], name="upkeep", daemon=True).start()
         threading.Thread(target=limits.share_for_ever, name="limits", daemon=True).start()
 
     async def __rsgi__(self, scope: Scope, protocol: HTTPProtocol) -> None:
         started = time.perf_counter()
-        self._connections.note(scope.server, scope.client, started)
+        self._connections.record_request(scope.server, scope.client, started)
         environ = environ_of(scope)
         environ[STARTED] = started
-        if scope.method in _BODILESS:
-            response = await self.answer(environ)
+        if scope.method in _BODILESS_METHODS:
+            response = await self.respond(environ)
         else:
-            response = await self._answer_to_body(environ, protocol)
-        if _is_to_place(environ) and rejects.is_refusal(response.status) and not unknown.is_refused(environ):
+            response = await self._respond_to_body(environ, protocol)
+        if _places_orders(environ) and rejects.is_refusal(response.status) and not address_limits.is_refused(environ):
             rejects.note(1)
         protocol.response_bytes(response.status, list(response.headers.items()), response.content)
 
-    async def _answer_to_body(self, environ: Environ, protocol: HTTPProtocol) -> Response:
+    async def _respond_to_body(self, environ: Environ, protocol: HTTPProtocol) -> Response:
         try:
             await self._bodies.receive(environ, protocol)
-            return await self.answer(environ)
+            return await self.respond(environ)
         except Overloaded:
-            return _refusal(environ)
+            return _overloaded_response(environ)
         finally:
             self._bodies.release(environ)
 
-    async def answer(self, environ: Environ) -> Response:
+    async def respond(self, environ: Environ) -> Response:
         """The answer, held back if it is that the client asks too much: else it would ask again at once."""
-        response = await self._respond(environ)
+        response = await self._dispatch(environ)
         if response.status == HTTPStatus.TOO_MANY_REQUESTS:
-            await self._pause()
+            await self._delay()
         return response
 
-    async def _respond(self, environ: Environ) -> Response:
+    async def _dispatch(self, environ: Environ) -> Response:
         """Whichever way is the request's; an order is turned away at the door when no more may wait.
 
         Under several times the load that can be borne, refusing must cost next to nothing. But its body has been read:
         a server that answers before closes the connection, and the client's next order would have an unknown outcome.
         """
-        if _is_for_a_book(environ) and self._takes_no_orders():
-            return _refusal(environ)
-        errand = self._errand_of(environ)
-        if errand and (done := await fast_path.run(errand, environ)):
-            return done
+        if _enters_queue(environ) and self._is_queue_full():
+            return _overloaded_response(environ)
+        request = self._parse_fast_request(environ)
+        if request and (response := await fast_path.run(request, environ)):
+            return response
         if _is_health_check(environ):
-            known = _health(environ)
-            return await in_thread(_django, self._long_way, environ) if known is None else known
+            known = _health_response(environ)
+            return await in_thread(_call_wsgi, self._full_path, environ) if known is None else known
         try:
-            token = unknown.admit(environ)
+            token = address_limits.admit(environ)
         except RateLimited as error:
-            return fast_path.finished(environ, problem_response(error, request_id_of(environ)))
-        answered = await in_thread(_django, self._long_way, environ)
+            return fast_path.finish(environ, problem_response(error, request_id_of(environ)))
+        response = await in_thread(_call_wsgi, self._full_path, environ)
         if token:
             token.give_back_if_valid()
-        return answered
+        return response
 
-    async def _pause(self) -> None:
+    async def _delay(self) -> None:
         """Slow down a client that was refused and may ask again at once, unless many are being slowed down already."""
-        if self._paused < settings.RATE_LIMIT_PAUSES:
-            self._paused += 1
+        if self._delayed_responses < settings.RATE_LIMIT_PAUSES:
+            self._delayed_responses += 1
             try:
                 await asyncio.sleep(settings.RATE_LIMIT_PAUSE_SECONDS)
             finally:
-                self._paused -= 1
+                self._delayed_responses -= 1
 
 
-def _keep_up_for_ever(connections: Connections) -> None:
+def _run_upkeep(connections: Connections) -> None:
     """What a web process does beside its requests; in a thread of its own, since under load every other is busy.
 
     Keys are renewed twice in the time for which they are believed; counts are written as often.
@@ -126,17 +129,17 @@ def _keep_up_for_ever(connections: Connections) -> None:
     uses_are_due_at = time.monotonic()
     while True:
         time.sleep(settings.KEY_CACHE_SECONDS / 2)
-        _do(renew_known)
-        _do(connections.close_excess)
-        _do(rejects.write)
-        _do(floods.write)
+        _run_chore(renew_known)
+        _run_chore(connections.close_excess)
+        _run_chore(rejects.write)
+        _run_chore(floods.write)
         if time.monotonic() >= uses_are_due_at:
             uses_are_due_at = time.monotonic() + settings.KEY_USE_WRITTEN_SECONDS
-            _do(write_uses)
+            _run_chore(write_uses)
         heartbeat.mark(heartbeat.WEB)
 
 
-def _do(chore: Callable[[], None]) -> None:
+def _run_chore(chore: Callable[[], None]) -> None:
     try:
         with closing(connection):
             chore()
@@ -168,16 +171,16 @@ def environ_of(scope: Scope) -> Environ:
     for name, value in scope.headers.items():
         if "_" in name:
             continue
-        if name in _WITHOUT_PREFIX:
-            environ.setdefault(_WITHOUT_PREFIX[name], value)
+        if name in _UNPREFIXED_HEADERS:
+            environ.setdefault(_UNPREFIXED_HEADERS[name], value)
             continue
         key = f"HTTP_{name.upper().replace('-', '_')}"
-        joint = ";" if name == "cookie" else ","
-        environ[key] = f"{environ[key]}{joint}{value}" if key in environ else value
+        separator = ";" if name == "cookie" else ","
+        environ[key] = f"{environ[key]}{separator}{value}" if key in environ else value
     return environ
 
 
-def _is_for_a_book(environ: Environ) -> bool:
+def _enters_queue(environ: Environ) -> bool:
     """Whether it would wait for its turn. A mass cancel does not: it goes its own way."""
     path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
     return (method == "POST" and path == "/orders") or (method in ("POST", "DELETE") and path.startswith("/orders/"))
@@ -188,32 +191,32 @@ def _is_health_check(environ: Environ) -> bool:
     return method == "GET" and path in ("/healthz", "/readyz") and not environ["QUERY_STRING"]
 
 
-def _health(environ: Environ) -> Response | None:
+def _health_response(environ: Environ) -> Response | None:
     """The answer from memory, if it is there. It costs no more than a refusal, so nobody is refused one."""
     if environ["PATH_INFO"] == "/healthz":
-        return fast_path.finished(environ, json_response(HealthBody("ok")))
+        return fast_path.finish(environ, json_response(HealthBody("ok")))
     if body := readiness.remembered():
-        return fast_path.finished(environ, json_response(body, body.status))
+        return fast_path.finish(environ, json_response(body, body.status))
     return None
 
 
-def _is_to_place(environ: Environ) -> bool:
+def _places_orders(environ: Environ) -> bool:
     return environ["REQUEST_METHOD"] == "POST" and environ["PATH_INFO"] in ("/orders", "/orders/batch")
 
 
-def _refusal(environ: Environ) -> Response:
+def _overloaded_response(environ: Environ) -> Response:
     request_id = request_id_of(environ)
     response = problem_response(Overloaded(), request_id)
     return response._replace(headers={**response.headers, "X-Request-Id": request_id})
 
 
-def _django(application: WSGI, environ: Environ) -> Response:
-    told: list[Any] = []
-    pieces = application(environ, lambda status, headers, exc_info=None: told.extend((status, headers)))
+def _call_wsgi(application: WSGI, environ: Environ) -> Response:
+    start: list[Any] = []
+    pieces = application(environ, lambda status, headers, exc_info=None: start.extend((status, headers)))
     try:
         content = b"".join(pieces)
     finally:
         if hasattr(pieces, "close"):
             pieces.close()  # the request has ended
-    status, headers = told
+    status, headers = start
     return Response(int(status.partition(" ")[0]), dict(headers), content)

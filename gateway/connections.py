@@ -20,9 +20,9 @@ from django.conf import settings
 
 from exchange.audit import IPV6_PREFIX
 
-DESCRIPTORS = Path("/dev/fd")  # of this process
-TABLES = [Path("/proc/net/tcp"), Path("/proc/net/tcp6")]  # the kernel's, of all processes
-ESTABLISHED = "01"  # there
+FD_FOLDER = Path("/dev/fd")  # of this process
+PROC_NET_TABLES = [Path("/proc/net/tcp"), Path("/proc/net/tcp6")]  # the kernel's, of all processes
+STATE_ESTABLISHED = "01"  # there
 
 _log = structlog.get_logger(__name__)
 
@@ -40,11 +40,11 @@ class Connections:
 
     def __init__(self) -> None:
         self._port: int | None = None  # of the web server; unknown before its first request
-        self._heard_at: dict[str, float] = {}  # by client
+        self._last_request_at: dict[str, float] = {}  # by client
 
-    def note(self, server: str, client: str, now: float) -> None:
+    def record_request(self, server: str, client: str, now: float) -> None:
         """A request came to this "address:port" from that one."""
-        self._heard_at[client] = now
+        self._last_request_at[client] = now
         if self._port is None:
             self._port = int(server.rpartition(":")[2])
 
@@ -52,21 +52,21 @@ class Connections:
         """Close what an address has open above `CONNECTIONS_PER_ADDRESS`, but for `UNLIMITED_ADDRESSES`."""
         if self._port is None:
             return
-        there = list(_connections(self._port))
-        for client in self._heard_at.keys() - {each.client for each in there}:
-            self._heard_at.pop(client, None)
-        if not _above_the_limit(there):  # of any process: to know our own takes longer
+        connections = list(_connections(self._port))
+        for client in self._last_request_at.keys() - {each.client for each in connections}:
+            self._last_request_at.pop(client, None)
+        if not _over_limit(connections):  # of any process: to know our own takes longer
             return
         descriptors = dict(_sockets())
-        for network, connections in _above_the_limit([each for each in there if each.inode in descriptors]).items():
-            connections.sort(key=lambda each: self._heard_at.get(each.client, 0.0))
-            excess = connections[: len(connections) - settings.CONNECTIONS_PER_ADDRESS]
+        for network, own in _over_limit([each for each in connections if each.inode in descriptors]).items():
+            own.sort(key=lambda each: self._last_request_at.get(each.client, 0.0))
+            excess = own[: len(own) - settings.CONNECTIONS_PER_ADDRESS]
             for each in excess:
                 _close(descriptors[each.inode], each.inode)
             _log.warning("connections_closed", address=network, connections=len(excess))
 
 
-def _above_the_limit(connections: Collection[Connection]) -> dict[str, list[Connection]]:
+def _over_limit(connections: Collection[Connection]) -> dict[str, list[Connection]]:
     """The connections of each network that has too many, if it is limited."""
     by_network: dict[str, list[Connection]] = defaultdict(list)
     for each in connections:
@@ -85,21 +85,21 @@ def _is_unlimited(client: str) -> bool:
 
 def _connections(port: int) -> Iterator[Connection]:
     """Those that are open to this port, of whichever process."""
-    ours = f":{port:04X}"
-    for table in TABLES:
+    local_suffix = f":{port:04X}"
+    for table in PROC_NET_TABLES:
         with suppress(FileNotFoundError), table.open() as lines:  # there is no IPv6 everywhere
             for line in lines:
                 _, local, remote, state, _, _, _, _, _, inode, *_ = line.split()
-                if state == ESTABLISHED and local.endswith(ours):
+                if state == STATE_ESTABLISHED and local.endswith(local_suffix):
                     host, _, peer_port = remote.partition(":")
                     address, network = _address(host)
                     yield Connection(f"{address}:{int(peer_port, 16)}", network, int(inode))
 
 
 @lru_cache(maxsize=65_536)
-def _address(written: str) -> tuple[str, str]:
+def _address(hex_address: str) -> tuple[str, str]:
     """An address as the kernel writes it, in words as they are in memory; and what counts as one address with it."""
-    words = [bytes.fromhex(written[at : at + 8]) for at in range(0, len(written), 8)]
+    words = [bytes.fromhex(hex_address[at : at + 8]) for at in range(0, len(hex_address), 8)]
     address = ip_address(b"".join(word[::-1] if sys.byteorder == "little" else word for word in words))
     if address.version == 4:
         return str(address), str(address)
@@ -110,9 +110,9 @@ def _address(written: str) -> tuple[str, str]:
 
 def _sockets() -> Iterator[tuple[int, int]]:
     """The kernel's number and the descriptor of each socket of this process."""
-    for name in os.listdir(DESCRIPTORS):
+    for name in os.listdir(FD_FOLDER):
         with suppress(OSError):  # it was closed meanwhile
-            kind, _, number = os.readlink(DESCRIPTORS / name).partition(":")
+            kind, _, number = os.readlink(FD_FOLDER / name).partition(":")
             if kind == "socket":
                 yield int(number.strip("[]")), int(name)
 
@@ -122,7 +122,7 @@ def _close(descriptor: int, inode: int) -> None:
     with suppress(OSError):
         copy = os.dup(descriptor)
         if os.fstat(copy).st_ino == inode:
-            with socket.socket(fileno=copy) as ended:
-                ended.shutdown(socket.SHUT_RDWR)
+            with socket.socket(fileno=copy) as duplicate:
+                duplicate.shutdown(socket.SHUT_RDWR)
         else:
             os.close(copy)

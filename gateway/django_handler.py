@@ -5,7 +5,7 @@ from typing import Any
 from django.core.handlers.wsgi import WSGIHandler, WSGIRequest
 from django.http import HttpResponse
 
-_FOR_BROWSERS = ("/static/", "/docs")  # files and pages: Django's own way
+_BROWSER_PATHS = ("/static/", "/docs")  # files and pages: Django's own way
 
 
 class ExchangeRequest(WSGIRequest):
@@ -31,7 +31,7 @@ class ExchangeHandler(WSGIHandler):
         All that hangs on them for us is that the connection goes back to the pool, and under many threads sending them
         showed in every profile: they wait for one lock.
         """
-        if environ["PATH_INFO"].startswith(_FOR_BROWSERS):
+        if environ["PATH_INFO"].startswith(_BROWSER_PATHS):
             return super().__call__(environ, start_response)
         response = self.get_response(self.request_class(environ))
         assert isinstance(response, HttpResponse)  # nothing of the API is sent piece by piece

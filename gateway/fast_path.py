@@ -23,18 +23,18 @@ from exchange.http.problems import problem_response, refusal_of
 from exchange.http.responses import JSON, Response
 from exchange.keys import Principal, known_principal
 
-_USUAL_TYPES = {JSON, f"{JSON}; charset=utf-8"}  # what clients send that nobody told what to send
+_JSON_TYPES = {JSON, f"{JSON}; charset=utf-8"}  # what clients send that nobody told what to send
 _SCHEME = "Bearer "
 _LENGTH = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True)
-class Errand:
+class FastRequest:
     """A request that may be carried out as it stands, once its key's limit has room for it."""
 
     principal: Principal
     limit: Limit
-    carry_out: Callable[[], Awaitable[Response]]
+    execute: Callable[[], Awaitable[Response]]
 
 
 def principal_of(environ: Mapping[str, Any]) -> Principal | None:
@@ -46,7 +46,7 @@ def principal_of(environ: Mapping[str, Any]) -> Principal | None:
 def body_of(environ: Environ) -> bytes | None:
     """The body of a POST if it is JSON, of a length that was told and counts as one request; it can be read again."""
     length = environ.get("CONTENT_LENGTH", "")
-    if environ.get("CONTENT_TYPE") not in _USUAL_TYPES or "HTTP_TRANSFER_ENCODING" in environ:
+    if environ.get("CONTENT_TYPE") not in _JSON_TYPES or "HTTP_TRANSFER_ENCODING" in environ:
         return None
     if not _LENGTH.fullmatch(length) or not 0 < int(length) <= settings.RATE_LIMIT_BYTES_PER_REQUEST:
         return None
@@ -58,36 +58,36 @@ def body_of(environ: Environ) -> bytes | None:
     return body if len(body) == int(length) else None
 
 
-async def run(errand: Errand, environ: Environ) -> Response | None:
+async def run(request: FastRequest, environ: Environ) -> Response | None:
     """Carry it out; None, and nothing was done, when its key has used up its limit."""
-    allowance = errand.limit.take(errand.principal.key_prefix, 1, time.monotonic_ns())
+    allowance = request.limit.take(request.principal.key_prefix, 1, time.monotonic_ns())
     if not allowance.is_granted:
         return None
     request_id = request_id_of(environ)
     structlog.contextvars.bind_contextvars(request_id=request_id)
     try:
-        response = await errand.carry_out()
+        response = await request.execute()
     except Exception as exception:
         response = problem_response(refusal_of(exception), request_id)
-    return finished(environ, response, errand.principal, errand.limit.headers(allowance))
+    return finish(environ, response, request.principal, request.limit.headers(allowance))
 
 
-def finished(
+def finish(
     environ: Environ, response: Response, principal: Principal | None = None, headers: Mapping[str, str] = {}
 ) -> Response:
     """The response with the headers of every response and its own, once it is logged."""
     log_request(environ, environ["PATH_INFO"], response.status, principal)
-    more = {**_FOR_ALL, **response.headers, **headers, "X-Request-Id": request_id_of(environ)}
-    return response._replace(headers=more)
+    all_headers = {**_COMMON_HEADERS, **response.headers, **headers, "X-Request-Id": request_id_of(environ)}
+    return response._replace(headers=all_headers)
 
 
-def _said_to_all() -> dict[str, str]:
+def _middleware_headers() -> dict[str, str]:
     """The headers that Django's middleware gives every answer."""
-    bare = HttpResponse()
-    del bare["Content-Type"]
+    response = HttpResponse()
+    del response["Content-Type"]
     for middleware in (SecurityMiddleware, XFrameOptionsMiddleware):
-        middleware(lambda _: bare).process_response(HttpRequest(), bare)
-    return dict(bare.items())
+        middleware(lambda _: response).process_response(HttpRequest(), response)
+    return dict(response.items())
 
 
-_FOR_ALL = _said_to_all()
+_COMMON_HEADERS = _middleware_headers()

@@ -12,29 +12,29 @@ from exchange.http.responses import Response
 from exchange.http.threads import in_thread
 from exchange.json_codec import decode_json_object
 from exchange.rules import Scope
-from gateway.fast_path import Errand, body_of, principal_of
+from gateway.fast_path import FastRequest, body_of, principal_of
 from orders.matching import sequencer
 from orders.matching.commands import CancelOrder, PlaceOrder, Replayed
 from orders.order_responses import cancelled, cancelling, placed
 from orders.serializers import PlaceOrderForm
 
-MANY_TRADES = 100  # to put more into an answer takes long enough to be noticed by all others on the loop
+MAX_TRADES_ON_LOOP = 100  # to put more into an answer takes long enough to be noticed by all others on the loop
 
 _ORDER = re.compile(r"/orders/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 
 
-def errand_of(environ: Environ) -> Errand | None:
+def parse_fast_request(environ: Environ) -> FastRequest | None:
     """What a request asks for, if it is one of the two, and in a form that is beyond doubt."""
     match environ["REQUEST_METHOD"], environ["PATH_INFO"]:
         case "POST", "/orders":
-            return None if environ["QUERY_STRING"] else _placing(environ)
+            return None if environ["QUERY_STRING"] else _parse_place(environ)
         case "DELETE", path:
             order = _ORDER.fullmatch(path)
-            return _cancelling(environ, UUID(order[1])) if order and not environ["QUERY_STRING"] else None
+            return _parse_cancel(environ, UUID(order[1])) if order and not environ["QUERY_STRING"] else None
     return None
 
 
-def _placing(environ: Environ) -> Errand | None:
+def _parse_place(environ: Environ) -> FastRequest | None:
     body = body_of(environ)
     principal = principal_of(environ)  # not before: a client may be slow to send, and its key be revoked meanwhile
     if body is None or principal is None or Scope.TRADE not in principal.scopes:
@@ -48,25 +48,25 @@ def _placing(environ: Environ) -> Errand | None:
         return None
     if values is None or values["broker_id"] != principal.broker_id:
         return None
-    return Errand(principal, limit, partial(_place, PlaceOrder(**values)))
+    return FastRequest(principal, limit, partial(_place, PlaceOrder(**values)))
 
 
 async def _place(command: PlaceOrder) -> Response:
     outcome = await sequencer.submit_in_loop(command)
-    if isinstance(outcome, Replayed) or len(outcome.trades) > MANY_TRADES:
+    if isinstance(outcome, Replayed) or len(outcome.trades) > MAX_TRADES_ON_LOOP:
         return await in_thread(placed, outcome)
     return placed(outcome)
 
 
-def _cancelling(environ: Environ, order_id: UUID) -> Errand | None:
+def _parse_cancel(environ: Environ, order_id: UUID) -> FastRequest | None:
     principal = principal_of(environ)
     if principal is None or not {Scope.TRADE, Scope.OPERATOR} & principal.scopes:
         return None
-    return Errand(principal, limits.cancels(), partial(_cancel, cancelling(order_id, principal, environ)))
+    return FastRequest(principal, limits.cancels(), partial(_cancel, cancelling(order_id, principal, environ)))
 
 
 async def _cancel(command: CancelOrder) -> Response:
     outcome = await sequencer.submit_in_loop(command)
-    if len(outcome.trades) > MANY_TRADES:
+    if len(outcome.trades) > MAX_TRADES_ON_LOOP:
         return await in_thread(cancelled, outcome)
     return cancelled(outcome)

@@ -6,6 +6,6 @@ from django.core.wsgi import get_wsgi_application
 
 django = get_wsgi_application()
 
-from gateway.application import WSGI, Front  # noqa: E402 (Django must be set up first)
+from gateway.application import WSGI, Gateway  # noqa: E402 (Django must be set up first)
 
-application = Front(cast(WSGI, django), takes_no_orders=lambda: False, errand_of=lambda _: None)
+application = Gateway(cast(WSGI, django), is_queue_full=lambda: False, parse_fast_request=lambda _: None)

@@ -17,7 +17,7 @@ from exchange import rejects, services
 from exchange.models import RejectedOrders
 from exchange.tasks import drop_rejects
 from gateway import order_entry
-from gateway.application import Front
+from gateway.application import Gateway
 from orders.matching import sequencer
 from tests import trading
 from tests.api import LIMIT
@@ -72,7 +72,7 @@ def sent(key: str, path: str, body: Any, *, full: bool = False, method: str = "P
         def response_bytes(self, status: int, headers: Any, content: bytes) -> None:
             answers.append(status)
 
-    front = Front(ApiHandler(), (lambda: True) if full else sequencer.is_full, order_entry.errand_of)
+    front = Gateway(ApiHandler(), (lambda: True) if full else sequencer.is_full, order_entry.parse_fast_request)
     asyncio.run(front.__rsgi__(scope, Protocol()))  # type: ignore[arg-type]  # the smallest fake of both
     return answers[0]
 

@@ -25,7 +25,7 @@ from django.db import connection, transaction
 from config.local.processes import wait_until
 from exchange.http.middleware import Environ
 from exchange.models import AuditEntry, Instrument
-from gateway.application import Front, environ_of
+from gateway.application import Gateway, environ_of
 from gateway.django_handler import ExchangeRequest
 from orders.models import Order
 from tests import api, live, trading
@@ -102,10 +102,10 @@ def fail(environ: Environ, start_response: Any) -> list[bytes]:
 def test_what_fails_gives_its_connection_back() -> None:
     connection.close()
     connection.ensure_connection()
-    front, before = Front(fail, lambda: False, lambda _: None), connections_in_use()
+    front, before = Gateway(fail, lambda: False, lambda _: None), connections_in_use()
     for _ in range(3):
         with pytest.raises(ZeroDivisionError):
-            asyncio.run(front.answer(environ_of(scope_of("/", ""))))
+            asyncio.run(front.respond(environ_of(scope_of("/", ""))))
         assert wait_until(lambda: connections_in_use() == before, 5)
 
 
@@ -119,10 +119,10 @@ def test_a_request_finds_nothing_of_another_in_its_thread() -> None:
         return handler(environ, start_response)
 
     async def one_after_another() -> None:
-        front = Front(look_around, lambda: False, lambda _: None)
+        front = Gateway(look_around, lambda: False, lambda _: None)
         for number in range(10):
             environ = environ_of(scope_of("/healthz", "", ("x-request-id", f"number-{number}")))
-            reply = await asyncio.create_task(front.answer(environ))
+            reply = await asyncio.create_task(front.respond(environ))
             assert dict(reply.headers)["X-Request-Id"] == f"number-{number}"
 
     asyncio.run(one_after_another())

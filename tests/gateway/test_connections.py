@@ -68,15 +68,15 @@ def listener(settings: Settings) -> Iterator[Listener]:
 def test_what_an_address_has_above_the_limit_is_closed_whoever_was_silent_longest_first(listener: Listener) -> None:
     guard = Connections()
     listener.connect(LIMIT + 3)
-    guard.note(listener.address, listener.client(0), 2.0)
-    guard.note(listener.address, listener.client(1), 1.0)
+    guard.record_request(listener.address, listener.client(0), 2.0)
+    guard.record_request(listener.address, listener.client(1), 1.0)
     guard.close_excess()
     assert len(listener.open()) == LIMIT
     assert {0, 1} <= set(listener.open())
 
     listener.connect(LIMIT - 1)
     for number in range(LIMIT + 3, 2 * LIMIT + 2):
-        guard.note(listener.address, listener.client(number), 3.0)
+        guard.record_request(listener.address, listener.client(number), 3.0)
     guard.close_excess()
     assert listener.open() == [0, *range(LIMIT + 3, 2 * LIMIT + 2)]
 
@@ -85,7 +85,7 @@ def test_an_exempt_address_may_have_as_many_as_it_likes(listener: Listener, sett
     settings.UNLIMITED_ADDRESSES = [ip_network("::1"), ip_network("127.0.0.0/8")]
     guard = Connections()
     listener.connect(LIMIT + 3)
-    guard.note(listener.address, listener.client(0), 1.0)
+    guard.record_request(listener.address, listener.client(0), 1.0)
     guard.close_excess()
     assert len(listener.open()) == LIMIT + 3
 
@@ -95,7 +95,7 @@ def test_up_to_the_limit_none_is_closed_and_those_of_other_ports_are_let_alone(l
     listener.connect(LIMIT)
     other = Listener()
     other.connect(LIMIT + 3)
-    guard.note(listener.address, listener.client(0), 1.0)
+    guard.record_request(listener.address, listener.client(0), 1.0)
     guard.close_excess()
     assert len(listener.open()) == LIMIT
     assert len(other.open()) == LIMIT + 3

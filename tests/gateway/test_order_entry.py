@@ -34,7 +34,7 @@ from exchange.keys import principal_of_key
 from exchange.models import Instrument
 from exchange.rules import InstrumentStatus, Scope
 from gateway import order_entry
-from gateway.application import Front
+from gateway.application import Gateway
 from orders.enums import Side
 from orders.matching import sequencer
 from orders.models import Order, Trade
@@ -66,8 +66,8 @@ class LongWay(ApiHandler):
 
 LONG_WAY = LongWay()
 FRONTS = {
-    SHORT: Front(LONG_WAY, sequencer.is_full, order_entry.errand_of),
-    LONG: Front(LONG_WAY, sequencer.is_full, lambda environ: None),
+    SHORT: Gateway(LONG_WAY, sequencer.is_full, order_entry.parse_fast_request),
+    LONG: Gateway(LONG_WAY, sequencer.is_full, lambda environ: None),
 }
 
 

@@ -17,7 +17,7 @@ from exchange.http.middleware import STARTED
 from exchange.http.responses import Response
 from exchange.keys import new_key
 from gateway import order_entry
-from gateway.application import Front, environ_of
+from gateway.application import Gateway, environ_of
 from tests import trading
 from tests.exchange.client import ApiHandler
 from tests.gateway.test_application import without_keys
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 BURST = 3
 PATIENCE_SECONDS = 30.0
 HERE, ELSEWHERE = "192.0.2.1", "192.0.2.2"
-FRONT = Front(ApiHandler(), lambda: False, order_entry.errand_of)
+FRONT = Gateway(ApiHandler(), lambda: False, order_entry.parse_fast_request)
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ async def answer(
     key: str | None, path: str = "/stocks", address: str = HERE, method: str = "GET", **headers: str
 ) -> Response:
     environ = environ_of(scope_of(key, path, address, method, headers))
-    return await FRONT.answer(environ | {STARTED: time.perf_counter()})
+    return await FRONT.respond(environ | {STARTED: time.perf_counter()})
 
 
 def ask(*args: Any, **more: Any) -> int:
