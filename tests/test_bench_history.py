@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from django.db import connection
 from django.db.models import Count, F, Max, Min, Sum
 
 from bench import history
@@ -27,6 +28,17 @@ encode = msgspec.json.Encoder(decimal_format="number").encode
 TOLD_REASONS = [CancelReason.BY_BROKER, CancelReason.BY_OPERATOR, CancelReason.BROKER_SUSPENDED]
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def _statistics_of_the_tables(transactional_db: None) -> Iterator[None]:
+    """Remove the statistics of the history: emptying a table keeps them, and the plans of later tests follow them."""
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_clear_attribute_stats(schemaname, tablename, attname, inherited) FROM pg_stats"
+            " WHERE schemaname = current_schema()"
+        )
 
 
 def load(**amounts: int) -> None:
