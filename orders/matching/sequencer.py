@@ -13,21 +13,20 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
-from itertools import chain, repeat
+from contextlib import closing
 from typing import overload
 
 import structlog
 from django.conf import settings
-from django.db import DatabaseError, Error, InterfaceError, OperationalError, connection
+from django.db import connection
 
-from exchange.database import is_connection_lost, is_lock_timeout, replace_lost_connections
-from exchange.errors import ExchangeError, InternalError, OutcomeUnknown, Overloaded
-from orders.matching import service
+from exchange.errors import ExchangeError, OutcomeUnknown, Overloaded
+from orders.matching import batches, service
 from orders.matching.commands import Accepted, Cancelled, CancelOrder, Command, Outcome, PlaceOrder, Replayed, Swept
 from orders.matching.depth import MakersCutShort
+from orders.matching.waiters import LoopTicket, Mailbox, ThreadTicket, Ticket
 
 _log = structlog.get_logger(__name__)
 _leader = ThreadPoolExecutor(1, "leader")  # of the lists whose first request waits on an event loop
@@ -76,98 +75,6 @@ def is_full() -> bool:
     return _sequencer.is_full()
 
 
-class Ticket:
-    """Commands that wait together: for their outcomes, or until the first of them is to lead."""
-
-    __slots__ = ("commands", "leads", "outcomes")
-
-    def __init__(self, commands: Sequence[Command]) -> None:
-        self.commands = commands
-        self.outcomes: list[Outcome] = []
-        self.leads = False
-
-    def appoint(self) -> None:
-        """It is the first of those that wait: have it lead."""
-        raise NotImplementedError
-
-    def call(self) -> None:
-        """Its outcomes are there."""
-        raise NotImplementedError
-
-    def answer(self, outcomes: Iterable[Outcome], rest: ExchangeError) -> None:
-        """Take its outcomes from these, and `rest` for those that are not there."""
-        in_order = chain(outcomes, repeat(rest))
-        self.outcomes = [next(in_order) for _ in self.commands]
-        self.call()
-
-
-class ThreadTicket(Ticket):
-    """A thread waits, and leads itself."""
-
-    __slots__ = ("_uncalled",)
-
-    def __init__(self, commands: Sequence[Command]) -> None:
-        super().__init__(commands)
-        self._uncalled = threading.Lock()  # the cheapest thing that can be waited for
-        self._uncalled.acquire()
-
-    def appoint(self) -> None:
-        self.leads = True
-        self._uncalled.release()
-
-    def call(self) -> None:
-        if not self.leads:  # else who asks is here
-            self._uncalled.release()
-
-    def is_called_within(self, seconds: float) -> bool:
-        return self._uncalled.acquire(timeout=seconds)
-
-
-class LoopTicket(Ticket):
-    """A request on the event loop waits, and has a thread lead."""
-
-    __slots__ = ("_lead", "_mailbox", "answered")
-
-    def __init__(self, commands: Sequence[Command], mailbox: "Mailbox", lead: Callable[[], None]) -> None:
-        super().__init__(commands)
-        self._mailbox, self._lead = mailbox, lead
-        self.answered: asyncio.Future[None] = mailbox.loop.create_future()
-
-    def appoint(self) -> None:
-        self.leads = True
-        _leader.submit(self._lead)
-
-    def call(self) -> None:
-        self._mailbox.put(self.answered)
-
-    def refuse(self, refusal: ExchangeError) -> None:
-        if not self.answered.done():
-            self.answered.set_exception(refusal)
-
-
-class Mailbox:
-    """Answers the futures of one event loop from other threads: with one call into it for all that come together."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self._futures: deque[asyncio.Future[None]] = deque()
-        self._is_called_for = False
-
-    def put(self, future: asyncio.Future[None]) -> None:
-        self._futures.append(future)
-        if not self._is_called_for:
-            self._is_called_for = True
-            with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
-                self.loop.call_soon_threadsafe(self._empty)
-
-    def _empty(self) -> None:
-        self._is_called_for = False  # first: what is put from now on is called for again
-        while self._futures:
-            future = self._futures.popleft()
-            if not future.done():
-                future.set_result(None)
-
-
 class Sequencer:
     """A bounded queue of tickets; the first of them leads, and hands the lead on when its list is done."""
 
@@ -199,7 +106,7 @@ class Sequencer:
         mailbox = self._mailbox
         if mailbox is None or mailbox.loop is not loop:
             mailbox = self._mailbox = Mailbox(loop)
-        ticket = LoopTicket(commands, mailbox, self._lead_in_its_thread)
+        ticket = LoopTicket(commands, mailbox, self._start_leader)
         self._queue(ticket)
         patience = loop.call_later(settings.SEQUENCER_PATIENCE_SECONDS, self._lose_patience, ticket)
         try:
@@ -247,7 +154,7 @@ class Sequencer:
         tickets: list[Ticket] = []
         outcomes: list[Outcome] = []
         try:
-            is_retry = len(self._tickets) > 1 and settings.WEB_PROCESSES > 1 and not _began(service.await_turn)
+            is_retry = len(self._tickets) > 1 and settings.WEB_PROCESSES > 1 and not batches.began(service.await_turn)
             taken = tickets = self._take(self._room())
             while tickets and not outcomes:
                 try:
@@ -265,9 +172,9 @@ class Sequencer:
         commands = [command for ticket in tickets for command in ticket.commands]
         started = time.monotonic()
         if self._put_aside:  # which holds locks for seconds
-            is_retry = not _began(service.wait_briefly) or is_retry
+            is_retry = not batches.began(service.wait_briefly) or is_retry
         try:
-            return outcomes_of(commands, is_retry=is_retry)
+            return batches.outcomes_of(commands, is_retry=is_retry)
         finally:
             self._seconds_per_command = (time.monotonic() - started) / len(commands)
 
@@ -302,7 +209,7 @@ class Sequencer:
                 for part in cut.parts(ticket.commands):
                     if time.monotonic() >= deadline:
                         break
-                    outcomes += outcomes_of(part, by_parts=True)
+                    outcomes += batches.outcomes_of(part, by_parts=True)
             rest = Overloaded()
         except Exception as error:  # nobody waits for this thread's result
             _log.error("aside_failed", exc_info=error)
@@ -310,6 +217,9 @@ class Sequencer:
             with self._mutex:
                 self._put_aside -= 1
             ticket.answer(outcomes, rest)
+
+    def _start_leader(self) -> None:
+        _leader.submit(self._lead_in_its_thread)
 
     def _lead_in_its_thread(self) -> None:
         try:
@@ -340,67 +250,6 @@ class Sequencer:
             self._is_led = bool(self._tickets)
             if self._is_led:
                 self._tickets[0].appoint()
-
-
-def outcomes_of(
-    commands: Sequence[Command], *, is_retry: bool = False, skip_busy: bool = False, by_parts: bool = False
-) -> list[Outcome]:
-    """One outcome each: what fails is tried once more, then by halves, down to who is to blame.
-
-    Where they reach too many resting orders for one list nothing is done, and `MakersCutShort` is raised; with
-    `by_parts` they are executed in several transactions, however long that takes.
-    """
-    try:
-        return service.execute(commands, skip_busy=skip_busy, however_deep=by_parts)
-    except MakersCutShort as cut:
-        if not by_parts:
-            raise
-        parts: Sequence[Sequence[Command]] = cut.parts(commands)
-    except OutcomeUnknown:
-        return [OutcomeUnknown() for _ in commands]
-    except Exception as error:
-        is_lost = isinstance(error, OperationalError | InterfaceError) and is_connection_lost(error)
-        skip_busy = skip_busy or is_lock_timeout(error)
-        _log.warning("list_failed", commands=len(commands), is_retry=is_retry, exc_info=error)
-        if is_lost:
-            _reconnect()
-        if not is_retry:
-            return outcomes_of(commands, is_retry=True, skip_busy=skip_busy, by_parts=by_parts)
-        if is_lost or len(commands) == 1:
-            return [_refusal(error) for _ in commands]
-        half = len(commands) // 2
-        parts = [commands[:half], commands[half:]]
-    return [
-        outcome
-        for part in parts
-        for outcome in outcomes_of(part, is_retry=is_retry, skip_busy=skip_busy, by_parts=True)
-    ]
-
-
-def _began(begin: Callable[[], None]) -> bool:
-    """Begin the next list's transaction. False if that failed: the list then counts as its own retry.
-
-    Without that, an outage would be waited for three times.
-    """
-    try:
-        begin()
-    except Error as error:
-        _log.warning("begin_failed", exc_info=error)
-        _reconnect()
-        return False
-    return True
-
-
-def _reconnect() -> None:
-    """Leave no dead connection behind; where the database is away, the next to ask will hear so."""
-    with suppress(DatabaseError):
-        connection.close()
-        replace_lost_connections()
-
-
-def _refusal(error: Exception) -> ExchangeError:
-    """Nothing was done."""
-    return Overloaded() if isinstance(error, OperationalError | InterfaceError) else InternalError()
 
 
 _sequencer = Sequencer()

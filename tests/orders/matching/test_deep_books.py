@@ -15,7 +15,7 @@ from pytest_django import Settings
 from exchange.database import own_transaction
 from exchange.models import Broker, Holding, Instrument
 from orders.enums import Side, TimeInForce
-from orders.matching import sequencer, service
+from orders.matching import batches, sequencer, service
 from orders.matching.commands import CancelOrder, Command, Outcome, PlaceOrder
 from orders.models import Trade
 from tests import trading
@@ -56,7 +56,7 @@ def rest(side: Side, how_many: int, price: str = "10", by: str = "alice") -> Non
 
 
 def executed(*commands: Command) -> list[str]:
-    return [said(outcome) for outcome in sequencer.outcomes_of(commands, by_parts=True)]
+    return [said(outcome) for outcome in batches.outcomes_of(commands, by_parts=True)]
 
 
 def submitted(*commands: Command) -> list[str]:

@@ -42,7 +42,7 @@ from exchange.errors import (
 )
 from exchange.models import Broker, Instrument
 from orders.enums import OrderStatus, Side
-from orders.matching import sequencer, service
+from orders.matching import sequencer, service, waiters
 from orders.matching.commands import Accepted, Cancelled, CancelOrder, Command, Outcome, PlaceOrder, Replayed
 from orders.models import Order
 from tests import live, trading
@@ -764,7 +764,7 @@ class Late(deque[Any]):
 def test_an_answer_that_comes_when_the_mailbox_was_found_empty_is_brought() -> None:
     async def bring() -> None:
         loop = asyncio.get_running_loop()
-        mailbox, first, second = sequencer.Mailbox(loop), loop.create_future(), loop.create_future()
+        mailbox, first, second = waiters.Mailbox(loop), loop.create_future(), loop.create_future()
         mailbox._futures = Late(lambda: mailbox.put(second))
         mailbox.put(first)
         await asyncio.wait_for(asyncio.gather(first, second), 2)
@@ -775,7 +775,7 @@ def test_an_answer_that_comes_when_the_mailbox_was_found_empty_is_brought() -> N
 def test_an_answer_for_who_went_away_stops_no_other() -> None:
     async def bring() -> None:
         loop = asyncio.get_running_loop()
-        mailbox, gone, waiting = sequencer.Mailbox(loop), loop.create_future(), loop.create_future()
+        mailbox, gone, waiting = waiters.Mailbox(loop), loop.create_future(), loop.create_future()
         gone.cancel()
         mailbox.put(gone)
         mailbox.put(waiting)
@@ -785,14 +785,14 @@ def test_an_answer_for_who_went_away_stops_no_other() -> None:
 
 
 def test_answers_of_many_threads_are_all_brought() -> None:
-    async def ask_again_and_again(mailbox: sequencer.Mailbox) -> None:
+    async def ask_again_and_again(mailbox: waiters.Mailbox) -> None:
         for _ in range(100):
             future: asyncio.Future[None] = mailbox.loop.create_future()
             await mailbox.loop.run_in_executor(None, mailbox.put, future)
             await future
 
     async def bring() -> None:
-        mailbox = sequencer.Mailbox(asyncio.get_running_loop())
+        mailbox = waiters.Mailbox(asyncio.get_running_loop())
         await asyncio.wait_for(asyncio.gather(*(ask_again_and_again(mailbox) for _ in range(16))), WAIT_SECONDS)
 
     asyncio.run(bring())

@@ -22,7 +22,7 @@ from exchange.models import Broker, Holding, Instrument
 from exchange.rules import Pricing
 from orders import services
 from orders.enums import OrderStatus, Side, TimeInForce
-from orders.matching import sequencer, service, store
+from orders.matching import batches, service, store
 from orders.matching.commands import Accepted, CancelOrder, CancelOrders, Command, ExpireOrders, Outcome, Replayed
 from orders.models import Order, Trade
 from tests import trading
@@ -105,7 +105,7 @@ def test_a_list_costs_as_many_messages_as_one_command(made: Made, last: str, how
 
 def execute(*commands: Command) -> list[str]:
     """Run a list; of each outcome the order's status, what else it is called, or the refusal's code."""
-    return [said(outcome) for outcome in sequencer.outcomes_of(commands, by_parts=True)]
+    return [said(outcome) for outcome in batches.outcomes_of(commands, by_parts=True)]
 
 
 def said(outcome: Outcome) -> str:

@@ -1,0 +1,76 @@
+"""Executes a batch of commands: retried once if it fails, then bisected until the failing command is isolated."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import structlog
+from django.db import DatabaseError, Error, InterfaceError, OperationalError, connection
+
+from exchange.database import is_connection_lost, is_lock_timeout, replace_lost_connections
+from exchange.errors import ExchangeError, InternalError, OutcomeUnknown, Overloaded
+from orders.matching import service
+from orders.matching.commands import Command, Outcome
+from orders.matching.depth import MakersCutShort
+
+_log = structlog.get_logger(__name__)
+
+
+def outcomes_of(
+    commands: Sequence[Command], *, is_retry: bool = False, skip_busy: bool = False, by_parts: bool = False
+) -> list[Outcome]:
+    """One outcome each: what fails is tried once more, then by halves, down to who is to blame.
+
+    Where they reach too many resting orders for one list nothing is done, and `MakersCutShort` is raised; with
+    `by_parts` they are executed in several transactions, however long that takes.
+    """
+    try:
+        return service.execute(commands, skip_busy=skip_busy, however_deep=by_parts)
+    except MakersCutShort as cut:
+        if not by_parts:
+            raise
+        parts: Sequence[Sequence[Command]] = cut.parts(commands)
+    except OutcomeUnknown:
+        return [OutcomeUnknown() for _ in commands]
+    except Exception as error:
+        is_lost = isinstance(error, OperationalError | InterfaceError) and is_connection_lost(error)
+        skip_busy = skip_busy or is_lock_timeout(error)
+        _log.warning("list_failed", commands=len(commands), is_retry=is_retry, exc_info=error)
+        if is_lost:
+            _reconnect()
+        if not is_retry:
+            return outcomes_of(commands, is_retry=True, skip_busy=skip_busy, by_parts=by_parts)
+        if is_lost or len(commands) == 1:
+            return [_refusal(error) for _ in commands]
+        half = len(commands) // 2
+        parts = [commands[:half], commands[half:]]
+    return [
+        outcome
+        for part in parts
+        for outcome in outcomes_of(part, is_retry=is_retry, skip_busy=skip_busy, by_parts=True)
+    ]
+
+
+def began(begin: Callable[[], None]) -> bool:
+    """Begin the next list's transaction. False if that failed: the list then counts as its own retry.
+
+    Without that, an outage would be waited for three times.
+    """
+    try:
+        begin()
+    except Error as error:
+        _log.warning("begin_failed", exc_info=error)
+        _reconnect()
+        return False
+    return True
+
+
+def _reconnect() -> None:
+    """Leave no dead connection behind; where the database is away, the next to ask will hear so."""
+    with suppress(DatabaseError):
+        connection.close()
+        replace_lost_connections()
+
+
+def _refusal(error: Exception) -> ExchangeError:
+    """Nothing was done."""
+    return Overloaded() if isinstance(error, OperationalError | InterfaceError) else InternalError()
