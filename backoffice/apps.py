@@ -14,4 +14,4 @@ class BackOfficeConfig(AppConfig):
 class AdminConfig(DjangoAdminConfig):
     """Django's admin with our site in place of its own."""
 
-    default_site = "backoffice.site.BackOffice"
+    default_site = "backoffice.site.BackOfficeSite"

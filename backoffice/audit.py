@@ -1,4 +1,4 @@
-"""The audit: every act on record, to be looked through and taken along."""
+"""The audit: every action on record, to be looked through and taken along."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from django.http import HttpRequest
 from backoffice import form_fields
 from backoffice.links import list_url, page_url
 from backoffice.lists import Way, column
-from backoffice.model_admin import KeysetPages
+from backoffice.model_admin import KeysetModelAdmin
 from backoffice.periods import PeriodForm, within_by_id
 from exchange.audit import Action, ActorKind
 from exchange.http.paging import Keyset
@@ -23,7 +23,7 @@ from webhooks.models import Delivery, Subscription
 
 LATEST = 10  # entries on the page of what they are about
 
-# What the subject of an act is, by the word before the dot in the action; each is named by its key.
+# What the subject of an action is, by the word before the dot in the action; each is named by its key.
 SUBJECTS: dict[str, type[Model]] = {
     "instrument": Instrument,
     "broker": Broker,
@@ -69,7 +69,7 @@ class AuditFilter(PeriodForm):
 
 
 @admin.register(AuditEntry)
-class AuditPages(KeysetPages):
+class AuditEntryAdmin(KeysetModelAdmin):
     list_display = (
         column("When", "at", link=lambda entry: page_url(AuditEntry, entry.pk)),
         column("Who", lambda entry: f"{entry.actor_kind} {entry.actor}", link=actor_url),
@@ -125,7 +125,7 @@ def _by(asked: dict[str, Any]) -> Q:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One thing that an act tells of its subject: how it was, and how it has been since; None: not there."""
+    """One thing that an action tells of its subject: how it was, and how it has been since; None: not there."""
 
     name: str
     before: str | None

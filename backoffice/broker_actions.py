@@ -8,7 +8,7 @@ from django.db.models import Sum
 
 from backoffice import form_fields
 from backoffice.links import page_url
-from backoffice.operator_actions import Act, Done, ReasonForm
+from backoffice.operator_actions import ActionResult, OperatorAction, ReasonForm
 from exchange import services as exchange_services
 from exchange.audit import Actor
 from exchange.errors import FieldError, OutcomeUnknown, ValidationFailed
@@ -49,7 +49,7 @@ class HoldingsField(forms.CharField):
         return []
 
 
-class AdmitForm(ReasonForm):
+class AdmitBrokerForm(ReasonForm):
     broker_id = form_fields.broker_id(label="Broker id", help_text="Letters, digits, - and _. It cannot be changed.")
     initial_cash = form_fields.amount(initial="0", help_text="0 to 10^15, with 4 decimals at most.")
     initial_holdings = HoldingsField(
@@ -59,7 +59,7 @@ class AdmitForm(ReasonForm):
     field_order = ["broker_id", "initial_cash", "initial_holdings", "reason"]
 
 
-class AdmitBroker(Act):
+class AdmitBroker(OperatorAction):
     name = "admit"
     label = "Admit a broker"
     explanation = (
@@ -67,12 +67,14 @@ class AdmitBroker(Act):
         "Its first key is shown next, once."
     )
     permission = "exchange.admit_broker"
-    form_class = AdmitForm
-    subjects_max = 0
+    form_class = AdmitBrokerForm
+    max_subjects = 0
 
-    def perform(self, by: Actor, subjects: Sequence[Any], **fields: Any) -> Done:
+    def perform(self, by: Actor, subjects: Sequence[Any], **fields: Any) -> ActionResult:
         broker, key = exchange_services.create_broker(**fields, by=by)
-        return Done(f"{broker} is admitted. Its first key, which may trade:", key, url=page_url(Broker, broker.pk))
+        return ActionResult(
+            f"{broker} is admitted. Its first key, which may trade:", key, url=page_url(Broker, broker.pk)
+        )
 
 
 # --- Transfers ------------------------------------------------------------------------------------------------------
@@ -84,28 +86,28 @@ class TransferForm(ReasonForm):
     )
 
 
-class CashForm(TransferForm):
+class TransferCashForm(TransferForm):
     cash = form_fields.amount(signed=True, label="Amount", help_text="1000.00 comes in, -1000.00 goes out.")
     field_order = ["reference", "cash", "reason"]
 
 
-class SharesForm(TransferForm):
+class TransferSharesForm(TransferForm):
     symbol = form_fields.symbol()
     quantity = form_fields.shares(signed=True, label="Shares", help_text="100 come in, -100 go out.")
     field_order = ["reference", "symbol", "quantity", "reason"]
 
 
-class BookTransfer(Act):
+class BookTransfer(OperatorAction):
     """Cash or shares, as the form says."""
 
     permission = "exchange.book_transfer"
 
-    def perform(self, by: Actor, subjects: Sequence[Broker], **fields: Any) -> Done:
+    def perform(self, by: Actor, subjects: Sequence[Broker], **fields: Any) -> ActionResult:
         wanted = {"cash": None, "symbol": None, "quantity": None} | fields
         transfer, is_new = exchange_services.transfer(subjects[0].pk, **wanted, by=by)
         if is_new:
-            return Done(f"{_amount(transfer)} booked as {transfer}.")
-        return Done(
+            return ActionResult(f"{_amount(transfer)} booked as {transfer}.")
+        return ActionResult(
             f"{transfer} was booked before, at {transfer.created_at:%Y-%m-%d %H:%M:%S} UTC. Nothing was booked now.",
             is_warning=True,
         )
@@ -121,14 +123,14 @@ class TransferCash(BookTransfer):
     name = "transfer-cash"
     label = "Transfer cash"
     explanation = "Cash comes in or goes out, once per reference. What open orders hold cannot go out."
-    form_class = CashForm
+    form_class = TransferCashForm
 
 
 class TransferShares(BookTransfer):
     name = "transfer-shares"
     label = "Transfer shares"
     explanation = "Shares come in or go out, once per reference. What open orders hold cannot go out."
-    form_class = SharesForm
+    form_class = TransferSharesForm
 
 
 # --- Keys -----------------------------------------------------------------------------------------------------------
@@ -136,7 +138,7 @@ class TransferShares(BookTransfer):
 _SCOPES = ((Scope.TRADE.value, "trade: place, cancel and read"), (Scope.READ.value, "read: look only"))
 
 
-class KeyForm(ReasonForm):
+class IssueKeyForm(ReasonForm):
     name = forms.CharField(max_length=MAX_NAME_LENGTH, required=False, help_text="Who or what will use it.")
     scope = forms.ChoiceField(choices=_SCOPES)
     expires_at = form_fields.moment(
@@ -145,24 +147,24 @@ class KeyForm(ReasonForm):
     field_order = ["name", "scope", "expires_at", "reason"]
 
 
-class IssueKey(Act):
+class IssueKey(OperatorAction):
     name = "issue-key"
     label = "Issue a key"
     explanation = "A new key of the broker works at once, beside those it has. It is shown next, once."
     permission = "exchange.issue_key"
-    form_class = KeyForm
+    form_class = IssueKeyForm
 
-    def perform(self, by: Actor, subjects: Sequence[Broker], *, scope: str = "", **fields: Any) -> Done:
+    def perform(self, by: Actor, subjects: Sequence[Broker], *, scope: str = "", **fields: Any) -> ActionResult:
         key, secret = exchange_services.issue_key(subjects[0].pk, **fields, scopes=(Scope(scope),), by=by)
-        return Done(f"A new key of {subjects[0]}, which may {scope}, known by its prefix {key}:", secret)
+        return ActionResult(f"A new key of {subjects[0]}, which may {scope}, known by its prefix {key}:", secret)
 
 
 # --- Stopped and started --------------------------------------------------------------------------------------------
 
 
-class Suspend(Act):
+class SuspendBroker(OperatorAction):
     name = "suspend"
-    label = "Suspend"
+    label = "SuspendBroker"
     explanation = (
         "The broker's new orders are refused from now on. Those that rest stay and trade, and it may cancel them."
     )
@@ -171,26 +173,26 @@ class Suspend(Act):
     def applies_to(self, row: Broker) -> bool:
         return row.status == BrokerStatus.ACTIVE
 
-    def perform(self, by: Actor, subjects: Sequence[Broker], **fields: Any) -> Done:
+    def perform(self, by: Actor, subjects: Sequence[Broker], **fields: Any) -> ActionResult:
         services.suspend(subjects[0].pk, cancel_orders=False, **fields, by=by)
-        return Done(f"{subjects[0]} is suspended.")
+        return ActionResult(f"{subjects[0]} is suspended.")
 
 
-class Reinstate(Act):
+class ReinstateBroker(OperatorAction):
     name = "reinstate"
-    label = "Reinstate"
+    label = "ReinstateBroker"
     explanation = "The broker may place orders again."
     permission = "exchange.suspend_broker"
 
     def applies_to(self, row: Broker) -> bool:
         return row.status == BrokerStatus.SUSPENDED
 
-    def perform(self, by: Actor, subjects: Sequence[Broker], **fields: Any) -> Done:
+    def perform(self, by: Actor, subjects: Sequence[Broker], **fields: Any) -> ActionResult:
         services.reinstate(subjects[0].pk, **fields, by=by)
-        return Done(f"{subjects[0]} is reinstated.")
+        return ActionResult(f"{subjects[0]} is reinstated.")
 
 
-class StopForm(ReasonForm):
+class StopBrokerForm(ReasonForm):
     confirmation = forms.CharField(
         max_length=64,
         strip=False,
@@ -200,23 +202,23 @@ class StopForm(ReasonForm):
     field_order = ["confirmation", "reason"]
 
 
-class StopBroker(Act):
+class StopBroker(OperatorAction):
     name = "stop"
-    label = "Suspend and cancel everything"
+    label = "SuspendBroker and cancel everything"
     explanation = (
         "The kill switch. The broker's new orders are refused from now on, and then all its open orders are cancelled, "
         "in every instrument; that cannot be undone. It answers when the last is cancelled: with many thousands of "
         "orders that takes some seconds to a minute. If it fails on the way, press again: it goes on with what is left."
     )
     permission = "exchange.stop_broker"
-    form_class = StopForm
+    form_class = StopBrokerForm
     is_dangerous = True
 
     def named(self, row: Broker) -> str:
         open_orders = row.holdings.aggregate(total=Sum("open_orders", default=0))["total"]
         return f"{row}: {row.status}, {_orders(int(open_orders))} open"
 
-    def perform(self, by: Actor, subjects: Sequence[Broker], *, confirmation: str = "", **fields: Any) -> Done:
+    def perform(self, by: Actor, subjects: Sequence[Broker], *, confirmation: str = "", **fields: Any) -> ActionResult:
         (broker,) = subjects
         if confirmation != broker.pk:
             raise ValidationFailed(errors=[FieldError("confirmation", "differs", "This is not the broker's id.")])
@@ -228,7 +230,7 @@ class StopBroker(Act):
                 "open. Press again, and it goes on with what is left."
             ) from error
         were = "was" if cancelled == 1 else "were"
-        return Done(f"{broker} is suspended, and {_orders(cancelled)} {were} cancelled.")
+        return ActionResult(f"{broker} is suspended, and {_orders(cancelled)} {were} cancelled.")
 
 
 def _orders(count: int) -> str:

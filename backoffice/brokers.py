@@ -27,17 +27,17 @@ from backoffice.audit import latest_about
 from backoffice.broker_actions import (
     AdmitBroker,
     IssueKey,
-    Reinstate,
+    ReinstateBroker,
     StopBroker,
-    Suspend,
+    SuspendBroker,
     TransferCash,
     TransferShares,
 )
-from backoffice.keys import RevokeKey, key_state
+from backoffice.keys import RevokeKeys, key_state
 from backoffice.links import list_url, page_url
 from backoffice.lists import column
-from backoffice.model_admin import Pages
-from backoffice.operator_actions import act_url, is_permitted
+from backoffice.model_admin import ExchangeModelAdmin
+from backoffice.operator_actions import action_url, is_permitted
 from backoffice.orders import WORKING_WORD
 from backoffice.templatetags.formatting import state
 from exchange.models import CASH_DIGITS, DECIMALS, ApiKey, Broker, Holding, Instrument, Transfer
@@ -56,7 +56,7 @@ _WORTH = ExpressionWrapper(F("price") * F("quantity"), DecimalField(max_digits=C
 
 
 @admin.register(Broker)
-class BrokerPages(Pages):
+class BrokerAdmin(ExchangeModelAdmin):
     list_display = (
         column("Broker", "id"),
         column("Status", lambda broker: state(broker.status)),
@@ -71,7 +71,15 @@ class BrokerPages(Pages):
     search_fields = ("id",)
     search_help_text = "Broker id"
     ordering = ("id",)
-    acts = (AdmitBroker(), TransferCash(), TransferShares(), IssueKey(), Suspend(), Reinstate(), StopBroker())
+    operator_actions = (
+        AdmitBroker(),
+        TransferCash(),
+        TransferShares(),
+        IssueKey(),
+        SuspendBroker(),
+        ReinstateBroker(),
+        StopBroker(),
+    )
     row_template = "backoffice/broker.html"
     is_live = True
 
@@ -170,5 +178,5 @@ def _latest_open_orders(broker: Broker) -> list[Order]:
 
 def _revoke_url(request: HttpRequest, key: ApiKey) -> str:
     """Where this user may revoke it, if there is anything to revoke."""
-    act = RevokeKey()
-    return act_url(ApiKey, act, key) if act.applies_to(key) and is_permitted(request, act) else ""
+    action = RevokeKeys()
+    return action_url(ApiKey, action, key) if action.applies_to(key) and is_permitted(request, action) else ""

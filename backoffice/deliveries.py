@@ -17,11 +17,11 @@ from backoffice.events import about, events_about
 from backoffice.health import due_to
 from backoffice.links import page_url
 from backoffice.lists import Rows, Way, column
-from backoffice.model_admin import KeysetPages
+from backoffice.model_admin import KeysetModelAdmin
 from backoffice.periods import PeriodForm, id_period
 from backoffice.queries import delivery_attempts
 from backoffice.templatetags.formatting import outcome, short_id, state
-from backoffice.webhook_actions import NOTED_WITHIN, Redeliver, is_lost
+from backoffice.webhook_actions import NOTED_WITHIN, RedeliverEvents, is_lost
 from exchange.http.paging import Keyset
 from exchange.ids import first_id_at, moment_of
 from exchange.models import Broker
@@ -66,7 +66,7 @@ class DeliveryFilter(PeriodForm):
 
 
 @admin.register(Delivery)
-class DeliveryPages(KeysetPages):
+class DeliveryAdmin(KeysetModelAdmin):
     list_display = (
         column("Delivery", lambda row: short_id(row.pk), link=lambda row: page_url(Delivery, row.pk)),
         column("Due since", lambda row: moment_of(row.pk)),
@@ -84,7 +84,7 @@ class DeliveryPages(KeysetPages):
         ),
     )
     form_class = DeliveryFilter
-    acts = (Redeliver(),)
+    operator_actions = (RedeliverEvents(),)
     row_template = "backoffice/delivery.html"
     is_live = True
 

@@ -12,7 +12,7 @@ from django.http import HttpRequest
 from backoffice import form_fields
 from backoffice.links import list_url, page_url
 from backoffice.lists import Rows, Way, column
-from backoffice.model_admin import KeysetPages
+from backoffice.model_admin import KeysetModelAdmin
 from backoffice.periods import PeriodForm, within_by_id
 from backoffice.queries import delivery_attempts, order_history
 from backoffice.templatetags.formatting import short_id
@@ -30,7 +30,7 @@ class EventFilter(PeriodForm):
 
 
 @admin.register(Event)
-class EventPages(KeysetPages):
+class EventAdmin(KeysetModelAdmin):
     list_display = (
         column("Event", lambda event: short_id(event.pk), link=lambda event: page_url(Event, event.pk)),
         column("Happened", "occurred_at"),

@@ -8,7 +8,7 @@ from django.db import InterfaceError, OperationalError
 
 from backoffice import form_fields
 from backoffice.links import page_url
-from backoffice.operator_actions import MAX_SUBJECTS, Act, Done, ReasonForm
+from backoffice.operator_actions import MAX_SUBJECTS, ActionResult, OperatorAction, ReasonForm
 from exchange import services as exchange_services
 from exchange.audit import Actor
 from exchange.errors import ExchangeError
@@ -20,7 +20,7 @@ CONFIRMATION = "HALT"
 SYMBOLS_NAMED = 10  # in a message
 
 
-class RulesForm(ReasonForm):
+class InstrumentRulesForm(ReasonForm):
     """What an operator may choose of an instrument."""
 
     name = forms.CharField(max_length=MAX_NAME_LENGTH, required=False, help_text="Nothing: its symbol.")
@@ -34,31 +34,31 @@ class RulesForm(ReasonForm):
     field_order = ["symbol", "name", "tick_size", "lot_size", "pricing", "reason"]
 
 
-class ListForm(RulesForm):
+class ListInstrumentForm(InstrumentRulesForm):
     symbol = form_fields.symbol(help_text="Capital letters, digits and dots, 12 at most. It cannot be changed.")
 
 
-class ListInstrument(Act):
+class ListInstrument(OperatorAction):
     name = "list"
     label = "List an instrument"
     explanation = "It trades at once, under these rules. It cannot be taken off the list again, but halted."
     permission = "exchange.list_instrument"
-    form_class = ListForm
-    subjects_max = 0
+    form_class = ListInstrumentForm
+    max_subjects = 0
 
-    def perform(self, by: Actor, subjects: Sequence[Any], *, symbol: str = "", **fields: Any) -> Done:
+    def perform(self, by: Actor, subjects: Sequence[Any], *, symbol: str = "", **fields: Any) -> ActionResult:
         instrument = exchange_services.list_instrument(symbol, **fields, by=by)
-        return Done(f"{instrument} is listed.", url=page_url(Instrument, instrument.pk))
+        return ActionResult(f"{instrument} is listed.", url=page_url(Instrument, instrument.pk))
 
 
-class Edit(Act):
+class EditInstrument(OperatorAction):
     name = "edit"
-    label = "Edit"
+    label = "EditInstrument"
     explanation = (
         "Orders placed from now on obey these rules. A tick or a lot that orders in the book would break is refused."
     )
     permission = "exchange.edit_instrument"
-    form_class = RulesForm
+    form_class = InstrumentRulesForm
 
     def initial(self, row: Instrument) -> dict[str, Any]:
         return {
@@ -68,45 +68,45 @@ class Edit(Act):
             "pricing": row.pricing,
         }
 
-    def perform(self, by: Actor, subjects: Sequence[Instrument], **fields: Any) -> Done:
+    def perform(self, by: Actor, subjects: Sequence[Instrument], **fields: Any) -> ActionResult:
         (instrument,) = subjects
         services.edit_instrument(instrument.pk, **fields, by=by)
-        return Done(f"The rules of {instrument} are changed.")
+        return ActionResult(f"The rules of {instrument} are changed.")
 
 
 # --- Halted and resumed ---------------------------------------------------------------------------------------------
 
 
-class Halt(Act):
+class HaltInstruments(OperatorAction):
     name = "halt"
-    label = "Halt"
+    label = "HaltInstruments"
     explanation = "New orders are refused from now on. Those in the book stay; they may be cancelled, and they expire."
     permission = "exchange.halt_instrument"
-    subjects_max = MAX_SUBJECTS
+    max_subjects = MAX_SUBJECTS
     is_dangerous = True
 
     def applies_to(self, row: Instrument) -> bool:
         return row.status == InstrumentStatus.TRADING
 
-    def perform(self, by: Actor, subjects: Sequence[Instrument], *, reason: str = "", **fields: Any) -> Done:
+    def perform(self, by: Actor, subjects: Sequence[Instrument], *, reason: str = "", **fields: Any) -> ActionResult:
         return _done("halted", *_each(subjects, lambda symbol: exchange_services.halt(symbol, reason, by=by)))
 
 
-class Resume(Act):
+class ResumeInstruments(OperatorAction):
     name = "resume"
-    label = "Resume"
+    label = "ResumeInstruments"
     explanation = "New orders are taken again from now on."
     permission = "exchange.halt_instrument"
-    subjects_max = MAX_SUBJECTS
+    max_subjects = MAX_SUBJECTS
 
     def applies_to(self, row: Instrument) -> bool:
         return row.status == InstrumentStatus.HALTED
 
-    def perform(self, by: Actor, subjects: Sequence[Instrument], *, reason: str = "", **fields: Any) -> Done:
+    def perform(self, by: Actor, subjects: Sequence[Instrument], *, reason: str = "", **fields: Any) -> ActionResult:
         return _done("resumed", *_each(subjects, lambda symbol: exchange_services.resume(symbol, reason, by=by)))
 
 
-class HaltEverythingForm(ReasonForm):
+class HaltAllForm(ReasonForm):
     confirmation = forms.CharField(
         max_length=len(CONFIRMATION),
         label=f"Write {CONFIRMATION}, to confirm",
@@ -124,29 +124,29 @@ class HaltEverythingForm(ReasonForm):
             raise forms.ValidationError(f"Write {CONFIRMATION}, in capital letters.")
 
 
-class HaltEverything(Act):
+class HaltAllInstruments(OperatorAction):
     name = "halt-all"
-    label = "Halt everything"
+    label = "HaltInstruments everything"
     explanation = (
         "New orders are refused in every instrument, from now on. Orders in the books stay; they may be cancelled, and "
         "they expire. Each instrument is resumed by itself, or with others that are selected in the list."
     )
     permission = "exchange.halt_market"
-    form_class = HaltEverythingForm
-    subjects_max = 0
+    form_class = HaltAllForm
+    max_subjects = 0
     is_dangerous = True
 
-    def perform(self, by: Actor, subjects: Sequence[Any], *, reason: str = "", **fields: Any) -> Done:
+    def perform(self, by: Actor, subjects: Sequence[Any], *, reason: str = "", **fields: Any) -> ActionResult:
         return _done("halted", *exchange_services.halt_all(reason, by=by))
 
 
-def _each(subjects: Sequence[Instrument], act: Callable[[str], object]) -> tuple[list[str], list[str]]:
+def _each(subjects: Sequence[Instrument], action: Callable[[str], object]) -> tuple[list[str], list[str]]:
     """Do it to one after the other; those it was done to, and those it was not, unless that is all of them."""
     done: list[str] = []
     failed: list[str] = []
     for instrument in subjects:
         try:
-            act(instrument.pk)
+            action(instrument.pk)
         except (ExchangeError, OperationalError, InterfaceError):
             if not done and instrument is subjects[-1]:
                 raise
@@ -156,13 +156,13 @@ def _each(subjects: Sequence[Instrument], act: Callable[[str], object]) -> tuple
     return done, failed
 
 
-def _done(word: str, done: Sequence[str], failed: Sequence[str]) -> Done:
+def _done(word: str, done: Sequence[str], failed: Sequence[str]) -> ActionResult:
     if failed:
         message = f"{_named(failed)} not {word} for certain: look, and press again."
-        return Done(f"{_named(done)} {word}. {message}" if done else message, is_warning=True)
+        return ActionResult(f"{_named(done)} {word}. {message}" if done else message, is_warning=True)
     if not done:
-        return Done(f"Nothing was {word}: nothing was trading.", is_warning=True)
-    return Done(f"{_named(done)} {word}.")
+        return ActionResult(f"Nothing was {word}: nothing was trading.", is_warning=True)
+    return ActionResult(f"{_named(done)} {word}.")
 
 
 def _named(symbols: Sequence[str]) -> str:

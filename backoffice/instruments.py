@@ -14,10 +14,16 @@ from unfold.views import ChangeList
 from backoffice import charts
 from backoffice.audit import latest_about
 from backoffice.charts import Span
-from backoffice.instrument_actions import Edit, Halt, HaltEverything, ListInstrument, Resume
+from backoffice.instrument_actions import (
+    EditInstrument,
+    HaltAllInstruments,
+    HaltInstruments,
+    ListInstrument,
+    ResumeInstruments,
+)
 from backoffice.links import list_url
 from backoffice.lists import column
-from backoffice.model_admin import ConditionFilter, Pages
+from backoffice.model_admin import ConditionFilter, ExchangeModelAdmin
 from backoffice.queries import market_watch
 from backoffice.templatetags.formatting import age, ago, moved, price, state
 from exchange.database import database_now
@@ -73,7 +79,7 @@ def _priced(name: str, tone: str = "") -> Callable[[Any], SafeString | str]:
 
 
 @admin.register(Instrument)
-class InstrumentPages(Pages):
+class InstrumentAdmin(ExchangeModelAdmin):
     list_display = (
         column("Instrument", _named),
         column("Status", lambda row: state(row.status)),
@@ -90,7 +96,13 @@ class InstrumentPages(Pages):
     search_fields = ("symbol", "name")
     search_help_text = "Symbol or name"
     ordering = ("symbol",)
-    acts = (ListInstrument(), Edit(), Halt(), Resume(), HaltEverything())
+    operator_actions = (
+        ListInstrument(),
+        EditInstrument(),
+        HaltInstruments(),
+        ResumeInstruments(),
+        HaltAllInstruments(),
+    )
     list_before_template = "backoffice/instruments.html"
     row_template = "backoffice/instrument.html"
     is_live = True

@@ -11,8 +11,8 @@ from django.utils import timezone
 from backoffice.audit import latest_about
 from backoffice.links import list_url, page_url
 from backoffice.lists import column
-from backoffice.model_admin import ConditionFilter, Pages
-from backoffice.operator_actions import MAX_SUBJECTS, Act, Done, act_url, is_permitted
+from backoffice.model_admin import ConditionFilter, ExchangeModelAdmin
+from backoffice.operator_actions import MAX_SUBJECTS, ActionResult, OperatorAction, action_url, is_permitted
 from backoffice.templatetags.formatting import NOTHING, state
 from exchange import services
 from exchange.audit import Actor, ActorKind
@@ -33,12 +33,12 @@ def key_state(key: ApiKey) -> KeyState:
     return KeyState.EXPIRED if key.expires_at is not None and key.expires_at <= timezone.now() else KeyState.LIVE
 
 
-class RevokeKey(Act):
+class RevokeKeys(OperatorAction):
     name = "revoke"
     label = "Revoke"
     explanation = "The key is dead within five seconds, for good. Orders that were placed with it stay."
     permission = "exchange.revoke_key"
-    subjects_max = MAX_SUBJECTS
+    max_subjects = MAX_SUBJECTS
     is_dangerous = True
 
     def applies_to(self, row: ApiKey) -> bool:
@@ -47,16 +47,16 @@ class RevokeKey(Act):
     def named(self, row: ApiKey) -> str:
         return " · ".join(filter(None, [row.pk, row.broker_id or "an operator's", row.name, key_state(row)]))
 
-    def perform(self, by: Actor, subjects: Sequence[ApiKey], **fields: Any) -> Done:
+    def perform(self, by: Actor, subjects: Sequence[ApiKey], **fields: Any) -> ActionResult:
         wanted = [key for key in subjects if self.applies_to(key)]
         for key in wanted:
             services.revoke_key(key.broker_id, key.pk, **fields, by=by)
         if not wanted:
-            return Done("Nothing was left to revoke.", is_warning=True)
-        return Done(f"{wanted[0]} is revoked." if len(wanted) == 1 else f"{len(wanted)} keys are revoked.")
+            return ActionResult("Nothing was left to revoke.", is_warning=True)
+        return ActionResult(f"{wanted[0]} is revoked." if len(wanted) == 1 else f"{len(wanted)} keys are revoked.")
 
 
-class StateFilter(ConditionFilter):
+class KeyStateFilter(ConditionFilter):
     title = parameter_name = "state"
 
     def conditions(self) -> dict[str, Q]:
@@ -69,7 +69,7 @@ class StateFilter(ConditionFilter):
 
 
 @admin.register(ApiKey)
-class KeyPages(Pages):
+class ApiKeyAdmin(ExchangeModelAdmin):
     list_display = (
         column("Key", "prefix"),
         column("State", lambda key: state(key_state(key))),
@@ -85,21 +85,21 @@ class KeyPages(Pages):
         column("Expires", "expires_at"),
         column("Revoked", "revoked_at"),
     )
-    list_filter = (StateFilter,)
+    list_filter = (KeyStateFilter,)
     search_fields = ("=prefix", "name", "=broker__id")
     search_help_text = "Prefix, name or broker id"
     ordering = ("-created_at", "-prefix")
-    acts = (RevokeKey(),)
+    operator_actions = (RevokeKeys(),)
     actions = ("revoke",)
     row_template = "backoffice/key.html"
 
     @admin.action(description="Revoke selected keys", permissions=["revoke"])
     def revoke(self, request: HttpRequest, keys: QuerySet[ApiKey]) -> HttpResponseRedirect:
         """Lead to the page that asks for a reason."""
-        return HttpResponseRedirect(act_url(ApiKey, RevokeKey(), *keys))
+        return HttpResponseRedirect(action_url(ApiKey, RevokeKeys(), *keys))
 
     def has_revoke_permission(self, request: HttpRequest) -> bool:
-        return is_permitted(request, RevokeKey())
+        return is_permitted(request, RevokeKeys())
 
     def get_queryset(self, request: HttpRequest | None) -> Any:
         return ApiKey.objects.defer("secret_hash")

@@ -21,7 +21,7 @@ from unfold.admin import ModelAdmin
 from backoffice import exports, lists, operator_actions
 from backoffice.links import list_url
 from backoffice.lists import FilterForm, Way
-from backoffice.operator_actions import Act
+from backoffice.operator_actions import OperatorAction
 from exchange.models import AuditEntry
 
 
@@ -39,10 +39,10 @@ class ConditionFilter(SimpleListFilter):
         return queryset.filter(condition)
 
 
-class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
-    """List, look, act."""
+class ExchangeModelAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
+    """List, look, action."""
 
-    acts: ClassVar[Sequence[Act]] = ()
+    operator_actions: ClassVar[Sequence[OperatorAction]] = ()
     row_template: ClassVar[str] = "backoffice/row.html"
     is_live: ClassVar[bool] = False  # the list refreshes by itself
     list_before_template = "backoffice/operator_actions.html"
@@ -77,20 +77,20 @@ class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
         name = f"{self.opts.app_label}_{self.opts.model_name}"
         own = [
             path(
-                f"{act.name}/",
-                self.admin_site.admin_view(partial(self.act_view, act=act)),
-                name=f"{name}_{act.name.replace('-', '_')}",
+                f"{action.name}/",
+                self.admin_site.admin_view(partial(self.action_view, action=action)),
+                name=f"{name}_{action.name.replace('-', '_')}",
             )
-            for act in self.acts
+            for action in self.operator_actions
         ]
         return [*own, *super().get_urls()]
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        buttons = [act for act in self._permitted(request) if not act.subjects_max]
+        buttons = [action for action in self._permitted(request) if not action.max_subjects]
         context = {
             "title": str(self.opts.verbose_name_plural).capitalize(),
             "is_live": self.is_live,
-            "acts": [(act, operator_actions.act_url(self.model, act)) for act in buttons],
+            "action_buttons": [(action, operator_actions.action_url(self.model, action)) for action in buttons],
             **self.list_context(request),
         }
         response: HttpResponse = super().changelist_view(request, context)
@@ -101,7 +101,7 @@ class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
     ) -> HttpResponse:
         self._require_view(request)
         row = self._row(object_id)
-        buttons = [act for act in self._permitted(request) if act.subjects_max and act.applies_to(row)]
+        buttons = [action for action in self._permitted(request) if action.max_subjects and action.applies_to(row)]
         return TemplateResponse(
             request,
             self.row_template,
@@ -109,7 +109,9 @@ class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
                 **self._context(request),
                 "title": f"{str(self.opts.verbose_name).capitalize()} {row}",
                 "row": row,
-                "acts": [(act, operator_actions.act_url(self.model, act, row)) for act in buttons],
+                "action_buttons": [
+                    (action, operator_actions.action_url(self.model, action, row)) for action in buttons
+                ],
                 **self.row_context(request, row),
             },
         )
@@ -121,11 +123,11 @@ class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
         self._require_view(request)
         return HttpResponseRedirect(list_url(AuditEntry, q=self._row(object_id).pk))
 
-    def act_view(self, request: HttpRequest, act: Act) -> HttpResponse:
-        return operator_actions.act_page(request, act, self.model, self._context(request))
+    def action_view(self, request: HttpRequest, action: OperatorAction) -> HttpResponse:
+        return operator_actions.action_page(request, action, self.model, self._context(request))
 
-    def _permitted(self, request: HttpRequest) -> list[Act]:
-        return [act for act in self.acts if operator_actions.is_permitted(request, act)]
+    def _permitted(self, request: HttpRequest) -> list[OperatorAction]:
+        return [action for action in self.operator_actions if operator_actions.is_permitted(request, action)]
 
     def _require_view(self, request: HttpRequest) -> None:
         if not self.has_view_permission(request):
@@ -148,7 +150,7 @@ class Pages(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
         return self.model._default_manager.all()
 
 
-class KeysetPages(Pages):
+class KeysetModelAdmin(ExchangeModelAdmin):
     """The same for a table that grows without end: its list is read by `backoffice.lists`."""
 
     form_class: ClassVar[type[FilterForm]] = FilterForm
@@ -166,7 +168,7 @@ class KeysetPages(Pages):
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         self._require_view(request)
         listing = lists.listing(request, self.list_display, self.form_class, self.way)
-        many = [act for act in self._permitted(request) if act.subjects_max > 1]
+        many = [action for action in self._permitted(request) if action.max_subjects > 1]
         return TemplateResponse(
             request,
             "backoffice/list.html",
@@ -176,8 +178,8 @@ class KeysetPages(Pages):
                 "listing": listing,
                 "is_live": self.is_live,
                 "export_url": self._export_url(listing),
-                "acts_on_many": [(act, operator_actions.act_url(self.model, act)) for act in many],
-                "selectable": {row.pk for row in listing.page.rows if any(act.applies_to(row) for act in many)},
+                "bulk_actions": [(action, operator_actions.action_url(self.model, action)) for action in many],
+                "selectable": {row.pk for row in listing.page.rows if any(action.applies_to(row) for action in many)},
             },
         )
 

@@ -1,7 +1,7 @@
-"""What operators do: an act is a permission, a form that asks for what it needs to know, and one call of a service.
+"""Operator actions: a permission, a form and one call of a service.
 
-Each has a page of its own, which names what it is about and asks for a reason before anything is done. Every act is
-made outside any transaction of the admin's, by the services that the API calls.
+Each action has its own page, which names the rows and asks for a reason before anything is done. Actions run outside
+any transaction of the admin and call the same services as the API.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from exchange.http.middleware import request_id_of
 from exchange.http.problems import refusal_of
 from exchange.rules import MAX_REASON_LENGTH
 
-MAX_SUBJECTS = 500  # of one act
+MAX_SUBJECTS = 500  # of one action
 
 
 def actor_of(request: HttpRequest) -> Actor:
@@ -34,14 +34,14 @@ def actor_of(request: HttpRequest) -> Actor:
 
 
 class ReasonForm(forms.Form):
-    """Every act says why."""
+    """Every action says why."""
 
-    reason = forms.CharField(max_length=MAX_REASON_LENGTH, help_text="Goes on record with the act.")
+    reason = forms.CharField(max_length=MAX_REASON_LENGTH, help_text="Goes on record with the action.")
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """What came of an act, as its user is told; a secret is shown once and kept nowhere."""
+class ActionResult:
+    """What came of an action, as its user is told; a secret is shown once and kept nowhere."""
 
     message: str
     secret: str = ""
@@ -49,7 +49,7 @@ class Done:
     url: str = ""  # where to go now, if not back
 
 
-class Act:
+class OperatorAction:
     """One thing that can be done to the rows of a model, to one, to several, or to none in particular."""
 
     name: ClassVar[str]  # in its URL
@@ -57,14 +57,14 @@ class Act:
     explanation: ClassVar[str]  # on its page: what will happen
     permission: ClassVar[str]  # "app.codename"
     form_class: ClassVar[type[forms.Form]] = ReasonForm
-    subjects_max: ClassVar[int] = 1  # 0: it is about no row in particular
+    max_subjects: ClassVar[int] = 1  # 0: it is about no row in particular
     is_dangerous: ClassVar[bool] = False
 
     def applies_to(self, row: Any) -> bool:
         """Whether it could be done to this row as it stands: else it has no button."""
         return True
 
-    def is_in_reach(self, request: HttpRequest, row: Any) -> bool:
+    def is_allowed_for(self, request: HttpRequest, row: Any) -> bool:
         """Whether who asks may do it to this row, given that they may do it at all."""
         return True
 
@@ -76,68 +76,70 @@ class Act:
         """What its form begins with."""
         return {}
 
-    def perform(self, by: Actor, subjects: Sequence[Any], **fields: Any) -> Done:
+    def perform(self, by: Actor, subjects: Sequence[Any], **fields: Any) -> ActionResult:
         """Do it by one call of a service; a refusal is raised."""
         raise NotImplementedError
 
 
-def is_permitted(request: HttpRequest, act: Act) -> bool:
-    return request.user.has_perm(act.permission)
+def is_permitted(request: HttpRequest, action: OperatorAction) -> bool:
+    return request.user.has_perm(action.permission)
 
 
-def act_url(model: type[Model], act: Act, *rows: Model) -> str:
-    path = reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_{act.name.replace('-', '_')}")
+def action_url(model: type[Model], action: OperatorAction, *rows: Model) -> str:
+    path = reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_{action.name.replace('-', '_')}")
     return f"{path}?{urlencode([('id', row.pk) for row in rows])}" if rows else path
 
 
-def act_page(request: HttpRequest, act: Act, model: type[Model], context: dict[str, Any]) -> HttpResponse:
+def action_page(
+    request: HttpRequest, action: OperatorAction, model: type[Model], context: dict[str, Any]
+) -> HttpResponse:
     """Ask, and when that is answered do it and say what came of it."""
-    if not is_permitted(request, act):
+    if not is_permitted(request, action):
         raise PermissionDenied
-    subjects = _subjects(request, act, model)
-    if not all(act.is_in_reach(request, row) for row in subjects):
+    subjects = _subjects(request, action, model)
+    if not all(action.is_allowed_for(request, row) for row in subjects):
         raise PermissionDenied
-    if act.subjects_max and not subjects:
+    if action.max_subjects and not subjects:
         messages.warning(request, "Nothing was selected.")
-        return HttpResponseRedirect(_back(model, subjects))
-    initial = act.initial(subjects[0]) if len(subjects) == 1 else {}
-    form = act.form_class(request.POST if request.method == "POST" else None, initial=initial)
+        return HttpResponseRedirect(_return_url(model, subjects))
+    initial = action.initial(subjects[0]) if len(subjects) == 1 else {}
+    form = action.form_class(request.POST if request.method == "POST" else None, initial=initial)
     if request.method == "POST" and form.is_valid():
         try:
-            done = act.perform(actor_of(request), subjects, **form.cleaned_data)
+            result = action.perform(actor_of(request), subjects, **form.cleaned_data)
         except (ExchangeError, OperationalError, InterfaceError) as error:
-            _tell(form, _refusal(error))
+            _add_errors(form, _as_exchange_error(error))
         else:
-            return _done(request, act, model, subjects, done, context)
+            return _result_response(request, action, model, subjects, result, context)
     return TemplateResponse(
         request,
         "backoffice/action.html",
         {
             **context,
-            "title": act.label,
-            "act": act,
+            "title": action.label,
+            "operator_action": action,
             "form": form,
-            "subjects": [act.named(row) for row in subjects],
-            "back_url": _back(model, subjects),
+            "subjects": [action.named(row) for row in subjects],
+            "back_url": _return_url(model, subjects),
         },
     )
 
 
-def _subjects(request: HttpRequest, act: Act, model: type[Model]) -> list[Any]:
-    """The rows that the act is about, in the order of their keys; 404 where one does not exist, or for too many."""
-    if not act.subjects_max:
+def _subjects(request: HttpRequest, action: OperatorAction, model: type[Model]) -> list[Any]:
+    """The rows that the action is about, in the order of their keys; 404 where one does not exist, or for too many."""
+    if not action.max_subjects:
         return []
     ids = list(dict.fromkeys(request.GET.getlist("id")))
     try:
-        rows = list(model._default_manager.filter(pk__in=ids[: act.subjects_max + 1]).order_by("pk"))
+        rows = list(model._default_manager.filter(pk__in=ids[: action.max_subjects + 1]).order_by("pk"))
     except (ValueError, forms.ValidationError) as error:  # what is no id of these rows
         raise Http404 from error
-    if len(ids) > act.subjects_max or len(rows) != len(ids):
+    if len(ids) > action.max_subjects or len(rows) != len(ids):
         raise Http404
     return rows
 
 
-def _refusal(error: Exception) -> ExchangeError:
+def _as_exchange_error(error: Exception) -> ExchangeError:
     """Why it was not done; of a database that failed, whether that is certain."""
     if isinstance(error, ExchangeError):
         return error
@@ -147,7 +149,7 @@ def _refusal(error: Exception) -> ExchangeError:
     return refusal
 
 
-def _tell(form: forms.Form, refusal: ExchangeError) -> None:
+def _add_errors(form: forms.Form, refusal: ExchangeError) -> None:
     """Say on the form why the service refused."""
     for error in refusal.errors:
         if error.field in form.fields:
@@ -158,17 +160,22 @@ def _tell(form: forms.Form, refusal: ExchangeError) -> None:
         form.add_error(None, refusal.detail)
 
 
-def _back(model: type[Model], subjects: Sequence[Model]) -> str:
+def _return_url(model: type[Model], subjects: Sequence[Model]) -> str:
     """Where one came from: the row, or the list."""
     return page_url(model, subjects[0].pk) if len(subjects) == 1 else list_url(model)
 
 
-def _done(
-    request: HttpRequest, act: Act, model: type[Model], subjects: Sequence[Any], done: Done, context: dict[str, Any]
+def _result_response(
+    request: HttpRequest,
+    action: OperatorAction,
+    model: type[Model],
+    subjects: Sequence[Any],
+    result: ActionResult,
+    context: dict[str, Any],
 ) -> HttpResponse:
-    next_url = done.url or _back(model, subjects)
-    if done.secret:  # shown by this answer alone: a message would be stored on its way
-        shown = {**context, "title": act.label, "done": done, "back_url": next_url}
+    next_url = result.url or _return_url(model, subjects)
+    if result.secret:  # shown by this answer alone: a message would be stored on its way
+        shown = {**context, "title": action.label, "action_result": result, "back_url": next_url}
         return TemplateResponse(request, "backoffice/secret.html", shown)
-    messages.add_message(request, messages.WARNING if done.is_warning else messages.SUCCESS, done.message)
+    messages.add_message(request, messages.WARNING if result.is_warning else messages.SUCCESS, result.message)
     return HttpResponseRedirect(next_url)

@@ -17,8 +17,8 @@ from backoffice import form_fields
 from backoffice.audit import latest_about
 from backoffice.links import list_url, page_url
 from backoffice.lists import Rows, Way, column
-from backoffice.model_admin import KeysetPages
-from backoffice.operator_actions import MAX_SUBJECTS, Act, Done
+from backoffice.model_admin import KeysetModelAdmin
+from backoffice.operator_actions import MAX_SUBJECTS, ActionResult, OperatorAction
 from backoffice.periods import PeriodForm, period, within, within_by_id
 from backoffice.queries import order_history
 from backoffice.queries.order_history import Fill, Telling
@@ -34,17 +34,17 @@ from orders.matching.commands import CancelOrder
 from orders.models import Order, Trade
 
 WORKING_WORD = "working"  # a filter: any status in which an order may still trade
-NAMED_EACH = 5  # orders of an act on many that were refused, in its message
+NAMED_EACH = 5  # orders of an action on many that were refused, in its message
 
 _BY_ID = Keyset(("-id", UUID))
 
 
-class Cancel(Act):
+class CancelWorkingOrders(OperatorAction):
     name = "cancel"
-    label = "Cancel"
+    label = "CancelWorkingOrders"
     explanation = "What has not been traded of it is cancelled, and what it reserved is free again. Its trades stay."
     permission = "orders.cancel_order"
-    subjects_max = MAX_SUBJECTS
+    max_subjects = MAX_SUBJECTS
     is_dangerous = True
 
     def applies_to(self, row: Order) -> bool:
@@ -55,7 +55,7 @@ class Cancel(Act):
         terms = f"{row.side} {row.remaining_quantity:,} of {row.quantity:,} {row.symbol} {price}"
         return f"{row.pk} · {row.broker_id} · {terms} · {row.status.replace('_', ' ')}"
 
-    def perform(self, by: Actor, subjects: Sequence[Order], **asked: Any) -> Done:
+    def perform(self, by: Actor, subjects: Sequence[Order], **asked: Any) -> ActionResult:
         why: str = asked["reason"]
         outcomes = sequencer.submit_all(
             [CancelOrder(order.pk, None, CancelReason.BY_OPERATOR, by=by, why=why) for order in subjects]
@@ -67,7 +67,7 @@ class Cancel(Act):
         ]
         if len(subjects) == 1 and refusals:
             raise refusals[0][1]
-        return Done(_told(len(subjects), refusals), is_warning=bool(refusals))
+        return ActionResult(_told(len(subjects), refusals), is_warning=bool(refusals))
 
 
 def _told(asked: int, refusals: Sequence[tuple[Order, ExchangeError]]) -> str:
@@ -92,7 +92,7 @@ class OrderFilter(PeriodForm):
 
 
 @admin.register(Order)
-class OrderPages(KeysetPages):
+class OrderAdmin(KeysetModelAdmin):
     list_display = (
         column("Order", lambda order: short_id(order.pk), link=lambda order: page_url(Order, order.pk)),
         column("Placed", "created_at"),
@@ -129,7 +129,7 @@ class OrderPages(KeysetPages):
         "cancel_reason": "cancel_reason",
     }
     form_class = OrderFilter
-    acts = (Cancel(),)
+    operator_actions = (CancelWorkingOrders(),)
     row_template = "backoffice/order.html"
     is_live = True
 

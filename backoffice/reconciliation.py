@@ -8,8 +8,8 @@ from django.contrib import admin
 from django.http import HttpRequest
 
 from backoffice.lists import column
-from backoffice.model_admin import Pages
-from backoffice.operator_actions import Act, Done
+from backoffice.model_admin import ExchangeModelAdmin
+from backoffice.operator_actions import ActionResult, OperatorAction
 from backoffice.templatetags.formatting import state, took
 from exchange.audit import Actor
 from exchange.rules import MAX_REASON_LENGTH
@@ -17,13 +17,13 @@ from orders.models import ReconcileRun
 from orders.reconciliation import runs
 
 
-class MaybeReasonForm(forms.Form):
+class OptionalReasonForm(forms.Form):
     """It changes nothing, so nobody need say why."""
 
-    reason = forms.CharField(max_length=MAX_REASON_LENGTH, required=False, help_text="Goes on record with the act.")
+    reason = forms.CharField(max_length=MAX_REASON_LENGTH, required=False, help_text="Goes on record with the action.")
 
 
-class StartRun(Act):
+class StartReconciliation(OperatorAction):
     name = "start"
     label = "Run the reconciliation"
     explanation = (
@@ -31,12 +31,12 @@ class StartRun(Act):
         "snapshot of the live exchange. Trading goes on meanwhile, and nothing is changed. It may take minutes."
     )
     permission = "orders.run_reconcile"
-    form_class = MaybeReasonForm
-    subjects_max = 0
+    form_class = OptionalReasonForm
+    max_subjects = 0
 
-    def perform(self, by: Actor, subjects: Sequence[Any], **fields: Any) -> Done:
+    def perform(self, by: Actor, subjects: Sequence[Any], **fields: Any) -> ActionResult:
         runs.start(by=by, reason=fields["reason"])
-        return Done("The reconciliation was asked for; a worker begins it within seconds.")
+        return ActionResult("The reconciliation was asked for; a worker begins it within seconds.")
 
 
 def _differences(run: ReconcileRun) -> int | None:
@@ -45,7 +45,7 @@ def _differences(run: ReconcileRun) -> int | None:
 
 
 @admin.register(ReconcileRun)
-class ReconcileRunPages(Pages):
+class ReconcileRunAdmin(ExchangeModelAdmin):
     list_display = (
         column("Asked for (UTC)", "asked_at"),
         column("By", "asked_by"),
@@ -55,7 +55,7 @@ class ReconcileRunPages(Pages):
         column("Took", lambda run: took(run.seconds), is_number=True),
     )
     ordering = ("-id",)
-    acts = (StartRun(),)
+    operator_actions = (StartReconciliation(),)
     is_live = True
     list_before_template = "backoffice/reconciliation/last.html"
     row_template = "backoffice/reconciliation/row.html"

@@ -57,7 +57,7 @@ PAGES: tuple[tuple[str, tuple[tuple[str, str, str, str], ...]], ...] = (
 )
 
 
-class BackOffice(UnfoldAdminSite):  # type: ignore[misc]  # unfold is not typed
+class BackOfficeSite(UnfoldAdminSite):  # type: ignore[misc]  # unfold is not typed
     """Django's admin site, with a dashboard as its first page, and a second step of the login before it."""
 
     index_title = "Dashboard"

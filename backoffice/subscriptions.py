@@ -11,16 +11,16 @@ from backoffice.audit import latest_about
 from backoffice.deliveries import latest_of
 from backoffice.links import list_url, page_url
 from backoffice.lists import column
-from backoffice.model_admin import ConditionFilter, Pages
+from backoffice.model_admin import ConditionFilter, ExchangeModelAdmin
 from backoffice.templatetags.formatting import ago, states
-from backoffice.webhook_actions import Pause, RedeliverFailed, Resume
+from backoffice.webhook_actions import PauseSubscription, RedeliverFailedEvents, ResumeSubscription
 from exchange.models import Broker
 from webhooks.models import Delivery, DeliveryState, Subscription, SubscriptionState
 
 DUE_SHOWN = 10
 
 
-class StateFilter(ConditionFilter):
+class SubscriptionStateFilter(ConditionFilter):
     title = parameter_name = "state"
 
     def conditions(self) -> dict[str, Q]:
@@ -39,7 +39,7 @@ class FailingFilter(ConditionFilter):
 
 
 @admin.register(Subscription)
-class SubscriptionPages(Pages):
+class SubscriptionAdmin(ExchangeModelAdmin):
     list_display = (
         column("Event", "event_type"),
         column("Broker", "broker_id", link=lambda row: page_url(Broker, row.broker_id)),
@@ -52,11 +52,11 @@ class SubscriptionPages(Pages):
         column("Due", health.due_count, is_number=True),
         column("Oldest", health.oldest_due, is_number=True),
     )
-    list_filter = ("event_type", StateFilter, FailingFilter)
+    list_filter = ("event_type", SubscriptionStateFilter, FailingFilter)
     search_fields = ("=id", "url", "=broker__id")
     search_help_text = "Id, part of the URL or broker id"
     ordering = ("-id",)
-    acts = (Pause(), Resume(), RedeliverFailed())
+    operator_actions = (PauseSubscription(), ResumeSubscription(), RedeliverFailedEvents())
     list_after_template = "backoffice/subscriptions.html"
     row_template = "backoffice/subscription.html"
     is_live = True

@@ -11,7 +11,7 @@ from django.http import HttpRequest
 from backoffice import form_fields
 from backoffice.links import page_url
 from backoffice.lists import Rows, Way, column
-from backoffice.model_admin import KeysetPages
+from backoffice.model_admin import KeysetModelAdmin
 from backoffice.periods import PeriodForm, period, within, within_by_id
 from backoffice.templatetags.formatting import coloured, short_id
 from exchange.http.paging import Keyset
@@ -33,7 +33,7 @@ class TradeFilter(PeriodForm):
 
 
 @admin.register(Trade)
-class TradePages(KeysetPages):
+class TradeAdmin(KeysetModelAdmin):
     list_display = (
         column("Trade", lambda trade: short_id(trade.pk), link=lambda trade: page_url(Trade, trade.pk)),
         column("Executed", "executed_at"),

@@ -11,7 +11,7 @@ from django.http import HttpRequest
 from backoffice import form_fields
 from backoffice.links import page_url
 from backoffice.lists import Rows, Way, column
-from backoffice.model_admin import KeysetPages
+from backoffice.model_admin import KeysetModelAdmin
 from backoffice.periods import PeriodForm, within, within_by_id
 from exchange.http.paging import NEWEST_FIRST, Keyset
 from exchange.models import Broker, Instrument, Transfer
@@ -32,7 +32,7 @@ class TransferFilter(PeriodForm):
 
 
 @admin.register(Transfer)
-class TransferPages(KeysetPages):
+class TransferAdmin(KeysetModelAdmin):
     list_display = (
         column("Booked", "created_at"),
         column("Reference", "reference", link=lambda transfer: page_url(Transfer, transfer.pk)),

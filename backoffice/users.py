@@ -28,7 +28,7 @@ from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminT
 from backoffice import operator_actions, two_factor
 from backoffice.links import list_url
 from backoffice.lists import column
-from backoffice.operator_actions import Act, Done, actor_of
+from backoffice.operator_actions import ActionResult, OperatorAction, actor_of
 from exchange import audit
 from exchange.audit import Action, Actor, Entry
 from exchange.models import AuditEntry
@@ -51,7 +51,7 @@ def facts(user: User) -> dict[str, Any]:
     }
 
 
-class ResetTwoFactor(Act):
+class ResetTwoFactor(OperatorAction):
     name = "reset-second-factor"
     label = "Reset the second factor"
     explanation = (
@@ -64,19 +64,19 @@ class ResetTwoFactor(Act):
     def applies_to(self, row: User) -> bool:
         return two_factor.has_device(row)
 
-    def is_in_reach(self, request: HttpRequest, row: User) -> bool:
-        return _is_in_reach(request, row)
+    def is_allowed_for(self, request: HttpRequest, row: User) -> bool:
+        return _may_manage(request, row)
 
-    def perform(self, by: Actor, subjects: Sequence[User], **fields: Any) -> Done:
+    def perform(self, by: Actor, subjects: Sequence[User], **fields: Any) -> ActionResult:
         (user,) = subjects
         if two_factor.reset(user, by=by, reason=fields["reason"]):
-            return Done(f"{user} has no second factor any more.")
-        return Done(f"{user} had no second factor.", is_warning=True)
+            return ActionResult(f"{user} has no second factor any more.")
+        return ActionResult(f"{user} had no second factor.", is_warning=True)
 
 
-class Remove(Act):
+class RemoveUser(OperatorAction):
     name = "remove"
-    label = "Remove"
+    label = "RemoveUser"
     explanation = (
         "The user is out at once, and can no longer come in. What they did stays on record. "
         "To keep somebody out for a while, change them to be not active."
@@ -84,16 +84,16 @@ class Remove(Act):
     permission = "auth.delete_user"
     is_dangerous = True
 
-    def is_in_reach(self, request: HttpRequest, row: User) -> bool:
-        return _is_in_reach(request, row) and row != request.user
+    def is_allowed_for(self, request: HttpRequest, row: User) -> bool:
+        return _may_manage(request, row) and row != request.user
 
-    def perform(self, by: Actor, subjects: Sequence[User], **fields: Any) -> Done:
+    def perform(self, by: Actor, subjects: Sequence[User], **fields: Any) -> ActionResult:
         with transaction.atomic():
             user = get_object_or_404(User.objects.select_for_update(), pk=subjects[0].pk)
             before = facts(user)
             user.delete()
             audit.record(Entry.of(by, Action.USER_DELETE, before["username"], reason=fields["reason"], before=before))
-        return Done(f"{user} was removed.", url=list_url(User))
+        return ActionResult(f"{user} was removed.", url=list_url(User))
 
 
 _CHANGE_PASSWORD = {"label": "Change password"}  # a button like those of acts
@@ -130,11 +130,11 @@ def _rights(user: User) -> str:
 
 
 @admin.register(User)
-class UserPages(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as above, and Django takes no parameters
+class BackOfficeUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as above, and Django takes no parameters
     form = UserForm
     add_form = NewUserForm
     change_password_form = PasswordForm
-    acts: ClassVar[Sequence[Act]] = (ResetTwoFactor(), Remove())
+    operator_actions: ClassVar[Sequence[OperatorAction]] = (ResetTwoFactor(), RemoveUser())
     actions = None  # one at a time
     add_form_template = None
     change_form_outer_before_template = "backoffice/user_action_buttons.html"
@@ -197,25 +197,29 @@ class UserPages(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as ab
         return lookup in self.lookups
 
     def has_change_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
-        return super().has_change_permission(request, obj) and _is_in_reach(request, obj)
+        return super().has_change_permission(request, obj) and _may_manage(request, obj)
 
     def has_delete_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
-        return False  # Django's page asks for no reason: `Remove` does
+        return False  # Django's page asks for no reason: `RemoveUser` does
 
     # --- Acts ---
 
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view
         paths = [
-            path(f"{act.name}/", view(partial(self.act_view, act=act)), name=f"auth_user_{act.name.replace('-', '_')}")
-            for act in self.acts
+            path(
+                f"{action.name}/",
+                view(partial(self.action_view, action=action)),
+                name=f"auth_user_{action.name.replace('-', '_')}",
+            )
+            for action in self.operator_actions
         ]
         return [*paths, *super().get_urls()]
 
-    def act_view(self, request: HttpRequest, act: Act) -> HttpResponse:
+    def action_view(self, request: HttpRequest, action: OperatorAction) -> HttpResponse:
         request.current_app = self.admin_site.name
-        return operator_actions.act_page(
-            request, act, User, {**self.admin_site.each_context(request), "opts": self.opts}
+        return operator_actions.action_page(
+            request, action, User, {**self.admin_site.each_context(request), "opts": self.opts}
         )
 
     def change_view(
@@ -225,15 +229,19 @@ class UserPages(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as ab
         buttons: list[tuple[Any, str]] = []
         if user is not None and self.has_change_permission(request, user):
             buttons.append((_CHANGE_PASSWORD, reverse("admin:auth_user_password_change", args=[user.pk])))
-            buttons += [(act, operator_actions.act_url(User, act, user)) for act in self._acts_for(request, user)]
-        response: HttpResponse = super().change_view(request, object_id, form_url, {"acts": buttons})
+            buttons += [
+                (action, operator_actions.action_url(User, action, user)) for action in self._actions_for(request, user)
+            ]
+        response: HttpResponse = super().change_view(request, object_id, form_url, {"action_buttons": buttons})
         return response
 
-    def _acts_for(self, request: HttpRequest, user: User) -> list[Act]:
+    def _actions_for(self, request: HttpRequest, user: User) -> list[OperatorAction]:
         permitted = [
-            act for act in self.acts if operator_actions.is_permitted(request, act) and act.is_in_reach(request, user)
+            action
+            for action in self.operator_actions
+            if operator_actions.is_permitted(request, action) and action.is_allowed_for(request, user)
         ]
-        return [act for act in permitted if act.applies_to(user)]
+        return [action for action in permitted if action.applies_to(user)]
 
     # --- The record, in place of Django's own, whose rows nobody asks for ---
 
@@ -292,6 +300,6 @@ class UserPages(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as ab
         return HttpResponseRedirect(list_url(AuditEntry, q=user.get_username()))
 
 
-def _is_in_reach(request: HttpRequest, user: User | None) -> bool:
+def _may_manage(request: HttpRequest, user: User | None) -> bool:
     """Superusers are changed by superusers only."""
     return user is None or not user.is_superuser or bool(request.user.is_superuser)

@@ -10,7 +10,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from backoffice.lists import FILTERED_ROWS
-from backoffice.operator_actions import Act, Done, ReasonForm
+from backoffice.operator_actions import ActionResult, OperatorAction, ReasonForm
 from exchange.audit import Actor
 from exchange.errors import NothingToRedeliver
 from exchange.ids import first_id_at
@@ -21,14 +21,14 @@ SUGGESTED = 100
 NOTED_WITHIN = timedelta(seconds=10)  # a subscription's times are for people, and may lag a little
 
 
-class _OfSubscription(Act):
+class SubscriptionAction(OperatorAction):
     def named(self, row: Subscription) -> str:
         return named(row)
 
 
-class Pause(_OfSubscription):
+class PauseSubscription(SubscriptionAction):
     name = "pause"
-    label = "Pause"
+    label = "PauseSubscription"
     explanation = (
         "Nothing more is sent to it until it is resumed: what is due stays due, and what happens meanwhile is due too. "
         "A new URL does not resume it. What is on its way may still arrive."
@@ -38,34 +38,34 @@ class Pause(_OfSubscription):
     def applies_to(self, row: Subscription) -> bool:
         return row.state == SubscriptionState.ACTIVE
 
-    def perform(self, by: Actor, subjects: Sequence[Subscription], **fields: Any) -> Done:
+    def perform(self, by: Actor, subjects: Sequence[Subscription], **fields: Any) -> ActionResult:
         services.pause(subjects[0].pk, by=by, **fields)
-        return Done(f"{named(subjects[0])} is paused.")
+        return ActionResult(f"{named(subjects[0])} is paused.")
 
 
-class Resume(_OfSubscription):
+class ResumeSubscription(SubscriptionAction):
     name = "resume"
-    label = "Resume"
+    label = "ResumeSubscription"
     explanation = "What waited is sent, oldest first, and what happens from now on."
     permission = "webhooks.pause_subscription"
 
     def applies_to(self, row: Subscription) -> bool:
         return row.state == SubscriptionState.PAUSED
 
-    def perform(self, by: Actor, subjects: Sequence[Subscription], **fields: Any) -> Done:
+    def perform(self, by: Actor, subjects: Sequence[Subscription], **fields: Any) -> ActionResult:
         services.resume(subjects[0].pk, by=by, **fields)
-        return Done(f"{named(subjects[0])} is sent to again.")
+        return ActionResult(f"{named(subjects[0])} is sent to again.")
 
 
-class Redeliver(Act):
+class RedeliverEvents(OperatorAction):
     name = "redeliver"
-    label = "Redeliver"
+    label = "RedeliverEvents"
     explanation = (
         "The event is sent again to where it went, under a delivery id of its own; its receiver knows its number. "
         "The first delivery stays as it is. To a paused subscription it is sent when that is resumed."
     )
     permission = "webhooks.redeliver_delivery"
-    subjects_max = settings.WEBHOOK_REDELIVERIES
+    max_subjects = settings.WEBHOOK_REDELIVERIES
 
     def applies_to(self, row: Delivery) -> bool:
         is_over = row.state in (DeliveryState.DELIVERED, DeliveryState.FAILED)
@@ -74,7 +74,7 @@ class Redeliver(Act):
     def named(self, row: Delivery) -> str:
         return f"{row.pk} · {row.state.replace('_', ' ')}"
 
-    def perform(self, by: Actor, subjects: Sequence[Delivery], **fields: Any) -> Done:
+    def perform(self, by: Actor, subjects: Sequence[Delivery], **fields: Any) -> ActionResult:
         return _told(len(subjects), services.redeliver([row.pk for row in subjects], by=by, **fields))
 
 
@@ -89,9 +89,9 @@ class RedeliverFailedForm(ReasonForm):
     field_order = ["latest", "reason"]
 
 
-class RedeliverFailed(_OfSubscription):
+class RedeliverFailedEvents(SubscriptionAction):
     name = "redeliver-failed"
-    label = "Redeliver what failed"
+    label = "RedeliverEvents what failed"
     explanation = (
         "The events of its latest failed deliveries are sent again, under delivery ids of their own; its receiver "
         "knows their numbers."
@@ -102,7 +102,7 @@ class RedeliverFailed(_OfSubscription):
     def applies_to(self, row: Subscription) -> bool:
         return row.last_failure_at is not None and row.deleted_at is None
 
-    def perform(self, by: Actor, subjects: Sequence[Subscription], **fields: Any) -> Done:
+    def perform(self, by: Actor, subjects: Sequence[Subscription], **fields: Any) -> ActionResult:
         ids = latest_failed(subjects[0], fields.pop("latest"))
         if not ids:
             raise NothingToRedeliver("Nothing failed that was not made again already.")
@@ -129,10 +129,10 @@ def latest_failed(subscription: Subscription, count: int) -> list[UUID]:
     return [pk for pk in mine if pk not in again]
 
 
-def _told(asked: int, made: int) -> Done:
+def _told(asked: int, made: int) -> ActionResult:
     if made == asked:
-        return Done("The event is due again." if made == 1 else f"{made} events are due again.")
+        return ActionResult("The event is due again." if made == 1 else f"{made} events are due again.")
     left_out = (
         "Left out is what has had no outcome yet, is being made again already, or went to a deleted subscription."
     )
-    return Done(f"{made} of {asked} events are due again. {left_out}", is_warning=True)
+    return ActionResult(f"{made} of {asked} events are due again. {left_out}", is_warning=True)

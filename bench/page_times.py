@@ -26,7 +26,7 @@ from django.test.utils import CaptureQueriesContext  # noqa: E402
 
 from backoffice.events import told  # noqa: E402
 from backoffice.links import list_url  # noqa: E402
-from backoffice.model_admin import KeysetPages, Pages  # noqa: E402
+from backoffice.model_admin import ExchangeModelAdmin, KeysetModelAdmin  # noqa: E402
 from bench import pages  # noqa: E402
 from config.local.supervisor import say  # noqa: E402
 from exchange.database import database_now  # noqa: E402
@@ -71,10 +71,10 @@ def paths() -> list[str]:
     found = [page.path for page in pages.pages()]
     known = terms()
     for model, owner in pages.registry().items():
-        if isinstance(owner, KeysetPages):
+        if isinstance(owner, KeysetModelAdmin):
             found += [f"{list_url(model)}?last=1"]
             found += [list_url(model, **{name: value}) for name, value in _asked(model, owner.form_class(), known)]
-        elif isinstance(owner, Pages):
+        elif isinstance(owner, ExchangeModelAdmin):
             found += _choices(model, owner)
             found += [list_url(of, **{name: each}) for (of, name), few in known.items() if of is model for each in few]
     return list(dict.fromkeys(found))
@@ -122,7 +122,7 @@ def _asked(model: type[Model], form: forms.Form, known: Terms) -> Iterator[tuple
         yield "q", "not there"
 
 
-def _choices(model: type[Model], owner: Pages) -> Iterator[str]:
+def _choices(model: type[Model], owner: ExchangeModelAdmin) -> Iterator[str]:
     """A list of Django's by each choice of its filters."""
     request = RequestFactory().get(list_url(model))
     request.user = AnonymousUser()

@@ -18,8 +18,8 @@ from django.db.models import Model
 from django.urls import URLPattern, URLResolver, reverse
 from django_otp.plugins.otp_totp.models import TOTPDevice
 
-from backoffice.model_admin import Pages
-from backoffice.operator_actions import Act
+from backoffice.model_admin import ExchangeModelAdmin
+from backoffice.operator_actions import OperatorAction
 from exchange import services
 from exchange.audit import Actor, ActorKind
 from exchange.database import database_now
@@ -176,20 +176,22 @@ def registry() -> Mapping[type[Model], "ModelAdmin[Any]"]:
 
 def _is_off(owner: "ModelAdmin[Any]", name: str) -> bool:
     """Django's forms, where acts take their place."""
-    return isinstance(owner, Pages) and name.endswith(OFF)
+    return isinstance(owner, ExchangeModelAdmin) and name.endswith(OFF)
 
 
-def _acts(owner: "ModelAdmin[Any]") -> dict[str, Act]:
+def _acts(owner: "ModelAdmin[Any]") -> dict[str, OperatorAction]:
     prefix = f"{owner.opts.app_label}_{owner.opts.model_name}"
-    acts = [act for act in getattr(owner, "acts", ()) if isinstance(act, Act)]
+    acts = [act for act in getattr(owner, "operator_actions", ()) if isinstance(act, OperatorAction)]
     return {f"{prefix}_{act.name.replace('-', '_')}": act for act in acts}
 
 
-def _act_page(title: str, name: str, act: Act, owner: "ModelAdmin[Any] | None", rows: Chosen) -> Iterator[OfficePage]:
+def _act_page(
+    title: str, name: str, act: OperatorAction, owner: "ModelAdmin[Any] | None", rows: Chosen
+) -> Iterator[OfficePage]:
     path = reverse(f"admin:{name}")
-    if not act.subjects_max:
+    if not act.max_subjects:
         yield OfficePage(title, path)
         return
     assert owner is not None
-    subjects = _fitting(name, [row for row in rows(owner.model) if act.applies_to(row)][: min(act.subjects_max, 2)])
+    subjects = _fitting(name, [row for row in rows(owner.model) if act.applies_to(row)][: min(act.max_subjects, 2)])
     yield OfficePage(title, f"{path}?{urlencode([('id', subject.pk) for subject in subjects])}")

@@ -1,4 +1,4 @@
-"""The back office as its users' browsers see it: who is signed in, which rows a list shows, what came of an act."""
+"""The back office as its users' browsers see it: who is signed in, which rows a list shows, what came of an action."""
 
 import re
 from typing import Any
@@ -44,18 +44,18 @@ def cells(response: Any) -> list[list[str]]:
     return [[str(column(row)) for column in changelist.list_display if callable(column)] for row in rows(response)]
 
 
-def act_path(model: type[Model], act: str, *rows: Any) -> str:
-    """The page of an act on these rows."""
-    return f"{list_url(model)}{act}/" + ("?" + "&".join(f"id={row}" for row in rows) if rows else "")
+def action_path(model: type[Model], action: str, *rows: Any) -> str:
+    """The page of an action on these rows."""
+    return f"{list_url(model)}{action}/" + ("?" + "&".join(f"id={row}" for row in rows) if rows else "")
 
 
-def do(client: Client, model: type[Model], act: str, *rows: Any, **fields: Any) -> Any:
-    """Fill in an act's form, with a reason unless told otherwise, and press its button; the page after that."""
-    return client.post(act_path(model, act, *rows), {"reason": REASON} | fields, follow=True)
+def do(client: Client, model: type[Model], action: str, *rows: Any, **fields: Any) -> Any:
+    """Fill in an action's form, with a reason unless told otherwise, and press its button; the page after that."""
+    return client.post(action_path(model, action, *rows), {"reason": REASON} | fields, follow=True)
 
 
 def said(response: Any) -> list[tuple[str, str]]:
-    """What an act that was done says, and how."""
+    """What an action that was done says, and how."""
     assert response.redirect_chain, wrong(response)
     return [(message.level_tag, message.message) for message in response.context["messages"]]
 
@@ -69,7 +69,7 @@ def wrong(response: Any) -> dict[str, list[str]]:
 
 
 def is_offered(client: Client, path_of_act: str, page: str) -> bool:
-    """Whether a page has the act's button."""
+    """Whether a page has the action's button."""
     response = client.get(page)
     assert response.status_code == 200
     return f'href="{path_of_act}"' in response.content.decode()

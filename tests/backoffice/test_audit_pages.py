@@ -1,4 +1,4 @@
-"""The audit in the back office: every act is found, shown with what it changed, and can be taken along."""
+"""The audit in the back office: every action is found, shown with what it changed, and can be taken along."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ from exchange.rules import Scope
 from orders.enums import Side
 from orders.models import Order
 from tests import trading
-from tests.backoffice.admin_client import ADDRESS, REASON, act_path, do, page, shown, sign_in
+from tests.backoffice.admin_client import ADDRESS, REASON, action_path, do, page, shown, sign_in
 from tests.exchange.client import Client as ApiClient
 from tests.trading import BY, place
 
@@ -36,7 +36,7 @@ ROBOT = Actor(ActorKind.KEY, "0123456789ab", "192.0.2.8", "request-2")
 
 
 def write(by: Actor, action: Action, subject: str, **more: Any) -> AuditEntry:
-    """Put an act on record, as services do."""
+    """Put an action on record, as services do."""
     with transaction.atomic():
         audit.record(Entry.of(by, action, subject, **more))
     return AuditEntry.objects.latest("id")
@@ -239,20 +239,20 @@ def test_a_cancelled_order_tells_who_cancelled_it() -> None:
 def test_there_is_nothing_to_press(root: Client) -> None:
     entry = write(MARY, Action.BROKER_SUSPEND, "alice")
 
-    for act in ("add", "delete", "change"):
-        for path in (act_path(AuditEntry, act), page(entry).replace("change", act)):
+    for action in ("add", "delete", "change"):
+        for path in (action_path(AuditEntry, action), page(entry).replace("change", action)):
             root.post(path, {"reason": "x", "post": "yes"})
     assert list(AuditEntry.objects.values()) == list(AuditEntry.objects.filter(pk=entry.pk).values())
     context = root.get(list_url(AuditEntry)).context
-    assert context["acts_on_many"] == []
-    assert root.get(page(entry)).context["acts"] == []
+    assert context["bulk_actions"] == []
+    assert root.get(page(entry)).context["action_buttons"] == []
 
 
 def test_who_may_not_view_it_is_refused(client: Client) -> None:
     entry = write(MARY, Action.BROKER_SUSPEND, "alice")
     user = sign_in(client, "teller", ["exchange.view_broker"])
 
-    for path in (list_url(AuditEntry), page(entry), act_path(AuditEntry, "export")):
+    for path in (list_url(AuditEntry), page(entry), action_path(AuditEntry, "export")):
         assert user.get(path).status_code == 403
 
 
@@ -261,7 +261,7 @@ def test_who_may_not_view_it_is_refused(client: Client) -> None:
 
 def exported(client: Client, **asked: Any) -> list[dict[str, str]]:
     query = list_url(AuditEntry, **asked).partition("?")[2]
-    response: Any = client.get(f"{act_path(AuditEntry, 'export')}?{query}")
+    response: Any = client.get(f"{action_path(AuditEntry, 'export')}?{query}")
     assert response.status_code == 200
     assert response.streaming
     assert response["Content-Type"] == "text/csv; charset=utf-8"

@@ -1,4 +1,4 @@
-"""Brokers, transfers and keys in the back office: what is shown of them, and that each act does what it says."""
+"""Brokers, transfers and keys in the back office: what is shown of them, and that each action does what it says."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -29,7 +29,7 @@ from tests import api, trading
 from tests.backoffice.admin_client import (
     ADDRESS,
     REASON,
-    act_path,
+    action_path,
     cells,
     do,
     is_offered,
@@ -379,7 +379,7 @@ def test_what_is_not_free_does_not_go_out(root: Client, alice: Broker) -> None:
 
 
 @pytest.mark.parametrize(
-    ("act", "field", "value", "sentence"),
+    ("action", "field", "value", "sentence"),
     [
         ("cash", "cash", "0", "Must be other than 0."),
         ("cash", "cash", "--1", "Must be a number below 10^16, with 4 decimals at most and a point before them."),
@@ -395,11 +395,11 @@ def test_what_is_not_free_does_not_go_out(root: Client, alice: Broker) -> None:
     ],
 )
 def test_what_is_wrong_with_a_transfer_is_said_of_its_field(
-    root: Client, alice: Broker, act: str, field: str, value: str, sentence: str
+    root: Client, alice: Broker, action: str, field: str, value: str, sentence: str
 ) -> None:
     before = state_now()
-    book: Any = partial(cash, amount="1") if act == "cash" else partial(shares, quantity="1")
-    fields = {"cash": "amount"} if act == "cash" else {}
+    book: Any = partial(cash, amount="1") if action == "cash" else partial(shares, quantity="1")
+    fields = {"cash": "amount"} if action == "cash" else {}
     refused(book(root, **{fields.get(field, field): value}), before, **{field: [sentence]})
 
 
@@ -585,7 +585,7 @@ def test_selected_keys_lead_to_the_page_that_asks_why(root: Client, alice: Broke
     response: Any = root.post(list_url(ApiKey), chosen)
     viewers = sign_in(Client(), "viewer", ["exchange.view_apikey"]).post(list_url(ApiKey), chosen)
 
-    assert response["Location"] == act_path(ApiKey, "revoke", keys[1].pk, keys[0].pk)
+    assert response["Location"] == action_path(ApiKey, "revoke", keys[1].pk, keys[0].pk)
     assert 'name="_selected_action"' in root.get(list_url(ApiKey)).content.decode()
     assert (viewers.status_code, 'name="_selected_action"' in viewers.content.decode()) == (200, False)
 
@@ -628,10 +628,10 @@ def test_suspending_refuses_new_orders_and_leaves_the_old(root: Client, alice: B
 
 
 def test_a_button_is_there_while_it_makes_sense(root: Client, alice: Broker) -> None:
-    offered = {act: is_offered(root, act_path(Broker, act, "alice"), page(alice)) for act in ACTS}
+    offered = {action: is_offered(root, action_path(Broker, action, "alice"), page(alice)) for action in ACTS}
     assert offered == dict.fromkeys(ACTS, True) | {"reinstate": False}
     do(root, Broker, "suspend", "alice")
-    offered = {act: is_offered(root, act_path(Broker, act, "alice"), page(alice)) for act in ACTS}
+    offered = {action: is_offered(root, action_path(Broker, action, "alice"), page(alice)) for action in ACTS}
     assert offered == dict.fromkeys(ACTS, True) | {"suspend": False}
 
 
@@ -647,7 +647,7 @@ def test_the_kill_switch_suspends_and_cancels_everything_of_that_broker(root: Cl
         place(Side.BID, 1, f"1{number}", symbol="GOOG", by="alice")
     bobs = place(Side.BID, 1, "9", by="bob")
 
-    assert "alice: active, 6 orders open" in root.get(act_path(Broker, "stop", "alice")).content.decode()
+    assert "alice: active, 6 orders open" in root.get(action_path(Broker, "stop", "alice")).content.decode()
     assert said(stop(root)) == [("success", "alice is suspended, and 6 orders were cancelled.")]
 
     of_alice = Order.objects.filter(broker=alice)
@@ -758,8 +758,8 @@ def test_who_may_only_look_sees_no_button_and_is_refused(client: Client, alice: 
     key = ApiKey.objects.get()
     before = state_now()
 
-    paths = [act_path(Broker, act, "alice") for act in ACTS]
-    paths += [act_path(Broker, "admit"), act_path(ApiKey, "revoke", key.pk)]
+    paths = [action_path(Broker, action, "alice") for action in ACTS]
+    paths += [action_path(Broker, "admit"), action_path(ApiKey, "revoke", key.pk)]
     for path in paths:
         assert viewer.get(path).status_code == 403
         assert viewer.post(path, FIELDS | ADMIT | {"reason": REASON}).status_code == 403
@@ -769,14 +769,14 @@ def test_who_may_only_look_sees_no_button_and_is_refused(client: Client, alice: 
     assert state_now() == before
 
 
-@pytest.mark.parametrize("act", ACTS)
-def test_who_may_do_one_thing_may_do_no_other(client: Client, alice: Broker, act: str) -> None:
-    user = sign_in(client, "specialist", ["exchange.view_broker", ACTS[act]])
+@pytest.mark.parametrize("action", ACTS)
+def test_who_may_do_one_thing_may_do_no_other(client: Client, alice: Broker, action: str) -> None:
+    user = sign_in(client, "specialist", ["exchange.view_broker", ACTS[action]])
 
     for other, permission in ACTS.items():
-        response = user.get(act_path(Broker, other, "alice"))
-        assert response.status_code == (200 if permission == ACTS[act] else 403)
-    assert user.post(act_path(Broker, act, "alice"), FIELDS | {"reason": REASON}).status_code in (200, 302)
+        response = user.get(action_path(Broker, other, "alice"))
+        assert response.status_code == (200 if permission == ACTS[action] else 403)
+    assert user.post(action_path(Broker, action, "alice"), FIELDS | {"reason": REASON}).status_code in (200, 302)
     assert AuditEntry.objects.filter(actor="specialist").exists()
 
 
@@ -784,7 +784,7 @@ def test_strangers_are_sent_to_the_login(client: Client, alice: Broker) -> None:
     for path in (
         list_url(Broker),
         page(alice),
-        act_path(Broker, "stop", "alice"),
+        action_path(Broker, "stop", "alice"),
         list_url(ApiKey),
         list_url(Transfer),
     ):
@@ -795,7 +795,7 @@ def test_strangers_are_sent_to_the_login(client: Client, alice: Broker) -> None:
 def test_an_act_on_nobody_or_on_too_many_is_none(root: Client, alice: Broker) -> None:
     trading.broker("bob")
 
-    assert root.get(act_path(Broker, "suspend", "nobody")).status_code == 404
-    assert root.get(act_path(Broker, "suspend", "alice", "bob")).status_code == 404
-    assert root.post(act_path(Broker, "suspend"), {"reason": REASON}, follow=True).redirect_chain != []
+    assert root.get(action_path(Broker, "suspend", "nobody")).status_code == 404
+    assert root.get(action_path(Broker, "suspend", "alice", "bob")).status_code == 404
+    assert root.post(action_path(Broker, "suspend"), {"reason": REASON}, follow=True).redirect_chain != []
     assert Broker.objects.filter(status=BrokerStatus.SUSPENDED).count() == 0

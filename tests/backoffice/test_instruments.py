@@ -23,7 +23,7 @@ from orders.enums import Side
 from orders.models import Bar, Order, Trade
 from tests.backoffice.admin_client import (
     REASON,
-    act_path,
+    action_path,
     cells,
     do,
     is_offered,
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 LIST = "/admin/exchange/instrument/"
 AAPL = f"{LIST}AAPL/change/"
 VIEW = ["exchange.view_instrument"]
-OPERATE = [*VIEW, *(f"exchange.{act}_instrument" for act in ("list", "edit", "halt")), "exchange.halt_market"]
+OPERATE = [*VIEW, *(f"exchange.{action}_instrument" for action in ("list", "edit", "halt")), "exchange.halt_market"]
 MINUTE = timedelta(minutes=1)
 
 
@@ -379,7 +379,7 @@ def test_a_symbol_is_listed_once(office: Client) -> None:
 
 
 def test_editing_begins_with_what_is_there(office: Client) -> None:
-    form = office.get(act_path(Instrument, "edit", "AAPL")).context["form"]
+    form = office.get(action_path(Instrument, "edit", "AAPL")).context["form"]
 
     assert {name: str(form[name].value()) for name in RULES} == {
         "name": "AAPL",
@@ -407,7 +407,7 @@ def test_rules_that_the_book_would_break_are_refused_by_field(office: Client) ->
 
 
 def test_halt_and_resume(office: Client) -> None:
-    halt, resume = act_path(Instrument, "halt", "AAPL"), act_path(Instrument, "resume", "AAPL")
+    halt, resume = action_path(Instrument, "halt", "AAPL"), action_path(Instrument, "resume", "AAPL")
     assert (is_offered(office, halt, AAPL), is_offered(office, resume, AAPL)) == (True, False)
 
     assert said(do(office, Instrument, "halt", "AAPL")) == [("success", "AAPL is halted.")]
@@ -424,9 +424,9 @@ def test_halt_and_resume(office: Client) -> None:
     ]
 
 
-@pytest.mark.parametrize("act", ["halt", "resume", "edit"])
-def test_without_a_reason_nothing_is_done(office: Client, act: str) -> None:
-    assert wrong(do(office, Instrument, act, "AAPL", reason="", **RULES)) == {"reason": ["This field is required."]}
+@pytest.mark.parametrize("action", ["halt", "resume", "edit"])
+def test_without_a_reason_nothing_is_done(office: Client, action: str) -> None:
+    assert wrong(do(office, Instrument, action, "AAPL", reason="", **RULES)) == {"reason": ["This field is required."]}
     assert (status(), rules("AAPL"), told()) == (("trading", ""), ("AAPL", "0.0100", 1, "seller"), [])
 
 
@@ -456,7 +456,7 @@ def test_everything_is_halted(office: Client) -> None:
     for symbol in ("PETR4", "VALE3"):
         instrument(symbol)
     set_status("VALE3", InstrumentStatus.HALTED, "before")
-    assert "2 instruments are trading now." in html(office, act_path(Instrument, "halt-all"))
+    assert "2 instruments are trading now." in html(office, action_path(Instrument, "halt-all"))
 
     response = do(office, Instrument, "halt-all", confirmation="HALT")
 
@@ -484,14 +484,14 @@ def test_when_everything_is_halted_there_is_nothing_to_halt(office: Client) -> N
 ACTS = {"list": "", "edit": "AAPL", "halt": "AAPL", "resume": "AAPL", "halt-all": ""}
 
 
-@pytest.mark.parametrize("act", ACTS)
-def test_who_may_only_look_sees_no_button_and_is_refused(client: Client, act: str) -> None:
+@pytest.mark.parametrize("action", ACTS)
+def test_who_may_only_look_sees_no_button_and_is_refused(client: Client, action: str) -> None:
     viewer = sign_in(client, "vera", VIEW)
-    set_status("AAPL", InstrumentStatus.HALTED if act == "resume" else InstrumentStatus.TRADING)
-    path = act_path(Instrument, act, *filter(None, [ACTS[act]]))
+    set_status("AAPL", InstrumentStatus.HALTED if action == "resume" else InstrumentStatus.TRADING)
+    path = action_path(Instrument, action, *filter(None, [ACTS[action]]))
 
     assert not any(is_offered(viewer, path, each) for each in (LIST, AAPL))
-    assert f"{LIST}{act}/" not in html(viewer, LIST)
+    assert f"{LIST}{action}/" not in html(viewer, LIST)
     assert viewer.get(path).status_code == 403
     assert viewer.post(path, {"reason": REASON, "symbol": "X", "confirmation": "HALT", **RULES}).status_code == 403
     assert list(Instrument.objects.values_list("pk", "name", "halt_reason")) == [("AAPL", "AAPL", "")]

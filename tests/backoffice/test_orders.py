@@ -22,7 +22,7 @@ from orders.models import Order, Trade
 from tests import trading
 from tests.backoffice.admin_client import (
     REASON,
-    act_path,
+    action_path,
     do,
     is_offered,
     live_parts,
@@ -370,7 +370,7 @@ def test_one_order_is_cancelled_with_a_reason(root: Client, market: None) -> Non
     assert (order.status, order.cancel_reason, order.filled_quantity) == ("cancelled", "by_operator", 2)
     assert trading.balance("alice")[1] == 0
     assert on_record() == [("user", "root", str(order.pk), REASON)]
-    assert not is_offered(root, act_path(Order, "cancel", order.pk), page(order))
+    assert not is_offered(root, action_path(Order, "cancel", order.pk), page(order))
 
 
 def test_without_a_reason_nothing_is_cancelled(root: Client, market: None) -> None:
@@ -410,12 +410,12 @@ def test_all_that_may_be_selected_are_cancelled_in_one_act(root: Client, market:
     chosen = [command.order_id for command in commands]
     assert said(do(root, Order, "cancel", *chosen)) == [("success", "All 500 orders were cancelled.")]
     assert len(on_record()) == 500
-    assert root.get(act_path(Order, "cancel", *chosen, UUID(int=1))).status_code == 404
+    assert root.get(action_path(Order, "cancel", *chosen, UUID(int=1))).status_code == 404
 
 
 def test_the_order_that_was_filled_meanwhile_is_refused_on_the_form(root: Client, market: None) -> None:
     order = place(Side.BID, 1, "10")
-    assert is_offered(root, act_path(Order, "cancel", order.pk), page(order))
+    assert is_offered(root, action_path(Order, "cancel", order.pk), page(order))
     place(Side.ASK, 1, "10", by="bob")
     assert wrong(do(root, Order, "cancel", order.pk)) == {"__all__": ["The order is already filled."]}
 
@@ -436,7 +436,7 @@ def test_a_halted_instrument_cancels_all_the_same(root: Client, market: None) ->
 def test_who_may_only_look_sees_no_button_and_is_refused(client: Client, market: None) -> None:
     order = place(Side.BID, 1, "10")
     viewer = sign_in(client, "vera", ["orders.view_order"])
-    path = act_path(Order, "cancel", order.pk)
+    path = action_path(Order, "cancel", order.pk)
     assert not is_offered(viewer, path, page(order))
     listed = viewer.get(list_url(Order)).content.decode()
     assert "Cancel selected" not in listed
@@ -448,7 +448,7 @@ def test_who_may_only_look_sees_no_button_and_is_refused(client: Client, market:
 def test_who_may_not_look_is_refused_everywhere(client: Client, market: None) -> None:
     order = place(Side.BID, 1, "10")
     nobody = sign_in(client, "nobody", ["orders.view_trade"])
-    for path in (list_url(Order), page(order), act_path(Order, "cancel", order.pk), act_path(Order, "export")):
+    for path in (list_url(Order), page(order), action_path(Order, "cancel", order.pk), action_path(Order, "export")):
         assert nobody.get(path).status_code == 403
 
 
@@ -457,7 +457,7 @@ def test_the_list_offers_to_select_what_can_be_cancelled(root: Client, market: N
     trading.cancel(orders[2])
     listed = root.get(list_url(Order)).content.decode()
     assert [f'name="id" value="{order.pk}"' in listed for order in orders] == [True, True, False]
-    assert f'formaction="{act_path(Order, "cancel")}"' in listed
+    assert f'formaction="{action_path(Order, "cancel")}"' in listed
     assert 'id="rows" data-live' in listed
 
 

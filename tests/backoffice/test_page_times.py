@@ -9,7 +9,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 
 from backoffice.links import list_url
-from backoffice.model_admin import KeysetPages
+from backoffice.model_admin import KeysetModelAdmin
 from bench import history, page_times, pages
 from tests import celery_processes
 from tests.backoffice.admin_client import rows
@@ -60,7 +60,7 @@ class Remembering(Client):
 def filters() -> Iterator[tuple[str, str]]:
     """Each field of each form of filters."""
     for model, owner in pages.registry().items():
-        if isinstance(owner, KeysetPages):
+        if isinstance(owner, KeysetModelAdmin):
             yield from ((list_url(model), name) for name in owner.form_class().fields)
 
 

@@ -1,6 +1,6 @@
-"""Who may do what in the back office: every act and every page, by its own address, for every role.
+"""Who may do what in the back office: every action and every page, by its own address, for every role.
 
-The acts and pages are those that are registered, whoever adds them; who may is said here, by permission.
+The operator_actions and pages are those that are registered, whoever adds them; who may is said here, by permission.
 """
 
 import re
@@ -16,8 +16,8 @@ from django.test import Client
 from django.urls import reverse
 
 from backoffice.links import list_url
-from backoffice.model_admin import Pages
-from backoffice.operator_actions import Act, act_url
+from backoffice.model_admin import ExchangeModelAdmin
+from backoffice.operator_actions import OperatorAction, action_url
 from exchange.models import AuditEntry, Broker, Instrument
 from orders.enums import Side
 from orders.models import Order, Trade
@@ -57,15 +57,15 @@ OURS = ["exchange", "orders", "webhooks"]
 INLINE = re.compile(r"<script(?![^>]*\bsrc=)[^>]*>|<[^>]+\son[a-z]+=", re.I)
 
 
-def acts() -> Iterator[tuple[type[Model], Act]]:
-    """Every act of every page there is."""
+def operator_actions() -> Iterator[tuple[type[Model], OperatorAction]]:
+    """Every action of every page there is."""
     for model, pages in admin.site._registry.items():
-        for act in getattr(pages, "acts", ()):
-            yield model, act
+        for action in getattr(pages, "operator_actions", ()):
+            yield model, action
 
 
 def registered() -> list[type[Model]]:
-    return [model for model, pages in admin.site._registry.items() if isinstance(pages, Pages)]
+    return [model for model, pages in admin.site._registry.items() if isinstance(pages, ExchangeModelAdmin)]
 
 
 def everybody() -> dict[str, Client]:
@@ -81,7 +81,7 @@ def everybody() -> dict[str, Client]:
 
 @pytest.fixture
 def market(transactional_db: None) -> None:
-    """Something for acts to be about."""
+    """Something for operator_actions to be about."""
     trading.instrument()
     trading.broker("alice")
     place(Side.ASK, 5, "10")
@@ -130,29 +130,31 @@ def test_only_what_is_meant_to_has_pages() -> None:
 def test_no_act_is_for_others_by_its_own_address_either(market: None) -> None:
     browsers = everybody()
     before = everything()
-    for model, act in acts():
-        for who in browsers.keys() - WHO_MAY[act.permission]:
-            for answer in answers(browsers[who], model, act):
+    for model, action in operator_actions():
+        for who in browsers.keys() - WHO_MAY[action.permission]:
+            for answer in answers(browsers[who], model, action):
                 if who in ("stranger", "outsider"):
-                    assert is_the_login(answer), (act.name, who)
+                    assert is_the_login(answer), (action.name, who)
                 else:
-                    assert answer.status_code == 403, (act.name, who)
+                    assert answer.status_code == 403, (action.name, who)
     assert everything() == before
 
 
-@pytest.mark.parametrize(("model", "act"), list(acts()), ids=lambda each: getattr(each, "name", each.__class__))
-def test_an_act_is_for_those_who_may(market: None, model: type[Model], act: Act) -> None:
-    users.user(VIEWER)  # one to act on
-    for who in WHO_MAY[act.permission]:
-        for answer in answers(users.browser(who), model, act):
+@pytest.mark.parametrize(
+    ("model", "action"), list(operator_actions()), ids=lambda each: getattr(each, "name", each.__class__)
+)
+def test_an_act_is_for_those_who_may(market: None, model: type[Model], action: OperatorAction) -> None:
+    users.user(VIEWER)  # one to action on
+    for who in WHO_MAY[action.permission]:
+        for answer in answers(users.browser(who), model, action):
             assert answer.status_code in (200, 302), who
 
 
-def answers(browser: Client, model: type[Model], act: Act) -> Iterator[Any]:
-    """The page that asks about an act, of a row if it is about one, and then the act done, without a reason."""
-    row = model._default_manager.first() if act.subjects_max else None
-    yield browser.get(act_url(model, act, row) if row else act_url(model, act))
-    yield browser.post(act_url(model, act), {"reason": ""})
+def answers(browser: Client, model: type[Model], action: OperatorAction) -> Iterator[Any]:
+    """The page that asks about an action, of a row if it is about one, and then the action done, without a reason."""
+    row = model._default_manager.first() if action.max_subjects else None
+    yield browser.get(action_url(model, action, row) if row else action_url(model, action))
+    yield browser.post(action_url(model, action), {"reason": ""})
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -164,9 +166,9 @@ def test_nobody_sees_a_button_that_they_may_not_press(market: None, role: str) -
             pages.append(reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_change", args=[row.pk]))
         for page in pages:
             content = browser.get(page).content.decode()
-            for of, act in acts():
-                if role not in WHO_MAY[act.permission]:
-                    assert act_url(of, act) not in content, (page, act.name)
+            for of, action in operator_actions():
+                if role not in WHO_MAY[action.permission]:
+                    assert action_url(of, action) not in content, (page, action.name)
 
 
 # --- Pages ----------------------------------------------------------------------------------------------------------

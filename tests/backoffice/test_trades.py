@@ -27,7 +27,7 @@ from config.local.processes import wait_until
 from orders.enums import Side
 from orders.models import Order, Trade
 from tests import live, trading
-from tests.backoffice.admin_client import act_path, page, shown, sign_in
+from tests.backoffice.admin_client import action_path, page, shown, sign_in
 from tests.trading import place
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -165,7 +165,7 @@ def test_a_trade_cannot_be_changed_by_anybody(root: Client, market: None) -> Non
 def test_who_may_not_look_is_refused_everywhere(client: Client, market: None) -> None:
     one = trade("alice", "bob")
     nobody = sign_in(client, "nobody", ["orders.view_order"])
-    for path in (list_url(Trade), page(one), act_path(Trade, "export")):
+    for path in (list_url(Trade), page(one), action_path(Trade, "export")):
         assert nobody.get(path).status_code == 403
 
 
@@ -174,7 +174,7 @@ def test_who_may_not_look_is_refused_everywhere(client: Client, market: None) ->
 
 def exported(client: Client, model: Any = Trade, **asked: Any) -> list[dict[str, str]]:
     query = list_url(model, **asked).partition("?")[2]
-    answer: Any = client.get(f"{act_path(model, 'export')}?{query}")
+    answer: Any = client.get(f"{action_path(model, 'export')}?{query}")
     assert (answer.status_code, answer.streaming) == (200, True)
     assert answer["Content-Type"] == "text/csv; charset=utf-8"
     assert "no-store" in answer["Cache-Control"]
@@ -198,7 +198,7 @@ def test_the_file_has_all_of_a_trade(root: Client, market: None) -> None:
             "ask_order_id": str(one.ask_order_id),
         }
     ]
-    with closing(root.get(act_path(Trade, "export"))) as answer:
+    with closing(root.get(action_path(Trade, "export"))) as answer:
         assert answer["Content-Disposition"].startswith('attachment; filename="trades-20')
         assert answer["Content-Disposition"].endswith('Z.csv"')
 
@@ -219,12 +219,13 @@ def test_the_file_has_what_the_filters_ask_for_and_all_of_it(
     ]
     assert exported(root, broker="dora") == []
     assert (
-        f'href="{act_path(Trade, "export")}?broker=alice"' in root.get(list_url(Trade, broker="alice")).content.decode()
+        f'href="{action_path(Trade, "export")}?broker=alice"'
+        in root.get(list_url(Trade, broker="alice")).content.decode()
     )
 
 
 def test_bad_filters_lead_back_to_the_list(root: Client) -> None:
-    answer: Any = root.get(f"{act_path(Trade, 'export')}?side=both&symbol=AAPL")
+    answer: Any = root.get(f"{action_path(Trade, 'export')}?side=both&symbol=AAPL")
     assert (answer.status_code, answer["Location"]) == (302, f"{list_url(Trade)}?side=both&symbol=AAPL")
 
 
@@ -257,8 +258,8 @@ def test_exports_beyond_their_places_are_told_to_come_back_and_pages_go_on(
 ) -> None:
     with ExitStack() as downloads:
         for _ in range(settings.EXPORTS_AT_ONCE):
-            downloads.enter_context(closing(root.get(act_path(Trade, "export"))))
-        refused = root.get(act_path(Trade, "export"))
+            downloads.enter_context(closing(root.get(action_path(Trade, "export"))))
+        refused = root.get(action_path(Trade, "export"))
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
         assert root.get(list_url(Trade)).status_code == 200
     assert exported(root) == []
@@ -266,7 +267,7 @@ def test_exports_beyond_their_places_are_told_to_come_back_and_pages_go_on(
 
 def test_an_export_holds_no_connection_while_its_client_reads(root: Client, market: None) -> None:
     trade("alice", "bob")
-    with closing(root.get(act_path(Trade, "export"))) as answer:
+    with closing(root.get(action_path(Trade, "export"))) as answer:
         titles, rows = answer.streaming_content  # type: ignore[attr-defined]  # a StreamingHttpResponse
         assert (titles[:8], rows.count(b"AAPL")) == (b"trade_id", 1)
         assert connection.connection is None
@@ -312,7 +313,7 @@ def test_a_long_file_begins_at_once_takes_no_memory_and_holds_nobody_up(
     with closing(http.client.HTTPConnection("127.0.0.1", backoffice.port, timeout=WHOLE_SECONDS)) as wire:
         assert status_of_a_page() == 200
         before, asked = memory_of(backoffice.pid), time.monotonic()
-        wire.request("GET", act_path(Trade, "export"), headers=headers)
+        wire.request("GET", action_path(Trade, "export"), headers=headers)
         answer = wire.getresponse()
         assert answer.readline().startswith(b"trade_id,executed_at,symbol,")
         assert time.monotonic() - asked < FIRST_BYTE_SECONDS
@@ -352,7 +353,7 @@ def test_who_takes_nothing_is_closed_in_time_and_knows(impatient: live.Server, c
         for first in range(1, MANY, AT_A_TIME):
             cursor.execute(_MANY_TRADES, [first, first + AT_A_TIME - 1])
     session = sign_in(client).cookies["sessionid"].value
-    head = f"GET {act_path(Trade, 'export')} HTTP/1.1\r\nHost: localhost\r\nCookie: sessionid={session}\r\n\r\n"
+    head = f"GET {action_path(Trade, 'export')} HTTP/1.1\r\nHost: localhost\r\nCookie: sessionid={session}\r\n\r\n"
     with closing(socket.socket()) as silent:
         silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         silent.connect(("127.0.0.1", impatient.port))

@@ -16,7 +16,7 @@ from pytest_django import Settings
 from backoffice import health
 from backoffice.links import list_url
 from backoffice.templatetags.formatting import NOTHING
-from backoffice.webhook_actions import Pause, Redeliver, RedeliverFailed, Resume
+from backoffice.webhook_actions import PauseSubscription, RedeliverEvents, RedeliverFailedEvents, ResumeSubscription
 from exchange.audit import Action, Actor, ActorKind
 from exchange.database import database_now
 from exchange.ids import first_id_at
@@ -25,7 +25,7 @@ from orders.enums import Side
 from tests import trading
 from tests.backoffice.admin_client import (
     REASON,
-    act_path,
+    action_path,
     do,
     is_offered,
     live_parts,
@@ -74,7 +74,7 @@ def text(client: Client, row: Any) -> str:
     return str(response.content.decode())
 
 
-def acts() -> QuerySet[AuditEntry]:
+def audit_entries() -> QuerySet[AuditEntry]:
     """What is on record about webhooks, oldest first."""
     return AuditEntry.objects.exclude(action=Action.BROKER_ADMIT).order_by("id")
 
@@ -394,7 +394,7 @@ def test_the_page_of_an_event_shows_its_deliveries(root: Client, receiver: Recei
 
 def test_a_subscription_is_paused_and_resumed_with_a_reason(root: Client, receiver: Receiver) -> None:
     webhook_id = subscribe("alice", receiver.url())
-    pause, resume = (act_path(Subscription, name, webhook_id) for name in ("pause", "resume"))
+    pause, resume = (action_path(Subscription, name, webhook_id) for name in ("pause", "resume"))
     row = Subscription.objects.get()
     assert (is_offered(root, pause, page(row)), is_offered(root, resume, page(row))) == (True, False)
 
@@ -408,7 +408,7 @@ def test_a_subscription_is_paused_and_resumed_with_a_reason(root: Client, receiv
     assert said(do(root, Subscription, "resume", webhook_id)) == [("success", f"{named} is sent to again.")]
     drain()
     assert len(receiver.requests) == 1
-    assert list(acts().values_list("actor", "action", "subject", "reason", "address")) == [
+    assert list(audit_entries().values_list("actor", "action", "subject", "reason", "address")) == [
         ("root", "webhook.pause", str(webhook_id), REASON, "127.0.0.1"),
         ("root", "webhook.resume", str(webhook_id), REASON, "127.0.0.1"),
     ]
@@ -434,8 +434,8 @@ def test_several_selected_deliveries_are_made_again(root: Client, receiver: Rece
 def test_what_cannot_be_made_again_is_said(root: Client, outcomes: dict[str, list[Delivery]]) -> None:
     (due,), (gone,), failed = outcomes["due"], outcomes["discarded"], outcomes["failed"][0]
     for row in (due, gone, *outcomes["in_flight"]):
-        assert not is_offered(root, act_path(Delivery, "redeliver", row.pk), page(row))
-    assert is_offered(root, act_path(Delivery, "redeliver", failed.pk), page(failed))
+        assert not is_offered(root, action_path(Delivery, "redeliver", row.pk), page(row))
+    assert is_offered(root, action_path(Delivery, "redeliver", failed.pk), page(failed))
 
     ((level, message),) = said(do(root, Delivery, "redeliver", due.pk, failed.pk))
     assert (level, message[:31]) == ("warning", "1 of 2 events are due again. Le")
@@ -462,28 +462,28 @@ def test_the_latest_that_failed_are_made_again_but_none_twice(root: Client, rece
 
 
 @pytest.mark.parametrize(
-    ("model", "act", "permission"),
+    ("model", "action", "permission"),
     [
-        (Subscription, Pause(), "webhooks.pause_subscription"),
-        (Subscription, Resume(), "webhooks.pause_subscription"),
-        (Subscription, RedeliverFailed(), "webhooks.redeliver_delivery"),
-        (Delivery, Redeliver(), "webhooks.redeliver_delivery"),
+        (Subscription, PauseSubscription(), "webhooks.pause_subscription"),
+        (Subscription, ResumeSubscription(), "webhooks.pause_subscription"),
+        (Subscription, RedeliverFailedEvents(), "webhooks.redeliver_delivery"),
+        (Delivery, RedeliverEvents(), "webhooks.redeliver_delivery"),
     ],
     ids=lambda each: getattr(each, "name", None),
 )
 def test_who_may_only_look_presses_nothing(
-    client: Client, receiver: Receiver, model: Any, act: Any, permission: str
+    client: Client, receiver: Receiver, model: Any, action: Any, permission: str
 ) -> None:
     (delivery,) = told("alice", receiver, answer(500))
-    if isinstance(act, Resume):
+    if isinstance(action, ResumeSubscription):
         Subscription.objects.update(paused_at=database_now())
     row = delivery if model is Delivery else delivery.subscription
-    path = act_path(model, act.name, row.pk)
+    path = action_path(model, action.name, row.pk)
     looker = sign_in(client, "vera", [f"webhooks.view_{model._meta.model_name}"])
     assert not is_offered(looker, path, page(row))
     assert looker.get(path).status_code == 403
-    assert do(looker, model, act.name, row.pk).status_code == 403
-    assert not acts()
+    assert do(looker, model, action.name, row.pk).status_code == 403
+    assert not audit_entries()
     assert "Select" not in looker.get(list_url(model)).content.decode()
 
     presser = sign_in(Client(), "otto", [f"webhooks.view_{model._meta.model_name}", permission])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from backoffice.operator_actions import act_url
+from backoffice.operator_actions import action_url
 from exchange.audit import Action
 from exchange.models import AuditEntry, Broker, Instrument
 from exchange.rules import BrokerStatus, InstrumentStatus
@@ -16,7 +16,7 @@ from orders.enums import OrderStatus
 from orders.models import Order
 from tests import trading
 from tests.backoffice import users
-from tests.backoffice.test_roles import acts, everything
+from tests.backoffice.test_roles import everything, operator_actions
 from tests.backoffice.users import VIEWER
 from tests.browser.conftest import SignIn
 from tests.browser.page_checks import assert_accessible
@@ -53,14 +53,14 @@ def call(server: Server, key: str, method: str, path: str, body: object = None) 
     return response.status, json.loads(content) if content else None
 
 
-def do(page: Page, act: str, *, reason: str = "", **fields: str) -> None:
-    """Press an act's button, fill in its form, and confirm."""
-    page.get_by_role("link", name=act, exact=True).click()
+def do(page: Page, action: str, *, reason: str = "", **fields: str) -> None:
+    """Press an action's button, fill in its form, and confirm."""
+    page.get_by_role("link", name=action, exact=True).click()
     for label, value in fields.items():
         page.locator(f"[name={label}]").fill(value)
     if reason:
         page.get_by_label("Reason").fill(reason)
-    page.get_by_role("button", name=act, exact=True).click()
+    page.get_by_role("button", name=action, exact=True).click()
 
 
 def on_record(action: Action) -> list[tuple[str, str, str]]:
@@ -181,8 +181,8 @@ def test_a_viewer_is_refused_every_act_at_its_own_address_too(signed_in: SignIn,
     page = signed_in(VIEWER)
     token = page.locator("[name=csrfmiddlewaretoken]").first.input_value()
     before = everything()
-    for model, act in acts():
-        address = act_url(model, act, *model._default_manager.all()[: min(act.subjects_max, 1)])
+    for model, action in operator_actions():
+        address = action_url(model, action, *model._default_manager.all()[: min(action.max_subjects, 1)])
         opened = page.request.get(address)
         sent = page.request.post(address, form={"csrfmiddlewaretoken": token, "reason": "because I can"})
         assert [opened.status, sent.status] == [403, 403], address
