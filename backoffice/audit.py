@@ -12,9 +12,9 @@ from django.http import HttpRequest
 
 from backoffice import form_fields
 from backoffice.links import list_url, page_url
-from backoffice.lists import Way, column
+from backoffice.lists import KeysetQuery, column
 from backoffice.model_admin import KeysetModelAdmin
-from backoffice.periods import PeriodForm, within_by_id
+from backoffice.periods import PeriodFilterForm, in_period_by_id
 from exchange.audit import Action, ActorKind
 from exchange.http.paging import Keyset
 from exchange.models import ApiKey, AuditEntry, Broker, Instrument
@@ -60,7 +60,7 @@ def latest_about(*rows: Model) -> list[AuditEntry]:
     return list(each[0].union(*each[1:], all=True).order_by("-id")[:LATEST] if len(each) > 1 else each[0])
 
 
-class AuditFilter(PeriodForm):
+class AuditFilterForm(PeriodFilterForm):
     q = forms.CharField(max_length=150, required=False, label="Subject")
     actor = forms.CharField(max_length=150, required=False, label="Who")
     kind = form_fields.WordField(ActorKind, label="As")
@@ -93,18 +93,18 @@ class AuditEntryAdmin(KeysetModelAdmin):
         "before": "before",
         "after": "after",
     }
-    form_class = AuditFilter
+    form_class = AuditFilterForm
     row_template = "backoffice/audit_entry.html"
     is_live = True
 
-    def way(self, asked: dict[str, Any]) -> Way:
-        rows = within_by_id(AuditEntry.objects.all(), "at", asked)
-        among = Q(**{name: asked[field] for name, field in _AMONG.items() if asked[field]})
-        if asked["q"]:
-            rows, among = rows.filter(subject=asked["q"]), among & _by(asked)
-        elif asked["actor"]:
-            rows = rows.filter(_by(asked))
-        return Way(rows, Keyset(("-id", UUID)), among)
+    def keyset_query(self, filters: dict[str, Any]) -> KeysetQuery:
+        rows = in_period_by_id(AuditEntry.objects.all(), "at", filters)
+        unindexed = Q(**{name: filters[field] for name, field in _UNINDEXED_FIELDS.items() if filters[field]})
+        if filters["q"]:
+            rows, unindexed = rows.filter(subject=filters["q"]), unindexed & _actor_condition(filters)
+        elif filters["actor"]:
+            rows = rows.filter(_actor_condition(filters))
+        return KeysetQuery(rows, Keyset(("-id", UUID)), unindexed)
 
     def row_context(self, request: HttpRequest, row: AuditEntry) -> dict[str, Any]:
         return {
@@ -116,11 +116,11 @@ class AuditEntryAdmin(KeysetModelAdmin):
         }
 
 
-_AMONG = {"actor_kind": "kind", "action": "action"}
+_UNINDEXED_FIELDS = {"actor_kind": "kind", "action": "action"}
 
 
-def _by(asked: dict[str, Any]) -> Q:
-    return Q(actor=asked["actor"]) if asked["actor"] else Q()
+def _actor_condition(filters: dict[str, Any]) -> Q:
+    return Q(actor=filters["actor"]) if filters["actor"] else Q()
 
 
 @dataclass(frozen=True, slots=True)

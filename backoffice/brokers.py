@@ -38,7 +38,7 @@ from backoffice.links import list_url, page_url
 from backoffice.lists import column
 from backoffice.model_admin import ExchangeModelAdmin
 from backoffice.operator_actions import action_url, is_permitted
-from backoffice.orders import WORKING_WORD
+from backoffice.orders import WORKING_FILTER
 from backoffice.templatetags.formatting import state
 from exchange.models import CASH_DIGITS, DECIMALS, ApiKey, Broker, Holding, Instrument, Transfer
 from orders.activity import day_began
@@ -109,7 +109,7 @@ class BrokerAdmin(ExchangeModelAdmin):
             "subscriptions": list(Subscription.objects.alive().filter(broker=row).order_by("event_type")),
             "audit": latest_about(row, *keys),
             "orders_url": list_url(Order, broker=row.pk),
-            "open_orders_url": list_url(Order, broker=row.pk, status=WORKING_WORD),
+            "open_orders_url": list_url(Order, broker=row.pk, status=WORKING_FILTER),
             "trades_url": list_url(Trade, broker=row.pk),
             "transfers_url": list_url(Transfer, broker=row.pk),
             "keys_url": list_url(ApiKey, broker=row.pk),

@@ -16,9 +16,9 @@ from backoffice.audit import latest_about
 from backoffice.events import about, events_about
 from backoffice.health import due_to
 from backoffice.links import page_url
-from backoffice.lists import Rows, Way, column
+from backoffice.lists import KeysetQuery, Rows, column
 from backoffice.model_admin import KeysetModelAdmin
-from backoffice.periods import PeriodForm, id_period
+from backoffice.periods import PeriodFilterForm, id_period_condition
 from backoffice.queries import delivery_attempts
 from backoffice.templatetags.formatting import outcome, short_id, state
 from backoffice.webhook_actions import NOTED_WITHIN, RedeliverEvents, is_lost
@@ -54,7 +54,7 @@ ERRORS = {
 }
 
 
-class DeliveryFilter(PeriodForm):
+class DeliveryFilterForm(PeriodFilterForm):
     q = forms.CharField(max_length=64, required=False, label="Delivery, event or order")
     state = form_fields.WordField(DeliveryState)
     broker = form_fields.broker_id(required=False)
@@ -83,7 +83,7 @@ class DeliveryAdmin(KeysetModelAdmin):
             link=lambda row: page_url(Delivery, row.redelivery_of_id) if row.redelivery_of_id else "",
         ),
     )
-    form_class = DeliveryFilter
+    form_class = DeliveryFilterForm
     operator_actions = (RedeliverEvents(),)
     row_template = "backoffice/delivery.html"
     is_live = True
@@ -91,19 +91,25 @@ class DeliveryAdmin(KeysetModelAdmin):
     def get_queryset(self, request: HttpRequest | None) -> Any:
         return Delivery.objects.select_related("subscription", "event")
 
-    def way(self, asked: dict[str, Any]) -> Way:
+    def keyset_query(self, filters: dict[str, Any]) -> KeysetQuery:
         """Along the index of what is due, that of what failed, or the ids, which ascend with time."""
         rows = self._lean(Delivery.objects.all())
-        if asked["q"]:
-            return Way(rows.filter(pk__in=_known_by(asked["q"])), _BY_ID, _among(asked) & id_period(asked))
-        if asked["state"] == DeliveryState.DUE:
-            due, served = _due(asked)
-            return Way(self._lean(due), _BY_SUBSCRIPTION, _among(asked | served) & id_period(asked))
-        rows = rows.filter(id_period(asked))
-        if _have_failed(asked):
-            served = {"state": ""} if asked["state"] == DeliveryState.FAILED else {}
-            return Way(rows.filter(FAILED), _BY_ID, _among(asked | served))
-        return Way(rows, _BY_ID, _among(asked))
+        if filters["q"]:
+            return KeysetQuery(
+                rows.filter(pk__in=_search(filters["q"])),
+                _BY_ID,
+                _unindexed_condition(filters) & id_period_condition(filters),
+            )
+        if filters["state"] == DeliveryState.DUE:
+            due, served = _due(filters)
+            return KeysetQuery(
+                self._lean(due), _BY_SUBSCRIPTION, _unindexed_condition(filters | served) & id_period_condition(filters)
+            )
+        rows = rows.filter(id_period_condition(filters))
+        if _have_failed(filters):
+            served = {"state": ""} if filters["state"] == DeliveryState.FAILED else {}
+            return KeysetQuery(rows.filter(FAILED), _BY_ID, _unindexed_condition(filters | served))
+        return KeysetQuery(rows, _BY_ID, _unindexed_condition(filters))
 
     def _lean(self, rows: Rows) -> Rows:
         return rows.select_related("subscription", "event").defer("event__body")
@@ -130,34 +136,34 @@ def _broker_id(row: Delivery) -> str:
     return row.subscription.broker_id
 
 
-def _due(asked: dict[str, Any]) -> tuple[Rows, dict[str, Any]]:
+def _due(filters: dict[str, Any]) -> tuple[Rows, dict[str, Any]]:
     """What is due, subscription by subscription, and which filters are done with by that."""
-    if asked["subscription"]:
-        return due_to(asked["subscription"]), {"state": "", "subscription": None}
+    if filters["subscription"]:
+        return due_to(filters["subscription"]), {"state": "", "subscription": None}
     due = Delivery.objects.filter(claimed_at=None)
-    if asked["broker"]:
-        return due.filter(subscription__in=_subscriptions_of(asked["broker"])), {"state": "", "broker": ""}
+    if filters["broker"]:
+        return due.filter(subscription__in=_subscriptions_of(filters["broker"])), {"state": "", "broker": ""}
     return due, {"state": ""}
 
 
-def _have_failed(asked: dict[str, Any]) -> bool:
+def _have_failed(filters: dict[str, Any]) -> bool:
     """Whether what is asked for can only be true of what failed, so that its index serves."""
-    code, error = asked["status_code"], asked["error"]
+    code, error = filters["status_code"], filters["error"]
     is_bad_code = code is not None and code // 100 != 2
     return (
-        asked["state"] == DeliveryState.FAILED or is_bad_code or error not in ("", DeliveryError.SUBSCRIPTION_DELETED)
+        filters["state"] == DeliveryState.FAILED or is_bad_code or error not in ("", DeliveryError.SUBSCRIPTION_DELETED)
     )
 
 
-def _among(asked: dict[str, Any]) -> Q:
-    found = _STATES[DeliveryState(asked["state"])] if asked["state"] else Q()
+def _unindexed_condition(filters: dict[str, Any]) -> Q:
+    found = _STATES[DeliveryState(filters["state"])] if filters["state"] else Q()
     for name, path in {"event": "subscription__event_type", "error": "error", "status_code": "status_code"}.items():
-        if asked[name]:
-            found &= Q(**{path: asked[name]})
-    if asked["broker"]:
-        found &= Q(subscription__in=_subscriptions_of(asked["broker"]))
-    if asked["subscription"]:
-        found &= Q(subscription=asked["subscription"])
+        if filters[name]:
+            found &= Q(**{path: filters[name]})
+    if filters["broker"]:
+        found &= Q(subscription__in=_subscriptions_of(filters["broker"]))
+    if filters["subscription"]:
+        found &= Q(subscription=filters["subscription"])
     return found
 
 
@@ -166,7 +172,7 @@ def _subscriptions_of(broker_id: str) -> list[UUID]:
     return list(Subscription.objects.filter(broker=broker_id).order_by("-pk").values_list("pk", flat=True)[:OF_BROKER])
 
 
-def _known_by(term: str) -> list[UUID]:
+def _search(term: str) -> list[UUID]:
     """The delivery with this id, or those of the event or about the order with it."""
     try:
         id_ = UUID(term)
@@ -187,5 +193,5 @@ def latest_of(subscription: Subscription, *, failed: bool) -> Sequence[Delivery]
     rows = Delivery.objects.filter(pk__lt=first_id_at(max(known) + NOTED_WITHIN)).select_related("event")
     if failed:
         rows = rows.filter(FAILED)
-    among = Q(subscription=subscription, completed_at__isnull=False)
-    return lists.page_of(Way(rows.defer("event__body"), _BY_ID, among), {}).rows[:LATEST]
+    unindexed = Q(subscription=subscription, completed_at__isnull=False)
+    return lists.read_page(KeysetQuery(rows.defer("event__body"), _BY_ID, unindexed), {}).rows[:LATEST]

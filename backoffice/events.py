@@ -11,9 +11,9 @@ from django.http import HttpRequest
 
 from backoffice import form_fields
 from backoffice.links import list_url, page_url
-from backoffice.lists import Rows, Way, column
+from backoffice.lists import KeysetQuery, Rows, column
 from backoffice.model_admin import KeysetModelAdmin
-from backoffice.periods import PeriodForm, within_by_id
+from backoffice.periods import PeriodFilterForm, in_period_by_id
 from backoffice.queries import delivery_attempts, order_history
 from backoffice.templatetags.formatting import short_id
 from exchange.http.paging import Keyset
@@ -22,7 +22,7 @@ from orders.models import Order, Trade
 from webhooks.models import Event, EventType
 
 
-class EventFilter(PeriodForm):
+class EventFilterForm(PeriodFilterForm):
     q = forms.CharField(max_length=64, required=False, label="Event or order")
     broker = form_fields.broker_id(required=False)
     type = form_fields.WordField(EventType)
@@ -42,21 +42,21 @@ class EventAdmin(KeysetModelAdmin):
         column("Side", lambda event: told(event).get("side")),
         column("Status", lambda event: told(event).get("status", "").replace("_", " ")),
     )
-    form_class = EventFilter
+    form_class = EventFilterForm
     row_template = "backoffice/event.html"
     is_live = True
 
-    def way(self, asked: dict[str, Any]) -> Way:
+    def keyset_query(self, filters: dict[str, Any]) -> KeysetQuery:
         """Along a broker's stream, or all events by their ids, which ascend with time."""
         rows: Rows = Event.objects.all()
-        among = Q(type=asked["type"]) if asked["type"] else Q()
-        of_broker = Q(broker=asked["broker"]) if asked["broker"] else Q()
-        if asked["q"]:
-            known = rows.filter(pk__in=_known_by(asked["q"]))
-            return Way(within_by_id(known, "occurred_at", asked), _BY_ID, among & of_broker)
-        if asked["broker"] and not (asked["since"] or asked["until"]):
-            return Way(rows.filter(of_broker), Keyset(("-sequence", int)), among)
-        return Way(within_by_id(rows, "occurred_at", asked), _BY_ID, among & of_broker)
+        unindexed = Q(type=filters["type"]) if filters["type"] else Q()
+        of_broker = Q(broker=filters["broker"]) if filters["broker"] else Q()
+        if filters["q"]:
+            known = rows.filter(pk__in=_search(filters["q"]))
+            return KeysetQuery(in_period_by_id(known, "occurred_at", filters), _BY_ID, unindexed & of_broker)
+        if filters["broker"] and not (filters["since"] or filters["until"]):
+            return KeysetQuery(rows.filter(of_broker), Keyset(("-sequence", int)), unindexed)
+        return KeysetQuery(in_period_by_id(rows, "occurred_at", filters), _BY_ID, unindexed & of_broker)
 
     def row_context(self, request: HttpRequest, row: Event) -> dict[str, Any]:
         return {
@@ -99,7 +99,7 @@ def events_about(order_id: UUID) -> list[UUID]:
     return [each.told.event_id for each in [*of_fills.values(), end] if each and each.told]
 
 
-def _known_by(term: str) -> list[UUID]:
+def _search(term: str) -> list[UUID]:
     """The event with this id, or those about the order with it."""
     try:
         return [UUID(term), *events_about(UUID(term))]

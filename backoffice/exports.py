@@ -1,8 +1,8 @@
-"""Lists as files: CSV of whatever a list's filters ask for, of any length.
+"""CSV exports of the filtered lists, of any length.
 
-A file is made while it is sent, a batch of rows at a time, each read by a short statement of its own. While the client
-reads a batch, no transaction is open and no database connection is held. The server's thread is, so the number of
-exports at a time is limited, which leaves threads for pages.
+A file is generated while it is sent, one batch of rows per short statement. While the client reads a batch, no
+transaction is open and no database connection is held, but a server thread is. The number of concurrent exports is
+therefore limited, so that threads remain for pages.
 """
 
 import csv
@@ -21,67 +21,67 @@ from django.http.response import HttpResponseBase
 from django.utils import timezone
 
 from backoffice import error_pages
-from backoffice.lists import Way, batches
+from backoffice.lists import KeysetQuery, batches
 from exchange.rules import cash_shown
 
-# What a spreadsheet would take for a formula, or for what comes before one.
-_FORMULA = tuple(
+# First characters that make a spreadsheet treat a cell as a formula, or skip to one.
+_FORMULA_STARTS = tuple(
     "=+-@\t\r\n\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
 )
 
 
-_places = BoundedSemaphore(settings.EXPORTS_AT_ONCE)
+_export_slots = BoundedSemaphore(settings.EXPORTS_AT_ONCE)
 
 
 class Export:
-    """The pieces of a file; one of the places is taken until the response is closed."""
+    """The chunks of a file. It holds one of the export slots until the response is closed."""
 
-    def __init__(self, pieces: Generator[str]) -> None:
-        self._pieces = pieces
+    def __init__(self, chunks: Generator[str]) -> None:
+        self._chunks = chunks
 
     def __iter__(self) -> Iterator[str]:
-        return self._pieces
+        return self._chunks
 
     def close(self) -> None:
-        self._pieces.close()
-        _places.release()
+        self._chunks.close()
+        _export_slots.release()
 
 
-def csv_answer(name: str, columns: Mapping[str, str], way: Way) -> HttpResponseBase:
-    """The file, named after what it has and when it was asked for; 503 if there are too many exports."""
-    if not _places.acquire(blocking=False):
+def csv_response(name: str, columns: Mapping[str, str], query: KeysetQuery) -> HttpResponseBase:
+    """Return the file, named after its list and the current time, or 503 if too many exports are running."""
+    if not _export_slots.acquire(blocking=False):
         return error_pages.overloaded()
-    answer = StreamingHttpResponse(Export(csv_of(columns, way)), content_type="text/csv; charset=utf-8")
-    answer["Content-Disposition"] = f'attachment; filename="{name}-{timezone.now():%Y%m%dT%H%M%SZ}.csv"'
-    return answer
+    response = StreamingHttpResponse(Export(csv_chunks(columns, query)), content_type="text/csv; charset=utf-8")
+    response["Content-Disposition"] = f'attachment; filename="{name}-{timezone.now():%Y%m%dT%H%M%SZ}.csv"'
+    return response
 
 
-def csv_of(columns: Mapping[str, str], way: Way) -> Generator[str]:
-    """Its lines, in pieces: the titles at once, then a batch of rows each; a piece may be empty."""
+def csv_chunks(columns: Mapping[str, str], query: KeysetQuery) -> Generator[str]:
+    """Yield the header immediately, then one chunk per batch of rows. A chunk may be empty."""
     yield _lines([tuple(columns)])
-    for rows in batches(way, *columns.values()):
+    for rows in batches(query, *columns.values()):
         if not connection.in_atomic_block:
             connection.close()  # back to the pool while the client reads
         yield _lines(map(_cells, rows))
 
 
 def _lines(rows: Iterable[Iterable[Any]]) -> str:
-    written = StringIO()
-    csv.writer(written).writerows(rows)
-    return written.getvalue()
+    buffer = StringIO()
+    csv.writer(buffer).writerows(rows)
+    return buffer.getvalue()
 
 
 def _cells(row: tuple[Any, ...]) -> list[Any]:
-    """Values as the API writes them; those that `csv` writes so by itself stay as they are."""
-    return [write(value) if (write := _WRITERS.get(type(value))) else value for value in row]
+    """Convert values to the API's formats. Types without a converter are left to `csv`."""
+    return [convert(value) if (convert := _CONVERTERS.get(type(value))) else value for value in row]
 
 
-def _harmless(text: str) -> str:
-    """A text that a spreadsheet would run has an apostrophe before it, which it takes for "this is text"."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
+def _escape_formula(text: str) -> str:
+    """Prefix a text that a spreadsheet would run as a formula with an apostrophe, which marks it as text."""
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
 
 
-def _moment(at: datetime) -> str:
+def _timestamp(at: datetime) -> str:
     return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
@@ -89,9 +89,9 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-_WRITERS: dict[type, Callable[[Any], Any]] = {
-    str: _harmless,
-    datetime: _moment,
+_CONVERTERS: dict[type, Callable[[Any], Any]] = {
+    str: _escape_formula,
+    datetime: _timestamp,
     Decimal: cash_shown,
     dict: _json,
     list: _json,

@@ -1,13 +1,13 @@
-"""Lists of rows: their columns, and the pages of tables that grow without end.
+"""Lists: their columns, and keyset pagination for tables that grow without limit.
 
-The rule: a table of at most some ten thousand rows (brokers, instruments, keys, subscriptions, reconciliations, users)
-has Django's changelist with `list_display`, `list_filter`, `search_fields`, `ordering` and `actions`. Orders, trades,
-transfers, events, deliveries and audit entries have the keyset lists of this module, because Django's would count and
-skip millions of rows. Both declare their columns in `list_display`.
+Tables of at most some ten thousand rows (brokers, instruments, keys, subscriptions, reconciliations, users) use
+Django's changelist with `list_display`, `list_filter`, `search_fields`, `ordering` and `actions`. Orders, trades,
+transfers, events, deliveries and audit entries use the keyset lists of this module, because Django's changelist would
+count and skip millions of rows. Both declare their columns in `list_display`.
 
-A keyset list counts nothing, and no page costs what the pages before it cost: a page begins at a cursor, from either
-end. A list is read along one index, its way; what no index serves is looked for in `FILTERED_ROWS` rows of that way at
-a time, and the page says so and offers to look further.
+A keyset list counts nothing, and each page costs the same: it starts at a cursor, in either direction. A list is read
+along one index. Conditions without an index are checked on `MAX_SCANNED_ROWS` rows of that index at a time; the page
+then says so and offers to continue.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,20 +26,20 @@ from backoffice.templatetags.formatting import shown
 from exchange.http.paging import MAX_CURSOR_LENGTH, Keyset, Page
 
 PAGE_ROWS = 50
-FILTERED_ROWS = 20_000  # few enough to be read from a disk at once
-BATCH_ROWS = 5_000  # of an export, in one statement
+MAX_SCANNED_ROWS = 20_000  # few enough to be read from disk for one page
+BATCH_ROWS = 5_000  # rows of an export per statement
 
 Rows = QuerySet[Any]
 Position = tuple[Any, ...]  # a row's sort key
 
 
-Column = Callable[[Any], Any]  # of `list_display`: what it shows of a row
+Column = Callable[[Any], Any]  # an entry of `list_display`: a function of the row
 
 
 def column(
     title: str, value: str | Column, *, is_number: bool = False, is_text: bool = False, link: Column | None = None
 ) -> Column:
-    """A column of an attribute, by which Django can sort, or of a function of the row; `link` gives its URL."""
+    """Return a column of an attribute, which Django can sort by, or of a function of the row; `link` gives the URL."""
     value_of = attrgetter(value) if isinstance(value, str) else value
 
     @admin.display(description=title, ordering=value if isinstance(value, str) else None)
@@ -47,172 +47,173 @@ def column(
         text, url = shown(value_of(row)), link(row) if link else ""
         return format_html('<a class="o-link" href="{}">{}</a>', url, text) if url else text
 
-    cell.__name__ = "number" if is_number else "text" if is_text else "value"  # in the CSS class of the cells
+    cell.__name__ = "number" if is_number else "text" if is_text else "value"  # part of the cells' CSS class
     return cell
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """How a list is read: rows that an index serves in the order of `keyset`, and what to look for among them.
+class KeysetQuery:
+    """How to read a list: rows that an index returns in the order of `keyset`, filtered by `unindexed`.
 
-    Where several indexes serve a part each, `also` has the others': they are merged, and what several have shows once.
+    If several indexes each return a part, `merged_with` holds the other parts. They are merged without duplicates.
     """
 
     rows: Rows
     keyset: Keyset
-    among: Q = field(default_factory=Q)  # what no index serves
-    also: Sequence[Rows] = ()
+    unindexed: Q = field(default_factory=Q)
+    merged_with: Sequence[Rows] = ()
 
-    def reversed(self) -> "Way":
-        """The same from the other end."""
-        return Way(self.rows, self.keyset.reversed(), self.among, self.also)
+    def reversed(self) -> "KeysetQuery":
+        """Return the same query in the opposite order."""
+        return KeysetQuery(self.rows, self.keyset.reversed(), self.unindexed, self.merged_with)
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    """Where a page begins: past a row, or with it."""
+class PageStart:
+    """The start of a page: after the cursor's row, or at it."""
 
     cursor: str
-    is_with: bool = False
+    is_inclusive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class RowPage:
-    """What a list shows: its rows, and where it goes on in both directions, if it does."""
+class ListPage:
+    """The rows of a page, and the starts of the pages before and after it."""
 
     rows: list[Any]
-    newer: Start | None = None
-    older: Start | None = None
-    looked_through: int = 0  # so many rows, and no further
+    newer: PageStart | None = None
+    older: PageStart | None = None
+    scanned_rows: int = 0  # 0 if the scan was not cut off
     is_backwards: bool = False
 
 
 class PageForm(forms.Form):
-    """Which page: what comes after a cursor, what comes before one, or the last; else the first."""
+    """The page parameters: after a cursor, before a cursor, or the last page; by default the first."""
 
     after = forms.CharField(max_length=MAX_CURSOR_LENGTH, required=False)
     before = forms.CharField(max_length=MAX_CURSOR_LENGTH, required=False)
-    including = forms.BooleanField(required=False)  # the row of the cursor
+    including = forms.BooleanField(required=False)  # the cursor's row
     last = forms.BooleanField(required=False)
 
 
-def page_of(way: Way, query: Mapping[str, Any]) -> RowPage:
-    """The page that the query asks for; one whose cursor is none of this way's is the first."""
-    form = PageForm(query)
-    asked = form.cleaned_data if form.is_valid() else {}
-    is_with = asked.get("including", False)
+def read_page(query: KeysetQuery, parameters: Mapping[str, Any]) -> ListPage:
+    """Read the requested page, or the first page if the cursor is not one of this query."""
+    form = PageForm(parameters)
+    requested = form.cleaned_data if form.is_valid() else {}
+    is_inclusive = requested.get("including", False)
     try:
-        if asked.get("before"):
-            return _backwards(way, Start(asked["before"], is_with)) or _forwards(way, None)
-        if asked.get("last"):
-            return _backwards(way, None) or _forwards(way, None)
-        return _forwards(way, Start(asked["after"], is_with) if asked.get("after") else None)
+        if requested.get("before"):
+            start = PageStart(requested["before"], is_inclusive)
+            return _backward_page(query, start) or _forward_page(query, None)
+        if requested.get("last"):
+            return _backward_page(query, None) or _forward_page(query, None)
+        return _forward_page(query, PageStart(requested["after"], is_inclusive) if requested.get("after") else None)
     except ValueError:
-        return _forwards(way, None)
+        return _forward_page(query, None)
 
 
-def _forwards(way: Way, start: Start | None) -> RowPage:
-    found = _read(way, start, PAGE_ROWS)
-    return RowPage(found.rows, _back(way, start, found), found.further, found.looked_through)
+def _forward_page(query: KeysetQuery, start: PageStart | None) -> ListPage:
+    found = _read(query, start, PAGE_ROWS)
+    return ListPage(found.rows, _opposite_start(query, start, found), found.next_start, found.scanned_rows)
 
 
-def _backwards(way: Way, start: Start | None) -> RowPage | None:
-    """None for a page that would show the first rows and no full page of them: that is the first page's."""
-    found = _read(way.reversed(), start, PAGE_ROWS)
-    if start and not found.further and len(found.rows) < PAGE_ROWS:
+def _backward_page(query: KeysetQuery, start: PageStart | None) -> ListPage | None:
+    """Return the page before `start`, or None if fewer rows than a page are left: the first page shows them."""
+    found = _read(query.reversed(), start, PAGE_ROWS)
+    if start and not found.next_start and len(found.rows) < PAGE_ROWS:
         return None
-    older = _back(way, start, found)
-    return RowPage(found.rows[::-1], found.further, older, found.looked_through, is_backwards=True)
+    older = _opposite_start(query, start, found)
+    return ListPage(found.rows[::-1], found.next_start, older, found.scanned_rows, is_backwards=True)
 
 
-def _back(way: Way, start: Start | None, found: "_Found") -> Start | None:
-    """What comes before all that was looked at; without a row to name, it is whatever this page did not begin with."""
+def _opposite_start(query: KeysetQuery, start: PageStart | None, found: "_ScannedRows") -> PageStart | None:
+    """Return the start of the page in the opposite direction. If no row was found, it is the complement of `start`."""
     if start is None:
         return None
     if found.rows:
-        return Start(way.keyset.write(found.rows[0]))
-    return Start(start.cursor, not start.is_with)
+        return PageStart(query.keyset.write(found.rows[0]))
+    return PageStart(start.cursor, not start.is_inclusive)
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _ScannedRows:
     rows: list[Any]
-    further: Start | None = None
-    looked_through: int = 0
+    next_start: PageStart | None = None
+    scanned_rows: int = 0
 
 
-def _read(way: Way, start: Start | None, limit: int) -> _Found:
-    """Up to so many rows, and where to go on: also where only so many rows were looked through, and no further."""
-    keyset, position = way.keyset, way.keyset.read(start.cursor) if start else None
-    sources = [way.rows, *way.also]
-    if start and start.is_with and position:
+def _read(query: KeysetQuery, start: PageStart | None, limit: int) -> _ScannedRows:
+    """Read up to `limit` rows, and scan at most `MAX_SCANNED_ROWS` for an unindexed condition."""
+    keyset, position = query.keyset, query.keyset.read(start.cursor) if start else None
+    sources = [query.rows, *query.merged_with]
+    if start and start.is_inclusive and position:
         sources, position = [keyset.reversed().until(rows, position) for rows in sources], None
     page = Page(limit, position)
-    edge = _edge(sources, keyset, position) if way.among else None
-    if edge:
-        sources = [keyset.until(rows, edge) for rows in sources]
-    rows, cursor = keyset.cut(_merged([rows.filter(way.among) for rows in sources], keyset, page), page)
-    if cursor is None and edge:
-        return _Found(rows, Start(keyset.write_position(edge)), FILTERED_ROWS)
-    return _Found(rows, Start(cursor) if cursor else None)
+    scan_end = _scan_end(sources, keyset, position) if query.unindexed else None
+    if scan_end:
+        sources = [keyset.until(rows, scan_end) for rows in sources]
+    rows, cursor = keyset.cut(_merge([rows.filter(query.unindexed) for rows in sources], keyset, page), page)
+    if cursor is None and scan_end:
+        return _ScannedRows(rows, PageStart(keyset.write_position(scan_end)), MAX_SCANNED_ROWS)
+    return _ScannedRows(rows, PageStart(cursor) if cursor else None)
 
 
-def _merged(sources: Sequence[Rows], keyset: Keyset, page: Page) -> list[Any]:
-    """The page's rows of all sources in their order, and one more if there is one."""
+def _merge(sources: Sequence[Rows], keyset: Keyset, page: Page) -> list[Any]:
+    """Return the page's rows of all sources in order, plus one more if there is one."""
     if len(sources) == 1:
         return list(keyset.rows(sources[0], page))
     key_of = attrgetter(*keyset.names)
     found = {key_of(row): row for rows in sources for row in keyset.rows(rows, page)}
-    return [found[key] for key in sorted(found, reverse=_descends(keyset))]
+    return [found[key] for key in sorted(found, reverse=_is_descending(keyset))]
 
 
-def _edge(sources: Sequence[Rows], keyset: Keyset, position: Position | None) -> Position | None:
-    """The sort key of the last row that is looked at, if any source has more rows than are looked through."""
-    page, edges = Page(FILTERED_ROWS, position), []
+def _scan_end(sources: Sequence[Rows], keyset: Keyset, position: Position | None) -> Position | None:
+    """Return the sort key of the last row to scan, if any source has more than `MAX_SCANNED_ROWS` rows."""
+    page, ends = Page(MAX_SCANNED_ROWS, position), []
     for rows in sources:
-        ahead = list(keyset.rows(rows, page).values_list(*keyset.names)[FILTERED_ROWS - 1 : FILTERED_ROWS + 1])
-        edges += ahead[:1] if len(ahead) == 2 else []
-    nearest = max if _descends(keyset) else min
-    return nearest(edges) if edges else None
+        last_two = list(keyset.rows(rows, page).values_list(*keyset.names)[MAX_SCANNED_ROWS - 1 : MAX_SCANNED_ROWS + 1])
+        ends += last_two[:1] if len(last_two) == 2 else []
+    nearest = max if _is_descending(keyset) else min
+    return nearest(ends) if ends else None
 
 
-def _descends(keyset: Keyset) -> bool:
+def _is_descending(keyset: Keyset) -> bool:
     return keyset.ordering[0].startswith("-")
 
 
-def batches(way: Way, *fields: str) -> Iterator[list[tuple[Any, ...]]]:
-    """These fields of all rows of the way, as many at a time as one short statement reads; a batch may be empty."""
-    names = tuple(dict.fromkeys([*fields, *way.keyset.names]))
-    parts = [rows.values_list(*names, named=True) for rows in (way.rows, *way.also)]
-    lean, start = Way(parts[0], way.keyset, way.among, parts[1:]), None
+def batches(query: KeysetQuery, *fields: str) -> Iterator[list[tuple[Any, ...]]]:
+    """Yield these fields of all rows of the query, one short statement per batch. A batch may be empty."""
+    names = tuple(dict.fromkeys([*fields, *query.keyset.names]))
+    parts = [rows.values_list(*names, named=True) for rows in (query.rows, *query.merged_with)]
+    values_query, start = KeysetQuery(parts[0], query.keyset, query.unindexed, parts[1:]), None
     while True:
-        found = _read(lean, start, BATCH_ROWS)
+        found = _read(values_query, start, BATCH_ROWS)
         yield [row[: len(fields)] for row in found.rows]
-        if found.further is None:
+        if found.next_start is None:
             return
-        start = found.further
+        start = found.next_start
 
 
-# --- What is asked for ----------------------------------------------------------------------------------------------
+# --- Filters --------------------------------------------------------------------------------------------------------
 
 
 class FilterForm(forms.Form):
-    """What a list can be asked for: a form that is sent as the page's query, every field optional."""
+    """The filters of a list: a form sent as the page's query. Every field is optional."""
 
     q = forms.CharField(max_length=100, required=False, label="Search")
 
 
-# --- As a page shows it ---------------------------------------------------------------------------------------------
+# --- Template data --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A list with all that a template needs of it."""
+    """A list with everything that its template needs."""
 
     columns: Sequence[Any]
-    page: RowPage
+    page: ListPage
     form: FilterForm
-    query: Mapping[str, str]  # what is asked for, without the page
+    query: Mapping[str, str]  # the filters, without the page parameters
 
     @property
     def headers(self) -> list[tuple[str, str]]:
@@ -221,7 +222,7 @@ class Listing:
 
     @property
     def lines(self) -> list[tuple[Model, list[tuple[str, Any]]]]:
-        """Each row with its cells: kind and value."""
+        """Each row with the kind and value of its cells."""
         return [(row, [(each.__name__, each(row)) for each in self.columns]) for row in self.page.rows]
 
     @property
@@ -230,15 +231,15 @@ class Listing:
 
     @property
     def newer_url(self) -> str:
-        return self._url(**_asking("before", self.page.newer)) if self.page.newer else ""
+        return self._url(**_page_parameters("before", self.page.newer)) if self.page.newer else ""
 
     @property
     def older_url(self) -> str:
-        return self._url(**_asking("after", self.page.older)) if self.page.older else ""
+        return self._url(**_page_parameters("after", self.page.older)) if self.page.older else ""
 
     @property
-    def further_url(self) -> str:
-        """Where there is more to look through."""
+    def scan_url(self) -> str:
+        """URL that continues a scan that was cut off."""
         return self.newer_url if self.page.is_backwards else self.older_url
 
     @property
@@ -250,37 +251,40 @@ class Listing:
         return bool(self.query)
 
     @property
-    def in_force(self) -> list[tuple[str, str, str]]:
-        """Each filter: what it is about, what it asks for, and the list without it."""
+    def active_filters(self) -> list[tuple[str, str, str]]:
+        """Each filter's label and value, and the URL of the list without it."""
         return [
-            (str(self.form[name].label), _asked(self.form, name, value), self._url(**{name: ""}))
+            (str(self.form[name].label), _value_label(self.form, name, value), self._url(**{name: ""}))
             for name, value in self.query.items()
         ]
 
     @property
     def query_string(self) -> str:
-        """What is asked for, for another page."""
+        """The filters as a query string, for another page."""
         return urlencode(self.query)
 
     def _url(self, **more: str) -> str:
         return f"?{urlencode({name: value for name, value in {**self.query, **more}.items() if value})}"
 
 
-def _asking(direction: str, start: Start) -> dict[str, str]:
-    return {direction: start.cursor, **({"including": "1"} if start.is_with else {})}
+def _page_parameters(direction: str, start: PageStart) -> dict[str, str]:
+    return {direction: start.cursor, **({"including": "1"} if start.is_inclusive else {})}
 
 
-def _asked(form: FilterForm, name: str, value: str) -> str:
-    """A value as its field shows it."""
+def _value_label(form: FilterForm, name: str, value: str) -> str:
+    """Return a filter's value as its field displays it."""
     choices: Any = getattr(form.fields[name], "choices", ())
     return str(dict(choices).get(value, value))
 
 
-def listing(
-    request: HttpRequest, columns: Sequence[Column], form_class: type[FilterForm], way: Callable[[dict[str, Any]], Way]
+def build_listing(
+    request: HttpRequest,
+    columns: Sequence[Column],
+    form_class: type[FilterForm],
+    keyset_query: Callable[[dict[str, Any]], KeysetQuery],
 ) -> Listing:
-    """The list that a request asks for; with bad filters it shows nothing, and the form says why."""
+    """Build the requested list. With invalid filters it has no rows, and the form shows the errors."""
     form = form_class(request.GET)
     query = {name: request.GET[name] for name in form.fields if request.GET.get(name)}
-    page = page_of(way(form.cleaned_data), request.GET) if form.is_valid() else RowPage([])
+    page = read_page(keyset_query(form.cleaned_data), request.GET) if form.is_valid() else ListPage([])
     return Listing(columns, page, form, query)

@@ -20,7 +20,7 @@ from unfold.admin import ModelAdmin
 
 from backoffice import exports, lists, operator_actions
 from backoffice.links import list_url
-from backoffice.lists import FilterForm, Way
+from backoffice.lists import FilterForm, KeysetQuery
 from backoffice.operator_actions import OperatorAction
 from exchange.models import AuditEntry
 
@@ -86,7 +86,7 @@ class ExchangeModelAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is not typ
         return [*own, *super().get_urls()]
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        buttons = [action for action in self._permitted(request) if not action.max_subjects]
+        buttons = [action for action in self._permitted_actions(request) if not action.max_subjects]
         context = {
             "title": str(self.opts.verbose_name_plural).capitalize(),
             "is_live": self.is_live,
@@ -101,7 +101,9 @@ class ExchangeModelAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is not typ
     ) -> HttpResponse:
         self._require_view(request)
         row = self._row(object_id)
-        buttons = [action for action in self._permitted(request) if action.max_subjects and action.applies_to(row)]
+        buttons = [
+            action for action in self._permitted_actions(request) if action.max_subjects and action.applies_to(row)
+        ]
         return TemplateResponse(
             request,
             self.row_template,
@@ -126,7 +128,7 @@ class ExchangeModelAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is not typ
     def action_view(self, request: HttpRequest, action: OperatorAction) -> HttpResponse:
         return operator_actions.action_page(request, action, self.model, self._context(request))
 
-    def _permitted(self, request: HttpRequest) -> list[OperatorAction]:
+    def _permitted_actions(self, request: HttpRequest) -> list[OperatorAction]:
         return [action for action in self.operator_actions if operator_actions.is_permitted(request, action)]
 
     def _require_view(self, request: HttpRequest) -> None:
@@ -156,7 +158,7 @@ class KeysetModelAdmin(ExchangeModelAdmin):
     form_class: ClassVar[type[FilterForm]] = FilterForm
     export_columns: ClassVar[Mapping[str, str]] = {}  # of the list as a file, if it can be one: title and field
 
-    def way(self, asked: dict[str, Any]) -> Way:
+    def keyset_query(self, filters: dict[str, Any]) -> KeysetQuery:
         """How to read the rows that the filters, checked, ask for."""
         raise NotImplementedError
 
@@ -167,8 +169,8 @@ class KeysetModelAdmin(ExchangeModelAdmin):
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         self._require_view(request)
-        listing = lists.listing(request, self.list_display, self.form_class, self.way)
-        many = [action for action in self._permitted(request) if action.max_subjects > 1]
+        listing = lists.build_listing(request, self.list_display, self.form_class, self.keyset_query)
+        many = [action for action in self._permitted_actions(request) if action.max_subjects > 1]
         return TemplateResponse(
             request,
             "backoffice/list.html",
@@ -190,7 +192,7 @@ class KeysetModelAdmin(ExchangeModelAdmin):
         if not form.is_valid():
             return HttpResponseRedirect(f"{list_url(self.model)}?{request.GET.urlencode()}")
         name = str(self.opts.verbose_name_plural).replace(" ", "-")
-        return exports.csv_answer(name, self.export_columns, self.way(form.cleaned_data))
+        return exports.csv_response(name, self.export_columns, self.keyset_query(form.cleaned_data))
 
     def _export_url(self, listing: lists.Listing) -> str:
         if not self.export_columns or not listing.form.is_valid():

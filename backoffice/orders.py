@@ -16,10 +16,10 @@ from django.http import HttpRequest
 from backoffice import form_fields
 from backoffice.audit import latest_about
 from backoffice.links import list_url, page_url
-from backoffice.lists import Rows, Way, column
+from backoffice.lists import KeysetQuery, Rows, column
 from backoffice.model_admin import KeysetModelAdmin
 from backoffice.operator_actions import MAX_SUBJECTS, ActionResult, OperatorAction
-from backoffice.periods import PeriodForm, period, within, within_by_id
+from backoffice.periods import PeriodFilterForm, in_period, in_period_by_id, period_condition
 from backoffice.queries import order_history
 from backoffice.queries.order_history import Fill, Telling
 from backoffice.templatetags.formatting import coloured, money, short_id, state
@@ -33,7 +33,7 @@ from orders.matching import sequencer
 from orders.matching.commands import CancelOrder
 from orders.models import Order, Trade
 
-WORKING_WORD = "working"  # a filter: any status in which an order may still trade
+WORKING_FILTER = "working"  # a filter: any status in which an order may still trade
 NAMED_EACH = 5  # orders of an action on many that were refused, in its message
 
 _BY_ID = Keyset(("-id", UUID))
@@ -81,9 +81,9 @@ def _told(asked: int, refusals: Sequence[tuple[Order, ExchangeError]]) -> str:
 # --- The list -------------------------------------------------------------------------------------------------------
 
 
-class OrderFilter(PeriodForm):
+class OrderFilterForm(PeriodFilterForm):
     q = forms.CharField(max_length=64, required=False, label="Order, client order or document")
-    status = form_fields.WordField(OrderStatus, WORKING_WORD)
+    status = form_fields.WordField(OrderStatus, WORKING_FILTER)
     symbol = form_fields.symbol(required=False, read=str.upper)
     side = form_fields.WordField(Side)
     type = form_fields.WordField(OrderType)
@@ -128,25 +128,33 @@ class OrderAdmin(KeysetModelAdmin):
         "expired_at": "expired_at",
         "cancel_reason": "cancel_reason",
     }
-    form_class = OrderFilter
+    form_class = OrderFilterForm
     operator_actions = (CancelWorkingOrders(),)
     row_template = "backoffice/order.html"
     is_live = True
 
-    def way(self, asked: dict[str, Any]) -> Way:
+    def keyset_query(self, filters: dict[str, Any]) -> KeysetQuery:
         """Along the index that leaves least to look through: a name, what works, a broker, a time, a symbol."""
-        if asked["q"]:
-            return _known_by(asked["q"], _among(asked, *_FIELDS) & period("created_at", asked))
-        if asked["status"] in _WORKING_WORDS:
-            return _working(asked)
+        if filters["q"]:
+            return _search(
+                filters["q"], _unindexed_condition(filters, *_FILTER_FIELDS) & period_condition("created_at", filters)
+            )
+        if filters["status"] in _WORKING_STATUSES:
+            return _working_orders_query(filters)
         rows: Rows = Order.objects.all()
-        if asked["broker"]:
-            rows = within(rows.filter(broker=asked["broker"]), "created_at", asked)
-            return Way(rows, NEWEST_FIRST, _among(asked, "status", "symbol", "side", "type"))
-        if asked["symbol"] and not (asked["since"] or asked["until"]):
-            arrivals = rows.filter(instrument=asked["symbol"])
-            return Way(arrivals, Keyset(("-sequence", int)), _among(asked, "status", "side", "type"))
-        return Way(within_by_id(rows, "created_at", asked), _BY_ID, _among(asked, "status", "symbol", "side", "type"))
+        if filters["broker"]:
+            rows = in_period(rows.filter(broker=filters["broker"]), "created_at", filters)
+            return KeysetQuery(rows, NEWEST_FIRST, _unindexed_condition(filters, "status", "symbol", "side", "type"))
+        if filters["symbol"] and not (filters["since"] or filters["until"]):
+            arrivals = rows.filter(instrument=filters["symbol"])
+            return KeysetQuery(
+                arrivals, Keyset(("-sequence", int)), _unindexed_condition(filters, "status", "side", "type")
+            )
+        return KeysetQuery(
+            in_period_by_id(rows, "created_at", filters),
+            _BY_ID,
+            _unindexed_condition(filters, "status", "symbol", "side", "type"),
+        )
 
     def row_context(self, request: HttpRequest, row: Order) -> dict[str, Any]:
         fills, has_more_fills = order_history.latest_fills(row)
@@ -168,55 +176,60 @@ class OrderAdmin(KeysetModelAdmin):
         }
 
 
-_WORKING_WORDS = {WORKING_WORD, *(status.value for status in WORKING)}
-_FIELDS = {"status": "status", "symbol": "instrument", "side": "side", "type": "type", "broker": "broker"}
+_WORKING_STATUSES = {WORKING_FILTER, *(status.value for status in WORKING)}
+_FILTER_FIELDS = {"status": "status", "symbol": "instrument", "side": "side", "type": "type", "broker": "broker"}
 
 
-def _among(asked: dict[str, Any], *names: str) -> Q:
+def _unindexed_condition(filters: dict[str, Any], *names: str) -> Q:
     """What of these no index serves."""
     found = Q()
     for name in names:
-        if name == "status" and asked[name] == WORKING_WORD:
+        if name == "status" and filters[name] == WORKING_FILTER:
             found &= Q(status__in=[status.value for status in WORKING])
-        elif asked[name]:
-            found &= Q(**{_FIELDS[name]: asked[name]})
+        elif filters[name]:
+            found &= Q(**{_FILTER_FIELDS[name]: filters[name]})
     return found
 
 
-def _working(asked: dict[str, Any]) -> Way:
+def _working_orders_query(filters: dict[str, Any]) -> KeysetQuery:
     """What may still trade, however old it is: of a broker as it arrived, of a book by priority."""
     rows: Rows = Order.objects.working()
-    names = ("type",) if asked["status"] == WORKING_WORD else ("status", "type")
-    if asked["broker"]:
-        among = _among(asked, "side", *names) & period("created_at", asked)
-        rows = rows.filter(broker=asked["broker"])
-        if asked["symbol"]:
-            return Way(rows.filter(instrument=asked["symbol"]), Keyset(("-sequence", int)), among)
-        return Way(rows, Keyset(("instrument_id", str), ("sequence", int)), among)
-    among, priority = _among(asked, *names) & period("created_at", asked), (("rank", Decimal), ("sequence", int))
-    if asked["symbol"] and asked["side"]:
-        return Way(rows.filter(instrument=asked["symbol"], side=asked["side"]), Keyset(*priority), among)
-    among &= _among(asked, "side")
-    if asked["symbol"]:
-        return Way(rows.filter(instrument=asked["symbol"]), Keyset(("side", str), *priority), among)
-    return Way(rows, Keyset(("instrument_id", str), ("side", str), *priority), among)
+    names = ("type",) if filters["status"] == WORKING_FILTER else ("status", "type")
+    if filters["broker"]:
+        unindexed = _unindexed_condition(filters, "side", *names) & period_condition("created_at", filters)
+        rows = rows.filter(broker=filters["broker"])
+        if filters["symbol"]:
+            return KeysetQuery(rows.filter(instrument=filters["symbol"]), Keyset(("-sequence", int)), unindexed)
+        return KeysetQuery(rows, Keyset(("instrument_id", str), ("sequence", int)), unindexed)
+    unindexed, priority = (
+        _unindexed_condition(filters, *names) & period_condition("created_at", filters),
+        (("rank", Decimal), ("sequence", int)),
+    )
+    if filters["symbol"] and filters["side"]:
+        return KeysetQuery(
+            rows.filter(instrument=filters["symbol"], side=filters["side"]), Keyset(*priority), unindexed
+        )
+    unindexed &= _unindexed_condition(filters, "side")
+    if filters["symbol"]:
+        return KeysetQuery(rows.filter(instrument=filters["symbol"]), Keyset(("side", str), *priority), unindexed)
+    return KeysetQuery(rows, Keyset(("instrument_id", str), ("side", str), *priority), unindexed)
 
 
-def _known_by(term: str, among: Q) -> Way:
+def _search(term: str, unindexed: Q) -> KeysetQuery:
     """The order with this id, or those that their brokers or whose owners are known by it: newest first."""
     try:
-        return Way(Order.objects.filter(pk=UUID(term)), _BY_ID, among)
+        return KeysetQuery(Order.objects.filter(pk=UUID(term)), _BY_ID, unindexed)
     except ValueError:
         pass
     parts: list[Rows] = []
     if DOCUMENT_NUMBER.fullmatch(term):
         parts.append(Order.objects.filter(document_number=term))
-    if CLIENT_ORDER_ID.fullmatch(term) and (ids := _named_by_brokers(term)):
+    if CLIENT_ORDER_ID.fullmatch(term) and (ids := _orders_with_client_id(term)):
         parts.append(Order.objects.filter(pk__in=ids))
-    return Way(parts[0] if parts else Order.objects.none(), _BY_ID, among, parts[1:])
+    return KeysetQuery(parts[0] if parts else Order.objects.none(), _BY_ID, unindexed, parts[1:])
 
 
-def _named_by_brokers(client_order_id: str) -> list[UUID]:
+def _orders_with_client_id(client_order_id: str) -> list[UUID]:
     """Orders that their brokers gave this id: one look into the index for each broker there is."""
     with connection.cursor() as cursor:
         cursor.execute(

@@ -1,4 +1,4 @@
-"""Lists of what has a time: from when to when, by an index."""
+"""Filters of lists by a period of time, each along an index."""
 
 from datetime import timedelta
 from typing import Any
@@ -9,45 +9,46 @@ from backoffice import form_fields
 from backoffice.lists import FilterForm, Rows
 from exchange.ids import first_id_at
 
-SLACK = timedelta(minutes=1)  # how far an id's time may be from the row's: they are by two clocks, and a lock apart
+# Largest difference between an id's time and the row's: two clocks set them, before and after waiting for a lock.
+ID_TIME_TOLERANCE = timedelta(minutes=1)
 
 
-class PeriodForm(FilterForm):
-    """Beside what else can be asked: what happened in a period, its end not in it."""
+class PeriodFilterForm(FilterForm):
+    """Filter form with a period, whose end is exclusive."""
 
     since = form_fields.moment(required=False, label="From (UTC)")
     until = form_fields.moment(required=False, label="To (UTC)")
 
 
-def within(rows: Rows, column: str, asked: dict[str, Any]) -> Rows:
-    """Those of the period asked for, where an index has this column."""
-    return rows.filter(period(column, asked))
+def in_period(rows: Rows, column: str, filters: dict[str, Any]) -> Rows:
+    """Filter rows by the period, for a column with an index."""
+    return rows.filter(period_condition(column, filters))
 
 
-def period(column: str, asked: dict[str, Any]) -> Q:
-    """The period as a condition."""
+def period_condition(column: str, filters: dict[str, Any]) -> Q:
+    """Return the period as a condition on a column."""
     found = Q()
-    if asked["since"]:
-        found &= Q(**{f"{column}__gte": asked["since"]})
-    if asked["until"]:
-        found &= Q(**{f"{column}__lt": asked["until"]})
+    if filters["since"]:
+        found &= Q(**{f"{column}__gte": filters["since"]})
+    if filters["until"]:
+        found &= Q(**{f"{column}__lt": filters["until"]})
     return found
 
 
-def within_by_id(rows: Rows, column: str, asked: dict[str, Any]) -> Rows:
-    """The same where only the ids have an index: version 7, they begin with the time."""
-    if asked["since"]:
-        rows = rows.filter(pk__gte=first_id_at(asked["since"], shift=-SLACK))
-    if asked["until"]:
-        rows = rows.filter(pk__lt=first_id_at(asked["until"], shift=SLACK))
-    return within(rows, column, asked)
+def in_period_by_id(rows: Rows, column: str, filters: dict[str, Any]) -> Rows:
+    """Filter rows by the period where only the ids have an index. Ids (version 7) begin with the time."""
+    if filters["since"]:
+        rows = rows.filter(pk__gte=first_id_at(filters["since"], shift=-ID_TIME_TOLERANCE))
+    if filters["until"]:
+        rows = rows.filter(pk__lt=first_id_at(filters["until"], shift=ID_TIME_TOLERANCE))
+    return in_period(rows, column, filters)
 
 
-def id_period(asked: dict[str, Any]) -> Q:
-    """The same of what has no other time than that of its id."""
+def id_period_condition(filters: dict[str, Any]) -> Q:
+    """Return the period as a condition on the ids, for rows without another time."""
     found = Q()
-    if asked["since"]:
-        found &= Q(pk__gte=first_id_at(asked["since"]))
-    if asked["until"]:
-        found &= Q(pk__lt=first_id_at(asked["until"]))
+    if filters["since"]:
+        found &= Q(pk__gte=first_id_at(filters["since"]))
+    if filters["until"]:
+        found &= Q(pk__lt=first_id_at(filters["until"]))
     return found

@@ -10,9 +10,9 @@ from django.http import HttpRequest
 
 from backoffice import form_fields
 from backoffice.links import page_url
-from backoffice.lists import Rows, Way, column
+from backoffice.lists import KeysetQuery, Rows, column
 from backoffice.model_admin import KeysetModelAdmin
-from backoffice.periods import PeriodForm, period, within, within_by_id
+from backoffice.periods import PeriodFilterForm, in_period, in_period_by_id, period_condition
 from backoffice.templatetags.formatting import coloured, short_id
 from exchange.http.paging import Keyset
 from exchange.json_codec import Instant
@@ -24,7 +24,7 @@ _BY_ID = Keyset(("-id", UUID))
 _NEWEST_FIRST = Keyset(("-executed_at", Instant), ("-id", UUID))
 
 
-class TradeFilter(PeriodForm):
+class TradeFilterForm(PeriodFilterForm):
     q = forms.CharField(max_length=64, required=False, label="Trade or order")
     symbol = form_fields.symbol(required=False, read=str.upper)
     broker = form_fields.broker_id(required=False)
@@ -67,24 +67,24 @@ class TradeAdmin(KeysetModelAdmin):
         "ask_broker_id": "ask_broker_id",
         "ask_order_id": "ask_order_id",
     }
-    form_class = TradeFilter
+    form_class = TradeFilterForm
     row_template = "backoffice/trade.html"
     is_live = True
 
-    def way(self, asked: dict[str, Any]) -> Way:
+    def keyset_query(self, filters: dict[str, Any]) -> KeysetQuery:
         """Along the index of what the trade is known by, of a broker's side or both, of a time, or of a symbol."""
         rows = Trade.objects.all()
-        of_symbol = Q(instrument=asked["symbol"]) if asked["symbol"] else Q()
-        if asked["q"]:
-            parts = _known_by(asked["q"])
-            among = of_symbol & _of_broker(asked) & period("executed_at", asked)
-            return Way(parts[0] if parts else rows.none(), _NEWEST_FIRST, among, parts[1:])
-        if asked["broker"]:
-            parts = [within(rows.filter(each), "executed_at", asked) for each in _sides(asked)]
-            return Way(parts[0], _NEWEST_FIRST, of_symbol, parts[1:])
-        if asked["symbol"]:
-            return Way(within(rows.filter(of_symbol), "executed_at", asked), _NEWEST_FIRST)
-        return Way(within_by_id(rows, "executed_at", asked), _BY_ID)
+        of_symbol = Q(instrument=filters["symbol"]) if filters["symbol"] else Q()
+        if filters["q"]:
+            parts = _search(filters["q"])
+            unindexed = of_symbol & _broker_condition(filters) & period_condition("executed_at", filters)
+            return KeysetQuery(parts[0] if parts else rows.none(), _NEWEST_FIRST, unindexed, parts[1:])
+        if filters["broker"]:
+            parts = [in_period(rows.filter(each), "executed_at", filters) for each in _side_conditions(filters)]
+            return KeysetQuery(parts[0], _NEWEST_FIRST, of_symbol, parts[1:])
+        if filters["symbol"]:
+            return KeysetQuery(in_period(rows.filter(of_symbol), "executed_at", filters), _NEWEST_FIRST)
+        return KeysetQuery(in_period_by_id(rows, "executed_at", filters), _BY_ID)
 
     def row_context(self, request: HttpRequest, row: Trade) -> dict[str, Any]:
         return {
@@ -109,7 +109,7 @@ class TradeAdmin(KeysetModelAdmin):
         }
 
 
-def _known_by(term: str) -> list[Rows]:
+def _search(term: str) -> list[Rows]:
     """The trade with this id, or those of the order with it."""
     try:
         key = UUID(term)
@@ -118,14 +118,14 @@ def _known_by(term: str) -> list[Rows]:
     return [Trade.objects.filter(each) for each in (Q(pk=key), Q(bid_order=key), Q(ask_order=key))]
 
 
-def _sides(asked: dict[str, Any]) -> list[Q]:
+def _side_conditions(filters: dict[str, Any]) -> list[Q]:
     """The broker as the one side or the other, each of which has an index."""
-    sides = [asked["side"]] if asked["side"] else list(Side)
-    return [Q(**{f"{side}_broker": asked["broker"]}) for side in sides]
+    sides = [filters["side"]] if filters["side"] else list(Side)
+    return [Q(**{f"{side}_broker": filters["broker"]}) for side in sides]
 
 
-def _of_broker(asked: dict[str, Any]) -> Q:
+def _broker_condition(filters: dict[str, Any]) -> Q:
     found = Q()
-    for each in _sides(asked) if asked["broker"] else []:
+    for each in _side_conditions(filters) if filters["broker"] else []:
         found |= each
     return found

@@ -10,9 +10,9 @@ from django.http import HttpRequest
 
 from backoffice import form_fields
 from backoffice.links import page_url
-from backoffice.lists import Rows, Way, column
+from backoffice.lists import KeysetQuery, Rows, column
 from backoffice.model_admin import KeysetModelAdmin
-from backoffice.periods import PeriodForm, within, within_by_id
+from backoffice.periods import PeriodFilterForm, in_period, in_period_by_id
 from exchange.http.paging import NEWEST_FIRST, Keyset
 from exchange.models import Broker, Instrument, Transfer
 from exchange.rules import Words
@@ -23,7 +23,7 @@ class TransferKind(Words):
     SHARES = "shares"
 
 
-class TransferFilter(PeriodForm):
+class TransferFilterForm(PeriodFilterForm):
     q = forms.CharField(max_length=120, required=False, label="Reference or id")
     broker = form_fields.broker_id(required=False)
     kind = form_fields.WordField(TransferKind)
@@ -56,21 +56,25 @@ class TransferAdmin(KeysetModelAdmin):
         "reason": "reason",
         "created_at": "created_at",
     }
-    form_class = TransferFilter
+    form_class = TransferFilterForm
     row_template = "backoffice/transfer.html"
 
-    def way(self, asked: dict[str, Any]) -> Way:
-        among = Q(instrument=asked["symbol"]) if asked["symbol"] else Q()
-        if asked["kind"]:
-            among &= Q(cash__isnull=asked["kind"] == TransferKind.SHARES)
+    def keyset_query(self, filters: dict[str, Any]) -> KeysetQuery:
+        unindexed = Q(instrument=filters["symbol"]) if filters["symbol"] else Q()
+        if filters["kind"]:
+            unindexed &= Q(cash__isnull=filters["kind"] == TransferKind.SHARES)
         rows = Transfer.objects.all()
-        if asked["q"]:
-            return Way(
-                within(_known_by(rows, asked["q"]), "created_at", asked), Keyset(("-id", UUID)), among & _of(asked)
+        if filters["q"]:
+            return KeysetQuery(
+                in_period(_search(rows, filters["q"]), "created_at", filters),
+                Keyset(("-id", UUID)),
+                unindexed & _broker_condition(filters),
             )
-        if asked["broker"]:
-            return Way(within(rows.filter(_of(asked)), "created_at", asked), NEWEST_FIRST, among)
-        return Way(within_by_id(rows, "created_at", asked), Keyset(("-id", UUID)), among)
+        if filters["broker"]:
+            return KeysetQuery(
+                in_period(rows.filter(_broker_condition(filters)), "created_at", filters), NEWEST_FIRST, unindexed
+            )
+        return KeysetQuery(in_period_by_id(rows, "created_at", filters), Keyset(("-id", UUID)), unindexed)
 
     def row_context(self, request: HttpRequest, row: Transfer) -> dict[str, Any]:
         return {
@@ -79,11 +83,11 @@ class TransferAdmin(KeysetModelAdmin):
         }
 
 
-def _of(asked: dict[str, Any]) -> Q:
-    return Q(broker=asked["broker"]) if asked["broker"] else Q()
+def _broker_condition(filters: dict[str, Any]) -> Q:
+    return Q(broker=filters["broker"]) if filters["broker"] else Q()
 
 
-def _known_by(rows: Rows, term: str) -> Rows:
+def _search(rows: Rows, term: str) -> Rows:
     """The transfer with this reference, or with this id: a reference may look like one."""
     try:
         return rows.filter(Q(reference=term) | Q(pk=UUID(term)))

@@ -9,7 +9,7 @@ from django import forms
 from django.conf import settings
 from django.utils import timezone
 
-from backoffice.lists import FILTERED_ROWS
+from backoffice.lists import MAX_SCANNED_ROWS
 from backoffice.operator_actions import ActionResult, OperatorAction, ReasonForm
 from exchange.audit import Actor
 from exchange.errors import NothingToRedeliver
@@ -123,7 +123,7 @@ def latest_failed(subscription: Subscription, count: int) -> list[UUID]:
     """Of its latest failed deliveries, those that nobody had made again; looked for among the latest of all."""
     until = (subscription.last_failure_at or timezone.now()) + NOTED_WITHIN
     failed = Delivery.objects.filter(FAILED, pk__lt=first_id_at(until)).order_by("-pk")
-    near = failed.values_list("pk", "subscription_id")[:FILTERED_ROWS]
+    near = failed.values_list("pk", "subscription_id")[:MAX_SCANNED_ROWS]
     mine = [pk for pk, subscription_id in near if subscription_id == subscription.pk][:count]
     again = set(Delivery.objects.filter(redelivery_of__in=mine).values_list("redelivery_of_id", flat=True))
     return [pk for pk in mine if pk not in again]

@@ -296,7 +296,7 @@ def test_the_file_has_every_field_of_every_entry_asked_for(root: Client) -> None
 def test_the_file_goes_on_to_the_last_entry_without_repeating_any(
     root: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lists, "FILTERED_ROWS", 70)
+    monkeypatch.setattr(lists, "MAX_SCANNED_ROWS", 70)
     monkeypatch.setattr(lists, "BATCH_ROWS", 300)
     with transaction.atomic():
         audit.record(*(Entry.of((MARY, ROBOT)[n % 2], Action.BROKER_SUSPEND, f"b{n}") for n in range(2_500)))

@@ -18,7 +18,7 @@ from django.test.utils import CaptureQueriesContext
 
 from backoffice import lists
 from backoffice.links import list_url
-from backoffice.lists import FilterForm, Listing, RowPage, Way, batches, column, page_of
+from backoffice.lists import FilterForm, KeysetQuery, Listing, ListPage, batches, column, read_page
 from exchange.http.paging import NEWEST_FIRST, Keyset
 from exchange.models import Broker, Transfer
 from orders.models import Order, Trade
@@ -35,7 +35,7 @@ PAGE, WINDOW = 5, 20
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages and windows that a test can fill."""
     monkeypatch.setattr(lists, "PAGE_ROWS", PAGE)
-    monkeypatch.setattr(lists, "FILTERED_ROWS", WINDOW)
+    monkeypatch.setattr(lists, "MAX_SCANNED_ROWS", WINDOW)
     monkeypatch.setattr(lists, "BATCH_ROWS", 7)
 
 
@@ -53,22 +53,22 @@ def write(count: int, *, first: int = 0, broker: str = "alice") -> None:
     )
 
 
-def everything(keyset: Keyset = BY_REFERENCE, among: Q | None = None) -> Way:
-    return Way(Transfer.objects.all(), keyset, among or Q())
+def everything(keyset: Keyset = BY_REFERENCE, among: Q | None = None) -> KeysetQuery:
+    return KeysetQuery(Transfer.objects.all(), keyset, among or Q())
 
 
-def listing(way: Way, query: str = "") -> Listing:
+def listing(way: KeysetQuery, query: str = "") -> Listing:
     """What a request with this query gets."""
     request = HttpRequest()
     request.GET = QueryDict(query.lstrip("?"))
-    return lists.listing(request, [column("Reference", "reference")], FilterForm, lambda _: way)
+    return lists.build_listing(request, [column("Reference", "reference")], FilterForm, lambda _: way)
 
 
-def seen(page: RowPage | Listing) -> list[int]:
+def seen(page: ListPage | Listing) -> list[int]:
     return [int(row.reference) for row in (page.page if isinstance(page, Listing) else page).rows]
 
 
-def walk(way: Way, query: str, link: Callable[[Listing], str]) -> Iterator[list[int]]:
+def walk(way: KeysetQuery, query: str, link: Callable[[Listing], str]) -> Iterator[list[int]]:
     """The pages from this one on, each reached by a link of the one before."""
     while True:
         page = listing(way, query)
@@ -150,7 +150,7 @@ def test_what_no_index_serves_is_looked_for_in_a_window_at_a_time() -> None:
     write(100)
     way = everything(among=Q(reference__in=["0003", "0019", "0020", "0059", "0060", "0099"]))
     first = listing(way)
-    assert (seen(first), first.page.looked_through, first.further_url) == ([3, 19], WINDOW, first.older_url)
+    assert (seen(first), first.page.scanned_rows, first.scan_url) == ([3, 19], WINDOW, first.older_url)
     assert list(walk(way, "", older)) == [[3, 19], [20], [59], [60], [99]]
 
 
@@ -158,7 +158,7 @@ def test_the_windows_backwards_are_as_wide() -> None:
     write(100)
     way = everything(among=Q(reference__in=["0000", "0040", "0099"]))
     last = listing(way, "last=1")
-    assert (seen(last), last.page.looked_through, last.further_url) == ([99], WINDOW, last.newer_url)
+    assert (seen(last), last.page.scanned_rows, last.scan_url) == ([99], WINDOW, last.newer_url)
     assert last.older_url == ""
     assert list(walk(way, "last=1", newer)) == [[99], [], [40], [], [0]]
 
@@ -167,7 +167,7 @@ def test_an_empty_window_leads_back_to_the_row_it_began_after() -> None:
     write(100)
     way = everything(among=Q(reference__in=["0019", "0090"]))
     second = listing(way, listing(way).older_url)
-    assert (seen(second), second.page.looked_through) == ([], WINDOW)
+    assert (seen(second), second.page.scanned_rows) == ([], WINDOW)
     assert seen(listing(way, second.newer_url)) == [19]
     back = listing(way, listing(way, "last=1").newer_url)
     assert seen(back) == []
@@ -177,7 +177,7 @@ def test_an_empty_window_leads_back_to_the_row_it_began_after() -> None:
 def test_a_page_that_is_full_does_not_say_that_it_gave_up() -> None:
     write(100)
     page = listing(everything(among=Q(cash__gt=0)))
-    assert (len(seen(page)), page.page.looked_through) == (PAGE, 0)
+    assert (len(seen(page)), page.page.scanned_rows) == (PAGE, 0)
 
 
 def test_a_window_is_read_no_further_than_it_is_wide() -> None:
@@ -196,11 +196,11 @@ def test_a_window_is_read_no_further_than_it_is_wide() -> None:
 # --- Several indexes ------------------------------------------------------------------------------------------------
 
 
-def both(among: Q | None = None) -> Way:
+def both(among: Q | None = None) -> KeysetQuery:
     """What two conditions find, some rows by both."""
     rows = Transfer.objects.all()
     part = [rows.filter(cash__lte=30), rows.filter(cash__gte=21)]
-    return Way(part[0], BY_REFERENCE, among or Q(), [part[1]])
+    return KeysetQuery(part[0], BY_REFERENCE, among or Q(), [part[1]])
 
 
 def test_what_several_indexes_find_is_merged_and_shown_once() -> None:
@@ -287,7 +287,7 @@ def test_pages_keep_the_filters_and_nothing_else() -> None:
 def test_each_filter_in_force_is_shown_with_the_list_without_it(client: Client) -> None:
     admin_client.sign_in(client)
     page: Any = client.get(f"{list_url(Order)}?side=bid&status=partially_filled&symbol=&broker=alice")
-    assert page.context["listing"].in_force == [
+    assert page.context["listing"].active_filters == [
         ("Status", "partially filled", "?side=bid&broker=alice"),
         ("Side", "bid", "?status=partially_filled&broker=alice"),
         ("Broker", "alice", "?status=partially_filled&side=bid"),
@@ -332,7 +332,7 @@ def test_page_of_asks_twice_at_most() -> None:
     for way, count in ((everything(), 1), (everything(among=Q(cash__gt=50)), 2)):
         for query in ("", "last=1"):
             with CaptureQueriesContext(connection) as queries:
-                page_of(way, QueryDict(query))
+                read_page(way, QueryDict(query))
             assert len(queries) == count
             assert all("count(" not in query["sql"].lower() for query in queries)
 

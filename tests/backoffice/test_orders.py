@@ -100,7 +100,7 @@ def test_what_works_in_a_book_is_listed_by_priority(root: Client, market: None) 
 
 
 def test_what_works_is_found_however_old_it_is(root: Client, market: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lists, "FILTERED_ROWS", 3)
+    monkeypatch.setattr(lists, "MAX_SCANNED_ROWS", 3)
     old = place(Side.BID, 1, "5")
     for _ in range(5):
         trading.cancel(place(Side.BID, 1, "6"))

@@ -207,7 +207,7 @@ def test_the_file_has_what_the_filters_ask_for_and_all_of_it(
     root: Client, market: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lists, "BATCH_ROWS", 3)
-    monkeypatch.setattr(lists, "FILTERED_ROWS", 4)
+    monkeypatch.setattr(lists, "MAX_SCANNED_ROWS", 4)
     for number in range(11):
         trade("alice", "bob", symbol="GOOG" if number % 5 == 0 else "AAPL")
     trade("bob", "carl")
