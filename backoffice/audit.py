@@ -21,10 +21,10 @@ from exchange.models import ApiKey, AuditEntry, Broker, Instrument
 from orders.models import Order, ReconcileRun
 from webhooks.models import Delivery, Subscription
 
-LATEST = 10  # entries on the page of what they are about
+LATEST_ENTRIES = 10  # entries on the page of what they are about
 
 # What the subject of an action is, by the word before the dot in the action; each is named by its key.
-SUBJECTS: dict[str, type[Model]] = {
+SUBJECT_MODELS: dict[str, type[Model]] = {
     "instrument": Instrument,
     "broker": Broker,
     "key": ApiKey,
@@ -37,7 +37,7 @@ SUBJECTS: dict[str, type[Model]] = {
 
 def subject_url(entry: AuditEntry) -> str:
     """The page of what an entry is about, where there is one."""
-    model = SUBJECTS.get(entry.action.partition(".")[0])
+    model = SUBJECT_MODELS.get(entry.action.partition(".")[0])
     return page_url(model, entry.subject) if model and entry.subject else ""
 
 
@@ -48,23 +48,23 @@ def actor_url(entry: AuditEntry) -> str:
     return list_url(AuditEntry, actor=entry.actor, kind=entry.actor_kind)
 
 
-def latest_about(*rows: Model) -> list[AuditEntry]:
+def latest_entries(*rows: Model) -> list[AuditEntry]:
     """The latest acts that any of these rows was the subject of, newest first; each is looked for by itself."""
-    kinds = {model: kind for kind, model in SUBJECTS.items()}
+    kinds = {model: kind for kind, model in SUBJECT_MODELS.items()}
     each = [
         AuditEntry.objects.filter(subject=str(row.pk), action__startswith=f"{kinds[type(row)]}.").order_by("-id")[
-            :LATEST
+            :LATEST_ENTRIES
         ]
         for row in rows
     ]
-    return list(each[0].union(*each[1:], all=True).order_by("-id")[:LATEST] if len(each) > 1 else each[0])
+    return list(each[0].union(*each[1:], all=True).order_by("-id")[:LATEST_ENTRIES] if len(each) > 1 else each[0])
 
 
 class AuditFilterForm(PeriodFilterForm):
     q = forms.CharField(max_length=150, required=False, label="Subject")
     actor = forms.CharField(max_length=150, required=False, label="Who")
-    kind = form_fields.WordField(ActorKind, label="As")
-    action = form_fields.WordField(Action, label="What")
+    kind = form_fields.FilterChoiceField(ActorKind, label="As")
+    action = form_fields.FilterChoiceField(Action, label="What")
     field_order = ["q", "actor", "kind", "action", "since", "until"]
 
 
@@ -124,7 +124,7 @@ def _actor_condition(filters: dict[str, Any]) -> Q:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class FieldChange:
     """One thing that an action tells of its subject: how it was, and how it has been since; None: not there."""
 
     name: str
@@ -132,18 +132,18 @@ class Change:
     after: str | None
 
     @property
-    def is_one(self) -> bool:
+    def is_changed(self) -> bool:
         return self.before != self.after
 
 
-def changes(before: Any, after: Any) -> list[Change]:
+def changes(before: Any, after: Any) -> list[FieldChange]:
     """Both sides of an entry beside each other, in the order in which they were written."""
     was, has_been = before or {}, after or {}
     names = [*was, *(name for name in has_been if name not in was)]
-    return [Change(name, _told(was, name), _told(has_been, name)) for name in names]
+    return [FieldChange(name, _value_text(was, name), _value_text(has_been, name)) for name in names]
 
 
-def _told(side: dict[str, Any], name: str) -> str | None:
+def _value_text(side: dict[str, Any], name: str) -> str | None:
     if name not in side:
         return None
     value = side[name]

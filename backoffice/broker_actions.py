@@ -141,7 +141,7 @@ _SCOPES = ((Scope.TRADE.value, "trade: place, cancel and read"), (Scope.READ.val
 class IssueKeyForm(ReasonForm):
     name = forms.CharField(max_length=MAX_NAME_LENGTH, required=False, help_text="Who or what will use it.")
     scope = forms.ChoiceField(choices=_SCOPES)
-    expires_at = form_fields.moment(
+    expires_at = form_fields.utc_datetime(
         required=False, label="Expires (UTC)", help_text="Nothing: it works until it is revoked."
     )
     field_order = ["name", "scope", "expires_at", "reason"]
@@ -214,7 +214,7 @@ class StopBroker(OperatorAction):
     form_class = StopBrokerForm
     is_dangerous = True
 
-    def named(self, row: Broker) -> str:
+    def describe(self, row: Broker) -> str:
         open_orders = row.holdings.aggregate(total=Sum("open_orders", default=0))["total"]
         return f"{row}: {row.status}, {_orders(int(open_orders))} open"
 

@@ -23,7 +23,7 @@ from django.db.models.functions import Coalesce
 from django.http import HttpRequest
 from django.utils import timezone
 
-from backoffice.audit import latest_about
+from backoffice.audit import latest_entries
 from backoffice.broker_actions import (
     AdmitBroker,
     IssueKey,
@@ -46,13 +46,13 @@ from orders.enums import Side
 from orders.models import Order, Trade
 from webhooks.models import Subscription
 
-TRADES_COUNTED = 200  # of a broker in the list, on each side
-TRADES_SUMMED = 5_000  # on a broker's own page, on each side
-HOLDINGS_SHOWN = 100
-ROWS_SHOWN = 10  # of what has a list of its own
-KEYS_SHOWN = 20
+MAX_TRADES_COUNTED = 200  # of a broker in the list, on each side
+MAX_TRADES_SUMMED = 5_000  # on a broker's own page, on each side
+MAX_HOLDINGS = 100
+MAX_ROWS = 10  # of what has a list of its own
+MAX_KEYS = 20
 
-_WORTH = ExpressionWrapper(F("price") * F("quantity"), DecimalField(max_digits=CASH_DIGITS, decimal_places=DECIMALS))
+_VALUE = ExpressionWrapper(F("price") * F("quantity"), DecimalField(max_digits=CASH_DIGITS, decimal_places=DECIMALS))
 
 
 @admin.register(Broker)
@@ -64,7 +64,7 @@ class BrokerAdmin(ExchangeModelAdmin):
         column("Reserved", "reserved_cash", is_number=True),
         column("Available", lambda broker: broker.cash - broker.reserved_cash, is_number=True),
         column("Open orders", lambda broker: int(broker.open_orders), is_number=True),
-        column("Trades today", lambda broker: _counted(broker.bids_today, broker.asks_today), is_number=True),
+        column("Trades today", lambda broker: _count_text(broker.bids_today, broker.asks_today), is_number=True),
         column("Admitted", "created_at"),
     )
     list_filter = ("status",)
@@ -88,26 +88,26 @@ class BrokerAdmin(ExchangeModelAdmin):
         open_orders = Subquery(held.annotate(total=Sum("open_orders")).values("total"))
         return Broker.objects.annotate(
             open_orders=Coalesce(open_orders, Value(0)),
-            bids_today=_how_many(Trade.objects.filter(bid_broker=OuterRef("pk"), executed_at__gte=today())),
-            asks_today=_how_many(Trade.objects.filter(ask_broker=OuterRef("pk"), executed_at__gte=today())),
+            bids_today=_bounded_count(Trade.objects.filter(bid_broker=OuterRef("pk"), executed_at__gte=today())),
+            asks_today=_bounded_count(Trade.objects.filter(ask_broker=OuterRef("pk"), executed_at__gte=today())),
         )
 
     def row_context(self, request: HttpRequest, row: Broker) -> dict[str, Any]:
         holdings = _holdings_of(row)
         keys = list(
-            ApiKey.objects.filter(broker=row).defer("secret_hash").order_by("-created_at", "-prefix")[:KEYS_SHOWN]
+            ApiKey.objects.filter(broker=row).defer("secret_hash").order_by("-created_at", "-prefix")[:MAX_KEYS]
         )
         return {
             "available": row.cash - row.reserved_cash,
             "open_orders": int(row.open_orders),  # type: ignore[attr-defined]  # annotated
             "sides": [_trades_today(row, side) for side in Side],
-            "holdings": holdings[:HOLDINGS_SHOWN],
-            "more_holdings": len(holdings) > HOLDINGS_SHOWN,
+            "holdings": holdings[:MAX_HOLDINGS],
+            "more_holdings": len(holdings) > MAX_HOLDINGS,
             "orders": _latest_open_orders(row),
-            "transfers": Transfer.objects.filter(broker=row).order_by("-created_at", "-id")[:ROWS_SHOWN],
+            "transfers": Transfer.objects.filter(broker=row).order_by("-created_at", "-id")[:MAX_ROWS],
             "keys": [(key, key_state(key), _revoke_url(request, key)) for key in keys],
             "subscriptions": list(Subscription.objects.alive().filter(broker=row).order_by("event_type")),
-            "audit": latest_about(row, *keys),
+            "audit": latest_entries(row, *keys),
             "orders_url": list_url(Order, broker=row.pk),
             "open_orders_url": list_url(Order, broker=row.pk, status=WORKING_FILTER),
             "trades_url": list_url(Trade, broker=row.pk),
@@ -125,25 +125,31 @@ def today() -> datetime:
 # --- Trades of today ------------------------------------------------------------------------------------------------
 
 
-def _how_many(trades: Any) -> Func:
-    """How many trades, of which no more are read than it takes to say "more than `TRADES_COUNTED`"."""
-    ids = ArraySubquery(trades.values("pk")[: TRADES_COUNTED + 1])
+def _bounded_count(trades: Any) -> Func:
+    """How many trades, of which no more are read than it takes to say "more than `MAX_TRADES_COUNTED`"."""
+    ids = ArraySubquery(trades.values("pk")[: MAX_TRADES_COUNTED + 1])
     return Func(ids, function="CARDINALITY", output_field=IntegerField())
 
 
-def _counted(*counts: int) -> str:
+def _count_text(*counts: int) -> str:
     """Their sum, or at least how many it is when one of them was not counted to its end."""
-    more = "+" if max(counts) > TRADES_COUNTED else ""
-    return f"{sum(min(count, TRADES_COUNTED) for count in counts):,}{more}"
+    more = "+" if max(counts) > MAX_TRADES_COUNTED else ""
+    return f"{sum(min(count, MAX_TRADES_COUNTED) for count in counts):,}{more}"
 
 
 def _trades_today(broker: Broker, side: Side) -> dict[str, Any]:
     """How many trades of today this broker was on this side of, and what they were worth: of the latest."""
     of_today = Trade.objects.fills_of(broker.pk, side).select_related(None).filter(executed_at__gte=today())
-    latest = of_today.annotate(worth=_WORTH).order_by("-executed_at", "-id")[: TRADES_SUMMED + 1]
+    latest = of_today.annotate(worth=_VALUE).order_by("-executed_at", "-id")[: MAX_TRADES_SUMMED + 1]
     found = latest.aggregate(count=Count("pk"), value=Coalesce(Sum("worth"), Decimal(0)))
     url = list_url(Trade, broker=broker.pk, side=side, since=f"{today():%Y-%m-%dT%H:%M:%S}")
-    return {"side": side, **found, "is_more": found["count"] > TRADES_SUMMED, "limit": TRADES_SUMMED, "url": url}
+    return {
+        "side": side,
+        **found,
+        "is_more": found["count"] > MAX_TRADES_SUMMED,
+        "limit": MAX_TRADES_SUMMED,
+        "url": url,
+    }
 
 
 # --- Holdings and open orders ---------------------------------------------------------------------------------------
@@ -152,7 +158,7 @@ def _trades_today(broker: Broker, side: Side) -> dict[str, Any]:
 def _holdings_of(broker: Broker) -> list[dict[str, Any]]:
     """What a broker has of each instrument, and one row more than is shown."""
     there = Q(quantity__gt=0) | Q(open_orders__gt=0)
-    held = Holding.objects.filter(there, broker=broker).order_by("instrument")[: HOLDINGS_SHOWN + 1]
+    held = Holding.objects.filter(there, broker=broker).order_by("instrument")[: MAX_HOLDINGS + 1]
     return [
         {
             "symbol": holding.instrument_id,
@@ -169,10 +175,10 @@ def _holdings_of(broker: Broker) -> list[dict[str, Any]]:
 def _latest_open_orders(broker: Broker) -> list[Order]:
     """The latest of a broker's open orders, found book by book: of each book's, an index gives the latest first."""
     of_book = Order.objects.working().filter(broker=OuterRef("broker"), instrument=OuterRef("instrument"))
-    latest = ArraySubquery(of_book.order_by("-sequence").values("pk")[:ROWS_SHOWN])
+    latest = ArraySubquery(of_book.order_by("-sequence").values("pk")[:MAX_ROWS])
     books = Holding.objects.filter(broker=broker, open_orders__gt=0).annotate(latest=latest)
     ids = [pk for each in books.values_list("latest", flat=True) for pk in each]
-    newest = sorted(ids, reverse=True)[:ROWS_SHOWN]  # version 7: by their time
+    newest = sorted(ids, reverse=True)[:MAX_ROWS]  # version 7: by their time
     return list(Order.objects.filter(pk__in=newest).order_by("-created_at", "-id"))
 
 

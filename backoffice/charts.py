@@ -50,7 +50,7 @@ def sparkline(values: Sequence[Number], width: int = 240, height: int = 40) -> S
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class AxisLabel:
     """A word on an axis, and how far along it stands, in percent from the left or from the top."""
 
     at: float
@@ -104,7 +104,7 @@ class _PriceScale:
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
+class LadderLevel:
     """A level as a ladder shows it: with all that is as good or better, and how long its bar is."""
 
     price: Decimal
@@ -114,17 +114,17 @@ class Rung:
     bar: float
 
 
-def ladder(book: BookSnapshot, depth: int) -> tuple[list[Rung], list[Rung]]:
+def ladder(book: BookSnapshot, depth: int) -> tuple[list[LadderLevel], list[LadderLevel]]:
     """The best `depth` levels of the bids and of the asks, best first; the bars of both are to one scale."""
     bids, asks = book.bids[:depth], book.asks[:depth]
     largest = max((level.total_quantity for level in (*bids, *asks)), default=1)
-    return _rungs(bids, largest), _rungs(asks, largest)
+    return _ladder_levels(bids, largest), _ladder_levels(asks, largest)
 
 
-def _rungs(levels: Sequence[Level], largest: int) -> list[Rung]:
+def _ladder_levels(levels: Sequence[Level], largest: int) -> list[LadderLevel]:
     cumulated = accumulate(level.total_quantity for level in levels)
     return [
-        Rung(
+        LadderLevel(
             price=level.price,
             quantity=level.total_quantity,
             orders=level.order_count,
@@ -141,10 +141,10 @@ class DepthChart:
 
     bids: str
     asks: str
-    prices: list[Mark]
-    quantities: list[Mark]
+    prices: list[AxisLabel]
+    quantities: list[AxisLabel]
     description: str
-    sides: list[tuple[Side, list[Rung]]]
+    sides: list[tuple[Side, list[LadderLevel]]]
 
 
 def depth_chart(book: BookSnapshot, tick_size: Decimal) -> DepthChart | None:
@@ -159,15 +159,15 @@ def depth_chart(book: BookSnapshot, tick_size: Decimal) -> DepthChart | None:
     def y(quantity: Decimal) -> float:
         return round(100 - _percent(quantity * HEIGHT_USED, most), 2)
 
-    def points(side: list[Rung]) -> list[tuple[float, float]]:
+    def points(side: list[LadderLevel]) -> list[tuple[float, float]]:
         return [(scale.across(rung.price), y(Decimal(rung.cumulative))) for rung in side]
 
     return DepthChart(
         bids=_steps(points(bids), edge=0),
         asks=_steps(points(asks), edge=100),
-        prices=[Mark(scale.across(price), scale.written(price)) for price in scale.ticks()],
-        quantities=[Mark(y(each), f"{int(each):,}") for each in ticks(Decimal(1), most, TICKS, Decimal(1))],
-        description=f"{_told('Bids', bids)}; {_told('asks', asks)}.",
+        prices=[AxisLabel(scale.across(price), scale.written(price)) for price in scale.ticks()],
+        quantities=[AxisLabel(y(each), f"{int(each):,}") for each in ticks(Decimal(1), most, TICKS, Decimal(1))],
+        description=f"{_describe_side('Bids', bids)}; {_describe_side('asks', asks)}.",
         sides=[(Side.BID, bids), (Side.ASK, asks)],
     )
 
@@ -180,7 +180,7 @@ def _steps(points: Sequence[tuple[float, float]], *, edge: int) -> str:
     return f"M {points[0][0]} 100 {stairs} H {edge} V 100 Z"
 
 
-def _told(side: str, rungs: Sequence[Rung]) -> str:
+def _describe_side(side: str, rungs: Sequence[LadderLevel]) -> str:
     if not rungs:
         return f"{side}: none"
     return f"{side}: {rungs[-1].cumulative:,} shares from {rungs[0].price:,} to {rungs[-1].price:,}"
@@ -215,7 +215,7 @@ def _floor(moment: datetime, step: timedelta) -> datetime:
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class CandleColumn:
     """A candle's place in a chart, where a pointer finds it, and what it was: open, high, low, close and volume."""
 
     x: float
@@ -229,7 +229,7 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class Candles:
+class CandlePaths:
     """All candles that rise, or all that fall: wicks and bodies in one path, and the volumes under them in another."""
 
     tone: str
@@ -241,16 +241,16 @@ class Candles:
 class PriceChart:
     """Candles over time, with the volume under them, and where the last price stands."""
 
-    sorts: list[Candles]
-    columns: list[Column]
+    paths: list[CandlePaths]
+    columns: list[CandleColumn]
     width: float  # of a column
-    prices: list[Mark]
-    times: list[Mark]
-    last: Mark
+    prices: list[AxisLabel]
+    times: list[AxisLabel]
+    last: AxisLabel
     description: str
 
     @property
-    def newest_first(self) -> list[Column]:
+    def newest_first(self) -> list[CandleColumn]:
         return self.columns[::-1]
 
 
@@ -265,20 +265,20 @@ def price_chart(candles: Sequence[Candle], span: Span, begin: datetime, tick_siz
     x_of = {candle: span.part(candle.at - begin) for candle in candles}
     width = span.part(span.step)
 
-    def drawn(tone: str, those: list[Candle]) -> Candles:
+    def drawn(tone: str, those: list[Candle]) -> CandlePaths:
         shapes = " ".join(_candle(candle, x_of[candle], width, scale) for candle in those)
-        return Candles(tone, shapes, " ".join(_volume(candle, x_of[candle], width, most) for candle in those))
+        return CandlePaths(tone, shapes, " ".join(_volume(candle, x_of[candle], width, most) for candle in those))
 
     return PriceChart(
-        sorts=[
+        paths=[
             drawn("up", [each for each in candles if each.close >= each.open]),
             drawn("down", [each for each in candles if each.close < each.open]),
         ],
         columns=[_column(candle, x_of[candle], scale) for candle in candles],
         width=width,
-        prices=[Mark(scale.down(price), scale.written(price)) for price in scale.ticks()],
+        prices=[AxisLabel(scale.down(price), scale.written(price)) for price in scale.ticks()],
         times=list(_times(span, begin)),
-        last=Mark(scale.down(last), scale.written(last)),
+        last=AxisLabel(scale.down(last), scale.written(last)),
         description=(
             f"From {scale.written(first)} to {scale.written(last)}, between {scale.written(lowest)} and "
             f"{scale.written(highest)}; {sum(each.volume for each in candles):,} shares."
@@ -302,13 +302,13 @@ def _box(x: float, width: float, top: float, bottom: float) -> str:
     return f"M {round(x + margin, 2)} {top} H {round(x + width - margin, 2)} V {bottom} H {round(x + margin, 2)} Z"
 
 
-def _column(candle: Candle, x: float, scale: _PriceScale) -> Column:
+def _column(candle: Candle, x: float, scale: _PriceScale) -> CandleColumn:
     open_, high, low, close = map(scale.written, (candle.open, candle.high, candle.low, candle.close))
-    return Column(x, f"{candle.at:%H:%M}", (open_, high, low, close, f"{candle.volume:,}"))
+    return CandleColumn(x, f"{candle.at:%H:%M}", (open_, high, low, close, f"{candle.volume:,}"))
 
 
-def _times(span: Span, begin: datetime) -> Iterator[Mark]:
+def _times(span: Span, begin: datetime) -> Iterator[AxisLabel]:
     moment = _floor(begin + span.mark - timedelta(microseconds=1), span.mark)
     while moment < begin + span.length:
-        yield Mark(span.part(moment - begin), f"{moment:%H:%M}")
+        yield AxisLabel(span.part(moment - begin), f"{moment:%H:%M}")
         moment += span.mark

@@ -31,9 +31,9 @@ from webhooks.models import Delivery, DeliveryState, Subscription
 SILENT_AFTER_SECONDS = 15.0  # a process that has left no mark for so long is taken for dead
 DUE_TOO_LONG = timedelta(minutes=1)
 FAILING_WITHIN = timedelta(days=1)  # a receiver that nobody has called since is forgotten
-DUE_COUNTED = 10_000
-INSTRUMENTS_SHOWN, NAMED = 12, 5
-CHARTED = 60  # minutes
+MAX_DUE_COUNT = 10_000
+MAX_INSTRUMENTS, MAX_NAMED = 12, 5
+CHART_MINUTES = 60  # minutes
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
-class Pulse:
+class ProcessStatus:
     """A kind of process, and how old its last mark is."""
 
     name: str
@@ -71,7 +71,7 @@ class Pulse:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class DashboardSection:
     """What a part of the dashboard shows, and what is wrong in it."""
 
     shown: dict[str, Any]
@@ -81,10 +81,10 @@ class Part:
 def dashboard(request: HttpRequest) -> dict[str, Any]:
     """What the page shows to this user."""
     now = database_now()
-    parts = [part(now) for permissions, part in _PARTS if request.user.has_perms(permissions)]
-    figures = {name: value for part in parts for name, value in part.shown.items()}
-    alarms = [alarm for part in parts for alarm in part.alarms]
-    return figures | {"now": now, "alarms": alarms, "sees_all": len(parts) == len(_PARTS)}
+    sections = [section(now) for permissions, section in _SECTIONS if request.user.has_perms(permissions)]
+    figures = {name: value for section in sections for name, value in section.shown.items()}
+    alarms = [alarm for section in sections for alarm in section.alarms]
+    return figures | {"now": now, "alarms": alarms, "sees_all": len(sections) == len(_SECTIONS)}
 
 
 def _clock(moment: datetime) -> str:
@@ -95,11 +95,11 @@ def _clock(moment: datetime) -> str:
 # --- What goes on ---------------------------------------------------------------------------------------------------
 
 
-def _figures(now: datetime) -> Part:
+def _figures(now: datetime) -> DashboardSection:
     midnight = activity.day_began(now)
-    told = activity.overview(now, midnight, CHARTED)
+    told = activity.overview(now, midnight, CHART_MINUTES)
     lately, today, minutes = told.last_minute, told.today, told.minutes
-    refused_lately, refused_today, refused = rejects.overview(now, midnight, CHARTED)
+    refused_lately, refused_today, refused = rejects.overview(now, midnight, CHART_MINUTES)
     orders, trades = list_url(Order), list_url(Trade)
     cards = [
         _card("Orders", lately.orders, today.orders, [each.orders for each in minutes], orders),
@@ -109,9 +109,9 @@ def _figures(now: datetime) -> Part:
     ]
     behind = activity.behind_since(now)
     if behind is None:
-        return Part({"cards": cards})
+        return DashboardSection({"cards": cards})
     text = f"The figures of the day and the charts are not kept up: they end at {_clock(behind)}."
-    return Part({"cards": cards}, [Alarm(text, "#processes", "Look at the processes")])
+    return DashboardSection({"cards": cards}, [Alarm(text, "#processes", "Look at the processes")])
 
 
 def _card(title: str, last_minute: Number, today: Number, minutes: Sequence[Number], url: str) -> Card:
@@ -125,13 +125,13 @@ def _card(title: str, last_minute: Number, today: Number, minutes: Sequence[Numb
 # --- The market -----------------------------------------------------------------------------------------------------
 
 
-def _market(now: datetime) -> Part:
+def _market(now: datetime) -> DashboardSection:
     """Prices and books are looked up for the instruments that are shown: those that are halted, and the busiest."""
     volumes = activity.volumes(activity.day_began(now))
     every: list[Any] = list(Instrument.objects.annotate(is_quiet=market_watch.is_quiet(now)))
     every.sort(key=lambda each: (each.status != InstrumentStatus.HALTED, -volumes.get(each.pk, 0), each.pk))
     halted = [each.pk for each in every if each.status == InstrumentStatus.HALTED]
-    shown = every[:INSTRUMENTS_SHOWN]
+    shown = every[:MAX_INSTRUMENTS]
     figures = market_watch.figures_of([each.pk for each in shown])
     market = {
         "rows": [(each, "quiet" if each.is_quiet else each.status, figures[each.pk]) for each in shown],
@@ -144,7 +144,7 @@ def _market(now: datetime) -> Part:
         "halted_url": list_url(Instrument, status__exact=InstrumentStatus.HALTED),
         "quiet_url": list_url(Instrument, quiet="on"),
     }
-    return Part({"market": market}, [_halted(halted)] if halted else [])
+    return DashboardSection({"market": market}, [_halted(halted)] if halted else [])
 
 
 def _halted(symbols: Sequence[str]) -> Alarm:
@@ -152,28 +152,28 @@ def _halted(symbols: Sequence[str]) -> Alarm:
         (symbol,) = symbols
         return Alarm(f"{symbol} is halted.", page_url(Instrument, symbol), f"Look at {symbol}")
     url = list_url(Instrument, status__exact=InstrumentStatus.HALTED)
-    return Alarm(f"{_named(symbols)} are halted.", url, "Look at them")
+    return Alarm(f"{_join_names(symbols)} are halted.", url, "Look at them")
 
 
-def _named(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     """The first few by name, and how many others there are."""
-    others = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {others:,} more" if others > 0 else "")
+    others = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {others:,} more" if others > 0 else "")
 
 
 # --- Webhooks -------------------------------------------------------------------------------------------------------
 
 
-def _webhooks(now: datetime) -> Part:
-    due = Delivery.objects.filter(claimed_at=None)[: DUE_COUNTED + 1].count()
+def _webhooks(now: datetime) -> DashboardSection:
+    due = Delivery.objects.filter(claimed_at=None)[: MAX_DUE_COUNT + 1].count()
     oldest = _oldest_due()
     waited = None if oldest is None else now - moment_of(oldest)
-    failing = list(_failing(now)[: NAMED + 1])
-    count = f"{NAMED}+" if len(failing) > NAMED else str(len(failing))
+    failing = list(_failing(now)[: MAX_NAMED + 1])
+    count = f"{MAX_NAMED}+" if len(failing) > MAX_NAMED else str(len(failing))
     told = {
-        "due": f"{DUE_COUNTED:,}+" if due > DUE_COUNTED else f"{due:,}",
+        "due": f"{MAX_DUE_COUNT:,}+" if due > MAX_DUE_COUNT else f"{due:,}",
         "oldest_seconds": None if waited is None else waited.total_seconds(),
-        "failing": failing[:NAMED],
+        "failing": failing[:MAX_NAMED],
         "failing_count": count,
         "due_url": list_url(Delivery, state=DeliveryState.DUE),
         "failed_url": list_url(Delivery, state=DeliveryState.FAILED),
@@ -187,7 +187,7 @@ def _webhooks(now: datetime) -> Part:
     if waited is not None and waited > DUE_TOO_LONG:
         text = f"Webhooks wait to be delivered, the oldest since {_clock(now - waited)}."
         alarms.append(Alarm(text, list_url(Delivery, state=DeliveryState.DUE), "Look at what is due"))
-    return Part({"webhooks": told}, alarms)
+    return DashboardSection({"webhooks": told}, alarms)
 
 
 def _oldest_due() -> UUID | None:
@@ -206,23 +206,23 @@ def _failing(now: datetime) -> QuerySet[Subscription]:
 # --- Processes ------------------------------------------------------------------------------------------------------
 
 
-def _processes(now: datetime) -> Part:
+def _processes(now: datetime) -> DashboardSection:
     read = heartbeat.read()
     pulses = [
-        Pulse("Web", read.web_age_seconds, "answers requests"),
-        Pulse("Worker", read.worker_age_seconds, "expires orders, sums up the day"),
-        Pulse("Webhooks worker", read.webhooks_age_seconds, "sends deliveries"),
-        Pulse("Beat", read.beat_age_seconds, "starts what must be repeated"),
+        ProcessStatus("Web", read.web_age_seconds, "answers requests"),
+        ProcessStatus("Worker", read.worker_age_seconds, "expires orders, sums up the day"),
+        ProcessStatus("Webhooks worker", read.webhooks_age_seconds, "sends deliveries"),
+        ProcessStatus("Beat", read.beat_age_seconds, "starts what must be repeated"),
     ]
     told = {"processes": pulses, "valkey": read.valkey}
     if not read.valkey:
         text = "Valkey does not answer: nothing that must be repeated is started, and nobody knows what is alive."
-        return Part(told, [Alarm(text, "#processes", "Look at the processes")])
+        return DashboardSection(told, [Alarm(text, "#processes", "Look at the processes")])
     silent = [pulse for pulse in pulses[1:] if pulse.state == "silent"]  # a web process shows this page
-    return Part(told, [_silent(pulse, now) for pulse in silent])
+    return DashboardSection(told, [_silent(pulse, now) for pulse in silent])
 
 
-def _silent(pulse: Pulse, now: datetime) -> Alarm:
+def _silent(pulse: ProcessStatus, now: datetime) -> Alarm:
     since = "" if pulse.age_seconds is None else f" since {_clock(now - timedelta(seconds=pulse.age_seconds))}"
     text = f"There is no sign of the {pulse.name.lower()}{since}: it {pulse.does}."
     return Alarm(text, "#processes", "Look at the processes")
@@ -231,19 +231,19 @@ def _silent(pulse: Pulse, now: datetime) -> Alarm:
 # --- Reconciliation -------------------------------------------------------------------------------------------------
 
 
-def _reconciliation(now: datetime) -> Part:
+def _reconciliation(now: datetime) -> DashboardSection:
     run = ReconcileRun.objects.exclude(finished_at=None).order_by("-id").first()
     told = {"run": run, "run_url": run and page_url(ReconcileRun, run.pk), "runs_url": list_url(ReconcileRun)}
     if run is None or run.state == RunState.AGREES:
-        return Part(told)
+        return DashboardSection(told)
     text = f"The last reconciliation came to no verdict: {run.error}"
     if run.state == RunState.DIFFERS:
         text = f"The last reconciliation found {run.differences:,} difference{'s' if run.differences != 1 else ''}."
-    return Part(told, [Alarm(text, page_url(ReconcileRun, run.pk), "Look at it")])
+    return DashboardSection(told, [Alarm(text, page_url(ReconcileRun, run.pk), "Look at it")])
 
 
 # What each part needs to be seen, and where its alarms stand: what stops trading comes first.
-_PARTS: tuple[tuple[tuple[str, ...], Callable[[datetime], Part]], ...] = (
+_SECTIONS: tuple[tuple[tuple[str, ...], Callable[[datetime], DashboardSection]], ...] = (
     ((), _processes),
     (("exchange.view_instrument", "orders.view_trade", "orders.view_order"), _market),
     (("orders.view_reconcilerun",), _reconciliation),

@@ -12,8 +12,8 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from backoffice import form_fields, lists
-from backoffice.audit import latest_about
-from backoffice.events import about, events_about
+from backoffice.audit import latest_entries
+from backoffice.events import event_context, events_of_order
 from backoffice.health import due_to
 from backoffice.links import page_url
 from backoffice.lists import KeysetQuery, Rows, column
@@ -21,14 +21,14 @@ from backoffice.model_admin import KeysetModelAdmin
 from backoffice.periods import PeriodFilterForm, id_period_condition
 from backoffice.queries import delivery_attempts
 from backoffice.templatetags.formatting import outcome, short_id, state
-from backoffice.webhook_actions import NOTED_WITHIN, RedeliverEvents, is_lost
+from backoffice.webhook_actions import OUTCOME_TIME_TOLERANCE, RedeliverEvents, is_lost
 from exchange.http.paging import Keyset
 from exchange.ids import first_id_at, moment_of
 from exchange.models import Broker
 from webhooks.models import FAILED, Answer, Delivery, DeliveryError, DeliveryState, Event, EventType, Subscription
 
-LATEST = 10  # deliveries on the page of their subscription
-OF_BROKER = 1_000  # subscriptions, the latest, by which a broker's deliveries are known
+LATEST_DELIVERIES = 10  # deliveries on the page of their subscription
+MAX_SUBSCRIPTIONS = 1_000  # subscriptions, the latest, by which a broker's deliveries are known
 
 _BY_ID, _BY_SUBSCRIPTION = Keyset(("-id", UUID)), Keyset(("subscription_id", UUID), ("id", UUID))
 
@@ -41,7 +41,7 @@ _STATES = {
 }
 
 # What each error means, for who has to tell a broker.
-ERRORS = {
+ERROR_TEXTS = {
     DeliveryError.TIMEOUT: "No whole answer came within the deadline.",
     DeliveryError.BLOCKED_ADDRESS: "The URL, or the address its name led to, is none that webhooks may be sent to.",
     DeliveryError.NAME_NOT_RESOLVED: "The name in the URL could not be looked up.",
@@ -56,10 +56,10 @@ ERRORS = {
 
 class DeliveryFilterForm(PeriodFilterForm):
     q = forms.CharField(max_length=64, required=False, label="Delivery, event or order")
-    state = form_fields.WordField(DeliveryState)
+    state = form_fields.FilterChoiceField(DeliveryState)
     broker = form_fields.broker_id(required=False)
-    event = form_fields.WordField(EventType)
-    error = form_fields.WordField(DeliveryError)
+    event = form_fields.FilterChoiceField(EventType)
+    error = form_fields.FilterChoiceField(DeliveryError)
     status_code = forms.IntegerField(min_value=100, max_value=999, required=False, label="Answer's status")
     subscription = forms.UUIDField(required=False, label="Subscription id")
     field_order = ["q", "state", "broker", "event", "error", "status_code", "subscription", "since", "until"]
@@ -118,17 +118,17 @@ class DeliveryAdmin(KeysetModelAdmin):
         answer = Answer.objects.filter(pk=row.pk).first()
         kept_since = timezone.now() - settings.WEBHOOK_ANSWERS_KEPT
         return {
-            "error_in_words": ERRORS[DeliveryError(row.error)] if row.error else "",
+            "error_text": ERROR_TEXTS[DeliveryError(row.error)] if row.error else "",
             "is_lost": is_lost(row),
             "written_at": moment_of(row.pk),
             "answer": answer,
             "is_answer_dropped": moment_of(row.pk) < kept_since,
             "kept_days": settings.WEBHOOK_ANSWERS_KEPT.days,
             "kept_bytes": settings.WEBHOOK_ANSWER_KEPT_BYTES,
-            "family": delivery_attempts.of_the_same(row),
+            "event_deliveries": delivery_attempts.related_deliveries(row),
             "broker_url": page_url(Broker, _broker_id(row)),
-            "audit": latest_about(row),
-            **about(row.event),
+            "audit": latest_entries(row),
+            **event_context(row.event),
         }
 
 
@@ -169,7 +169,9 @@ def _unindexed_condition(filters: dict[str, Any]) -> Q:
 
 def _subscriptions_of(broker_id: str) -> list[UUID]:
     """A broker's subscriptions, named one by one: by a join the planner would read all deliveries to each of them."""
-    return list(Subscription.objects.filter(broker=broker_id).order_by("-pk").values_list("pk", flat=True)[:OF_BROKER])
+    return list(
+        Subscription.objects.filter(broker=broker_id).order_by("-pk").values_list("pk", flat=True)[:MAX_SUBSCRIPTIONS]
+    )
 
 
 def _search(term: str) -> list[UUID]:
@@ -178,20 +180,20 @@ def _search(term: str) -> list[UUID]:
         id_ = UUID(term)
     except ValueError:
         return []
-    return [id_, *(each.pk for each in delivery_attempts.of_events([id_, *events_about(id_)]))]
+    return [id_, *(each.pk for each in delivery_attempts.deliveries_of_events([id_, *events_of_order(id_)]))]
 
 
 # --- What other pages show of them ----------------------------------------------------------------------------------
 
 
-def latest_of(subscription: Subscription, *, failed: bool) -> Sequence[Delivery]:
+def latest_deliveries(subscription: Subscription, *, failed: bool) -> Sequence[Delivery]:
     """A subscription's latest deliveries that have an outcome: looked for from the time of its last one on."""
     times = [subscription.last_failure_at] if failed else [subscription.last_success_at, subscription.last_failure_at]
     known = [each for each in times if each]
     if not known:
         return []
-    rows = Delivery.objects.filter(pk__lt=first_id_at(max(known) + NOTED_WITHIN)).select_related("event")
+    rows = Delivery.objects.filter(pk__lt=first_id_at(max(known) + OUTCOME_TIME_TOLERANCE)).select_related("event")
     if failed:
         rows = rows.filter(FAILED)
     unindexed = Q(subscription=subscription, completed_at__isnull=False)
-    return lists.read_page(KeysetQuery(rows.defer("event__body"), _BY_ID, unindexed), {}).rows[:LATEST]
+    return lists.read_page(KeysetQuery(rows.defer("event__body"), _BY_ID, unindexed), {}).rows[:LATEST_DELIVERIES]

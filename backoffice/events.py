@@ -25,7 +25,7 @@ from webhooks.models import Event, EventType
 class EventFilterForm(PeriodFilterForm):
     q = forms.CharField(max_length=64, required=False, label="Event or order")
     broker = form_fields.broker_id(required=False)
-    type = form_fields.WordField(EventType)
+    type = form_fields.FilterChoiceField(EventType)
     field_order = ["q", "broker", "type", "since", "until"]
 
 
@@ -37,10 +37,12 @@ class EventAdmin(KeysetModelAdmin):
         column("Broker", "broker_id", link=lambda event: page_url(Broker, event.broker_id)),
         column("Number", "sequence", is_number=True),
         column("Type", "type"),
-        column("Order", lambda event: short_id(told(event).get("order_id")), link=lambda event: _order_url(event)),
-        column("Symbol", lambda event: told(event).get("symbol")),
-        column("Side", lambda event: told(event).get("side")),
-        column("Status", lambda event: told(event).get("status", "").replace("_", " ")),
+        column(
+            "Order", lambda event: short_id(event_data(event).get("order_id")), link=lambda event: _order_url(event)
+        ),
+        column("Symbol", lambda event: event_data(event).get("symbol")),
+        column("Side", lambda event: event_data(event).get("side")),
+        column("Status", lambda event: event_data(event).get("status", "").replace("_", " ")),
     )
     form_class = EventFilterForm
     row_template = "backoffice/event.html"
@@ -61,25 +63,25 @@ class EventAdmin(KeysetModelAdmin):
     def row_context(self, request: HttpRequest, row: Event) -> dict[str, Any]:
         return {
             "title": f"Event {row.sequence:,} of {row.broker_id}",
-            "family": delivery_attempts.of_events([row.pk]),
+            "event_deliveries": delivery_attempts.deliveries_of_events([row.pk]),
             "broker_url": page_url(Broker, row.broker_id),
             "stream_url": list_url(Event, broker=row.broker_id),
-            **about(row),
+            **event_context(row),
         }
 
 
 _BY_ID = Keyset(("-id", UUID))
 
 
-def told(event: Event) -> dict[str, Any]:
+def event_data(event: Event) -> dict[str, Any]:
     """What it tells of."""
     found: dict[str, Any] = msgspec.json.decode(event.body)["data"]
     return found
 
 
-def about(event: Event) -> dict[str, Any]:
+def event_context(event: Event) -> dict[str, Any]:
     """What a page shows of what an event tells: its body with a line for each field, and what that leads to."""
-    data = told(event)
+    data = event_data(event)
     return {
         "body": msgspec.json.format(event.body, indent=2),
         "order_id": data["order_id"],
@@ -89,23 +91,23 @@ def about(event: Event) -> dict[str, Any]:
     }
 
 
-def events_about(order_id: UUID) -> list[UUID]:
+def events_of_order(order_id: UUID) -> list[UUID]:
     """The events that tell of an order's latest fills and of its end."""
     order = Order.objects.filter(pk=order_id).first()
     if order is None:
         return []
     fills, _ = order_history.latest_fills(order)
-    of_fills, end = order_history.telling_of(order, fills)
-    return [each.told.event_id for each in [*of_fills.values(), end] if each and each.told]
+    of_fills, end = order_history.look_up_events(order, fills)
+    return [each.event.event_id for each in [*of_fills.values(), end] if each and each.event]
 
 
 def _search(term: str) -> list[UUID]:
     """The event with this id, or those about the order with it."""
     try:
-        return [UUID(term), *events_about(UUID(term))]
+        return [UUID(term), *events_of_order(UUID(term))]
     except ValueError:
         return []
 
 
 def _order_url(event: Event) -> str:
-    return page_url(Order, told(event)["order_id"])
+    return page_url(Order, event_data(event)["order_id"])

@@ -10,8 +10,8 @@ from rest_framework import serializers
 from exchange.http.fields import Amount, Quantity, StrictField, Text, Timestamp, field_errors
 from exchange.rules import BROKER_ID, MAX_INITIAL_CASH, SYMBOL, TRANSFER_REFERENCE, Words
 
-_WHOLE = re.compile(r"[+-]?[0-9]{1,15}")
-_LOCAL = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,15}")
+_LOCAL_DATETIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?")
 
 
 class ApiField(forms.CharField):
@@ -59,19 +59,19 @@ def tick_size(**options: Any) -> ApiField:
 
 
 def shares(*, signed: bool = False, **options: Any) -> ApiField:
-    return ApiField(shares_rule(signed=signed), read=whole, **options)
+    return ApiField(quantity_field(signed=signed), read=parse_integer, **options)
 
 
-def shares_rule(*, signed: bool = False) -> Quantity:
+def quantity_field(*, signed: bool = False) -> Quantity:
     return Quantity(signed=signed, error_messages={"invalid": "Must be a whole number, in digits."})
 
 
-def whole(text: str) -> int | str:
+def parse_integer(text: str) -> int | str:
     """The number that these digits are; what is none stays as it is, to be refused."""
-    return int(text) if _WHOLE.fullmatch(text) else text
+    return int(text) if _INTEGER.fullmatch(text) else text
 
 
-def moment(**options: Any) -> ApiField:
+def utc_datetime(**options: Any) -> ApiField:
     """A time in UTC as browsers write it, or with an offset of its own."""
     wrong = "Must be a time, such as 2026-02-16 16:29 (UTC)."
     widget = forms.DateTimeInput(attrs={"type": "datetime-local", "step": "1"})
@@ -79,13 +79,13 @@ def moment(**options: Any) -> ApiField:
 
 
 def _in_utc(text: str) -> str:
-    local = _LOCAL.fullmatch(text)
+    local = _LOCAL_DATETIME.fullmatch(text)
     if local is None:
         return text
     return text.replace(" ", "T") + ("Z" if local[1] else ":00Z")
 
 
-class WordField(forms.ChoiceField):
+class FilterChoiceField(forms.ChoiceField):
     """One of a closed set of words, or any; for a filter."""
 
     def __init__(self, words: type[Words], *more: str, **options: Any) -> None:

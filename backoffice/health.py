@@ -9,12 +9,12 @@ from django.contrib.postgres.expressions import ArraySubquery
 from django.db.models import F, OuterRef, Q, QuerySet, Subquery, Sum
 from django.utils import timezone
 
-from backoffice.templatetags.formatting import NOTHING, age
+from backoffice.templatetags.formatting import DASH, age
 from exchange.ids import moment_of
 from webhooks.models import Delivery, Subscription, SubscriptionHour
 
-DUE_COUNTED = 1_000
-HOUR, CHARTED_HOURS = timedelta(hours=1), 24
+MAX_DUE_COUNT = 1_000
+HOUR, CHART_HOURS = timedelta(hours=1), 24
 CHART_WIDTH, CHART_HEIGHT = 480, 96
 
 # Whose last delivery that had an outcome failed; as `Subscription.is_failing`.
@@ -28,11 +28,11 @@ def with_health(rows: QuerySet[Subscription]) -> QuerySet[Any]:
     """
     began = timezone.now().replace(minute=0, second=0, microsecond=0)
     return rows.annotate(
-        due_ids=ArraySubquery(due_to(OuterRef("pk")).values("pk")[: DUE_COUNTED + 1]),
+        due_ids=ArraySubquery(due_to(OuterRef("pk")).values("pk")[: MAX_DUE_COUNT + 1]),
         completed_hour=_total("completed", began - HOUR),
         failed_hour=_total("failed", began - HOUR),
-        completed_day=_total("completed", began - CHARTED_HOURS * HOUR),
-        failed_day=_total("failed", began - CHARTED_HOURS * HOUR),
+        completed_day=_total("completed", began - CHART_HOURS * HOUR),
+        failed_day=_total("failed", began - CHART_HOURS * HOUR),
     )
 
 
@@ -64,7 +64,7 @@ def health_of(row: Subscription) -> str:
 def failed_share(completed: int | None, failed: int | None) -> str:
     """What failed of what had an outcome, in percent: never 0 % where something failed, nor 100 % where not all did."""
     if not completed:
-        return NOTHING
+        return DASH
     percent = 100 * (failed or 0) / completed
     return f"{percent:.0f} %" if percent in (0, 100) else f"{min(max(percent, 0.1), 99.9):.1f} %"
 
@@ -72,19 +72,19 @@ def failed_share(completed: int | None, failed: int | None) -> str:
 def due_count(row: Any) -> str:
     """How many are due, or at least how many."""
     count = len(row.due_ids)
-    return f"{DUE_COUNTED:,}+" if count > DUE_COUNTED else f"{count:,}"
+    return f"{MAX_DUE_COUNT:,}+" if count > MAX_DUE_COUNT else f"{count:,}"
 
 
 def oldest_due(row: Any) -> str:
     """For how long what is due has waited."""
-    return age((timezone.now() - moment_of(row.due_ids[0])).total_seconds()) if row.due_ids else NOTHING
+    return age((timezone.now() - moment_of(row.due_ids[0])).total_seconds()) if row.due_ids else DASH
 
 
 # --- The chart ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class HourColumn:
     """An hour in the chart: what was delivered stands on the ground, what failed on top of it."""
 
     hour: datetime
@@ -103,10 +103,10 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class Chart:
+class DeliveryChart:
     """The last day, hour by hour, in pictures and in words."""
 
-    columns: Sequence[Column]
+    columns: Sequence[HourColumn]
     most: int
     completed: int
     failed: int
@@ -114,22 +114,22 @@ class Chart:
     height: int = CHART_HEIGHT
 
 
-def chart_of(subscription: Subscription) -> Chart:
+def delivery_chart(subscription: Subscription) -> DeliveryChart:
     began = timezone.now().replace(minute=0, second=0, microsecond=0)
-    first = began - (CHARTED_HOURS - 1) * HOUR
+    first = began - (CHART_HOURS - 1) * HOUR
     rows = {row.hour: row for row in SubscriptionHour.objects.filter(subscription=subscription, hour__gte=first)}
-    hours = [first + number * HOUR for number in range(CHARTED_HOURS)]
+    hours = [first + number * HOUR for number in range(CHART_HOURS)]
     counts = [(rows[hour].completed, rows[hour].failed) if hour in rows else (0, 0) for hour in hours]
     most = max(completed for completed, _ in counts)
     columns = [_column(number, hour, *counts[number], most) for number, hour in enumerate(hours)]
-    return Chart(columns, most, sum(each.completed for each in columns), sum(each.failed for each in columns))
+    return DeliveryChart(columns, most, sum(each.completed for each in columns), sum(each.failed for each in columns))
 
 
-def _column(number: int, hour: datetime, completed: int, failed: int, most: int) -> Column:
-    step, unit = CHART_WIDTH / CHARTED_HOURS, CHART_HEIGHT / max(most, 1)
+def _column(number: int, hour: datetime, completed: int, failed: int, most: int) -> HourColumn:
+    step, unit = CHART_WIDTH / CHART_HOURS, CHART_HEIGHT / max(most, 1)
     failed_height = max(failed * unit, 2.0) if failed else 0.0  # one of thousands is seen too
     delivered_height = min((completed - failed) * unit, CHART_HEIGHT - failed_height)
-    return Column(
+    return HourColumn(
         hour=hour,
         completed=completed,
         failed=failed,

@@ -17,7 +17,7 @@ from exchange.rules import MAX_NAME_LENGTH, InstrumentStatus, Pricing, price_dec
 from orders import services
 
 CONFIRMATION = "HALT"
-SYMBOLS_NAMED = 10  # in a message
+MAX_NAMED_SYMBOLS = 10  # in a message
 
 
 class InstrumentRulesForm(ReasonForm):
@@ -89,7 +89,9 @@ class HaltInstruments(OperatorAction):
         return row.status == InstrumentStatus.TRADING
 
     def perform(self, by: Actor, subjects: Sequence[Instrument], *, reason: str = "", **fields: Any) -> ActionResult:
-        return _done("halted", *_each(subjects, lambda symbol: exchange_services.halt(symbol, reason, by=by)))
+        return _halt_result(
+            "halted", *_apply_to_each(subjects, lambda symbol: exchange_services.halt(symbol, reason, by=by))
+        )
 
 
 class ResumeInstruments(OperatorAction):
@@ -103,7 +105,9 @@ class ResumeInstruments(OperatorAction):
         return row.status == InstrumentStatus.HALTED
 
     def perform(self, by: Actor, subjects: Sequence[Instrument], *, reason: str = "", **fields: Any) -> ActionResult:
-        return _done("resumed", *_each(subjects, lambda symbol: exchange_services.resume(symbol, reason, by=by)))
+        return _halt_result(
+            "resumed", *_apply_to_each(subjects, lambda symbol: exchange_services.resume(symbol, reason, by=by))
+        )
 
 
 class HaltAllForm(ReasonForm):
@@ -137,10 +141,10 @@ class HaltAllInstruments(OperatorAction):
     is_dangerous = True
 
     def perform(self, by: Actor, subjects: Sequence[Any], *, reason: str = "", **fields: Any) -> ActionResult:
-        return _done("halted", *exchange_services.halt_all(reason, by=by))
+        return _halt_result("halted", *exchange_services.halt_all(reason, by=by))
 
 
-def _each(subjects: Sequence[Instrument], action: Callable[[str], object]) -> tuple[list[str], list[str]]:
+def _apply_to_each(subjects: Sequence[Instrument], action: Callable[[str], object]) -> tuple[list[str], list[str]]:
     """Do it to one after the other; those it was done to, and those it was not, unless that is all of them."""
     done: list[str] = []
     failed: list[str] = []
@@ -156,19 +160,19 @@ def _each(subjects: Sequence[Instrument], action: Callable[[str], object]) -> tu
     return done, failed
 
 
-def _done(word: str, done: Sequence[str], failed: Sequence[str]) -> ActionResult:
+def _halt_result(word: str, done: Sequence[str], failed: Sequence[str]) -> ActionResult:
     if failed:
-        message = f"{_named(failed)} not {word} for certain: look, and press again."
-        return ActionResult(f"{_named(done)} {word}. {message}" if done else message, is_warning=True)
+        message = f"{_join_symbols(failed)} not {word} for certain: look, and press again."
+        return ActionResult(f"{_join_symbols(done)} {word}. {message}" if done else message, is_warning=True)
     if not done:
         return ActionResult(f"Nothing was {word}: nothing was trading.", is_warning=True)
-    return ActionResult(f"{_named(done)} {word}.")
+    return ActionResult(f"{_join_symbols(done)} {word}.")
 
 
-def _named(symbols: Sequence[str]) -> str:
+def _join_symbols(symbols: Sequence[str]) -> str:
     """How many, and which: the first of them, when they are many."""
-    names = ", ".join(symbols[:SYMBOLS_NAMED])
-    more = "" if len(symbols) <= SYMBOLS_NAMED else f" and {len(symbols) - SYMBOLS_NAMED:,} more"
+    names = ", ".join(symbols[:MAX_NAMED_SYMBOLS])
+    more = "" if len(symbols) <= MAX_NAMED_SYMBOLS else f" and {len(symbols) - MAX_NAMED_SYMBOLS:,} more"
     return f"{names}{more} {'is' if len(symbols) == 1 else 'are'}"
 
 

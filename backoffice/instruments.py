@@ -12,7 +12,7 @@ from django.utils.safestring import SafeString
 from unfold.views import ChangeList
 
 from backoffice import charts
-from backoffice.audit import latest_about
+from backoffice.audit import latest_entries
 from backoffice.charts import Span
 from backoffice.instrument_actions import (
     EditInstrument,
@@ -61,14 +61,14 @@ class InstrumentList(ChangeList):  # type: ignore[misc]  # unfold is not typed
             row.figures = figures[row.pk]
 
 
-def _named(row: Instrument) -> SafeString | str:
+def _symbol_and_name(row: Instrument) -> SafeString | str:
     """Its symbol, and its name under it where that says more."""
     if row.name == row.symbol:
         return row.symbol
     return format_html('{}<br><small class="o-name">{}</small>', row.symbol, row.name)
 
 
-def _priced(name: str, tone: str = "") -> Callable[[Any], SafeString | str]:
+def _price_cell(name: str, tone: str = "") -> Callable[[Any], SafeString | str]:
     """A price among the figures of a row, in the colour of its side."""
 
     def shown(row: Any) -> SafeString | str:
@@ -81,13 +81,13 @@ def _priced(name: str, tone: str = "") -> Callable[[Any], SafeString | str]:
 @admin.register(Instrument)
 class InstrumentAdmin(ExchangeModelAdmin):
     list_display = (
-        column("Instrument", _named),
+        column("Instrument", _symbol_and_name),
         column("Status", lambda row: state(row.status)),
-        column("Last", _priced("last_price"), is_number=True),
+        column("Last", _price_cell("last_price"), is_number=True),
         column("Change today", lambda row: moved(row.figures.change, row.figures.change_percent), is_number=True),
-        column("Bid", _priced("best_bid", "o-bid"), is_number=True),
-        column("Ask", _priced("best_ask", "o-ask"), is_number=True),
-        column("Spread", _priced("spread"), is_number=True),
+        column("Bid", _price_cell("best_bid", "o-bid"), is_number=True),
+        column("Ask", _price_cell("best_ask", "o-ask"), is_number=True),
+        column("Spread", _price_cell("spread"), is_number=True),
         column("Volume today", lambda row: row.figures.volume, is_number=True),
         column("Open orders", lambda row: row.figures.open_orders, is_number=True),
         column("Last trade", lambda row: ago(row.figures.last_trade_at), is_number=True),
@@ -128,7 +128,7 @@ class InstrumentAdmin(ExchangeModelAdmin):
             "depth": charts.depth_chart(book, row.tick_size),
             "tape": [(trade, rounded(trade.price, decimals)) for trade in tape],
             "tick_size": rounded(row.tick_size, decimals),
-            "audit": latest_about(row),
+            "audit": latest_entries(row),
             "orders_url": list_url(Order, symbol=row.pk),
             "trades_url": list_url(Trade, symbol=row.pk),
             **_price_chart(request, row, database_now()),

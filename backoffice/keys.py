@@ -8,12 +8,12 @@ from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponseRedirect
 from django.utils import timezone
 
-from backoffice.audit import latest_about
+from backoffice.audit import latest_entries
 from backoffice.links import list_url, page_url
 from backoffice.lists import column
 from backoffice.model_admin import ConditionFilter, ExchangeModelAdmin
 from backoffice.operator_actions import MAX_SUBJECTS, ActionResult, OperatorAction, action_url, is_permitted
-from backoffice.templatetags.formatting import NOTHING, state
+from backoffice.templatetags.formatting import DASH, state
 from exchange import services
 from exchange.audit import Actor, ActorKind
 from exchange.models import ApiKey, AuditEntry, Broker
@@ -44,7 +44,7 @@ class RevokeKeys(OperatorAction):
     def applies_to(self, row: ApiKey) -> bool:
         return row.revoked_at is None
 
-    def named(self, row: ApiKey) -> str:
+    def describe(self, row: ApiKey) -> str:
         return " · ".join(filter(None, [row.pk, row.broker_id or "an operator's", row.name, key_state(row)]))
 
     def perform(self, by: Actor, subjects: Sequence[ApiKey], **fields: Any) -> ActionResult:
@@ -108,7 +108,7 @@ class ApiKeyAdmin(ExchangeModelAdmin):
         return {
             "state": key_state(row),
             "broker_url": page_url(Broker, row.broker_id) if row.broker_id else "",
-            "scopes": ", ".join(row.scopes) or NOTHING,
+            "scopes": ", ".join(row.scopes) or DASH,
             "acted_url": "" if row.broker_id else list_url(AuditEntry, actor=row.pk, kind=ActorKind.KEY),
-            "audit": latest_about(row),
+            "audit": latest_entries(row),
         }

@@ -50,7 +50,7 @@ def remember(user: Any, response: HttpResponse) -> HttpResponse:
     return response
 
 
-def claimed(request: HttpRequest) -> Device | None:
+def claimed_device(request: HttpRequest) -> Device | None:
     """The device, if a login comes from one of the user it names; found out without the database."""
     try:
         values = signing.loads(request.COOKIES.get(COOKIE, ""), salt=_SALT, max_age=settings.KNOWN_DEVICE_AGE)
@@ -60,9 +60,9 @@ def claimed(request: HttpRequest) -> Device | None:
     return device if device.username == request.POST.get("username") else None
 
 
-def known(request: HttpRequest) -> Device | None:
+def known_device(request: HttpRequest) -> Device | None:
     """The same, if the user's password is still the one that was used there."""
-    device = claimed(request)
+    device = claimed_device(request)
     user = User.objects.filter(username=device.username).first() if device else None
     if device and user and constant_time_compare(user.get_session_auth_hash(), device.password):
         return device

@@ -23,15 +23,15 @@ MAX_NAME_LENGTH = 150  # of a user, says Django
 Credentials = dict[str, Any] | None
 
 
-class Handler(AxesDatabaseHandler):  # type: ignore[misc]  # axes is not typed
+class LoginLimitHandler(AxesDatabaseHandler):  # type: ignore[misc]  # axes is not typed
     """axes' own, which counts the failures of a user from an address, with the limit of the address beside it."""
 
     def get_failures(self, request: HttpRequest, credentials: Credentials = None) -> int:
         failures: int = super().get_failures(request, credentials)
-        return max(failures, settings.LOGIN_FAILURES) if _is_address_out(request) else failures
+        return max(failures, settings.LOGIN_FAILURES) if _is_address_locked_out(request) else failures
 
 
-def _is_address_out(request: Any) -> bool:
+def _is_address_locked_out(request: Any) -> bool:
     attempts = AccessAttempt.objects.filter(
         ip_address=request.axes_ip_address, attempt_time__gte=get_cool_off_threshold(request)
     )
@@ -39,19 +39,19 @@ def _is_address_out(request: Any) -> bool:
     return bool(failures >= settings.LOGIN_FAILURES_OF_ADDRESS)
 
 
-def address(request: HttpRequest) -> str | None:
+def client_address(request: HttpRequest) -> str | None:
     """The client's address as axes counts it, or that of the user's known device."""
-    device = known_devices.known(request)
+    device = known_devices.known_device(request)
     return device.address if device else network_of(request.META)
 
 
-def name_tried(request: HttpRequest, credentials: Credentials) -> str:
+def attempted_username(request: HttpRequest, credentials: Credentials) -> str:
     """Whom one tried to be, as far as a user's name may be long."""
     told = request.POST if credentials is None else credentials
     return str(told.get("username", ""))[:MAX_NAME_LENGTH]
 
 
-def locked_out(request: HttpRequest, response: HttpResponse, credentials: Credentials) -> HttpResponse:
+def lockout_response(request: HttpRequest, response: HttpResponse, credentials: Credentials) -> HttpResponse:
     """What who tried too often sees, with a good password too."""
     minutes = int(settings.LOGIN_LOCKOUT.total_seconds() // 60)
     context = {**admin.site.each_context(request), "title": "Too many attempts", "minutes": minutes}

@@ -68,7 +68,7 @@ class OperatorAction:
         """Whether who asks may do it to this row, given that they may do it at all."""
         return True
 
-    def named(self, row: Any) -> str:
+    def describe(self, row: Any) -> str:
         """What its page says of this row, beside what it is called by."""
         return str(row)
 
@@ -119,7 +119,7 @@ def action_page(
             "title": action.label,
             "operator_action": action,
             "form": form,
-            "subjects": [action.named(row) for row in subjects],
+            "subjects": [action.describe(row) for row in subjects],
             "back_url": _return_url(model, subjects),
         },
     )

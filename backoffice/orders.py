@@ -14,14 +14,14 @@ from django.db.models import Q
 from django.http import HttpRequest
 
 from backoffice import form_fields
-from backoffice.audit import latest_about
+from backoffice.audit import latest_entries
 from backoffice.links import list_url, page_url
 from backoffice.lists import KeysetQuery, Rows, column
 from backoffice.model_admin import KeysetModelAdmin
 from backoffice.operator_actions import MAX_SUBJECTS, ActionResult, OperatorAction
 from backoffice.periods import PeriodFilterForm, in_period, in_period_by_id, period_condition
 from backoffice.queries import order_history
-from backoffice.queries.order_history import Fill, Telling
+from backoffice.queries.order_history import EventLookup, OrderFill
 from backoffice.templatetags.formatting import coloured, money, short_id, state
 from exchange.audit import Action, Actor
 from exchange.errors import ExchangeError
@@ -34,7 +34,7 @@ from orders.matching.commands import CancelOrder
 from orders.models import Order, Trade
 
 WORKING_FILTER = "working"  # a filter: any status in which an order may still trade
-NAMED_EACH = 5  # orders of an action on many that were refused, in its message
+MAX_NAMED_REFUSALS = 5  # orders of an action on many that were refused, in its message
 
 _BY_ID = Keyset(("-id", UUID))
 
@@ -50,15 +50,15 @@ class CancelWorkingOrders(OperatorAction):
     def applies_to(self, row: Order) -> bool:
         return row.status in WORKING
 
-    def named(self, row: Order) -> str:
+    def describe(self, row: Order) -> str:
         price = "at the market" if row.price is None else f"at {money(row.price)}"
         terms = f"{row.side} {row.remaining_quantity:,} of {row.quantity:,} {row.symbol} {price}"
         return f"{row.pk} · {row.broker_id} · {terms} · {row.status.replace('_', ' ')}"
 
     def perform(self, by: Actor, subjects: Sequence[Order], **asked: Any) -> ActionResult:
-        why: str = asked["reason"]
+        reason: str = asked["reason"]
         outcomes = sequencer.submit_all(
-            [CancelOrder(order.pk, None, CancelReason.BY_OPERATOR, by=by, why=why) for order in subjects]
+            [CancelOrder(order.pk, None, CancelReason.BY_OPERATOR, by=by, why=reason) for order in subjects]
         )
         refusals = [
             (order, outcome)
@@ -67,14 +67,14 @@ class CancelWorkingOrders(OperatorAction):
         ]
         if len(subjects) == 1 and refusals:
             raise refusals[0][1]
-        return ActionResult(_told(len(subjects), refusals), is_warning=bool(refusals))
+        return ActionResult(_cancel_message(len(subjects), refusals), is_warning=bool(refusals))
 
 
-def _told(asked: int, refusals: Sequence[tuple[Order, ExchangeError]]) -> str:
+def _cancel_message(asked: int, refusals: Sequence[tuple[Order, ExchangeError]]) -> str:
     if not refusals:
         return "The order was cancelled." if asked == 1 else f"All {asked} orders were cancelled."
-    named = [f"{order.pk}: {refusal.detail}" for order, refusal in refusals[:NAMED_EACH]]
-    more = [f"and {len(refusals) - NAMED_EACH} more."] if len(refusals) > NAMED_EACH else []
+    named = [f"{order.pk}: {refusal.detail}" for order, refusal in refusals[:MAX_NAMED_REFUSALS]]
+    more = [f"and {len(refusals) - MAX_NAMED_REFUSALS} more."] if len(refusals) > MAX_NAMED_REFUSALS else []
     return " ".join([f"{asked - len(refusals)} of {asked} orders were cancelled. Not cancelled:", *named, *more])
 
 
@@ -83,10 +83,10 @@ def _told(asked: int, refusals: Sequence[tuple[Order, ExchangeError]]) -> str:
 
 class OrderFilterForm(PeriodFilterForm):
     q = forms.CharField(max_length=64, required=False, label="Order, client order or document")
-    status = form_fields.WordField(OrderStatus, WORKING_FILTER)
+    status = form_fields.FilterChoiceField(OrderStatus, WORKING_FILTER)
     symbol = form_fields.symbol(required=False, read=str.upper)
-    side = form_fields.WordField(Side)
-    type = form_fields.WordField(OrderType)
+    side = form_fields.FilterChoiceField(Side)
+    type = form_fields.FilterChoiceField(OrderType)
     broker = form_fields.broker_id(required=False)
     field_order = ["q", "status", "symbol", "side", "type", "broker", "since", "until"]
 
@@ -158,16 +158,16 @@ class OrderAdmin(KeysetModelAdmin):
 
     def row_context(self, request: HttpRequest, row: Order) -> dict[str, Any]:
         fills, has_more_fills = order_history.latest_fills(row)
-        told, end = order_history.telling_of(row, fills)
-        entries = latest_about(row)
+        told, end = order_history.look_up_events(row, fills)
+        entries = latest_entries(row)
         return {
             "fills": fills,
             "has_more_fills": has_more_fills,
             "trades_url": list_url(Trade, q=row.pk),
-            "moments": moments_of(row, fills, told, end, entries, has_more_fills=has_more_fills),
-            "place": order_history.place_of(row),
+            "history": order_history_of(row, fills, told, end, entries, has_more_fills=has_more_fills),
+            "queue_position": order_history.queue_position_of(row),
             "max_ahead": order_history.MAX_AHEAD,
-            "max_events": order_history.MAX_EVENTS,
+            "max_events": order_history.MAX_SCANNED_EVENTS,
             "average_price": _average_price(row),
             "audit": entries,
             "broker_url": page_url(Broker, row.broker_id),
@@ -253,49 +253,51 @@ def _average_price(order: Order) -> Decimal | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class HistoryEntry:
     """A line of an order's timeline: what happened when, what more there is to say, and what its broker was told."""
 
     at: datetime
     title: str
     detail: str = ""
-    telling: Telling | None = None
+    event_lookup: EventLookup | None = None
     url: str = ""
     tone: str = "plain"
 
 
-def moments_of(
+def order_history_of(
     order: Order,
-    fills: Sequence[Fill],
-    told: dict[UUID, Telling],
-    end: Telling | None,
+    fills: Sequence[OrderFill],
+    told: dict[UUID, EventLookup],
+    end: EventLookup | None,
     entries: Sequence[AuditEntry],
     *,
     has_more_fills: bool,
-) -> list[Moment]:
+) -> list[HistoryEntry]:
     """The order's life, oldest first."""
     price = "at the market" if order.price is None else f"at {money(order.price)}"
     terms = f"{order.side} {order.quantity:,} {price}, {order.time_in_force}, arrival {order.sequence:,} in its book"
-    moments = [Moment(order.created_at, "Accepted", terms)]
+    history = [HistoryEntry(order.created_at, "Accepted", terms)]
     if has_more_fills:
-        moments.append(Moment(fills[-1].trade.executed_at, "Earlier fills", "are not shown here: see all its trades"))
-    moments += [_filled(fill, told.get(fill.trade.pk)) for fill in reversed(fills)]
+        history.append(
+            HistoryEntry(fills[-1].trade.executed_at, "Earlier fills", "are not shown here: see all its trades")
+        )
+    history += [_fill_entry(fill, told.get(fill.trade.pk)) for fill in reversed(fills)]
     if order.cancelled_at:
-        moments.append(Moment(order.cancelled_at, "Cancelled", _cancelled(order, entries), end, tone="bad"))
+        history.append(HistoryEntry(order.cancelled_at, "Cancelled", _cancel_detail(order, entries), end, tone="bad"))
     if order.expired_at:
         left = f"its time had come, with {order.remaining_quantity:,} left"
-        moments.append(Moment(order.expired_at, "Expired", left, end, tone="bad"))
-    return moments
+        history.append(HistoryEntry(order.expired_at, "Expired", left, end, tone="bad"))
+    return history
 
 
-def _filled(fill: Fill, telling: Telling | None) -> Moment:
+def _fill_entry(fill: OrderFill, event_lookup: EventLookup | None) -> HistoryEntry:
     trade, left = fill.trade, f"{fill.remaining:,} left" if fill.remaining else "nothing left"
     role = "taking" if fill.is_taker else "resting"
     detail = f"{trade.quantity:,} at {money(trade.price)}, {role}; {left}"
-    return Moment(trade.executed_at, "Filled", detail, telling, page_url(Trade, trade.pk), tone="good")
+    return HistoryEntry(trade.executed_at, "Filled", detail, event_lookup, page_url(Trade, trade.pk), tone="good")
 
 
-def _cancelled(order: Order, entries: Sequence[AuditEntry]) -> str:
+def _cancel_detail(order: Order, entries: Sequence[AuditEntry]) -> str:
     """Why, and by which operator, if it was one."""
     why = str(order.cancel_reason).replace("_", " ")
     by = next((entry for entry in entries if entry.action == Action.ORDER_CANCEL), None)

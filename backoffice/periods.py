@@ -16,8 +16,8 @@ ID_TIME_TOLERANCE = timedelta(minutes=1)
 class PeriodFilterForm(FilterForm):
     """Filter form with a period, whose end is exclusive."""
 
-    since = form_fields.moment(required=False, label="From (UTC)")
-    until = form_fields.moment(required=False, label="To (UTC)")
+    since = form_fields.utc_datetime(required=False, label="From (UTC)")
+    until = form_fields.utc_datetime(required=False, label="To (UTC)")
 
 
 def in_period(rows: Rows, column: str, filters: dict[str, Any]) -> Rows:

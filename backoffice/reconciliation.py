@@ -61,13 +61,13 @@ class ReconcileRunAdmin(ExchangeModelAdmin):
     row_template = "backoffice/reconciliation/row.html"
 
     def list_context(self, request: HttpRequest) -> dict[str, Any]:
-        return {"title": "Reconciliation", **_told(ReconcileRun.objects.order_by("pk").last())}
+        return {"title": "Reconciliation", **_run_context(ReconcileRun.objects.order_by("pk").last())}
 
     def row_context(self, request: HttpRequest, row: ReconcileRun) -> dict[str, Any]:
-        return {"title": f"Reconciliation of {row.asked_at:%Y-%m-%d %H:%M:%S} UTC", **_told(row)}
+        return {"title": f"Reconciliation of {row.asked_at:%Y-%m-%d %H:%M:%S} UTC", **_run_context(row)}
 
 
-def _told(run: ReconcileRun | None) -> dict[str, Any]:
+def _run_context(run: ReconcileRun | None) -> dict[str, Any]:
     """A run, and what it found: first what differs."""
     findings = [] if run is None else sorted(run.findings, key=lambda finding: finding["count"] == 0)
     return {"run": run, "findings": findings}

@@ -20,7 +20,7 @@ from exchange import audit
 from exchange.audit import Action, Entry
 
 # What the sidebar shows: groups of pages, each with its URL's name, its icon, and the permission to see it.
-PAGES: tuple[tuple[str, tuple[tuple[str, str, str, str], ...]], ...] = (
+NAVIGATION: tuple[tuple[str, tuple[tuple[str, str, str, str], ...]], ...] = (
     (
         "Market",
         (
@@ -63,7 +63,7 @@ class BackOfficeSite(UnfoldAdminSite):  # type: ignore[misc]  # unfold is not ty
     index_title = "Dashboard"
 
     def has_permission(self, request: HttpRequest) -> bool:
-        return self._has_logged_in(request) and not two_factor.is_missing(request)
+        return self._has_logged_in(request) and not two_factor.needs_verification(request)
 
     def _has_logged_in(self, request: HttpRequest) -> bool:
         """Whether the first step was taken, by somebody who may."""
@@ -89,11 +89,11 @@ class BackOfficeSite(UnfoldAdminSite):  # type: ignore[misc]  # unfold is not ty
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """Django's form for who has not logged in, the second step for who has."""
-        if request.method == "GET" and self._has_logged_in(request) and two_factor.is_missing(request):
-            return two_factor.ask(request)
+        if request.method == "GET" and self._has_logged_in(request) and two_factor.needs_verification(request):
+            return two_factor.redirect_to_second_step(request)
         response: HttpResponse = super().login(request, extra_context)
         has_logged_in = request.method == "POST" and response.status_code == HTTPStatus.FOUND
-        if has_logged_in and not two_factor.is_needed(request.user):
+        if has_logged_in and not two_factor.is_required_for(request.user):
             known_devices.remember(request.user, response)
         return response
 
@@ -122,7 +122,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
     """The sidebar, as unfold wants to be told it: only what this user may see."""
     return [
         {"title": title, "separator": False, "items": [_link(request, *page) for page in pages]}
-        for title, pages in PAGES
+        for title, pages in NAVIGATION
     ]
 
 

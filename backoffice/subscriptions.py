@@ -7,8 +7,8 @@ from django.db.models import Q
 from django.http import HttpRequest
 
 from backoffice import health
-from backoffice.audit import latest_about
-from backoffice.deliveries import latest_of
+from backoffice.audit import latest_entries
+from backoffice.deliveries import latest_deliveries
 from backoffice.links import list_url, page_url
 from backoffice.lists import column
 from backoffice.model_admin import ConditionFilter, ExchangeModelAdmin
@@ -17,7 +17,7 @@ from backoffice.webhook_actions import PauseSubscription, RedeliverFailedEvents,
 from exchange.models import Broker
 from webhooks.models import Delivery, DeliveryState, Subscription, SubscriptionState
 
-DUE_SHOWN = 10
+MAX_DUE = 10
 
 
 class SubscriptionStateFilter(ConditionFilter):
@@ -72,13 +72,13 @@ class SubscriptionAdmin(ExchangeModelAdmin):
             "failed_day": health.failed_share(row.completed_day, row.failed_day),
             "due_count": health.due_count(row),
             "oldest_due": health.oldest_due(row),
-            "chart": health.chart_of(row),
-            "due": list(health.due_to(row.pk).select_related("event").defer("event__body")[:DUE_SHOWN]),
-            "latest": latest_of(row, failed=False),
-            "latest_failed": latest_of(row, failed=True),
+            "chart": health.delivery_chart(row),
+            "due": list(health.due_to(row.pk).select_related("event").defer("event__body")[:MAX_DUE]),
+            "latest": latest_deliveries(row, failed=False),
+            "latest_failed": latest_deliveries(row, failed=True),
             "broker_url": page_url(Broker, row.broker_id),
             "due_url": list_url(Delivery, subscription=row.pk, state=DeliveryState.DUE),
             "deliveries_url": list_url(Delivery, subscription=row.pk),
             "failed_url": list_url(Delivery, subscription=row.pk, state=DeliveryState.FAILED),
-            "audit": latest_about(row),
+            "audit": latest_entries(row),
         }

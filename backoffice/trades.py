@@ -28,7 +28,7 @@ class TradeFilterForm(PeriodFilterForm):
     q = forms.CharField(max_length=64, required=False, label="Trade or order")
     symbol = form_fields.symbol(required=False, read=str.upper)
     broker = form_fields.broker_id(required=False)
-    side = form_fields.WordField(Side, label="Broker's side")
+    side = form_fields.FilterChoiceField(Side, label="Broker's side")
     field_order = ["q", "symbol", "broker", "side", "since", "until"]
 
 

@@ -26,7 +26,7 @@ class TransferKind(Words):
 class TransferFilterForm(PeriodFilterForm):
     q = forms.CharField(max_length=120, required=False, label="Reference or id")
     broker = form_fields.broker_id(required=False)
-    kind = form_fields.WordField(TransferKind)
+    kind = form_fields.FilterChoiceField(TransferKind)
     symbol = form_fields.symbol(required=False, read=str.upper)
     field_order = ["q", "broker", "kind", "symbol", "since", "until"]
 

@@ -33,7 +33,7 @@ from exchange.audit import Action, Actor, Entry
 
 CODE_DIGITS = 6  # of the authenticator; a recovery code is longer
 TOLERATED_STEPS = 1  # of 30 seconds, that the authenticator's clock may be off
-_KEY = "two_factor_key"  # in the session that enrols: nobody else has seen it
+_SESSION_KEY = "two_factor_key"  # in the session that enrols: nobody else has seen it
 
 _log = structlog.get_logger(__name__)
 
@@ -41,13 +41,13 @@ _log = structlog.get_logger(__name__)
 # --- Who needs it ---------------------------------------------------------------------------------------------------
 
 
-def is_missing(request: HttpRequest) -> bool:
+def needs_verification(request: HttpRequest) -> bool:
     """Whether the second step is still to be taken."""
     user: Any = request.user
-    return not user.is_verified() and is_needed(user)
+    return not user.is_verified() and is_required_for(user)
 
 
-def is_needed(user: Any) -> bool:
+def is_required_for(user: Any) -> bool:
     """Whether a login of the user has a second step."""
     return bool(settings.TWO_FACTOR_REQUIRED or has_device(user))
 
@@ -59,7 +59,7 @@ def has_device(user: Any) -> bool:
     return bool(user.has_second_factor)
 
 
-def ask(request: HttpRequest) -> HttpResponseRedirect:
+def redirect_to_second_step(request: HttpRequest) -> HttpResponseRedirect:
     """To the second step, and from there to where the request wanted to go."""
     name = "admin:two_factor" if has_device(request.user) else "admin:two_factor_setup"
     return HttpResponseRedirect(f"{reverse(name)}?{urlencode({'next': next_url(request)})}")
@@ -82,7 +82,7 @@ def enrol(request: HttpRequest, key: str, totp: TOTP) -> tuple[TOTPDevice, list[
         User.objects.select_for_update().get(pk=user.pk)  # two tabs at once leave one device
         if not request.session.exists(request.session.session_key or ""):  # a reset came first
             raise SessionInterrupted("The session has ended.")
-        _forget(user)
+        _delete_devices(user)
         fields = {"name": "Authenticator", "key": key, "drift": totp.drift, "last_t": totp.t()}
         device = TOTPDevice.objects.create(user=user, **fields)
         recovery = StaticDevice.objects.create(user=user, name="Recovery codes")
@@ -96,20 +96,20 @@ def reset(user: User, *, by: Actor, reason: str) -> bool:
     """Take the user's second factor away, and every session with it; False when there was none."""
     with transaction.atomic():
         User.objects.select_for_update().get(pk=user.pk)
-        if not _forget(user):
+        if not _delete_devices(user):
             return False
         sessions.end_all_of(user)
         audit.record(Entry.of(by, Action.USER_RESET, user.get_username(), reason=reason))
     return True
 
 
-def _forget(user: Any) -> bool:
+def _delete_devices(user: Any) -> bool:
     authenticators, _ = TOTPDevice.objects.filter(user=user).delete()
     recovery, _ = StaticDevice.objects.filter(user=user).delete()
     return bool(authenticators or recovery)
 
 
-def device_of_code(user: Any, code: str) -> TOTPDevice | StaticDevice | None:
+def verify_code(user: Any, code: str) -> TOTPDevice | StaticDevice | None:
     """The device of the user's whose code this is, which it then has used up; wrong ones make the next wait."""
     model = TOTPDevice if len(code) == CODE_DIGITS else StaticDevice
     with transaction.atomic():
@@ -136,16 +136,16 @@ class CodeForm(forms.Form):
 
 def verify(request: HttpRequest) -> HttpResponse:
     """The page that asks for a code."""
-    if not is_missing(request):
+    if not needs_verification(request):
         return HttpResponseRedirect(next_url(request))
     if not has_device(request.user):
-        return ask(request)
+        return redirect_to_second_step(request)
     form = CodeForm(request.POST or None)
     form.fields["code"].help_text = "Six digits of your authenticator, or a recovery code."
     form.fields["code"].widget.attrs["autofocus"] = True
     if form.is_valid():
-        if device := device_of_code(request.user, form.cleaned_data["code"]):
-            _let_in(request, device)
+        if device := verify_code(request.user, form.cleaned_data["code"]):
+            _mark_verified(request, device)
             return known_devices.remember(request.user, HttpResponseRedirect(next_url(request)))
         _log.warning("second_factor_refused", user=request.user.get_username(), address=actor_of(request).address)
         form.add_error("code", "This code is not valid, was used before, or came too soon after a wrong one.")
@@ -154,15 +154,15 @@ def verify(request: HttpRequest) -> HttpResponse:
 
 def setup(request: HttpRequest) -> HttpResponse:
     """The page on which a user enrols, or moves to another authenticator."""
-    if is_missing(request) and has_device(request.user):
-        return ask(request)
-    key = request.session.setdefault(_KEY, default_key())
+    if needs_verification(request) and has_device(request.user):
+        return redirect_to_second_step(request)
+    key = request.session.setdefault(_SESSION_KEY, default_key())
     form = CodeForm(request.POST or None)
     form.fields["code"].help_text = "Six digits that the authenticator shows now."
     if form.is_valid():
-        totp = _totp(key, form.cleaned_data["code"])
+        totp = _matching_totp(key, form.cleaned_data["code"])
         if totp is not None:
-            return _enrolled(request, key, totp)
+            return _enrol_response(request, key, totp)
         form.add_error("code", "This is not what the authenticator should show. Is the clock of your phone right?")
     secret = b32encode(unhexlify(key)).decode()
     uri = TOTPDevice(user=request.user, key=key).config_url
@@ -177,24 +177,24 @@ def setup(request: HttpRequest) -> HttpResponse:
     )
 
 
-def _totp(key: str, code: str) -> TOTP | None:
+def _matching_totp(key: str, code: str) -> TOTP | None:
     """The key's clock, set to the authenticator's, if that shows this code."""
     totp = TOTP(unhexlify(key))
     totp.time = time.time()
     return totp if code.isdecimal() and totp.verify(int(code), TOLERATED_STEPS) else None
 
 
-def _enrolled(request: HttpRequest, key: str, totp: TOTP) -> HttpResponse:
+def _enrol_response(request: HttpRequest, key: str, totp: TOTP) -> HttpResponse:
     """The recovery codes, in this answer alone."""
     device, codes = enrol(request, key, totp)
-    del request.session[_KEY]
-    _let_in(request, device)
+    del request.session[_SESSION_KEY]
+    _mark_verified(request, device)
     shown = [f"{code[:4]} {code[4:]}" for code in codes]
     page = _page(request, "backoffice/two_factor/codes.html", "Recovery codes", codes=shown)
     return known_devices.remember(request.user, page)
 
 
-def _let_in(request: HttpRequest, device: TOTPDevice | StaticDevice) -> None:
+def _mark_verified(request: HttpRequest, device: TOTPDevice | StaticDevice) -> None:
     """From here on the session is worth more: its key is a new one."""
     django_otp.login(request, device)
     request.session.cycle_key()

@@ -38,14 +38,14 @@ for model in (Group, User, TOTPDevice, StaticDevice):  # their own pages leave n
     admin.site.unregister(model)
 
 RIGHTS = ("is_active", "is_staff", "is_superuser", "groups")
-_FACTS = ("username", "first_name", "last_name", "email", "is_active", "is_staff", "is_superuser")
+_AUDITED_FIELDS = ("username", "first_name", "last_name", "email", "is_active", "is_staff", "is_superuser")
 
 
-def facts(user: User) -> dict[str, Any]:
+def audit_fields(user: User) -> dict[str, Any]:
     """What the record tells of a user: all but the password."""
     permissions = user.user_permissions.select_related("content_type")
     return {
-        **{name: getattr(user, name) for name in _FACTS},
+        **{name: getattr(user, name) for name in _AUDITED_FIELDS},
         "groups": sorted(user.groups.values_list("name", flat=True)),
         "permissions": sorted(f"{each.content_type.app_label}.{each.codename}" for each in permissions),
     }
@@ -90,7 +90,7 @@ class RemoveUser(OperatorAction):
     def perform(self, by: Actor, subjects: Sequence[User], **fields: Any) -> ActionResult:
         with transaction.atomic():
             user = get_object_or_404(User.objects.select_for_update(), pk=subjects[0].pk)
-            before = facts(user)
+            before = audit_fields(user)
             user.delete()
             audit.record(Entry.of(by, Action.USER_DELETE, before["username"], reason=fields["reason"], before=before))
         return ActionResult(f"{user} was removed.", url=list_url(User))
@@ -99,7 +99,7 @@ class RemoveUser(OperatorAction):
 _CHANGE_PASSWORD = {"label": "Change password"}  # a button like those of acts
 
 
-def _reason(*, required: bool) -> forms.CharField:
+def _reason_field(*, required: bool) -> forms.CharField:
     return forms.CharField(
         max_length=MAX_REASON_LENGTH,
         required=required,
@@ -108,23 +108,23 @@ def _reason(*, required: bool) -> forms.CharField:
     )
 
 
-class _Reason(forms.Form):
-    reason = _reason(required=False)
+class _OptionalReasonForm(forms.Form):
+    reason = _reason_field(required=False)
 
 
-class NewUserForm(_Reason, UserCreationForm):  # type: ignore[misc]  # unfold is not typed
+class NewUserForm(_OptionalReasonForm, UserCreationForm):  # type: ignore[misc]  # unfold is not typed
     pass
 
 
-class UserForm(_Reason, UserChangeForm):  # type: ignore[misc]  # as above
+class UserForm(_OptionalReasonForm, UserChangeForm):  # type: ignore[misc]  # as above
     pass
 
 
 class PasswordForm(AdminPasswordChangeForm):  # type: ignore[misc]  # as above
-    reason = _reason(required=True)
+    reason = _reason_field(required=True)
 
 
-def _rights(user: User) -> str:
+def _group_names(user: User) -> str:
     groups = ["superuser"] if user.is_superuser else sorted(group.name for group in user.groups.all())
     return ", ".join(groups) or "none"
 
@@ -141,7 +141,7 @@ class BackOfficeUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg
     list_display = (
         "username",
         column("Name", User.get_full_name),
-        column("Groups", _rights),
+        column("Groups", _group_names),
         "has_two_factor",
         "is_active",
         column("Last login", "last_login"),
@@ -250,7 +250,7 @@ class BackOfficeUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg
         user: User | None = super().get_object(request, object_id, from_field)
         if user is not None and request.method == "POST":
             user = User.objects.select_for_update().get(pk=user.pk)
-            request.before = facts(user)  # type: ignore[attr-defined]  # for `log_change`
+            request.before = audit_fields(user)  # type: ignore[attr-defined]  # for `log_change`
         return user
 
     def save_model(self, request: HttpRequest, obj: User, form: Any, change: bool) -> None:
@@ -259,11 +259,11 @@ class BackOfficeUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg
         super().save_model(request, obj, form, change)
 
     def log_addition(self, request: HttpRequest, obj: User, message: Any) -> None:  # type: ignore[override]
-        self._record(request, Action.USER_ADD, obj, after=facts(obj))
+        self._record(request, Action.USER_ADD, obj, after=audit_fields(obj))
 
     def log_change(self, request: HttpRequest, obj: User, message: Any) -> None:  # type: ignore[override]
         before: dict[str, Any] = request.before  # type: ignore[attr-defined]  # of `get_object`
-        after = facts(obj)
+        after = audit_fields(obj)
         changed = [name for name in after if after[name] != before[name]]
         if changed:
             self._record(

@@ -17,13 +17,13 @@ from exchange.ids import first_id_at
 from webhooks import services
 from webhooks.models import FAILED, Delivery, DeliveryState, Subscription, SubscriptionState
 
-SUGGESTED = 100
-NOTED_WITHIN = timedelta(seconds=10)  # a subscription's times are for people, and may lag a little
+DEFAULT_COUNT = 100
+OUTCOME_TIME_TOLERANCE = timedelta(seconds=10)  # a subscription's times are for people, and may lag a little
 
 
 class SubscriptionAction(OperatorAction):
-    def named(self, row: Subscription) -> str:
-        return named(row)
+    def describe(self, row: Subscription) -> str:
+        return describe(row)
 
 
 class PauseSubscription(SubscriptionAction):
@@ -40,7 +40,7 @@ class PauseSubscription(SubscriptionAction):
 
     def perform(self, by: Actor, subjects: Sequence[Subscription], **fields: Any) -> ActionResult:
         services.pause(subjects[0].pk, by=by, **fields)
-        return ActionResult(f"{named(subjects[0])} is paused.")
+        return ActionResult(f"{describe(subjects[0])} is paused.")
 
 
 class ResumeSubscription(SubscriptionAction):
@@ -54,7 +54,7 @@ class ResumeSubscription(SubscriptionAction):
 
     def perform(self, by: Actor, subjects: Sequence[Subscription], **fields: Any) -> ActionResult:
         services.resume(subjects[0].pk, by=by, **fields)
-        return ActionResult(f"{named(subjects[0])} is sent to again.")
+        return ActionResult(f"{describe(subjects[0])} is sent to again.")
 
 
 class RedeliverEvents(OperatorAction):
@@ -71,18 +71,18 @@ class RedeliverEvents(OperatorAction):
         is_over = row.state in (DeliveryState.DELIVERED, DeliveryState.FAILED)
         return (is_over or is_lost(row)) and row.subscription.deleted_at is None
 
-    def named(self, row: Delivery) -> str:
+    def describe(self, row: Delivery) -> str:
         return f"{row.pk} · {row.state.replace('_', ' ')}"
 
     def perform(self, by: Actor, subjects: Sequence[Delivery], **fields: Any) -> ActionResult:
-        return _told(len(subjects), services.redeliver([row.pk for row in subjects], by=by, **fields))
+        return _redelivery_result(len(subjects), services.redeliver([row.pk for row in subjects], by=by, **fields))
 
 
 class RedeliverFailedForm(ReasonForm):
     latest = forms.IntegerField(
         min_value=1,
         max_value=settings.WEBHOOK_REDELIVERIES,
-        initial=SUGGESTED,
+        initial=DEFAULT_COUNT,
         label="How many",
         help_text="Of its latest failed deliveries so many, without those that were made again already.",
     )
@@ -103,13 +103,13 @@ class RedeliverFailedEvents(SubscriptionAction):
         return row.last_failure_at is not None and row.deleted_at is None
 
     def perform(self, by: Actor, subjects: Sequence[Subscription], **fields: Any) -> ActionResult:
-        ids = latest_failed(subjects[0], fields.pop("latest"))
+        ids = latest_failed_ids(subjects[0], fields.pop("latest"))
         if not ids:
             raise NothingToRedeliver("Nothing failed that was not made again already.")
-        return _told(len(ids), services.redeliver(ids, by=by, **fields))
+        return _redelivery_result(len(ids), services.redeliver(ids, by=by, **fields))
 
 
-def named(row: Subscription) -> str:
+def describe(row: Subscription) -> str:
     return f"{row.event_type} of {row.broker_id} to {row.url}"
 
 
@@ -119,9 +119,9 @@ def is_lost(row: Delivery) -> bool:
     return row.state == DeliveryState.IN_FLIGHT and row.claimed_at < timezone.now() - lost  # type: ignore[operator]
 
 
-def latest_failed(subscription: Subscription, count: int) -> list[UUID]:
+def latest_failed_ids(subscription: Subscription, count: int) -> list[UUID]:
     """Of its latest failed deliveries, those that nobody had made again; looked for among the latest of all."""
-    until = (subscription.last_failure_at or timezone.now()) + NOTED_WITHIN
+    until = (subscription.last_failure_at or timezone.now()) + OUTCOME_TIME_TOLERANCE
     failed = Delivery.objects.filter(FAILED, pk__lt=first_id_at(until)).order_by("-pk")
     near = failed.values_list("pk", "subscription_id")[:MAX_SCANNED_ROWS]
     mine = [pk for pk, subscription_id in near if subscription_id == subscription.pk][:count]
@@ -129,7 +129,7 @@ def latest_failed(subscription: Subscription, count: int) -> list[UUID]:
     return [pk for pk in mine if pk not in again]
 
 
-def _told(asked: int, made: int) -> ActionResult:
+def _redelivery_result(asked: int, made: int) -> ActionResult:
     if made == asked:
         return ActionResult("The event is due again." if made == 1 else f"{made} events are due again.")
     left_out = (

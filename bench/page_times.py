@@ -24,7 +24,7 @@ from django.db.models import Model  # noqa: E402
 from django.test import Client, RequestFactory  # noqa: E402
 from django.test.utils import CaptureQueriesContext  # noqa: E402
 
-from backoffice.events import told  # noqa: E402
+from backoffice.events import event_data  # noqa: E402
 from backoffice.links import list_url  # noqa: E402
 from backoffice.model_admin import ExchangeModelAdmin, KeysetModelAdmin  # noqa: E402
 from bench import pages  # noqa: E402
@@ -83,7 +83,7 @@ def paths() -> list[str]:
 def terms() -> Terms:
     """What filters are asked for that choose from no list: of each what the past has."""
     delivery = Delivery.objects.select_related("event").latest("pk")
-    order_id = told(delivery.event)["order_id"]
+    order_id = event_data(delivery.event)["order_id"]
     found: dict[tuple[type[Model], str], Sequence[Any]] = {
         (Broker, "q"): ["bench-1"],
         (Instrument, "q"): ["S1", "Instrument 1"],

@@ -14,35 +14,35 @@ from django.db import connection
 from exchange.ids import first_id_at, moment_of
 from webhooks.models import Delivery
 
-MAX_NEAR = 4_000  # deliveries that are looked through for the first of an event
-MAX_FAMILY = 500  # deliveries of one event, or of several, that are told of
+MAX_SCANNED_DELIVERIES = 4_000  # deliveries that are looked through for the first of an event
+MAX_RELATED_DELIVERIES = 500  # deliveries of one event, or of several, that are told of
 _WRITTEN_WITHIN = timedelta(minutes=1)  # no statement takes as long
 
 
-def of_events(event_ids: Sequence[UUID]) -> list[Delivery]:
+def deliveries_of_events(event_ids: Sequence[UUID]) -> list[Delivery]:
     """The deliveries of these events, oldest first."""
     written_at = [moment_of(each) for each in event_ids]
     values: dict[str, Any] = {
         "ids": list(event_ids),
         "firsts": [first_id_at(each) for each in written_at],
         "ends": [first_id_at(each + _WRITTEN_WITHIN) for each in written_at],
-        "max_near": MAX_NEAR,
+        "max_near": MAX_SCANNED_DELIVERIES,
     }
     with connection.cursor() as cursor:
         cursor.execute(_FIRST_OF_EVENTS, values)
-        return _descended_from([id_ for (id_,) in cursor.fetchall()])
+        return _with_redeliveries([id_ for (id_,) in cursor.fetchall()])
 
 
-def of_the_same(delivery: Delivery) -> list[Delivery]:
+def related_deliveries(delivery: Delivery) -> list[Delivery]:
     """A delivery, those that it makes again, and those by which it was made again, oldest first."""
     with connection.cursor() as cursor:
         cursor.execute(_FIRST, [delivery.pk])
-        return _descended_from([id_ for (id_,) in cursor.fetchall()])
+        return _with_redeliveries([id_ for (id_,) in cursor.fetchall()])
 
 
-def _descended_from(first: Sequence[UUID]) -> list[Delivery]:
+def _with_redeliveries(first: Sequence[UUID]) -> list[Delivery]:
     with connection.cursor() as cursor:
-        cursor.execute(_DESCENDED, [list(first), MAX_FAMILY])
+        cursor.execute(_REDELIVERIES, [list(first), MAX_RELATED_DELIVERIES])
         ids = [id_ for (id_,) in cursor.fetchall()]
     return list(Delivery.objects.filter(pk__in=ids).select_related("subscription").order_by("pk"))
 
@@ -69,7 +69,7 @@ WITH RECURSIVE line AS (
 SELECT id FROM line WHERE redelivery_of_id IS NULL
 """
 
-_DESCENDED = """
+_REDELIVERIES = """
 WITH RECURSIVE family AS (
   SELECT id FROM webhooks_delivery WHERE id = ANY(%s::uuid[])
   UNION ALL

@@ -19,48 +19,48 @@ from orders.enums import WORKING, CancelReason, OrderStatus
 from orders.models import Order, Trade
 from webhooks.models import Delivery, Subscription
 
-FILLS_SHOWN = 50
+MAX_FILLS = 50
 MAX_AHEAD = 10_000  # orders that are counted before another
-MAX_EVENTS = 4_000  # that are looked through for one
+MAX_SCANNED_EVENTS = 4_000  # that are looked through for one
 
 # How much later than its moment an event may be written: a transaction ends sooner, a sweep may be late.
-_TOLD_WITHIN, _SWEPT_WITHIN = timedelta(minutes=1), timedelta(hours=1)
+_WRITTEN_WITHIN, _SWEPT_WITHIN = timedelta(minutes=1), timedelta(hours=1)
 
 # Of an order that had rested: the others' end was told by the answer to the request.
-_TOLD_REASONS = {CancelReason.BY_BROKER, CancelReason.BY_OPERATOR, CancelReason.BROKER_SUSPENDED}
+_REASONS_WITH_EVENT = {CancelReason.BY_BROKER, CancelReason.BY_OPERATOR, CancelReason.BROKER_SUSPENDED}
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class QueuePosition:
     """What stands before a resting order: at its own price, and at better ones."""
 
     orders_at_price: int
-    shares_at_price: int
+    quantity_at_price: int
     better_levels: int
     better_orders: int
-    better_shares: int
+    better_quantity: int
 
     @property
     def is_first(self) -> bool:
         return self.orders_at_price + self.better_orders == 0
 
     @property
-    def is_cut(self) -> bool:
+    def is_truncated(self) -> bool:
         """Whether there may be more, which were not counted."""
         return self.orders_at_price + self.better_orders >= MAX_AHEAD
 
 
-def place_of(order: Order) -> Place | None:
+def queue_position_of(order: Order) -> QueuePosition | None:
     """The order's place in its book's queue, if it rests there."""
     if order.status not in WORKING:
         return None
     with connection.cursor() as cursor:
         cursor.execute(_AHEAD, [order.rank] * 5 + [order.symbol, order.side, order.rank, order.sequence, MAX_AHEAD])
-        return Place(*map(int, cursor.fetchone()))
+        return QueuePosition(*map(int, cursor.fetchone()))
 
 
 @dataclass(frozen=True, slots=True)
-class Fill:
+class OrderFill:
     """A trade as one of its orders saw it."""
 
     trade: Trade
@@ -68,18 +68,18 @@ class Fill:
     is_taker: bool
 
 
-def latest_fills(order: Order) -> tuple[list[Fill], bool]:
+def latest_fills(order: Order) -> tuple[list[OrderFill], bool]:
     """The latest fills, newest first, and whether there were more before them."""
-    rows = Trade.objects.filter(**{f"{order.side}_order": order.pk}).order_by("-executed_at", "-id")[: FILLS_SHOWN + 1]
+    rows = Trade.objects.filter(**{f"{order.side}_order": order.pk}).order_by("-executed_at", "-id")[: MAX_FILLS + 1]
     fills, remaining = [], order.remaining_quantity
     for trade in rows:
-        fills.append(Fill(trade, remaining, trade.taker_side == order.side))
+        fills.append(OrderFill(trade, remaining, trade.taker_side == order.side))
         remaining += trade.quantity
-    return fills[:FILLS_SHOWN], len(fills) > FILLS_SHOWN
+    return fills[:MAX_FILLS], len(fills) > MAX_FILLS
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class OrderEvent:
     """An event about an order, and its deliveries if its broker was subscribed: the first, and those made again."""
 
     event_id: UUID
@@ -88,59 +88,62 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
-class Telling:
+class EventLookup:
     """What was found of the telling of one moment: nothing was, or nothing among so many events."""
 
-    told: Told | None = None
-    is_cut: bool = False
+    event: OrderEvent | None = None
+    is_truncated: bool = False
 
 
-def telling_of(order: Order, fills: Iterable[Fill]) -> tuple[dict[UUID, Telling], Telling | None]:
+def look_up_events(order: Order, fills: Iterable[OrderFill]) -> tuple[dict[UUID, EventLookup], EventLookup | None]:
     """What the order's broker was told of each of these trades, by their ids, and of the order's end."""
     trades = [fill.trade for fill in fills]
-    moments = [
-        _Moment(trade.executed_at, _TOLD_WITHIN, f'"trade_id":"{trade.pk}","order_id":"{order.pk}"') for trade in trades
+    searches = [
+        _EventSearch(trade.executed_at, _WRITTEN_WITHIN, f'"trade_id":"{trade.pk}","order_id":"{order.pk}"')
+        for trade in trades
     ]
-    end = _end_of(order)
-    found = _look_for(order.broker_id, [*moments, *([end] if end else [])])
+    end = _closing_event_search(order)
+    found = _search_events(order.broker_id, [*searches, *([end] if end else [])])
     return dict(zip((trade.pk for trade in trades), found, strict=False)), found[-1] if end else None
 
 
 @dataclass(frozen=True, slots=True)
-class _Moment:
+class _EventSearch:
     """When something happened, how long its event may have taken, and what only that event says."""
 
     at: datetime
     within: timedelta
-    says: str
+    text: str
 
 
-def _end_of(order: Order) -> _Moment | None:
-    says = f'"data":{{"order_id":"{order.pk}"'
+def _closing_event_search(order: Order) -> _EventSearch | None:
+    text = f'"data":{{"order_id":"{order.pk}"'
     if order.status == OrderStatus.EXPIRED and order.expired_at:
-        return _Moment(order.expired_at, _SWEPT_WITHIN, says)
-    if order.cancel_reason in _TOLD_REASONS and order.cancelled_at:
-        return _Moment(order.cancelled_at, _TOLD_WITHIN, says)
+        return _EventSearch(order.expired_at, _SWEPT_WITHIN, text)
+    if order.cancel_reason in _REASONS_WITH_EVENT and order.cancelled_at:
+        return _EventSearch(order.cancelled_at, _WRITTEN_WITHIN, text)
     return None
 
 
-def _look_for(broker_id: str, moments: Sequence[_Moment]) -> list[Telling]:
-    if not moments:
+def _search_events(broker_id: str, searches: Sequence[_EventSearch]) -> list[EventLookup]:
+    if not searches:
         return []
     values: dict[str, Any] = {
         "broker_id": broker_id,
-        "firsts": [first_id_at(each.at) for each in moments],
-        "ends": [first_id_at(each.at + each.within) for each in moments],
-        "says": [each.says for each in moments],
-        "max_events": MAX_EVENTS,
+        "firsts": [first_id_at(each.at) for each in searches],
+        "ends": [first_id_at(each.at + each.within) for each in searches],
+        "texts": [each.text for each in searches],
+        "max_events": MAX_SCANNED_EVENTS,
     }
     with connection.cursor() as cursor:
         cursor.execute(_EVENTS, values)
         found = cursor.fetchall()
     deliveries = _deliveries_of(broker_id, [event_id for event_id, _, _ in found if event_id])
     return [
-        Telling(Told(event_id, sequence, deliveries[event_id])) if event_id else Telling(is_cut=is_cut)
-        for event_id, sequence, is_cut in found
+        EventLookup(OrderEvent(event_id, sequence, deliveries[event_id]))
+        if event_id
+        else EventLookup(is_truncated=is_truncated)
+        for event_id, sequence, is_truncated in found
     ]
 
 
@@ -148,7 +151,7 @@ def _deliveries_of(broker_id: str, event_ids: Sequence[UUID]) -> dict[UUID, list
     """Of each event, oldest first."""
     found: dict[UUID, list[Delivery]] = defaultdict(list)
     if event_ids and Subscription.objects.filter(broker=broker_id).exists():  # else it would be looked for in vain
-        for delivery in delivery_attempts.of_events(event_ids):
+        for delivery in delivery_attempts.deliveries_of_events(event_ids):
             found[delivery.event_id].append(delivery)
     return found
 
@@ -169,17 +172,18 @@ FROM (
 # The inner limit bounds what is looked through, the outer one ends the look where the event was found.
 _EVENTS = """
 SELECT event.id, event.sequence, event.id IS NULL AND further.id IS NOT NULL
-FROM unnest(%(firsts)s::uuid[], %(ends)s::uuid[], %(says)s::text[]) WITH ORDINALITY AS moment(first, last, says, number)
+FROM unnest(%(firsts)s::uuid[], %(ends)s::uuid[], %(texts)s::text[])
+  WITH ORDINALITY AS search(first, last, text, number)
 LEFT JOIN LATERAL (
   SELECT near.id, near.sequence FROM (
     SELECT id, broker_id, sequence, body FROM webhooks_event
-    WHERE id >= moment.first AND id < moment.last ORDER BY id LIMIT %(max_events)s
+    WHERE id >= search.first AND id < search.last ORDER BY id LIMIT %(max_events)s
   ) near
-  WHERE near.broker_id = %(broker_id)s AND strpos(near.body, moment.says) > 0 LIMIT 1
+  WHERE near.broker_id = %(broker_id)s AND strpos(near.body, search.text) > 0 LIMIT 1
 ) event ON true
 LEFT JOIN LATERAL (
-  SELECT id FROM webhooks_event WHERE event.id IS NULL AND id >= moment.first AND id < moment.last
+  SELECT id FROM webhooks_event WHERE event.id IS NULL AND id >= search.first AND id < search.last
   ORDER BY id OFFSET %(max_events)s LIMIT 1
 ) further ON true
-ORDER BY moment.number
+ORDER BY search.number
 """

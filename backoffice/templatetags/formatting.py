@@ -19,7 +19,7 @@ from webhooks.models import Delivery
 
 register = template.Library()
 
-NOTHING = "\N{EN DASH}"
+DASH = "\N{EN DASH}"
 
 # A state's colour: good, bad, waiting, or none in particular.
 _TONES = {
@@ -66,7 +66,7 @@ def shown(value: Any) -> Any:
     """A value as tables show it: grouped digits, UTC to the second, a dash for nothing."""
     match value:
         case None | "":
-            return NOTHING
+            return DASH
         case bool():
             return "yes" if value else "no"
         case int():
@@ -94,13 +94,13 @@ def words(value: Any) -> str:
 @register.filter
 def short_id(value: Any) -> SafeString | str:
     """The end of an id, which tells neighbours apart (they begin alike); the whole of it on hovering."""
-    return NOTHING if value is None else format_html('<span class="o-id" title="{}">…{}</span>', value, str(value)[-8:])
+    return DASH if value is None else format_html('<span class="o-id" title="{}">…{}</span>', value, str(value)[-8:])
 
 
 @register.filter
 def money(value: Decimal | None) -> str:
     """An amount with grouped digits and two decimals, or up to four where it has them."""
-    return NOTHING if value is None else f"{cash_shown(value):,}"
+    return DASH if value is None else f"{cash_shown(value):,}"
 
 
 @register.filter
@@ -116,21 +116,21 @@ def short(value: Any) -> str:
 def percent(value: Decimal | None) -> str:
     """A change with its sign and two decimals."""
     if value is None:
-        return NOTHING
+        return DASH
     return f"{value:+.2f} %" if value else "0.00 %"
 
 
 @register.filter
 def price(value: Decimal | None) -> str:
     """A price with grouped digits and the decimals it comes with: its instrument's."""
-    return NOTHING if value is None else f"{value:,}"
+    return DASH if value is None else f"{value:,}"
 
 
 @register.filter
 def moved(change: Decimal | None, part: Decimal | None) -> SafeString | str:
     """How far a price has moved, also in percent, in green or in red."""
     if change is None:
-        return NOTHING
+        return DASH
     tone = "o-faint" if not change else "o-bid" if change > 0 else "o-ask"
     sign = "+" if change > 0 else ""
     return format_html(
@@ -142,7 +142,7 @@ def moved(change: Decimal | None, part: Decimal | None) -> SafeString | str:
 def moment(value: datetime | None) -> SafeString | str:
     """A time in UTC to the second; the whole of it on hovering."""
     if value is None:
-        return NOTHING
+        return DASH
     exact = value.isoformat()
     return format_html('<time datetime="{}" title="{}">{}</time>', exact, exact, f"{value:%Y-%m-%d %H:%M:%S}")
 
@@ -170,7 +170,7 @@ def took(seconds: float | None) -> str:
 def age(seconds: float | None) -> str:
     """A duration in the largest unit that says enough: 0.8 s, 42 s, 7 min, 3 h, 2 d."""
     if seconds is None:
-        return NOTHING
+        return DASH
     if seconds < 10:
         return f"{max(seconds, 0):.1f} s"
     for limit, unit, name in ((120, 1, "s"), (7_200, 60, "min"), (172_800, 3_600, "h")):
@@ -183,7 +183,7 @@ def age(seconds: float | None) -> str:
 def ago(value: datetime | None) -> SafeString | str:
     """How long ago it was; the time itself on hovering."""
     if value is None:
-        return NOTHING
+        return DASH
     exact = value.isoformat()
     seconds = (timezone.now() - value).total_seconds()
     return format_html('<time datetime="{}" title="{}">{} ago</time>', exact, exact, age(seconds))

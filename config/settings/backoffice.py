@@ -93,15 +93,15 @@ SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_COOKIES
 CSRF_FAILURE_VIEW = "backoffice.error_pages.csrf_failure"
 
-AXES_HANDLER = "backoffice.login_attempts.Handler"
+AXES_HANDLER = "backoffice.login_attempts.LoginLimitHandler"
 AXES_FAILURE_LIMIT = LOGIN_FAILURES
 AXES_COOLOFF_TIME = LOGIN_LOCKOUT
 AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # it ends when we say it does
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_RESET_ON_SUCCESS = True
-AXES_USERNAME_CALLABLE = "backoffice.login_attempts.name_tried"
-AXES_CLIENT_IP_CALLABLE = "backoffice.login_attempts.address"
-AXES_LOCKOUT_CALLABLE = "backoffice.login_attempts.locked_out"
+AXES_USERNAME_CALLABLE = "backoffice.login_attempts.attempted_username"
+AXES_CLIENT_IP_CALLABLE = "backoffice.login_attempts.client_address"
+AXES_LOCKOUT_CALLABLE = "backoffice.login_attempts.lockout_response"
 AXES_DISABLE_ACCESS_LOG = True  # a table without an end, of what the log says anyway
 AXES_ENABLE_ADMIN = False
 AXES_VERBOSE = False

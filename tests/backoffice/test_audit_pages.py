@@ -12,9 +12,9 @@ from django.test.utils import CaptureQueriesContext
 from django.utils.html import format_html
 
 from backoffice import lists
-from backoffice.audit import Change, changes, latest_about
+from backoffice.audit import FieldChange, changes, latest_entries
 from backoffice.links import list_url, page_url
-from backoffice.templatetags.formatting import NOTHING, moment
+from backoffice.templatetags.formatting import DASH, moment
 from exchange import audit
 from exchange import services as exchange_services
 from exchange.audit import Action, Actor, ActorKind, Entry
@@ -61,10 +61,10 @@ def test_the_list_shows_who_did_what_when_from_where_and_why(root: Client) -> No
         [
             link(page(by_command), moment(by_command.at)),
             link(list_url(AuditEntry, actor="tests", kind="command"), "command tests"),
-            NOTHING,
+            DASH,
             "key.issue",
             link(page_url(ApiKey, "abcdefabcdef"), "abcdefabcdef"),
-            NOTHING,
+            DASH,
         ],
         [
             link(page(by_key), moment(by_key.at)),
@@ -72,7 +72,7 @@ def test_the_list_shows_who_did_what_when_from_where_and_why(root: Client) -> No
             "192.0.2.8",
             "instrument.halt",
             link(page_url(Instrument, "AAPL"), "AAPL"),
-            NOTHING,
+            DASH,
         ],
         [
             link(page(by_user), moment(by_user.at)),
@@ -156,13 +156,13 @@ def test_before_and_after_stand_side_by_side(root: Client) -> None:
     response = root.get(page(entry))
 
     assert sorted(response.context["changes"], key=lambda change: change.name) == [
-        Change("cash", "10.00", "10.00"),
-        Change("empty", "", ""),
-        Change("flag", None, "true"),
-        Change("gone", "1", None),
-        Change("new", None, '{"a": null}'),
-        Change("same", "[1, 2]", "[1, 2]"),
-        Change("status", "active", "suspended"),
+        FieldChange("cash", "10.00", "10.00"),
+        FieldChange("empty", "", ""),
+        FieldChange("flag", None, "true"),
+        FieldChange("gone", "1", None),
+        FieldChange("new", None, '{"a": null}'),
+        FieldChange("same", "[1, 2]", "[1, 2]"),
+        FieldChange("status", "active", "suspended"),
     ]
     text = response.content.decode()
     assert "<del>active</del>" in text
@@ -215,14 +215,14 @@ def test_the_latest_about_a_thing_are_of_its_kind_only() -> None:
     suspended = write(MARY, Action.BROKER_SUSPEND, "AAPL")
     revoked = write(MARY, Action.KEY_REVOKE, key.pk)
 
-    assert latest_about(instrument) == [halted]
+    assert latest_entries(instrument) == [halted]
     admitted = AuditEntry.objects.get(action="broker.admit")
-    assert latest_about(broker) == [suspended, admitted]
-    assert latest_about(broker, key) == [revoked, suspended, admitted]
+    assert latest_entries(broker) == [suspended, admitted]
+    assert latest_entries(broker, key) == [revoked, suspended, admitted]
     for _ in range(20):
         last = write(MARY, Action.BROKER_SUSPEND, "AAPL")
-    assert len(latest_about(broker, key)) == 10
-    assert latest_about(broker, key)[0] == last
+    assert len(latest_entries(broker, key)) == 10
+    assert latest_entries(broker, key)[0] == last
 
 
 def test_a_cancelled_order_tells_who_cancelled_it() -> None:
@@ -230,7 +230,7 @@ def test_a_cancelled_order_tells_who_cancelled_it() -> None:
     order = place(Side.BID, 1, "10", by="alice")
     entry = write(MARY, Action.ORDER_CANCEL, str(order.pk))
 
-    assert latest_about(Order.objects.get()) == [entry]
+    assert latest_entries(Order.objects.get()) == [entry]
 
 
 # --- Nothing can be done to it --------------------------------------------------------------------------------------

@@ -101,8 +101,8 @@ def test_the_list_shows_what_each_broker_has_and_does(root: Client, alice: Broke
 
 
 def test_trades_are_counted_as_far_as_is_cheap(root: Client, alice: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(brokers, "TRADES_COUNTED", 2)
-    monkeypatch.setattr(brokers, "TRADES_SUMMED", 2)
+    monkeypatch.setattr(brokers, "MAX_TRADES_COUNTED", 2)
+    monkeypatch.setattr(brokers, "MAX_TRADES_SUMMED", 2)
     trading.broker("bob")
 
     def counted() -> list[str]:

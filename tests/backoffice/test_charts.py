@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from backoffice import charts
-from backoffice.charts import Column, Mark, Rung, Span
+from backoffice.charts import AxisLabel, CandleColumn, LadderLevel, Span
 from backoffice.queries.market_watch import Candle
 from orders.enums import Side
 from orders.market_data import BookSnapshot, Level
@@ -56,8 +56,8 @@ BOTH_SIDES = book(bids=[("10.00", 50, 2), ("9.90", 25, 1)], asks=[("10.10", 100,
 def test_a_ladder_cumulates_each_side_and_measures_both_by_the_largest_level() -> None:
     bids, asks = charts.ladder(BOTH_SIDES, 2)
 
-    assert bids == [Rung(Decimal("10.00"), 50, 2, 50, 50.0), Rung(Decimal("9.90"), 25, 1, 75, 25.0)]
-    assert asks == [Rung(Decimal("10.10"), 100, 1, 100, 100.0), Rung(Decimal("10.30"), 20, 4, 120, 20.0)]
+    assert bids == [LadderLevel(Decimal("10.00"), 50, 2, 50, 50.0), LadderLevel(Decimal("9.90"), 25, 1, 75, 25.0)]
+    assert asks == [LadderLevel(Decimal("10.10"), 100, 1, 100, 100.0), LadderLevel(Decimal("10.30"), 20, 4, 120, 20.0)]
 
 
 def test_the_ladder_of_an_empty_book_is_empty() -> None:
@@ -70,8 +70,8 @@ def test_depth_rises_from_the_best_price_to_the_edge() -> None:
     assert chart is not None  # 9.875 to 10.425 are 0.55 wide; 121 shares are 95 % high
     assert chart.bids == "M 22.73 100 H 22.73 V 60.74 H 4.55 V 41.12 H 0 V 100 Z"
     assert chart.asks == "M 40.91 100 H 40.91 V 21.49 H 77.27 V 5.79 H 95.45 V 5.0 H 100 V 100 Z"
-    assert chart.prices == [Mark(22.73, "10.00"), Mark(59.09, "10.20"), Mark(95.45, "10.40")]
-    assert chart.quantities == [Mark(60.74, "50"), Mark(21.49, "100")]
+    assert chart.prices == [AxisLabel(22.73, "10.00"), AxisLabel(59.09, "10.20"), AxisLabel(95.45, "10.40")]
+    assert chart.quantities == [AxisLabel(60.74, "50"), AxisLabel(21.49, "100")]
     assert chart.description == "Bids: 75 shares from 10.00 to 9.90; asks: 121 shares from 10.10 to 10.40."
     assert [(side, len(rungs)) for side, rungs in chart.sides] == [(Side.BID, 2), (Side.ASK, 3)]
 
@@ -85,7 +85,7 @@ def test_a_single_level_stands_in_the_middle() -> None:
 
     assert chart is not None
     assert (chart.bids, chart.asks) == ("", "M 50.0 100 H 50.0 V 5.0 H 100 V 100 Z")
-    assert chart.prices == [Mark(0.0, "9.99"), Mark(50.0, "10.00"), Mark(100.0, "10.01")]
+    assert chart.prices == [AxisLabel(0.0, "9.99"), AxisLabel(50.0, "10.00"), AxisLabel(100.0, "10.01")]
     assert chart.description == "Bids: none; asks: 7 shares from 10.00 to 10.00."
 
 
@@ -113,23 +113,23 @@ def test_candles_stand_where_their_time_prices_and_volume_say() -> None:
     chart = charts.price_chart(candles, TEN_MINUTES, NOON, TICK)
 
     assert chart is not None  # 8.90 to 11.10 are the upper 76 %, the volumes the lower 20 %
-    up, down = chart.sorts
+    up, down = chart.paths
     assert (up.tone, up.candles) == ("up", "M 5.0 3.45 V 72.55 M 1.5 20.73 H 8.5 V 38.0 H 1.5 Z")
     assert up.volumes == "M 1.5 80.0 H 8.5 V 100 H 1.5 Z"
     assert (down.tone, down.candles) == ("down", "M 95.0 20.73 V 55.27 M 91.5 20.73 H 98.5 V 38.0 H 91.5 Z")
     assert down.volumes == "M 91.5 95.0 H 98.5 V 100 H 91.5 Z"
     first, last = chart.columns
-    assert (first, chart.width) == (Column(0.0, "12:00", ("10.00", "11.00", "9.00", "10.50", "40")), 10.0)
+    assert (first, chart.width) == (CandleColumn(0.0, "12:00", ("10.00", "11.00", "9.00", "10.50", "40")), 10.0)
     assert last.words == "12:09 UTC: open 10.50, high 10.50, low 9.50, close 10.00, 10 shares"
-    assert chart.last == Mark(38.0, "10.00")
+    assert chart.last == AxisLabel(38.0, "10.00")
     assert chart.prices == [
-        Mark(72.55, "9.00"),
-        Mark(55.27, "9.50"),
-        Mark(38.0, "10.00"),
-        Mark(20.73, "10.50"),
-        Mark(3.45, "11.00"),
+        AxisLabel(72.55, "9.00"),
+        AxisLabel(55.27, "9.50"),
+        AxisLabel(38.0, "10.00"),
+        AxisLabel(20.73, "10.50"),
+        AxisLabel(3.45, "11.00"),
     ]
-    assert chart.times == [Mark(0.0, "12:00"), Mark(50.0, "12:05")]
+    assert chart.times == [AxisLabel(0.0, "12:00"), AxisLabel(50.0, "12:05")]
     assert chart.description == "From 10.00 to 10.00, between 9.00 and 11.00; 50 shares."
     assert chart.newest_first == [last, first]
 
@@ -138,11 +138,11 @@ def test_one_trade_is_a_line_in_the_middle() -> None:
     chart = charts.price_chart([candle(3, "10.00", "10.00", "10.00", "10.00", volume=1)], TEN_MINUTES, NOON, TICK)
 
     assert chart is not None
-    assert [(each.candles, each.volumes) for each in chart.sorts] == [
+    assert [(each.candles, each.volumes) for each in chart.paths] == [
         ("M 35.0 38.0 V 38.0 M 31.5 38.0 H 38.5 V 38.0 H 31.5 Z", "M 31.5 80.0 H 38.5 V 100 H 31.5 Z"),
         ("", ""),
     ]
-    assert chart.prices == [Mark(76.0, "9.99"), Mark(38.0, "10.00"), Mark(0.0, "10.01")]
+    assert chart.prices == [AxisLabel(76.0, "9.99"), AxisLabel(38.0, "10.00"), AxisLabel(0.0, "10.01")]
 
 
 def test_an_axis_of_prices_begins_above_nothing() -> None:
@@ -172,4 +172,4 @@ def test_the_words_under_a_chart_are_whole_steps_of_the_day() -> None:
     chart = charts.price_chart([candle(0, "10", "10", "10", "10")], TEN_MINUTES, NOON - 3 * MINUTE, TICK)
 
     assert chart is not None
-    assert chart.times == [Mark(30.0, "12:00"), Mark(80.0, "12:05")]
+    assert chart.times == [AxisLabel(30.0, "12:00"), AxisLabel(80.0, "12:05")]

@@ -16,7 +16,7 @@ from pytest_django import DjangoAssertNumQueries
 from backoffice import dashboard
 from backoffice.charts import sparkline
 from backoffice.links import list_url
-from backoffice.templatetags.formatting import NOTHING, short
+from backoffice.templatetags.formatting import DASH, short
 from config.local.servers import free_port
 from exchange import heartbeat, rejects, services
 from exchange.database import database_now
@@ -138,7 +138,7 @@ def test_charts_show_the_last_hour_and_say_it_in_words(root: Client) -> None:
         "Orders by minute in the last hour: 3 in the last whole minute, 7 at most, 11 together",
         "Orders by minute in the last hour: 50 in the last whole minute, 50 at most, 60 together",
     )
-    assert card.chart.line.count("L") == dashboard.CHARTED - 1
+    assert card.chart.line.count("L") == dashboard.CHART_MINUTES - 1
     assert f'aria-label="{card.in_words}"' in root.get(INDEX).content.decode()
 
 
@@ -175,7 +175,7 @@ def test_instruments_are_shown_with_price_change_volume_and_open_orders(root: Cl
 def test_only_the_busiest_instruments_are_shown_halted_ones_first(
     root: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dashboard, "INSTRUMENTS_SHOWN", 2)
+    monkeypatch.setattr(dashboard, "MAX_INSTRUMENTS", 2)
     for symbol, volume in (("A", 1), ("B", 3), ("C", 2)):
         trading.instrument(symbol)
         Bar.objects.create(instrument_id=symbol, minute=database_now(), volume=volume)
@@ -310,7 +310,7 @@ def test_deliveries_that_wait_too_long_are_told_until_they_are_sent_or_paused(ro
 
     Subscription.objects.update(paused_at=database_now())
     assert alarms(root) == []
-    assert tiles(root)["Oldest due"] == (NOTHING, "")
+    assert tiles(root)["Oldest due"] == (DASH, "")
 
     Subscription.objects.update(paused_at=None)
     Delivery.objects.update(claimed_at=database_now())
@@ -319,7 +319,7 @@ def test_deliveries_that_wait_too_long_are_told_until_they_are_sent_or_paused(ro
 
 
 def test_what_is_due_is_counted_up_to_a_limit(root: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dashboard, "DUE_COUNTED", 3)
+    monkeypatch.setattr(dashboard, "MAX_DUE_COUNT", 3)
     subscription = subscribed("alice")
     counted = []
     for _ in range(5):

@@ -13,9 +13,9 @@ from django.db import connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
-from backoffice.charts import Rung
+from backoffice.charts import LadderLevel
 from backoffice.queries import market_watch
-from backoffice.templatetags.formatting import NOTHING
+from backoffice.templatetags.formatting import DASH
 from exchange.database import database_now
 from exchange.models import AuditEntry, Instrument
 from exchange.rules import InstrumentStatus, Pricing
@@ -131,7 +131,7 @@ def test_the_list_shows_where_each_instrument_stands(office: Client) -> None:
     ]  # fmt: skip
     assert f'datetime="{Trade.objects.get().executed_at.isoformat()}"' in aapl[-1]
     named = 'PETR4<br><small class="o-name">Petróleo &amp; Gás</small>'
-    assert petr4 == [named, trading, *[NOTHING] * 5, "0", "0", NOTHING]
+    assert petr4 == [named, trading, *[DASH] * 5, "0", "0", DASH]
     assert f'<a href="{AAPL}"' in html(office, LIST)
 
 
@@ -201,12 +201,12 @@ def test_the_ladder_is_the_book(office: Client) -> None:
     shown = context(office)
 
     assert shown["bids"] == [
-        Rung(Decimal("10.00"), 25, 1, 25, 100.0),
-        Rung(Decimal("9.90"), 10, 1, 35, 40.0),
+        LadderLevel(Decimal("10.00"), 25, 1, 25, 100.0),
+        LadderLevel(Decimal("9.90"), 10, 1, 35, 40.0),
     ]
     assert shown["asks"] == [  # the best of both sides meet
-        Rung(Decimal("10.30"), 10, 1, 35, 40.0),
-        Rung(Decimal("10.20"), 25, 2, 25, 100.0),
+        LadderLevel(Decimal("10.30"), 10, 1, 35, 40.0),
+        LadderLevel(Decimal("10.20"), 25, 2, 25, 100.0),
     ]
     assert (shown["book"].spread, shown["figures"].spread) == (Decimal("0.20"), Decimal("0.20"))
     assert shown["depth"].description == "Bids: 35 shares from 10.00 to 9.90; asks: 35 shares from 10.20 to 10.30."

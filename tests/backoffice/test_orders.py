@@ -201,7 +201,7 @@ def test_the_page_of_an_order_takes_few_queries(root: Client, market: None) -> N
     with CaptureQueriesContext(connection) as queries:
         answer: Any = root.get(page(order))
     assert len(queries) < MAX_QUERIES
-    assert len(answer.context["fills"]) == order_history.FILLS_SHOWN
+    assert len(answer.context["fills"]) == order_history.MAX_FILLS
     assert answer.context["has_more_fills"]
     assert (answer.context["fills"][0].remaining, answer.context["fills"][-1].remaining) == (40, 89)
     assert f'href="{list_url(Trade, q=order.pk)}"' in answer.content.decode()
@@ -213,16 +213,16 @@ def test_the_page_of_an_order_takes_few_queries(root: Client, market: None) -> N
 def story(client: Client, order: Order) -> list[tuple[str, str]]:
     answer: Any = client.get(page(order))
     assert answer.status_code == 200
-    return [(moment.title, moment.detail) for moment in answer.context["moments"]]
+    return [(entry.title, entry.detail) for entry in answer.context["history"]]
 
 
 def told(client: Client, order: Order) -> list[tuple[int, list[str]] | None]:
     """Of each moment that was told: the event's number, and the states of its deliveries."""
     answer: Any = client.get(page(order))
-    tellings = [moment.telling for moment in answer.context["moments"] if moment.telling]
+    lookups = [entry.event_lookup for entry in answer.context["history"] if entry.event_lookup]
     return [
-        each.told and (each.told.sequence, [str(delivery.state) for delivery in each.told.deliveries])
-        for each in tellings
+        each.event and (each.event.sequence, [str(delivery.state) for delivery in each.event.deliveries])
+        for each in lookups
     ]
 
 
@@ -291,7 +291,7 @@ def test_events_are_looked_through_no_further_than_is_said(
     Event.objects.filter(pk=event.pk).update(broker="bob", sequence=100)  # as if it were not there
     assert told(root, order) == [None]
     assert "No event of it was found." in root.get(page(order)).content.decode()
-    monkeypatch.setattr(order_history, "MAX_EVENTS", 1)
+    monkeypatch.setattr(order_history, "MAX_SCANNED_EVENTS", 1)
     assert "not among the 1 after this moment" in root.get(page(order)).content.decode()
 
 
@@ -302,11 +302,11 @@ def test_the_page_of_an_order_refreshes_by_itself(root: Client, market: None) ->
 # --- Its place ------------------------------------------------------------------------------------------------------
 
 
-def place_of(client: Client, order: Order) -> tuple[int, ...] | None:
+def queue_position_of(client: Client, order: Order) -> tuple[int, ...] | None:
     answer: Any = client.get(page(order))
-    found: order_history.Place | None = answer.context["place"]
+    found: order_history.QueuePosition | None = answer.context["queue_position"]
     return None if found is None else (
-        found.orders_at_price, found.shares_at_price, found.better_levels, found.better_orders, found.better_shares
+        found.orders_at_price, found.quantity_at_price, found.better_levels, found.better_orders, found.better_quantity
     )  # fmt: skip
 
 
@@ -325,20 +325,20 @@ def test_a_resting_order_has_its_place(
     place(side.opposite, 1, better if side is Side.BID else "8", by="bob")  # takes one of the best
     place(Side.BID, 50, "5", symbol="GOOG")
     timed = place(side, 8, own, time_in_force=TimeInForce.GTD, expires_at=timezone.now() + timedelta(hours=1))
-    assert place_of(root, order) == (2, 9, 2, 3, 10)
-    assert place_of(root, timed) == (4, 25, 2, 3, 10)
+    assert queue_position_of(root, order) == (2, 9, 2, 3, 10)
+    assert queue_position_of(root, timed) == (4, 25, 2, 3, 10)
     trading.cancel(order)
     order.refresh_from_db()
-    assert place_of(root, order) is None
-    assert place_of(root, timed) == (3, 18, 2, 3, 10)
+    assert queue_position_of(root, order) is None
+    assert queue_position_of(root, timed) == (3, 18, 2, 3, 10)
 
 
 def test_what_is_past_its_time_is_not_before_anybody(root: Client, market: None) -> None:
     timed = place(Side.BID, 8, "10", time_in_force=TimeInForce.GTD, expires_at=timezone.now() + timedelta(hours=1))
     order = place(Side.BID, 1, "10")
-    assert place_of(root, order) == (1, 8, 0, 0, 0)
+    assert queue_position_of(root, order) == (1, 8, 0, 0, 0)
     Order.objects.filter(pk=timed.pk).update(expires_at=timezone.now())
-    assert place_of(root, order) == (0, 0, 0, 0, 0)
+    assert queue_position_of(root, order) == (0, 0, 0, 0, 0)
 
 
 def test_no_more_are_counted_than_is_said(root: Client, market: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,7 +347,7 @@ def test_no_more_are_counted_than_is_said(root: Client, market: None, monkeypatc
         place(Side.BID, 1, "10")
     order = place(Side.BID, 1, "10")
     monkeypatch.setattr(order_history, "MAX_AHEAD", 3)
-    assert place_of(root, order) == (3, 3, 0, 0, 0)
+    assert queue_position_of(root, order) == (3, 3, 0, 0, 0)
     assert "there may be more before it" in root.get(page(order)).content.decode()
 
 

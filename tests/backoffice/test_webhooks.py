@@ -15,7 +15,7 @@ from pytest_django import Settings
 
 from backoffice import health
 from backoffice.links import list_url
-from backoffice.templatetags.formatting import NOTHING
+from backoffice.templatetags.formatting import DASH
 from backoffice.webhook_actions import PauseSubscription, RedeliverEvents, RedeliverFailedEvents, ResumeSubscription
 from exchange.audit import Action, Actor, ActorKind
 from exchange.database import database_now
@@ -144,7 +144,7 @@ def test_hours_count_to_the_hour_and_the_day(root: Client, receiver: Receiver) -
     (row,) = shown(root, Subscription)
     assert (row.completed_hour, row.failed_hour) == (30, 3)
     assert (row.completed_day, row.failed_day) == (150, 15)
-    chart = health.chart_of(row)
+    chart = health.delivery_chart(row)
     assert [(each.completed, each.failed) for each in chart.columns] == [(0, 0)] * 21 + [(40, 4), (20, 2), (10, 1)]
     assert (chart.most, chart.completed, chart.failed) == (40, 70, 7)
     assert chart.columns[-3].delivered_height + chart.columns[-3].failed_height == health.CHART_HEIGHT
@@ -156,8 +156,8 @@ def test_hours_count_to_the_hour_and_the_day(root: Client, receiver: Receiver) -
 @pytest.mark.parametrize(
     ("completed", "failed", "share"),
     [
-        (None, None, NOTHING),
-        (0, 0, NOTHING),
+        (None, None, DASH),
+        (0, 0, DASH),
         (5, 0, "0 %"),
         (5, 5, "100 %"),
         (3, 1, "33.3 %"),
@@ -172,7 +172,7 @@ def test_a_share_never_hides_a_failure_or_a_success(completed: int | None, faile
 def test_what_is_due_is_counted_up_to_a_limit(
     root: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "DUE_COUNTED", 3)
+    monkeypatch.setattr(health, "MAX_DUE_COUNT", 3)
     subscribe("alice", receiver.url())
     trade(3)
     (row,) = shown(root, Subscription)
@@ -383,7 +383,7 @@ def test_the_page_of_an_event_shows_its_deliveries(root: Client, receiver: Recei
 
     for row in (first.event, first, again):
         response = root.get(page(row))
-        assert [each.pk for each in response.context["family"]] == [first.pk, again.pk]
+        assert [each.pk for each in response.context["event_deliveries"]] == [first.pk, again.pk]
         text(root, row)
     (untold,) = Event.objects.filter(broker="maker")[:1]
     assert "most likely its broker had not subscribed to it" in text(root, untold)
