@@ -1,4 +1,4 @@
-"""Who trades in the tests of orders; each of these tests ends with the books balanced."""
+"""Brokers for the order tests, and a check of all invariants after each test."""
 
 from collections.abc import Iterator
 
@@ -9,8 +9,8 @@ from tests.exchange.client import Client
 
 
 @pytest.fixture(autouse=True)
-def _sound_at_the_end(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Reconcile after each test that touches the database, unless it breaks things on purpose (`unsound`)."""
+def _check_invariants(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Check all invariants after each database test that is not marked `unsound`."""
     uses_database = request.node.get_closest_marker("django_db") is not None
     if uses_database:
         request.getfixturevalue("db")

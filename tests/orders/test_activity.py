@@ -1,4 +1,4 @@
-"""The bars are what the orders and trades say, whenever those were committed and however long nobody summed them up."""
+"""Bars agree with orders and trades, however late rows are committed and however rarely bars are rolled up."""
 
 import itertools
 import json
@@ -21,7 +21,7 @@ from orders.models import Bar, Order, Trade
 from orders.tasks import roll_up
 from tests import trading
 
-# Orders and trades are written as if they had come at this time or that: their brokers' balances know nothing of it.
+# Orders and trades are inserted with arbitrary times, without changing the brokers' balances.
 pytestmark = [pytest.mark.django_db, pytest.mark.unsound]
 
 SECOND = timedelta(seconds=1)
@@ -31,12 +31,12 @@ MIDNIGHT = datetime(2026, 3, 2, tzinfo=UTC)
 
 
 def id_at(moment: datetime) -> UUID:
-    """A new id as it would have been chosen then."""
+    """A new id with `moment` as its time."""
     return UUID(int=int(moment.timestamp() * 1000) << 80 | 7 << 76 | 2 << 62 | next(_numbers))
 
 
 def order_at(moment: datetime, symbol: str = "AAPL", *, chosen_at: datetime | None = None) -> None:
-    """An order that came then."""
+    """Insert an order created at `moment`."""
     Order.objects.create(
         id=id_at(chosen_at or moment),
         broker_id="alice",
@@ -54,7 +54,7 @@ def order_at(moment: datetime, symbol: str = "AAPL", *, chosen_at: datetime | No
 
 
 def trade_at(moment: datetime, quantity: int, price: str, symbol: str = "AAPL") -> None:
-    """A trade of then."""
+    """Insert a trade executed at `moment`."""
     Trade.objects.create(
         id=id_at(moment),
         instrument_id=symbol,
@@ -70,13 +70,13 @@ def trade_at(moment: datetime, quantity: int, price: str, symbol: str = "AAPL") 
 
 
 def bars() -> list[tuple[Any, ...]]:
-    """Every bar, oldest first: when, whose, and its figures."""
+    """Every bar, oldest first: minute, symbol and figures."""
     names = ("minute", "instrument_id", "orders", "trades", "volume", "value", "open", "high", "low", "close")
     return list(Bar.objects.order_by("minute", "instrument").values_list(*names))
 
 
-def figures() -> dict[datetime, tuple[int, int]]:
-    """The orders and trades of each minute that has a bar."""
+def counts_by_minute() -> dict[datetime, tuple[int, int]]:
+    """Orders and trades of each minute that has a bar."""
     return {minute: (orders, trades) for minute, _, orders, trades, *_ in bars()}
 
 
@@ -89,7 +89,7 @@ def _instruments() -> None:
 # --- Bars -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_bar_has_the_orders_trades_and_prices_of_its_minute_and_no_others() -> None:
+def test_a_bar_covers_exactly_its_minute() -> None:
     for moment, quantity, price in [
         (NINE - SECOND / 1_000_000, 1, "99"),
         (NINE, 10, "20"),
@@ -118,7 +118,7 @@ def test_a_bar_has_the_orders_trades_and_prices_of_its_minute_and_no_others() ->
     ]
 
 
-def test_of_trades_at_one_moment_the_first_opens_and_the_last_closes() -> None:
+def test_open_and_close_of_simultaneous_trades_follow_their_ids() -> None:
     for price in ("3", "1", "2"):
         trade_at(NINE, 1, price)
 
@@ -129,7 +129,7 @@ def test_of_trades_at_one_moment_the_first_opens_and_the_last_closes() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_orders_through_the_front_door_are_in_the_bar_of_their_minute() -> None:
+def test_placed_orders_are_counted_in_the_bar_of_their_minute() -> None:
     trading.broker("bob")
     trading.place(Side.ASK, 10, "10", by="bob")
     for quantity in (4, 5):
@@ -140,7 +140,7 @@ def test_orders_through_the_front_door_are_in_the_bar_of_their_minute() -> None:
     assert [sum(column) for column in zip(*(bar[2:6] for bar in bars()), strict=True)] == [3, 2, 9, 90]
 
 
-def test_an_order_counts_in_the_minute_it_came_though_its_id_was_chosen_in_another() -> None:
+def test_an_order_counts_by_created_at_and_not_by_the_time_in_its_id() -> None:
     order_at(NINE + 1 * SECOND, chosen_at=NINE - 50 * SECOND)
     order_at(NINE + 59 * SECOND, chosen_at=NINE + 110 * SECOND)
     order_at(NINE - 1 * SECOND, chosen_at=NINE + 30 * SECOND)
@@ -148,10 +148,10 @@ def test_an_order_counts_in_the_minute_it_came_though_its_id_was_chosen_in_anoth
     with connection.cursor() as cursor:
         cursor.execute(activity.ROLL_UP, activity.span(NINE, NINE + MINUTE))
 
-    assert figures() == {NINE: (2, 0)}
+    assert counts_by_minute() == {NINE: (2, 0)}
 
 
-def test_summing_up_again_changes_nothing_and_writes_nothing() -> None:
+def test_a_second_roll_up_writes_nothing() -> None:
     now = database_now()
     order_at(now)
     trade_at(now, 1, "1")
@@ -164,23 +164,23 @@ def test_summing_up_again_changes_nothing_and_writes_nothing() -> None:
     assert (bars(), list(versions)) == (before, written)
 
 
-def test_what_was_committed_late_is_in_its_bar_the_next_time() -> None:
+def test_rows_committed_late_are_added_by_the_next_roll_up() -> None:
     now = database_now()
     this, last = activity._minute_of(now), activity._minute_of(now) - MINUTE
     order_at(last + 59 * SECOND)
     order_at(this)
     roll_up()
-    assert figures() == {last: (1, 0), this: (1, 0)}
+    assert counts_by_minute() == {last: (1, 0), this: (1, 0)}
 
     order_at(last + 45 * SECOND)
     trade_at(last + 45 * SECOND, 3, "2")
     roll_up()
 
-    assert figures() == {last: (2, 1), this: (1, 0)}
+    assert counts_by_minute() == {last: (2, 1), this: (1, 0)}
     assert [bar[4:6] for bar in bars()] == [(3, 6), (0, 0)]
 
 
-def test_what_came_late_before_a_pause_is_in_its_bar_after_it() -> None:
+def test_rows_committed_late_before_a_pause_are_added_after_it() -> None:
     order_at(NINE + 30 * SECOND)
     roll_up()
     order_at(NINE - 10 * SECOND)
@@ -189,12 +189,12 @@ def test_what_came_late_before_a_pause_is_in_its_bar_after_it() -> None:
 
     roll_up()
 
-    assert figures() == {NINE - MINUTE: (1, 0), NINE: (2, 0), NINE + 10 * MINUTE: (1, 0)}
+    assert counts_by_minute() == {NINE - MINUTE: (1, 0), NINE: (2, 0), NINE + 10 * MINUTE: (1, 0)}
 
 
-def test_it_catches_up_in_steps_each_time_a_bit(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_roll_up_catches_up_a_few_steps(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activity, "STEP_ROWS", 0)  # a minute is a step
-    settings.BARS_SECONDS = 0  # at least as far as is needed to get on
+    settings.BARS_SECONDS = 0  # the fewest steps that make progress
     began = activity._minute_of(database_now()) - 300 * MINUTE
     moments = [began + n * MINUTE + SECOND for n in range(300)]
     for moment in moments:
@@ -207,10 +207,10 @@ def test_it_catches_up_in_steps_each_time_a_bit(settings: Settings, monkeypatch:
     for _ in range(300):
         roll_up()
 
-    assert figures() == {moment - SECOND: (1, 1) for moment in moments}
+    assert counts_by_minute() == {moment - SECOND: (1, 1) for moment in moments}
 
 
-def test_years_without_an_order_are_one_step(django_assert_num_queries: DjangoAssertNumQueries) -> None:
+def test_years_without_orders_take_one_step(django_assert_num_queries: DjangoAssertNumQueries) -> None:
     order_at(NINE - timedelta(days=3_000))
     order_at(NINE)
 
@@ -220,7 +220,7 @@ def test_years_without_an_order_are_one_step(django_assert_num_queries: DjangoAs
     assert len(bars()) == 2
 
 
-def test_a_clock_that_was_set_back_does_not_stop_it() -> None:
+def test_a_clock_set_back_does_not_stop_the_roll_up() -> None:
     Bar.objects.create(instrument_id="AAPL", minute=activity._minute_of(database_now()) + timedelta(hours=5))
     order_at(database_now())
 
@@ -229,7 +229,7 @@ def test_a_clock_that_was_set_back_does_not_stop_it() -> None:
     assert sum(bar[2] for bar in bars()) == 1
 
 
-def test_what_is_long_past_is_not_read_again() -> None:
+def test_old_rows_are_not_read_again() -> None:
     now = database_now()
     for n in range(200):
         order_at(now - timedelta(hours=2) + n * SECOND)
@@ -243,7 +243,7 @@ def test_what_is_long_past_is_not_read_again() -> None:
 
 
 def rows_read(statement: str, parameters: dict[str, Any]) -> int:
-    """How many orders and trades PostgreSQL reads for a statement, by the indexes that it takes with large tables."""
+    """Count the orders and trades that a statement reads with the indexes used for large tables."""
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SET LOCAL enable_seqscan = off")
         cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters)
@@ -261,10 +261,10 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from nodes(child)
 
 
-# --- What the dashboard shows ---------------------------------------------------------------------------------------
+# --- Dashboard ------------------------------------------------------------------------------------------------------
 
 
-def test_the_last_minute_is_the_sixty_seconds_until_now() -> None:
+def test_last_minute_covers_the_60_seconds_until_now() -> None:
     now = NINE + 30 * SECOND
     for age, price in [(60, "100"), (59.9, "2"), (0, "3")]:
         order_at(now - age * SECOND)
@@ -275,7 +275,7 @@ def test_the_last_minute_is_the_sixty_seconds_until_now() -> None:
     assert activity.overview(now + MINUTE, MIDNIGHT, 1).last_minute == Activity()
 
 
-def test_the_day_is_exact_at_once_and_counts_nothing_twice() -> None:
+def test_today_is_exact_before_the_roll_up_and_counts_nothing_twice() -> None:
     for moment in (MIDNIGHT - SECOND, MIDNIGHT, NINE - 90 * SECOND, NINE - 30 * SECOND, NINE, NINE + 10 * SECOND):
         order_at(moment)
         trade_at(moment, 2, "10")
@@ -286,7 +286,7 @@ def test_the_day_is_exact_at_once_and_counts_nothing_twice() -> None:
     assert today == Activity(orders=6, trades=5, value=Decimal(100))
 
 
-def test_just_after_midnight_there_is_nothing_of_yesterday() -> None:
+def test_today_excludes_yesterday_just_after_midnight() -> None:
     for moment in (MIDNIGHT - 20 * SECOND, MIDNIGHT + 5 * SECOND):
         order_at(moment)
 
@@ -294,7 +294,7 @@ def test_just_after_midnight_there_is_nothing_of_yesterday() -> None:
     assert (overview.last_minute.orders, overview.today.orders) == (2, 1)
 
 
-def test_the_last_whole_minutes_are_those_of_all_instruments_together() -> None:
+def test_minutes_add_up_all_instruments() -> None:
     for minute, symbol, quantity in [
         (-9, "AAPL", 100),
         (-4, "AAPL", 1),
@@ -312,10 +312,10 @@ def test_the_last_whole_minutes_are_those_of_all_instruments_together() -> None:
     assert activity.volumes(MIDNIGHT - 4 * MINUTE) == {"AAPL": 1, "GOOG": 14}
 
 
-def test_it_is_known_when_bars_are_missing() -> None:
+def test_behind_since_returns_the_first_missing_minute() -> None:
     assert activity.behind_since(NINE) is None
     order_at(NINE + 5 * SECOND)
-    assert activity.behind_since(NINE + 1 * MINUTE) is None  # there is time yet
+    assert activity.behind_since(NINE + 1 * MINUTE) is None  # not late yet
     assert activity.behind_since(NINE + 2 * MINUTE) == NINE
     roll_up()
     assert activity.behind_since(NINE + 2 * MINUTE) is None

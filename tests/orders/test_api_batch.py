@@ -1,4 +1,4 @@
-"""`POST /orders/batch`: many orders in one request, each as if it had come by itself (contract: 2)."""
+"""`POST /orders/batch`: each order gets the result of a single request (contract: 2)."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ MEBI = 1024 * 1024
 
 
 def batch(client: Client, *orders: Any) -> list[dict[str, Any]]:
-    """The results of a batch that is one; each has its whole problem, or its order."""
+    """Send a batch that must be accepted. Return its results, each with an order or a complete problem."""
     answer = client.post("/orders/batch", {"orders": orders})
     assert answer.status == 200, answer
     assert list(answer.body) == ["results"]
@@ -40,30 +40,30 @@ def batch(client: Client, *orders: Any) -> list[dict[str, Any]]:
     for result in results:
         assert list(result) == ["status", "order" if result["status"] < 400 else "error"]
         if "error" in result:
-            as_if_alone = Answer(
+            problem = Answer(
                 result["status"],
                 answer.headers | {"Content-Type": "application/problem+json"},
                 msgspec.json.encode(result["error"]),
             )
-            api.assert_problem(as_if_alone)
+            api.assert_problem(problem)
     return results
 
 
-def told(results: list[dict[str, Any]]) -> list[str]:
-    """Each result's status, with the order's status or the problem's code."""
+def summaries(results: list[dict[str, Any]]) -> list[str]:
+    """Status code of each result, with the order's status or the error's code."""
     return [
         f"{each['status']} {each['order']['status'] if 'order' in each else each['error']['code']}" for each in results
     ]
 
 
-def numbered(how_many: int, **more: Any) -> list[dict[str, Any]]:
-    return [limit("bid", 1, "10", client_order_id=f"c-{number}", **more) for number in range(how_many)]
+def numbered_orders(count: int, **more: Any) -> list[dict[str, Any]]:
+    return [limit("bid", 1, "10", client_order_id=f"c-{number}", **more) for number in range(count)]
 
 
-# --- Each stands alone ----------------------------------------------------------------------------------------------
+# --- Results --------------------------------------------------------------------------------------------------------
 
 
-def test_each_order_is_answered_in_its_place_as_it_would_have_been_by_itself(alice: Client, bob: Client) -> None:
+def test_each_order_has_its_own_result_in_request_order(alice: Client, bob: Client) -> None:
     placed(bob, limit("ask", 5, "10", **BY_BOB))
     placed(alice, limit("bid", 1, "1", client_order_id="used"))
     before = Order.objects.count()
@@ -83,7 +83,7 @@ def test_each_order_is_answered_in_its_place_as_it_would_have_been_by_itself(ali
         limit("ask", 4, "9"),
     )
 
-    assert told(results) == [
+    assert summaries(results) == [
         "201 partially_filled",
         "400 validation_error",
         "409 insufficient_balance",
@@ -119,7 +119,7 @@ def test_each_order_is_answered_in_its_place_as_it_would_have_been_by_itself(ali
     ],
     ids=lambda body: ",".join(body)[-40:] if isinstance(body, dict) else "",
 )
-def test_a_problem_is_the_one_that_the_order_alone_would_have_met(alice: Client, body: dict[str, Any]) -> None:
+def test_the_error_of_an_order_equals_that_of_a_single_request(alice: Client, body: dict[str, Any]) -> None:
     placed(alice, LIMIT | {"client_order_id": "used"})
     alone = refused(alice, "POST", "/orders", body)
     before = trading.everything()
@@ -130,13 +130,13 @@ def test_a_problem_is_the_one_that_the_order_alone_would_have_met(alice: Client,
     assert result["error"] | {"request_id": ""} == alone.body | {"request_id": ""}
 
 
-def test_every_element_may_be_anything(alice: Client) -> None:
+def test_elements_of_any_json_type_get_a_result(alice: Client) -> None:
     results = batch(alice, None, 1, "order", [], [LIMIT], True, {}, LIMIT)
 
-    assert told(results) == ["400 malformed_request"] * 6 + ["400 validation_error", "201 pending"]
+    assert summaries(results) == ["400 malformed_request"] * 6 + ["400 validation_error", "201 pending"]
 
 
-def test_the_errors_of_a_batch_are_named_until_it_has_its_number_and_then_one_of_each_order(alice: Client) -> None:
+def test_field_errors_beyond_the_limit_of_a_batch_are_cut_to_one_per_order(alice: Client) -> None:
     order = LIMIT | {f"unknown-{number}": 1 for number in range(60)}
     named = [[error["field"] for error in result["error"]["errors"]] for result in batch(alice, *[order] * 40)]
 
@@ -146,15 +146,15 @@ def test_the_errors_of_a_batch_are_named_until_it_has_its_number_and_then_one_of
     assert {fields[0] for fields in named} == {"unknown-0"}
 
 
-def test_an_integer_without_end_refuses_its_order_alone_and_a_long_batch_as_a_whole(alice: Client) -> None:
+def test_a_huge_integer_rejects_its_order_or_all_of_a_long_batch(alice: Client) -> None:
     bad = LIMIT | {"quantity": token("9" * 5_000)}
     body = msgspec.json.encode({"orders": [bad, LIMIT]})
 
-    assert told(batch(alice, bad, LIMIT)) == ["400 validation_error", "201 pending"]
+    assert summaries(batch(alice, bad, LIMIT)) == ["400 validation_error", "201 pending"]
     assert refused(alice, "POST", "/orders/batch", body.ljust(64 * 1024 + 1)).code == "malformed_request"
 
 
-def test_a_market_order_and_a_gtd_one_are_as_right_in_a_batch_as_alone(alice: Client, bob: Client) -> None:
+def test_market_and_gtd_orders_are_accepted_in_a_batch(alice: Client, bob: Client) -> None:
     placed(bob, limit("ask", 5, "10", **BY_BOB))
     gtd = without(LIMIT, "time_in_force", "price") | {"price": token("10.00"), "expires_at": LATER}
     first, second = batch(alice, MARKET, gtd | {"quantity": 1})
@@ -165,7 +165,7 @@ def test_a_market_order_and_a_gtd_one_are_as_right_in_a_batch_as_alone(alice: Cl
         assert alice.get(f"/orders/{result['order']['order_id']}").body == result["order"]
 
 
-def test_orders_of_a_batch_arrive_in_its_order(alice: Client, bob: Client) -> None:
+def test_orders_of_a_batch_arrive_in_request_order(alice: Client, bob: Client) -> None:
     batch(alice, *[limit("ask", 1, "10", client_order_id=f"a-{number}") for number in range(10)])
     placed(bob, limit("bid", 4, "10", **BY_BOB))
 
@@ -174,33 +174,31 @@ def test_orders_of_a_batch_arrive_in_its_order(alice: Client, bob: Client) -> No
     ) == [(f"a-{number}",) for number in range(4)]
 
 
-def test_what_one_order_takes_the_next_one_lacks(alice: Client) -> None:
+def test_shares_reserved_by_one_order_are_missing_for_the_next(alice: Client) -> None:
     results = batch(alice, limit("ask", 9_999, "10"), limit("ask", 2, "10"), limit("ask", 1, "10"))
 
-    assert told(results) == ["201 pending", "409 insufficient_holdings", "201 pending"]
+    assert summaries(results) == ["201 pending", "409 insufficient_holdings", "201 pending"]
 
 
-def test_a_halted_book_refuses_its_orders_only(alice: Client) -> None:
+def test_a_halted_book_rejects_only_its_own_orders(alice: Client) -> None:
     trading.instrument("PETR4")
     exchange_services.halt("PETR4", by=BY)
 
-    assert told(batch(alice, LIMIT | {"symbol": "PETR4"}, LIMIT)) == ["409 instrument_halted", "201 pending"]
+    assert summaries(batch(alice, LIMIT | {"symbol": "PETR4"}, LIMIT)) == ["409 instrument_halted", "201 pending"]
 
 
-def test_what_an_order_shows_of_itself_is_how_it_stood_when_its_turn_came(alice: Client) -> None:
+def test_a_result_shows_the_order_before_later_orders_of_the_batch(alice: Client) -> None:
     first, second = batch(alice, limit("ask", 5, "10"), limit("bid", 2, "10"))
 
     assert (first["order"]["status"], first["order"]["trades"]) == ("pending", [])
     assert (second["order"]["status"], len(second["order"]["trades"])) == ("filled", 1)
 
 
-# --- Repeated -------------------------------------------------------------------------------------------------------
+# --- Replay ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_repeated_batch_places_nothing_and_answers_200_with_each_order_as_it_is_now(
-    alice: Client, bob: Client
-) -> None:
-    orders = [*numbered(3), limit("ask", 4, "20", client_order_id="ask")]
+def test_a_repeated_batch_returns_the_current_orders_and_places_nothing(alice: Client, bob: Client) -> None:
+    orders = [*numbered_orders(3), limit("ask", 4, "20", client_order_id="ask")]
     first = batch(alice, *orders)
     placed(bob, limit("ask", 2, "10", **BY_BOB))
     for _ in range(2):
@@ -209,14 +207,14 @@ def test_a_repeated_batch_places_nothing_and_answers_200_with_each_order_as_it_i
     second = batch(alice, *orders)
 
     assert trading.everything() == before
-    assert told(second) == ["200 filled", "200 filled", "200 pending", "200 partially_filled"]
+    assert summaries(second) == ["200 filled", "200 filled", "200 pending", "200 partially_filled"]
     assert [each["order"]["order_id"] for each in second] == [each["order"]["order_id"] for each in first]
     assert [len(each["order"]["trades"]) for each in second] == [1, 1, 0, 2]
     for result in second:
         assert alice.get(f"/orders/{result['order']['order_id']}").body == result["order"]
 
 
-def test_a_replay_shows_the_trades_of_its_own_orders_with_each_other_on_both(alice: Client) -> None:
+def test_a_replay_shows_trades_between_its_own_orders_on_both(alice: Client) -> None:
     orders = [limit("ask", 2, "10", client_order_id="ask"), limit("bid", 1, "10", client_order_id="bid")]
     batch(alice, *orders)
     ask, bid = (result["order"] for result in batch(alice, *orders))
@@ -226,36 +224,36 @@ def test_a_replay_shows_the_trades_of_its_own_orders_with_each_other_on_both(ali
     assert len(bid["trades"]) == 1
 
 
-def test_of_two_with_one_client_order_id_the_first_wins_and_the_second_is_its_replay(alice: Client) -> None:
+def test_the_second_of_two_orders_with_one_client_order_id_is_a_replay(alice: Client) -> None:
     same = LIMIT | {"client_order_id": "same"}
     results = batch(alice, same, same, same | {"quantity": 6}, same | {"price": "10.0"})
 
-    assert told(results) == ["201 pending", "200 pending", "409 client_order_id_conflict", "200 pending"]
+    assert summaries(results) == ["201 pending", "200 pending", "409 client_order_id_conflict", "200 pending"]
     assert len({each["order"]["order_id"] for each in results if "order" in each}) == 1
     assert Order.objects.count() == 1
 
 
-def statements(client: Client, orders: list[dict[str, Any]], status: int) -> int:
-    """How many a batch costs that ends like this, besides the look at whose key it is."""
+def count_statements(client: Client, orders: list[dict[str, Any]], status: int) -> int:
+    """Count the statements of a batch whose results have `status`, without the key lookup."""
     with CaptureQueriesContext(connection) as captured:
         results = batch(client, *orders)
     assert {each["status"] for each in results} == {status}
     return sum("exchange_apikey" not in each["sql"] for each in captured)
 
 
-def test_a_batch_costs_as_many_statements_as_one_order_new_or_repeated(alice: Client) -> None:
-    first, *others = numbered(501)
-    few = [statements(alice, [first], status) for status in (201, 200)]
-    many = [statements(alice, others, status) for status in (201, 200)]
+def test_a_batch_runs_as_many_statements_as_one_order(alice: Client) -> None:
+    first, *others = numbered_orders(501)
+    few = [count_statements(alice, [first], status) for status in (201, 200)]
+    many = [count_statements(alice, others, status) for status in (201, 200)]
 
     assert many == few
 
 
-def test_a_batch_of_which_nothing_is_right_asks_no_book(alice: Client) -> None:
-    assert statements(alice, [LIMIT | {"quantity": 0}] * 50, 400) == 0
+def test_an_entirely_invalid_batch_runs_no_statement(alice: Client) -> None:
+    assert count_statements(alice, [LIMIT | {"quantity": 0}] * 50, 400) == 0
 
 
-# --- What is no batch -----------------------------------------------------------------------------------------------
+# --- Rejected batches -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -274,24 +272,24 @@ def test_a_batch_of_which_nothing_is_right_asks_no_book(alice: Client) -> None:
     ],
     ids=str,
 )
-def test_a_batch_is_refused_only_for_its_own_form(alice: Client, body: Any, fields: dict[str, str]) -> None:
+def test_an_invalid_batch_body_is_rejected(alice: Client, body: Any, fields: dict[str, str]) -> None:
     answer = refused(alice, "POST", "/orders/batch", body)
 
     assert (answer.status, answer.code, answer.fields) == (400, "validation_error", fields)
 
 
-def test_a_batch_has_the_named_limit(alice: Client) -> None:
+def test_a_batch_accepts_up_to_500_orders(alice: Client) -> None:
     assert django_settings.MAX_BATCH_ORDERS == 500
-    assert Counter(told(batch(alice, *numbered(500)))) == {"201 pending": 500}
+    assert Counter(summaries(batch(alice, *numbered_orders(500)))) == {"201 pending": 500}
     assert Order.objects.count() == 500
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"orders": [', b"[" * 100_000, b'{"orders": ["\xff"]}'])
-def test_a_body_that_is_not_a_json_object_is_refused(alice: Client, body: bytes) -> None:
+def test_a_body_that_is_not_a_json_object_is_rejected(alice: Client, body: bytes) -> None:
     assert refused(alice, "POST", "/orders/batch", body).code == "malformed_request"
 
 
-def test_a_body_may_have_one_mebibyte(alice: Client) -> None:
+def test_a_batch_body_has_at_most_one_mebibyte(alice: Client) -> None:
     body = msgspec.json.encode({"orders": [LIMIT]})
 
     assert alice.post("/orders/batch", body.rjust(MEBI)).status == 200
@@ -300,7 +298,7 @@ def test_a_body_may_have_one_mebibyte(alice: Client) -> None:
     assert refused(alice, "POST", "/orders", msgspec.json.encode(LIMIT).rjust(64 * 1024 + 1)).status == 413
 
 
-def test_who_may_not_trade_is_refused_the_whole_batch(alice: Client, operator: Client) -> None:
+def test_a_batch_without_permission_is_rejected_as_a_whole(alice: Client, operator: Client) -> None:
     reader = Client(exchange_services.issue_key("alice", scopes=[Scope.READ], by=BY)[1])
     for client in (reader, operator):
         assert refused(client, "POST", "/orders/batch", {"orders": [LIMIT, 1]}).code == "scope_missing"
@@ -311,13 +309,13 @@ def test_who_may_not_trade_is_refused_the_whole_batch(alice: Client, operator: C
     }
 
 
-def test_a_suspended_broker_is_refused_each_order(alice: Client) -> None:
+def test_each_order_of_a_suspended_broker_is_rejected(alice: Client) -> None:
     services.suspend("alice", cancel_orders=False, by=BY)
 
-    assert told(batch(alice, LIMIT, {})) == ["409 broker_suspended", "400 validation_error"]
+    assert summaries(batch(alice, LIMIT, {})) == ["409 broker_suspended", "400 validation_error"]
 
 
-def test_takers_that_exceed_the_limit_only_together_are_all_answered(
+def test_takers_that_only_together_exceed_the_maker_limit_get_their_own_results(
     alice: Client, bob: Client, settings: Settings
 ) -> None:
     trading.limit_makers(settings, 2)
@@ -326,10 +324,10 @@ def test_takers_that_exceed_the_limit_only_together_are_all_answered(
         placed(bob, limit("ask", 1, "10", **BY_BOB))
     bids = [limit("bid", quantity, "10") for quantity in (2, 3, 2, 1)]
 
-    assert told(batch(alice, *bids)) == ["201 filled", "409 too_many_fills", "201 filled", "201 filled"]
+    assert summaries(batch(alice, *bids)) == ["201 filled", "409 too_many_fills", "201 filled", "201 filled"]
 
 
-# --- Over sockets ---------------------------------------------------------------------------------------------------
+# --- Live server ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -338,13 +336,13 @@ def http(server: live.Server) -> Iterator[httpx.Client]:
         yield client
 
 
-def authorized(key: str) -> dict[str, str]:
+def authorization(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_server_takes_a_batch_and_its_repeat(server: live.Server, http: httpx.Client) -> None:
-    headers, body = authorized(trading.broker("alice")), {"orders": [*numbered(499), {"side": 1}]}
+def test_the_server_accepts_a_batch_and_its_replay(server: live.Server, http: httpx.Client) -> None:
+    headers, body = authorization(trading.broker("alice")), {"orders": [*numbered_orders(499), {"side": 1}]}
     first, second = (http.post("/orders/batch", json=body, headers=headers) for _ in range(2))
 
     for answer, status in ((first, 201), (second, 200)):
@@ -355,8 +353,8 @@ def test_the_server_takes_a_batch_and_its_repeat(server: live.Server, http: http
 
 
 @pytest.mark.django_db(transaction=True)
-def test_one_batch_sent_by_many_at_once_is_placed_once(server: live.Server) -> None:
-    headers, body = authorized(trading.broker("alice")), {"orders": numbered(50)}
+def test_a_batch_sent_concurrently_is_placed_once(server: live.Server) -> None:
+    headers, body = authorization(trading.broker("alice")), {"orders": numbered_orders(50)}
 
     def post() -> httpx.Response:
         return httpx.post(f"{server.url}/orders/batch", json=body, headers=headers, timeout=20, trust_env=False)
@@ -370,41 +368,41 @@ def test_one_batch_sent_by_many_at_once_is_placed_once(server: live.Server) -> N
 
 
 @pytest.mark.django_db(transaction=True)
-def test_batches_that_cross_each_other_conserve_everything(server: live.Server) -> None:
-    """Two brokers' batches from both sides of two books, in opposite orders, at once."""
+def test_crossing_batches_conserve_cash_and_shares(server: live.Server) -> None:
+    """Two brokers concurrently send batches to both sides of two books, in opposite orders."""
     holdings = {"AAPL": 10_000, "PETR4": 10_000}
     keys = {broker_id: trading.broker(broker_id, holdings=holdings) for broker_id in ("alice", "bob")}
     symbols = list(holdings)
 
-    def post(broker_id: str, turn: int) -> list[int]:
+    def post(broker_id: str, number: int) -> list[int]:
         orders = [
             limit(side, 1, "10", broker_id=broker_id, symbol=symbol)
-            for symbol in symbols[:: 1 if turn % 2 else -1]
+            for symbol in symbols[:: 1 if number % 2 else -1]
             for side in ("bid", "ask") * 10
         ]
         answer = httpx.post(
             f"{server.url}/orders/batch",
             json={"orders": orders},
-            headers=authorized(keys[broker_id]),
+            headers=authorization(keys[broker_id]),
             timeout=20,
             trust_env=False,
         )
         return [each["status"] for each in answer.raise_for_status().json()["results"]]
 
-    answers = at_once([partial(post, broker_id, turn) for turn in range(4) for broker_id in keys])
+    answers = at_once([partial(post, broker_id, number) for number in range(4) for broker_id in keys])
 
     assert Counter(status for statuses in answers for status in statuses) == {201: 320}
     assert Trade.objects.count() == 160
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_chunked_body_of_over_a_mebibyte_is_413(server: live.Server, http: httpx.Client) -> None:
+def test_a_chunked_body_over_one_mebibyte_is_413(server: live.Server, http: httpx.Client) -> None:
     def chunks() -> Iterator[bytes]:
         for _ in range(MEBI // 65_536):
             yield b" " * 65_536
         yield b"{}"
 
-    headers = authorized(trading.broker("alice")) | {"Content-Type": "application/json"}
+    headers = authorization(trading.broker("alice")) | {"Content-Type": "application/json"}
     answer = http.post("/orders/batch", content=chunks(), headers=headers)
 
     assert (answer.status_code, answer.json()["code"]) == (413, "too_large")

@@ -1,4 +1,4 @@
-"""Prices, the book, quotes and the tape over HTTP (contract: 4)."""
+"""Prices, book, quotes and trade tape over HTTP (contract: 4)."""
 
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -22,7 +22,7 @@ BY_BOB = {"broker_id": "bob"}
 
 
 def trade(quantity: int, price: str, *, minutes_ago: float = 0) -> None:
-    """Alice trades with herself, some time ago."""
+    """Let alice trade with herself, `minutes_ago`."""
     trading.place(Side.ASK, quantity, price)
     trading.place(Side.BID, quantity, price)
     newest = Trade.objects.order_by("-id")[:1].values("pk")
@@ -30,7 +30,7 @@ def trade(quantity: int, price: str, *, minutes_ago: float = 0) -> None:
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_an_unknown_symbol_is_404_and_a_malformed_one_is_no_path(alice: Client, endpoint: str) -> None:
+def test_unknown_and_malformed_symbols_are_404(alice: Client, endpoint: str) -> None:
     answer = refused(alice, "GET", f"/stocks/NONE/{endpoint}")
     assert (answer.status, answer.code) == (404, "symbol_not_found")
     for symbol in ("aapl", "A" * 13, "A%20B", "A%00", "%C3%81", ""):
@@ -95,7 +95,7 @@ def test_averages_and_mid_are_rounded_half_to_even(alice: Client, prices: tuple[
     assert [str(body[name]) for name in ("current_price", "mid", "moving_average")] == [shown] * 3
 
 
-def test_without_a_trade_in_the_window_the_last_one_is_the_price(alice: Client) -> None:
+def test_the_current_price_without_trades_in_the_window_is_the_last_price(alice: Client) -> None:
     trade(5, "10", minutes_ago=20)
     trade(5, "11", minutes_ago=10)
     body = price(alice)
@@ -106,7 +106,7 @@ def test_without_a_trade_in_the_window_the_last_one_is_the_price(alice: Client) 
     )
 
 
-def test_the_moving_average_is_of_the_limit_orders_accepted_in_the_window(alice: Client, settings: Settings) -> None:
+def test_the_moving_average_covers_limit_orders_accepted_in_the_window(alice: Client, settings: Settings) -> None:
     settings.MOVING_AVERAGE_ORDERS = 3
     placed(alice, limit("bid", 1, "7"))
     Order.objects.update(created_at=timezone.now() - timedelta(minutes=5.01))
@@ -115,14 +115,14 @@ def test_the_moving_average_is_of_the_limit_orders_accepted_in_the_window(alice:
     refused(alice, "POST", "/orders", limit("bid", 10**9, "900"))
     placed(alice, limit("bid", 100, "8"))
     placed(alice, limit("ask", 1, "11", time_in_force="fok"))
-    assert str(price(alice)["moving_average"]) == "9.50"  # each order counts once, whatever its size and its end
+    assert str(price(alice)["moving_average"]) == "9.50"  # regardless of quantity and status
     placed(alice, limit("ask", 1, "12"))
     placed(alice, limit("ask", 1, "13"))
 
     assert str(price(alice)["moving_average"]) == "12.00"  # of the latest three
 
 
-def test_best_prices_are_those_of_orders_that_can_still_trade(alice: Client) -> None:
+def test_best_prices_exclude_expired_and_cancelled_orders(alice: Client) -> None:
     gtd = without(limit("bid", 1, "9"), "time_in_force") | {"expires_at": LATER}
     late = placed(alice, gtd)["order_id"]
     placed(alice, limit("bid", 1, "8"))
@@ -138,7 +138,7 @@ def test_best_prices_are_those_of_orders_that_can_still_trade(alice: Client) -> 
 # --- Book -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_book_adds_up_its_levels_best_first(alice: Client, bob: Client) -> None:
+def test_a_book_lists_its_levels_best_first(alice: Client, bob: Client) -> None:
     for side, quantity, at in [
         ("bid", 5, "147.5"),
         ("bid", 7, "148"),
@@ -147,7 +147,7 @@ def test_a_book_adds_up_its_levels_best_first(alice: Client, bob: Client) -> Non
         ("bid", 10, "148.00"),
     ]:
         placed(alice, limit(side, quantity, at))
-    placed(bob, limit("ask", 4, "148", **BY_BOB))  # takes 4 of the first bid at 148
+    placed(bob, limit("ask", 4, "148", **BY_BOB))  # fills 4 of the first bid at 148
     answer = alice.get("/stocks/AAPL/book")
 
     assert answer.content.decode() == (
@@ -167,7 +167,7 @@ def test_an_empty_side_leaves_the_spread_null(alice: Client) -> None:
     assert alice.get("/stocks/AAPL/book").body["spread"] is None
 
 
-def test_depth_counts_levels_of_each_side_from_1_to_50(alice: Client) -> None:
+def test_depth_limits_the_levels_per_side_to_1_to_50(alice: Client) -> None:
     for step in range(12):
         placed(alice, limit("bid", 1, f"{20 - step}"))
         placed(alice, limit("ask", 1, f"{30 + step}"))
@@ -179,7 +179,7 @@ def test_depth_counts_levels_of_each_side_from_1_to_50(alice: Client) -> None:
         assert list(refused(alice, "GET", f"/stocks/AAPL/book?depth={value}").fields) == ["depth"], value
 
 
-def test_an_order_past_its_time_is_in_no_book_and_no_quote_however_late_the_sweep(alice: Client) -> None:
+def test_an_expired_order_is_in_no_book_and_no_quote_before_the_sweep(alice: Client) -> None:
     gtd = without(limit("ask", 1, "10"), "time_in_force") | {"expires_at": LATER}
     placed(alice, gtd)
     Order.objects.update(expires_at=timezone.now())
@@ -214,7 +214,7 @@ def test_the_sequence_counts_every_change_of_the_book(alice: Client, bob: Client
 # --- Quote ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_quote_goes_down_the_levels(alice: Client) -> None:
+def test_a_quote_fills_level_by_level(alice: Client) -> None:
     for quantity, at in [(5, "10"), (5, "10"), (5, "10.5"), (5, "11")]:
         placed(alice, limit("ask", quantity, at))
     answer = alice.get("/stocks/AAPL/quote?side=bid&quantity=17")
@@ -225,7 +225,7 @@ def test_a_quote_goes_down_the_levels(alice: Client) -> None:
     )
 
 
-def test_a_quote_says_what_there_is_when_that_is_less(alice: Client) -> None:
+def test_a_quote_for_more_than_the_book_holds_is_partial(alice: Client) -> None:
     placed(alice, limit("bid", 5, "10"))
     answer = alice.get("/stocks/AAPL/quote?side=ask&quantity=9")
 
@@ -233,14 +233,14 @@ def test_a_quote_says_what_there_is_when_that_is_less(alice: Client) -> None:
 
 
 @pytest.mark.parametrize("quantity", [1, 10**12])
-def test_a_quote_for_nothing_has_no_average_and_a_total_of_0(alice: Client, quantity: int) -> None:
+def test_a_quote_on_an_empty_book_has_no_average_price(alice: Client, quantity: int) -> None:
     assert alice.get(f"/stocks/AAPL/quote?side=bid&quantity={quantity}").content.decode() == (
         f'{{"symbol":"AAPL","side":"bid","quantity":{quantity},"fillable_quantity":0,"average_price":null,"total":0.00,'
         '"levels":[]}'
     )
 
 
-def test_a_quote_looks_at_so_many_orders_and_no_further(alice: Client, settings: Settings) -> None:
+def test_a_quote_reads_at_most_the_configured_number_of_makers(alice: Client, settings: Settings) -> None:
     settings.MAX_MAKERS_PER_QUOTE = 3
     for price in ("12", "10", "11", "10"):
         placed(alice, limit("ask", 5, price))
@@ -256,7 +256,7 @@ def test_a_quote_looks_at_so_many_orders_and_no_further(alice: Client, settings:
     )
 
 
-def test_a_quotes_total_is_cash_with_two_decimals_or_up_to_four_where_needed(alice: Client) -> None:
+def test_the_total_of_a_quote_has_two_to_four_decimals(alice: Client) -> None:
     trading.instrument("FINE", tick="0.0001")
     trading.broker("seller", holdings={"FINE": 3})
     trading.place(Side.ASK, 2, "1.5", by="seller", symbol="FINE")
@@ -270,7 +270,7 @@ def test_a_quotes_total_is_cash_with_two_decimals_or_up_to_four_where_needed(ali
 
 @pytest.mark.parametrize("quantity", [4, 10, 25])
 @pytest.mark.parametrize("side", ["bid", "ask"])
-def test_a_market_order_gets_what_was_quoted(alice: Client, bob: Client, side: str, quantity: int) -> None:
+def test_a_market_order_fills_as_quoted(alice: Client, bob: Client, side: str, quantity: int) -> None:
     for step in range(4):
         placed(alice, limit("ask", 3 + step, f"{10 + step}.03"))
         placed(alice, limit("bid", 3 + step, f"{9 - step}.07"))
@@ -283,7 +283,7 @@ def test_a_market_order_gets_what_was_quoted(alice: Client, bob: Client, side: s
     assert quote["total"] == abs(trading.CASH - cash)
 
 
-def test_a_bad_quote_is_400_on_what_is_bad(alice: Client) -> None:
+def test_invalid_quote_parameters_are_400_on_their_fields(alice: Client) -> None:
     trading.instrument("LOTS", lot=10)
     for query, fields in [
         ("", ["quantity", "side"]),
@@ -303,7 +303,7 @@ def test_a_bad_quote_is_400_on_what_is_bad(alice: Client) -> None:
 # --- Tape -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_tape_shows_all_trades_newest_first_and_nobodys_name(alice: Client, bob: Client) -> None:
+def test_the_tape_shows_trades_newest_first_without_brokers(alice: Client, bob: Client) -> None:
     placed(alice, limit("ask", 5, "10"))
     placed(bob, limit("bid", 7, "11", **BY_BOB))
     placed(alice, limit("ask", 1, "11"))
@@ -320,10 +320,10 @@ def test_the_tape_shows_all_trades_newest_first_and_nobodys_name(alice: Client, 
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_the_tapes_pages_show_each_trade_once(alice: Client, bob: Client, size: int) -> None:
+def test_pages_of_the_tape_show_each_trade_once(alice: Client, bob: Client, size: int) -> None:
     for _ in range(4):
         placed(alice, limit("ask", 1, "10"))
-    placed(bob, limit("bid", 4, "10", **BY_BOB))  # four trades of one moment
+    placed(bob, limit("bid", 4, "10", **BY_BOB))  # four trades at one time
     trade(1, "12")
     pages = walk(alice, "/stocks/AAPL/trades", "trades", size)
 
@@ -333,7 +333,7 @@ def test_the_tapes_pages_show_each_trade_once(alice: Client, bob: Client, size: 
     assert list(refused(alice, "GET", "/stocks/AAPL/trades?limit=0").fields) == ["limit"]
 
 
-def test_the_tape_is_of_one_symbol(alice: Client) -> None:
+def test_the_tape_covers_one_symbol(alice: Client) -> None:
     trading.instrument("PETR4")
     trade(1, "10")
 
@@ -341,7 +341,7 @@ def test_the_tape_is_of_one_symbol(alice: Client) -> None:
 
 
 @pytest.mark.parametrize(("quantity", "requests"), [(1, 1), (25, 1), (26, 2), (1_000, 40), (10**12, 40)])
-def test_a_quote_counts_by_how_deep_it_may_have_to_look(
+def test_the_rate_limit_cost_of_a_quote_grows_with_its_quantity(
     alice: Client, settings: Settings, quantity: int, requests: int
 ) -> None:
     left = settings.RATE_LIMIT_BURST - requests

@@ -1,4 +1,4 @@
-"""Suspensions and halts over HTTP, and what they do to orders (contract: 3, 6)."""
+"""Suspensions and halts over HTTP and their effect on orders (contract: 3, 6)."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 BY_BOB = {"broker_id": "bob"}
 
 
-def standing(status: str, cancelled: int) -> dict[str, Any]:
+def broker_status(status: str, cancelled: int) -> dict[str, Any]:
     return {"broker_id": "alice", "status": status, "cancelled_orders": cancelled}
 
 
@@ -22,26 +22,24 @@ def standing(status: str, cancelled: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("body", [None, {}, {"cancel_orders": False}, {"reason": "late margin"}])
-def test_a_suspended_broker_places_nothing_but_its_orders_stay_trade_and_can_be_cancelled(
+def test_orders_of_a_suspended_broker_still_trade_and_can_be_cancelled(
     alice: Client, bob: Client, operator: Client, body: Any
 ) -> None:
     first, second = (placed(alice, limit("ask", 5, price))["order_id"] for price in ("10", "11"))
     answer = operator.post("/brokers/alice/suspend", body)
 
-    assert (answer.status, answer.body) == (200, standing("suspended", 0))
+    assert (answer.status, answer.body) == (200, broker_status("suspended", 0))
     denied = refused(alice, "POST", "/orders", LIMIT)
     assert (denied.status, denied.code) == (409, "broker_suspended")
     assert placed(bob, limit("bid", 5, "10", **BY_BOB))["status"] == "filled"
     assert alice.get(f"/orders/{first}").body["status"] == "filled"
     assert alice.delete(f"/orders/{second}").body["cancel_reason"] == "by_broker"
     answer = operator.post("/brokers/alice/reinstate", body and {"reason": "paid"})
-    assert (answer.status, answer.body) == (200, standing("active", 0))
+    assert (answer.status, answer.body) == (200, broker_status("active", 0))
     assert placed(alice, LIMIT)["status"] == "pending"
 
 
-def test_a_suspension_with_cancel_is_answered_when_the_cancels_are_done(
-    alice: Client, bob: Client, operator: Client
-) -> None:
+def test_a_suspension_responds_after_its_cancels(alice: Client, bob: Client, operator: Client) -> None:
     trading.instrument("PETR4")
     mine = [
         placed(alice, body)["order_id"] for body in (LIMIT, limit("ask", 5, "11"), limit("bid", 1, "1", symbol="PETR4"))
@@ -50,16 +48,16 @@ def test_a_suspension_with_cancel_is_answered_when_the_cancels_are_done(
     placed(bob, limit("bid", 2, "11", **BY_BOB))
     answer = operator.post("/brokers/alice/suspend", {"cancel_orders": True, "reason": "default"})
 
-    assert (answer.status, answer.body) == (200, standing("suspended", 3))
+    assert (answer.status, answer.body) == (200, broker_status("suspended", 3))
     ended = [alice.get(f"/orders/{order_id}").body for order_id in mine]
     assert [(order["status"], order["cancel_reason"]) for order in ended] == [("cancelled", "broker_suspended")] * 3
     assert [order["filled_quantity"] for order in ended] == [0, 2, 0]
     assert Order.objects.working().values_list("broker", flat=True).get() == "bob"
-    assert operator.post("/brokers/alice/suspend", {"cancel_orders": True}).body == standing("suspended", 0)
+    assert operator.post("/brokers/alice/suspend", {"cancel_orders": True}).body == broker_status("suspended", 0)
 
 
 @pytest.mark.parametrize(
-    ("act", "body", "fields"),
+    ("action", "body", "fields"),
     [
         ("suspend", {"cancel_orders": "true"}, ["cancel_orders"]),
         ("suspend", {"cancel_orders": 1}, ["cancel_orders"]),
@@ -72,30 +70,30 @@ def test_a_suspension_with_cancel_is_answered_when_the_cancels_are_done(
         ("reinstate", {"reason": []}, ["reason"]),
     ],
 )
-def test_bad_fields_of_a_suspension_are_named(
-    alice: Client, operator: Client, act: str, body: Any, fields: list[str]
+def test_invalid_fields_of_a_suspension_are_listed(
+    alice: Client, operator: Client, action: str, body: Any, fields: list[str]
 ) -> None:
-    answer = refused(operator, "POST", f"/brokers/alice/{act}", body)
+    answer = refused(operator, "POST", f"/brokers/alice/{action}", body)
 
     assert (answer.status, answer.code, sorted(answer.fields)) == (400, "validation_error", fields)
 
 
-@pytest.mark.parametrize("act", ["suspend", "reinstate"])
-def test_only_an_operator_suspends_and_only_a_broker_that_exists(alice: Client, operator: Client, act: str) -> None:
-    answer = refused(operator, "POST", f"/brokers/nobody/{act}", {})
+@pytest.mark.parametrize("action", ["suspend", "reinstate"])
+def test_a_suspension_requires_an_operator_and_an_existing_broker(alice: Client, operator: Client, action: str) -> None:
+    answer = refused(operator, "POST", f"/brokers/nobody/{action}", {})
     assert (answer.status, answer.code) == (404, "broker_not_found")
-    assert refused(operator, "POST", f"/brokers/a%20b/{act}").code == "not_found"
-    answer = refused(alice, "POST", f"/brokers/alice/{act}", {})
+    assert refused(operator, "POST", f"/brokers/a%20b/{action}").code == "not_found"
+    answer = refused(alice, "POST", f"/brokers/alice/{action}", {})
     assert (answer.status, answer.code) == (403, "scope_missing")
-    assert refused(operator, "POST", f"/brokers/alice/{act}", b"[]").code == "malformed_request"
-    assert refused(operator, "POST", f"/brokers/alice/{act}", b"{}", content_type="text/plain").status == 415
+    assert refused(operator, "POST", f"/brokers/alice/{action}", b"[]").code == "malformed_request"
+    assert refused(operator, "POST", f"/brokers/alice/{action}", b"{}", content_type="text/plain").status == 415
 
 
 # --- Halt -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("body", [None, {"reason": "news"}])
-def test_a_halted_instrument_takes_no_orders_until_it_is_resumed(alice: Client, operator: Client, body: Any) -> None:
+def test_a_halted_instrument_rejects_orders_until_resumed(alice: Client, operator: Client, body: Any) -> None:
     trading.instrument("PETR4")
     resting = placed(alice, LIMIT)["order_id"]
     answer = operator.post("/stocks/AAPL/halt", body)
@@ -112,11 +110,14 @@ def test_a_halted_instrument_takes_no_orders_until_it_is_resumed(alice: Client, 
     assert placed(alice, LIMIT)["status"] == "pending"
 
 
-@pytest.mark.parametrize("act", ["halt", "resume"])
-def test_only_an_operator_halts_and_only_what_is_listed(alice: Client, operator: Client, act: str) -> None:
-    answer = refused(operator, "POST", f"/stocks/NONE/{act}", {})
+@pytest.mark.parametrize("action", ["halt", "resume"])
+def test_a_halt_requires_an_operator_and_a_listed_symbol(alice: Client, operator: Client, action: str) -> None:
+    answer = refused(operator, "POST", f"/stocks/NONE/{action}", {})
     assert (answer.status, answer.code) == (404, "symbol_not_found")
-    assert refused(operator, "POST", f"/stocks/aapl/{act}", {}).code == "not_found"
-    answer = refused(alice, "POST", f"/stocks/AAPL/{act}", {})
+    assert refused(operator, "POST", f"/stocks/aapl/{action}", {}).code == "not_found"
+    answer = refused(alice, "POST", f"/stocks/AAPL/{action}", {})
     assert (answer.status, answer.code) == (403, "scope_missing")
-    assert list(refused(operator, "POST", f"/stocks/AAPL/{act}", {"reason": 1, "why": ""}).fields) == ["reason", "why"]
+    assert list(refused(operator, "POST", f"/stocks/AAPL/{action}", {"reason": 1, "why": ""}).fields) == [
+        "reason",
+        "why",
+    ]

@@ -335,7 +335,7 @@ FORMS: list[tuple[bytes, int, str]] = [
 
 
 @pytest.mark.parametrize(("body", "status", "code"), FORMS, ids=[str(index) for index in range(len(FORMS))])
-def test_a_body_that_is_not_a_json_object_is_refused(alice: Client, body: bytes, status: int, code: str) -> None:
+def test_a_body_that_is_not_a_json_object_is_rejected(alice: Client, body: bytes, status: int, code: str) -> None:
     answer = refused_order(alice, body)
 
     assert (answer.status, answer.code) == (status, code)

@@ -147,7 +147,7 @@ def test_what_one_command_reserves_the_next_one_lacks() -> None:
 
 
 @pytest.mark.usefixtures("brokers")
-def test_of_two_with_one_client_order_id_the_first_wins_and_the_second_is_its_replay() -> None:
+def test_the_second_of_two_orders_with_one_client_order_id_is_a_replay() -> None:
     first, second = (order(Side.BID, 5, "10.00", client_order_id="twice") for _ in range(2))
     one, other = service.execute([first, second])
     assert isinstance(one, Accepted)
