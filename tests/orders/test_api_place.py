@@ -1,4 +1,4 @@
-"""`POST /orders`: what it takes, what it answers, what it refuses and in which order (contract: 1, 2)."""
+"""`POST /orders`: accepted values, responses, errors and their precedence (contract: 1, 2)."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -25,17 +25,17 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 GTD = without(LIMIT, "time_in_force") | {"expires_at": LATER}
 BY_BOB = {"broker_id": "bob"}
-KIBI_64 = 64 * 1024
+MAX_BYTES = 64 * 1024
 
 
 def refused_order(client: Client, body: Any, **options: str) -> Answer:
     return refused(client, "POST", "/orders", body, **options)
 
 
-# --- What is answered -----------------------------------------------------------------------------------------------
+# --- Responses ------------------------------------------------------------------------------------------------------
 
 
-def test_a_new_order_is_answered_with_the_very_object_of_the_contract(bob: Client) -> None:
+def test_the_response_to_a_new_order_is_that_of_the_contract(bob: Client) -> None:
     client = api.broker("broker-123")
     placed(bob, limit("ask", 500, "148", **BY_BOB))
     answer = client.post(
@@ -61,7 +61,7 @@ def test_a_new_order_is_answered_with_the_very_object_of_the_contract(bob: Clien
     )
 
 
-def test_what_the_post_answers_is_what_the_get_answers(alice: Client, bob: Client) -> None:
+def test_post_and_get_return_equal_bytes(alice: Client, bob: Client) -> None:
     placed(bob, limit("ask", 2, "9.99", **BY_BOB))
     placed(bob, limit("ask", 2, "10", **BY_BOB))
     for body in (limit("bid", 3, "10", client_order_id="a"), market("bid", 5), limit("bid", 1, "3.5"), GTD):
@@ -69,7 +69,7 @@ def test_what_the_post_answers_is_what_the_get_answers(alice: Client, bob: Clien
         assert answer.content == alice.get(f"/orders/{answer.body['order_id']}").content
 
 
-def test_the_takers_trades_are_all_its_own_in_the_order_they_happened(alice: Client, bob: Client) -> None:
+def test_a_taker_lists_its_trades_in_order_of_execution(alice: Client, bob: Client) -> None:
     for price in ("10.02", "10", "10.01"):
         placed(bob, limit("ask", 1, price, **BY_BOB))
     answer = alice.post("/orders", limit("bid", 3, "11"))
@@ -80,7 +80,7 @@ def test_the_takers_trades_are_all_its_own_in_the_order_they_happened(alice: Cli
 
 
 @pytest.mark.parametrize("price", ["10", "10.0", '"10.00"', "1e1", "10.000000", '"0010"', '"10.0000"', "100e-1"])
-def test_a_price_may_be_written_in_any_way_that_is_exact(alice: Client, price: str) -> None:
+def test_any_exact_notation_of_a_price_is_accepted(alice: Client, price: str) -> None:
     answer = alice.post("/orders", LIMIT | {"price": token(price)})
 
     assert answer.status == 201
@@ -134,20 +134,20 @@ def test_the_average_price_is_rounded_half_to_even_at_the_instruments_decimals(a
         ("2099-06-30T23:30:00-03:00", "2099-07-01T02:30:00Z"),
     ],
 )
-def test_an_expiry_of_any_offset_is_answered_in_utc(alice: Client, sent: str, shown: str) -> None:
+def test_expires_at_with_any_offset_is_returned_in_utc(alice: Client, sent: str, shown: str) -> None:
     body = placed(alice, GTD | {"expires_at": sent})
 
     assert (body["expires_at"], body["time_in_force"]) == (shown, "gtd")
 
 
-def test_a_day_order_shows_the_next_midnight_utc_as_its_expiry(alice: Client) -> None:
+def test_a_day_order_expires_at_the_next_midnight_utc(alice: Client) -> None:
     body = placed(alice, LIMIT | {"time_in_force": "day", "expires_at": None})
 
     midnight = datetime.fromisoformat(body["created_at"]).astimezone(UTC).date() + timedelta(days=1)
     assert body["expires_at"] == f"{midnight}T00:00:00Z"
 
 
-def test_optional_fields_may_be_null_and_have_their_defaults(alice: Client) -> None:
+def test_optional_fields_may_be_null_and_have_defaults(alice: Client) -> None:
     nulls = {"price": None, "expires_at": None, "client_order_id": None}
     body = placed(alice, MARKET | nulls)
 
@@ -165,7 +165,7 @@ def test_optional_fields_may_be_null_and_have_their_defaults(alice: Client) -> N
         (LIMIT | {"time_in_force": "fok"}, "fok_not_filled"),
     ],
 )
-def test_what_cannot_rest_is_201_and_cancelled(alice: Client, body: dict[str, Any], reason: str) -> None:
+def test_an_order_that_cannot_rest_is_201_and_cancelled(alice: Client, body: dict[str, Any], reason: str) -> None:
     answer = placed(alice, body)
 
     assert (answer["status"], answer["cancel_reason"]) == ("cancelled", reason)
@@ -183,12 +183,12 @@ def test_the_largest_order_is_exact(alice: Client) -> None:
     assert b'"price":1000.00,"quantity":1000000000000,' in answer.content
 
 
-# --- The table of fields --------------------------------------------------------------------------------------------
+# --- Invalid fields -------------------------------------------------------------------------------------------------
 
-# By field: what it is tried in, and the JSON values it refuses, apart from each other by white space.
-BAD: dict[str, tuple[dict[str, Any], str]] = {
+# Field: a valid body, and the JSON values that are invalid for the field, separated by white space.
+INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "type": (LIMIT, r'null 1 true [] "" "LIMIT" "stop" "limit\u0020"'),
-    "broker_id": (LIMIT, 'null 1 true ["alice"] {"alice":1}'),  # a string that is not its own is another broker
+    "broker_id": (LIMIT, 'null 1 true ["alice"] {"alice":1}'),  # any other string is another broker's id
     "document_number": (
         LIMIT,
         rf'null 1 true [] "" "123.456" "a\u0020b" "\u00e9" "\uff11" "1\n" "1\u0000" "{"1" * 33}"',
@@ -225,28 +225,28 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("field", BAD)
-def test_every_bad_value_of_a_field_is_400_on_that_field(alice: Client, field: str) -> None:
-    base, values = BAD[field]
+@pytest.mark.parametrize("field", INVALID)
+def test_every_invalid_value_of_a_field_is_400_on_that_field(alice: Client, field: str) -> None:
+    base, values = INVALID[field]
     for value in values.split():
         answer = refused_order(alice, base | {field: token(value)})
         assert (answer.status, answer.code) == (400, "validation_error"), value
         assert list(answer.fields) == [field], value
 
 
-def test_an_integer_of_thousands_of_digits_is_named_like_any_other(alice: Client) -> None:
+def test_an_integer_of_thousands_of_digits_is_400_on_its_field(alice: Client) -> None:
     for field in ("price", "quantity"):
         assert list(refused_order(alice, LIMIT | {field: token("9" * 5000)}).fields) == [field]
 
 
-def test_what_is_required_is_named_when_it_is_missing(alice: Client) -> None:
+def test_missing_required_fields_are_listed(alice: Client) -> None:
     for field in ("broker_id", "document_number", "side", "symbol", "quantity"):
         for base in (LIMIT, MARKET):
             assert refused_order(alice, without(base, field)).fields == {field: "required"}
     assert refused_order(alice, without(LIMIT, "price")).fields == {"price": "required"}
 
 
-def test_every_bad_field_is_named_at_once(alice: Client) -> None:
+def test_all_invalid_fields_are_listed_together(alice: Client) -> None:
     answer = refused_order(
         alice,
         {"type": 1, "broker_id": None, "side": "buy", "symbol": "aapl", "price": True, "quantity": "5"}
@@ -269,22 +269,22 @@ CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
     *[(GTD | {"time_in_force": each}, ["expires_at"]) for each in ("gtc", "day", "ioc", "fok")],
     *[(MARKET | {"time_in_force": each}, ["time_in_force"]) for each in ("gtc", "gtd", "day", None)],
     (GTD | {"time_in_force": "gtc", "quantity": 0}, ["expires_at", "quantity"]),
-    (LIMIT | {"price": "1000.01", "quantity": 10**12}, ["quantity"]),  # each fine by itself
+    (LIMIT | {"price": "1000.01", "quantity": 10**12}, ["quantity"]),  # each valid alone
     (LIMIT | {"price": "9999999999999999.99", "quantity": 1}, ["quantity"]),
     (LIMIT | {"price": token("90000000000000.00"), "quantity": 9223372036854775807}, ["quantity"]),
     (LIMIT | {"price": "1000.01", "quantity": 10**12, "side": "buy"}, ["quantity", "side"]),
 ]
 
 
-@pytest.mark.parametrize(("body", "blamed"), CONTRADICTIONS)
-def test_contradictions_are_named_with_everything_else(alice: Client, body: dict[str, Any], blamed: list[str]) -> None:
+@pytest.mark.parametrize(("body", "fields"), CONTRADICTIONS)
+def test_contradictions_are_listed_with_field_errors(alice: Client, body: dict[str, Any], fields: list[str]) -> None:
     answer = refused_order(alice, body)
 
-    assert (answer.status, answer.code, sorted(answer.fields)) == (400, "validation_error", blamed)
+    assert (answer.status, answer.code, sorted(answer.fields)) == (400, "validation_error", fields)
 
 
 @pytest.mark.parametrize(
-    ("changes", "blamed"),
+    ("changes", "fields"),
     [
         ({"price": "10.03"}, {"price": "off_tick"}),
         ({"price": "10.001"}, {"price": "off_tick"}),
@@ -295,27 +295,27 @@ def test_contradictions_are_named_with_everything_else(alice: Client, body: dict
         ),
     ],
 )
-def test_the_instruments_rules_are_400_on_the_field_never_rounded(
-    alice: Client, changes: dict[str, Any], blamed: dict[str, str]
+def test_off_tick_and_off_lot_values_are_400_and_never_rounded(
+    alice: Client, changes: dict[str, Any], fields: dict[str, str]
 ) -> None:
     trading.instrument("LOTS", tick="0.05", lot=10)
     answer = refused_order(alice, limit("bid", 10, "10.05", symbol="LOTS") | changes)
 
-    assert (answer.status, answer.code, answer.fields) == (400, "validation_error", blamed)
+    assert (answer.status, answer.code, answer.fields) == (400, "validation_error", fields)
 
 
 def test_an_unknown_query_parameter_is_400(alice: Client) -> None:
     assert refused(alice, "POST", "/orders?dry_run=1", LIMIT).fields == {"dry_run": "unknown_parameter"}
 
 
-# --- The form of a body ---------------------------------------------------------------------------------------------
+# --- Malformed bodies -----------------------------------------------------------------------------------------------
 
-FORMS: list[tuple[bytes, int, str]] = [
-    (b" " * KIBI_64, 400, "malformed_request"),
-    (b" " * (KIBI_64 + 1), 413, "too_large"),
+MALFORMED: list[tuple[bytes, int, str]] = [
+    (b" " * MAX_BYTES, 400, "malformed_request"),
+    (b" " * (MAX_BYTES + 1), 413, "too_large"),
     (b"[" * 2_000 + b"]" * 2_000, 400, "malformed_request"),
     (b'{"price":' * 2_000 + b"1" + b"}" * 2_000, 400, "malformed_request"),
-    (b"[" * KIBI_64, 400, "malformed_request"),
+    (b"[" * MAX_BYTES, 400, "malformed_request"),
     (b'{"side": "\xff\xfe"}', 400, "malformed_request"),
     ('{"side": "bid"}'.encode("utf-16"), 400, "malformed_request"),
     (b'{"side": "\\ud800"}', 400, "malformed_request"),
@@ -334,7 +334,7 @@ FORMS: list[tuple[bytes, int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "status", "code"), FORMS, ids=[str(index) for index in range(len(FORMS))])
+@pytest.mark.parametrize(("body", "status", "code"), MALFORMED, ids=[str(index) for index in range(len(MALFORMED))])
 def test_a_body_that_is_not_a_json_object_is_rejected(alice: Client, body: bytes, status: int, code: str) -> None:
     answer = refused_order(alice, body)
 
@@ -348,32 +348,32 @@ def test_a_body_of_another_type_is_415(alice: Client, content_type: str) -> None
     assert (answer.status, answer.code) == (415, "unsupported_media_type")
 
 
-def test_a_body_may_have_64_kib_and_name_its_charset(alice: Client) -> None:
-    assert django_settings.MAX_BODY_BYTES == KIBI_64
+def test_a_body_may_have_64_kib_and_a_charset(alice: Client) -> None:
+    assert django_settings.MAX_BODY_BYTES == MAX_BYTES
     body = b'{"broker_id":"alice","document_number":"1","side":"bid","symbol":"AAPL","type":"market","quantity":1}'
 
-    assert alice.post("/orders", body.rjust(KIBI_64), content_type="application/json; charset=utf-8").status == 201
+    assert alice.post("/orders", body.rjust(MAX_BYTES), content_type="application/json; charset=utf-8").status == 201
 
 
-# --- The order of refusals ------------------------------------------------------------------------------------------
+# --- Error precedence -----------------------------------------------------------------------------------------------
 
 
-def test_refusals_come_in_the_contracts_order(alice: Client, bob: Client) -> None:
+def test_errors_follow_the_precedence_of_the_contract(alice: Client, bob: Client) -> None:
     reader = Client(exchange_services.issue_key("alice", scopes=[Scope.READ], by=BY)[1])
     exchange_services.halt("AAPL", "news", by=BY)
     services.suspend("alice", cancel_orders=False, by=BY)
-    others = LIMIT | BY_BOB
-    nowhere = LIMIT | {"symbol": "NONE"}
+    of_bob = LIMIT | BY_BOB
+    unlisted = LIMIT | {"symbol": "NONE"}
     for client, body, status, code in [
         (Client(None), b"{", 401, "unauthenticated"),
-        (Client(None), b" " * (KIBI_64 + 1), 401, "unauthenticated"),
+        (Client(None), b" " * (MAX_BYTES + 1), 401, "unauthenticated"),
         (alice, b'{"broker_id": "bob"', 400, "malformed_request"),
         (reader, b"[]", 400, "malformed_request"),
         (reader, LIMIT | {"quantity": 0}, 403, "scope_missing"),
-        (alice, others | {"quantity": 0}, 403, "broker_mismatch"),
+        (alice, of_bob | {"quantity": 0}, 403, "broker_mismatch"),
         (alice, LIMIT | {"broker_id": "a b", "quantity": 0}, 403, "broker_mismatch"),
-        (alice, nowhere | {"quantity": 0}, 400, "validation_error"),
-        (alice, nowhere | {"price": "10.001"}, 404, "symbol_not_found"),
+        (alice, unlisted | {"quantity": 0}, 400, "validation_error"),
+        (alice, unlisted | {"price": "10.001"}, 404, "symbol_not_found"),
         (alice, LIMIT | {"price": "10.001"}, 400, "validation_error"),
         (alice, LIMIT | {"quantity": 10**9}, 409, "instrument_halted"),
     ]:
@@ -381,7 +381,7 @@ def test_refusals_come_in_the_contracts_order(alice: Client, bob: Client) -> Non
         assert (answer.status, answer.code) == (status, code), body
 
 
-def test_a_replay_comes_after_404_and_before_everything_else(alice: Client) -> None:
+def test_a_replay_precedes_every_error_after_404(alice: Client) -> None:
     body = GTD | {"client_order_id": "mine"}
     first = placed(alice, body)
     Order.objects.update(expires_at=F("expires_at") - timedelta(days=40_000))
@@ -399,7 +399,7 @@ def test_a_replay_comes_after_404_and_before_everything_else(alice: Client) -> N
     assert conflict.fields == {"price": "differs", "quantity": "differs"}
 
 
-def test_a_missing_or_bad_key_is_401_with_the_scheme_to_use(alice: Client) -> None:
+def test_a_missing_or_invalid_key_is_401_with_the_scheme(alice: Client) -> None:
     for header in ("", "Bearer", "Bearer ", "Basic YTpi", f"Token {alice.key}", f"Bearer {alice.key}x", "Bearer \xff"):
         answer = refused_order(Client(None), LIMIT, Authorization=header)
         assert (answer.status, answer.code) == (401, "unauthenticated"), header
@@ -409,7 +409,7 @@ def test_a_missing_or_bad_key_is_401_with_the_scheme_to_use(alice: Client) -> No
 # --- Replay ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_repeat_is_200_with_the_order_as_it_is_now(alice: Client, bob: Client) -> None:
+def test_a_replay_is_200_with_the_current_order(alice: Client, bob: Client) -> None:
     first = placed(alice, limit("bid", 5, "10", client_order_id="mine"))
     placed(bob, limit("ask", 3, "9.5", **BY_BOB))
     before = trading.everything()
@@ -430,7 +430,7 @@ def test_a_repeat_is_200_with_the_order_as_it_is_now(alice: Client, bob: Client)
         (LIMIT | {"time_in_force": "day"}, LIMIT | {"time_in_force": "day", "type": "limit"}),
     ],
 )
-def test_a_repeat_may_be_spelled_differently(alice: Client, first: dict[str, Any], second: dict[str, Any]) -> None:
+def test_a_replay_compares_normalised_values(alice: Client, first: dict[str, Any], second: dict[str, Any]) -> None:
     order_id = placed(alice, first | {"client_order_id": "mine"})["order_id"]
     answer = alice.post("/orders", second | {"client_order_id": "mine"})
 
@@ -450,7 +450,7 @@ def test_a_repeat_may_be_spelled_differently(alice: Client, first: dict[str, Any
         ({"type": "market", "price": None, "expires_at": None}, ["expires_at", "price", "time_in_force", "type"]),
     ],
 )
-def test_another_order_under_a_used_id_is_409_naming_each_difference(
+def test_another_order_with_a_used_client_order_id_is_409_with_each_difference(
     alice: Client, changes: dict[str, Any], differing: list[str]
 ) -> None:
     trading.instrument("PETR4")
@@ -460,11 +460,11 @@ def test_another_order_under_a_used_id_is_409_naming_each_difference(
     assert (answer.status, answer.code, sorted(answer.fields)) == (409, "client_order_id_conflict", differing)
 
 
-# --- Refusals of the market -----------------------------------------------------------------------------------------
+# --- Rejections by the market ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("body", "code", "told"),
+    ("body", "code", "detail"),
     [
         (limit("bid", 100_001, "10"), "insufficient_balance", "1000010.00"),
         (limit("ask", 10_001, "10"), "insufficient_holdings", "10001 AAPL"),
@@ -472,8 +472,8 @@ def test_another_order_under_a_used_id_is_409_naming_each_difference(
         (limit("bid", 3, "10"), "too_many_fills", "split"),
     ],
 )
-def test_what_the_market_refuses_is_409_and_told(
-    alice: Client, bob: Client, settings: Settings, body: dict[str, Any], code: str, told: str
+def test_rejections_by_the_market_are_409_with_a_detail(
+    alice: Client, bob: Client, settings: Settings, body: dict[str, Any], code: str, detail: str
 ) -> None:
     if code == "too_many_fills":
         trading.limit_makers(settings, 2)
@@ -482,24 +482,24 @@ def test_what_the_market_refuses_is_409_and_told(
     answer = refused_order(alice, body | {"client_order_id": "mine"})
 
     assert (answer.status, answer.code) == (409, code)
-    assert told in answer.body["detail"]
+    assert detail in answer.body["detail"]
     assert "errors" not in answer.body
     assert refused(alice, "GET", "/orders?client_order_id=mine").code == "order_not_found"
 
 
-def test_a_refused_order_does_not_use_up_its_id(alice: Client) -> None:
+def test_a_rejected_order_does_not_use_up_its_client_order_id(alice: Client) -> None:
     body = LIMIT | {"client_order_id": "mine"}
     assert refused_order(alice, body | {"quantity": 10**7}).code == "insufficient_balance"
 
     assert placed(alice, body)["client_order_id"] == "mine"
 
 
-def test_an_expiry_that_has_passed_is_400(alice: Client) -> None:
+def test_expires_at_in_the_past_is_400(alice: Client) -> None:
     for moment in (timezone.now(), datetime(1, 1, 1, tzinfo=UTC)):
         assert refused_order(alice, GTD | {"expires_at": moment}).fields == {"expires_at": "in_the_past"}
 
 
-# --- Anything at all ------------------------------------------------------------------------------------------------
+# --- Arbitrary input ------------------------------------------------------------------------------------------------
 
 SCALARS = (
     st.none()
@@ -520,7 +520,7 @@ ANY_FIELDS = st.dictionaries(st.sampled_from(FIELDS) | st.text(st.characters(cod
 ANY_BYTES = st.binary(max_size=200) | st.text('{}[]",:0123456789eE.-+ntfalseru\\').map(str.encode)
 
 
-def test_no_body_gives_a_5xx_and_no_refusal_writes(alice: Client) -> None:
+def test_no_order_causes_a_5xx_and_no_rejection_writes(alice: Client) -> None:
     state = trading.everything()
 
     @settings(max_examples=50, deadline=None)
@@ -537,7 +537,7 @@ def test_no_body_gives_a_5xx_and_no_refusal_writes(alice: Client) -> None:
     send()
 
 
-def test_no_bytes_give_a_5xx(alice: Client) -> None:
+def test_no_bytes_cause_a_5xx(alice: Client) -> None:
     before = trading.everything()
 
     @settings(max_examples=50, deadline=None)

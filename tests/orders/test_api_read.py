@@ -1,4 +1,4 @@
-"""Reading, finding, listing and cancelling orders and trades (contract: 1, 2)."""
+"""Read, look up, list and cancel orders, and list trades, over HTTP (contract: 1, 2)."""
 
 from datetime import timedelta
 from typing import Any
@@ -28,15 +28,15 @@ def ids(orders: list[Any]) -> list[str]:
     return [order["order_id"] for order in orders]
 
 
-def told(answer: Answer) -> dict[str, Any]:
-    """A problem, but for what differs from request to request."""
+def without_request_id(answer: Answer) -> dict[str, Any]:
+    """The body of a problem without its request id."""
     return {name: value for name, value in answer.body.items() if name != "request_id"}
 
 
 # --- One order ------------------------------------------------------------------------------------------------------
 
 
-def test_an_order_is_read_with_all_its_trades_as_maker_and_as_taker(alice: Client, bob: Client) -> None:
+def test_an_order_is_read_with_its_trades_as_maker_and_as_taker(alice: Client, bob: Client) -> None:
     placed(bob, limit("ask", 2, "9.99", **BY_BOB))
     order = placed(alice, limit("bid", 9, "10"))
     placed(bob, limit("ask", 3, "9.5", **BY_BOB))
@@ -56,12 +56,12 @@ def test_a_market_order_has_a_null_price(alice: Client) -> None:
     assert b'"price":null,' in alice.get(f"/orders/{order_id}").content
 
 
-def test_anothers_order_is_404_as_if_it_did_not_exist(alice: Client, bob: Client) -> None:
+def test_another_brokers_order_is_404_like_an_unknown_order(alice: Client, bob: Client) -> None:
     theirs = placed(bob, limit("bid", 5, "10", **BY_BOB))["order_id"]
     for method in ("GET", "DELETE"):
         answer = refused(alice, method, f"/orders/{theirs}")
         assert (answer.status, answer.code) == (404, "order_not_found")
-        assert told(answer) == told(refused(alice, method, f"/orders/{UNKNOWN}"))
+        assert without_request_id(answer) == without_request_id(refused(alice, method, f"/orders/{UNKNOWN}"))
 
 
 def test_an_operator_reads_any_order(bob: Client, operator: Client) -> None:
@@ -72,18 +72,18 @@ def test_an_operator_reads_any_order(bob: Client, operator: Client) -> None:
 
 
 @pytest.mark.parametrize("order_id", MALFORMED)
-def test_a_malformed_id_is_no_path(alice: Client, order_id: str) -> None:
+def test_a_malformed_order_id_is_404(alice: Client, order_id: str) -> None:
     for method in ("GET", "DELETE"):
         answer = refused(alice, method, f"/orders/{order_id}")
         assert (answer.status, answer.code) == (404, "not_found")
 
 
-def test_a_trailing_slash_is_no_path(alice: Client) -> None:
+def test_a_trailing_slash_is_404(alice: Client) -> None:
     assert refused(alice, "GET", "/orders/").code == "not_found"
     assert refused(alice, "POST", "/orders/", LIMIT).code == "not_found"
 
 
-# --- One order by its client_order_id -------------------------------------------------------------------------------
+# --- Lookup by client_order_id --------------------------------------------------------------------------------------
 
 
 def test_an_order_is_found_by_its_client_order_id(alice: Client, bob: Client, operator: Client) -> None:
@@ -96,7 +96,7 @@ def test_an_order_is_found_by_its_client_order_id(alice: Client, bob: Client, op
     assert bob.get("/orders?client_order_id=mine:1.a_b-c").body["broker_id"] == "bob"
 
 
-def test_a_look_up_is_refused_as_the_contract_says(alice: Client, bob: Client, operator: Client) -> None:
+def test_invalid_lookups_are_rejected(alice: Client, bob: Client, operator: Client) -> None:
     placed(bob, LIMIT | BY_BOB | {"client_order_id": "theirs"})
     for client, query, status, code, fields in [
         (alice, "", 400, "validation_error", {"client_order_id"}),
@@ -117,10 +117,10 @@ def test_a_look_up_is_refused_as_the_contract_says(alice: Client, bob: Client, o
         assert (answer.status, answer.code, set(answer.fields)) == (status, code, fields), query
 
 
-# --- Cancelling -----------------------------------------------------------------------------------------------------
+# --- Cancels --------------------------------------------------------------------------------------------------------
 
 
-def test_a_cancel_answers_the_order_with_its_trades(alice: Client, bob: Client) -> None:
+def test_a_cancel_returns_the_order_with_its_trades(alice: Client, bob: Client) -> None:
     order = placed(alice, limit("bid", 9, "10"))
     placed(bob, limit("ask", 3, "9.5", **BY_BOB))
     answer = alice.delete(f"/orders/{order['order_id']}")
@@ -143,7 +143,7 @@ def test_an_operator_cancels_any_order(alice: Client, operator: Client) -> None:
 
 
 @pytest.mark.parametrize("state", ["filled", "cancelled", "expired"])
-def test_a_final_order_is_409_and_the_detail_names_its_state(alice: Client, state: str) -> None:
+def test_a_cancel_of_a_final_order_is_409_and_names_the_status(alice: Client, state: str) -> None:
     order_id = placed(alice, api.without(LIMIT, "time_in_force") | {"expires_at": api.LATER})["order_id"]
     if state == "filled":
         placed(alice, limit("ask", 5, "10"))
@@ -158,7 +158,7 @@ def test_a_final_order_is_409_and_the_detail_names_its_state(alice: Client, stat
     assert state in answer.body["detail"]
 
 
-def test_an_order_found_past_its_time_is_expired_then_409(alice: Client) -> None:
+def test_a_cancel_past_expires_at_expires_the_order_and_is_409(alice: Client) -> None:
     order_id = placed(alice, api.without(LIMIT, "time_in_force") | {"expires_at": api.LATER})["order_id"]
     Order.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
     answer = alice.delete(f"/orders/{order_id}")
@@ -169,7 +169,7 @@ def test_an_order_found_past_its_time_is_expired_then_409(alice: Client) -> None
     assert (body["status"], body["expired_at"], body["cancelled_at"]) == ("expired", body["expires_at"], None)
 
 
-def test_a_cancel_takes_no_parameters(alice: Client) -> None:
+def test_a_cancel_accepts_no_query_parameters(alice: Client) -> None:
     order_id = placed(alice, LIMIT)["order_id"]
 
     assert refused(alice, "DELETE", f"/orders/{order_id}?force=1").fields == {"force": "unknown_parameter"}
@@ -191,7 +191,7 @@ def test_orders_are_listed_newest_first_without_their_trades(alice: Client, bob:
     assert body == {"orders": [api.without(order, "trades") for order in reversed(orders)], "next_cursor": None}
 
 
-def test_each_filter_narrows_and_together_they_narrow_more(alice: Client) -> None:
+def test_filters_combine(alice: Client) -> None:
     trading.instrument("PETR4")
     first, second, third, fourth = (
         placed(alice, body)
@@ -199,7 +199,7 @@ def test_each_filter_narrows_and_together_they_narrow_more(alice: Client) -> Non
             limit("bid", 1, "9"),
             limit("ask", 1, "12", document_number="999"),
             limit("bid", 1, "9", symbol="PETR4"),
-            market("bid", 5, document_number="999"),  # buys the second's share: what is left is cancelled
+            market("bid", 5, document_number="999"),  # fills the second order; the remainder is cancelled
         )
     )
     after, before = quote(second["created_at"]), quote(fourth["created_at"])
@@ -223,7 +223,7 @@ def test_each_filter_narrows_and_together_they_narrow_more(alice: Client) -> Non
 
 
 @pytest.mark.parametrize("size", [1, 3, 500])
-def test_pages_show_each_order_once_however_many_share_a_moment(alice: Client, size: int) -> None:
+def test_pages_show_each_order_once_for_equal_times(alice: Client, size: int) -> None:
     orders = [placed(alice, limit("bid", 1, "9"))["order_id"] for _ in range(7)]
     moment = timezone.now()
     Order.objects.filter(pk__in=orders[2:]).update(created_at=moment)
@@ -240,7 +240,7 @@ def test_a_full_last_page_has_no_cursor(alice: Client) -> None:
     assert [len(page) for page in walk(alice, "/brokers/alice/orders?side=bid", "orders", 2)] == [2, 2]
 
 
-def test_orders_that_arrive_between_pages_shift_nothing(alice: Client) -> None:
+def test_orders_placed_between_pages_do_not_shift_rows(alice: Client) -> None:
     orders = [placed(alice, limit("bid", 1, "9"))["order_id"] for _ in range(5)]
     seen, cursor = [], ""
     while cursor is not None:
@@ -252,7 +252,7 @@ def test_orders_that_arrive_between_pages_shift_nothing(alice: Client) -> None:
     assert seen == orders[::-1]
 
 
-def test_the_default_page_has_50_rows_and_the_largest_500(alice: Client) -> None:
+def test_a_page_has_50_rows_by_default_and_500_at_most(alice: Client) -> None:
     for _ in range(51):
         placed(alice, limit("bid", 1, "9"))
 
@@ -260,7 +260,7 @@ def test_the_default_page_has_50_rows_and_the_largest_500(alice: Client) -> None
     assert len(alice.get("/brokers/alice/orders?limit=500").body["orders"]) == 51
 
 
-BAD_QUERIES = [
+INVALID_PARAMETERS = [
     *[("limit", value) for value in ("0", "501", "abc", "", "-1", "1.0", "+5", "%D9%A1", "1e1", "9" * 30)],
     *[("cursor", value) for value in ("", "x", "%00", "%ff", "e30", "W10", "WyJhIiwiYiJd", "a" * 201, "WzEsMl0")],
     *[("status", value) for value in ("", "open", "PENDING", "%00")],
@@ -278,8 +278,8 @@ BAD_QUERIES = [
 ]
 
 
-def test_every_bad_parameter_of_a_list_is_400_on_it(alice: Client) -> None:
-    for name, value in BAD_QUERIES:
+def test_every_invalid_list_parameter_is_400_on_that_parameter(alice: Client) -> None:
+    for name, value in INVALID_PARAMETERS:
         side = "" if name == "side" else "&side=bid"
         answer = refused(alice, "GET", f"/brokers/alice/orders?{name}={value}{side}")
         assert (answer.status, answer.code, list(answer.fields)) == (400, "validation_error", [name]), (name, value)
@@ -287,7 +287,7 @@ def test_every_bad_parameter_of_a_list_is_400_on_it(alice: Client) -> None:
     assert set(answer.fields) == {"limit", "cursor", "status", "symbol", "side", "colour"}
 
 
-def test_a_cursor_belongs_to_its_list(alice: Client) -> None:
+def test_a_cursor_is_invalid_for_another_list(alice: Client) -> None:
     for _ in range(2):
         placed(alice, limit("bid", 1, "9"))
     cursor = alice.get("/brokers/alice/orders?limit=1").body["next_cursor"]
@@ -297,7 +297,7 @@ def test_a_cursor_belongs_to_its_list(alice: Client) -> None:
 
 
 @pytest.mark.parametrize("plural", ["orders", "trades"])
-def test_a_brokers_lists_are_its_own_and_the_operators(
+def test_lists_are_visible_to_their_broker_and_operators_only(
     alice: Client, bob: Client, operator: Client, plural: str
 ) -> None:
     placed(alice, limit("ask", 1, "10"))
@@ -316,7 +316,7 @@ def test_a_brokers_lists_are_its_own_and_the_operators(
 # --- A broker's trades ----------------------------------------------------------------------------------------------
 
 
-def test_a_trade_with_oneself_is_two_fills_and_pages_split_them(alice: Client) -> None:
+def test_a_trade_with_oneself_is_two_fills_on_separate_rows(alice: Client) -> None:
     ask, bid = placed(alice, limit("ask", 5, "10")), placed(alice, limit("bid", 5, "10"))
     (trade,) = Trade.objects.all()
     fills = alice.get("/brokers/alice/trades").body["trades"]
@@ -341,10 +341,10 @@ def test_own_fills_are_listed_newest_first_with_exact_prices(alice: Client, bob:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 500])
-def test_pages_show_each_fill_once_however_many_share_a_moment(alice: Client, bob: Client, size: int) -> None:
+def test_pages_show_each_fill_once_for_equal_times(alice: Client, bob: Client, size: int) -> None:
     for owner in ("alice", "bob", "alice"):
         placed(alice if owner == "alice" else bob, limit("ask", 1, "10", broker_id=owner))
-    placed(alice, limit("bid", 3, "10"))  # three trades of one moment, two of them with alice on both sides
+    placed(alice, limit("bid", 3, "10"))  # three trades at one time, two of them with alice on both sides
     placed(bob, limit("bid", 1, "8", **BY_BOB))
     placed(alice, limit("ask", 1, "8"))
     everything = alice.get("/brokers/alice/trades").body["trades"]
@@ -358,7 +358,7 @@ def test_pages_show_each_fill_once_however_many_share_a_moment(alice: Client, bo
     assert keys == sorted(keys, reverse=True)
 
 
-def test_fills_are_narrowed_by_symbol_and_time(alice: Client) -> None:
+def test_fills_are_filtered_by_symbol_and_time(alice: Client) -> None:
     trading.instrument("PETR4")
     seller = api.broker("seller", holdings={"PETR4": 1, "AAPL": 2})
     for symbol in ("AAPL", "PETR4", "AAPL"):
@@ -378,7 +378,7 @@ def test_fills_are_narrowed_by_symbol_and_time(alice: Client) -> None:
         assert list(refused(alice, "GET", f"/brokers/alice/trades?{name}={value}").fields) == [name]
 
 
-# --- Anything at all ------------------------------------------------------------------------------------------------
+# --- Arbitrary input ------------------------------------------------------------------------------------------------
 
 PATHS = [
     "/orders",
@@ -401,7 +401,7 @@ VALUE = TEXT | st.integers().map(str) | st.datetimes().map(lambda moment: f"{mom
 QUERY = st.dictionaries(st.sampled_from(NAMES.split()) | TEXT, VALUE, max_size=3)
 
 
-def test_no_path_and_no_parameter_gives_a_5xx_or_writes(alice: Client, operator: Client) -> None:
+def test_no_path_or_parameter_causes_a_5xx_or_a_write(alice: Client, operator: Client) -> None:
     placed(alice, LIMIT)
     before = trading.everything()
 

@@ -296,7 +296,7 @@ def test_a_reader_and_an_operator_may_look_and_nothing_else(alice: Client, reade
     assert listed(api.operator(), "nobody") == []
 
 
-def test_refusals_come_in_the_contracts_order(alice: Client, bob: Client, reader: Client) -> None:
+def test_errors_follow_the_precedence_of_the_contract(alice: Client, bob: Client, reader: Client) -> None:
     bad = HOOKS | {"url": "x"}
     for client, body, status, code in [
         (Client(None), b"{", 401, "unauthenticated"),
@@ -332,7 +332,7 @@ BAD: dict[str, dict[str, list[str]]] = {
 
 
 @pytest.mark.parametrize("field", BAD)
-def test_every_bad_value_of_a_field_is_400_on_that_field(alice: Client, field: str) -> None:
+def test_every_invalid_value_of_a_field_is_400_on_that_field(alice: Client, field: str) -> None:
     for values, blamed in BAD[field].items():
         for value in values.split():
             answer = refused_hooks(alice, HOOKS | {field: token(value)})
@@ -340,13 +340,13 @@ def test_every_bad_value_of_a_field_is_400_on_that_field(alice: Client, field: s
             assert list(answer.fields) == blamed, value
 
 
-def test_what_is_required_is_named_when_it_is_missing(alice: Client) -> None:
+def test_missing_required_fields_are_listed(alice: Client) -> None:
     for field in HOOKS:
         assert refused_hooks(alice, without(HOOKS, field)).fields == {field: "required"}
     assert refused_hooks(alice, {}).fields == dict.fromkeys(HOOKS, "required")
 
 
-def test_every_bad_field_is_named_at_once(alice: Client) -> None:
+def test_all_invalid_fields_are_listed_together(alice: Client) -> None:
     answer = refused_hooks(alice, {"broker_id": 1, "url": "http://169.254.169.254/", "events": ["x"], "colour": 1})
 
     assert answer.fields == {
@@ -483,7 +483,7 @@ URLS = st.builds(
 FIELDS = st.fixed_dictionaries({}, optional={"broker_id": VALUES, "events": VALUES, "url": URLS | VALUES, "x": VALUES})
 
 
-def test_no_body_gives_a_5xx_and_no_refusal_writes(alice: Client) -> None:
+def test_no_order_causes_a_5xx_and_no_rejection_writes(alice: Client) -> None:
     state = trading.everything()
 
     @hypothesis_settings(max_examples=50, deadline=None)

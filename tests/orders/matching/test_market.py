@@ -500,7 +500,7 @@ def test_two_brokers_may_use_the_same_client_order_id() -> None:
     assert Order.objects.count() == 2
 
 
-def test_a_refused_order_does_not_use_up_its_id() -> None:
+def test_a_rejected_order_does_not_use_up_its_client_order_id() -> None:
     exchange_services.halt("AAPL", "news", by=BY)
     assert refused(order(BID, 5, "10", client_order_id="mine")) == "instrument_halted"
     exchange_services.resume("AAPL", by=BY)
