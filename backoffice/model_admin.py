@@ -45,7 +45,7 @@ class ExchangeModelAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is not typ
     operator_actions: ClassVar[Sequence[OperatorAction]] = ()
     row_template: ClassVar[str] = "backoffice/row.html"
     is_live: ClassVar[bool] = False  # the list refreshes by itself
-    list_before_template = "backoffice/operator_actions.html"
+    list_before_template = "backoffice/action_buttons.html"
     list_disable_select_all = True  # acts have `MAX_SUBJECTS`
     list_per_page = lists.PAGE_ROWS
     preserve_filters = False
