@@ -52,7 +52,7 @@ def _parse_place(environ: Environ) -> FastRequest | None:
 
 
 async def _place(command: PlaceOrder) -> Response:
-    outcome = await sequencer.submit_in_loop(command)
+    outcome = await sequencer.submit_async(command)
     if isinstance(outcome, Replayed) or len(outcome.trades) > MAX_TRADES_ON_LOOP:
         return await in_thread(placed, outcome)
     return placed(outcome)
@@ -66,7 +66,7 @@ def _parse_cancel(environ: Environ, order_id: UUID) -> FastRequest | None:
 
 
 async def _cancel(command: CancelOrder) -> Response:
-    outcome = await sequencer.submit_in_loop(command)
+    outcome = await sequencer.submit_async(command)
     if len(outcome.trades) > MAX_TRADES_ON_LOOP:
         return await in_thread(cancelled, outcome)
     return cancelled(outcome)

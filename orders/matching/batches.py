@@ -10,25 +10,25 @@ from exchange.database import is_connection_lost, is_lock_timeout, replace_lost_
 from exchange.errors import ExchangeError, InternalError, OutcomeUnknown, Overloaded
 from orders.matching import service
 from orders.matching.commands import Command, Outcome
-from orders.matching.depth import MakersCutShort
+from orders.matching.depth import TooManyMakers
 
 _log = structlog.get_logger(__name__)
 
 
-def outcomes_of(
-    commands: Sequence[Command], *, is_retry: bool = False, skip_busy: bool = False, by_parts: bool = False
+def execute(
+    commands: Sequence[Command], *, is_retry: bool = False, skip_busy: bool = False, split_deep: bool = False
 ) -> list[Outcome]:
     """One outcome each: what fails is tried once more, then by halves, down to who is to blame.
 
-    Where they reach too many resting orders for one list nothing is done, and `MakersCutShort` is raised; with
-    `by_parts` they are executed in several transactions, however long that takes.
+    Where they reach too many resting orders for one list nothing is done, and `TooManyMakers` is raised; with
+    `split_deep` they are executed in several transactions, however long that takes.
     """
     try:
-        return service.execute(commands, skip_busy=skip_busy, however_deep=by_parts)
-    except MakersCutShort as cut:
-        if not by_parts:
+        return service.execute(commands, skip_busy=skip_busy, allow_deep=split_deep)
+    except TooManyMakers as too_many:
+        if not split_deep:
             raise
-        parts: Sequence[Sequence[Command]] = cut.parts(commands)
+        parts: Sequence[Sequence[Command]] = too_many.split(commands)
     except OutcomeUnknown:
         return [OutcomeUnknown() for _ in commands]
     except Exception as error:
@@ -38,19 +38,17 @@ def outcomes_of(
         if is_lost:
             _reconnect()
         if not is_retry:
-            return outcomes_of(commands, is_retry=True, skip_busy=skip_busy, by_parts=by_parts)
+            return execute(commands, is_retry=True, skip_busy=skip_busy, split_deep=split_deep)
         if is_lost or len(commands) == 1:
-            return [_refusal(error) for _ in commands]
+            return [_error_for(error) for _ in commands]
         half = len(commands) // 2
         parts = [commands[:half], commands[half:]]
     return [
-        outcome
-        for part in parts
-        for outcome in outcomes_of(part, is_retry=is_retry, skip_busy=skip_busy, by_parts=True)
+        outcome for part in parts for outcome in execute(part, is_retry=is_retry, skip_busy=skip_busy, split_deep=True)
     ]
 
 
-def began(begin: Callable[[], None]) -> bool:
+def try_begin(begin: Callable[[], None]) -> bool:
     """Begin the next list's transaction. False if that failed: the list then counts as its own retry.
 
     Without that, an outage would be waited for three times.
@@ -71,6 +69,6 @@ def _reconnect() -> None:
         replace_lost_connections()
 
 
-def _refusal(error: Exception) -> ExchangeError:
+def _error_for(error: Exception) -> ExchangeError:
     """Nothing was done."""
     return Overloaded() if isinstance(error, OperationalError | InterfaceError) else InternalError()

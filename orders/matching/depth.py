@@ -22,7 +22,7 @@ from orders.matching.commands import CancelOrder, Command, PlaceOrder
 BookSide = tuple[str, Side]  # one side of the book of a symbol
 
 
-class MakersCutShort(Exception):
+class TooManyMakers(Exception):
     """The commands reach more resting orders than one list may read. Nothing was done.
 
     `deep` are the orders that must be executed each by itself; there is at least one.
@@ -33,15 +33,15 @@ class MakersCutShort(Exception):
         self._deep = frozenset(order.order_id for order in deep)
         assert self._deep  # without one, splitting the commands would never end
 
-    def is_about(self, command: Command) -> bool:
+    def is_deep(self, command: Command) -> bool:
         """True if the command is one of those orders."""
         return isinstance(command, PlaceOrder) and command.order_id in self._deep
 
-    def parts(self, commands: Sequence[Command]) -> list[list[Command]]:
+    def split(self, commands: Sequence[Command]) -> list[list[Command]]:
         """Split the commands, in their order: each of those orders by itself, and the others between them."""
         parts: list[list[Command]] = []
         for command in commands:
-            if parts and not (self.is_about(command) or self.is_about(parts[-1][-1])):
+            if parts and not (self.is_deep(command) or self.is_deep(parts[-1][-1])):
                 parts[-1].append(command)
             else:
                 parts.append([command])

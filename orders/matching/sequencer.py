@@ -25,12 +25,12 @@ from django.db import connection
 from exchange.errors import ExchangeError, OutcomeUnknown, Overloaded
 from orders.matching import batches, service
 from orders.matching.commands import Accepted, Cancelled, CancelOrder, Command, Outcome, PlaceOrder, Replayed, Swept
-from orders.matching.depth import MakersCutShort
-from orders.matching.waiters import LoopTicket, Mailbox, ThreadTicket, Ticket
+from orders.matching.depth import TooManyMakers
+from orders.matching.waiters import LoopWaiter, LoopWaker, ThreadWaiter, Waiter
 
 _log = structlog.get_logger(__name__)
-_leader = ThreadPoolExecutor(1, "leader")  # of the lists whose first request waits on an event loop
-_aside = ThreadPoolExecutor(1, "aside")
+_leader_thread = ThreadPoolExecutor(1, "leader")  # of the lists whose first request waits on an event loop
+_deep_thread = ThreadPoolExecutor(1, "deep")
 
 
 @overload
@@ -39,19 +39,19 @@ def submit(command: PlaceOrder) -> Accepted | Replayed: ...
 def submit(command: CancelOrder) -> Cancelled: ...
 def submit(command: PlaceOrder | CancelOrder) -> Accepted | Replayed | Cancelled | Swept:
     """Run one command now and answer with its outcome; a refusal is raised."""
-    return _done(submit_all([command]))
+    return _unwrap(submit_all([command]))
 
 
 @overload
-async def submit_in_loop(command: PlaceOrder) -> Accepted | Replayed: ...
+async def submit_async(command: PlaceOrder) -> Accepted | Replayed: ...
 @overload
-async def submit_in_loop(command: CancelOrder) -> Cancelled: ...
-async def submit_in_loop(command: PlaceOrder | CancelOrder) -> Accepted | Replayed | Cancelled | Swept:
+async def submit_async(command: CancelOrder) -> Cancelled: ...
+async def submit_async(command: PlaceOrder | CancelOrder) -> Accepted | Replayed | Cancelled | Swept:
     """The same for who waits on an event loop."""
-    return _done(await _sequencer.submit_in_loop([command]))
+    return _unwrap(await _sequencer.submit_async([command]))
 
 
-def _done(outcomes: list[Outcome]) -> Accepted | Replayed | Cancelled | Swept:
+def _unwrap(outcomes: list[Outcome]) -> Accepted | Replayed | Cancelled | Swept:
     (outcome,) = outcomes
     if isinstance(outcome, ExchangeError):
         raise outcome
@@ -76,180 +76,186 @@ def is_full() -> bool:
 
 
 class Sequencer:
-    """A bounded queue of tickets; the first of them leads, and hands the lead on when its list is done."""
+    """A bounded queue of waiters; the first of them leads, and hands the lead on when its list is done."""
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
-        self._tickets: deque[Ticket] = deque()
-        self._commands_waiting = 0
-        self._is_led = False
+        self._waiters: deque[Waiter] = deque()
+        self._queued_commands = 0
+        self._has_leader = False
         self._seconds_per_command = 0.0  # of the last list
-        self._put_aside = 0  # tickets
-        self._mailbox: Mailbox | None = None  # of the loop that asked last: a web process has one
+        self._deep_requests = 0  # waiters
+        self._waker: LoopWaker | None = None  # of the loop that asked last: a web process has one
 
     def submit(self, commands: Sequence[Command]) -> list[Outcome]:
-        ticket = ThreadTicket(commands)
-        self._queue(ticket)
-        if not ticket.is_called_within(settings.SEQUENCER_PATIENCE_SECONDS):
-            self._require_under_way(ticket)
-            if not ticket.leads and not ticket.is_called_within(settings.SEQUENCER_LAST_PATIENCE_SECONDS):
+        waiter = ThreadWaiter(commands)
+        self._enqueue(waiter)
+        if not waiter.wait(settings.SEQUENCER_PATIENCE_SECONDS):
+            self._withdraw(waiter)
+            if not waiter.is_leader and not waiter.wait(settings.SEQUENCER_LAST_PATIENCE_SECONDS):
                 raise OutcomeUnknown
-        if ticket.leads:
-            ticket.is_called_within(0)  # by its appointment, if that came after the wait
-            self._lead()
-            if not ticket.leads and not ticket.is_called_within(settings.SEQUENCER_LAST_PATIENCE_SECONDS):
+        if waiter.is_leader:
+            waiter.wait(0)  # by its appointment, if that came after the wait
+            self._run_batch()
+            if not waiter.is_leader and not waiter.wait(settings.SEQUENCER_LAST_PATIENCE_SECONDS):
                 raise OutcomeUnknown
-        return ticket.outcomes
+        return waiter.outcomes
 
-    async def submit_in_loop(self, commands: Sequence[Command]) -> list[Outcome]:
+    async def submit_async(self, commands: Sequence[Command]) -> list[Outcome]:
         loop = asyncio.get_running_loop()
-        mailbox = self._mailbox
-        if mailbox is None or mailbox.loop is not loop:
-            mailbox = self._mailbox = Mailbox(loop)
-        ticket = LoopTicket(commands, mailbox, self._start_leader)
-        self._queue(ticket)
-        patience = loop.call_later(settings.SEQUENCER_PATIENCE_SECONDS, self._lose_patience, ticket)
+        waker = self._waker
+        if waker is None or waker.loop is not loop:
+            waker = self._waker = LoopWaker(loop)
+        waiter = LoopWaiter(commands, waker, self._start_leader)
+        self._enqueue(waiter)
+        timer = loop.call_later(settings.SEQUENCER_PATIENCE_SECONDS, self._time_out, waiter)
         try:
-            await ticket.answered
+            await waiter.future
         finally:
-            patience.cancel()
-        return ticket.outcomes
+            timer.cancel()
+        return waiter.outcomes
 
     def is_full(self) -> bool:
         return (
-            len(self._tickets) >= settings.SEQUENCER_QUEUE_REQUESTS
-            or self._commands_waiting >= settings.SEQUENCER_QUEUE_COMMANDS
+            len(self._waiters) >= settings.SEQUENCER_QUEUE_REQUESTS
+            or self._queued_commands >= settings.SEQUENCER_QUEUE_COMMANDS
         )
 
-    def _queue(self, ticket: Ticket) -> None:
+    def _enqueue(self, waiter: Waiter) -> None:
         with self._mutex:
             if self.is_full():
                 raise Overloaded
-            self._tickets.append(ticket)
-            self._commands_waiting += len(ticket.commands)
-            if not self._is_led:
-                self._is_led = True
-                self._tickets[0].appoint()
+            self._waiters.append(waiter)
+            self._queued_commands += len(waiter.commands)
+            if not self._has_leader:
+                self._has_leader = True
+                self._waiters[0].promote()
 
-    def _require_under_way(self, ticket: Ticket) -> None:
+    def _withdraw(self, waiter: Waiter) -> None:
         """Take back what still waits; what does not is under way, or its turn came just now."""
         with self._mutex:
-            if not ticket.leads and ticket in self._tickets:
-                self._tickets.remove(ticket)
-                self._commands_waiting -= len(ticket.commands)
+            if not waiter.is_leader and waiter in self._waiters:
+                self._waiters.remove(waiter)
+                self._queued_commands -= len(waiter.commands)
                 raise Overloaded
 
-    def _lose_patience(self, ticket: LoopTicket) -> None:
+    def _time_out(self, waiter: LoopWaiter) -> None:
         try:
-            self._require_under_way(ticket)
-        except Overloaded as refusal:
-            ticket.refuse(refusal)
+            self._withdraw(waiter)
+        except Overloaded as error:
+            waiter.reject(error)
         else:
-            loop = ticket.answered.get_loop()
-            loop.call_later(settings.SEQUENCER_LAST_PATIENCE_SECONDS, ticket.refuse, OutcomeUnknown())
+            loop = waiter.future.get_loop()
+            loop.call_later(settings.SEQUENCER_LAST_PATIENCE_SECONDS, waiter.reject, OutcomeUnknown())
 
-    def _lead(self) -> None:
+    def _run_batch(self) -> None:
         """Execute what waits, the first one's commands first, and appoint who leads next before calling who is done."""
-        taken: list[Ticket] = []
-        tickets: list[Ticket] = []
+        taken: list[Waiter] = []
+        waiters: list[Waiter] = []
         outcomes: list[Outcome] = []
         try:
-            is_retry = len(self._tickets) > 1 and settings.WEB_PROCESSES > 1 and not batches.began(service.await_turn)
-            taken = tickets = self._take(self._room())
-            while tickets and not outcomes:
+            is_retry = (
+                len(self._waiters) > 1
+                and settings.WEB_PROCESSES > 1
+                and not batches.try_begin(service.begin_with_batch_lock)
+            )
+            taken = waiters = self._dequeue(self._batch_capacity())
+            while waiters and not outcomes:
                 try:
-                    outcomes = self._execute(tickets, is_retry=is_retry)
-                except MakersCutShort as cut:  # nothing was done
-                    tickets = self._without_deep(tickets, cut)
+                    outcomes = self._execute(waiters, is_retry=is_retry)
+                except TooManyMakers as too_many:  # nothing was done
+                    waiters = self._split_off_deep(waiters, too_many)
         finally:  # also should this thread be torn down meanwhile
-            tickets = tickets if taken else self._take(0)
-            self._hand_on()
+            waiters = waiters if taken else self._dequeue(0)
+            self._promote_next()
             in_order = iter(outcomes)
-            for ticket in tickets:
-                ticket.answer(in_order, rest=OutcomeUnknown())
+            for waiter in waiters:
+                waiter.complete(in_order, rest=OutcomeUnknown())
 
-    def _execute(self, tickets: Sequence[Ticket], *, is_retry: bool) -> list[Outcome]:
-        commands = [command for ticket in tickets for command in ticket.commands]
+    def _execute(self, waiters: Sequence[Waiter], *, is_retry: bool) -> list[Outcome]:
+        commands = [command for waiter in waiters for command in waiter.commands]
         started = time.monotonic()
-        if self._put_aside:  # which holds locks for seconds
-            is_retry = not batches.began(service.wait_briefly) or is_retry
+        if self._deep_requests:  # which holds locks for seconds
+            is_retry = not batches.try_begin(service.begin_with_short_lock_timeout) or is_retry
         try:
-            return batches.outcomes_of(commands, is_retry=is_retry)
+            return batches.execute(commands, is_retry=is_retry)
         finally:
             self._seconds_per_command = (time.monotonic() - started) / len(commands)
 
     # --- Aside ------------------------------------------------------------------------------------------------------
 
-    def _without_deep(self, tickets: Sequence[Ticket], cut: MakersCutShort) -> list[Ticket]:
-        """Set aside the tickets with an order that must be executed by itself; return the others."""
+    def _split_off_deep(self, waiters: Sequence[Waiter], too_many: TooManyMakers) -> list[Waiter]:
+        """Set aside the waiters with an order that must be executed by itself; return the others."""
         others = []
-        for ticket in tickets:
-            if any(cut.is_about(command) for command in ticket.commands):
-                self._set_aside(ticket, cut)
+        for waiter in waiters:
+            if any(too_many.is_deep(command) for command in waiter.commands):
+                self._submit_deep(waiter, too_many)
             else:
-                others.append(ticket)
+                others.append(waiter)
         return others
 
-    def _set_aside(self, ticket: Ticket, cut: MakersCutShort) -> None:
-        ticket.leads = False
+    def _submit_deep(self, waiter: Waiter, too_many: TooManyMakers) -> None:
+        waiter.is_leader = False
         with self._mutex:
-            has_room = self._put_aside < settings.SEQUENCER_ASIDE_REQUESTS
-            self._put_aside += has_room
-        if has_room:
-            _aside.submit(self._execute_aside, ticket, cut, time.monotonic() + settings.SEQUENCER_ASIDE_SECONDS)
+            is_admitted = self._deep_requests < settings.SEQUENCER_ASIDE_REQUESTS
+            self._deep_requests += is_admitted
+        if is_admitted:
+            _deep_thread.submit(
+                self._execute_deep, waiter, too_many, time.monotonic() + settings.SEQUENCER_ASIDE_SECONDS
+            )
         else:
-            ticket.answer([], rest=Overloaded())
+            waiter.complete([], rest=Overloaded())
 
-    def _execute_aside(self, ticket: Ticket, cut: MakersCutShort, deadline: float) -> None:
+    def _execute_deep(self, waiter: Waiter, too_many: TooManyMakers, deadline: float) -> None:
         """Part after part, until one would begin after the deadline: what is left is certainly not done."""
         outcomes: list[Outcome] = []
         rest: ExchangeError = OutcomeUnknown()
         try:
             with closing(connection):
-                for part in cut.parts(ticket.commands):
+                for part in too_many.split(waiter.commands):
                     if time.monotonic() >= deadline:
                         break
-                    outcomes += batches.outcomes_of(part, by_parts=True)
+                    outcomes += batches.execute(part, split_deep=True)
             rest = Overloaded()
         except Exception as error:  # nobody waits for this thread's result
             _log.error("aside_failed", exc_info=error)
         finally:
             with self._mutex:
-                self._put_aside -= 1
-            ticket.answer(outcomes, rest)
+                self._deep_requests -= 1
+            waiter.complete(outcomes, rest)
 
     def _start_leader(self) -> None:
-        _leader.submit(self._lead_in_its_thread)
+        _leader_thread.submit(self._run_batch_in_thread)
 
-    def _lead_in_its_thread(self) -> None:
+    def _run_batch_in_thread(self) -> None:
         try:
             with closing(connection):
-                self._lead()
+                self._run_batch()
         except Exception as error:  # nobody waits for this thread's result
             _log.error("leader_failed", exc_info=error)
 
-    def _take(self, room: int) -> list[Ticket]:
-        """The first ticket, and as many more as there is room for their commands."""
+    def _dequeue(self, capacity: int) -> list[Waiter]:
+        """The first waiter, and as many more as there is capacity for their commands."""
         with self._mutex:
-            taken = [self._tickets.popleft()]
-            room -= len(taken[0].commands)
-            while self._tickets and len(self._tickets[0].commands) <= room:
-                taken.append(self._tickets.popleft())
-                room -= len(taken[-1].commands)
-            self._commands_waiting -= sum(len(ticket.commands) for ticket in taken)
+            taken = [self._waiters.popleft()]
+            capacity -= len(taken[0].commands)
+            while self._waiters and len(self._waiters[0].commands) <= capacity:
+                taken.append(self._waiters.popleft())
+                capacity -= len(taken[-1].commands)
+            self._queued_commands -= sum(len(waiter.commands) for waiter in taken)
             return taken
 
-    def _room(self) -> int:
+    def _batch_capacity(self) -> int:
         """How many commands one transaction may have, and may last at the pace of the list before."""
         if self._seconds_per_command == 0:
             return settings.SEQUENCER_BATCH
         return min(settings.SEQUENCER_BATCH, int(settings.SEQUENCER_BATCH_SECONDS / self._seconds_per_command))
 
-    def _hand_on(self) -> None:
+    def _promote_next(self) -> None:
         with self._mutex:
-            self._is_led = bool(self._tickets)
-            if self._is_led:
-                self._tickets[0].appoint()
+            self._has_leader = bool(self._waiters)
+            if self._has_leader:
+                self._waiters[0].promote()
 
 
 _sequencer = Sequencer()

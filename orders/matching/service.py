@@ -19,11 +19,11 @@ from webhooks import wakeup
 _log = structlog.get_logger(__name__)
 
 
-def execute(commands: Sequence[Command], *, skip_busy: bool = False, however_deep: bool = True) -> list[Outcome]:
+def execute(commands: Sequence[Command], *, skip_busy: bool = False, allow_deep: bool = True) -> list[Outcome]:
     """Run a batch of commands in one transaction and return one outcome per command, in order.
 
-    After an error nothing was done, unless it is `OutcomeUnknown`. `MakersCutShort` is raised if the commands reach too
-    many resting orders for one transaction; a single command only without `however_deep`. With `skip_busy`, locks are
+    After an error nothing was done, unless it is `OutcomeUnknown`. `TooManyMakers` is raised if the commands reach too
+    many resting orders for one transaction; a single command only without `allow_deep`. With `skip_busy`, locks are
     not waited for, and commands that need a book or a broker that others hold are rejected.
     """
     saved, due = None, 0
@@ -31,7 +31,7 @@ def execute(commands: Sequence[Command], *, skip_busy: bool = False, however_dee
         with own_transaction() as cursor:
             targets = store.find_targets(cursor, commands)  # only what never changes
             books = lock_instruments(cursor, symbols_of(commands) | set(targets.values()), skip_busy=skip_busy)
-            market = store.load_market(cursor, commands, targets, books, skip_busy=skip_busy, however_deep=however_deep)
+            market = store.load_market(cursor, commands, targets, books, skip_busy=skip_busy, allow_deep=allow_deep)
             outcomes = [market.apply(command) for command in commands]  # no I/O: only the rules
             if market.placed or market.changed:
                 saved = market
@@ -74,17 +74,17 @@ def _was_committed(market: Market) -> bool:
         raise OutcomeUnknown from error
 
 
-def await_turn() -> None:
+def begin_with_batch_lock() -> None:
     """Begin the transaction of this thread's next `execute` when no other process is in one, or soon anyway.
 
     This decides nothing: the locks do. But a list that waits for the books of another one was taken before that wait.
     Lists would be half as long, and cost more for each order.
     """
     with connection.cursor() as cursor:
-        store.await_turn(cursor)
+        store.begin_with_batch_lock(cursor)
 
 
-def wait_briefly() -> None:
+def begin_with_short_lock_timeout() -> None:
     """Begin the transaction of this thread's next `execute`, unless it is open, with a short lock timeout."""
     with connection.cursor() as cursor:
-        store.wait_briefly(cursor)
+        store.begin_with_short_lock_timeout(cursor)

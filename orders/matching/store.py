@@ -25,7 +25,7 @@ from orders.enums import Side, TimeInForce
 from orders.matching.commands import CancelOrder, CancelOrders, Command, ExpireOrders, PlaceOrder
 from orders.matching.depth import (
     Demand,
-    MakersCutShort,
+    TooManyMakers,
     deep_orders,
     demands,
     fundable,
@@ -41,13 +41,13 @@ from webhooks import outbox
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
-def await_turn(cursor: CursorWrapper) -> None:
+def begin_with_batch_lock(cursor: CursorWrapper) -> None:
     """Begin, and wait until no other transaction has its turn, or no longer; the turn ends with the transaction."""
     milliseconds = max(round(settings.SEQUENCER_TURN_SECONDS * 1000), 1)  # of PostgreSQL's time-outs 0 is none
-    cursor.execute(_AWAIT_TURN, [milliseconds])
+    cursor.execute(_BEGIN_WITH_BATCH_LOCK, [milliseconds])
 
 
-def wait_briefly(cursor: CursorWrapper) -> None:
+def begin_with_short_lock_timeout(cursor: CursorWrapper) -> None:
     """Begin a transaction unless one is open, and give its locks the timeout of lists that run beside a deep order."""
     begin = "" if is_transaction_open() else "BEGIN; "
     cursor.execute(f"{begin}SET LOCAL lock_timeout = {settings.SEQUENCER_ASIDE_LOCK_TIMEOUT_MS:d}")
@@ -75,19 +75,19 @@ def load_market(
     books: Iterable[Book],
     *,
     skip_busy: bool = False,
-    however_deep: bool = False,
+    allow_deep: bool = False,
 ) -> Market:
     """Read all that `commands` can touch in these books, whose instruments are locked, and lock the brokers.
 
-    Brokers that others hold are waited for, or left out with `skip_busy`. `MakersCutShort` is raised when an order
+    Brokers that others hold are waited for, or left out with `skip_busy`. `TooManyMakers` is raised when an order
     reaches more than `MAX_MAKERS_READ_AT_ONCE` resting orders, or all together more than `MAX_MAKERS_PER_LIST` of one
-    side; with `however_deep` a command alone may. No book is read after brokers are locked.
+    side; with `allow_deep` a command alone may. No book is read after brokers are locked.
     """
     reader = _Reader(cursor, commands, list(targets), {book.symbol: book for book in books}, skip_busy)
     market = reader.read(places(commands), settings.MAX_MAKERS_READ_AT_ONCE)
     if market is not None:
         return market
-    if len(commands) == 1 and however_deep:
+    if len(commands) == 1 and allow_deep:
         (order,) = places(commands)
         return _load_for_one(reader, order)
     return _load_for_list(reader)
@@ -118,10 +118,10 @@ def _load_for_list(reader: "_Reader") -> Market:
     takers = places(reader.commands)
     funded = fundable(takers, read_funds(reader.cursor, takers), is_alone=len(reader.commands) == 1)
     if deep := deep_orders(reader.cursor, funded, reader.targets):
-        raise MakersCutShort(deep)
+        raise TooManyMakers(deep)
     market = reader.read(funded, settings.MAX_MAKERS_PER_LIST)
     if market is None:
-        raise MakersCutShort(too_many_together(reader.commands, funded))
+        raise TooManyMakers(too_many_together(reader.commands, funded))
     unfunded = {each.order_id for each in takers} - {each.order_id for each in funded}
     market.unread |= dict.fromkeys(unfunded, Decimal(0))
     return market
@@ -303,7 +303,7 @@ _FIND = "SELECT id, symbol, broker_id FROM orders_order WHERE id = ANY(%s)"
 # As text: it is decoded here, and not by the driver.
 _READ_MARKET = "SELECT orders_read_market_v2(%s::json)::text"
 
-_AWAIT_TURN = "BEGIN; SELECT orders_await_turn(%s)"
+_BEGIN_WITH_BATCH_LOCK = "BEGIN; SELECT orders_await_turn(%s)"
 
 _IS_CLOSED = """
 SELECT FROM orders_order WHERE id = %s AND status = %s AND cancelled_at IS NOT DISTINCT FROM %s

@@ -11,92 +11,92 @@ from exchange.errors import ExchangeError
 from orders.matching.commands import Command, Outcome
 
 
-class Ticket:
+class Waiter:
     """Commands that wait together: for their outcomes, or until the first of them is to lead."""
 
-    __slots__ = ("commands", "leads", "outcomes")
+    __slots__ = ("commands", "is_leader", "outcomes")
 
     def __init__(self, commands: Sequence[Command]) -> None:
         self.commands = commands
         self.outcomes: list[Outcome] = []
-        self.leads = False
+        self.is_leader = False
 
-    def appoint(self) -> None:
+    def promote(self) -> None:
         """It is the first of those that wait: have it lead."""
         raise NotImplementedError
 
-    def call(self) -> None:
+    def wake(self) -> None:
         """Its outcomes are there."""
         raise NotImplementedError
 
-    def answer(self, outcomes: Iterable[Outcome], rest: ExchangeError) -> None:
+    def complete(self, outcomes: Iterable[Outcome], rest: ExchangeError) -> None:
         """Take its outcomes from these, and `rest` for those that are not there."""
         in_order = chain(outcomes, repeat(rest))
         self.outcomes = [next(in_order) for _ in self.commands]
-        self.call()
+        self.wake()
 
 
-class ThreadTicket(Ticket):
+class ThreadWaiter(Waiter):
     """A thread waits, and leads itself."""
 
-    __slots__ = ("_uncalled",)
+    __slots__ = ("_wake_lock",)
 
     def __init__(self, commands: Sequence[Command]) -> None:
         super().__init__(commands)
-        self._uncalled = threading.Lock()  # the cheapest thing that can be waited for
-        self._uncalled.acquire()
+        self._wake_lock = threading.Lock()  # the cheapest thing that can be waited for
+        self._wake_lock.acquire()
 
-    def appoint(self) -> None:
-        self.leads = True
-        self._uncalled.release()
+    def promote(self) -> None:
+        self.is_leader = True
+        self._wake_lock.release()
 
-    def call(self) -> None:
-        if not self.leads:  # else who asks is here
-            self._uncalled.release()
+    def wake(self) -> None:
+        if not self.is_leader:  # else who asks is here
+            self._wake_lock.release()
 
-    def is_called_within(self, seconds: float) -> bool:
-        return self._uncalled.acquire(timeout=seconds)
+    def wait(self, seconds: float) -> bool:
+        return self._wake_lock.acquire(timeout=seconds)
 
 
-class LoopTicket(Ticket):
+class LoopWaiter(Waiter):
     """A request on the event loop waits, and has a thread lead."""
 
-    __slots__ = ("_mailbox", "_start_leader", "answered")
+    __slots__ = ("_start_leader", "_waker", "future")
 
-    def __init__(self, commands: Sequence[Command], mailbox: "Mailbox", start_leader: Callable[[], None]) -> None:
+    def __init__(self, commands: Sequence[Command], waker: "LoopWaker", start_leader: Callable[[], None]) -> None:
         super().__init__(commands)
-        self._mailbox, self._start_leader = mailbox, start_leader
-        self.answered: asyncio.Future[None] = mailbox.loop.create_future()
+        self._waker, self._start_leader = waker, start_leader
+        self.future: asyncio.Future[None] = waker.loop.create_future()
 
-    def appoint(self) -> None:
-        self.leads = True
+    def promote(self) -> None:
+        self.is_leader = True
         self._start_leader()
 
-    def call(self) -> None:
-        self._mailbox.put(self.answered)
+    def wake(self) -> None:
+        self._waker.wake(self.future)
 
-    def refuse(self, refusal: ExchangeError) -> None:
-        if not self.answered.done():
-            self.answered.set_exception(refusal)
+    def reject(self, error: ExchangeError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
 
 
-class Mailbox:
+class LoopWaker:
     """Answers the futures of one event loop from other threads: with one call into it for all that come together."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._futures: deque[asyncio.Future[None]] = deque()
-        self._is_called_for = False
+        self._is_scheduled = False
 
-    def put(self, future: asyncio.Future[None]) -> None:
+    def wake(self, future: asyncio.Future[None]) -> None:
         self._futures.append(future)
-        if not self._is_called_for:
-            self._is_called_for = True
+        if not self._is_scheduled:
+            self._is_scheduled = True
             with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
-                self.loop.call_soon_threadsafe(self._empty)
+                self.loop.call_soon_threadsafe(self._wake_all)
 
-    def _empty(self) -> None:
-        self._is_called_for = False  # first: what is put from now on is called for again
+    def _wake_all(self) -> None:
+        self._is_scheduled = False  # first: what is put from now on is called for again
         while self._futures:
             future = self._futures.popleft()
             if not future.done():

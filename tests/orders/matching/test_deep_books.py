@@ -56,7 +56,7 @@ def rest(side: Side, how_many: int, price: str = "10", by: str = "alice") -> Non
 
 
 def executed(*commands: Command) -> list[str]:
-    return [said(outcome) for outcome in batches.outcomes_of(commands, by_parts=True)]
+    return [said(outcome) for outcome in batches.execute(commands, split_deep=True)]
 
 
 def submitted(*commands: Command) -> list[str]:
@@ -170,7 +170,7 @@ def test_whoever_has_come_to_shares_meanwhile_is_told_to_try_again() -> None:
 def makers_of(command: PlaceOrder) -> int:
     """How many resting orders are read, to be filled, for a command by itself."""
     with own_transaction() as cursor:
-        market = trading.load_market(cursor, [command], however_deep=True)
+        market = trading.load_market(cursor, [command], allow_deep=True)
     return len(market.books[command.symbol].resting[command.side.opposite])
 
 

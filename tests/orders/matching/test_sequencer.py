@@ -121,7 +121,7 @@ def wait_for_lock_waiters(how_many: int = 1) -> None:
 
 def waiting() -> int:
     """How many requests queue in this process."""
-    return len(sequencer._sequencer._tickets)
+    return len(sequencer._sequencer._waiters)
 
 
 def ask_in_thread(commands: Sequence[Command]) -> Future[list[Outcome]]:
@@ -129,7 +129,7 @@ def ask_in_thread(commands: Sequence[Command]) -> Future[list[Outcome]]:
 
 
 def ask_on_loop(commands: Sequence[Command]) -> Future[list[Outcome]]:
-    return asyncio.run_coroutine_threadsafe(sequencer._sequencer.submit_in_loop(commands), _loop)
+    return asyncio.run_coroutine_threadsafe(sequencer._sequencer.submit_async(commands), _loop)
 
 
 _loop: asyncio.AbstractEventLoop
@@ -395,7 +395,7 @@ def test_a_turn_ends_with_its_transaction_and_changes_nothing_of_it(
     (command,) = bids(1)
     patience = asked("SHOW lock_timeout")
     with other():
-        service.await_turn()
+        service.begin_with_batch_lock()
         assert asked("SHOW lock_timeout") == patience
         assert_placed_once([command], service.execute([command]))
     with turn_of_another():  # it is free again
@@ -701,7 +701,7 @@ def test_who_is_to_lead_is_not_refused_when_patience_ends(settings: Settings) ->
     """Its turn has come, and the thread that leads for it is late."""
     settings.SEQUENCER_PATIENCE_SECONDS = 0.1
     (command,), late = bids(1), Event()
-    sequencer._leader.submit(late.wait, WAIT_SECONDS)
+    sequencer._leader_thread.submit(late.wait, WAIT_SECONDS)
     future = ask_on_loop([command])
     time.sleep(0.4)
     assert not future.done()
@@ -730,7 +730,7 @@ def test_a_loop_that_ends_keeps_nobody_from_their_answers(place_in_the_queue: in
     gone, *others = bids(3)
 
     def wait_in_vain() -> None:
-        asyncio.run(asyncio.wait_for(sequencer._sequencer.submit_in_loop([gone]), 0.3))
+        asyncio.run(asyncio.wait_for(sequencer._sequencer.submit_async([gone]), 0.3))
 
     with busy():
         futures: list[Future[list[Outcome]]] = []
@@ -764,9 +764,9 @@ class Late(deque[Any]):
 def test_an_answer_that_comes_when_the_mailbox_was_found_empty_is_brought() -> None:
     async def bring() -> None:
         loop = asyncio.get_running_loop()
-        mailbox, first, second = waiters.Mailbox(loop), loop.create_future(), loop.create_future()
-        mailbox._futures = Late(lambda: mailbox.put(second))
-        mailbox.put(first)
+        waker, first, second = waiters.LoopWaker(loop), loop.create_future(), loop.create_future()
+        waker._futures = Late(lambda: waker.wake(second))
+        waker.wake(first)
         await asyncio.wait_for(asyncio.gather(first, second), 2)
 
     asyncio.run(bring())
@@ -775,25 +775,25 @@ def test_an_answer_that_comes_when_the_mailbox_was_found_empty_is_brought() -> N
 def test_an_answer_for_who_went_away_stops_no_other() -> None:
     async def bring() -> None:
         loop = asyncio.get_running_loop()
-        mailbox, gone, waiting = waiters.Mailbox(loop), loop.create_future(), loop.create_future()
+        waker, gone, waiting = waiters.LoopWaker(loop), loop.create_future(), loop.create_future()
         gone.cancel()
-        mailbox.put(gone)
-        mailbox.put(waiting)
+        waker.wake(gone)
+        waker.wake(waiting)
         await asyncio.wait_for(waiting, 2)
 
     asyncio.run(bring())
 
 
 def test_answers_of_many_threads_are_all_brought() -> None:
-    async def ask_again_and_again(mailbox: waiters.Mailbox) -> None:
+    async def ask_again_and_again(waker: waiters.LoopWaker) -> None:
         for _ in range(100):
-            future: asyncio.Future[None] = mailbox.loop.create_future()
-            await mailbox.loop.run_in_executor(None, mailbox.put, future)
+            future: asyncio.Future[None] = waker.loop.create_future()
+            await waker.loop.run_in_executor(None, waker.wake, future)
             await future
 
     async def bring() -> None:
-        mailbox = waiters.Mailbox(asyncio.get_running_loop())
-        await asyncio.wait_for(asyncio.gather(*(ask_again_and_again(mailbox) for _ in range(16))), WAIT_SECONDS)
+        waker = waiters.LoopWaker(asyncio.get_running_loop())
+        await asyncio.wait_for(asyncio.gather(*(ask_again_and_again(waker) for _ in range(16))), WAIT_SECONDS)
 
     asyncio.run(bring())
 

@@ -105,7 +105,7 @@ def test_a_list_costs_as_many_messages_as_one_command(made: Made, last: str, how
 
 def execute(*commands: Command) -> list[str]:
     """Run a list; of each outcome the order's status, what else it is called, or the refusal's code."""
-    return [said(outcome) for outcome in batches.outcomes_of(commands, by_parts=True)]
+    return [said(outcome) for outcome in batches.execute(commands, split_deep=True)]
 
 
 def said(outcome: Outcome) -> str:
