@@ -1,9 +1,9 @@
-"""Who is asking: bearer keys, shown once, kept as a public prefix and the SHA-256 of a 256-bit secret.
+"""API keys: bearer tokens, stored as a public prefix and the SHA-256 of a 256-bit secret.
 
-Keys are believed for `KEY_CACHE_SECONDS`, by the SHA-256 of the whole key: no query per request, and a key that
-another process revokes is dead after that time. Those in use are asked about again before it ends, all in one query.
-A key that is none, or is revoked, is refused for `KEY_REFUSAL_SECONDS` without another query. When a key was last used
-is written down later, with others.
+Valid keys are cached for `KEY_CACHE_SECONDS`, by the SHA-256 of the whole key: a request needs no query, and a key that
+another process revokes stops working after that time. Before it ends, the keys in use are queried again, all at once.
+Invalid and revoked keys are rejected for `KEY_REFUSAL_SECONDS` without another query. The times of last use are saved
+periodically, in one statement.
 """
 
 import hashlib
@@ -30,12 +30,12 @@ from exchange.rules import Scope
 _KEY = re.compile(r"brs_([0-9a-f]{12})_([0-9a-f]{64})")
 _KEY_LENGTH = len("brs_") + 12 + len("_") + 64
 _log = structlog.get_logger(__name__)
-_NO_HASH = bytes(32)  # what an unknown prefix is compared with, so that it takes as long as a known one
+_NO_HASH = bytes(32)  # compared with when the prefix is unknown, so that the response takes as long
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """On whose behalf a request acts, and what it may do; an operator has no `broker_id`."""
+    """The broker and scopes of a key. An operator has no `broker_id`."""
 
     broker_id: str | None
     scopes: frozenset[Scope]
@@ -46,195 +46,196 @@ class Principal:
         return Scope.OPERATOR in self.scopes
 
     def may(self, scope: Scope) -> bool:
-        """Whether this key has the scope: every scope includes `read`."""
+        """True if this key has the scope. Every scope includes `read`."""
         return scope in self.scopes or scope is Scope.READ
 
 
-class _Known(NamedTuple):
-    """A key that was not revoked when it was looked up, and until when that is believed."""
+class _CachedKey(NamedTuple):
+    """A key that was valid when it was looked up. It is used without another query until `fresh_until`."""
 
     principal: Principal
     expires_at: datetime | None
-    believed_until: float
+    fresh_until: float
 
 
-class _KnownKeys:
-    """The keys of a moment ago. Reading takes no lock: one look into a dictionary is atomic."""
+class _KeyCache:
+    """Cache of valid and rejected keys. Reads take no lock, because a single dictionary lookup is atomic."""
 
     def __init__(self) -> None:
-        self.by_digest: dict[bytes, _Known] = {}  # the one looked up last comes last
-        self.refused_until: dict[bytes, float] = {}
+        self.by_digest: dict[bytes, _CachedKey] = {}  # ordered by lookup, latest last
+        self.rejected_until: dict[bytes, float] = {}
         self.used_at: dict[bytes, float] = {}
-        self.uses: dict[str, float] = {}  # by prefix, since they were last written down
-        self.forgotten = 0
+        self.unsaved_uses: dict[str, float] = {}  # time of last use by prefix
+        self.invalidations = 0
         self._lock = Lock()
 
-    def remember(self, digest: bytes, known: _Known, forgotten: int) -> None:
-        """Keep what was looked up when so many had been forgotten, unless it may have been revoked since."""
+    def add(self, digest: bytes, cached: _CachedKey, invalidations: int) -> None:
+        """Cache a key, unless any key was invalidated since its lookup: it may have been this one."""
         with self._lock:
-            if self.forgotten != forgotten:
+            if self.invalidations != invalidations:
                 return
             self.by_digest.pop(digest, None)
-            self.by_digest[digest] = known
+            self.by_digest[digest] = cached
             if len(self.by_digest) > settings.KEY_CACHE_SIZE:
                 del self.by_digest[next(iter(self.by_digest))]
 
-    def refuse(self, digest: bytes, until: float) -> None:
-        """Remember that this is no valid key, even if it was one."""
+    def reject(self, digest: bytes, until: float) -> None:
+        """Reject this key until then, also if it was cached as valid."""
         with self._lock:
             self.by_digest.pop(digest, None)
-            self.refused_until.pop(digest, None)
-            self.refused_until[digest] = until
-            if len(self.refused_until) > settings.KEY_REFUSALS_REMEMBERED:
-                del self.refused_until[next(iter(self.refused_until))]
+            self.rejected_until.pop(digest, None)
+            self.rejected_until[digest] = until
+            if len(self.rejected_until) > settings.KEY_REFUSALS_REMEMBERED:
+                del self.rejected_until[next(iter(self.rejected_until))]
 
-    def is_refused(self, digest: bytes, now: float) -> bool:
-        return now < self.refused_until.get(digest, now)
+    def is_rejected(self, digest: bytes, now: float) -> bool:
+        return now < self.rejected_until.get(digest, now)
 
-    def note_use(self, digest: bytes, known: _Known, now: float) -> None:
-        self.used_at[digest] = self.uses[known.principal.key_prefix] = now
+    def record_use(self, digest: bytes, cached: _CachedKey, now: float) -> None:
+        self.used_at[digest] = self.unsaved_uses[cached.principal.key_prefix] = now
 
-    def in_use(self, since: float) -> dict[bytes, str]:
-        """The prefixes of the remembered keys that were used since then; when others were is forgotten."""
+    def used_since(self, since: float) -> dict[bytes, str]:
+        """Return the prefixes of cached keys used since then, and drop the times of use of all others."""
         prefixes = {}
         for digest, used_at in list(self.used_at.items()):
-            known = self.by_digest.get(digest)
-            if known is None or used_at < since:
+            cached = self.by_digest.get(digest)
+            if cached is None or used_at < since:
                 self.used_at.pop(digest, None)
             else:
-                prefixes[digest] = known.principal.key_prefix
+                prefixes[digest] = cached.principal.key_prefix
         return prefixes
 
-    def renew(self, digests: Iterable[bytes], alive: Container[str], until: float) -> None:
-        """Go on believing those of these keys that are alive, but for those that have been forgotten meanwhile."""
+    def extend(self, digests: Iterable[bytes], valid: Container[str], until: float) -> None:
+        """Extend the keys whose prefix is in `valid`, except those that have left the cache."""
         with self._lock:
             for digest in digests:
-                known = self.by_digest.get(digest)
-                if known is not None and known.principal.key_prefix in alive:
-                    self.by_digest[digest] = known._replace(believed_until=until)
+                cached = self.by_digest.get(digest)
+                if cached is not None and cached.principal.key_prefix in valid:
+                    self.by_digest[digest] = cached._replace(fresh_until=until)
 
-    def forget(self, prefix: str) -> None:
+    def invalidate(self, prefix: str) -> None:
         with self._lock:
-            self.forgotten += 1
-            for digest in [each for each, known in self.by_digest.items() if known.principal.key_prefix == prefix]:
+            self.invalidations += 1
+            for digest in [each for each, cached in self.by_digest.items() if cached.principal.key_prefix == prefix]:
                 del self.by_digest[digest]
 
 
-_known_keys = _KnownKeys()
+_cache = _KeyCache()
 
 
 def new_key() -> tuple[str, str, bytes]:
-    """A fresh key, with the prefix and the hash that are stored of it."""
+    """Generate a key. Returns the key, its prefix and the hash of its secret, of which the last two are stored."""
     prefix, secret = secrets.token_hex(6), secrets.token_hex(32)
     return f"brs_{prefix}_{secret}", prefix, _hash(secret)
 
 
-def principal_of_key(key: str, clock: Callable[[], float] = time.monotonic) -> Principal:
-    """Whom this key stands for, or `Unauthenticated`."""
-    if not _has_the_form(key):
+def authenticate_key(key: str, clock: Callable[[], float] = time.monotonic) -> Principal:
+    """Return the principal of this key, or raise `Unauthenticated`."""
+    if not _looks_like_key(key):
         raise Unauthenticated
-    digest = _hash(key)  # nobody can choose it: how long the look-up takes tells nothing about the keys there are
-    known = _known_keys.by_digest.get(digest)
-    if known is None or clock() >= known.believed_until:
-        known = _look_up(key, digest, clock)
-    if _has_expired(known):
+    digest = _hash(key)  # clients cannot choose it, so the timing of the lookup reveals nothing about existing keys
+    cached = _cache.by_digest.get(digest)
+    if cached is None or clock() >= cached.fresh_until:
+        cached = _look_up(key, digest, clock)
+    if _has_expired(cached):
         raise Unauthenticated
-    _known_keys.note_use(digest, known, clock())
-    return known.principal
+    _cache.record_use(digest, cached, clock())
+    return cached.principal
 
 
-def known_principal(key: str, clock: Callable[[], float] = time.monotonic) -> Principal | None:
-    """Whom this key stands for, if that was looked up a moment ago."""
+def cached_principal(key: str, clock: Callable[[], float] = time.monotonic) -> Principal | None:
+    """Return the principal of this key if it is cached, without a query."""
     digest = _hash(key) if key.isascii() else b""
-    known = _known_keys.by_digest.get(digest)
-    if known is None or (now := clock()) >= known.believed_until or _has_expired(known):
+    cached = _cache.by_digest.get(digest)
+    if cached is None or (now := clock()) >= cached.fresh_until or _has_expired(cached):
         return None
-    _known_keys.note_use(digest, known, now)
-    return known.principal
+    _cache.record_use(digest, cached, now)
+    return cached.principal
 
 
 def was_valid(key: str) -> bool:
     """True if the key was valid when this process last looked it up, however long ago, and has not expired since."""
-    known = _known_keys.by_digest.get(_hash(key)) if _has_the_form(key) else None
-    return known is not None and not _has_expired(known)
+    cached = _cache.by_digest.get(_hash(key)) if _looks_like_key(key) else None
+    return cached is not None and not _has_expired(cached)
 
 
-def needs_look_up(key: str, clock: Callable[[], float] = time.monotonic) -> bool:
-    """True if only the database can tell whether this text is a valid key."""
-    return _has_the_form(key) and bool(_KEY.fullmatch(key)) and not _known_keys.is_refused(_hash(key), clock())
+def needs_lookup(key: str, clock: Callable[[], float] = time.monotonic) -> bool:
+    """True if it takes a query to decide whether this text is a valid key."""
+    return _looks_like_key(key) and bool(_KEY.fullmatch(key)) and not _cache.is_rejected(_hash(key), clock())
 
 
-def renew_known(clock: Callable[[], float] = time.monotonic) -> None:
-    """Ask about all keys in use in one query, and go on believing those that are alive.
+def refresh_cache(clock: Callable[[], float] = time.monotonic) -> None:
+    """Extend all keys in use that are still valid, in one query.
 
-    Else each would be asked about by itself when its time is over: with a thousand brokers that is every other request.
+    Without this, each key would be looked up again when it expires from the cache: with a thousand brokers, that is
+    every other request.
     """
     now = clock()
-    prefixes = _known_keys.in_use(since=now - settings.KEY_RENEWAL_SECONDS)
+    prefixes = _cache.used_since(now - settings.KEY_RENEWAL_SECONDS)
     if not prefixes:
         return
-    asked = ApiKey.objects.filter(prefix__in=list(prefixes.values()), revoked_at=None)
+    unrevoked = ApiKey.objects.filter(prefix__in=list(prefixes.values()), revoked_at=None)
     try:
-        alive = set(asked.values_list("prefix", flat=True))
-    except DatabaseFailure as error:  # each is asked about by itself, then
+        valid = set(unrevoked.values_list("prefix", flat=True))
+    except DatabaseFailure as error:  # each key is looked up by itself when it expires from the cache
         _log.warning("keys_not_renewed", error=str(error))
     else:
-        _known_keys.renew(prefixes, alive, until=now + settings.KEY_CACHE_SECONDS)
+        _cache.extend(prefixes, valid, until=now + settings.KEY_CACHE_SECONDS)
 
 
-def write_uses(clock: Callable[[], float] = time.monotonic) -> None:
-    """Write down, to the minute, when the keys were used that were used since the last time: one statement for all."""
-    uses, _known_keys.uses = _known_keys.uses, {}
+def save_last_used(clock: Callable[[], float] = time.monotonic) -> None:
+    """Save the times of last use since the previous call, to the minute, in one statement."""
+    uses, _cache.unsaved_uses = _cache.unsaved_uses, {}
     now, used = clock(), list(uses.items())
     if not used:
         return
     try:
         with connection.cursor() as cursor:
-            cursor.execute(_USED, [[prefix for prefix, _ in used], [now - used_at for _, used_at in used]])
+            cursor.execute(_SAVE_LAST_USED, [[prefix for prefix, _ in used], [now - used_at for _, used_at in used]])
     except DatabaseFailure:
-        _known_keys.uses = uses | _known_keys.uses
+        _cache.unsaved_uses = uses | _cache.unsaved_uses
         raise
 
 
-def forget_key(prefix: str) -> None:
-    """Believe nothing about this key any more: it was revoked, and that is committed."""
-    _known_keys.forget(prefix)
+def invalidate_key(prefix: str) -> None:
+    """Drop a key from the cache after its revocation was committed."""
+    _cache.invalidate(prefix)
 
 
-def _look_up(key: str, digest: bytes, clock: Callable[[], float]) -> _Known:
-    """Ask the database about a key and remember it, as of the moment before it was asked."""
+def _look_up(key: str, digest: bytes, clock: Callable[[], float]) -> _CachedKey:
+    """Look up a key and cache the result, as of the moment before the query."""
     parts = _KEY.fullmatch(key)
-    if parts is None or _known_keys.is_refused(digest, clock()):
+    if parts is None or _cache.is_rejected(digest, clock()):
         raise Unauthenticated
     prefix, secret = parts.groups()
-    forgotten, asked_at = _known_keys.forgotten, clock()
+    invalidations, queried_at = _cache.invalidations, clock()
     stored = ApiKey.objects.filter(prefix=prefix).only("secret_hash", "broker", "scopes", "expires_at", "revoked_at")
     api_key = stored.first()
     expected = bytes(api_key.secret_hash) if api_key else _NO_HASH
     if not hmac.compare_digest(_hash(secret), expected) or api_key is None or api_key.revoked_at is not None:
-        _known_keys.refuse(digest, until=asked_at + settings.KEY_REFUSAL_SECONDS)
+        _cache.reject(digest, until=queried_at + settings.KEY_REFUSAL_SECONDS)
         raise Unauthenticated
     principal = Principal(api_key.broker_id, frozenset(map(Scope, api_key.scopes)), prefix)
-    known = _Known(principal, api_key.expires_at, asked_at + settings.KEY_CACHE_SECONDS)
-    _known_keys.remember(digest, known, forgotten)
-    return known
+    cached = _CachedKey(principal, api_key.expires_at, queried_at + settings.KEY_CACHE_SECONDS)
+    _cache.add(digest, cached, invalidations)
+    return cached
 
 
-def _has_the_form(key: str) -> bool:
-    """True if the text is as long as a key and ASCII: cheap to tell, unlike the rest."""
+def _looks_like_key(key: str) -> bool:
+    """True if the text has the length of a key and is ASCII: a cheap check before the pattern."""
     return len(key) == _KEY_LENGTH and key.isascii()
 
 
-def _has_expired(known: _Known) -> bool:
-    return known.expires_at is not None and timezone.now() >= known.expires_at
+def _has_expired(cached: _CachedKey) -> bool:
+    return cached.expires_at is not None and timezone.now() >= cached.expires_at
 
 
 def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-# Locked in one order: two web processes often write down the use of the same keys.
-_USED = """
+# Rows are locked in the order of their prefix, because web processes often save the use of the same keys.
+_SAVE_LAST_USED = """
 WITH used AS (
   SELECT prefix, date_trunc('minute', statement_timestamp() - seconds * interval '1 second') AS at
   FROM unnest(%s::text[], %s::float8[]) AS row(prefix, seconds)

@@ -30,7 +30,7 @@ from exchange.errors import (
     TransferReferenceConflict,
     ValidationFailed,
 )
-from exchange.keys import forget_key, new_key
+from exchange.keys import invalidate_key, new_key
 from exchange.models import ApiKey, Broker, Holding, Instrument, Transfer
 from exchange.rules import BrokerStatus, InstrumentStatus, Pricing, Scope, cash_shown, price_decimals, rounded
 
@@ -162,7 +162,7 @@ def revoke_key(broker_id: str | None, prefix: str, *, by: Actor, reason: str = "
         before = {"broker_id": broker_id, "name": api_key.name, "revoked_at": api_key.revoked_at}
         after = before | {"revoked_at": revoked_at}
         audit.record(Entry.of(by, Action.KEY_REVOKE, prefix, reason=reason, before=before, after=after))
-    forget_key(prefix)  # after the commit, so that nobody looks up once more what is no longer true
+    invalidate_key(prefix)  # after the commit: a lookup before it would cache the key again
 
 
 # --- Transfers ------------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def admit(environ: Environ) -> Token | None:
     key = bearer_key(environ) or ""
     if keys.was_valid(key) or environ["PATH_INFO"].startswith(_NOT_COUNTED):
         return None
-    limit = limits.look_ups() if keys.needs_look_up(key) else limits.unknown()
+    limit = limits.look_ups() if keys.needs_lookup(key) else limits.unknown()
     token = Token(limit, network_of(environ) or "", key)
     allowance = limit.take(token.address, 1, time.monotonic_ns())
     if allowance.is_granted:

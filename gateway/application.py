@@ -26,7 +26,7 @@ from exchange.http.middleware import STARTED, Environ, request_id_of
 from exchange.http.problems import problem_response
 from exchange.http.responses import Response, json_response
 from exchange.http.threads import in_thread
-from exchange.keys import renew_known, write_uses
+from exchange.keys import refresh_cache, save_last_used
 from gateway import address_limits, fast_path
 from gateway.connections import Connections
 from gateway.fast_path import FastRequest
@@ -129,13 +129,13 @@ def _run_upkeep(connections: Connections) -> None:
     uses_are_due_at = time.monotonic()
     while True:
         time.sleep(settings.KEY_CACHE_SECONDS / 2)
-        _run_chore(renew_known)
+        _run_chore(refresh_cache)
         _run_chore(connections.close_excess)
         _run_chore(rejects.write)
-        _run_chore(floods.write)
+        _run_chore(log_throttle.flush)
         if time.monotonic() >= uses_are_due_at:
             uses_are_due_at = time.monotonic() + settings.KEY_USE_WRITTEN_SECONDS
-            _run_chore(write_uses)
+            _run_chore(save_last_used)
         heartbeat.mark(heartbeat.WEB)
 
 

@@ -21,7 +21,7 @@ from exchange.http.limits import Limit
 from exchange.http.middleware import Environ, log_request, request_id_of
 from exchange.http.problems import problem_response, refusal_of
 from exchange.http.responses import JSON, Response
-from exchange.keys import Principal, known_principal
+from exchange.keys import Principal, cached_principal
 
 _JSON_TYPES = {JSON, f"{JSON}; charset=utf-8"}  # what clients send that nobody told what to send
 _SCHEME = "Bearer "
@@ -40,7 +40,7 @@ class FastRequest:
 def principal_of(environ: Mapping[str, Any]) -> Principal | None:
     """Who asks, if the key is the one header it should be and was looked up a moment ago."""
     authorization: str = environ.get("HTTP_AUTHORIZATION", "")
-    return known_principal(authorization[len(_SCHEME) :]) if authorization.startswith(_SCHEME) else None
+    return cached_principal(authorization[len(_SCHEME) :]) if authorization.startswith(_SCHEME) else None
 
 
 def body_of(environ: Environ) -> bytes | None:

@@ -7,7 +7,7 @@ from rest_framework.authentication import BaseAuthentication
 from rest_framework.request import Request
 
 from exchange.errors import Unauthenticated
-from exchange.keys import Principal, principal_of_key
+from exchange.keys import Principal, authenticate_key
 
 
 class ApiKeyAuthentication(BaseAuthentication):
@@ -17,7 +17,7 @@ class ApiKeyAuthentication(BaseAuthentication):
         key = bearer_key(request.META)
         if key is None:
             raise Unauthenticated
-        principal = principal_of_key(key)
+        principal = authenticate_key(key)
         return principal, principal
 
 

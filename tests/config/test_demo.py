@@ -10,7 +10,7 @@ from django.contrib.auth import authenticate
 from django.core.management import call_command
 from django.test import RequestFactory
 
-from exchange.keys import principal_of_key
+from exchange.keys import authenticate_key
 from exchange.models import ApiKey, Broker, Holding
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -37,8 +37,8 @@ def _authenticated(found: dict[str, Any]) -> object:
 def test_it_creates_two_brokers_an_operator_and_an_administrator(path: Path) -> None:
     found = demo(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert principal_of_key(found["operator_key"]).is_operator
-    assert [principal_of_key(key).broker_id for key in found["brokers"].values()] == ["broker-1", "broker-2"]
+    assert authenticate_key(found["operator_key"]).is_operator
+    assert [authenticate_key(key).broker_id for key in found["brokers"].values()] == ["broker-1", "broker-2"]
     assert _authenticated(found) is not None
     assert Broker.objects.get(pk="broker-1").cash == 1_000_000
     holdings = Holding.objects.filter(broker="broker-2", quantity=10_000).order_by("instrument_id")
@@ -57,7 +57,7 @@ def test_a_lost_file_is_written_anew_for_the_same_brokers(path: Path) -> None:
     first = demo(path)
     path.unlink()
     second = demo(path)
-    assert principal_of_key(second["brokers"]["broker-1"]).broker_id == "broker-1"
+    assert authenticate_key(second["brokers"]["broker-1"]).broker_id == "broker-1"
     assert second["brokers"] != first["brokers"]
     assert _authenticated(second) is not None
 
@@ -65,7 +65,7 @@ def test_a_lost_file_is_written_anew_for_the_same_brokers(path: Path) -> None:
 @pytest.mark.parametrize("damage", ["", "[]", '{"brokers": 3, "admin": []}', '{"operator_key": null}'])
 def test_a_damaged_file_is_replaced(path: Path, damage: str) -> None:
     path.write_text(damage)
-    assert principal_of_key(demo(path)["operator_key"]).is_operator
+    assert authenticate_key(demo(path)["operator_key"]).is_operator
 
 
 def test_keys_that_no_longer_work_are_replaced(path: Path) -> None:

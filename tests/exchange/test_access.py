@@ -8,7 +8,7 @@ import pytest
 
 from exchange import services
 from exchange.errors import Unauthenticated
-from exchange.keys import new_key, principal_of_key
+from exchange.keys import authenticate_key, new_key
 from exchange.models import ApiKey, Broker, Instrument
 from exchange.rules import Scope
 from tests.exchange.client import Client
@@ -107,7 +107,7 @@ def test_every_key_reads(operator: Client, alice: Client) -> None:
 def test_scopes_include_what_the_contract_says(operator: Client, alice: Client) -> None:
     assert operator.key is not None
     assert alice.key is not None
-    trader, boss = principal_of_key(alice.key), principal_of_key(operator.key)
+    trader, boss = authenticate_key(alice.key), authenticate_key(operator.key)
 
     assert (trader.broker_id, trader.is_operator, boss.broker_id, boss.is_operator) == ("alice", False, None, True)
     assert [scope for scope in Scope if trader.may(scope)] == [Scope.READ, Scope.TRADE]
@@ -117,7 +117,7 @@ def test_scopes_include_what_the_contract_says(operator: Client, alice: Client) 
 @pytest.mark.django_db(transaction=True)
 def test_garbage_is_nobody() -> None:
     with pytest.raises(Unauthenticated):
-        principal_of_key("brs_")
+        authenticate_key("brs_")
 
 
 @pytest.mark.parametrize("path", OPEN)
@@ -179,7 +179,7 @@ def test_the_command_makes_an_operator(db: None, capsys: pytest.CaptureFixture[s
     call_command("create_operator_key", name="desk")
     key = capsys.readouterr().out.strip()
 
-    assert principal_of_key(key).is_operator
+    assert authenticate_key(key).is_operator
     assert ApiKey.objects.get().name == "desk"
 
 

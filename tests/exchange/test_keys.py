@@ -15,7 +15,7 @@ from pytest_django import DjangoAssertNumQueries, Settings
 from exchange import keys, services
 from exchange.database import database_now
 from exchange.errors import Unauthenticated
-from exchange.keys import known_principal, new_key, principal_of_key, renew_known, write_uses
+from exchange.keys import authenticate_key, cached_principal, new_key, refresh_cache, save_last_used
 from exchange.models import ApiKey
 from exchange.rules import Scope
 from tests import trading
@@ -35,7 +35,7 @@ def at(seconds: float) -> Callable[[], float]:
 def is_good(key: str, seconds: float = 0) -> bool:
     """Whether the key stands for somebody, so long after the test's beginning."""
     try:
-        principal_of_key(key, at(seconds))
+        authenticate_key(key, at(seconds))
     except Unauthenticated:
         return False
     return True
@@ -58,7 +58,7 @@ def revoked_after_the_next_query(key: str) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_known() -> None:
-    keys._known_keys = keys._KnownKeys()
+    keys._cache = keys._KeyCache()
 
 
 @pytest.fixture
@@ -72,11 +72,11 @@ def test_a_known_key_needs_no_query_for_two_seconds(
     key: str, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
     with django_assert_num_queries(1):
-        first = principal_of_key(key, at(0))
+        first = authenticate_key(key, at(0))
     with django_assert_num_queries(0):
-        assert [principal_of_key(key, at(each)) for each in (0, 1, SECONDS - 0.001)] == [first] * 3
+        assert [authenticate_key(key, at(each)) for each in (0, 1, SECONDS - 0.001)] == [first] * 3
     with django_assert_num_queries(1):
-        assert principal_of_key(key, at(SECONDS)) == first
+        assert authenticate_key(key, at(SECONDS)) == first
 
 
 def test_a_key_revoked_here_is_dead_at_once(key: str, bob: Client) -> None:
@@ -113,21 +113,21 @@ def test_keys_in_use_are_renewed_together(
     used = [services.issue_key("alice", by=BY)[1] for _ in range(20)]
     unused = services.issue_key("alice", by=BY)[1]
     assert all(is_good(key) for key in [*used, unused])
-    renew_known(at(SECONDS / 2))
+    refresh_cache(at(SECONDS / 2))
     assert all(is_good(key, 3) for key in used)
 
     with django_assert_num_queries(1):
-        renew_known(at(SECONDS))
+        refresh_cache(at(SECONDS))
     with django_assert_num_queries(0):
-        assert all(known_principal(key, at(2 * SECONDS - 0.001)) == principal_of_key(key, at(5)) for key in used)
-        assert [known_principal(key, at(2 * SECONDS)) for key in used] == [None] * 20
-        assert known_principal(unused, at(1.5 * SECONDS)) is None
+        assert all(cached_principal(key, at(2 * SECONDS - 0.001)) == authenticate_key(key, at(5)) for key in used)
+        assert [cached_principal(key, at(2 * SECONDS)) for key in used] == [None] * 20
+        assert cached_principal(unused, at(1.5 * SECONDS)) is None
 
 
 def test_a_key_revoked_elsewhere_is_not_renewed(key: str) -> None:
     assert is_good(key)
     ApiKey.objects.filter(pk=key.split("_")[1]).update(revoked_at=timezone.now())
-    renew_known(at(SECONDS / 2))
+    refresh_cache(at(SECONDS / 2))
 
     assert is_good(key, SECONDS - 0.001)
     assert not is_good(key, SECONDS)
@@ -137,7 +137,7 @@ def test_a_key_revoked_elsewhere_is_not_renewed(key: str) -> None:
 def test_a_key_revoked_while_all_are_renewed_is_dead(key: str) -> None:
     assert is_good(key)
     with revoked_after_the_next_query(key):
-        renew_known(at(SECONDS / 2))
+        refresh_cache(at(SECONDS / 2))
 
     assert not is_good(key, SECONDS / 2)
 
@@ -149,7 +149,7 @@ def test_without_a_database_keys_are_believed_as_long_as_ever(key: str, caplog: 
         raise OperationalError("away")
 
     with connection.execute_wrapper(fail):
-        renew_known(at(SECONDS / 2))
+        refresh_cache(at(SECONDS / 2))
         assert is_good(key, SECONDS - 0.001)
     assert "keys_not_renewed" in caplog.text
 
@@ -164,14 +164,14 @@ def test_an_expired_key_is_dead_although_it_is_remembered(alice: Client) -> None
 
 
 def test_what_is_no_key_is_not_remembered(key: str) -> None:
-    keys._known_keys.by_digest.clear()
+    keys._cache.by_digest.clear()
     revoked, revoked_key = services.issue_key("alice", by=BY)
     services.revoke_key("alice", revoked.pk, by=BY)
     forged = key[:-1] + ("0" if key[-1] != "0" else "1")
     bad = [revoked_key, forged, "", "x" * len(key), "é" * len(key), *(new_key()[0] for _ in range(100))]
 
     assert not any(is_good(each) for each in bad)
-    assert keys._known_keys.by_digest == {}
+    assert keys._cache.by_digest == {}
 
 
 def test_an_invalid_key_needs_one_query_in_a_second(
@@ -191,7 +191,7 @@ def test_an_invalid_key_needs_one_query_in_a_second(
 def test_no_more_invalid_keys_are_remembered_than_the_limit(settings: Settings, db: None) -> None:
     settings.KEY_REFUSALS_REMEMBERED = 10
     assert not any(is_good(new_key()[0]) for _ in range(30))
-    assert len(keys._known_keys.refused_until) == 10
+    assert len(keys._cache.rejected_until) == 10
 
 
 def test_a_known_key_with_another_secret_is_refused(key: str) -> None:
@@ -202,14 +202,14 @@ def test_a_known_key_with_another_secret_is_refused(key: str) -> None:
 
 def test_no_more_keys_are_remembered_than_the_limit(alice: Client, settings: Settings) -> None:
     settings.KEY_CACHE_SIZE = 10
-    keys._known_keys.by_digest.clear()
+    keys._cache.by_digest.clear()
     many = [services.issue_key("alice", scopes=[Scope.READ], by=BY)[1] for _ in range(30)]
 
     assert all(is_good(key) for key in many)
-    assert {known.principal.key_prefix for known in keys._known_keys.by_digest.values()} == {
+    assert {known.principal.key_prefix for known in keys._cache.by_digest.values()} == {
         key.split("_")[1] for key in many[-10:]
     }
-    assert not any(key.split("_")[2] in repr(keys._known_keys.by_digest) for key in many)
+    assert not any(key.split("_")[2] in repr(keys._cache.by_digest) for key in many)
 
 
 # --- When it was last used ------------------------------------------------------------------------------------------
@@ -229,12 +229,12 @@ def test_the_use_of_keys_is_written_down_to_the_minute_in_one_statement(
     used = [services.issue_key("alice", by=trading.BY)[1] for _ in range(5)]
     unused = services.issue_key("alice", by=trading.BY)[1]
     assert all(is_good(key, 10) for key in used)
-    assert all(known_principal(key, at(11)) for key in used)
+    assert all(cached_principal(key, at(11)) for key in used)
     assert [last_use(key) for key in used] == [None] * 5
 
     before = database_now()
     with django_assert_num_queries(1):
-        write_uses(at(191))
+        save_last_used(at(191))
     after = database_now()
 
     (moment,) = {last_use(key) for key in used}
@@ -252,18 +252,18 @@ def test_a_use_is_written_down_once_and_never_turns_back(
     ApiKey.objects.filter(pk=key.split("_")[1]).update(last_used_at=later)  # another process', say
     assert is_good(key)
 
-    write_uses(at(1))
+    save_last_used(at(1))
     assert last_use(key) == later
     with django_assert_num_queries(0):
-        write_uses(at(2))
+        save_last_used(at(2))
 
 
 def test_the_last_use_of_a_key_that_was_revoked_since_is_written_down(key: str) -> None:
     assert is_good(key)
     services.revoke_key("alice", key.split("_")[1], by=trading.BY)
-    renew_known(at(1))
+    refresh_cache(at(1))
 
-    write_uses(at(1))
+    save_last_used(at(1))
     assert last_use(key) is not None
 
 
@@ -274,9 +274,9 @@ def test_a_use_that_could_not_be_written_down_is_the_next_time(key: str) -> None
         raise OperationalError("away")
 
     with connection.execute_wrapper(fail), pytest.raises(OperationalError):
-        write_uses(at(1))
+        save_last_used(at(1))
     assert last_use(key) is None
-    write_uses(at(2))
+    save_last_used(at(2))
     assert last_use(key) is not None
 
 
@@ -285,7 +285,7 @@ def test_a_key_that_is_refused_is_not_used(key: str) -> None:
     assert not is_good(key)
     assert not is_good(key[:-1] + ("0" if key[-1] != "0" else "1"))
 
-    write_uses(at(1))
+    save_last_used(at(1))
     assert last_use(key) is None
 
 

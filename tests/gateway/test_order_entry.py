@@ -30,7 +30,7 @@ from config.local.servers import free_port
 from exchange import services
 from exchange.http import limits
 from exchange.http.threads import in_thread
-from exchange.keys import principal_of_key
+from exchange.keys import authenticate_key
 from exchange.models import Instrument
 from exchange.rules import InstrumentStatus, Scope
 from gateway import order_entry
@@ -186,7 +186,7 @@ def measured(key: str | None) -> str:
 
 def known(key: str | None) -> str:
     """The same, and it was looked up a moment ago."""
-    principal_of_key(measured(key))
+    authenticate_key(measured(key))
     return str(key)
 
 

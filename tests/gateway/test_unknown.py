@@ -38,7 +38,7 @@ def _few_tokens(settings: Settings) -> None:
     settings.RATE_LIMIT_PAUSE_SECONDS = 0
     settings.KEY_REFUSAL_SECONDS = PATIENCE_SECONDS
     limits._limit.cache_clear()
-    keys._known_keys = keys._KnownKeys()
+    keys._cache = keys._KeyCache()
 
 
 def scope_of(key: str | None, path: str, address: str, method: str, headers: dict[str, str]) -> Any:
@@ -153,7 +153,7 @@ def test_a_known_key_works_on_whatever_others_do_at_its_address(settings: Settin
     use_up()
     assert [ask(key) for _ in range(5 * BURST)] == [200] * 5 * BURST
     settings.KEY_CACHE_SECONDS = 0
-    keys._known_keys.renew([keys._hash(key)], {key.split("_")[1]}, until=0)  # it was known long ago
+    keys._cache.extend([keys._hash(key)], {key.split("_")[1]}, until=0)  # it was known long ago
     assert [ask(key) for _ in range(5 * BURST)] == [200] * 5 * BURST
 
 

@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandParser
 from exchange import private_file, services
 from exchange.audit import Actor, ActorKind
 from exchange.errors import BrokerAlreadyExists, Unauthenticated
-from exchange.keys import principal_of_key
+from exchange.keys import authenticate_key
 from exchange.rules import Scope
 
 BROKERS = ["broker-1", "broker-2"]
@@ -67,7 +67,7 @@ def _dict(kept: dict[str, Any], name: str) -> dict[str, Any]:
 def _acts_for(key: object, broker_id: str | None) -> bool:
     """Whether this key works and belongs to this broker, or to an operator."""
     try:
-        principal = principal_of_key(str(key))
+        principal = authenticate_key(str(key))
     except Unauthenticated:
         return False
     return principal.broker_id == broker_id
