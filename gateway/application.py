@@ -21,7 +21,7 @@ from granian.rsgi import HTTPProtocol, Scope  # type: ignore[attr-defined]  # th
 from exchange import heartbeat, readiness, rejects
 from exchange.bodies import HealthBody
 from exchange.errors import Overloaded, RateLimited
-from exchange.http import floods, limits
+from exchange.http import limits, log_throttle
 from exchange.http.middleware import STARTED, Environ, request_id_of
 from exchange.http.problems import problem_response
 from exchange.http.responses import Response, json_response

@@ -13,7 +13,7 @@ from django.test import TransactionTestCase
 from whitenoise.middleware import WhiteNoiseMiddleware
 
 from config.local.servers import Postgres, Valkey, account_for, private_short_folder
-from exchange.http import floods
+from exchange.http import log_throttle
 from tests import celery_processes, database, live
 from tests.celery_processes import Celery
 from tests.receiver import Receiver
@@ -60,7 +60,7 @@ def _find_static_files_once() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_flood() -> None:
     """Forget the requests without a key of the tests before: those of this test have their own lines in the log."""
-    floods._flood = floods.Flood()
+    log_throttle._throttle = log_throttle.LogThrottle()
 
 
 @pytest.fixture(scope="session")

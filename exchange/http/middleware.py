@@ -1,7 +1,7 @@
 """Middleware of both servers: every request gets one id and one log line.
 
-The API logs a flood without a valid key as a count (`exchange.http.floods`). Keys never get into a log: of a request,
-only the path is logged.
+The API throttles the log lines of requests without a valid key (`exchange.http.log_throttle`). Of a request's URL, only
+the path is logged, with keys masked.
 """
 
 import json
@@ -18,7 +18,7 @@ import uuid_utils
 from django.http import HttpRequest, HttpResponse
 
 from exchange.audit import Actor, ActorKind, address_of, network_of
-from exchange.http import floods
+from exchange.http import log_throttle
 from exchange.json_codec import encode_json
 from exchange.keys import Principal
 
@@ -55,7 +55,7 @@ class RequestLog:
 
 
 class ApiRequestLog(RequestLog):
-    """The same for the API, where requests without a valid key may come in floods."""
+    """The same for the API, where requests without a valid key may come in log_throttle."""
 
     def log(self, request: HttpRequest, status: int) -> None:
         log_request(request.META, request.path, status, getattr(request, "auth", None))
@@ -77,7 +77,7 @@ def actor_of(principal: Principal, environ: Environ) -> Actor:
 
 def log_request(environ: Environ, path: str, status: int, principal: Principal | None) -> None:
     """Log a request to the API that was just answered, unless it is one of a flood without a valid key."""
-    if principal is not None or _has_its_line(environ, status):
+    if principal is not None or _should_log(environ, status):
         write_line(environ, path, status, principal)
 
 
@@ -102,8 +102,8 @@ def write_line(environ: Environ, path: str, status: int, principal: Principal | 
     _write(line if line.isascii() else json.dumps(msgspec.to_builtins(told)))  # escaped: some characters end a line
 
 
-def _has_its_line(environ: Environ, status: int) -> bool:
-    return floods.has_its_line(network_of(environ) or "", status)
+def _should_log(environ: Environ, status: int) -> bool:
+    return log_throttle.should_log(network_of(environ) or "", status)
 
 
 def _write(line: str) -> None:

@@ -1,4 +1,4 @@
-"""The log under a flood: few lines and a right count, and every request with a good key by itself."""
+"""The log under a throttle: few lines and a right count, and every request with a good key by itself."""
 
 import json
 import logging
@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pytest_django import Settings
 
-from exchange.http import floods
-from exchange.http.floods import Flood
+from exchange.http import log_throttle
+from exchange.http.log_throttle import LogThrottle
 from tests.exchange.client import Client
 from tests.exchange.http.test_middleware import lines
 
@@ -22,7 +22,7 @@ def _three_lines(settings: Settings) -> None:
 
 def counted(caplog: pytest.LogCaptureFixture) -> dict[str, tuple[int, dict[str, int]]]:
     """What the lines with counts say, by address."""
-    told: list[Any] = [record.msg for record in caplog.records if record.name == "exchange.http.floods"]
+    told: list[Any] = [record.msg for record in caplog.records if record.name == "exchange.http.log_throttle"]
     return {line["address"]: (line["count"], line["statuses"]) for line in told}
 
 
@@ -34,8 +34,8 @@ def test_many_refusals_are_few_lines_and_a_count_and_good_keys_always_have_their
         for number in range(200):
             Client(None).get("/stocks" if number % 4 else "/healthz")
             alice.get("/stocks")
-        floods.write()
-        floods.write()
+        log_throttle.flush()
+        log_throttle.flush()
 
     told = [json.loads(line) for line in lines(caplog)]
     own = [line for line in told if line["key"] is None]
@@ -45,20 +45,20 @@ def test_many_refusals_are_few_lines_and_a_count_and_good_keys_always_have_their
     assert 3 <= len(own) < 200
     by_status = {status: sum(line["status"] == int(status) for line in own) + statuses[status] for status in statuses}
     assert by_status == {"200": 50, "401": 150}
-    assert [record.name for record in caplog.records].count("exchange.http.floods") == 1
+    assert [record.name for record in caplog.records].count("exchange.http.log_throttle") == 1
 
 
 def test_each_address_has_its_lines_in_each_second() -> None:
-    flood = Flood()
-    said = [flood.has_its_line(address, 401, now) for now in (7.0, 7.9, 8.0) for address in [HERE, ELSEWHERE] * 3]
+    throttle = LogThrottle()
+    said = [throttle.should_log(address, 401, now) for now in (7.0, 7.9, 8.0) for address in [HERE, ELSEWHERE] * 3]
     assert said == [True] * 6 + [False] * 6 + [True] * 6
-    assert flood.taken() == {HERE: {401: 3}, ELSEWHERE: {401: 3}}
-    assert flood.taken() == {}
+    assert throttle.take_counts() == {HERE: {401: 3}, ELSEWHERE: {401: 3}}
+    assert throttle.take_counts() == {}
 
 
 def test_more_addresses_than_are_told_apart_are_counted_together(settings: Settings) -> None:
     settings.LOG_UNKNOWN_ADDRESSES = 2
-    flood = Flood()
-    said = [flood.has_its_line(f"192.0.2.{number}", 429, 7.0) for number in range(100)]
+    throttle = LogThrottle()
+    said = [throttle.should_log(f"192.0.2.{number}", 429, 7.0) for number in range(100)]
     assert said.count(True) == 2
-    assert flood.taken() == {"192.0.2.2": {429: 1}, "192.0.2.3": {429: 1}, floods.OTHERS: {429: 96}}
+    assert throttle.take_counts() == {"192.0.2.2": {429: 1}, "192.0.2.3": {429: 1}, log_throttle.OTHERS: {429: 96}}
