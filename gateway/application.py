@@ -22,7 +22,7 @@ from exchange import heartbeat, readiness, rejects
 from exchange.bodies import HealthBody
 from exchange.errors import Overloaded, RateLimited
 from exchange.http import limits, log_throttle
-from exchange.http.middleware import STARTED, Environ, request_id_of
+from exchange.http.middleware import STARTED_AT, Environ, request_id_of
 from exchange.http.problems import problem_response
 from exchange.http.responses import Response, json_response
 from exchange.http.threads import in_thread
@@ -63,7 +63,7 @@ class Gateway:
         started = time.perf_counter()
         self._connections.record_request(scope.server, scope.client, started)
         environ = environ_of(scope)
-        environ[STARTED] = started
+        environ[STARTED_AT] = started
         if scope.method in _BODILESS_METHODS:
             response = await self.respond(environ)
         else:

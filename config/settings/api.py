@@ -4,7 +4,7 @@ from config.settings import base
 from config.settings.base import *  # noqa: F403 - what all processes share
 
 MIDDLEWARE = [
-    "exchange.http.middleware.ApiRequestLog",
+    "exchange.http.middleware.ApiRequestLogMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",

@@ -1,4 +1,4 @@
-"""Middleware of both servers: every request gets one id and one log line.
+"""Middleware of both servers: one id and one log line per request.
 
 The API throttles the log lines of requests without a valid key (`exchange.http.log_throttle`). Of a request's URL, only
 the path is logged, with keys masked.
@@ -25,23 +25,23 @@ from exchange.keys import Principal
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEY = re.compile(r"brs_\w+")
 MAX_PATH_LOGGED = 200
-STARTED = "exchange.started"  # in the environ: when the request came in, by `time.perf_counter`
-REQUEST_ID = "exchange.request_id"  # there, too
+STARTED_AT = "exchange.started"  # environ key: arrival of the request, by `time.perf_counter`
+REQUEST_ID = "exchange.request_id"  # environ key
 
-Environ = dict[str, Any]  # of WSGI
+Environ = dict[str, Any]  # WSGI environ
 
-# Its messages are lines of JSON already, which `config.logs` passes on: the way through structlog takes 100 µs.
+# Its messages are complete JSON lines, which `config.logs` writes unchanged: structlog would take 100 µs per line.
 _log = logging.getLogger("exchange.requests")
 
 
-class RequestLog:
-    """Gives each request its id, says it in the answer and in every log line, and logs what became of it."""
+class RequestLogMiddleware:
+    """Middleware that adds the request id to the response and to all log lines, and logs the request."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        request.META.setdefault(STARTED, time.perf_counter())
+        request.META.setdefault(STARTED_AT, time.perf_counter())
         request_id = request_id_of(request.META)
         structlog.contextvars.bind_contextvars(request_id=request_id)
         response = self.get_response(request)
@@ -50,46 +50,46 @@ class RequestLog:
         return response
 
     def log(self, request: HttpRequest, status: int) -> None:
-        """Log every request: people have no key, and a page costs its sender more than a line."""
-        write_line(request.META, request.path, status, None)
+        """Log every request: users of the back office have no key, and a page costs more than a log line."""
+        write_log_line(request.META, request.path, status, None)
 
 
-class ApiRequestLog(RequestLog):
-    """The same for the API, where requests without a valid key may come in log_throttle."""
+class ApiRequestLogMiddleware(RequestLogMiddleware):
+    """Variant for the API, which throttles the log lines of requests without a valid key."""
 
     def log(self, request: HttpRequest, status: int) -> None:
         log_request(request.META, request.path, status, getattr(request, "auth", None))
 
 
 def request_id_of(environ: Environ) -> str:
-    """The id that the client gave the request, if it is one, or a new one; whoever asks again is told the same."""
-    known: str | None = environ.get(REQUEST_ID)
-    if known is None:
+    """Return the request's id: the client's if it is well-formed, otherwise a new one, kept in the environ."""
+    request_id: str | None = environ.get(REQUEST_ID)
+    if request_id is None:
         given = environ.get("HTTP_X_REQUEST_ID", "")
-        known = environ[REQUEST_ID] = given if _ID.fullmatch(given) else str(uuid_utils.uuid7())
-    return known
+        request_id = environ[REQUEST_ID] = given if _ID.fullmatch(given) else str(uuid_utils.uuid7())
+    return request_id
 
 
 def actor_of(principal: Principal, environ: Environ) -> Actor:
-    """Who acts by a request with a key, as the audit tells it."""
+    """Return the key of a request as the audit log records it."""
     return Actor(ActorKind.KEY, principal.key_prefix, address_of(environ), request_id_of(environ))
 
 
 def log_request(environ: Environ, path: str, status: int, principal: Principal | None) -> None:
-    """Log a request to the API that was just answered, unless it is one of a flood without a valid key."""
+    """Log a completed API request, unless it has no valid key and its log lines are throttled."""
     if principal is not None or _should_log(environ, status):
-        write_line(environ, path, status, principal)
+        write_log_line(environ, path, status, principal)
 
 
-def write_line(environ: Environ, path: str, status: int, principal: Principal | None) -> None:
-    """Write the log line of a request that was just answered."""
+def write_log_line(environ: Environ, path: str, status: int, principal: Principal | None) -> None:
+    """Write the log line of a completed request."""
     if not _log.isEnabledFor(logging.INFO):
         return
-    told = {
+    entry = {
         "method": environ["REQUEST_METHOD"],
         "path": _KEY.sub("brs_…", path[:MAX_PATH_LOGGED]),
         "status": status,
-        "milliseconds": round((time.perf_counter() - environ[STARTED]) * 1000, 1),
+        "milliseconds": round((time.perf_counter() - environ[STARTED_AT]) * 1000, 1),
         "key": principal.key_prefix if principal else None,
         "broker": principal.broker_id if principal else None,
         "event": "request",
@@ -98,8 +98,9 @@ def write_line(environ: Environ, path: str, status: int, principal: Principal | 
         "level": "info",
         "timestamp": datetime.now(UTC),
     }
-    line = encode_json(told).decode()
-    _write(line if line.isascii() else json.dumps(msgspec.to_builtins(told)))  # escaped: some characters end a line
+    line = encode_json(entry).decode()
+    # Other lines are escaped, because some Unicode characters end a line.
+    _write(line if line.isascii() else json.dumps(msgspec.to_builtins(entry)))
 
 
 def _should_log(environ: Environ, status: int) -> bool:
@@ -107,5 +108,5 @@ def _should_log(environ: Environ, status: int) -> bool:
 
 
 def _write(line: str) -> None:
-    """Log it; who called is in no line, and finding out takes longer than the rest."""
+    """Log a line without looking up the caller, which would take longer than the rest."""
     _log.handle(_log.makeRecord(_log.name, logging.INFO, __file__, 0, line, (), None))

@@ -46,7 +46,7 @@ def api_paths() -> list[str]:
 
 
 def test_the_back_office_has_djangos_middleware_in_djangos_order() -> None:
-    ours = ["exchange.http.middleware.RequestLog", "backoffice.middleware.never_cache"]
+    ours = ["exchange.http.middleware.RequestLogMiddleware", "backoffice.middleware.never_cache"]
     assert [each for each in backoffice.MIDDLEWARE if each not in ours] == DJANGOS_ORDER
 
 

@@ -13,7 +13,7 @@ from pytest_django import Settings
 from config.local.processes import wait_until
 from exchange import keys, rejects, services
 from exchange.http import limits
-from exchange.http.middleware import STARTED
+from exchange.http.middleware import STARTED_AT
 from exchange.http.responses import Response
 from exchange.keys import new_key
 from gateway import order_entry
@@ -52,7 +52,7 @@ async def answer(
     key: str | None, path: str = "/stocks", address: str = HERE, method: str = "GET", **headers: str
 ) -> Response:
     environ = environ_of(scope_of(key, path, address, method, headers))
-    return await FRONT.respond(environ | {STARTED: time.perf_counter()})
+    return await FRONT.respond(environ | {STARTED_AT: time.perf_counter()})
 
 
 def ask(*args: Any, **more: Any) -> int:
