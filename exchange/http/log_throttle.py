@@ -38,7 +38,7 @@ class LogThrottle:
             self._counts.setdefault(address if has_own_count else OTHERS, Counter())[status] += 1
             return False
 
-    def taken(self) -> dict[str, Counter[int]]:
+    def take_counts(self) -> dict[str, Counter[int]]:
         """Return the counts by address and status, and reset them."""
         with self._lock:
             counts, self._counts = self._counts, {}
