@@ -520,7 +520,7 @@ ANY_FIELDS = st.dictionaries(st.sampled_from(FIELDS) | st.text(st.characters(cod
 ANY_BYTES = st.binary(max_size=200) | st.text('{}[]",:0123456789eE.-+ntfalseru\\').map(str.encode)
 
 
-def test_no_order_causes_a_5xx_and_no_rejection_writes(alice: Client) -> None:
+def test_no_body_causes_a_5xx_and_no_rejection_writes(alice: Client) -> None:
     state = trading.everything()
 
     @settings(max_examples=50, deadline=None)

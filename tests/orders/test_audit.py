@@ -1,4 +1,4 @@
-"""What an operator does to orders is on record, by the very transaction that does it; what brokers do is not."""
+"""Operators' changes of orders are audited in their transaction; brokers' changes are not."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -27,16 +27,16 @@ pytestmark = pytest.mark.django_db(transaction=True)
 OLGA = Actor(ActorKind.USER, "olga", "192.0.2.7", "r-1")
 
 
-def told(entry: AuditEntry) -> tuple[Any, ...]:
+def action_of(entry: AuditEntry) -> tuple[Any, ...]:
     return entry.action, entry.subject, entry.reason, entry.before, entry.after
 
 
-def who(entry: AuditEntry) -> tuple[str, ...]:
+def actor_of(entry: AuditEntry) -> tuple[str, ...]:
     return entry.actor_kind, entry.actor, entry.address, entry.request_id
 
 
-def by_operator(order: Order, why: str = "") -> CancelOrder:
-    return CancelOrder(order.pk, None, CancelReason.BY_OPERATOR, OLGA, why)
+def by_operator(order: Order, reason: str = "") -> CancelOrder:
+    return CancelOrder(order.pk, None, CancelReason.BY_OPERATOR, OLGA, reason)
 
 
 def cancelled(filled: int, remaining: int) -> dict[str, Any]:
@@ -49,27 +49,27 @@ def cancelled(filled: int, remaining: int) -> dict[str, Any]:
     }
 
 
-# --- One order ------------------------------------------------------------------------------------------------------
+# --- Single cancels -------------------------------------------------------------------------------------------------
 
 
-def test_an_operators_cancel_is_on_record(alice: Client, bob: Client, operator: Client) -> None:
+def test_a_cancel_by_an_operator_is_audited(alice: Client, bob: Client, operator: Client) -> None:
     untouched, partly = place(Side.BID, 5, "10"), place(Side.ASK, 5, "11")
     place(Side.BID, 2, "11", by="bob")
     with on_record() as entries:
         answers = [operator.delete(f"/orders/{order.pk}") for order in (untouched, partly)]
 
     assert [answer.status for answer in answers] == [200, 200]
-    assert [told(each) for each in entries] == [
+    assert [action_of(each) for each in entries] == [
         ("order.cancel", str(untouched.pk), "", {"status": "pending"}, cancelled(0, 5)),
         ("order.cancel", str(partly.pk), "", {"status": "partially_filled"}, cancelled(2, 3)),
     ]
     key = str(operator.key).split("_")[1]
-    assert [who(each) for each in entries] == [
+    assert [actor_of(each) for each in entries] == [
         ("key", key, "127.0.0.1", answer.headers["X-Request-Id"]) for answer in answers
     ]
 
 
-def test_of_a_list_each_cancel_that_was_done_is_on_record(alice: Client) -> None:
+def test_each_successful_cancel_of_a_batch_is_audited(alice: Client) -> None:
     first, second = place(Side.BID, 1, "10"), place(Side.BID, 2, "10")
     with on_record() as entries:
         service.execute(
@@ -81,12 +81,12 @@ def test_of_a_list_each_cancel_that_was_done_is_on_record(alice: Client) -> None
             ]
         )
 
-    assert [(each.subject, each.reason, who(each)) for each in entries] == [
+    assert [(each.subject, each.reason, actor_of(each)) for each in entries] == [
         (str(order.pk), "error", ("user", "olga", "192.0.2.7", "r-1")) for order in (first, second)
     ]
 
 
-def test_what_brokers_cancel_is_not_on_record(alice: Client) -> None:
+def test_cancels_by_brokers_are_not_audited(alice: Client) -> None:
     orders = [place(Side.BID, 1, "10") for _ in range(3)]
     with on_record() as entries:
         assert alice.delete(f"/orders/{orders[0].pk}").status == 200
@@ -95,7 +95,7 @@ def test_what_brokers_cancel_is_not_on_record(alice: Client) -> None:
     assert entries == []
 
 
-def test_a_cancel_that_is_refused_is_not_on_record(alice: Client, operator: Client) -> None:
+def test_a_rejected_cancel_is_not_audited(alice: Client, operator: Client) -> None:
     ended, due = place(Side.BID, 1, "10"), place(Side.BID, 1, "10")
     trading.cancel(ended)
     Order.objects.filter(pk=due.pk).update(expires_at=timezone.now(), time_in_force=TimeInForce.GTD)
@@ -108,10 +108,10 @@ def test_a_cancel_that_is_refused_is_not_on_record(alice: Client, operator: Clie
     assert entries == []
 
 
-# --- Many -----------------------------------------------------------------------------------------------------------
+# --- Mass cancels ---------------------------------------------------------------------------------------------------
 
 
-def test_each_batch_that_an_operator_cancels_is_on_record(
+def test_each_batch_of_a_mass_cancel_by_an_operator_is_audited(
     alice: Client, bob: Client, operator: Client, settings: Settings
 ) -> None:
     settings.SWEEP_BATCH = 2
@@ -124,29 +124,28 @@ def test_each_batch_that_an_operator_cancels_is_on_record(
         answer = operator.delete("/orders?broker_id=alice&side=bid")
 
     assert answer.body == {"cancelled": 4}
-    assert [told(each) for each in entries] == [
+    assert [action_of(each) for each in entries] == [
         ("broker.cancel_orders", "alice", "", None, {"symbol": symbol, "side": "bid", "cancelled": count})
         for symbol, count in (("AAPL", 2), ("AAPL", 1), ("PETR4", 1))
     ]
     key = str(operator.key).split("_")[1]
-    assert {who(each) for each in entries} == {("key", key, "127.0.0.1", answer.headers["X-Request-Id"])}
+    assert {actor_of(each) for each in entries} == {("key", key, "127.0.0.1", answer.headers["X-Request-Id"])}
 
 
-def test_the_kill_switch_is_on_record_with_its_reason(alice: Client, operator: Client) -> None:
+def test_a_suspension_with_cancels_is_audited_with_its_reason(alice: Client, operator: Client) -> None:
     for side, price in ((Side.BID, "10"), (Side.ASK, "11")):
         place(side, 1, price)
     body = {"cancel_orders": True, "reason": "default"}
     with on_record() as entries:
         assert operator.post("/brokers/alice/suspend", body).body["cancelled_orders"] == 2
 
-    assert [told(each) for each in entries] == [
+    assert [action_of(each) for each in entries] == [
         ("broker.suspend", "alice", "default", {"status": "active"}, {"status": "suspended"}),
         ("broker.cancel_orders", "alice", "default", None, {"symbol": "AAPL", "side": None, "cancelled": 2}),
     ]
 
 
-def test_two_operators_who_cancel_the_same_at_once_are_told_apart(alice: Client) -> None:
-    """Nothing is left for the second, who is not on record."""
+def test_a_mass_cancel_of_no_orders_is_not_audited(alice: Client) -> None:
     place(Side.BID, 1, "10")
     ivan = Actor(ActorKind.USER, "ivan")
     sweeps = [CancelOrders("alice", "AAPL", CancelReason.BY_OPERATOR, None, by, "error") for by in (OLGA, ivan)]
@@ -156,7 +155,7 @@ def test_two_operators_who_cancel_the_same_at_once_are_told_apart(alice: Client)
     assert [each.actor for each in entries] == ["olga"]
 
 
-def test_orders_that_a_mass_cancel_finds_past_their_time_are_not_on_record_as_cancelled(alice: Client) -> None:
+def test_orders_expired_by_a_mass_cancel_are_not_audited_as_cancelled(alice: Client) -> None:
     place(Side.BID, 1, "10")
     Order.objects.update(expires_at=timezone.now() - timedelta(seconds=1), time_in_force=TimeInForce.GTD)
     with on_record() as entries:
@@ -166,20 +165,20 @@ def test_orders_that_a_mass_cancel_finds_past_their_time_are_not_on_record_as_ca
     assert entries == []
 
 
-# --- Together or not at all -----------------------------------------------------------------------------------------
+# --- Atomicity ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("table", ["exchange_auditentry", "orders_order"])
-@pytest.mark.parametrize("way", ["one", "all"])
-def test_a_cancel_and_its_entry_are_done_together_or_not_at_all(alice: Client, table: str, way: str) -> None:
+@pytest.mark.parametrize("command", ["one", "all"])
+def test_a_cancel_and_its_audit_entry_are_atomic(alice: Client, table: str, command: str) -> None:
     order = place(Side.BID, 1, "10")
-    ways: dict[str, Callable[[], Any]] = {
+    commands: dict[str, Callable[[], Any]] = {
         "one": partial(attempt, by_operator(order)),
         "all": partial(services.cancel_all, "alice", reason=CancelReason.BY_OPERATOR, by=OLGA),
     }
     before = trading.everything()
     with trading.refused_at_commit(table), pytest.raises(DatabaseError, match="not this one"):
-        ways[way]()
+        commands[command]()
 
     assert trading.everything() == before
     with on_record() as entries:

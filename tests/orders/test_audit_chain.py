@@ -1,4 +1,4 @@
-"""The audit is a chain that `manage.py reconcile` verifies, also when triggers were disabled and rows changed."""
+"""The audit log is a hash chain that `manage.py reconcile` verifies, even if its trigger was disabled."""
 
 import io
 import re
@@ -37,7 +37,7 @@ END $$
 
 
 @pytest.fixture(autouse=True)
-def five_acts(transactional_db: None) -> None:
+def five_entries(transactional_db: None) -> None:
     with transaction.atomic():
         audit.record(*(_entry(f"b{number}") for number in range(1, 6)))
 
@@ -48,7 +48,7 @@ def _entry(subject: str) -> Entry:
 
 @contextmanager
 def _trigger_disabled() -> Iterator[None]:
-    """Let statements of the owner change what is on record."""
+    """Let statements of the table's owner change entries."""
     _run("ALTER TABLE exchange_auditentry DISABLE TRIGGER audit_only_grows")
     try:
         yield
@@ -62,14 +62,14 @@ def _run(sql: str) -> None:
 
 
 def _reconcile(*arguments: str) -> list[str]:
-    """Lines that `manage.py reconcile` prints when all is well."""
+    """Run `manage.py reconcile`, which must succeed, and return its lines."""
     out = io.StringIO()
     call_command("reconcile", *arguments, stdout=out)
     return out.getvalue().splitlines()
 
 
 def _faults(*arguments: str) -> list[str]:
-    """Lines about the audit that `manage.py reconcile` prints when it fails."""
+    """Run `manage.py reconcile`, which must fail, and return its lines about the audit."""
     out = io.StringIO()
     with pytest.raises(CommandError):
         call_command("reconcile", *arguments, stdout=out)
@@ -81,10 +81,10 @@ def _id(number: int) -> str:
     return str(AuditEntry.objects.get(number=number).pk)
 
 
-# --- What a chain shows ---------------------------------------------------------------------------------------------
+# --- Verification ---------------------------------------------------------------------------------------------------
 
 
-def test_entries_are_numbered_and_each_hash_depends_on_the_one_before() -> None:
+def test_entries_are_numbered_and_chained_by_hash() -> None:
     entries = list(AuditEntry.objects.order_by("id"))
 
     assert [entry.number for entry in entries] == [1, 2, 3, 4, 5]
@@ -128,7 +128,7 @@ def test_a_changed_entry_is_reported(change: str) -> None:
     assert _faults()[0] == f"entry 3, {_id(3)}, is not as it was written"
 
 
-def test_a_changed_entry_with_a_fitting_hash_breaks_the_next() -> None:
+def test_a_changed_entry_with_a_matching_hash_breaks_the_next_one() -> None:
     with _trigger_disabled():
         _run("UPDATE exchange_auditentry SET reason = 'another' WHERE number = 3")
         _run(
@@ -183,7 +183,7 @@ def test_the_head_is_compared_with_the_last_entry(change: str, fault: str) -> No
         transaction.set_rollback(True)
 
 
-def test_without_the_head_nothing_goes_on_record() -> None:
+def test_no_entry_is_written_without_the_head() -> None:
     with transaction.atomic():
         _run("DELETE FROM exchange_audithead")
         with pytest.raises(DatabaseError, match="The audit has lost its head"), transaction.atomic():
@@ -191,7 +191,7 @@ def test_without_the_head_nothing_goes_on_record() -> None:
         transaction.set_rollback(True)
 
 
-def test_a_rewritten_chain_lacks_the_entry_that_was_noted() -> None:
+def test_a_rewritten_chain_is_detected_by_its_anchor() -> None:
     anchor = str(AuditHead.objects.get())
     assert _reconcile("--anchor", anchor)[-1] == "Everything agrees."
     with _trigger_disabled():
@@ -203,10 +203,10 @@ def test_a_rewritten_chain_lacks_the_entry_that_was_noted() -> None:
         _reconcile("--anchor", anchor)
 
 
-# --- How it is written ----------------------------------------------------------------------------------------------
+# --- Writes ---------------------------------------------------------------------------------------------------------
 
 
-def test_simultaneous_acts_form_one_chain() -> None:
+def test_concurrent_entries_form_one_chain() -> None:
     for symbol in SYMBOLS:
         trading.instrument(symbol)
     halts = [in_thread(partial(_halt_and_resume, symbol)) for symbol in SYMBOLS]
@@ -223,27 +223,27 @@ def _halt_and_resume(symbol: str) -> None:
         services.resume(symbol, by=BY)
 
 
-def test_an_act_waits_for_the_one_before_and_no_order_waits_for_either() -> None:
+def test_an_entry_waits_for_the_previous_one_but_orders_do_not() -> None:
     for broker_id in ("alice", "bob"):
         trading.broker(broker_id)
     with transaction.atomic():
         audit.record(_entry("b6"))
-        act = in_thread(partial(services.set_broker_status, "alice", BrokerStatus.SUSPENDED, reason="", by=BY))
-        assert wait_until(_is_head_awaited, PATIENCE_SECONDS)
+        suspension = in_thread(partial(services.set_broker_status, "alice", BrokerStatus.SUSPENDED, reason="", by=BY))
+        assert wait_until(_is_lock_awaited, PATIENCE_SECONDS)
         in_thread(partial(place, Side.BID, 1, "10", by="bob")).result(PATIENCE_SECONDS)
-        assert not act.done()
+        assert not suspension.done()
 
-    act.result(PATIENCE_SECONDS)
+    suspension.result(PATIENCE_SECONDS)
     assert _reconcile()[-1] == "Everything agrees."
 
 
-def _is_head_awaited() -> bool:
+def _is_lock_awaited() -> bool:
     with connection.cursor() as cursor:
         cursor.execute("SELECT FROM pg_locks WHERE NOT granted")
         return bool(cursor.rowcount)
 
 
-def test_what_is_rolled_back_leaves_no_gap() -> None:
+def test_a_rolled_back_entry_leaves_no_gap() -> None:
     with transaction.atomic():
         audit.record(_entry("b6"))
         transaction.set_rollback(True)
@@ -252,7 +252,7 @@ def test_what_is_rolled_back_leaves_no_gap() -> None:
     assert _reconcile()[-1] == "Everything agrees."
 
 
-def test_the_migration_chains_what_is_on_record() -> None:
+def test_the_migration_chains_existing_entries() -> None:
     before = list(AuditEntry.objects.order_by("id").values())
     MigrationExecutor(connection).migrate([("exchange", "0003_add_audit")])
     try:

@@ -1,4 +1,4 @@
-"""An instrument's rules are changed by its operator, and never so that an order or a price would break them."""
+"""Edits of an instrument's rules, which existing orders and prices must not violate."""
 
 from decimal import Decimal
 from typing import Any
@@ -24,7 +24,7 @@ def edit(**changed: Any) -> Instrument:
 
 
 def refused(**changed: Any) -> dict[str, str]:
-    """An edit that must be refused, and change nothing; the fields that are to blame, and why."""
+    """Try an edit that must be rejected and change nothing. Return each field's error."""
     before = trading.everything()
     with pytest.raises(ValidationFailed) as refusal:
         edit(**changed)
@@ -32,7 +32,7 @@ def refused(**changed: Any) -> dict[str, str]:
     return {error.field: error.detail for error in refusal.value.errors}
 
 
-def test_rules_are_changed_and_nothing_else_and_it_is_on_record(alice: Client) -> None:
+def test_an_edit_changes_only_the_given_fields_and_is_audited(alice: Client) -> None:
     place(Side.BID, 20, "10.05")
     before = Instrument.objects.values().get(pk="AAPL")
     changed = {"name": "Apple", "tick_size": Decimal("0.05"), "lot_size": 10, "pricing": Pricing.MAKER}
@@ -48,16 +48,16 @@ def test_rules_are_changed_and_nothing_else_and_it_is_on_record(alice: Client) -
     assert entry.after == {"name": "Apple", "tick_size": "0.05", "lot_size": 10, "pricing": "maker"}
 
 
-def test_an_instrument_without_a_name_is_named_like_its_symbol(alice: Client) -> None:
+def test_an_empty_name_becomes_the_symbol(alice: Client) -> None:
     assert edit(name="").name == "AAPL"
 
 
-def test_what_is_not_listed_is_not_edited(db: None) -> None:
+def test_an_unlisted_instrument_cannot_be_edited(db: None) -> None:
     with pytest.raises(SymbolNotFound):
         edit()
 
 
-def test_a_tick_that_a_working_order_is_off_is_refused(alice: Client) -> None:
+def test_a_tick_that_a_working_order_violates_is_rejected(alice: Client) -> None:
     place(Side.BID, 1, "10.05")
     ended = place(Side.BID, 1, "10.01")
     assert refused(tick_size=Decimal("0.05")) == {"tick_size": "A working order has a price of 10.01."}
@@ -69,7 +69,7 @@ def test_a_tick_that_a_working_order_is_off_is_refused(alice: Client) -> None:
     assert alice.get("/stocks/AAPL/book").body["bids"][0]["price"] == Decimal("10.050")
 
 
-def test_a_lot_that_what_a_working_order_has_left_is_off_is_refused(alice: Client, bob: Client) -> None:
+def test_a_lot_that_a_remaining_quantity_violates_is_rejected(alice: Client, bob: Client) -> None:
     place(Side.ASK, 25, "10")
     place(Side.BID, 10, "10", by="bob")
     assert refused(lot_size=10) == {"lot_size": "A working order has 15 left."}
@@ -79,14 +79,14 @@ def test_a_lot_that_what_a_working_order_has_left_is_off_is_refused(alice: Clien
     assert edit(lot_size=7).lot_size == 7  # no order is left
 
 
-def test_each_bad_field_is_named(alice: Client) -> None:
+def test_each_invalid_field_is_listed(alice: Client) -> None:
     place(Side.BID, 3, "10.01")
     assert refused(tick_size=Decimal("0.10"), lot_size=2).keys() == {"tick_size", "lot_size"}
 
 
-def test_decimals_that_history_may_have_used_are_kept(alice: Client, bob: Client) -> None:
+def test_decimals_used_by_past_prices_cannot_be_removed(alice: Client, bob: Client) -> None:
     assert edit(tick_size=Decimal("0.0005")).tick_size == Decimal("0.0005")
-    assert edit(tick_size=Decimal("0.01")).tick_size == Decimal("0.01")  # nothing was ever ordered
+    assert edit(tick_size=Decimal("0.01")).tick_size == Decimal("0.01")  # no order exists yet
     edit(tick_size=Decimal("0.0005"))
     place(Side.ASK, 1, "10.0005")
     place(Side.BID, 1, "10.0005", by="bob")

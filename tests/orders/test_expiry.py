@@ -1,4 +1,4 @@
-"""Beat and workers, real ones, expire what is due: soon, once, and by themselves again after whatever befell them."""
+"""Real beat and worker processes expire due orders in time and once, also after kills and outages."""
 
 import json
 import os
@@ -31,15 +31,15 @@ from webhooks.models import Event, EventType
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-PROMISED = timedelta(seconds=2)  # from an order's time to its expiry
-ALLOWED = timedelta(seconds=4)  # on top of it, for a machine that has other things to do
-RECONNECTED = timedelta(seconds=10)  # on top of both: workers look for a lost Valkey every few seconds
+PROMISED = timedelta(seconds=2)  # from `expires_at` to the expiry
+ALLOWED = timedelta(seconds=4)  # in addition, for a busy machine
+RECONNECTED = timedelta(seconds=10)  # in addition to both: workers look for a lost Valkey every few seconds
 SWEEP_SECONDS = settings.EXPIRY_SWEEP_SECONDS
 MORE_THAN_A_BATCH = 2 * settings.SWEEP_BATCH + 1
-SOON_SECONDS = 1.5  # from now, and yet long enough for all of them to be placed
-AWAY_SECONDS = float(os.environ.get("BEAT_AWAY_SECONDS", "2"))
+SOON_SECONDS = 1.5  # long enough to place all orders
+OUTAGE_SECONDS = float(os.environ.get("BEAT_OUTAGE_SECONDS", "2"))
 HOUR_SECONDS = 3_600
-AHEAD_SECONDS = 30  # of a worker's clock before beat's
+AHEAD_SECONDS = 30  # of a worker's clock relative to beat's
 PAUSE_SECONDS = 0.02
 
 
@@ -50,8 +50,8 @@ def _market(transactional_db: None) -> None:
     trading.broker("alice")
 
 
-def expiring(*seconds: float, symbol: str = "AAPL", quantity: int = 1) -> list[Order]:
-    """Bids of alice's, one for every number of seconds that it has to live."""
+def place_expiring(*seconds: float, symbol: str = "AAPL", quantity: int = 1) -> list[Order]:
+    """Place one bid for each number of seconds until its expiry."""
     now = database_now()
     outcomes = service.execute(
         [
@@ -71,15 +71,15 @@ def expiring(*seconds: float, symbol: str = "AAPL", quantity: int = 1) -> list[O
     return list(Order.objects.filter(pk__in=placed).order_by("sequence"))
 
 
-def every(interval: float, *, until: float) -> list[float]:
-    """Seconds to live, `interval` apart: orders go on falling due whatever is done meanwhile."""
+def spaced(interval: float, *, until: float) -> list[float]:
+    """Seconds until expiry, `interval` apart, so that orders fall due all the time."""
     return [SOON_SECONDS + step * interval for step in range(round(until / interval) + 1)]
 
 
 def assert_expire_in_time(
     orders: Iterable[Order], *, since: datetime | None = None, allowed: timedelta = ALLOWED
 ) -> None:
-    """Each is expired as soon after its time, or after `since`, as was promised and is allowed."""
+    """Wait until all orders are expired, each in time after its `expires_at` or, if later, `since`."""
     waiting = {order.pk: max(filter(None, [order.expires_at, since])) for order in orders}
     while waiting:
         for pk in Order.objects.filter(pk__in=waiting, status=OrderStatus.EXPIRED).values_list("pk", flat=True):
@@ -91,68 +91,68 @@ def assert_expire_in_time(
 
 
 def assert_expired_once(orders: Sequence[Order]) -> None:
-    """Each has its status, its one event, and nothing reserved for it; another sweep has been and changed nothing."""
+    """Check status, single event and released reservation of each order, after another sweep."""
     time.sleep(1.5 * SWEEP_SECONDS)
     now = Order.objects.in_bulk([order.pk for order in orders])
     assert {order.status for order in now.values()} == {OrderStatus.EXPIRED}
     assert all(now[order.pk].expired_at == order.expires_at for order in orders)
-    assert told() == {str(order.pk): 1 for order in orders}
+    assert count_expiry_events() == {str(order.pk): 1 for order in orders}
     assert trading.balance("alice") == (trading.CASH, 0)
 
 
-def told() -> Counter[str]:
-    """How many events told of each order's expiry."""
+def count_expiry_events() -> Counter[str]:
+    """Count the expiry events of each order."""
     bodies = Event.objects.filter(type=EventType.ORDER_EXPIRED).values_list("body", flat=True)
     return Counter(json.loads(body)["data"]["order_id"] for body in bodies)
 
 
 @contextmanager
-def worker_in_the_middle() -> Iterator[None]:
-    """Hold what expiry locks last, until a worker waits for it with the book in its hands."""
+def worker_blocked() -> Iterator[None]:
+    """Hold the last lock that an expiry takes until a worker waits for it, holding the book's lock."""
     with transaction.atomic():
         Broker.objects.select_for_update(no_key=True).get(pk="alice")
-        assert wait_until(somebody_waits_for_a_lock, trading.PATIENCE_SECONDS)
+        assert wait_until(is_any_lock_awaited, trading.PATIENCE_SECONDS)
         yield
 
 
-def somebody_waits_for_a_lock() -> bool:
+def is_any_lock_awaited() -> bool:
     with connection.cursor() as cursor:
         cursor.execute("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
         (waits,) = cursor.fetchone()
     return bool(waits)
 
 
-# --- In good order --------------------------------------------------------------------------------------------------
+# --- Normal operation -----------------------------------------------------------------------------------------------
 
 
-def test_orders_expire_in_time_and_once_however_many_at_a_time(celery: Celery) -> None:
+def test_orders_expire_once_and_in_time_in_any_number(celery: Celery) -> None:
     start_all(celery.worker(), celery.beat())
-    orders = expiring(*every(0.1, until=1)) + expiring(*[SOON_SECONDS] * MORE_THAN_A_BATCH, symbol="GOOG")
+    orders = place_expiring(*spaced(0.1, until=1)) + place_expiring(*[SOON_SECONDS] * MORE_THAN_A_BATCH, symbol="GOOG")
     assert_expire_in_time(orders)
     assert_expired_once(orders)
 
 
-def test_busy_books_do_not_delay_the_others(celery: Celery) -> None:
-    busy = ["AAPL", "GOOG", "INTC", "MSFT"]  # more of them than the worker has processes
+def test_busy_books_do_not_delay_others(celery: Celery) -> None:
+    busy = ["AAPL", "GOOG", "INTC", "MSFT"]  # more than the worker has processes
     for symbol in ["INTC", "MSFT", "NVDA"]:
         trading.instrument(symbol)
     start_all(celery.worker(), celery.beat())
-    held = [order for symbol in busy for order in expiring(SOON_SECONDS, symbol=symbol)]
-    free = expiring(SOON_SECONDS, symbol="NVDA")
+    held = [order for symbol in busy for order in place_expiring(SOON_SECONDS, symbol=symbol)]
+    free = place_expiring(SOON_SECONDS, symbol="NVDA")
     with transaction.atomic():
         list(Instrument.objects.select_for_update(no_key=True).filter(pk__in=busy).order_by("pk"))
         in_thread(partial(assert_expire_in_time, free)).result(trading.PATIENCE_SECONDS)
-        assert told() == {str(free[0].pk): 1}
+        assert count_expiry_events() == {str(free[0].pk): 1}
     assert_expire_in_time(held, since=database_now())
     assert_expired_once(held + free)
 
 
-# --- No beat, or another clock --------------------------------------------------------------------------------------
+# --- Missing beat and wrong clocks ----------------------------------------------------------------------------------
 
 
-def test_an_order_past_its_time_never_trades_without_beat(server: live.Server) -> None:
+def test_an_expired_order_never_trades_without_beat(server: live.Server) -> None:
     key = trading.broker("bob")
-    (bid,) = expiring(SOON_SECONDS, quantity=10_000)
+    (bid,) = place_expiring(SOON_SECONDS, quantity=10_000)
     assert bid.expires_at is not None
     ask = api.limit("ask", 1, "10.00", broker_id="bob", time_in_force="ioc")
     with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {key}"}, trust_env=False) as bob:
@@ -168,61 +168,61 @@ def test_an_order_past_its_time_never_trades_without_beat(server: live.Server) -
     assert (bid.status, bid.filled_quantity) == (OrderStatus.PARTIALLY_FILLED, traded)
 
 
-def test_orders_expire_in_time_when_the_clock_steps_and_where_it_is_ahead(celery: Celery, tmp_path: Path) -> None:
+def test_orders_expire_in_time_when_clocks_step_or_differ(celery: Celery, tmp_path: Path) -> None:
     clocks = {tmp_path / "beats": 0, tmp_path / "workers": AHEAD_SECONDS}
 
     def step(seconds: int) -> None:
         for clock, ahead in clocks.items():
             new = clock.with_suffix(".new")
             new.write_text(str(seconds + ahead))
-            new.replace(clock)  # whole, for somebody may be reading it
+            new.replace(clock)  # atomic, because the processes read it
 
     step(0)
     start_all(*map(under_clock, [celery.beat(), celery.worker()], clocks))
     for seconds in [-HOUR_SECONDS, HOUR_SECONDS]:
         step(seconds)
-        assert_expire_in_time(expiring(SOON_SECONDS))
+        assert_expire_in_time(place_expiring(SOON_SECONDS))
 
 
 def under_clock(process: CeleryProcess, clock: Path) -> CeleryProcess:
-    """Have the process read the time from a clock that can be stepped."""
+    """Let the process read its time from the file `clock`."""
     python, option, *module = process.child.argv
     process.child.argv = [python, option, "tests.stepped_clock", clock, *module]
     return process
 
 
-# --- Somebody dies --------------------------------------------------------------------------------------------------
+# --- Kills ----------------------------------------------------------------------------------------------------------
 
 
-def test_two_beats_and_a_worker_killed_in_the_middle_expire_each_order_once(celery: Celery) -> None:
+def test_two_beats_and_a_killed_worker_expire_each_order_once(celery: Celery) -> None:
     worker = celery.worker()
     start_all(worker, celery.beat("left"), celery.beat("right"))
-    orders = expiring(*[SOON_SECONDS] * MORE_THAN_A_BATCH)
-    with worker_in_the_middle():
+    orders = place_expiring(*[SOON_SECONDS] * MORE_THAN_A_BATCH)
+    with worker_blocked():
         worker.kill()
-    worker.start()  # its two processes find several messages for the one book
+    worker.start()  # its two processes find several messages for one book
     assert_expire_in_time(orders, since=database_now())
     assert_expired_once(orders)
 
 
-def test_what_fell_due_after_beat_was_killed_expires_once_when_it_is_back(celery: Celery) -> None:
+def test_orders_due_while_beat_is_down_expire_once_after_its_restart(celery: Celery) -> None:
     beat = celery.beat()
     start_all(celery.worker(), beat)
-    orders = expiring(*every(AWAY_SECONDS / 100, until=AWAY_SECONDS))
+    orders = place_expiring(*spaced(OUTAGE_SECONDS / 100, until=OUTAGE_SECONDS))
     assert wait_until(Event.objects.exists, trading.PATIENCE_SECONDS)
     beat.kill()
-    time.sleep(AWAY_SECONDS)
+    time.sleep(OUTAGE_SECONDS)
     assert Order.objects.due(Now()).exists()
     beat.start()
     assert_expire_in_time(orders, since=database_now())
     assert_expired_once(orders)
 
 
-def test_expiry_goes_on_by_itself_after_valkey_lost_everything(celery_apart: Celery, valkey: Valkey) -> None:
+def test_expiry_continues_after_valkey_lost_its_data(celery_apart: Celery, valkey: Valkey) -> None:
     worker, beat = celery_apart.worker(), celery_apart.beat()
     start_all(worker, beat)
-    orders = expiring(*every(0.05, until=3))
-    with worker_in_the_middle():
+    orders = place_expiring(*spaced(0.05, until=3))
+    with worker_blocked():
         valkey.child.kill()
     time.sleep(SWEEP_SECONDS)
     assert valkey.start_again()

@@ -1,7 +1,7 @@
-"""An acknowledged order survives whatever is killed, and what was cut off can be asked for again.
+"""Acknowledged orders survive kills and outages, and interrupted requests can be repeated.
 
-A live web server is under load while its processes, or the database's, are ended. Every test ends with all invariants
-recomputed (see conftest.py).
+A live API server is under load while its processes or the database's sessions are ended. Every test ends with a check
+of all invariants (see conftest.py).
 """
 
 import time
@@ -28,36 +28,36 @@ from tests.trading import in_thread
 pytestmark = pytest.mark.django_db(transaction=True)
 
 CLIENTS = 16
-LOAD_SECONDS = 1.0  # before, between and after what is done to the servers
-ANSWER_SECONDS = 10.0
-RECOVERY_SECONDS = 2.0  # after the database dropped everybody
-INSIDE_SECONDS = 0.4
-STOPPING_SECONDS = 1.2  # with what came before, less than a lock is waited for
+LOAD_SECONDS = 1.0  # before and after each fault
+RESPONSE_SECONDS = 10.0
+RECOVERY_SECONDS = 2.0  # after the database ended all sessions
+ARRIVAL_SECONDS = 0.4
+STOPPING_SECONDS = 1.2  # together with ARRIVAL_SECONDS less than the lock timeout
 SYMBOLS = ["AAPL", "GOOG"]
 AMPLE = 10**9
 PAUSE_SECONDS = 0.02
-NOT_DONE = {"overloaded", "ConnectError"}
+NOT_EXECUTED = {"overloaded", "ConnectError"}
 PROBLEMS = {"overloaded", "outcome_unknown", "internal_error"}
 
 
 @dataclass
 class Client:
-    """A broker's program: it posts one order after another, each again and again until it knows what became of it."""
+    """A broker's client, which posts one order after another and repeats each until it has a response."""
 
     number: int
     url: str
     key: str
-    patience: float = trading.PATIENCE_SECONDS
+    timeout_seconds: float = trading.PATIENCE_SECONDS
     sent: int = 0
     answers: list[httpx.Response] = field(default_factory=list)
-    failures: Counter[str] = field(default_factory=Counter)  # what came instead of an answer, how often
+    failures: Counter[str] = field(default_factory=Counter)  # by error
 
     def __post_init__(self) -> None:
         self.random = Random(self.number)
         self.http = httpx.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {self.key}"},
-            timeout=ANSWER_SECONDS,
+            timeout=RESPONSE_SECONDS,
             trust_env=False,
         )
 
@@ -66,7 +66,7 @@ class Client:
             self.post()
 
     def post(self, **order: Any) -> None:
-        self.answers.append(self.answer_to(self.new_order() | order))
+        self.answers.append(self.send(self.new_order() | order))
 
     def post_batch(self, **order: Any) -> None:
         orders = [self.new_order() | order for _ in range(3)]
@@ -85,10 +85,10 @@ class Client:
             "client_order_id": f"{self.number}-{self.sent}",
         }
 
-    def answer_to(self, order: dict[str, Any]) -> httpx.Response:
-        """Post until there is an answer; a replay only where an earlier attempt may have been done."""
-        may_be_done = False
-        deadline = time.monotonic() + self.patience
+    def send(self, order: dict[str, Any]) -> httpx.Response:
+        """Post until there is a response, which may be a replay only if an earlier attempt may have been executed."""
+        may_be_executed = False
+        deadline = time.monotonic() + self.timeout_seconds
         while time.monotonic() < deadline:
             try:
                 answer = self.http.post("/orders", json=order)
@@ -96,18 +96,18 @@ class Client:
                 failure = type(error).__name__
             else:
                 if answer.status_code < 500:
-                    assert answer.status_code == 201 or (answer.status_code == 200 and may_be_done), answer.text
+                    assert answer.status_code == 201 or (answer.status_code == 200 and may_be_executed), answer.text
                     return answer
                 failure = answer.json()["code"]
             self.failures[failure] += 1
-            may_be_done |= failure not in NOT_DONE
+            may_be_executed |= failure not in NOT_EXECUTED
             time.sleep(PAUSE_SECONDS)
-        raise AssertionError(f"{order['client_order_id']} was never answered: {self.failures}")
+        raise AssertionError(f"{order['client_order_id']} had no response: {self.failures}")
 
 
 @pytest.fixture
 def clients(server: live.Server, caplog: pytest.LogCaptureFixture) -> Iterator[list[Client]]:
-    caplog.set_level("WARNING", "httpx")  # which would tell of every request
+    caplog.set_level("WARNING", "httpx")  # it logs every request otherwise
     key = trading.broker("alice", cash=AMPLE, holdings=dict.fromkeys(SYMBOLS, AMPLE))
     clients = [Client(number, server.url, key) for number in range(CLIENTS)]
     yield clients
@@ -119,7 +119,7 @@ def clients(server: live.Server, caplog: pytest.LogCaptureFixture) -> Iterator[l
 
 @contextmanager
 def under_load(clients: list[Client]) -> Iterator[None]:
-    """Every client posts from before the `with` until after it."""
+    """Let every client post from before the `with` block until after it."""
     stop = Event()
     posting = [in_thread(partial(client.post_until, stop)) for client in clients]
     try:
@@ -132,11 +132,11 @@ def under_load(clients: list[Client]) -> Iterator[None]:
         future.result(trading.PATIENCE_SECONDS)
 
 
-# --- What must have survived ----------------------------------------------------------------------------------------
+# --- Checks ---------------------------------------------------------------------------------------------------------
 
 
-def told(clients: list[Client]) -> list[dict[str, Any]]:
-    """Every acknowledged order, as its answer told it."""
+def acknowledged_orders(clients: list[Client]) -> list[dict[str, Any]]:
+    """Every order of the responses."""
     bodies = [answer.json() for client in clients for answer in list(client.answers)]
     return [result["order"] for body in bodies for result in body.get("results", [{"order": body}])]
 
@@ -146,11 +146,11 @@ def failures(clients: list[Client]) -> set[str]:
 
 
 def assert_all_survived(clients: list[Client]) -> None:
-    """Each acknowledged order is there once, with all that its answer told; it may have been filled further since."""
+    """Check that each acknowledged order exists once with its trades; it may have been filled further since."""
     assert Order.objects.count() == sum(client.sent for client in clients)
     orders = {order.client_order_id: order for order in Order.objects.all()}
     trades = {str(trade_id) for trade_id in Trade.objects.values_list("id", flat=True)}
-    for body in told(clients):
+    for body in acknowledged_orders(clients):
         order = orders[body["client_order_id"]]
         assert str(order.pk) == body["order_id"]
         assert order.filled_quantity >= body["filled_quantity"] == sum(trade["quantity"] for trade in body["trades"])
@@ -159,91 +159,87 @@ def assert_all_survived(clients: list[Client]) -> None:
             assert order.status == OrderStatus.FILLED
 
 
-def has_answered_more_than(before: int, clients: list[Client]) -> bool:
-    """Every client has had a chance to be answered since."""
+def have_new_responses(before: int, clients: list[Client]) -> bool:
+    """True if there are more new responses than clients."""
     return sum(len(client.answers) for client in clients) > before + CLIENTS
 
 
-# --- What is done to the servers ------------------------------------------------------------------------------------
+# --- Faults ---------------------------------------------------------------------------------------------------------
 
 
-def test_acknowledged_orders_survive_kills_of_the_web_server_under_load(
-    server: live.Server, clients: list[Client]
-) -> None:
+def test_acknowledged_orders_survive_kills_of_the_api_server(server: live.Server, clients: list[Client]) -> None:
     with under_load(clients):
         for _ in range(2):
             server.kill()
             before = sum(len(client.answers) for client in clients)
             server.start()
-            assert wait_until(partial(has_answered_more_than, before, clients), trading.PATIENCE_SECONDS)
+            assert wait_until(partial(have_new_responses, before, clients), trading.PATIENCE_SECONDS)
     assert failures(clients) >= {"ConnectError"}
     assert failures(clients).isdisjoint(PROBLEMS)
     assert_all_survived(clients)
 
 
-def test_a_web_server_told_to_stop_answers_what_it_has_begun(server: live.Server, clients: list[Client]) -> None:
-    """Orders wait on the event loop, batches in threads."""
-    clients[0].http.get("/stocks")  # now the key is known: the usual order goes the short way
+def test_a_stopping_server_completes_the_requests_in_progress(server: live.Server, clients: list[Client]) -> None:
+    """Single orders wait on the event loop, batches in threads."""
+    clients[0].http.get("/stocks")  # caches the key, as the fast path requires
     with transaction.atomic():
         Instrument.objects.select_for_update(no_key=True).get(pk="AAPL")
         posting = [in_thread(partial(client.post, symbol="AAPL")) for client in clients[::2]]
         posting += [in_thread(partial(client.post_batch, symbol="AAPL")) for client in clients[1::2]]
-        assert wait_until(somebody_waits_for_a_lock, ANSWER_SECONDS)
-        time.sleep(INSIDE_SECONDS)  # all are inside now, waiting for the lock or for those that do
+        assert wait_until(is_any_lock_awaited, RESPONSE_SECONDS)
+        time.sleep(ARRIVAL_SECONDS)  # all requests have arrived
         stopping = in_thread(server.stop)
         time.sleep(STOPPING_SECONDS)
-        assert not server.answers()  # nothing new is accepted
+        assert not server.answers()  # no new requests are accepted
         assert not any(future.done() for future in [*posting, stopping])
     for future in posting:
-        future.result(ANSWER_SECONDS)
-    stopping.result(ANSWER_SECONDS)
+        future.result(RESPONSE_SECONDS)
+    stopping.result(RESPONSE_SECONDS)
     assert failures(clients) == set()
     assert_all_survived(clients)
 
 
-def somebody_waits_for_a_lock() -> bool:
+def is_any_lock_awaited() -> bool:
     with connection.cursor() as cursor:
         cursor.execute("SELECT FROM pg_locks WHERE NOT granted")
         return cursor.fetchone() is not None
 
 
-def test_orders_go_on_after_the_database_dropped_every_session(server: live.Server, clients: list[Client]) -> None:
+def test_orders_continue_after_the_database_ended_all_sessions(server: live.Server, clients: list[Client]) -> None:
     with under_load(clients):
         for _ in range(3):
             before = sum(len(client.answers) for client in clients)
-            assert wait_until(
-                lambda: terminate_other_sessions() > 0, RECOVERY_SECONDS
-            )  # it opens them when it needs them
-            assert wait_until(partial(has_answered_more_than, before, clients), RECOVERY_SECONDS)
+            assert wait_until(lambda: end_other_sessions() > 0, RECOVERY_SECONDS)  # opened on demand
+            assert wait_until(partial(have_new_responses, before, clients), RECOVERY_SECONDS)
     assert failures(clients) <= {"overloaded", "outcome_unknown"}
     assert_all_survived(clients)
 
 
-def test_a_quiet_server_takes_orders_soon_after_the_database_dropped_every_session(
+def test_an_idle_server_accepts_orders_soon_after_the_database_ended_all_sessions(
     server: live.Server, clients: list[Client]
 ) -> None:
     with under_load(clients):
-        pass  # leaves the server with many idle sessions
-    assert terminate_other_sessions() > 1
-    clients[0].patience = RECOVERY_SECONDS
+        pass  # fill the server's connection pool
+    assert end_other_sessions() > 1
+    clients[0].timeout_seconds = RECOVERY_SECONDS
     clients[0].post()
     assert failures(clients) <= {"overloaded", "outcome_unknown"}
     assert_all_survived(clients)
 
 
-def terminate_other_sessions() -> int:
-    """End all sessions of this database but the one that asks; how many that were."""
-    forget_our_sessions()
+def end_other_sessions() -> int:
+    """End all other sessions of this database and return their number."""
+    close_own_sessions()
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
         (ended,) = cursor.fetchone()
-    forget_our_sessions()  # the new pool's other one was ended too
+    close_own_sessions()  # the pool's second session was ended too
     return int(ended)
 
 
-def forget_our_sessions() -> None:
+def close_own_sessions() -> None:
     connection.close()
-    connection.close_pool()  # type: ignore[attr-defined]  # PostgreSQL's has one
+    connection.close_pool()  # type: ignore[attr-defined]  # only PostgreSQL's has a pool

@@ -483,7 +483,7 @@ URLS = st.builds(
 FIELDS = st.fixed_dictionaries({}, optional={"broker_id": VALUES, "events": VALUES, "url": URLS | VALUES, "x": VALUES})
 
 
-def test_no_order_causes_a_5xx_and_no_rejection_writes(alice: Client) -> None:
+def test_no_body_causes_a_5xx_and_no_rejection_writes(alice: Client) -> None:
     state = trading.everything()
 
     @hypothesis_settings(max_examples=50, deadline=None)
