@@ -1,4 +1,4 @@
-"""How many orders a broker may have open in an instrument, and the counter that knows it without counting."""
+"""The limit of a broker's open orders per instrument, and the counter behind it."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -33,19 +33,19 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture(autouse=True)
 def _members(settings: Settings) -> None:
-    """Two brokers, each of whom may have two open orders in an instrument."""
+    """Two brokers, with a limit of two open orders per instrument."""
     settings.MAX_OPEN_ORDERS = 2
     for broker_id in ("alice", "bob"):
         trading.broker(broker_id)
 
 
-def counted(broker_id: str = "alice", symbol: str = "AAPL") -> int:
+def open_orders(broker_id: str = "alice", symbol: str = "AAPL") -> int:
     row = Holding.objects.filter(broker=broker_id, instrument=symbol).first()
     return row.open_orders if row else 0
 
 
 def fill_up() -> list[Order]:
-    """Alice's two open orders: 5 at 10, then 5 at 9."""
+    """Place alice's two open orders: 5 at 10, then 5 at 9."""
     return [place(BID, 5, "10"), place(BID, 5, "9")]
 
 
@@ -53,22 +53,22 @@ def fill_up() -> list[Order]:
 
 
 @pytest.mark.parametrize(
-    "life",
+    "validity",
     [
         {"time_in_force": TimeInForce.GTC},
         {"time_in_force": TimeInForce.DAY},
         {"time_in_force": TimeInForce.GTD, "expires_at": LATER},
     ],
-    ids=lambda life: str(life["time_in_force"]),
+    ids=lambda validity: str(validity["time_in_force"]),
 )
 @pytest.mark.parametrize("side", Side)
-def test_one_more_that_could_rest_is_refused(side: Side, life: dict[str, Any]) -> None:
+def test_an_order_that_could_rest_beyond_the_limit_is_rejected(side: Side, validity: dict[str, Any]) -> None:
     fill_up()
 
-    assert refused(order(side, 1, "11", **life)) == FULL
+    assert refused(order(side, 1, "11", **validity)) == FULL
 
 
-def test_it_is_refused_even_if_it_would_be_filled_at_once() -> None:
+def test_an_order_beyond_the_limit_is_rejected_even_if_it_would_fill() -> None:
     place(ASK, 5, "20", by="bob")
     fill_up()
 
@@ -77,12 +77,12 @@ def test_it_is_refused_even_if_it_would_be_filled_at_once() -> None:
 
 @pytest.mark.parametrize("time_in_force", [TimeInForce.IOC, TimeInForce.FOK])
 @pytest.mark.parametrize("price", ["20", None])
-def test_what_cannot_rest_is_not_refused(price: str | None, time_in_force: TimeInForce) -> None:
+def test_an_order_that_cannot_rest_is_accepted_at_the_limit(price: str | None, time_in_force: TimeInForce) -> None:
     place(ASK, 5, "20", by="bob")
     fill_up()
 
     assert place(BID, 5, price, time_in_force=time_in_force).status == "filled"
-    assert counted() == 2
+    assert open_orders() == 2
 
 
 def test_each_broker_and_each_instrument_has_its_own_count() -> None:
@@ -91,24 +91,24 @@ def test_each_broker_and_each_instrument_has_its_own_count() -> None:
 
     place(BID, 1, "10", by="bob")
     place(BID, 1, "10", symbol="PETR4")
-    assert (counted(), counted("bob"), counted("alice", "PETR4")) == (2, 1, 1)
+    assert (open_orders(), open_orders("bob"), open_orders("alice", "PETR4")) == (2, 1, 1)
 
 
-def test_a_list_that_reaches_the_limit_is_refused_from_there_on() -> None:
+def test_a_batch_is_rejected_from_the_limit_on() -> None:
     outcomes = service.execute([order(BID, 1, "10") for _ in range(4)])
 
     assert [type(outcome) for outcome in outcomes] == [Accepted, Accepted, TooManyOpenOrders, TooManyOpenOrders]
-    assert counted() == 2
+    assert open_orders() == 2
 
 
-def test_a_repeat_is_answered_with_its_order_all_the_same() -> None:
+def test_a_replay_is_returned_at_the_limit() -> None:
     first = place(BID, 5, "10", client_order_id="mine")
     place(BID, 5, "9")
 
     assert trading.replayed(order(BID, 5, "10", client_order_id="mine")).pk == first.pk
 
 
-def test_over_http_it_is_a_409(settings: Settings) -> None:
+def test_the_limit_of_open_orders_is_409(settings: Settings) -> None:
     settings.MAX_OPEN_ORDERS = 0
     carol = api.broker("carol")
 
@@ -117,7 +117,7 @@ def test_over_http_it_is_a_409(settings: Settings) -> None:
     assert refusal.body["detail"] == "The broker has 0 open orders in AAPL; cancel some first."
 
 
-# --- What frees a place ---------------------------------------------------------------------------------------------
+# --- Orders that leave the book -------------------------------------------------------------------------------------
 
 
 def suspend() -> None:
@@ -133,7 +133,7 @@ def let_expire() -> None:
 
 
 def cancel_late() -> None:
-    """A cancel that finds the order past its time, and expires it."""
+    """Cancel an order past its `expires_at`, which expires it."""
     resting = Order.objects.filter(broker="alice").earliest("sequence")
     Order.objects.filter(pk=resting.pk).update(
         time_in_force=TimeInForce.GTD, expires_at=timezone.now() - timedelta(seconds=1)
@@ -159,40 +159,40 @@ NAMES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("happens", "freed"), FREED, ids=NAMES)
-def test_an_order_that_rests_no_more_frees_its_place(happens: Callable[[], object], freed: int) -> None:
+@pytest.mark.parametrize(("act", "freed"), FREED, ids=NAMES)
+def test_an_order_that_leaves_the_book_is_no_longer_counted(act: Callable[[], object], freed: int) -> None:
     fill_up()
-    happens()
+    act()
 
-    assert counted() == 2 - freed
+    assert open_orders() == 2 - freed
     for _ in range(freed):
         place(BID, 1, "1")
     assert refused(order(BID, 1, "1")) == FULL
 
 
-def test_an_order_that_rests_and_goes_within_one_list_is_not_counted() -> None:
+def test_an_order_that_rests_and_fills_within_a_batch_is_not_counted() -> None:
     resting = order(ASK, 5, "10")
     service.execute([resting, order(BID, 5, "10", by="bob"), order(ASK, 5, "11")])
     service.execute([CancelOrder(Order.objects.get(price=11).pk, "alice")])
 
-    assert (counted(), counted("bob")) == (0, 0)
+    assert (open_orders(), open_orders("bob")) == (0, 0)
 
 
 # --- The counter ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.django_db(transaction=True)
-def test_of_many_at_once_for_the_last_place_one_is_accepted() -> None:
+def test_one_of_many_concurrent_orders_takes_the_last_place() -> None:
     place(BID, 1, "10")
 
     outcomes = trading.at_once([partial(attempt, order(BID, 1, "10")) for _ in range(32)])
 
     assert sum(isinstance(outcome, Accepted) for outcome in outcomes) == 1
     assert sum(isinstance(outcome, TooManyOpenOrders) for outcome in outcomes) == 31
-    assert counted() == Order.objects.working().count() == 2
+    assert open_orders() == Order.objects.working().count() == 2
 
 
-def test_reconcile_notices_a_wrong_count() -> None:
+def test_reconcile_reports_a_wrong_count() -> None:
     fill_up()
     Holding.objects.filter(broker="alice").update(open_orders=F("open_orders") - 1)
     Holding.objects.filter(broker="bob").update(open_orders=1)
@@ -208,12 +208,12 @@ def test_reconcile_notices_a_wrong_count() -> None:
     Holding.objects.filter(broker="bob").update(open_orders=0)
 
 
-def test_the_migration_counts_what_is_open() -> None:
+def test_the_migration_counts_open_orders() -> None:
     trading.instrument("PETR4")
     fill_up()
     cancel(place(BID, 1, "8", by="bob"))
     place(BID, 1, "8", symbol="PETR4")
-    Holding.objects.filter(broker="alice", instrument="PETR4").delete()  # as it was before: a bid needed no row
+    Holding.objects.filter(broker="alice", instrument="PETR4").delete()  # before the migration, a bid needed no row
     Holding.objects.filter(broker="alice").update(open_orders=0)
     Holding.objects.filter(broker="bob").update(open_orders=7)
     before = trading.shares("alice")
@@ -223,16 +223,16 @@ def test_the_migration_counts_what_is_open() -> None:
         for statement in operation.sql:
             cursor.execute(statement)
 
-    assert (counted(), counted("bob"), counted("alice", "PETR4")) == (2, 0, 1)
+    assert (open_orders(), open_orders("bob"), open_orders("alice", "PETR4")) == (2, 0, 1)
     assert trading.shares("alice") == before
 
 
-def test_a_balance_shows_what_is_held_not_what_is_bid_for() -> None:
+def test_a_balance_shows_no_holding_for_a_working_bid() -> None:
     key = trading.broker("carol", holdings={})
     place(BID, 5, "10", by="carol")
     carol = Client(key)
 
-    assert counted("carol") == 1
+    assert open_orders("carol") == 1
     assert carol.get("/brokers/carol/balance").body["holdings"] == []
     place(ASK, 5, "10", by="bob")
     assert [each["quantity"] for each in carol.get("/brokers/carol/balance").body["holdings"]] == [5]

@@ -1,5 +1,5 @@
-"""`manage.py reconcile` finds whatever is broken, at one moment of a live exchange, whatever constraints there are."""
-# ruff: noqa: S608 (its SQL is put together from constants of its own)
+"""`manage.py reconcile` finds every inconsistency in one snapshot, even without the database's constraints."""
+# ruff: noqa: S608 (the SQL is built from constants in this file)
 
 import io
 import re
@@ -20,7 +20,7 @@ from tests.trading import PATIENCE_SECONDS, in_thread
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-# What they keep, reconcile must notice without them.
+# Reconcile must also find violations that constraints prevent.
 DROP_CONSTRAINTS = """
 DO $$ DECLARE rule record; BEGIN
   FOR rule IN SELECT conrelid::regclass AS place, conname FROM pg_constraint
@@ -45,7 +45,7 @@ A_HOLDING = "broker_id = 'bench-1' AND symbol = 'S1'"
 FORGET_LAST = "UPDATE exchange_broker SET event_sequence = event_sequence - 1 WHERE id = 'bench-1'"
 LAST_EVENT = "broker_id = 'bench-1' AND sequence = (SELECT event_sequence FROM exchange_broker WHERE id = 'bench-1')"
 
-BREAKS = {
+INCONSISTENCIES = {
     "cash is what came in, plus sales, less purchases": [
         "UPDATE exchange_broker SET cash = cash + 0.0001 WHERE id = 'bench-1'",
         "UPDATE exchange_transfer SET cash = cash - 1 WHERE broker_id = 'bench-1' AND cash IS NOT NULL",
@@ -153,7 +153,7 @@ BREAKS = {
         "DELETE FROM webhooks_event WHERE broker_id = 'bench-1' AND sequence = 2",
         f"DELETE FROM webhooks_event WHERE {LAST_EVENT}",
         "DELETE FROM webhooks_event WHERE broker_id = 'bench-1'",
-        "UPDATE webhooks_event SET sequence = 3 WHERE broker_id = 'bench-1' AND sequence = 2",  # one twice, one never
+        "UPDATE webhooks_event SET sequence = 3 WHERE broker_id = 'bench-1' AND sequence = 2",  # one twice, one missing
         "UPDATE webhooks_event SET sequence = sequence - 1 WHERE broker_id = 'bench-1'",
         "UPDATE exchange_broker SET event_sequence = event_sequence + 1 WHERE id = 'bench-1'",
     ],
@@ -165,7 +165,7 @@ BREAKS = {
         f"UPDATE orders_order SET cancel_reason = 'fok_not_filled' WHERE {NEVER_FILLED}",
         f"UPDATE orders_order SET cancel_reason = 'by_broker' WHERE {PARTLY_FILLED}",
     ],
-    "the audit has every entry, as it was written": [  # more of these: test_audit_chain.py
+    "the audit has every entry, as it was written": [  # more in test_audit_chain.py
         "UPDATE exchange_audithead SET number = 1",
         "UPDATE exchange_audithead SET hash = sha256('')",
         "DELETE FROM exchange_audithead",
@@ -174,8 +174,8 @@ BREAKS = {
 
 
 @pytest.fixture
-def past(transactional_db: None) -> None:
-    """A small history, and nothing wrong with it."""
+def sound_history(transactional_db: None) -> None:
+    """A small history without inconsistencies."""
     history.load_history(
         celery_processes.environment()["DATABASE_URL"],
         orders=100,
@@ -188,8 +188,8 @@ def past(transactional_db: None) -> None:
 
 
 @contextmanager
-def undone() -> Iterator[None]:
-    """Whatever is done in here has not been."""
+def rolled_back() -> Iterator[None]:
+    """Roll back every change of the `with` block."""
     with transaction.atomic():
         yield
         transaction.set_rollback(True)
@@ -200,31 +200,32 @@ def run(sql: str) -> None:
         cursor.execute(sql)
 
 
-def broken() -> set[str]:
-    """The checks that find something, each with an example."""
+def failed_checks() -> set[str]:
+    """The checks with findings, each with an example."""
     with connection.cursor() as cursor:
         found = [finding for finding in checks.findings(cursor) if finding.count]
     assert all(finding.examples for finding in found)
     return {finding.check for finding in found}
 
 
-def broken_by(sql: str) -> set[str]:
-    with undone():
+def failed_checks_after(sql: str) -> set[str]:
+    with rolled_back():
         for statement in sql.split("; "):
             run(statement)
-        return broken()
+        return failed_checks()
 
 
-def test_every_break_is_found_by_the_check_that_is_there_for_it(past: None) -> None:
-    assert BREAKS.keys() == checks.CHECKS.keys()
-    with undone():
+def test_each_inconsistency_is_found_by_its_check(sound_history: None) -> None:
+    assert INCONSISTENCIES.keys() == checks.CHECKS.keys()
+    with rolled_back():
         run(DROP_CONSTRAINTS)
-        assert broken() == set()
-        missed = [(check, sql) for check, breaks in BREAKS.items() for sql in breaks if check not in broken_by(sql)]
+        assert failed_checks() == set()
+        pairs = [(check, sql) for check, changes in INCONSISTENCIES.items() for sql in changes]
+        missed = [(check, sql) for check, sql in pairs if check not in failed_checks_after(sql)]
     assert missed == []
 
 
-def test_it_sees_one_moment_and_changes_nothing(past: None) -> None:
+def test_checks_read_one_snapshot_and_change_nothing(sound_history: None) -> None:
     give = "UPDATE exchange_broker SET cash = cash + 1 WHERE id = 'bench-1'"
     take = give.replace("+", "-")
     with checks.snapshot() as cursor:
@@ -235,11 +236,11 @@ def test_it_sees_one_moment_and_changes_nothing(past: None) -> None:
             cursor.execute(give)
 
     assert [finding.count for finding in first + second] == [0] * 2 * len(checks.CHECKS)
-    assert broken() == {"cash is what came in, plus sales, less purchases"}
+    assert failed_checks() == {"cash is what came in, plus sales, less purchases"}
     run(take)
 
 
-def test_its_session_is_its_own(transactional_db: None) -> None:
+def test_checks_have_their_own_session_settings(transactional_db: None) -> None:
     before = session()
     with checks.snapshot():
         during = session()
@@ -251,13 +252,13 @@ def test_its_session_is_its_own(transactional_db: None) -> None:
 
 
 def session() -> dict[str, str]:
-    """What PostgreSQL goes by for this connection."""
+    """All settings of this connection."""
     with connection.cursor() as cursor:
         cursor.execute("SHOW ALL")
         return {name: value for name, value, _ in cursor.fetchall()}
 
 
-def test_the_command_says_that_all_is_well_and_how_long_that_took(past: None) -> None:
+def test_the_command_reports_success_and_timings(sound_history: None) -> None:
     lines = output("--timings")
 
     *checked, end_of_audit, verdict = lines
@@ -267,7 +268,7 @@ def test_the_command_says_that_all_is_well_and_how_long_that_took(past: None) ->
     assert output()[:-2] == [f"{0:>8}  {check}" for check in checks.CHECKS]
 
 
-def test_the_command_fails_and_names_what_differs(past: None) -> None:
+def test_the_command_fails_on_differences(sound_history: None) -> None:
     count_one_more = "UPDATE exchange_broker SET event_sequence = event_sequence + 1 WHERE id IN ('bench-1', 'bench-2')"
     run(count_one_more)
 
