@@ -164,7 +164,7 @@ class IssueKey(OperatorAction):
 
 class SuspendBroker(OperatorAction):
     name = "suspend"
-    label = "SuspendBroker"
+    label = "Suspend"
     explanation = (
         "The broker's new orders are refused from now on. Those that rest stay and trade, and it may cancel them."
     )
@@ -180,7 +180,7 @@ class SuspendBroker(OperatorAction):
 
 class ReinstateBroker(OperatorAction):
     name = "reinstate"
-    label = "ReinstateBroker"
+    label = "Reinstate"
     explanation = "The broker may place orders again."
     permission = "exchange.suspend_broker"
 
@@ -204,7 +204,7 @@ class StopBrokerForm(ReasonForm):
 
 class StopBroker(OperatorAction):
     name = "stop"
-    label = "SuspendBroker and cancel everything"
+    label = "Suspend and cancel everything"
     explanation = (
         "The kill switch. The broker's new orders are refused from now on, and then all its open orders are cancelled, "
         "in every instrument; that cannot be undone. It answers when the last is cancelled: with many thousands of "

@@ -53,7 +53,7 @@ class ListInstrument(OperatorAction):
 
 class EditInstrument(OperatorAction):
     name = "edit"
-    label = "EditInstrument"
+    label = "Edit"
     explanation = (
         "Orders placed from now on obey these rules. A tick or a lot that orders in the book would break is refused."
     )
@@ -79,7 +79,7 @@ class EditInstrument(OperatorAction):
 
 class HaltInstruments(OperatorAction):
     name = "halt"
-    label = "HaltInstruments"
+    label = "Halt"
     explanation = "New orders are refused from now on. Those in the book stay; they may be cancelled, and they expire."
     permission = "exchange.halt_instrument"
     max_subjects = MAX_SUBJECTS
@@ -96,7 +96,7 @@ class HaltInstruments(OperatorAction):
 
 class ResumeInstruments(OperatorAction):
     name = "resume"
-    label = "ResumeInstruments"
+    label = "Resume"
     explanation = "New orders are taken again from now on."
     permission = "exchange.halt_instrument"
     max_subjects = MAX_SUBJECTS
@@ -130,7 +130,7 @@ class HaltAllForm(ReasonForm):
 
 class HaltAllInstruments(OperatorAction):
     name = "halt-all"
-    label = "HaltInstruments everything"
+    label = "Halt everything"
     explanation = (
         "New orders are refused in every instrument, from now on. Orders in the books stay; they may be cancelled, and "
         "they expire. Each instrument is resumed by itself, or with others that are selected in the list."

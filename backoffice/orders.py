@@ -41,7 +41,7 @@ _BY_ID = Keyset(("-id", UUID))
 
 class CancelWorkingOrders(OperatorAction):
     name = "cancel"
-    label = "CancelWorkingOrders"
+    label = "Cancel"
     explanation = "What has not been traded of it is cancelled, and what it reserved is free again. Its trades stay."
     permission = "orders.cancel_order"
     max_subjects = MAX_SUBJECTS

@@ -76,7 +76,7 @@ class ResetTwoFactor(OperatorAction):
 
 class RemoveUser(OperatorAction):
     name = "remove"
-    label = "RemoveUser"
+    label = "Remove"
     explanation = (
         "The user is out at once, and can no longer come in. What they did stays on record. "
         "To keep somebody out for a while, change them to be not active."

@@ -28,7 +28,7 @@ class SubscriptionAction(OperatorAction):
 
 class PauseSubscription(SubscriptionAction):
     name = "pause"
-    label = "PauseSubscription"
+    label = "Pause"
     explanation = (
         "Nothing more is sent to it until it is resumed: what is due stays due, and what happens meanwhile is due too. "
         "A new URL does not resume it. What is on its way may still arrive."
@@ -45,7 +45,7 @@ class PauseSubscription(SubscriptionAction):
 
 class ResumeSubscription(SubscriptionAction):
     name = "resume"
-    label = "ResumeSubscription"
+    label = "Resume"
     explanation = "What waited is sent, oldest first, and what happens from now on."
     permission = "webhooks.pause_subscription"
 
@@ -59,7 +59,7 @@ class ResumeSubscription(SubscriptionAction):
 
 class RedeliverEvents(OperatorAction):
     name = "redeliver"
-    label = "RedeliverEvents"
+    label = "Redeliver"
     explanation = (
         "The event is sent again to where it went, under a delivery id of its own; its receiver knows its number. "
         "The first delivery stays as it is. To a paused subscription it is sent when that is resumed."
@@ -91,7 +91,7 @@ class RedeliverFailedForm(ReasonForm):
 
 class RedeliverFailedEvents(SubscriptionAction):
     name = "redeliver-failed"
-    label = "RedeliverEvents what failed"
+    label = "Redeliver what failed"
     explanation = (
         "The events of its latest failed deliveries are sent again, under delivery ids of their own; its receiver "
         "knows their numbers."
