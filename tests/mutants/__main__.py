@@ -3,7 +3,7 @@
 Each patch beside this file names the rule it breaks and the test that catches it:
 
     # breaks: two orders cross when their prices are equal
-    # caught by: tests/orders/test_rules.py::test_same_price_fills_both
+    # caught by: tests/orders/test_rules.py::test_orders_at_one_price_fill_each_other
 
 Patches are tried in parallel, each in one of several copies of the project with servers and a database of its own.
 `tests.mutants.regenerate` follows code that has moved.

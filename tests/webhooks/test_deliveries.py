@@ -128,7 +128,7 @@ def test_prices_are_told_with_the_decimals_of_their_instrument(
     assert f'"price":{told},'.encode() in request.body
 
 
-def test_both_sides_of_a_trade_are_told_each_with_its_own_order(worker: CeleryProcess, receiver: Receiver) -> None:
+def test_both_sides_of_a_trade_get_an_event_for_their_order(worker: CeleryProcess, receiver: Receiver) -> None:
     subscribe("alice", receiver.url("/alice"))
     subscribe("bob", receiver.url("/bob"))
     ask = place(ASK, 3, "10", by="bob")

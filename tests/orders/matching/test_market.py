@@ -1,4 +1,4 @@
-"""The rules of matching, funds and time, each as the contract words it, on real rows."""
+"""The contract's rules of matching, funds and time, on real rows."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -32,7 +32,7 @@ def _members() -> None:
 
 
 def backdate(resting: Order) -> None:
-    """Let an order's time pass."""
+    """Move an order's `expires_at` into the past."""
     Order.objects.filter(pk=resting.pk).update(expires_at=timezone.now() - timedelta(seconds=1))
 
 
@@ -40,10 +40,10 @@ def in_an_hour() -> datetime:
     return timezone.now() + timedelta(hours=1)
 
 
-# --- Price, then arrival --------------------------------------------------------------------------------------------
+# --- Price-time priority --------------------------------------------------------------------------------------------
 
 
-def test_same_price_fills_both() -> None:
+def test_orders_at_one_price_fill_each_other() -> None:
     ask = place(ASK, 1000, "10", by="alice")
     bid = place(BID, 1000, "10", by="bob")
 
@@ -60,7 +60,7 @@ def test_orders_that_do_not_cross_both_rest() -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [(ASK, BID), (BID, ASK)])
-def test_a_bid_of_20_and_an_ask_of_10_trade_at_10_whichever_came_first(first: Side, second: Side) -> None:
+def test_a_bid_of_20_and_an_ask_of_10_trade_at_10_in_either_order(first: Side, second: Side) -> None:
     prices = {BID: "20", ASK: "10"}
     place(first, 5, prices[first], by="alice")
     place(second, 5, prices[second], by="bob")
@@ -95,7 +95,7 @@ def test_equal_prices_fill_in_arrival_order() -> None:
     assert (first.filled_quantity, second.filled_quantity) == (5, 2)
 
 
-def test_a_better_price_goes_before_an_earlier_arrival() -> None:
+def test_a_better_price_precedes_an_earlier_arrival() -> None:
     earlier, better = place(BID, 5, "10", by="alice"), place(BID, 5, "11", by="alice")
     place(ASK, 5, "9", by="bob")
 
@@ -104,7 +104,7 @@ def test_a_better_price_goes_before_an_earlier_arrival() -> None:
     assert (earlier.filled_quantity, better.filled_quantity) == (0, 5)
 
 
-def test_a_partly_filled_order_keeps_its_place() -> None:
+def test_a_partly_filled_order_keeps_its_queue_position() -> None:
     first, second = place(ASK, 5, "10", by="alice"), place(ASK, 5, "10", by="alice")
     place(BID, 3, "10", by="bob")
     place(BID, 3, "10", by="bob")
@@ -131,16 +131,16 @@ def test_average_price_is_the_value_over_the_quantity() -> None:
     assert bid.filled_value == Decimal("30.02")
 
 
-# --- What cannot rest -----------------------------------------------------------------------------------------------
+# --- Orders that cannot rest ----------------------------------------------------------------------------------------
 
 
-def test_a_market_order_without_liquidity_ends_cancelled() -> None:
+def test_a_market_order_without_liquidity_is_cancelled() -> None:
     bid = place(BID, 5, None, by="bob")
 
     assert (bid.status, bid.cancel_reason, bid.filled_quantity) == ("cancelled", "no_liquidity", 0)
 
 
-def test_a_market_order_takes_what_there_is_and_cancels_the_rest() -> None:
+def test_a_partly_filled_market_order_is_cancelled() -> None:
     place(ASK, 3, "10", by="alice")
     bid = place(BID, 5, None, by="bob")
 
@@ -148,7 +148,7 @@ def test_a_market_order_takes_what_there_is_and_cancels_the_rest() -> None:
     assert balance("bob") == (trading.CASH - 30, 0)
 
 
-def test_an_ioc_takes_what_crosses_and_cancels_the_rest() -> None:
+def test_a_partly_filled_ioc_is_cancelled() -> None:
     place(ASK, 3, "10", by="alice")
     place(ASK, 3, "12", by="alice")
     bid = place(BID, 5, "11", by="bob", time_in_force=IOC)
@@ -174,7 +174,7 @@ def test_a_fillable_fok_is_filled() -> None:
     assert bid.status == "filled"
 
 
-def test_what_ends_at_once_tells_no_cancellation() -> None:
+def test_an_immediate_cancel_publishes_no_event() -> None:
     place(BID, 5, None, by="bob")
     place(BID, 5, "10", by="bob", time_in_force=IOC)
     place(BID, 5, "10", by="bob", time_in_force=FOK)
@@ -185,7 +185,7 @@ def test_what_ends_at_once_tells_no_cancellation() -> None:
 # --- Funds ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_resting_bid_reserves_its_worth_and_an_ask_its_shares() -> None:
+def test_a_bid_reserves_its_value_and_an_ask_its_shares() -> None:
     place(BID, 10, "9.50", by="alice")
     place(ASK, 10, "11", by="alice")
 
@@ -193,7 +193,7 @@ def test_a_resting_bid_reserves_its_worth_and_an_ask_its_shares() -> None:
     assert shares("alice") == (trading.SHARES, 10)
 
 
-def test_a_fill_below_the_bids_price_frees_the_difference_at_once() -> None:
+def test_a_fill_below_the_limit_releases_the_difference() -> None:
     place(BID, 10, "20", by="alice")
     place(ASK, 4, "10", by="bob")
 
@@ -204,22 +204,21 @@ def test_a_fill_below_the_bids_price_frees_the_difference_at_once() -> None:
 
 
 @pytest.mark.parametrize("time_in_force", [TimeInForce.GTC, IOC, FOK])
-def test_a_limit_bid_needs_price_times_quantity_free(time_in_force: TimeInForce) -> None:
+def test_a_limit_bid_requires_price_times_quantity(time_in_force: TimeInForce) -> None:
     place(ASK, 10, "1", by="alice")
     trading.broker("poor", cash=Decimal("99.99"), holdings={})
-    asked = order(BID, 10, "10", by="poor", time_in_force=time_in_force)
 
-    assert refused(asked) == "insufficient_balance"
+    assert refused(order(BID, 10, "10", by="poor", time_in_force=time_in_force)) == "insufficient_balance"
 
 
-def test_exactly_enough_is_enough() -> None:
+def test_exactly_sufficient_funds_are_accepted() -> None:
     trading.broker("poor", cash=Decimal(100), holdings={"AAPL": 10})
 
     assert place(BID, 10, "10", by="poor").status == "pending"
     assert place(ASK, 10, "11", by="poor").status == "pending"
 
 
-def test_what_resting_orders_hold_is_not_free() -> None:
+def test_reserved_funds_are_not_available() -> None:
     trading.broker("poor", cash=Decimal(100), holdings={"AAPL": 10})
     place(BID, 6, "10", by="poor")
     place(ASK, 6, "11", by="poor")
@@ -229,14 +228,14 @@ def test_what_resting_orders_hold_is_not_free() -> None:
 
 
 @pytest.mark.parametrize("price", ["10", None])
-def test_an_ask_needs_its_whole_quantity_free(price: str | None) -> None:
+def test_an_ask_requires_its_whole_quantity(price: str | None) -> None:
     place(BID, 1, "10", by="alice")
     trading.broker("poor", holdings={"AAPL": 4})
 
     assert refused(order(ASK, 5, price, by="poor")) == "insufficient_holdings"
 
 
-def test_a_market_bid_needs_the_cost_of_what_it_takes_now() -> None:
+def test_a_market_bid_requires_the_cost_of_its_fills() -> None:
     place(ASK, 5, "10", by="alice")
     trading.broker("poor", cash=Decimal(49), holdings={})
 
@@ -245,7 +244,7 @@ def test_a_market_bid_needs_the_cost_of_what_it_takes_now() -> None:
     assert balance("poor") == (Decimal(9), 0)
 
 
-def test_a_broker_without_a_holding_gets_one_by_buying() -> None:
+def test_a_first_purchase_creates_a_holding() -> None:
     trading.broker("poor", holdings={})
     place(ASK, 5, "10", by="alice")
     place(BID, 5, "10", by="poor")
@@ -272,7 +271,7 @@ def test_seventeen_digits_of_cash_stay_exact() -> None:
     ("quantity", "price", "fields"),
     [(10, "10.03", ["price"]), (15, "10.05", ["quantity"]), (15, "10.03", ["price", "quantity"])],
 )
-def test_off_tick_and_off_lot_are_named_never_rounded(quantity: int, price: str, fields: list[str]) -> None:
+def test_off_tick_and_off_lot_values_are_rejected_not_rounded(quantity: int, price: str, fields: list[str]) -> None:
     trading.instrument("PETR4", tick="0.05", lot=10)
     outcome = attempt(order(BID, quantity, price, symbol="PETR4"))
 
@@ -286,7 +285,7 @@ def test_an_unlisted_symbol_is_not_found() -> None:
     assert refused(order(BID, 1, "10", symbol="NONE")) == "symbol_not_found"
 
 
-def test_a_halted_instrument_refuses_orders_but_not_cancels_and_expiry() -> None:
+def test_a_halted_instrument_rejects_orders_but_not_cancels_or_expiry() -> None:
     resting = place(BID, 5, "10")
     due = place(BID, 5, "10", time_in_force=GTD, expires_at=in_an_hour())
     exchange_services.halt("AAPL", "news", by=BY)
@@ -301,7 +300,7 @@ def test_a_halted_instrument_refuses_orders_but_not_cancels_and_expiry() -> None
     assert place(ASK, 5, "10").status == "pending"
 
 
-def test_a_suspended_brokers_resting_orders_trade_and_can_be_cancelled() -> None:
+def test_resting_orders_of_a_suspended_broker_trade_and_can_be_cancelled() -> None:
     first, second = place(ASK, 5, "10", by="alice"), place(ASK, 5, "10", by="alice")
     assert services.suspend("alice", cancel_orders=False, by=BY) == 0
 
@@ -314,7 +313,7 @@ def test_a_suspended_brokers_resting_orders_trade_and_can_be_cancelled() -> None
     assert place(ASK, 5, "10", by="alice").status == "pending"
 
 
-def test_suspension_with_cancel_ends_every_order_of_the_broker() -> None:
+def test_a_suspension_can_cancel_all_orders_of_the_broker() -> None:
     trading.instrument("PETR4")
     mine = [place(ASK, 5, "10"), place(BID, 5, "9"), place(BID, 5, "9", symbol="PETR4")]
     other = place(BID, 5, "8", by="bob")
@@ -330,7 +329,7 @@ def test_suspension_with_cancel_ends_every_order_of_the_broker() -> None:
 # --- Cancel and expiry ----------------------------------------------------------------------------------------------
 
 
-def test_a_cancel_keeps_the_trades_and_frees_the_rest() -> None:
+def test_a_cancel_keeps_trades_and_releases_the_reservation() -> None:
     bid = place(BID, 10, "10", by="alice")
     place(ASK, 4, "10", by="bob")
     assert isinstance(cancel(bid), Cancelled)
@@ -343,7 +342,7 @@ def test_a_cancel_keeps_the_trades_and_frees_the_rest() -> None:
 
 
 @pytest.mark.parametrize("state", ["filled", "cancelled", "expired"])
-def test_final_states_are_not_cancellable_and_the_detail_names_which(state: str) -> None:
+def test_a_final_order_is_not_cancellable_and_the_detail_names_its_status(state: str) -> None:
     resting = place(BID, 5, "10", by="alice", time_in_force=GTD, expires_at=in_an_hour())
     if state == "filled":
         place(ASK, 5, "10", by="bob")
@@ -359,7 +358,7 @@ def test_final_states_are_not_cancellable_and_the_detail_names_which(state: str)
     assert state in outcome.detail
 
 
-def test_an_order_found_past_its_time_is_expired_first_then_not_cancellable() -> None:
+def test_a_cancel_past_expires_at_expires_the_order() -> None:
     bid = place(BID, 5, "10", time_in_force=GTD, expires_at=in_an_hour())
     backdate(bid)
     outcome = cancel(bid)
@@ -372,13 +371,13 @@ def test_an_order_found_past_its_time_is_expired_first_then_not_cancellable() ->
     assert Event.objects.get().type == "order.expired"
 
 
-def test_anothers_order_does_not_exist() -> None:
+def test_an_order_of_another_broker_is_not_found() -> None:
     bid = place(BID, 5, "10", by="alice")
 
     assert refused(CancelOrder(bid.pk, "bob")) == "order_not_found"
 
 
-def test_an_operator_cancels_anybodys_order() -> None:
+def test_an_operator_cancels_an_order_of_any_broker() -> None:
     bid = place(BID, 5, "10", by="alice")
     attempt(CancelOrder(bid.pk, None, CancelReason.BY_OPERATOR))
 
@@ -386,7 +385,7 @@ def test_an_operator_cancels_anybodys_order() -> None:
     assert bid.cancel_reason == "by_operator"
 
 
-def test_an_order_past_its_time_never_trades_however_late_the_sweep() -> None:
+def test_an_expired_order_never_trades_before_the_sweep() -> None:
     late = place(ASK, 5, "9", by="alice", time_in_force=GTD, expires_at=in_an_hour())
     place(ASK, 5, "10", by="alice")
     backdate(late)
@@ -397,7 +396,7 @@ def test_an_order_past_its_time_never_trades_however_late_the_sweep() -> None:
     assert (late.status, late.filled_quantity) == ("pending", 0)
 
 
-def test_the_sweep_expires_what_is_due_once() -> None:
+def test_the_sweep_expires_due_orders_once() -> None:
     due = place(BID, 5, "10", time_in_force=GTD, expires_at=in_an_hour())
     later = place(BID, 5, "10", time_in_force=GTD, expires_at=in_an_hour())
     backdate(due)
@@ -413,7 +412,7 @@ def test_the_sweep_expires_what_is_due_once() -> None:
     assert (event.type, event.occurred_at) == ("order.expired", due.expires_at)
 
 
-def test_sweeps_larger_than_a_batch_go_on_until_nothing_is_left(settings: pytest.FixtureRequest) -> None:
+def test_a_sweep_larger_than_a_batch_continues_to_the_end(settings: pytest.FixtureRequest) -> None:
     settings.SWEEP_BATCH = 2  # type: ignore[attr-defined]
     for _ in range(5):
         backdate(place(BID, 1, "10", time_in_force=GTD, expires_at=in_an_hour()))
@@ -424,7 +423,7 @@ def test_sweeps_larger_than_a_batch_go_on_until_nothing_is_left(settings: pytest
     assert services.cancel_all("alice", reason=CancelReason.BY_OPERATOR) == 5
 
 
-def test_an_expiry_in_the_past_is_refused() -> None:
+def test_expires_at_in_the_past_is_rejected() -> None:
     outcome = attempt(order(BID, 1, "10", time_in_force=GTD, expires_at=timezone.now() - timedelta(seconds=1)))
 
     assert isinstance(outcome, ExchangeError)
@@ -441,9 +440,8 @@ def test_a_day_order_ends_at_the_next_midnight_utc() -> None:
 # --- client_order_id ------------------------------------------------------------------------------------------------
 
 
-def test_a_repeat_finds_its_order_as_it_is_now() -> None:
-    asked = order(BID, 5, "10", client_order_id="mine")
-    first = attempt(asked)
+def test_a_replay_returns_the_current_order() -> None:
+    first = attempt(order(BID, 5, "10", client_order_id="mine"))
     assert isinstance(first, Accepted)
     place(ASK, 5, "10", by="bob")
 
@@ -452,19 +450,19 @@ def test_a_repeat_finds_its_order_as_it_is_now() -> None:
     assert Order.objects.count() == 2
 
 
-def test_a_late_repeat_is_found_before_expiry_halt_suspension_and_funds() -> None:
+def test_a_replay_precedes_expiry_halt_suspension_and_funds() -> None:
     trading.broker("poor", cash=Decimal(50), holdings={})
     until = in_an_hour()
-    asked = {"by": "poor", "client_order_id": "mine", "time_in_force": GTD}
-    first = place(BID, 5, "10", **asked, expires_at=until)
+    fields = {"by": "poor", "client_order_id": "mine", "time_in_force": GTD}
+    first = place(BID, 5, "10", **fields, expires_at=until)
     Order.objects.filter(pk=first.pk).update(expires_at=F("expires_at") - timedelta(hours=2))
     exchange_services.halt("AAPL", "news", by=BY)
     services.suspend("poor", cancel_orders=False, by=BY)
 
-    assert replayed(order(BID, 5, "10", **asked, expires_at=until - timedelta(hours=2))).pk == first.pk
+    assert replayed(order(BID, 5, "10", **fields, expires_at=until - timedelta(hours=2))).pk == first.pk
 
 
-def test_a_day_order_is_repeated_without_its_expiry() -> None:
+def test_a_replay_of_a_day_order_has_no_expires_at() -> None:
     first = place(BID, 5, "10", client_order_id="mine", time_in_force=DAY)
 
     assert replayed(order(BID, 5, "10", client_order_id="mine", time_in_force=DAY)).pk == first.pk
@@ -493,7 +491,7 @@ def test_a_client_order_id_used_for_another_order_is_a_conflict(difference: dict
     assert Order.objects.count() == 1
 
 
-def test_two_brokers_may_use_the_same_client_order_id() -> None:
+def test_client_order_ids_are_unique_per_broker() -> None:
     place(BID, 5, "10", by="alice", client_order_id="mine")
     place(BID, 5, "10", by="bob", client_order_id="mine")
 
@@ -508,27 +506,27 @@ def test_a_rejected_order_does_not_use_up_its_client_order_id() -> None:
     assert place(BID, 5, "10", client_order_id="mine").status == "pending"
 
 
-# --- Events and the book's counter ----------------------------------------------------------------------------------
+# --- Events and the book's sequence ---------------------------------------------------------------------------------
 
 
-def test_both_sides_of_a_trade_are_told_each_with_its_own_order() -> None:
+def test_both_sides_of_a_trade_get_an_event_for_their_order() -> None:
     ask = place(ASK, 5, "10", by="alice")
     bid = place(BID, 8, "11", by="bob")
 
-    told = {event.broker_id: event.body for event in Event.objects.all()}
+    bodies = {event.broker_id: event.body for event in Event.objects.all()}
     trade = bid.trades_as_bid.get()
     moment = trade.executed_at.astimezone(UTC).isoformat().replace("+00:00", "Z")
-    assert told["alice"] == (
+    assert bodies["alice"] == (
         f'{{"event":"trade.executed","timestamp":"{moment}","data":{{"trade_id":"{trade.pk}","order_id":"{ask.pk}",'
         '"symbol":"AAPL","side":"ask","price":10.00,"quantity":5,"status":"filled","remaining_quantity":0}}'
     )
-    assert told["bob"] == (
+    assert bodies["bob"] == (
         f'{{"event":"trade.executed","timestamp":"{moment}","data":{{"trade_id":"{trade.pk}","order_id":"{bid.pk}",'
         '"symbol":"AAPL","side":"bid","price":10.00,"quantity":5,"status":"partially_filled","remaining_quantity":3}}'
     )
 
 
-def test_a_cancel_is_told_with_the_orders_final_state() -> None:
+def test_the_event_of_a_cancel_has_the_final_state_of_the_order() -> None:
     ask = place(ASK, 1000, "155")
     cancel(ask)
 
@@ -543,7 +541,7 @@ def test_a_cancel_is_told_with_the_orders_final_state() -> None:
     )
 
 
-def test_each_brokers_events_are_numbered_from_one_without_a_gap() -> None:
+def test_events_are_numbered_per_broker_without_gaps() -> None:
     for _ in range(3):
         cancel(place(ASK, 5, "10", by="alice"))
         place(ASK, 5, "10", by="bob")
@@ -554,7 +552,7 @@ def test_each_brokers_events_are_numbered_from_one_without_a_gap() -> None:
         assert list(numbers) == list(range(1, expected + 1))
 
 
-def test_every_change_of_a_book_is_counted() -> None:
+def test_the_sequence_counts_every_change_of_a_book() -> None:
     counted = []
     for change in (
         lambda: place(ASK, 5, "10", by="alice"),  # an order
