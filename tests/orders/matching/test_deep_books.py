@@ -21,13 +21,13 @@ from orders.models import Trade
 from tests import trading
 from tests.orders.matching.test_sequencer import (
     GATE,
-    ask_in_thread,
-    busy,
-    held,
+    batch_in_progress,
+    becomes_true,
     lock_timeout_ms,
-    soon,
-    wait_for_lock_waiters,
-    waiting,
+    locked_row,
+    queue_length,
+    submit_in_thread,
+    wait_for_lock_waiter,
 )
 from tests.orders.matching.test_write_path import said
 from tests.trading import in_thread, order, place
@@ -161,7 +161,7 @@ def test_whoever_has_come_to_shares_meanwhile_is_told_to_try_again() -> None:
     with transaction.atomic():
         Broker.objects.select_for_update().get(pk="poor")
         first = in_thread(partial(executed, asks[0]))
-        wait_for_lock_waiters()
+        wait_for_lock_waiter()
         Holding.objects.create(broker_id="poor", instrument_id="AAPL", quantity=PER_LIST)
     assert first.result(trading.PATIENCE_SECONDS) == ["overloaded"]
     assert executed(asks[1]) == ["filled"]
@@ -204,7 +204,7 @@ def test_whoever_has_come_to_cash_meanwhile_is_told_to_try_again() -> None:
     with transaction.atomic():
         poor = Broker.objects.select_for_update().get(pk="poor")
         first = in_thread(partial(executed, bids[0]))
-        wait_for_lock_waiters()
+        wait_for_lock_waiter()
         poor.cash = 10_000
         poor.save()
     assert first.result(trading.PATIENCE_SECONDS) == ["overloaded"]
@@ -233,10 +233,10 @@ def test_a_list_that_reaches_too_many_is_executed_in_its_order() -> None:
 
 def test_what_is_deep_is_executed_aside_and_the_others_of_its_list_without_it() -> None:
     rest(Side.BID, PER_COMMAND)
-    with busy():
-        deep = ask_in_thread([order(Side.ASK, PER_COMMAND, "10", by="bob")])
-        usual = ask_in_thread([order(Side.BID, 1, "1", symbol="GOOG")])
-        assert soon(lambda: waiting() == 2)
+    with batch_in_progress():
+        deep = submit_in_thread([order(Side.ASK, PER_COMMAND, "10", by="bob")])
+        usual = submit_in_thread([order(Side.BID, 1, "1", symbol="GOOG")])
+        assert becomes_true(lambda: queue_length() == 2)
     assert [said(each) for each in usual.result(trading.PATIENCE_SECONDS)] == ["pending"]
     assert [said(each) for each in deep.result(trading.PATIENCE_SECONDS)] == ["filled"]
 
@@ -251,9 +251,9 @@ def _long_lock_timeout() -> Iterator[None]:
 @pytest.mark.usefixtures("_long_lock_timeout")
 def test_others_go_on_while_a_deep_order_waits_and_what_it_may_hold_is_refused_soon() -> None:
     rest(Side.BID, PER_COMMAND)
-    with held(Broker, "bob"):  # whom the deep order needs
-        deep = ask_in_thread([order(Side.ASK, PER_COMMAND, "10", by="bob")])
-        wait_for_lock_waiters()
+    with locked_row(Broker, "bob"):  # whom the deep order needs
+        deep = submit_in_thread([order(Side.ASK, PER_COMMAND, "10", by="bob")])
+        wait_for_lock_waiter()
         assert submitted(
             order(Side.BID, 1, "1", symbol="GOOG", by="bob"),
             order(Side.BID, 1, "1", symbol="GOOG", by="poor"),
@@ -280,10 +280,10 @@ def test_no_more_wait_aside_than_there_is_room_for(settings: Settings) -> None:
 def test_small_orders_stay_with_their_list_however_deep_another_of_it_is(settings: Settings) -> None:
     rest(Side.BID, PER_COMMAND)
     settings.SEQUENCER_ASIDE_REQUESTS = 0
-    with busy():
-        deep = ask_in_thread([order(Side.ASK, PER_COMMAND, "10", by="bob")])
-        small = [ask_in_thread([order(Side.ASK, 1, "10", by="bob")]) for _ in range(PER_LIST)]
-        assert soon(lambda: waiting() == 1 + PER_LIST)
+    with batch_in_progress():
+        deep = submit_in_thread([order(Side.ASK, PER_COMMAND, "10", by="bob")])
+        small = [submit_in_thread([order(Side.ASK, 1, "10", by="bob")]) for _ in range(PER_LIST)]
+        assert becomes_true(lambda: queue_length() == 1 + PER_LIST)
     assert [said(each.result(trading.PATIENCE_SECONDS)[0]) for each in small] == ["filled"] * PER_LIST
     assert [said(each) for each in deep.result(trading.PATIENCE_SECONDS)] == ["overloaded"]
 
@@ -291,9 +291,9 @@ def test_small_orders_stay_with_their_list_however_deep_another_of_it_is(setting
 def test_of_orders_that_reach_too_many_only_together_the_largest_are_set_aside(settings: Settings) -> None:
     rest(Side.BID, PER_COMMAND)
     settings.SEQUENCER_ASIDE_REQUESTS = 0
-    with busy():
-        asks = [ask_in_thread([order(Side.ASK, quantity, "10", by="bob")]) for quantity in (3, 2, 3, 1)]
-        assert soon(lambda: waiting() == len(asks))
+    with batch_in_progress():
+        asks = [submit_in_thread([order(Side.ASK, quantity, "10", by="bob")]) for quantity in (3, 2, 3, 1)]
+        assert becomes_true(lambda: queue_length() == len(asks))
     outcomes = [said(each.result(trading.PATIENCE_SECONDS)[0]) for each in asks]
     assert (sorted(outcomes[::2]), outcomes[1::2]) == (["filled", "overloaded"], ["filled", "filled"])
 
@@ -303,7 +303,7 @@ def test_of_orders_that_reach_too_many_only_together_the_largest_are_set_aside(s
 
 def test_another_broker_s_order_is_not_there_and_nothing_of_it_is_locked() -> None:
     mine = place(Side.BID, 1, "10")
-    with held(Instrument, "AAPL"), held(Broker, "alice"):
+    with locked_row(Instrument, "AAPL"), locked_row(Broker, "alice"):
         outcomes: list[Outcome] = in_thread(partial(service.execute, [CancelOrder(mine.pk, "bob")])).result(
             trading.PATIENCE_SECONDS
         )
