@@ -5,7 +5,7 @@ import time
 from bench import profiling, wrk
 from bench.run import Run, describe
 from config.local.supervisor import say
-from exchange.http.limits import Limit
+from exchange.http.rate_limits import RateLimit
 
 CHECKS = 100_000
 
@@ -37,7 +37,7 @@ def measure(run: Run, processes: int = 1, clients: int = 64, symbols: int = 16) 
 
 def _limit_share(found: dict[str, float], web_seconds: float) -> float:
     """What a check of a key's limit takes, as a share of what the web processes take for a request."""
-    limit = Limit("requests", per_second=10**6, burst=10**6, max_keys=10_000)
+    limit = RateLimit("requests", per_second=10**6, burst=10**6, max_keys=10_000)
     started = time.process_time()
     for number in range(CHECKS):
         limit.headers(limit.take(f"key-{number % 20}", 1, time.monotonic_ns()))

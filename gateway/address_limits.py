@@ -11,10 +11,10 @@ from typing import NamedTuple
 from exchange import keys
 from exchange.audit import network_of
 from exchange.errors import RateLimited
-from exchange.http import limits
+from exchange.http import rate_limits
 from exchange.http.authentication import bearer_key
-from exchange.http.limits import Limit
 from exchange.http.middleware import Environ
+from exchange.http.rate_limits import RateLimit
 
 _NOT_COUNTED = "/static/"  # a page has many files
 _REFUSED = "gateway.unknown"  # in the environ of a request that was refused here
@@ -23,14 +23,14 @@ _REFUSED = "gateway.unknown"  # in the environ of a request that was refused her
 class Token(NamedTuple):
     """What a request without a valid key takes."""
 
-    limit: Limit
+    limit: RateLimit
     address: str
     key: str
 
     def give_back_if_valid(self) -> None:
         """Return it if the key has been looked up and is valid."""
         if self.key and keys.was_valid(self.key):
-            self.limit.give_back(self.address)
+            self.limit.return_token(self.address)
 
 
 def admit(environ: Environ) -> Token | None:
@@ -38,7 +38,7 @@ def admit(environ: Environ) -> Token | None:
     key = bearer_key(environ) or ""
     if keys.was_valid(key) or environ["PATH_INFO"].startswith(_NOT_COUNTED):
         return None
-    limit = limits.look_ups() if keys.needs_lookup(key) else limits.unknown()
+    limit = rate_limits.lookups() if keys.needs_lookup(key) else rate_limits.unknown()
     token = Token(limit, network_of(environ) or "", key)
     allowance = limit.take(token.address, 1, time.monotonic_ns())
     if allowance.is_granted:

@@ -21,7 +21,7 @@ from granian.rsgi import HTTPProtocol, Scope  # type: ignore[attr-defined]  # th
 from exchange import heartbeat, readiness, rejects
 from exchange.bodies import HealthBody
 from exchange.errors import Overloaded, RateLimited
-from exchange.http import limits, log_throttle
+from exchange.http import log_throttle, rate_limits
 from exchange.http.middleware import STARTED_AT, Environ, request_id_of
 from exchange.http.problems import problem_response
 from exchange.http.responses import Response, json_response
@@ -57,7 +57,7 @@ class Gateway:
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         threading.Thread(target=_run_upkeep, args=[self._connections], name="upkeep", daemon=True).start()
-        threading.Thread(target=limits.share_for_ever, name="limits", daemon=True).start()
+        threading.Thread(target=rate_limits.share_forever, name="limits", daemon=True).start()
 
     async def __rsgi__(self, scope: Scope, protocol: HTTPProtocol) -> None:
         started = time.perf_counter()

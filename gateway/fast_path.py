@@ -17,9 +17,9 @@ from django.http import HttpRequest, HttpResponse
 from django.middleware.clickjacking import XFrameOptionsMiddleware
 from django.middleware.security import SecurityMiddleware
 
-from exchange.http.limits import Limit
 from exchange.http.middleware import Environ, log_request, request_id_of
 from exchange.http.problems import problem_response, refusal_of
+from exchange.http.rate_limits import RateLimit
 from exchange.http.responses import JSON, Response
 from exchange.keys import Principal, cached_principal
 
@@ -33,7 +33,7 @@ class FastRequest:
     """A request that may be carried out as it stands, once its key's limit has room for it."""
 
     principal: Principal
-    limit: Limit
+    limit: RateLimit
     execute: Callable[[], Awaitable[Response]]
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from uuid import UUID
 
 from exchange.errors import MalformedRequest
-from exchange.http import limits
+from exchange.http import rate_limits
 from exchange.http.middleware import Environ
 from exchange.http.responses import Response
 from exchange.http.threads import in_thread
@@ -39,8 +39,8 @@ def _parse_place(environ: Environ) -> FastRequest | None:
     principal = principal_of(environ)  # not before: a client may be slow to send, and its key be revoked meanwhile
     if body is None or principal is None or Scope.TRADE not in principal.scopes:
         return None
-    limit = limits.requests()
-    if limit.is_used_up(principal.key_prefix, time.monotonic_ns()):  # refused before its body is looked at
+    limit = rate_limits.requests()
+    if limit.is_exhausted(principal.key_prefix, time.monotonic_ns()):  # refused before its body is looked at
         return None
     try:
         values = PlaceOrderForm.run_fast_validation(decode_json_object(body))
@@ -62,7 +62,7 @@ def _parse_cancel(environ: Environ, order_id: UUID) -> FastRequest | None:
     principal = principal_of(environ)
     if principal is None or not {Scope.TRADE, Scope.OPERATOR} & principal.scopes:
         return None
-    return FastRequest(principal, limits.cancels(), partial(_cancel, cancelling(order_id, principal, environ)))
+    return FastRequest(principal, rate_limits.cancels(), partial(_cancel, cancelling(order_id, principal, environ)))
 
 
 async def _cancel(command: CancelOrder) -> Response:

@@ -1,4 +1,4 @@
-"""The rate limit of a key. `exchange.http.limits` keeps the bucket; a view set's `cost` is taken from it."""
+"""DRF throttle for the rate limit of a key: takes a view set's `cost` from its bucket (`exchange.http.rate_limits`)."""
 
 import time
 from typing import Any
@@ -7,16 +7,18 @@ from rest_framework.request import Request
 from rest_framework.throttling import BaseThrottle
 
 from exchange.errors import RateLimited
-from exchange.http import limits
+from exchange.http import rate_limits
 
 
 class KeyThrottle(BaseThrottle):
-    """The limit of cancels for the view set's `cancels`: a broker that has used up the other can still cancel."""
+    """Applies the limit of cancels to the view set's `cancels`, and the limit of requests to all other actions."""
 
     def allow_request(self, request: Request, view: Any) -> bool:
         """Take the tokens and add the limit's headers to the response, or reject the request."""
-        limit = limits.cancels() if view.action in view.cancels else limits.requests()
-        allowance = limit.take(view.principal.key_prefix, view.cost, time.monotonic_ns(), held=view.held)
+        limit = rate_limits.cancels() if view.action in view.cancels else rate_limits.requests()
+        allowance = limit.take(
+            view.principal.key_prefix, view.cost, time.monotonic_ns(), already_taken=view.already_taken
+        )
         view.headers |= limit.headers(allowance)
         if not allowance.is_granted:
             raise RateLimited(

@@ -13,7 +13,7 @@ from rest_framework.viewsets import GenericViewSet
 
 from exchange.audit import Actor
 from exchange.errors import FieldError, MalformedRequest, ValidationFailed
-from exchange.http import limits, media
+from exchange.http import media, rate_limits
 from exchange.http.fields import MAX_ERRORS, MAX_NAME_SHOWN, StrictSerializer, validate
 from exchange.http.filters import Filters
 from exchange.http.middleware import actor_of
@@ -46,7 +46,7 @@ class ExchangeViewSet(GenericViewSet[Row]):
     query: dict[str, Any]
     page: Page
     cost = 0  # tokens that the request takes from its key's limit
-    held = 0  # of these, tokens taken before
+    already_taken = 0  # of these, tokens taken before
 
     @cached_property
     def principal(self) -> Principal:
@@ -79,7 +79,7 @@ class ExchangeViewSet(GenericViewSet[Row]):
         received = media.receive(request._request, self.max_body_bytes) if method == "POST" else 0
         request.accepted_renderer, request.accepted_media_type = self.perform_content_negotiation(request)
         self.perform_authentication(request)  # 401
-        self.charge(limits.tokens_of(received))  # 429
+        self.charge(rate_limits.tokens_for_body(received))  # 429
         if method not in self.allowed_methods:
             self.http_method_not_allowed(request)  # 405
         self.data = self._parsed(request) if method == "POST" else {}  # 413, 415, 400 (format)
@@ -90,7 +90,7 @@ class ExchangeViewSet(GenericViewSet[Row]):
     def charge(self, tokens: int) -> None:
         """Raise the cost of the request to at least `tokens`, or reject it if its key does not have them."""
         if tokens > self.cost:
-            self.held, self.cost = self.cost, tokens
+            self.already_taken, self.cost = self.cost, tokens
             self.check_throttles(self.request)
 
     def get_cost(self) -> int:

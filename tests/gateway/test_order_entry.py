@@ -28,7 +28,7 @@ from pytest_django import Settings
 from config.local.processes import wait_until
 from config.local.servers import free_port
 from exchange import services
-from exchange.http import limits
+from exchange.http import rate_limits
 from exchange.http.threads import in_thread
 from exchange.keys import authenticate_key
 from exchange.models import Instrument
@@ -172,14 +172,16 @@ def connections_in_use() -> int:
 def tokens_taken(key: str | None) -> tuple[int, int]:
     """How many requests and cancels of a key's were ever counted, however long ago."""
     prefix = (key or "").split("_")[-2:][0]
-    requests, cancels = (limit._full_at.get(prefix, 0) // TOKEN for limit in (limits.requests(), limits.cancels()))
+    requests, cancels = (
+        limit._full_at.get(prefix, 0) // TOKEN for limit in (rate_limits.requests(), rate_limits.cancels())
+    )
     return requests, cancels
 
 
 def measured(key: str | None) -> str:
     """A key whose buckets are neither full nor empty, so that what is taken can be counted whenever it is taken."""
     assert key is not None
-    for limit in (limits.requests(), limits.cancels()):
+    for limit in (rate_limits.requests(), rate_limits.cancels()):
         limit.take(key.split("_")[1], BURST // 10, time.monotonic_ns())
     return key
 
@@ -425,7 +427,7 @@ def test_the_time_that_a_body_takes_is_told(exchange: Exchange, key: str, body: 
 
 @pytest.mark.parametrize("used_up", ["requests", "cancels"])
 def test_a_key_that_used_up_one_limit_is_refused_the_long_way(exchange: Exchange, key: str, used_up: str) -> None:
-    limit, other = (limits.requests(), resting) if used_up == "requests" else (limits.cancels(), post)
+    limit, other = (rate_limits.requests(), resting) if used_up == "requests" else (rate_limits.cancels(), post)
     limit._full_at[key.split("_")[1]] = time.monotonic_ns() + 2 * BURST * TOKEN
     answer = exchange.compare(lambda: (key, *(post() if used_up == "requests" else delete(NOBODYS))), goes=LONG)
     assert (answer.status, answer.code, answer.counted) == (429, "rate_limited", (0, 0))

@@ -12,7 +12,7 @@ from pytest_django import Settings
 
 from config.local.processes import wait_until
 from exchange import keys, rejects, services
-from exchange.http import limits
+from exchange.http import rate_limits
 from exchange.http.middleware import STARTED_AT
 from exchange.http.responses import Response
 from exchange.keys import new_key
@@ -37,7 +37,7 @@ def _few_tokens(settings: Settings) -> None:
     settings.RATE_LIMIT_UNKNOWN_BURST, settings.RATE_LIMIT_UNKNOWN_PER_SECOND = BURST, 1
     settings.RATE_LIMIT_PAUSE_SECONDS = 0
     settings.KEY_REFUSAL_SECONDS = PATIENCE_SECONDS
-    limits._limit.cache_clear()
+    rate_limits._limit.cache_clear()
     keys._cache = keys._KeyCache()
 
 

@@ -11,8 +11,8 @@ import pytest
 from pytest_django import Settings
 
 from exchange import services
-from exchange.http import limits
-from exchange.http.limits import Allowance, Limit
+from exchange.http import rate_limits
+from exchange.http.rate_limits import Allowance, RateLimit
 from exchange.rules import Scope
 from orders.models import Order
 from orders.serializers import PlaceOrderForm
@@ -26,11 +26,11 @@ START = 123_456_789_012_345  # of a monotonic clock: any
 NOBODYS = f"/orders/{UUID(int=0)}"
 
 
-def limit(per_second: int = 10, burst: int = 20, max_keys: int = 1_000) -> Limit:
-    return Limit("requests", per_second=per_second, burst=burst, max_keys=max_keys)
+def limit(per_second: int = 10, burst: int = 20, max_keys: int = 1_000) -> RateLimit:
+    return RateLimit("requests", per_second=per_second, burst=burst, max_keys=max_keys)
 
 
-def granted(of: Limit, times: int, now: int, key: str = "a") -> int:
+def granted(of: RateLimit, times: int, now: int, key: str = "a") -> int:
     """How many of so many requests get through."""
     return sum(of.take(key, 1, now).is_granted for _ in range(times))
 
@@ -79,10 +79,10 @@ def test_what_the_request_holds_already_counts_and_goes_back_when_there_is_too_l
     bucket = limit(per_second=10, burst=20)
     bucket.take("a", 1, START)
 
-    assert bucket.take("a", 20, START, held=1) == Allowance(True, 0, 1)
+    assert bucket.take("a", 20, START, already_taken=1) == Allowance(True, 0, 1)
     assert bucket.take("b", 5, START).remaining == 15
     bucket.take("b", 1, START)
-    assert bucket.take("b", 16, START, held=1) == Allowance(False, 15, 1)
+    assert bucket.take("b", 16, START, already_taken=1) == Allowance(False, 15, 1)
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 20])
@@ -295,8 +295,8 @@ def test_no_order_counts_as_several_for_its_length_unless_it_is_padded(alice: Cl
     assert LONGEST.keys() == PlaceOrderForm().fields.keys()
     batch = json.dumps({"orders": [LONGEST] * 500}, indent=4)
 
-    assert limits.tokens_of(len(json.dumps(LONGEST, indent=4))) == 1
-    assert limits.tokens_of(len(batch)) <= 500
+    assert rate_limits.tokens_for_body(len(json.dumps(LONGEST, indent=4))) == 1
+    assert rate_limits.tokens_for_body(len(batch)) <= 500
 
 
 @pytest.mark.django_db(transaction=True)

@@ -17,7 +17,7 @@ from redis.retry import Retry
 
 from config.local.processes import wait_until
 from config.local.servers import Valkey
-from exchange.http.limits import Limit, share
+from exchange.http.rate_limits import RateLimit, share
 from tests import api, live, trading
 
 SECOND = 1_000_000_000
@@ -39,9 +39,9 @@ def client() -> Iterator[redis.Redis]:
         yield client
 
 
-def process(name: str = "requests", per_second: int = 1, burst: int = BURST, max_keys: int = 100) -> Limit:
+def process(name: str = "requests", per_second: int = 1, burst: int = BURST, max_keys: int = 100) -> RateLimit:
     """The limit as one web process has it. One token a second: Valkey's clock, which runs, adds few in a test."""
-    return Limit(name, per_second=per_second, burst=burst, max_keys=max_keys)
+    return RateLimit(name, per_second=per_second, burst=burst, max_keys=max_keys)
 
 
 def at(nanoseconds: int) -> Callable[[], int]:
@@ -59,7 +59,7 @@ def at_start_after(step: Callable[[], object]) -> Callable[[], int]:
     return clock
 
 
-def granted(of: Limit, key: str, times: int, now: int = START) -> int:
+def granted(of: RateLimit, key: str, times: int, now: int = START) -> int:
     return sum(of.take(key, 1, now).is_granted for _ in range(times))
 
 
@@ -144,7 +144,7 @@ def test_tokens_given_back_are_given_back_to_all(client: redis.Redis, key: str) 
     first, second = process(), process()
     first.take(key, 50, START)
     share([first], client, at(START))
-    first.take(key, 0, START, held=40)
+    first.take(key, 0, START, already_taken=40)
     share([first], client, at(START))
     second.take(key, 1, START)
     share([second], client, at(START))
