@@ -16,7 +16,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from exchange import heartbeat
 from exchange.bodies import ReadinessBody
 from exchange.database import replace_lost_connections
-from exchange.http.threads import once
+from exchange.http.threads import compute_once
 
 
 class Readiness:
@@ -83,7 +83,7 @@ def _database_is_ready() -> bool:
         return False
 
 
-@once
+@compute_once
 def _migrations() -> frozenset[tuple[str, str]]:
     """What this code has on disk; Django reloads modules to find out."""
     return frozenset(MigrationLoader(None, ignore_no_migrations=True).disk_migrations)

@@ -43,7 +43,7 @@ from exchange.errors import (
 )
 from exchange.http.paging import NEWEST_FIRST, Keyset
 from exchange.http.schema import documented
-from exchange.http.threads import once
+from exchange.http.threads import compute_once
 from exchange.http.viewsets import ExchangeViewSet
 from exchange.models import ApiKey, Broker, Instrument, Transfer
 from exchange.rules import Scope
@@ -205,7 +205,7 @@ class SystemViewSet(ExchangeViewSet[Any]):
         return HttpResponse(_openapi_document(), content_type="application/json")
 
 
-@once
+@compute_once
 def _openapi_document() -> bytes:
     generator = SchemaGenerator(urlconf=spectacular_settings.SERVE_URLCONF)  # type: ignore[no-untyped-call]  # drf-spectacular is only half typed
     return json_codec.encode_json(generator.get_schema(request=None, public=True))  # type: ignore[no-untyped-call]  # as above

@@ -25,7 +25,7 @@ from exchange.http import log_throttle, rate_limits
 from exchange.http.middleware import STARTED_AT, Environ, request_id_of
 from exchange.http.problems import problem_response
 from exchange.http.responses import Response, json_response
-from exchange.http.threads import in_thread
+from exchange.http.threads import run_in_thread
 from exchange.keys import refresh_cache, save_last_used
 from gateway import address_limits, fast_path
 from gateway.connections import Connections
@@ -101,12 +101,12 @@ class Gateway:
             return response
         if _is_health_check(environ):
             known = _health_response(environ)
-            return await in_thread(_call_wsgi, self._full_path, environ) if known is None else known
+            return await run_in_thread(_call_wsgi, self._full_path, environ) if known is None else known
         try:
             token = address_limits.admit(environ)
         except RateLimited as error:
             return fast_path.finish(environ, problem_response(error, request_id_of(environ)))
-        response = await in_thread(_call_wsgi, self._full_path, environ)
+        response = await run_in_thread(_call_wsgi, self._full_path, environ)
         if token:
             token.give_back_if_valid()
         return response

@@ -9,7 +9,7 @@ from exchange.errors import MalformedRequest
 from exchange.http import rate_limits
 from exchange.http.middleware import Environ
 from exchange.http.responses import Response
-from exchange.http.threads import in_thread
+from exchange.http.threads import run_in_thread
 from exchange.json_codec import decode_json_object
 from exchange.rules import Scope
 from gateway.fast_path import FastRequest, body_of, principal_of
@@ -54,7 +54,7 @@ def _parse_place(environ: Environ) -> FastRequest | None:
 async def _place(command: PlaceOrder) -> Response:
     outcome = await sequencer.submit_async(command)
     if isinstance(outcome, Replayed) or len(outcome.trades) > MAX_TRADES_ON_LOOP:
-        return await in_thread(placed, outcome)
+        return await run_in_thread(placed, outcome)
     return placed(outcome)
 
 
@@ -68,5 +68,5 @@ def _parse_cancel(environ: Environ, order_id: UUID) -> FastRequest | None:
 async def _cancel(command: CancelOrder) -> Response:
     outcome = await sequencer.submit_async(command)
     if len(outcome.trades) > MAX_TRADES_ON_LOOP:
-        return await in_thread(cancelled, outcome)
+        return await run_in_thread(cancelled, outcome)
     return cancelled(outcome)

@@ -30,13 +30,13 @@ _MAX_DEFICIT_BURSTS = 8  # bounds how long keys are rejected after Valkey's cloc
 _TAKE = """
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
-local missing = {}
+local deficits = {}
 for i, bucket in ipairs(KEYS) do
-  local lacking = math.max(tonumber(redis.call('GET', bucket) or now) - now, 0) + ARGV[i]
-  missing[i] = math.max(math.min(lacking, ARGV[#ARGV]), 0)
-  redis.call('SET', bucket, string.format('%.0f', now + missing[i]), 'PX', math.ceil(missing[i] / 1000) + 1)
+  local deficit = math.max(tonumber(redis.call('GET', bucket) or now) - now, 0) + ARGV[i]
+  deficits[i] = math.max(math.min(deficit, ARGV[#ARGV]), 0)
+  redis.call('SET', bucket, string.format('%.0f', now + deficits[i]), 'PX', math.ceil(deficits[i] / 1000) + 1)
 end
-return missing
+return deficits
 """
 
 _log = structlog.get_logger(__name__)

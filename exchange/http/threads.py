@@ -1,4 +1,4 @@
-"""Threads for what waits for the database or for its turn, so that the event loop waits for nothing."""
+"""Thread pool for work that blocks on the database or a lock, so that the event loop never blocks."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,10 +17,10 @@ _Result = TypeVar("_Result")
 _threads = ThreadPoolExecutor(settings.WEB_THREADS, "web")
 
 
-async def in_thread(
+async def run_in_thread(
     work: Callable[_Parameters, _Result], *args: _Parameters.args, **kwargs: _Parameters.kwargs
 ) -> _Result:
-    """Have it done in a thread, which gives back its connection to the database at the end."""
+    """Run `work` in the thread pool, then return its database connection to the pool."""
 
     def run() -> _Result:
         try:
@@ -31,10 +31,10 @@ async def in_thread(
     return await asyncio.get_running_loop().run_in_executor(_threads, copy_context().run, run)
 
 
-def once(compute: Callable[[], _Result]) -> Callable[[], _Result]:
-    """Compute a result on the first call and cache it.
+def compute_once(compute: Callable[[], _Result]) -> Callable[[], _Result]:
+    """Compute the result on the first call and cache it.
 
-    `functools.cache` alone lets several threads compute it at the same time, and not every library is thread-safe.
+    Unlike with `functools.cache`, two threads never compute it at the same time: not every library is thread-safe.
     """
     lock, cached = Lock(), cache(compute)
 

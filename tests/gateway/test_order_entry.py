@@ -29,7 +29,7 @@ from config.local.processes import wait_until
 from config.local.servers import free_port
 from exchange import services
 from exchange.http import rate_limits
-from exchange.http.threads import in_thread
+from exchange.http.threads import run_in_thread
 from exchange.keys import authenticate_key
 from exchange.models import Instrument
 from exchange.rules import InstrumentStatus, Scope
@@ -91,7 +91,7 @@ class Request:
 
     async def __call__(self) -> bytes:
         if self.meanwhile:
-            await in_thread(self.meanwhile)
+            await run_in_thread(self.meanwhile)
         return self._content
 
     async def __aiter__(self) -> AsyncIterator[bytes]:

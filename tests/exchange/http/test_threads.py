@@ -2,14 +2,14 @@
 
 import time
 
-from exchange.http.threads import once
+from exchange.http.threads import compute_once
 from tests.trading import at_once
 
 
 def test_threads_that_come_at_once_get_the_result_of_one_computation() -> None:
     computed = []
 
-    @once
+    @compute_once
     def compute() -> object:
         time.sleep(0.1)  # long enough for the others to come
         computed.append(object())
