@@ -13,7 +13,7 @@ from rest_framework.viewsets import GenericViewSet
 
 from exchange.audit import Actor
 from exchange.errors import FieldError, MalformedRequest, ValidationFailed
-from exchange.http import media, rate_limits
+from exchange.http import json_media, rate_limits
 from exchange.http.fields import MAX_ERRORS, MAX_NAME_SHOWN, StrictSerializer, validate
 from exchange.http.filters import Filters
 from exchange.http.middleware import actor_of
@@ -76,7 +76,7 @@ class ExchangeViewSet(GenericViewSet[Row]):
         The body is read first, while no database connection is held: a client may be slow to send it.
         """
         method = request.method
-        received = media.receive(request._request, self.max_body_bytes) if method == "POST" else 0
+        received = json_media.read_body(request._request, self.max_body_bytes) if method == "POST" else 0
         request.accepted_renderer, request.accepted_media_type = self.perform_content_negotiation(request)
         self.perform_authentication(request)  # 401
         self.charge(rate_limits.tokens_for_body(received))  # 429
@@ -123,7 +123,7 @@ class ExchangeViewSet(GenericViewSet[Row]):
         return errors
 
     def _parsed(self, request: Request) -> dict[str, Any]:
-        if media.content_length(request.META):
+        if json_media.content_length(request.META):
             assert isinstance(request.data, dict)
             return request.data
         if not self.body_optional:

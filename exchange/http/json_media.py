@@ -1,4 +1,4 @@
-"""JSON bodies, in and out, by msgspec. JSON is UTF-8 and the only format, so nothing is negotiated."""
+"""DRF parser and renderer for JSON by msgspec. It is the only format and always UTF-8, so nothing is negotiated."""
 
 from collections.abc import Iterable, Mapping
 from io import BytesIO
@@ -17,7 +17,7 @@ MEDIA_TYPE = "application/json"
 
 
 class MsgspecParser(BaseParser):
-    """A JSON object with exact numbers, of at most the view's `max_body_bytes`."""
+    """Parser of JSON objects with exact numbers, of at most the view's `max_body_bytes`."""
 
     media_type = MEDIA_TYPE
 
@@ -25,17 +25,17 @@ class MsgspecParser(BaseParser):
         self, stream: Any, media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         assert parser_context is not None
-        length, longest = content_length(parser_context["request"].META), parser_context["view"].max_body_bytes
-        if length > longest:
-            raise TooLarge(f"The body may have at most {longest} bytes.")
+        length, max_length = content_length(parser_context["request"].META), parser_context["view"].max_body_bytes
+        if length > max_length:
+            raise TooLarge(f"The body may have at most {max_length} bytes.")
         body = stream.read()
         if len(body) < length:
-            raise MalformedRequest("The body ended before its Content-Length.")
+            raise MalformedRequest("The body is shorter than its Content-Length.")
         return decode_json_object(body)
 
 
 class MsgspecRenderer(BaseRenderer):
-    """Structs, and everything else that msgspec encodes, as JSON; None is no body."""
+    """Renderer of Structs and other values that msgspec encodes. None is an empty body."""
 
     media_type = MEDIA_TYPE
     format = "json"
@@ -48,7 +48,7 @@ class MsgspecRenderer(BaseRenderer):
 
 
 class NoNegotiation(BaseContentNegotiation):
-    """The one parser, for its own media type only, and the one renderer, whatever the client accepts."""
+    """The only parser, for its own media type, and the only renderer, regardless of the `Accept` header."""
 
     def select_parser(self, request: Request, parsers: Iterable[BaseParser]) -> BaseParser | None:
         (parser,) = parsers
@@ -61,9 +61,9 @@ class NoNegotiation(BaseContentNegotiation):
         return renderer, str(renderer.media_type)
 
 
-def receive(request: HttpRequest, max_bytes: int) -> int:
-    """Read the body unless it is longer than `max_bytes`, and return how many bytes were read."""
-    _measure_chunked(request, max_bytes)
+def read_body(request: HttpRequest, max_bytes: int) -> int:
+    """Read the body unless it is longer than `max_bytes`, and return the number of bytes read."""
+    _buffer_chunked_body(request, max_bytes)
     length = content_length(request.META)
     if not 0 < length <= max_bytes:
         return 0
@@ -75,18 +75,18 @@ def receive(request: HttpRequest, max_bytes: int) -> int:
 
 
 def content_length(environ: Mapping[str, Any]) -> int:
-    """The length of the body by its header."""
+    """Return the length of the body by its header, 0 if there is none."""
     length = environ.get("CONTENT_LENGTH") or "0"
     return int(length) if length.isdecimal() else 0
 
 
-def _measure_chunked(request: HttpRequest, max_bytes: int) -> None:
-    """Set the length of a body sent in chunks: without one, Django takes the body for empty."""
+def _buffer_chunked_body(request: HttpRequest, max_bytes: int) -> None:
+    """Read a chunked body and set its length: without one, Django treats the body as empty."""
     chunked = "HTTP_TRANSFER_ENCODING" in request.META and not request.META.get("CONTENT_LENGTH")
-    if chunked and request.META.get("wsgi.input_terminated"):  # else the server cannot tell where it ends
+    if chunked and request.META.get("wsgi.input_terminated"):  # otherwise the end of the body is unknown
         try:
             body = request.META["wsgi.input"].read(max_bytes + 1)
         except OSError as error:
             raise MalformedRequest("The body could not be read.") from error
         request.META["CONTENT_LENGTH"] = str(len(body))
-        request._stream = BytesIO(body)  # where Django reads it from
+        request._stream = BytesIO(body)  # Django reads the body from here
