@@ -24,7 +24,7 @@ from exchange.errors import Overloaded, RateLimited
 from exchange.http import log_throttle, rate_limits
 from exchange.http.middleware import STARTED_AT, Environ, request_id_of
 from exchange.http.problems import problem_response
-from exchange.http.responses import Response, json_response
+from exchange.http.responses import RenderedResponse, json_response
 from exchange.http.threads import run_in_thread
 from exchange.keys import refresh_cache, save_last_used
 from gateway import address_limits, fast_path
@@ -72,7 +72,7 @@ class Gateway:
             rejects.note(1)
         protocol.response_bytes(response.status, list(response.headers.items()), response.content)
 
-    async def _respond_to_body(self, environ: Environ, protocol: HTTPProtocol) -> Response:
+    async def _respond_to_body(self, environ: Environ, protocol: HTTPProtocol) -> RenderedResponse:
         try:
             await self._bodies.receive(environ, protocol)
             return await self.respond(environ)
@@ -81,14 +81,14 @@ class Gateway:
         finally:
             self._bodies.release(environ)
 
-    async def respond(self, environ: Environ) -> Response:
+    async def respond(self, environ: Environ) -> RenderedResponse:
         """The answer, held back if it is that the client asks too much: else it would ask again at once."""
         response = await self._dispatch(environ)
         if response.status == HTTPStatus.TOO_MANY_REQUESTS:
             await self._delay()
         return response
 
-    async def _dispatch(self, environ: Environ) -> Response:
+    async def _dispatch(self, environ: Environ) -> RenderedResponse:
         """Whichever way is the request's; an order is turned away at the door when no more may wait.
 
         Under several times the load that can be borne, refusing must cost next to nothing. But its body has been read:
@@ -191,7 +191,7 @@ def _is_health_check(environ: Environ) -> bool:
     return method == "GET" and path in ("/healthz", "/readyz") and not environ["QUERY_STRING"]
 
 
-def _health_response(environ: Environ) -> Response | None:
+def _health_response(environ: Environ) -> RenderedResponse | None:
     """The answer from memory, if it is there. It costs no more than a refusal, so nobody is refused one."""
     if environ["PATH_INFO"] == "/healthz":
         return fast_path.finish(environ, json_response(HealthBody("ok")))
@@ -204,13 +204,13 @@ def _places_orders(environ: Environ) -> bool:
     return environ["REQUEST_METHOD"] == "POST" and environ["PATH_INFO"] in ("/orders", "/orders/batch")
 
 
-def _overloaded_response(environ: Environ) -> Response:
+def _overloaded_response(environ: Environ) -> RenderedResponse:
     request_id = request_id_of(environ)
     response = problem_response(Overloaded(), request_id)
     return response._replace(headers={**response.headers, "X-Request-Id": request_id})
 
 
-def _call_wsgi(application: WSGI, environ: Environ) -> Response:
+def _call_wsgi(application: WSGI, environ: Environ) -> RenderedResponse:
     start: list[Any] = []
     pieces = application(environ, lambda status, headers, exc_info=None: start.extend((status, headers)))
     try:
@@ -219,4 +219,4 @@ def _call_wsgi(application: WSGI, environ: Environ) -> Response:
         if hasattr(pieces, "close"):
             pieces.close()  # the request has ended
     status, headers = start
-    return Response(int(status.partition(" ")[0]), dict(headers), content)
+    return RenderedResponse(int(status.partition(" ")[0]), dict(headers), content)

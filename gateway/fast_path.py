@@ -20,7 +20,7 @@ from django.middleware.security import SecurityMiddleware
 from exchange.http.middleware import Environ, log_request, request_id_of
 from exchange.http.problems import problem_response, refusal_of
 from exchange.http.rate_limits import RateLimit
-from exchange.http.responses import JSON, Response
+from exchange.http.responses import JSON, RenderedResponse
 from exchange.keys import Principal, cached_principal
 
 _JSON_TYPES = {JSON, f"{JSON}; charset=utf-8"}  # what clients send that nobody told what to send
@@ -34,7 +34,7 @@ class FastRequest:
 
     principal: Principal
     limit: RateLimit
-    execute: Callable[[], Awaitable[Response]]
+    execute: Callable[[], Awaitable[RenderedResponse]]
 
 
 def principal_of(environ: Mapping[str, Any]) -> Principal | None:
@@ -58,7 +58,7 @@ def body_of(environ: Environ) -> bytes | None:
     return body if len(body) == int(length) else None
 
 
-async def run(request: FastRequest, environ: Environ) -> Response | None:
+async def run(request: FastRequest, environ: Environ) -> RenderedResponse | None:
     """Carry it out; None, and nothing was done, when its key has used up its limit."""
     allowance = request.limit.take(request.principal.key_prefix, 1, time.monotonic_ns())
     if not allowance.is_granted:
@@ -73,8 +73,8 @@ async def run(request: FastRequest, environ: Environ) -> Response | None:
 
 
 def finish(
-    environ: Environ, response: Response, principal: Principal | None = None, headers: Mapping[str, str] = {}
-) -> Response:
+    environ: Environ, response: RenderedResponse, principal: Principal | None = None, headers: Mapping[str, str] = {}
+) -> RenderedResponse:
     """The response with the headers of every response and its own, once it is logged."""
     log_request(environ, environ["PATH_INFO"], response.status, principal)
     all_headers = {**_COMMON_HEADERS, **response.headers, **headers, "X-Request-Id": request_id_of(environ)}

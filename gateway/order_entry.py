@@ -8,7 +8,7 @@ from uuid import UUID
 from exchange.errors import MalformedRequest
 from exchange.http import rate_limits
 from exchange.http.middleware import Environ
-from exchange.http.responses import Response
+from exchange.http.responses import RenderedResponse
 from exchange.http.threads import run_in_thread
 from exchange.json_codec import decode_json_object
 from exchange.rules import Scope
@@ -51,7 +51,7 @@ def _parse_place(environ: Environ) -> FastRequest | None:
     return FastRequest(principal, limit, partial(_place, PlaceOrder(**values)))
 
 
-async def _place(command: PlaceOrder) -> Response:
+async def _place(command: PlaceOrder) -> RenderedResponse:
     outcome = await sequencer.submit_async(command)
     if isinstance(outcome, Replayed) or len(outcome.trades) > MAX_TRADES_ON_LOOP:
         return await run_in_thread(placed, outcome)
@@ -65,7 +65,7 @@ def _parse_cancel(environ: Environ, order_id: UUID) -> FastRequest | None:
     return FastRequest(principal, rate_limits.cancels(), partial(_cancel, cancelling(order_id, principal, environ)))
 
 
-async def _cancel(command: CancelOrder) -> Response:
+async def _cancel(command: CancelOrder) -> RenderedResponse:
     outcome = await sequencer.submit_async(command)
     if len(outcome.trades) > MAX_TRADES_ON_LOOP:
         return await run_in_thread(cancelled, outcome)

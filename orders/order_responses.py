@@ -4,7 +4,7 @@ from http import HTTPStatus
 from uuid import UUID
 
 from exchange.http.middleware import Environ, actor_of
-from exchange.http.responses import Response, json_response
+from exchange.http.responses import RenderedResponse, json_response
 from exchange.keys import Principal
 from orders import reading
 from orders.bodies import OrderBody
@@ -14,7 +14,7 @@ from orders.matching.commands import Accepted, Cancelled, CancelOrder, Replayed
 REPLAYED = {"Idempotent-Replayed": "true"}
 
 
-def placed(outcome: Accepted | Replayed) -> Response:
+def placed(outcome: Accepted | Replayed) -> RenderedResponse:
     """The order as it is after matching, or as it is now if it was placed before."""
     if isinstance(outcome, Replayed):
         return json_response(reading.order_body(outcome.order_id, owner=None), headers=REPLAYED)
@@ -35,6 +35,6 @@ def cancel_reason(principal: Principal) -> CancelReason:
     return CancelReason.BY_OPERATOR if principal.is_operator else CancelReason.BY_BROKER
 
 
-def cancelled(outcome: Cancelled) -> Response:
+def cancelled(outcome: Cancelled) -> RenderedResponse:
     """The order, cancelled, with all its trades."""
     return json_response(OrderBody.with_trades(outcome.order, outcome.trades, outcome.price_decimals))

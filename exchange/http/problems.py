@@ -17,7 +17,7 @@ from exchange import errors
 from exchange.database import replace_lost_connections
 from exchange.errors import ExchangeError
 from exchange.http.middleware import request_id_of
-from exchange.http.responses import Response
+from exchange.http.responses import RenderedResponse
 from exchange.json_codec import Problem, encode_json
 
 MEDIA_TYPE = "application/problem+json"
@@ -74,7 +74,7 @@ def problem_from_exception(exception: Exception, context: dict[str, Any]) -> Htt
     return response
 
 
-def problem_response(refusal: ExchangeError, request_id: str) -> Response:
+def problem_response(refusal: ExchangeError, request_id: str) -> RenderedResponse:
     """The response to a request that is refused: `application/problem+json` with the headers that belong to it."""
     problem = problem_of(refusal, request_id)
     headers = {"Content-Type": MEDIA_TYPE}
@@ -84,7 +84,7 @@ def problem_response(refusal: ExchangeError, request_id: str) -> Response:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if isinstance(refusal, errors.RateLimited):
         headers["Retry-After"] = str(refusal.retry_after_seconds)
-    return Response(problem.status, headers, encode_json(problem))
+    return RenderedResponse(problem.status, headers, encode_json(problem))
 
 
 def problem_of(refusal: ExchangeError, request_id: str) -> Problem:

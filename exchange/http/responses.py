@@ -1,4 +1,4 @@
-"""The response to a request, as it is sent: from the fast path, or from Django."""
+"""The rendered response of the fast path and of error handlers."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -8,21 +8,21 @@ from django.http import HttpResponse
 
 from exchange.json_codec import encode_json
 
-JSON = "application/json"  # JSON is UTF-8, and its media type has no charset
+JSON = "application/json"  # without a charset: JSON is always UTF-8
 
 
-class Response(NamedTuple):
-    """Status, headers and content."""
+class RenderedResponse(NamedTuple):
+    """Status, headers and body of a response, independent of Django."""
 
     status: int
     headers: Mapping[str, str]
     content: bytes
 
     def as_django(self) -> HttpResponse:
-        """The same for Django and REST framework."""
+        """Return the same response for Django and REST framework."""
         return HttpResponse(self.content, status=self.status, headers=self.headers)
 
 
-def json_response(body: object, status: int = HTTPStatus.OK, headers: Mapping[str, str] = {}) -> Response:
-    """A Struct, or whatever else msgspec encodes, as JSON."""
-    return Response(status, {"Content-Type": JSON, **headers}, encode_json(body))
+def json_response(body: object, status: int = HTTPStatus.OK, headers: Mapping[str, str] = {}) -> RenderedResponse:
+    """Encode a Struct, or another value that msgspec encodes, as a JSON response."""
+    return RenderedResponse(status, {"Content-Type": JSON, **headers}, encode_json(body))

@@ -14,7 +14,7 @@ from config.local.processes import wait_until
 from exchange import keys, rejects, services
 from exchange.http import rate_limits
 from exchange.http.middleware import STARTED_AT
-from exchange.http.responses import Response
+from exchange.http.responses import RenderedResponse
 from exchange.keys import new_key
 from gateway import order_entry
 from gateway.application import Gateway, environ_of
@@ -50,7 +50,7 @@ def scope_of(key: str | None, path: str, address: str, method: str, headers: dic
 
 async def answer(
     key: str | None, path: str = "/stocks", address: str = HERE, method: str = "GET", **headers: str
-) -> Response:
+) -> RenderedResponse:
     environ = environ_of(scope_of(key, path, address, method, headers))
     return await FRONT.respond(environ | {STARTED_AT: time.perf_counter()})
 
