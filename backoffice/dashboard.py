@@ -19,7 +19,7 @@ from backoffice.health import FAILING, due_to
 from backoffice.links import list_url, page_url
 from backoffice.queries import market_watch
 from backoffice.templatetags.formatting import short
-from exchange import heartbeat, rejects
+from exchange import heartbeat, rejection_counts
 from exchange.database import database_now
 from exchange.ids import moment_of
 from exchange.models import Holding, Instrument
@@ -99,7 +99,7 @@ def _figures(now: datetime) -> DashboardSection:
     midnight = activity.day_began(now)
     told = activity.overview(now, midnight, CHART_MINUTES)
     lately, today, minutes = told.last_minute, told.today, told.minutes
-    refused_lately, refused_today, refused = rejects.overview(now, midnight, CHART_MINUTES)
+    refused_lately, refused_today, refused = rejection_counts.summary(now, midnight, CHART_MINUTES)
     orders, trades = list_url(Order), list_url(Trade)
     cards = [
         _card("Orders", lately.orders, today.orders, [each.orders for each in minutes], orders),

@@ -1,11 +1,11 @@
-"""What beat repeats: what need not be kept is dropped."""
+"""Periodic tasks: retention."""
 
 from celery import shared_task
 
-from exchange import rejects
+from exchange import rejection_counts
 
 
 @shared_task
 def drop_rejects() -> None:
-    """Drop the counts of refused orders that are older than anybody asks for."""
-    rejects.drop_old()
+    """Delete old counts of rejected orders."""
+    rejection_counts.delete_old()

@@ -18,7 +18,7 @@ from django.conf import settings
 from django.db import connection
 from granian.rsgi import HTTPProtocol, Scope  # type: ignore[attr-defined]  # the latter comes from within it
 
-from exchange import heartbeat, readiness, rejects
+from exchange import heartbeat, readiness, rejection_counts
 from exchange.bodies import HealthBody
 from exchange.errors import Overloaded, RateLimited
 from exchange.http import log_throttle, rate_limits
@@ -68,8 +68,12 @@ class Gateway:
             response = await self.respond(environ)
         else:
             response = await self._respond_to_body(environ, protocol)
-        if _places_orders(environ) and rejects.is_refusal(response.status) and not address_limits.is_refused(environ):
-            rejects.note(1)
+        if (
+            _places_orders(environ)
+            and rejection_counts.is_rejection(response.status)
+            and not address_limits.is_refused(environ)
+        ):
+            rejection_counts.add(1)
         protocol.response_bytes(response.status, list(response.headers.items()), response.content)
 
     async def _respond_to_body(self, environ: Environ, protocol: HTTPProtocol) -> RenderedResponse:
@@ -131,7 +135,7 @@ def _run_upkeep(connections: Connections) -> None:
         time.sleep(settings.KEY_CACHE_SECONDS / 2)
         _run_chore(refresh_cache)
         _run_chore(connections.close_excess)
-        _run_chore(rejects.write)
+        _run_chore(rejection_counts.flush)
         _run_chore(log_throttle.flush)
         if time.monotonic() >= uses_are_due_at:
             uses_are_due_at = time.monotonic() + settings.KEY_USE_WRITTEN_SECONDS

@@ -15,7 +15,7 @@ from rest_framework.mixins import ListModelMixin
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from exchange import errors, rejects
+from exchange import errors, rejection_counts
 from exchange import services as exchange_services
 from exchange.database import already_committed
 from exchange.errors import BrokerNotFound, ExchangeError, FieldError, SymbolNotFound
@@ -161,7 +161,7 @@ class OrderViewSet(ExchangeViewSet[Order]):
         with already_committed():
             earlier = reading.order_bodies([each.order_id for each in decided if isinstance(each, Replayed)])
         results = [self._result(each, earlier) for each in decided]
-        rejects.note(sum(rejects.is_refusal(each.status) for each in results))
+        rejection_counts.add(sum(rejection_counts.is_rejection(each.status) for each in results))
         return Response(OrderResults(results))
 
     @property

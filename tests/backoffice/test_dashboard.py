@@ -18,7 +18,7 @@ from backoffice.charts import sparkline
 from backoffice.links import list_url
 from backoffice.templatetags.formatting import DASH, short
 from config.local.servers import free_port
-from exchange import heartbeat, rejects, services
+from exchange import heartbeat, rejection_counts, services
 from exchange.database import database_now
 from orders.enums import Side
 from orders.models import Bar, ReconcileRun, Trade
@@ -50,7 +50,7 @@ def _everything_is_alive() -> Iterator[None]:
     heartbeat._client.cache_clear()
     for key in MARKS:
         heartbeat.mark(key)
-    rejects._counted.clear()
+    rejection_counts._counts.clear()
     yield
     heartbeat._client().delete(*MARKS)
     heartbeat._client.cache_clear()
@@ -103,8 +103,8 @@ def test_orders_trades_value_and_rejects_are_exact_at_once(root: Client) -> None
         trading.broker(name)
     trading.place(Side.ASK, 10, "10", by="bob")
     trading.place(Side.BID, 4, "11")
-    rejects.note(3)
-    rejects.write()
+    rejection_counts.add(3)
+    rejection_counts.flush()
     roll_up()
     trading.place(Side.BID, 2, "12.50")  # after the bars were made
 

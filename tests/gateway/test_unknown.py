@@ -11,7 +11,7 @@ import pytest
 from pytest_django import Settings
 
 from config.local.processes import wait_until
-from exchange import keys, rejects, services
+from exchange import keys, rejection_counts, services
 from exchange.http import rate_limits
 from exchange.http.middleware import STARTED_AT
 from exchange.http.responses import RenderedResponse
@@ -138,10 +138,10 @@ def test_orders_that_are_refused_here_are_nobodys() -> None:
     use_up()
     told: list[int] = []
     protocol: Any = SimpleNamespace(response_bytes=lambda status, *_: told.append(status))
-    before = sum(rejects._counted.values())
+    before = sum(rejection_counts._counts.values())
     asyncio.run(FRONT.__rsgi__(scope_of(None, "/orders", HERE, "POST", {}), protocol))
     assert told == [429]
-    assert sum(rejects._counted.values()) == before
+    assert sum(rejection_counts._counts.values()) == before
 
 
 # --- What is not ----------------------------------------------------------------------------------------------------

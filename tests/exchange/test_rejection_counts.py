@@ -13,7 +13,7 @@ from django.db import OperationalError, connection
 from django.utils import timezone
 
 from config.local.processes import wait_until
-from exchange import rejects, services
+from exchange import rejection_counts, services
 from exchange.models import RejectedOrders
 from exchange.tasks import drop_rejects
 from gateway import order_entry
@@ -31,7 +31,7 @@ TEN = datetime(2026, 3, 2, 10, tzinfo=UTC)
 
 @pytest.fixture(autouse=True)
 def _nothing_is_counted() -> None:
-    rejects._counted.clear()
+    rejection_counts._counts.clear()
 
 
 def at(seconds: float) -> Callable[[], float]:
@@ -45,7 +45,7 @@ def stored() -> dict[datetime, int]:
 
 def counted() -> int:
     """What this process counted and has not written down."""
-    return sum(rejects._counted.values())
+    return sum(rejection_counts._counts.values())
 
 
 # --- Which count ----------------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def test_other_requests_do_not_count() -> None:
      (503, True), (504, False)],
 )  # fmt: skip
 def test_only_what_certainly_was_not_done_is_a_refusal(status: int, is_one: bool) -> None:
-    assert rejects.is_refusal(status) is is_one
+    assert rejection_counts.is_rejection(status) is is_one
 
 
 # --- How they are stored --------------------------------------------------------------------------------------------
@@ -152,58 +152,58 @@ def test_only_what_certainly_was_not_done_is_a_refusal(status: int, is_one: bool
 
 def test_counts_add_up_in_buckets_of_ten_seconds() -> None:
     for seconds in (0, 9.9, 10, 25):
-        rejects.note(1, at(seconds))
-    rejects.write()
-    rejects.note(5, at(3))  # another process', say
-    rejects.write()
-    rejects.write()
+        rejection_counts.add(1, at(seconds))
+    rejection_counts.flush()
+    rejection_counts.add(5, at(3))  # another process', say
+    rejection_counts.flush()
+    rejection_counts.flush()
 
     assert stored() == {TEN: 7, TEN + timedelta(seconds=10): 1, TEN + timedelta(seconds=20): 1}
 
 
 def test_what_could_not_be_stored_is_stored_the_next_time() -> None:
-    rejects.note(2, at(0))
+    rejection_counts.add(2, at(0))
 
     def fail(*_: Any) -> Any:
-        rejects.note(1, at(1))  # meanwhile
+        rejection_counts.add(1, at(1))  # meanwhile
         raise OperationalError("away")
 
     with connection.execute_wrapper(fail), pytest.raises(OperationalError):
-        rejects.write()
-    rejects.write()
+        rejection_counts.flush()
+    rejection_counts.flush()
 
     assert stored() == {TEN: 3}
 
 
 def test_nothing_refused_needs_no_query(django_assert_num_queries: Any) -> None:
-    rejects.note(0)
+    rejection_counts.add(0)
     with django_assert_num_queries(0):
-        rejects.write()
+        rejection_counts.flush()
 
 
 def test_threads_lose_no_count() -> None:
     def note_many() -> None:
         for _ in range(2_000):
-            rejects.note(1, at(0))
+            rejection_counts.add(1, at(0))
 
     trading.at_once([note_many] * 8)
-    rejects.write()
+    rejection_counts.flush()
 
     assert stored() == {TEN: 16_000}
 
 
 def test_what_was_refused_is_told_of_the_last_minute_the_day_and_each_minute() -> None:
     for seconds in (-3_700, -70, -50, -10, 5, 15):  # of midnight
-        rejects.note(1, at(seconds))
-    rejects.write()
+        rejection_counts.add(1, at(seconds))
+    rejection_counts.flush()
 
-    assert rejects.overview(TEN + timedelta(seconds=20), TEN, 3) == (3, 2, [0, 1, 2])
-    assert rejects.overview(TEN + timedelta(seconds=80), TEN, 1) == (0, 2, [2])
+    assert rejection_counts.summary(TEN + timedelta(seconds=20), TEN, 3) == (3, 2, [0, 1, 2])
+    assert rejection_counts.summary(TEN + timedelta(seconds=80), TEN, 1) == (0, 2, [2])
 
 
 def test_counts_are_dropped_after_two_days_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rejects, "DROPPED_AT_ONCE", 3)
-    edge = timezone.now() - rejects.KEPT
+    monkeypatch.setattr(rejection_counts, "DELETE_BATCH", 3)
+    edge = timezone.now() - rejection_counts.RETENTION
     for seconds in (-70, -60, -50, -40, -30, -20, -10, 60):
         RejectedOrders.objects.create(at=edge + timedelta(seconds=seconds), count=1)
 
