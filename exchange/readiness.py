@@ -1,7 +1,7 @@
 """Whether orders can be taken. Each web process finds out at most once in `READINESS_CACHE_SECONDS`.
 
 One request at a time asks the database and Valkey. The others get the last answer, or "no" when the database has kept
-that one waiting for `READINESS_PATIENCE_SECONDS`.
+that one waiting for `READINESS_TIMEOUT_SECONDS`.
 """
 
 import time
@@ -20,62 +20,62 @@ from exchange.http.threads import compute_once
 
 
 class Readiness:
-    """The last answer, when it was asked for, and since when somebody has been asking for the next."""
+    """The cached result, the time of its query, and the start of the query in progress."""
 
     def __init__(self) -> None:
-        self._answer: ReadinessBody | None = None
-        self._asked_at = 0.0
+        self._result: ReadinessBody | None = None
+        self._queried_at = 0.0
         self._refreshing_since: float | None = None
         self._refreshing = Lock()
 
     def current(self) -> ReadinessBody:
-        """The answer that is remembered, or a new one. It waits only for the database and Valkey."""
-        if known := self.remembered():
-            return known
-        if not self._refreshing.acquire(timeout=settings.READINESS_PATIENCE_SECONDS):
+        """Return the cached result, or query a new one."""
+        if result := self.cached():
+            return result
+        if not self._refreshing.acquire(timeout=settings.READINESS_TIMEOUT_SECONDS):
             return ReadinessBody(False, False, None, None)
         try:
-            return self.remembered() or self._refresh()
+            return self.cached() or self._refresh()
         finally:
             self._refreshing.release()
 
-    def remembered(self) -> ReadinessBody | None:
-        """An answer that needs nobody to be asked, if there is one."""
-        now, since, age = time.monotonic(), self._refreshing_since, time.monotonic() - self._asked_at
-        if self._answer is None or (since is None and age >= settings.READINESS_CACHE_SECONDS):
+    def cached(self) -> ReadinessBody | None:
+        """Return a result that needs no query, if there is one."""
+        now, since, age = time.monotonic(), self._refreshing_since, time.monotonic() - self._queried_at
+        if self._result is None or (since is None and age >= settings.READINESS_CACHE_SECONDS):
             return None
-        if since is not None and now - since >= settings.READINESS_PATIENCE_SECONDS:
-            return msgspec.structs.replace(self._answer, database=False)
-        if age < settings.READINESS_CACHE_SECONDS + settings.READINESS_PATIENCE_SECONDS:
-            return self._answer
-        return None  # nobody has asked for long: wait for what is being found out
+        if since is not None and now - since >= settings.READINESS_TIMEOUT_SECONDS:
+            return msgspec.structs.replace(self._result, database=False)
+        if age < settings.READINESS_CACHE_SECONDS + settings.READINESS_TIMEOUT_SECONDS:
+            return self._result
+        return None  # the last result is too old: wait for the query in progress
 
     def _refresh(self) -> ReadinessBody:
-        asked_at = self._refreshing_since = time.monotonic()
+        queried_at = self._refreshing_since = time.monotonic()
         try:
-            is_ready, pulse = _database_is_ready(), heartbeat.read()
+            is_ready, ages = _database_is_ready(), heartbeat.read()
         finally:
             self._refreshing_since = None
-        answer = ReadinessBody(is_ready, pulse.valkey, pulse.beat_age_seconds, pulse.worker_age_seconds)
-        self._asked_at, self._answer = asked_at, answer
-        return answer
+        result = ReadinessBody(is_ready, ages.valkey, ages.beat_age_seconds, ages.worker_age_seconds)
+        self._queried_at, self._result = queried_at, result
+        return result
 
 
 _readiness = Readiness()
 
 
 def current() -> ReadinessBody:
-    """Whether orders can be taken, as of at most `READINESS_CACHE_SECONDS` ago unless the database keeps us waiting."""
+    """Return the cached result or query a new one. May wait for the database and Valkey."""
     return _readiness.current()
 
 
-def remembered() -> ReadinessBody | None:
-    """The same, if nobody needs to be asked."""
-    return _readiness.remembered()
+def cached() -> ReadinessBody | None:
+    """Return a result that needs no query, if there is one."""
+    return _readiness.cached()
 
 
 def _database_is_ready() -> bool:
-    """Whether the database answers and has every migration of this code."""
+    """True if the database responds and has all migrations of this code."""
     try:
         return _migrations() <= MigrationRecorder(connection).applied_migrations().keys()
     except (DatabaseError, InterfaceError):
@@ -85,5 +85,5 @@ def _database_is_ready() -> bool:
 
 @compute_once
 def _migrations() -> frozenset[tuple[str, str]]:
-    """What this code has on disk; Django reloads modules to find out."""
+    """Return the migrations on disk. Computed once, because Django reloads modules for it."""
     return frozenset(MigrationLoader(None, ignore_no_migrations=True).disk_migrations)

@@ -199,7 +199,7 @@ def _health_response(environ: Environ) -> RenderedResponse | None:
     """The answer from memory, if it is there. It costs no more than a refusal, so nobody is refused one."""
     if environ["PATH_INFO"] == "/healthz":
         return fast_path.finish(environ, json_response(HealthBody("ok")))
-    if body := readiness.remembered():
+    if body := readiness.cached():
         return fast_path.finish(environ, json_response(body, body.status))
     return None
 

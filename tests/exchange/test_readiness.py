@@ -48,13 +48,13 @@ def test_an_answer_is_repeated_for_a_second(
     with django_assert_num_queries(0):
         assert {readiness.current().database for _ in range(10)} == {True}
     settings.READINESS_CACHE_SECONDS = 0
-    assert readiness.remembered() is None
+    assert readiness.cached() is None
     with django_assert_num_queries(2):
         readiness.current()
 
 
 def test_only_one_asks_and_the_others_get_the_last_answer(settings: Settings) -> None:
-    settings.READINESS_PATIENCE_SECONDS = PATIENCE_SECONDS
+    settings.READINESS_TIMEOUT_SECONDS = PATIENCE_SECONDS
     assert readiness.current().database
     settings.READINESS_CACHE_SECONDS = 0
     with locked_migrations():
@@ -67,7 +67,7 @@ def test_only_one_asks_and_the_others_get_the_last_answer(settings: Settings) ->
 
 def test_a_database_that_does_not_answer_is_not_waited_for(settings: Settings) -> None:
     assert readiness.current().database
-    settings.READINESS_CACHE_SECONDS, settings.READINESS_PATIENCE_SECONDS = 0, 0.2
+    settings.READINESS_CACHE_SECONDS, settings.READINESS_TIMEOUT_SECONDS = 0, 0.2
     with locked_migrations():
         first = trading.in_thread(readiness.current)
         assert wait_until(_is_remembered_as_not_ready, PATIENCE_SECONDS)
@@ -77,7 +77,7 @@ def test_a_database_that_does_not_answer_is_not_waited_for(settings: Settings) -
 
 
 def _is_remembered_as_not_ready() -> bool:
-    answer = readiness.remembered()
+    answer = readiness.cached()
     return answer is not None and not answer.database
 
 
