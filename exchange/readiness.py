@@ -1,7 +1,8 @@
-"""Whether orders can be taken. Each web process finds out at most once in `READINESS_CACHE_SECONDS`.
+"""Readiness check for `/readyz`: can orders be accepted?
 
-One request at a time asks the database and Valkey. The others get the last answer, or "no" when the database has kept
-that one waiting for `READINESS_TIMEOUT_SECONDS`.
+A web process queries the database and Valkey at most once per `READINESS_CACHE_SECONDS`, and from one request at a
+time. The other requests get the last result, or "not ready" once the database has kept the query waiting for
+`READINESS_TIMEOUT_SECONDS`.
 """
 
 import time
