@@ -34,7 +34,7 @@ class RequestBodies:
     def __init__(self) -> None:
         self._large: Counter[str] = Counter()  # by key; "" stands for every key that is not known to be valid
 
-    async def read_body(self, environ: Environ, protocol: HTTPProtocol) -> None:
+    async def receive(self, environ: Environ, protocol: HTTPProtocol) -> None:
         """Put the body into `environ`. A body that is too long, or breaks off, or is too slow, cannot be read there.
 
         Raise `Overloaded` if the key has `MAX_LARGE_BODIES` large ones here already.
