@@ -20,6 +20,7 @@ COPY exchange exchange
 COPY gateway gateway
 COPY orders orders
 COPY webhooks webhooks
+COPY docs docs
 # Compiled once here; and readable by the account, whatever the checkout's files were.
 RUN python -m compileall -q . && chmod -R a+rX .
 

@@ -329,7 +329,7 @@ def shown(value: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda page: page.name
 )
 def test_every_link_leads_somewhere(page: Path) -> None:
     links = [link.partition("#") for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()) if "://" not in link]
@@ -337,6 +337,14 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         target = page.parent / path if path else page
         assert target.exists(), path
         assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
+
+
+def test_the_api_serves_its_guide_with_the_pages_that_it_links_to() -> None:
+    served = ROOT / "exchange" / "static" / "docs"
+    links = {link for page in served.iterdir() for link in re.findall(r"\]\((\w+\.md)", page.read_text())}
+
+    assert "(/static/docs/brokers.md)" in str(real_settings.SPECTACULAR_SETTINGS["DESCRIPTION"])
+    assert links | {"brokers.md"} == {page.name for page in served.iterdir()}
 
 
 def anchors(page: Path) -> set[str]:

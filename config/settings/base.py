@@ -237,7 +237,8 @@ REST_FRAMEWORK = {  # `exchange.http.viewsets` applies these in the contract's o
 
 SPECTACULAR_SETTINGS = {
     "TITLE": "Bourse",
-    "DESCRIPTION": "A stock exchange: orders, market data, balances, and what its operators do.",
+    "DESCRIPTION": "A stock exchange: orders, market data, balances, and operator actions.\n\n"
+    "Start with the [broker's guide](/static/docs/brokers.md).",  # served from exchange/static/docs
     "VERSION": "1",
     "OAS_VERSION": "3.1.0",
     "SERVE_INCLUDE_SCHEMA": False,

@@ -326,7 +326,7 @@ def test_the_image_has_our_code_the_locked_packages_and_the_oldest_python() -> N
     assert [
         f">={image.partition('@')[0].removeprefix('python:').removesuffix('-slim')}" for image in instructions("FROM")
     ] == [project["requires-python"]]
-    assert copied() == ["manage.py", "config", "backoffice", "exchange", "gateway", "orders", "webhooks"]
+    assert copied() == ["manage.py", "config", "backoffice", "exchange", "gateway", "orders", "webhooks", "docs"]
     install = [line for line in "\n".join(DOCKERFILE).replace("\\\n", "").splitlines() if "pip install" in line]
     assert len(install) == 1
     assert "--require-hashes -r requirements.txt" in install[0].replace("  ", " ")
