@@ -40,7 +40,7 @@ from orders.matching import sequencer
 from orders.models import Order, Trade
 from tests import api, trading
 from tests.exchange.client import Answer, ApiHandler, Client
-from tests.orders.conftest import _sound_at_the_end, alice, bob, operator  # noqa: F401 (fixtures)
+from tests.orders.conftest import _check_invariants, alice, bob, operator  # noqa: F401 (fixtures)
 from tests.trading import BY
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -13,7 +13,7 @@ import pytest
 from exchange import services
 from exchange.rules import Scope
 from orders.enums import Side
-from tests.orders.conftest import _sound_at_the_end  # noqa: F401 (a fixture)
+from tests.orders.conftest import _check_invariants  # noqa: F401 (a fixture)
 from tests.trading import BY
 from tools.replay.__main__ import main
 from tools.replay.files import Level, Message, MessageType, parse_book, parse_message

@@ -14,7 +14,7 @@ from exchange.database import database_now
 from exchange.models import Instrument
 from orders.enums import Side
 from orders.models import Bar, Trade
-from tests.orders.conftest import _sound_at_the_end  # noqa: F401 (a fixture)
+from tests.orders.conftest import _check_invariants  # noqa: F401 (a fixture)
 from tests.trading import BY, broker, cancel, instrument, place
 
 pytestmark = pytest.mark.django_db(transaction=True)
