@@ -58,7 +58,7 @@ class CancelWorkingOrders(OperatorAction):
     def perform(self, by: Actor, subjects: Sequence[Order], **asked: Any) -> ActionResult:
         reason: str = asked["reason"]
         outcomes = sequencer.submit_all(
-            [CancelOrder(order.pk, None, CancelReason.BY_OPERATOR, by=by, why=reason) for order in subjects]
+            [CancelOrder(order.pk, None, CancelReason.BY_OPERATOR, by=by, audit_reason=reason) for order in subjects]
         )
         refusals = [
             (order, outcome)

@@ -30,7 +30,7 @@ def cancel_all(
     symbol: str | None = None,
     side: Side | None = None,
     by: Actor | None = None,
-    why: str = "",
+    audit_reason: str = "",
 ) -> int:
     """Cancel a broker's working orders, or those of one symbol or side, book by book in batches; how many that were.
 
@@ -38,7 +38,7 @@ def cancel_all(
     """
     working = Order.objects.working().filter(broker=broker_id, side__in=[side] if side else Side)
     symbols = [symbol] if symbol else sorted(working.values_list("instrument", flat=True).distinct())
-    sweeps = (_sweep(CancelOrders(broker_id, each, reason, side, by, why)) for each in symbols)
+    sweeps = (_sweep(CancelOrders(broker_id, each, reason, side, by, audit_reason)) for each in symbols)
     batches = (swept.cancelled for sweep in sweeps for swept in sweep)
     first = next(batches, 0)
     with already_committed():
@@ -72,8 +72,10 @@ def suspend(broker_id: str, *, cancel_orders: bool, reason: str = "", by: Actor)
     """
     exchange_services.set_broker_status(broker_id, BrokerStatus.SUSPENDED, reason=reason, by=by)
     _log.info("broker_suspended", broker=broker_id, reason=reason)
+    if not cancel_orders:
+        return 0
     with already_committed():
-        return cancel_all(broker_id, reason=CancelReason.BROKER_SUSPENDED, by=by, why=reason) if cancel_orders else 0
+        return cancel_all(broker_id, reason=CancelReason.BROKER_SUSPENDED, by=by, audit_reason=reason)
 
 
 def reinstate(broker_id: str, *, reason: str = "", by: Actor) -> None:

@@ -39,7 +39,7 @@ class CancelOrder:
     broker_id: str | None
     reason: CancelReason = CancelReason.BY_BROKER
     by: Actor | None = None  # an operator,
-    why: str = ""  # in its own words
+    audit_reason: str = ""  # in its own words
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class CancelOrders:
     reason: CancelReason = CancelReason.BY_BROKER
     side: Side | None = None
     by: Actor | None = None  # as above
-    why: str = ""
+    audit_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ class Demand(msgspec.Struct, frozen=True):
     worst_rank: str = "Infinity"
 
 
-def places(commands: Iterable[Command]) -> list[PlaceOrder]:
+def place_commands(commands: Iterable[Command]) -> list[PlaceOrder]:
     """The new orders among the commands."""
     return [command for command in commands if isinstance(command, PlaceOrder)]
 
@@ -66,14 +66,14 @@ def demands(takers: Iterable[PlaceOrder]) -> list[Demand]:
     """The demand of all takers together, for each side of each book."""
     by_side: dict[BookSide, list[PlaceOrder]] = defaultdict(list)
     for taker in takers:
-        by_side[_taken_from(taker)].append(taker)
+        by_side[_book_side_of(taker)].append(taker)
     return [
         Demand(symbol, side, sum(taker.quantity for taker in group), str(max(_worst_rank(taker) for taker in group)))
         for (symbol, side), group in by_side.items()
     ]
 
 
-def _taken_from(taker: PlaceOrder) -> BookSide:
+def _book_side_of(taker: PlaceOrder) -> BookSide:
     return taker.symbol, taker.side.opposite
 
 
@@ -95,7 +95,7 @@ class Reach(NamedTuple):
     cost: Decimal
 
 
-def reach(cursor: CursorWrapper, order: PlaceOrder) -> Reach:
+def measure_reach(cursor: CursorWrapper, order: PlaceOrder) -> Reach:
     """Measure what the order would fill, up to one resting order more than `MAX_MAKERS_PER_COMMAND`."""
     (demand,) = demands([order])
     parameters = msgspec.structs.asdict(demand) | {"most": settings.MAX_MAKERS_PER_COMMAND}
@@ -107,7 +107,7 @@ def reach(cursor: CursorWrapper, order: PlaceOrder) -> Reach:
 # --- Several orders -------------------------------------------------------------------------------------------------
 
 
-def deep_orders(cursor: CursorWrapper, takers: Sequence[PlaceOrder], leaving: Sequence[UUID]) -> list[PlaceOrder]:
+def find_deep_orders(cursor: CursorWrapper, takers: Sequence[PlaceOrder], targets: Sequence[UUID]) -> list[PlaceOrder]:
     """The takers that would each fill more than `MAX_MAKERS_READ_AT_ONCE` resting orders.
 
     The shares of the resting orders `leaving` do not count: these orders may be cancelled first.
@@ -116,19 +116,21 @@ def deep_orders(cursor: CursorWrapper, takers: Sequence[PlaceOrder], leaving: Se
     large = [taker for taker in takers if taker.quantity > most]  # a resting order has at least one share
     if not large:
         return []
-    cursor.execute(_BEYOND, {"demands": encode_json(demands(large)).decode(), "leaving": list(leaving), "most": most})
+    cursor.execute(
+        _FIRST_TOO_DEEP, {"demands": encode_json(demands(large)).decode(), "targets": list(targets), "most": most}
+    )
     beyond = {(symbol, side): (rank, shares) for symbol, side, rank, shares in cursor.fetchall()}
 
     def is_deep(taker: PlaceOrder) -> bool:
-        if _taken_from(taker) not in beyond:
+        if _book_side_of(taker) not in beyond:
             return False
-        rank, shares = beyond[_taken_from(taker)]
+        rank, shares = beyond[_book_side_of(taker)]
         return bool(rank <= _worst_rank(taker) and shares < taker.quantity)
 
     return [taker for taker in large if is_deep(taker)]
 
 
-def too_many_together(commands: Sequence[Command], takers: Sequence[PlaceOrder]) -> list[PlaceOrder]:
+def largest_takers(commands: Sequence[Command], takers: Sequence[PlaceOrder]) -> list[PlaceOrder]:
     """The largest takers. Without them, the others fill at most `MAX_MAKERS_PER_LIST` resting orders of each side.
 
     An order for n shares fills at most n resting orders, and passes over those that the commands cancel.
@@ -137,11 +139,11 @@ def too_many_together(commands: Sequence[Command], takers: Sequence[PlaceOrder])
         0 if isinstance(command, PlaceOrder) else 1 if isinstance(command, CancelOrder) else settings.SWEEP_BATCH
         for command in commands
     )
-    room = Counter({_taken_from(taker): settings.MAX_MAKERS_PER_LIST - cancelled for taker in takers})
+    capacity = Counter({_book_side_of(taker): settings.MAX_MAKERS_PER_LIST - cancelled for taker in takers})
     removed = []
     for taker in sorted(takers, key=lambda each: each.quantity):
-        if taker.quantity <= room[_taken_from(taker)]:
-            room[_taken_from(taker)] -= taker.quantity
+        if taker.quantity <= capacity[_book_side_of(taker)]:
+            capacity[_book_side_of(taker)] -= taker.quantity
         else:
             removed.append(taker)
     return removed
@@ -181,7 +183,7 @@ def read_funds(cursor: CursorWrapper, takers: Sequence[PlaceOrder]) -> dict[str,
     return funds
 
 
-def fundable(takers: Sequence[PlaceOrder], funds: dict[str, Funds], *, is_alone: bool) -> list[PlaceOrder]:
+def fundable_orders(takers: Sequence[PlaceOrder], funds: dict[str, Funds], *, is_alone: bool) -> list[PlaceOrder]:
     """The orders that their brokers may be able to pay for. The others fill nothing, so nothing is read for them.
 
     An order by itself needs available funds. In a list, a broker can get shares from the list's other sellers and cash
@@ -198,12 +200,12 @@ def fundable(takers: Sequence[PlaceOrder], funds: dict[str, Funds], *, is_alone:
     sell_too = any(broker_id in buyers for broker_id, _ in sellers)  # for cash of whoever bids in the book
     cash = sum((funds[each].spendable(is_alone=is_alone) for each in buyers), Decimal(0))
 
-    def may_be_paid(order: PlaceOrder) -> bool:
+    def is_fundable(order: PlaceOrder) -> bool:
         if order.side is Side.ASK:
             return order.quantity <= shares[order.symbol]
         return order.price is None or sell_too or order.price * order.quantity <= cash
 
-    return [order for order in takers if may_be_paid(order)]
+    return [order for order in takers if is_fundable(order)]
 
 
 # --- SQL ------------------------------------------------------------------------------------------------------------
@@ -221,12 +223,12 @@ SELECT count(*), coalesce(sum(taken), 0), coalesce(sum(taken * price), 0) FROM (
 """
 
 # The first resting order of each side that is too deep: its rank, and the shares with a better priority.
-_BEYOND = """
+_FIRST_TOO_DEEP = """
 SELECT d.book, d.book_side, beyond.rank, beyond.before
 FROM json_to_recordset(%(demands)s::json) AS d(book text, book_side text, worst_rank numeric) CROSS JOIN LATERAL (
   SELECT rank, sum(counted) OVER (ORDER BY rank, sequence) - counted AS before FROM (
     SELECT o.rank, o.sequence,
-           CASE WHEN o.id = ANY (%(leaving)s::uuid[]) THEN 0 ELSE o.quantity - o.filled_quantity END AS counted
+           CASE WHEN o.id = ANY (%(targets)s::uuid[]) THEN 0 ELSE o.quantity - o.filled_quantity END AS counted
     FROM orders_order o
     WHERE o.symbol = d.book AND o.side = d.book_side AND orders_is_working(o.status)
       AND o.rank <= d.worst_rank AND (o.expires_at IS NULL OR o.expires_at > clock_timestamp())

@@ -33,7 +33,7 @@ from orders.matching.commands import (
 )
 from orders.matching.events import OrderClosed, TradeExecuted
 from orders.matching.rules import Fill, Maker, match
-from orders.matching.state import Account, Book, OrderState, Position, TradeState
+from orders.matching.state import Book, BrokerState, OrderState, Position, TradeState
 from webhooks.models import EventType
 from webhooks.outbox import NewEvent
 
@@ -44,22 +44,23 @@ class Market:
 
     now: datetime
     books: dict[str, Book]
-    accounts: dict[str, Account]
+    brokers: dict[str, BrokerState]
     orders: dict[UUID, OrderState]
     sweeps: dict[CancelOrders | ExpireOrders, list[OrderState]]
     earlier_trades: dict[UUID, list[TradeState]]  # of the orders to cancel
     max_open_orders: int
-    without_busy: bool = False  # a book or a broker that is not here may be one that others hold
-    unread: dict[UUID, Decimal] = field(default_factory=dict)  # what each order would cost whose makers were not read
+    skip_busy: bool = False  # a book or a broker that is not here may be one that others hold
+    # The cost of each order whose makers were not read.
+    unread_costs: dict[UUID, Decimal] = field(default_factory=dict)
 
-    placed: list[OrderState] = field(default_factory=list)
-    changed: dict[UUID, OrderState] = field(default_factory=dict)
+    new_orders: list[OrderState] = field(default_factory=list)
+    changed_orders: dict[UUID, OrderState] = field(default_factory=dict)
     trades: list[TradeState] = field(default_factory=list)
     events: list[NewEvent] = field(default_factory=list)
     audit: list[Entry] = field(default_factory=list)
-    moved_books: dict[str, Book] = field(default_factory=dict)
-    moved_accounts: dict[str, Account] = field(default_factory=dict)
-    moved_positions: dict[tuple[str, str], Position] = field(default_factory=dict)
+    changed_books: dict[str, Book] = field(default_factory=dict)
+    changed_brokers: dict[str, BrokerState] = field(default_factory=dict)
+    changed_positions: dict[tuple[str, str], Position] = field(default_factory=dict)
 
     def apply(self, command: Command) -> Outcome:
         """Run one command; a refusal is an answer like any other, and changes nothing that was asked for."""
@@ -74,33 +75,34 @@ class Market:
     # --- Placing ----------------------------------------------------------------------------------------------------
 
     def _place(self, command: PlaceOrder) -> Outcome:
-        book, account = self.books.get(command.symbol), self.accounts.get(command.broker_id)
+        book, broker = self.books.get(command.symbol), self.brokers.get(command.broker_id)
         if book is None:
-            return self._no_book(command.symbol)
-        if account is None:
-            return errors.Overloaded() if self.without_busy else errors.BrokerNotFound()
-        if command.client_order_id in account.used_client_order_ids:
-            return _replay(command, account.used_client_order_ids[command.client_order_id])
-        refusal = (
-            _broken_rules(command, book, self.now)
-            or _closed_to(book, account)
-            or _crowded(command, account, self.max_open_orders)
-            or _lacking_funds(command, account)
+            return self._missing_book(command.symbol)
+        if broker is None:
+            return errors.Overloaded() if self.skip_busy else errors.BrokerNotFound()
+        if command.client_order_id in broker.used_client_order_ids:
+            return _replay(command, broker.used_client_order_ids[command.client_order_id])
+        error = (
+            _check_rules(command, book, self.now)
+            or _check_status(book, broker)
+            or _check_open_orders(command, broker, self.max_open_orders)
+            or _check_funds(command, broker)
         )
-        if refusal:
-            return refusal
-        if command.order_id in self.unread:
-            return _lacking(self.unread[command.order_id], account) or errors.Overloaded()  # funds have come meanwhile
+        if error:
+            return error
+        if command.order_id in self.unread_costs:
+            # With enough cash by now, the order could trade, but its makers were not read.
+            return _check_cash(self.unread_costs[command.order_id], broker) or errors.Overloaded()
         fills = self._match(command, book)
-        if not all(self.orders[fill.order_id].broker_id in self.accounts for fill in fills):
+        if not all(self.orders[fill.order_id].broker_id in self.brokers for fill in fills):
             return errors.Overloaded()  # it would trade with a broker that others hold
-        refusal = _cut_short(command, book, fills) or _lacking_cash(command, account, fills)
-        if refusal:
-            return refusal
-        return self._accept(command, book, account, fills)
+        error = _check_fill_count(command, book, fills) or _check_market_bid_cash(command, broker, fills)
+        if error:
+            return error
+        return self._accept(command, book, broker, fills)
 
-    def _no_book(self, symbol: str) -> ExchangeError:
-        return errors.Overloaded() if self.without_busy else errors.SymbolNotFound(f"No instrument {symbol} is listed.")
+    def _missing_book(self, symbol: str) -> ExchangeError:
+        return errors.Overloaded() if self.skip_busy else errors.SymbolNotFound(f"No instrument {symbol} is listed.")
 
     def _match(self, command: PlaceOrder, book: Book) -> list[Fill]:
         makers = (
@@ -117,14 +119,14 @@ class Market:
             book=makers,
         )
 
-    def _accept(self, command: PlaceOrder, book: Book, account: Account, fills: list[Fill]) -> Accepted:
+    def _accept(self, command: PlaceOrder, book: Book, broker: BrokerState, fills: list[Fill]) -> Accepted:
         order = self._new_order(command, book)
-        self.placed.append(order)
-        self.moved_books[book.symbol] = book
+        self.new_orders.append(order)
+        self.changed_books[book.symbol] = book
         if command.client_order_id is not None:
-            account.used_client_order_ids[command.client_order_id] = order
-        trades = [self._execute(fill, taker=order, book=book) for fill in fills]
-        _drop_done(book.resting[order.side.opposite])
+            broker.used_client_order_ids[command.client_order_id] = order
+        trades = [self._settle(fill, taker=order, book=book) for fill in fills]
+        _drop_closed(book.resting[order.side.opposite])
         if order.remaining_quantity:
             self._rest_or_cancel(order, book)
         # A copy: later commands of the list may fill this order, and its own answer must not show that.
@@ -164,19 +166,19 @@ class Market:
 
     # --- Settling ---------------------------------------------------------------------------------------------------
 
-    def _execute(self, fill: Fill, *, taker: OrderState, book: Book) -> TradeState:
+    def _settle(self, fill: Fill, *, taker: OrderState, book: Book) -> TradeState:
         """Move the shares and the cash of one fill, and tell both sides."""
         maker = self.orders[fill.order_id]
         bid, ask = (taker, maker) if taker.side is Side.BID else (maker, taker)
         value = fill.price * fill.quantity
         self._reserve(maker, -fill.quantity)
-        self._move(bid.broker_id, book.symbol, cash=-value, shares=fill.quantity)
-        self._move(ask.broker_id, book.symbol, cash=value, shares=-fill.quantity)
+        self._credit(bid.broker_id, book.symbol, cash=-value, shares=fill.quantity)
+        self._credit(ask.broker_id, book.symbol, cash=value, shares=-fill.quantity)
         bid.fill(fill.quantity, value)
         ask.fill(fill.quantity, value)
         if not maker.is_working:
             self._count_open(maker, -1)
-        self._touch(maker, book)
+        self._mark_changed(maker, book)
         trade = TradeState(
             id=uuid_utils.uuid7(),
             symbol=book.symbol,
@@ -192,44 +194,44 @@ class Market:
         self.trades.append(trade)
         price = rounded(trade.price, price_decimals(book.tick_size))
         for order in (maker, taker):
-            self._tell(order, EventType.TRADE_EXECUTED, self.now, TradeExecuted.of(trade, order, price))
+            self._add_event(order, EventType.TRADE_EXECUTED, self.now, TradeExecuted.of(trade, order, price))
         return trade
 
     def _reserve(self, order: OrderState, quantity: int) -> None:
         """Set aside what `quantity` of a resting order may cost its owner; a negative quantity frees it."""
-        account = self._moving(order.broker_id)
+        broker = self._broker_to_change(order.broker_id)
         if order.side is Side.BID:
-            account.reserved_cash += order.limit * quantity
+            broker.reserved_cash += order.limit * quantity
         else:
-            self._moving_position(account, order.symbol).reserved += quantity
+            self._position_to_change(broker, order.symbol).reserved += quantity
 
     def _count_open(self, order: OrderState, change: int) -> None:
         """An order begins or ends to rest."""
-        self._moving_position(self._moving(order.broker_id), order.symbol).open_orders += change
+        self._position_to_change(self._broker_to_change(order.broker_id), order.symbol).open_orders += change
 
-    def _move(self, broker_id: str, symbol: str, *, cash: Decimal, shares: int) -> None:
-        account = self._moving(broker_id)
-        account.cash += cash
-        self._moving_position(account, symbol).quantity += shares
+    def _credit(self, broker_id: str, symbol: str, *, cash: Decimal, shares: int) -> None:
+        broker = self._broker_to_change(broker_id)
+        broker.cash += cash
+        self._position_to_change(broker, symbol).quantity += shares
 
-    def _moving(self, broker_id: str) -> Account:
-        account = self.moved_accounts[broker_id] = self.accounts[broker_id]
-        return account
+    def _broker_to_change(self, broker_id: str) -> BrokerState:
+        broker = self.changed_brokers[broker_id] = self.brokers[broker_id]
+        return broker
 
-    def _moving_position(self, account: Account, symbol: str) -> Position:
-        position = self.moved_positions[account.id, symbol] = account.position(symbol)
+    def _position_to_change(self, broker: BrokerState, symbol: str) -> Position:
+        position = self.changed_positions[broker.id, symbol] = broker.position(symbol)
         return position
 
-    def _touch(self, order: OrderState, book: Book) -> None:
+    def _mark_changed(self, order: OrderState, book: Book) -> None:
         """A resting order changed, and with it the book."""
         book.next_sequence()
-        self.moved_books[book.symbol] = book
-        self.changed[order.id] = order
+        self.changed_books[book.symbol] = book
+        self.changed_orders[order.id] = order
 
-    def _tell(self, order: OrderState, type_: EventType, occurred_at: datetime, data: msgspec.Struct) -> None:
-        account = self._moving(order.broker_id)
-        account.event_sequence += 1
-        self.events.append(NewEvent(account.id, account.event_sequence, type_, occurred_at, data))
+    def _add_event(self, order: OrderState, type_: EventType, occurred_at: datetime, data: msgspec.Struct) -> None:
+        broker = self._broker_to_change(order.broker_id)
+        broker.event_sequence += 1
+        self.events.append(NewEvent(broker.id, broker.event_sequence, type_, occurred_at, data))
 
     # --- Closing ----------------------------------------------------------------------------------------------------
 
@@ -237,7 +239,7 @@ class Market:
         order = self.orders.get(command.order_id)
         if order is None or command.broker_id not in (None, order.broker_id):
             return errors.OrderNotFound()
-        if order.symbol not in self.books or order.broker_id not in self.accounts:
+        if order.symbol not in self.books or order.broker_id not in self.brokers:
             return errors.Overloaded()  # left out: others hold them
         if order.is_working and order.is_due(self.now):
             self._expire_resting(order)
@@ -246,7 +248,7 @@ class Market:
         status = order.status
         self._cancel_resting(order, command.reason)
         if command.by is not None:
-            self.audit.append(_cancelled(order, status, command.by, command.why))
+            self.audit.append(_cancel_audit_entry(order, status, command.by, command.audit_reason))
         return Cancelled(copy(order), self._trades_of(order), price_decimals(self.books[order.symbol].tick_size))
 
     def _trades_of(self, order: OrderState) -> list[TradeState]:
@@ -267,7 +269,7 @@ class Market:
         if command.by is not None and cancelled:
             after = {"symbol": command.symbol, "side": command.side, "cancelled": cancelled}
             act = Action.BROKER_CANCEL_ORDERS
-            self.audit.append(Entry.of(command.by, act, command.broker_id, reason=command.why, after=after))
+            self.audit.append(Entry.of(command.by, act, command.broker_id, reason=command.audit_reason, after=after))
         return Swept(closed=len(targets), cancelled=cancelled)
 
     def _cancel_resting(self, order: OrderState, reason: CancelReason) -> None:
@@ -283,12 +285,12 @@ class Market:
         book = self.books[order.symbol]
         self._reserve(order, -order.remaining_quantity)
         self._count_open(order, -1)
-        self._touch(order, book)
+        self._mark_changed(order, book)
         price = rounded(order.limit, price_decimals(book.tick_size))
-        self._tell(order, type_, occurred_at, OrderClosed.of(order, price))
+        self._add_event(order, type_, occurred_at, OrderClosed.of(order, price))
 
 
-def _cancelled(order: OrderState, status: OrderStatus, by: Actor, why: str) -> Entry:
+def _cancel_audit_entry(order: OrderState, status: OrderStatus, by: Actor, audit_reason: str) -> Entry:
     """An operator's cancel of an order that had this status."""
     after = {
         "status": order.status,
@@ -297,7 +299,7 @@ def _cancelled(order: OrderState, status: OrderStatus, by: Actor, why: str) -> E
         "filled_quantity": order.filled_quantity,
         "remaining_quantity": order.remaining_quantity,
     }
-    return Entry.of(by, Action.ORDER_CANCEL, order.id, reason=why, before={"status": status}, after=after)
+    return Entry.of(by, Action.ORDER_CANCEL, order.id, reason=audit_reason, before={"status": status}, after=after)
 
 
 # --- Why a place is refused -----------------------------------------------------------------------------------------
@@ -319,7 +321,7 @@ def _replay(command: PlaceOrder, earlier: OrderState) -> Outcome:
     )
 
 
-def _broken_rules(command: PlaceOrder, book: Book, now: datetime) -> ExchangeError | None:
+def _check_rules(command: PlaceOrder, book: Book, now: datetime) -> ExchangeError | None:
     """The instrument's tick and lot, and an expiry that lies in the future: every one that is broken."""
     broken = []
     if command.expires_at is not None and command.expires_at <= now:
@@ -333,36 +335,36 @@ def _broken_rules(command: PlaceOrder, book: Book, now: datetime) -> ExchangeErr
     return errors.ValidationFailed(errors=broken) if broken else None
 
 
-def _closed_to(book: Book, account: Account) -> ExchangeError | None:
+def _check_status(book: Book, broker: BrokerState) -> ExchangeError | None:
     if book.status is InstrumentStatus.HALTED:
         return errors.InstrumentHalted(f"Trading in {book.symbol} is halted.")
-    if account.status is BrokerStatus.SUSPENDED:
+    if broker.status is BrokerStatus.SUSPENDED:
         return errors.BrokerSuspended()
     return None
 
 
-def _crowded(command: PlaceOrder, account: Account, limit: int) -> ExchangeError | None:
+def _check_open_orders(command: PlaceOrder, broker: BrokerState, limit: int) -> ExchangeError | None:
     """An order that may rest, also one that would be filled at once: its time in force alone decides, not the book."""
     if command.time_in_force in (TimeInForce.IOC, TimeInForce.FOK):
         return None
-    if account.position(command.symbol).open_orders < limit:
+    if broker.position(command.symbol).open_orders < limit:
         return None
     return errors.TooManyOpenOrders(f"The broker has {limit} open orders in {command.symbol}; cancel some first.")
 
 
-def _cut_short(command: PlaceOrder, book: Book, fills: list[Fill]) -> ExchangeError | None:
+def _check_fill_count(command: PlaceOrder, book: Book, fills: list[Fill]) -> ExchangeError | None:
     """A taker that used up all that was read, with more to be had behind it."""
-    if command.side.opposite not in book.cut_short:
+    if command.side.opposite not in book.truncated_sides:
         return None
     filled = sum(fill.quantity for fill in fills)
     return errors.TooManyFills() if filled < command.quantity else None
 
 
-def _lacking_funds(command: PlaceOrder, account: Account) -> ExchangeError | None:
+def _check_funds(command: PlaceOrder, broker: BrokerState) -> ExchangeError | None:
     """An ask needs all its shares free, a limit bid its whole worth."""
     if command.side is Side.BID:
-        return None if command.price is None else _lacking(command.price * command.quantity, account)
-    available = account.position(command.symbol).available
+        return None if command.price is None else _check_cash(command.price * command.quantity, broker)
+    available = broker.position(command.symbol).available
     if command.quantity <= available:
         return None
     return errors.InsufficientHoldings(
@@ -370,22 +372,22 @@ def _lacking_funds(command: PlaceOrder, account: Account) -> ExchangeError | Non
     )
 
 
-def _lacking_cash(command: PlaceOrder, account: Account, fills: list[Fill]) -> ExchangeError | None:
+def _check_market_bid_cash(command: PlaceOrder, broker: BrokerState, fills: list[Fill]) -> ExchangeError | None:
     """A market bid needs what it takes now."""
     if command.side is Side.ASK or command.price is not None:
         return None
-    return _lacking(sum((fill.price * fill.quantity for fill in fills), Decimal(0)), account)
+    return _check_cash(sum((fill.price * fill.quantity for fill in fills), Decimal(0)), broker)
 
 
-def _lacking(cash: Decimal, account: Account) -> ExchangeError | None:
-    if cash <= account.available_cash:
+def _check_cash(cash: Decimal, broker: BrokerState) -> ExchangeError | None:
+    if cash <= broker.available_cash:
         return None
     return errors.InsufficientBalance(
-        f"The order needs {cash_shown(cash)}; {cash_shown(account.available_cash)} is available."
+        f"The order needs {cash_shown(cash)}; {cash_shown(broker.available_cash)} is available."
     )
 
 
-def _drop_done(side: list[OrderState]) -> None:
+def _drop_closed(side: list[OrderState]) -> None:
     """Forget the orders at the front that are no longer working, so that the next taker need not pass them."""
     done = next((index for index, order in enumerate(side) if order.is_working), len(side))
     del side[:done]

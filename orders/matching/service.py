@@ -33,7 +33,7 @@ def execute(commands: Sequence[Command], *, skip_busy: bool = False, allow_deep:
             books = lock_instruments(cursor, symbols_of(commands) | set(targets.values()), skip_busy=skip_busy)
             market = store.load_market(cursor, commands, targets, books, skip_busy=skip_busy, allow_deep=allow_deep)
             outcomes = [market.apply(command) for command in commands]  # no I/O: only the rules
-            if market.placed or market.changed:
+            if market.new_orders or market.changed_orders:
                 saved = market
                 due = store.save_market(cursor, market)  # writes and commits
     except (OperationalError, InterfaceError) as error:
@@ -49,12 +49,12 @@ def lock_instruments(cursor: CursorWrapper, symbols: Collection[str], *, skip_bu
     """Lock these instruments, in the order of their symbols; with `skip_busy` those that nobody else holds."""
     if not symbols:
         return []
-    cursor.execute(_lock_of(len(symbols), skip_busy), list(symbols))
+    cursor.execute(_lock_statement(len(symbols), skip_busy), list(symbols))
     return [Book.of(*row) for row in cursor.fetchall()]
 
 
 @cache
-def _lock_of(count: int, skip_busy: bool) -> str:
+def _lock_statement(count: int, skip_busy: bool) -> str:
     """The statement that locks this many instruments, kept because compiling it takes longer than the lock."""
     instruments = Instrument.objects.select_for_update(no_key=True, of=("self",), skip_locked=skip_busy)
     chosen = instruments.filter(symbol__in=[str(number) for number in range(count)]).order_by("symbol")

@@ -100,7 +100,7 @@ class Position:
 
 
 @dataclass(slots=True)
-class Account:
+class BrokerState:
     """A broker's balances, its event counter, and its orders that already use the list's client_order_ids."""
 
     id: str
@@ -132,7 +132,7 @@ class Book:
     # Each side in priority: what rested before, as far as the list's takers can reach, and what the list itself rests.
     resting: dict[Side, list[OrderState]] = field(default_factory=lambda: {Side.BID: [], Side.ASK: []})
     # Sides of which more orders could be reached than one transaction reads.
-    cut_short: set[Side] = field(default_factory=set)
+    truncated_sides: set[Side] = field(default_factory=set)
 
     COLUMNS: ClassVar = ("symbol", "status", "tick_size", "lot_size", "pricing", "sequence")  # of the instrument
 

@@ -26,16 +26,16 @@ from orders.matching.commands import CancelOrder, CancelOrders, Command, ExpireO
 from orders.matching.depth import (
     Demand,
     TooManyMakers,
-    deep_orders,
     demands,
-    fundable,
-    places,
-    reach,
+    find_deep_orders,
+    fundable_orders,
+    largest_takers,
+    measure_reach,
+    place_commands,
     read_funds,
-    too_many_together,
 )
 from orders.matching.market import Market
-from orders.matching.state import Account, Book, OrderState, Position, TradeState
+from orders.matching.state import Book, BrokerState, OrderState, Position, TradeState
 from webhooks import outbox
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode
@@ -64,7 +64,7 @@ def find_targets(cursor: CursorWrapper, commands: Sequence[Command]) -> dict[UUI
             cancellers[command.order_id].add(command.broker_id)
     if not cancellers:
         return {}
-    cursor.execute(_FIND, [list(cancellers)])
+    cursor.execute(_FIND_TARGETS, [list(cancellers)])
     return {id_: symbol for id_, symbol, owner in cursor.fetchall() if cancellers[id_] & {None, owner}}
 
 
@@ -84,63 +84,65 @@ def load_market(
     side; with `allow_deep` a command alone may. No book is read after brokers are locked.
     """
     reader = _Reader(cursor, commands, list(targets), {book.symbol: book for book in books}, skip_busy)
-    market = reader.read(places(commands), settings.MAX_MAKERS_READ_AT_ONCE)
+    market = reader.read(place_commands(commands), settings.MAX_MAKERS_READ_AT_ONCE)
     if market is not None:
         return market
     if len(commands) == 1 and allow_deep:
-        (order,) = places(commands)
-        return _load_for_one(reader, order)
-    return _load_for_list(reader)
+        (order,) = place_commands(commands)
+        return _load_for_single(reader, order)
+    return _load_for_batch(reader)
 
 
-def _load_for_one(reader: "_Reader", order: PlaceOrder) -> Market:
+def _load_for_single(reader: "_Reader", order: PlaceOrder) -> Market:
     """Read the resting orders that a deep order fills, unless it is going to fill none."""
     funds = read_funds(reader.cursor, [order])
-    if not fundable([order], funds, is_alone=True):
-        return reader.read_without_makers(unread={order.order_id: Decimal(0)})
-    reached = reach(reader.cursor, order)
+    if not fundable_orders([order], funds, is_alone=True):
+        return reader.read_without_makers(unread_costs={order.order_id: Decimal(0)})
+    reached = measure_reach(reader.cursor, order)
     if reached.makers > settings.MAX_MAKERS_PER_COMMAND:
         market = reader.read_without_makers()
-        market.books[order.symbol].cut_short.add(order.side.opposite)
+        market.books[order.symbol].truncated_sides.add(order.side.opposite)
         return market
     if order.time_in_force is TimeInForce.FOK and reached.shares < order.quantity:
         return reader.read_without_makers()
     is_market_bid = order.side is Side.BID and order.price is None
     if is_market_bid and reached.cost > funds[order.broker_id].available_cash:
-        return reader.read_without_makers(unread={order.order_id: reached.cost})
+        return reader.read_without_makers(unread_costs={order.order_id: reached.cost})
     found = reader.read([order], settings.MAX_MAKERS_PER_COMMAND)
     assert found is not None  # the book has been locked since it was measured
     return found
 
 
-def _load_for_list(reader: "_Reader") -> Market:
+def _load_for_batch(reader: "_Reader") -> Market:
     """Read the resting orders that a list's fundable orders fill, if each of them may run with others."""
-    takers = places(reader.commands)
-    funded = fundable(takers, read_funds(reader.cursor, takers), is_alone=len(reader.commands) == 1)
-    if deep := deep_orders(reader.cursor, funded, reader.targets):
+    takers = place_commands(reader.commands)
+    funded = fundable_orders(takers, read_funds(reader.cursor, takers), is_alone=len(reader.commands) == 1)
+    if deep := find_deep_orders(reader.cursor, funded, reader.targets):
         raise TooManyMakers(deep)
     market = reader.read(funded, settings.MAX_MAKERS_PER_LIST)
     if market is None:
-        raise TooManyMakers(too_many_together(reader.commands, funded))
+        raise TooManyMakers(largest_takers(reader.commands, funded))
     unfunded = {each.order_id for each in takers} - {each.order_id for each in funded}
-    market.unread |= dict.fromkeys(unfunded, Decimal(0))
+    market.unread_costs |= dict.fromkeys(unfunded, Decimal(0))
     return market
 
 
 def save_market(cursor: CursorWrapper, market: Market) -> int:
     """Write what has changed, and commit; how many deliveries are due by that."""
     cursor.execute(
-        _SAVE,
+        _SAVE_MARKET,
         {
-            "placed": _json(market.placed),
-            "changed": _json(market.changed.values()),
-            "trades": _json(market.trades),
-            "accounts": _json(market.moved_accounts.values()),
-            "positions": _json(
+            "placed": _json_or_none(market.new_orders),
+            "changed": _json_or_none(market.changed_orders.values()),
+            "trades": _json_or_none(market.trades),
+            "accounts": _json_or_none(market.changed_brokers.values()),
+            "positions": _json_or_none(
                 _Holding(broker_id, symbol, position.quantity, position.reserved, position.open_orders)
-                for (broker_id, symbol), position in market.moved_positions.items()
+                for (broker_id, symbol), position in market.changed_positions.items()
             ),
-            "books": _json({"symbol": book.symbol, "sequence": book.sequence} for book in market.moved_books.values()),
+            "books": _json_or_none(
+                {"symbol": book.symbol, "sequence": book.sequence} for book in market.changed_books.values()
+            ),
             "now": market.now,
             "events": outbox.rows(market.events),
             "audit": audit.rows(market.audit),
@@ -156,15 +158,15 @@ def was_saved(cursor: CursorWrapper, market: Market) -> bool:
     The orders that it placed are there if it was. If it placed none it closed orders, and they stay closed. The time of
     a cancel is unique to this transaction; another one may have expired an order in the same way.
     """
-    if market.placed:
-        cursor.execute("SELECT FROM orders_order WHERE id = %s", [market.placed[0].id])
+    if market.new_orders:
+        cursor.execute("SELECT FROM orders_order WHERE id = %s", [market.new_orders[0].id])
         return bool(cursor.fetchall())
-    telling = min(market.changed.values(), key=lambda order: order.cancelled_at is None)
+    telling = min(market.changed_orders.values(), key=lambda order: order.cancelled_at is None)
     cursor.execute(_IS_CLOSED, [telling.id, telling.status, telling.cancelled_at])
     return bool(cursor.fetchall())
 
 
-def _json(rows: Iterable[Any]) -> str | None:
+def _json_or_none(rows: Iterable[Any]) -> str | None:
     found = list(rows)
     return _encode(found).decode() if found else None
 
@@ -178,7 +180,7 @@ class _Taker(msgspec.Struct, frozen=True):
     client_order_id: str | None
 
 
-class _Request(msgspec.Struct, frozen=True):
+class _ReadRequest(msgspec.Struct, frozen=True):
     """The argument of `orders_read_market`."""
 
     cancels: list[UUID]
@@ -205,10 +207,12 @@ class _Reader:
 
         An instrument that was listed since the lock is not locked, and its book is not read.
         """
-        request = _Request(
+        request = _ReadRequest(
             cancels=self.targets,
             sweeps=self._sweeps(),
-            takers=[_Taker(each.broker_id, each.symbol, each.client_order_id) for each in places(self.commands)],
+            takers=[
+                _Taker(each.broker_id, each.symbol, each.client_order_id) for each in place_commands(self.commands)
+            ],
             demands=[demand for demand in demands(takers) if demand.book in self.books],
             skip_busy=self.skip_busy,
             makers_max=makers_max,
@@ -216,37 +220,37 @@ class _Reader:
         )
         self.cursor.execute(_READ_MARKET, [_encode(request).decode()])
         (found,) = self.cursor.fetchone()
-        return None if found is None else self._market(_decode_found(found), request.sweeps)
+        return None if found is None else self._market(_decode_result(found), request.sweeps)
 
-    def read_without_makers(self, *, unread: dict[UUID, Decimal] | None = None) -> Market:
-        """Read, for a command whose makers are not wanted; `unread` as in `Market`."""
+    def read_without_makers(self, *, unread_costs: dict[UUID, Decimal] | None = None) -> Market:
+        """Read, for a command whose makers are not wanted; `unread_costs` as in `Market`."""
         market = self.read([], 0)
         assert market is not None
-        market.unread |= unread or {}
+        market.unread_costs |= unread_costs or {}
         return market
 
     def _sweeps(self) -> list[CancelOrders | ExpireOrders]:
         sweeps = (command for command in self.commands if isinstance(command, CancelOrders | ExpireOrders))
         return list(dict.fromkeys(sweep for sweep in sweeps if sweep.symbol in self.books))
 
-    def _market(self, found: "_Found", sweeps: Sequence[CancelOrders | ExpireOrders]) -> Market:
+    def _market(self, result: "_ReadResult", sweeps: Sequence[CancelOrders | ExpireOrders]) -> Market:
         orders: dict[UUID, OrderState] = {}
 
-        def keep(read: Iterable[OrderState]) -> list[OrderState]:
+        def unique(read: Iterable[OrderState]) -> list[OrderState]:
             """Each order is one object, however many ways lead to it."""
             return [orders.setdefault(order.id, order) for order in read]
 
-        swept = {sweep: keep(read) for sweep, read in zip(sweeps, found.sweeps, strict=True)}
-        keep(found.targets)
-        for maker in keep(found.makers or []):
+        swept = {sweep: unique(read) for sweep, read in zip(sweeps, result.sweeps, strict=True)}
+        unique(result.targets)
+        for maker in unique(result.makers or []):
             self.books[maker.symbol].resting[maker.side].append(maker)
         return Market(
-            found.now,
+            result.now,
             self.books,
-            found.accounts_by_id(),
+            result.brokers_by_id(),
             orders,
             swept,
-            found.trades_by_order(),
+            result.trades_by_order(),
             settings.MAX_OPEN_ORDERS,
             self.skip_busy,
         )
@@ -260,11 +264,11 @@ class _Holding(msgspec.Struct, frozen=True):
     open_orders: int
 
 
-class _Found(msgspec.Struct, frozen=True):
+class _ReadResult(msgspec.Struct, frozen=True):
     """The result of `orders_read_market`; null where there was nothing to read."""
 
     now: datetime
-    accounts: list[Account] | None
+    accounts: list[BrokerState] | None
     targets: list[OrderState]
     sweeps: list[list[OrderState]]  # in the order of the request
     makers: list[OrderState] | None  # of each side of a book the best first
@@ -272,18 +276,18 @@ class _Found(msgspec.Struct, frozen=True):
     used: list[OrderState] | None  # under the takers' client_order_ids
     trades: list[TradeState] | None  # of the orders to cancel, oldest first
 
-    def accounts_by_id(self) -> dict[str, Account]:
+    def brokers_by_id(self) -> dict[str, BrokerState]:
         """The locked brokers' accounts, with what was read of each."""
-        accounts = {account.id: account for account in self.accounts or []}
+        brokers = {broker.id: broker for broker in self.accounts or []}
         for held in self.holdings or []:
-            if held.broker_id in accounts:
+            if held.broker_id in brokers:
                 position = Position(held.quantity, held.reserved, held.open_orders)
-                accounts[held.broker_id].positions[held.symbol] = position
+                brokers[held.broker_id].positions[held.symbol] = position
         for order in self.used or []:
-            if order.broker_id in accounts:
+            if order.broker_id in brokers:
                 assert order.client_order_id is not None
-                accounts[order.broker_id].used_client_order_ids[order.client_order_id] = order
-        return accounts
+                brokers[order.broker_id].used_client_order_ids[order.client_order_id] = order
+        return brokers
 
     def trades_by_order(self) -> dict[UUID, list[TradeState]]:
         trades: dict[UUID, list[TradeState]] = defaultdict(list)
@@ -293,12 +297,12 @@ class _Found(msgspec.Struct, frozen=True):
         return trades
 
 
-_decode_found = msgspec.json.Decoder(_Found).decode
+_decode_result = msgspec.json.Decoder(_ReadResult).decode
 
 
 # --- SQL ------------------------------------------------------------------------------------------------------------
 
-_FIND = "SELECT id, symbol, broker_id FROM orders_order WHERE id = ANY(%s)"
+_FIND_TARGETS = "SELECT id, symbol, broker_id FROM orders_order WHERE id = ANY(%s)"
 
 # As text: it is decoded here, and not by the driver.
 _READ_MARKET = "SELECT orders_read_market_v2(%s::json)::text"
@@ -310,7 +314,7 @@ SELECT FROM orders_order WHERE id = %s AND status = %s AND cancelled_at IS NOT D
 """
 
 # Writes, and ends the transaction, in one message; gives how many deliveries are due, and how many acts are on record.
-_SAVE = f"""
+_SAVE_MARKET = f"""
 SELECT {outbox.PUBLISH}, {audit.RECORD} FROM orders_save_market_v2(
   %(placed)s::json, %(changed)s::json, %(trades)s::json, %(accounts)s::json, %(positions)s::json, %(books)s::json,
   %(now)s);

@@ -440,7 +440,7 @@ def test_no_more_is_read_of_large_tables_even_by_plans_made_while_they_were_smal
         transaction.set_rollback(True)
     assert {order.sequence for order in market.orders.values()} == {1, 2, 3, 10_000, 20_000}
     assert len(market.earlier_trades[maker]) == 1
-    assert set(market.accounts["bob"].used_client_order_ids) == {"used"}
+    assert set(market.brokers["bob"].used_client_order_ids) == {"used"}
     assert read.total() < 50, read
     assert not {"orders_order", "orders_trade", "exchange_holding"} & read.keys()
 
@@ -475,7 +475,7 @@ def test_what_is_read_under_the_locks_is_to_the_digit_what_the_tables_hold() -> 
         market = trading.load_market(
             cursor, [order(Side.BID, 1, None, client_order_id="x"), CancelOrder(bid.pk, "alice")]
         )
-        alice = market.accounts["alice"]
+        alice = market.brokers["alice"]
         used, (trade,) = alice.used_client_order_ids["x"], market.earlier_trades[bid.pk]
         for state in (market.orders[bid.pk], market.orders[ask.pk], used):
             columns = state.__struct_fields__
