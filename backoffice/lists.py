@@ -23,7 +23,7 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 
 from backoffice.templatetags.formatting import shown
-from exchange.http.paging import MAX_CURSOR_LENGTH, Keyset, Page
+from exchange.http.paging import MAX_CURSOR_LENGTH, Keyset, PageRequest
 
 PAGE_ROWS = 50
 MAX_SCANNED_ROWS = 20_000  # few enough to be read from disk for one page
@@ -131,7 +131,7 @@ def _opposite_start(query: KeysetQuery, start: PageStart | None, found: "_Scanne
     if start is None:
         return None
     if found.rows:
-        return PageStart(query.keyset.write(found.rows[0]))
+        return PageStart(query.keyset.encode_cursor(found.rows[0]))
     return PageStart(start.cursor, not start.is_inclusive)
 
 
@@ -144,34 +144,36 @@ class _ScannedRows:
 
 def _read(query: KeysetQuery, start: PageStart | None, limit: int) -> _ScannedRows:
     """Read up to `limit` rows, and scan at most `MAX_SCANNED_ROWS` for an unindexed condition."""
-    keyset, position = query.keyset, query.keyset.read(start.cursor) if start else None
+    keyset, position = query.keyset, query.keyset.decode_cursor(start.cursor) if start else None
     sources = [query.rows, *query.merged_with]
     if start and start.is_inclusive and position:
-        sources, position = [keyset.reversed().until(rows, position) for rows in sources], None
-    page = Page(limit, position)
+        sources, position = [keyset.reversed().up_to(rows, position) for rows in sources], None
+    page = PageRequest(limit, position)
     scan_end = _scan_end(sources, keyset, position) if query.unindexed else None
     if scan_end:
-        sources = [keyset.until(rows, scan_end) for rows in sources]
-    rows, cursor = keyset.cut(_merge([rows.filter(query.unindexed) for rows in sources], keyset, page), page)
+        sources = [keyset.up_to(rows, scan_end) for rows in sources]
+    rows, cursor = keyset.split(_merge([rows.filter(query.unindexed) for rows in sources], keyset, page), page)
     if cursor is None and scan_end:
-        return _ScannedRows(rows, PageStart(keyset.write_position(scan_end)), MAX_SCANNED_ROWS)
+        return _ScannedRows(rows, PageStart(keyset.encode_position(scan_end)), MAX_SCANNED_ROWS)
     return _ScannedRows(rows, PageStart(cursor) if cursor else None)
 
 
-def _merge(sources: Sequence[Rows], keyset: Keyset, page: Page) -> list[Any]:
+def _merge(sources: Sequence[Rows], keyset: Keyset, page: PageRequest) -> list[Any]:
     """Return the page's rows of all sources in order, plus one more if there is one."""
     if len(sources) == 1:
-        return list(keyset.rows(sources[0], page))
+        return list(keyset.page_queryset(sources[0], page))
     key_of = attrgetter(*keyset.names)
-    found = {key_of(row): row for rows in sources for row in keyset.rows(rows, page)}
+    found = {key_of(row): row for rows in sources for row in keyset.page_queryset(rows, page)}
     return [found[key] for key in sorted(found, reverse=_is_descending(keyset))]
 
 
 def _scan_end(sources: Sequence[Rows], keyset: Keyset, position: Position | None) -> Position | None:
     """Return the sort key of the last row to scan, if any source has more than `MAX_SCANNED_ROWS` rows."""
-    page, ends = Page(MAX_SCANNED_ROWS, position), []
+    page, ends = PageRequest(MAX_SCANNED_ROWS, position), []
     for rows in sources:
-        last_two = list(keyset.rows(rows, page).values_list(*keyset.names)[MAX_SCANNED_ROWS - 1 : MAX_SCANNED_ROWS + 1])
+        last_two = list(
+            keyset.page_queryset(rows, page).values_list(*keyset.names)[MAX_SCANNED_ROWS - 1 : MAX_SCANNED_ROWS + 1]
+        )
         ends += last_two[:1] if len(last_two) == 2 else []
     nearest = max if _is_descending(keyset) else min
     return nearest(ends) if ends else None

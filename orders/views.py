@@ -231,13 +231,13 @@ class BrokerTradeViewSet(ExchangeViewSet[Trade]):
     @documented("list_fills", "List a broker's fills", {200: BrokerTradePage}, [BrokerNotFound], tags=["orders"])
     def list(self, request: Request, broker_id: str) -> Response:
         exchange_services.require_broker(broker_id)
-        page, next_cursor = self.keyset.cut(self._fills(broker_id), self.page)
+        page, next_cursor = self.keyset.split(self._fills(broker_id), self.page)
         return Response(BrokerTradePage([BrokerTrade.of(trade, Side(trade.side)) for trade in page], next_cursor))
 
     def _fills(self, broker_id: str) -> Iterator[Any]:
         """Both sides' trades, each from its own index, merged."""
         sides = (self.filter_queryset(Trade.objects.fills_of(broker_id, side)) for side in Side)
-        newest = (self.keyset.rows(trades, self.page) for trades in sides)
+        newest = (self.keyset.page_queryset(trades, self.page) for trades in sides)
         return merge(*newest, key=lambda trade: (trade.executed_at, trade.id, trade.side), reverse=True)
 
 

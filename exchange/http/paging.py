@@ -1,4 +1,4 @@
-"""Lists in pages, by keyset: a cursor is the sort key of the last row seen, so rows that come or go shift nothing."""
+"""Keyset pagination: a cursor is the sort key of the last row of a page, so inserted or deleted rows shift nothing."""
 
 import base64
 from collections.abc import Iterable
@@ -33,15 +33,15 @@ class PageQuery(StrictSerializer):
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """Which rows a request wants: so many, after this sort key (None: from the start)."""
+class PageRequest:
+    """The requested rows: at most `limit`, after the sort key `position` (None: from the start)."""
 
     limit: int
     position: tuple[Any, ...] | None
 
 
 class Keyset:
-    """An order of rows: columns, each with the type of its values, that together are unique; all go the same way.
+    """A sort order: columns with the types of their values. Together they are unique, and all have the same direction.
 
     `Keyset(("-created_at", Instant), ("-id", UUID))` is newest first.
     """
@@ -55,44 +55,44 @@ class Keyset:
         self._decoder: msgspec.json.Decoder[tuple[Any, ...]] = msgspec.json.Decoder(tuple[kinds])
 
     def reversed(self) -> "Keyset":
-        """The same rows the other way round."""
+        """Return the opposite order."""
         return Keyset(*((name[1:] if name.startswith("-") else f"-{name}", kind) for name, kind in self._columns))
 
-    def read(self, cursor: str) -> tuple[Any, ...]:
-        """The sort key in a cursor; `ValueError` if we did not write it."""
+    def decode_cursor(self, cursor: str) -> tuple[Any, ...]:
+        """Return the sort key in a cursor, or raise `ValueError` if the cursor is not one of this keyset."""
         try:
             position = self._decoder.decode(base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True))
-            return tuple(map(_storable, position))
-        except (ValueError, OverflowError) as error:  # msgspec's and base64's are ValueErrors
+            return tuple(map(_stored_value, position))
+        except (ValueError, OverflowError) as error:  # the errors of msgspec and base64 are ValueErrors
             raise ValueError("not a cursor of this list") from error
 
-    def write(self, row: object) -> str:
-        """The cursor that goes on after `row`."""
-        return self.write_position([attrgetter(name)(row) for name in self.names])
+    def encode_cursor(self, row: object) -> str:
+        """Return the cursor of the page after `row`."""
+        return self.encode_position([attrgetter(name)(row) for name in self.names])
 
-    def write_position(self, position: Iterable[Any]) -> str:
-        """The cursor that goes on after the row with this sort key."""
+    def encode_position(self, position: Iterable[Any]) -> str:
+        """Return the cursor of the page after the row with this sort key."""
         return base64.urlsafe_b64encode(msgspec.json.encode(list(position))).decode().rstrip("=")
 
-    def rows(self, queryset: QuerySet[Row], page: Page) -> QuerySet[Row]:
-        """What the page shows, and one row more, by which `cut` knows whether there is another page."""
+    def page_queryset(self, queryset: QuerySet[Row], page: PageRequest) -> QuerySet[Row]:
+        """Return the rows of the page plus one more, by which `split` sees that there is another page."""
         if page.position is not None:
             queryset = queryset.filter(self._after(page.position))
         return queryset.order_by(*self.ordering)[: page.limit + 1]
 
-    def cut(self, rows: Iterable[Row], page: Page) -> tuple[list[Row], str | None]:
-        """The rows of this page, and the cursor of the next one if there is one."""
+    def split(self, rows: Iterable[Row], page: PageRequest) -> tuple[list[Row], str | None]:
+        """Return the rows of this page, and the cursor of the next page if there is one."""
         found = list(islice(rows, page.limit + 1))
         if len(found) <= page.limit:
             return found, None
-        return found[:-1], self.write(found[-2])
+        return found[:-1], self.encode_cursor(found[-2])
 
-    def until(self, queryset: QuerySet[Row], position: tuple[Any, ...]) -> QuerySet[Row]:
-        """The rows up to this sort key and with it."""
+    def up_to(self, queryset: QuerySet[Row], position: tuple[Any, ...]) -> QuerySet[Row]:
+        """Return the rows up to and including this sort key."""
         return queryset.filter(self.reversed()._after(position, or_at="e"))
 
     def _after(self, position: tuple[Any, ...], *, or_at: str = "") -> Q:
-        """Rows past `position`: a <= x AND (a < x OR b < y), and so on; an index is entered by the first condition."""
+        """Condition of the rows after `position`: a <= x AND (a < x OR b < y) … The first part selects by index."""
         *outer, (last, value) = zip(self.names, position, strict=True)
         condition = Q((f"{last}__{self._beyond}{or_at}", value))
         for name, value in reversed(outer):
@@ -101,13 +101,13 @@ class Keyset:
 
 
 class KeysetPagination(BasePagination):
-    """Pages in the order of a view set's `keyset`, each sent as its `page_class`."""
+    """DRF pagination in the order of a view set's `keyset`; the response is its `page_class`."""
 
     def paginate_queryset(  # type: ignore[override]  # a queryset only, no list
         self, queryset: QuerySet[Row], request: Request, view: Any = None
     ) -> list[Row]:
         keyset: Keyset = view.keyset
-        rows, self._next_cursor = keyset.cut(keyset.rows(queryset, view.page), view.page)
+        rows, self._next_cursor = keyset.split(keyset.page_queryset(queryset, view.page), view.page)
         self._page_class = view.page_class
         return rows
 
@@ -115,20 +115,20 @@ class KeysetPagination(BasePagination):
         return Response(self._page_class(data, self._next_cursor))
 
 
-def read_page(keyset: Keyset, parameters: dict[str, str], errors: list[FieldError]) -> Page:
-    """The page that these query parameters ask for; their errors are added to `errors`."""
+def parse_page(keyset: Keyset, parameters: dict[str, str], errors: list[FieldError]) -> PageRequest:
+    """Parse the page parameters of a query, adding their errors to `errors`."""
     query = validate(PageQuery, parameters, errors)
     position = None
     if "cursor" in parameters and all(error.field != "cursor" for error in errors):
         try:
-            position = keyset.read(parameters["cursor"])
+            position = keyset.decode_cursor(parameters["cursor"])
         except ValueError:
-            errors.append(FieldError("cursor", "invalid", "Must be the next_cursor of an earlier page of this list."))
-    return Page(query.get("limit", 0), position)
+            errors.append(FieldError("cursor", "invalid", "Must be the next_cursor of a page of this list."))
+    return PageRequest(query.get("limit", 0), position)
 
 
-def _storable(value: Any) -> Any:
-    """`value` as PostgreSQL takes it, or an error: a cursor may be anybody's invention."""
+def _stored_value(value: Any) -> Any:
+    """Return `value` as PostgreSQL accepts it, or raise `ValueError`: a client may have made up the cursor."""
     if isinstance(value, str) and "\0" in value:
         raise ValueError("NUL")
     if isinstance(value, Decimal) and not (value.is_finite() and abs(value) < _DECIMAL_LIMIT):
