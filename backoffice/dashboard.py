@@ -21,7 +21,7 @@ from backoffice.queries import market_watch
 from backoffice.templatetags.formatting import short
 from exchange import heartbeat, rejection_counts
 from exchange.database import database_now
-from exchange.ids import moment_of
+from exchange.ids import time_of_id
 from exchange.models import Holding, Instrument
 from exchange.rules import InstrumentStatus
 from orders import activity
@@ -167,7 +167,7 @@ def _join_names(names: Sequence[str]) -> str:
 def _webhooks(now: datetime) -> DashboardSection:
     due = Delivery.objects.filter(claimed_at=None)[: MAX_DUE_COUNT + 1].count()
     oldest = _oldest_due()
-    waited = None if oldest is None else now - moment_of(oldest)
+    waited = None if oldest is None else now - time_of_id(oldest)
     failing = list(_failing(now)[: MAX_NAMED + 1])
     count = f"{MAX_NAMED}+" if len(failing) > MAX_NAMED else str(len(failing))
     told = {

@@ -23,7 +23,7 @@ from backoffice.queries import delivery_attempts
 from backoffice.templatetags.formatting import outcome, short_id, state
 from backoffice.webhook_actions import OUTCOME_TIME_TOLERANCE, RedeliverEvents, is_lost
 from exchange.http.paging import Keyset
-from exchange.ids import first_id_at, moment_of
+from exchange.ids import first_id_at, time_of_id
 from exchange.models import Broker
 from webhooks.models import FAILED, Answer, Delivery, DeliveryError, DeliveryState, Event, EventType, Subscription
 
@@ -69,7 +69,7 @@ class DeliveryFilterForm(PeriodFilterForm):
 class DeliveryAdmin(KeysetModelAdmin):
     list_display = (
         column("Delivery", lambda row: short_id(row.pk), link=lambda row: page_url(Delivery, row.pk)),
-        column("Due since", lambda row: moment_of(row.pk)),
+        column("Due since", lambda row: time_of_id(row.pk)),
         column("Broker", lambda row: row.subscription.broker_id, link=lambda row: page_url(Broker, _broker_id(row))),
         column("Event", lambda row: row.subscription.event_type, link=lambda row: page_url(Event, row.event_id)),
         column("Number", lambda row: row.event.sequence, is_number=True),
@@ -120,9 +120,9 @@ class DeliveryAdmin(KeysetModelAdmin):
         return {
             "error_text": ERROR_TEXTS[DeliveryError(row.error)] if row.error else "",
             "is_lost": is_lost(row),
-            "written_at": moment_of(row.pk),
+            "written_at": time_of_id(row.pk),
             "answer": answer,
-            "is_answer_dropped": moment_of(row.pk) < kept_since,
+            "is_answer_dropped": time_of_id(row.pk) < kept_since,
             "kept_days": settings.WEBHOOK_ANSWERS_KEPT.days,
             "kept_bytes": settings.WEBHOOK_ANSWER_KEPT_BYTES,
             "event_deliveries": delivery_attempts.related_deliveries(row),

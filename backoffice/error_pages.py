@@ -12,7 +12,7 @@ from django.shortcuts import render
 from django.template.loader import render_to_string
 from django.views import defaults
 
-from exchange.http.problems import RETRY_AFTER_SECONDS, refusal_of
+from exchange.http.problems import RETRY_AFTER_SECONDS, as_exchange_error
 
 bad_request = defaults.bad_request  # Django's `handler400`
 
@@ -35,7 +35,7 @@ def server_error(request: HttpRequest) -> HttpResponse:
     if isinstance(exception, DataError | ValidationError):  # what the admin takes from a request unchecked
         return bad_request(request, exception)
     if isinstance(exception, OperationalError | InterfaceError):
-        refusal_of(exception)  # logs it, and replaces connections that PostgreSQL has closed
+        as_exchange_error(exception)  # logs it, and replaces connections that PostgreSQL has closed
         return overloaded()
     _log.exception("unexpected")
     return defaults.server_error(request)

@@ -22,7 +22,7 @@ from django.utils import timezone
 
 from backoffice import error_pages
 from backoffice.lists import KeysetQuery, batches
-from exchange.rules import cash_shown
+from exchange.rules import round_cash
 
 # First characters that make a spreadsheet treat a cell as a formula, or skip to one.
 _FORMULA_STARTS = tuple(
@@ -92,7 +92,7 @@ def _json(value: Any) -> str:
 _CONVERTERS: dict[type, Callable[[Any], Any]] = {
     str: _escape_formula,
     datetime: _timestamp,
-    Decimal: cash_shown,
+    Decimal: round_cash,
     dict: _json,
     list: _json,
     bytes: bytes.hex,

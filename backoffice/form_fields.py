@@ -8,7 +8,7 @@ from django import forms
 from rest_framework import serializers
 
 from exchange.http.fields import Amount, Quantity, StrictField, Text, Timestamp, field_errors
-from exchange.rules import BROKER_ID, MAX_INITIAL_CASH, SYMBOL, TRANSFER_REFERENCE, Words
+from exchange.rules import BROKER_ID, MAX_INITIAL_CASH, SYMBOL, TRANSFER_REFERENCE, ChoicesEnum
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,15}")
 _LOCAL_DATETIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?")
@@ -88,7 +88,7 @@ def _in_utc(text: str) -> str:
 class FilterChoiceField(forms.ChoiceField):
     """One of a closed set of words, or any; for a filter."""
 
-    def __init__(self, words: type[Words], *more: str, **options: Any) -> None:
+    def __init__(self, words: type[ChoicesEnum], *more: str, **options: Any) -> None:
         names = [*more, *(word.value for word in words)]
         choices = [("", "any"), *((name, name.replace("_", " ")) for name in names)]
         super().__init__(choices=choices, required=False, **options)

@@ -10,7 +10,7 @@ from django.db.models import F, OuterRef, Q, QuerySet, Subquery, Sum
 from django.utils import timezone
 
 from backoffice.templatetags.formatting import DASH, age
-from exchange.ids import moment_of
+from exchange.ids import time_of_id
 from webhooks.models import Delivery, Subscription, SubscriptionHour
 
 MAX_DUE_COUNT = 1_000
@@ -77,7 +77,7 @@ def due_count(row: Any) -> str:
 
 def oldest_due(row: Any) -> str:
     """For how long what is due has waited."""
-    return age((timezone.now() - moment_of(row.due_ids[0])).total_seconds()) if row.due_ids else DASH
+    return age((timezone.now() - time_of_id(row.due_ids[0])).total_seconds()) if row.due_ids else DASH
 
 
 # --- The chart ------------------------------------------------------------------------------------------------------

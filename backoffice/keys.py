@@ -17,10 +17,10 @@ from backoffice.templatetags.formatting import DASH, state
 from exchange import services
 from exchange.audit import Actor, ActorKind
 from exchange.models import ApiKey, AuditEntry, Broker
-from exchange.rules import Words
+from exchange.rules import ChoicesEnum
 
 
-class KeyState(Words):
+class KeyState(ChoicesEnum):
     LIVE = "live"
     EXPIRED = "expired"
     REVOKED = "revoked"

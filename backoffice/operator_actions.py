@@ -22,7 +22,7 @@ from backoffice.links import list_url, page_url
 from exchange.audit import Actor, ActorKind, address_of
 from exchange.errors import ExchangeError, OutcomeUnknown
 from exchange.http.middleware import request_id_of
-from exchange.http.problems import refusal_of
+from exchange.http.problems import as_exchange_error
 from exchange.rules import MAX_REASON_LENGTH
 
 MAX_SUBJECTS = 500  # of one action
@@ -143,7 +143,7 @@ def _as_exchange_error(error: Exception) -> ExchangeError:
     """Why it was not done; of a database that failed, whether that is certain."""
     if isinstance(error, ExchangeError):
         return error
-    refusal = refusal_of(error)
+    refusal = as_exchange_error(error)
     if isinstance(refusal, OutcomeUnknown):
         return OutcomeUnknown("It is not known whether this was done: look, before you press again.")
     return refusal

@@ -15,10 +15,10 @@ from backoffice.model_admin import KeysetModelAdmin
 from backoffice.periods import PeriodFilterForm, in_period, in_period_by_id
 from exchange.http.paging import NEWEST_FIRST, Keyset
 from exchange.models import Broker, Instrument, Transfer
-from exchange.rules import Words
+from exchange.rules import ChoicesEnum
 
 
-class TransferKind(Words):
+class TransferKind(ChoicesEnum):
     CASH = "cash"
     SHARES = "shares"
 

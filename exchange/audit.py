@@ -18,7 +18,7 @@ import structlog
 from django.conf import settings
 from django.db import connection
 
-from exchange.rules import Words
+from exchange.rules import ChoicesEnum
 
 ADDRESS_LENGTH = 64
 _FORWARDED = {"HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED"}  # what proxies say, if they say anything
@@ -28,7 +28,7 @@ HASH_BYTES = 32  # SHA-256
 _log = structlog.get_logger(__name__)
 
 
-class ActorKind(Words):
+class ActorKind(ChoicesEnum):
     """How somebody acts: signed in to the back office, with an operator's key over REST, or at the machine itself."""
 
     USER = "user"
@@ -46,7 +46,7 @@ class Actor:
     request_id: str = ""
 
 
-class Action(Words):
+class Action(ChoicesEnum):
     """What can be done; the word before the dot says what kind of thing the subject is."""
 
     INSTRUMENT_LIST = "instrument.list"
@@ -104,7 +104,7 @@ class Entry(msgspec.Struct, frozen=True):
 RECORD = "exchange_record_audit(%(audit)s::json)"
 
 
-def rows(entries: Iterable[Entry]) -> str | None:
+def encode_entries(entries: Iterable[Entry]) -> str | None:
     """`entries` as `RECORD` takes them: amounts are strings, since nobody may read them as binary floats."""
     found = list(entries)
     return _ENCODER.encode(found).decode() if found else None
@@ -114,7 +114,7 @@ def record(*entries: Entry) -> None:
     """Write entries in the transaction that is open, the act's own, as its last statement."""
     assert connection.in_atomic_block
     with connection.cursor() as cursor:
-        cursor.execute(f"SELECT {RECORD}", {"audit": rows(entries)})
+        cursor.execute(f"SELECT {RECORD}", {"audit": encode_entries(entries)})
 
 
 def address_of(environ: Mapping[str, Any]) -> str:

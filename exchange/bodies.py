@@ -11,7 +11,7 @@ import msgspec
 from exchange.errors import BrokerNotFound
 from exchange.json_codec import Instant
 from exchange.models import Broker
-from exchange.rules import BrokerStatus, InstrumentStatus, Pricing, Scope, cash_shown
+from exchange.rules import BrokerStatus, InstrumentStatus, Pricing, Scope, round_cash
 
 
 class HoldingBody(msgspec.Struct, frozen=True):
@@ -141,9 +141,9 @@ def balance_body(broker_id: str) -> BalanceBody:
     cash, reserved = rows[0]["cash"], rows[0]["reserved_cash"]
     return BalanceBody(
         broker_id=broker_id,
-        cash_balance=cash_shown(cash),
-        reserved_cash=cash_shown(reserved),
-        available_cash=cash_shown(cash - reserved),
+        cash_balance=round_cash(cash),
+        reserved_cash=round_cash(reserved),
+        available_cash=round_cash(cash - reserved),
         holdings=[_holding_body(row) for row in rows if row["holdings__quantity"]],  # a row may be there for its count
         updated_at=rows[0]["updated_at"],
     )
@@ -158,9 +158,9 @@ def new_broker_body(broker: Broker, holdings: Mapping[str, int], api_key: str) -
     """The balance a broker begins with; nothing is read again, because a failure now would lose its key."""
     return NewBrokerBody(
         broker_id=broker.pk,
-        cash_balance=cash_shown(broker.cash),
-        reserved_cash=cash_shown(broker.reserved_cash),
-        available_cash=cash_shown(broker.cash),
+        cash_balance=round_cash(broker.cash),
+        reserved_cash=round_cash(broker.reserved_cash),
+        available_cash=round_cash(broker.cash),
         holdings=[HoldingBody(symbol, quantity, 0, quantity) for symbol, quantity in sorted(holdings.items())],
         updated_at=broker.updated_at,
         created_at=broker.created_at,

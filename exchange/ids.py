@@ -16,7 +16,7 @@ def first_id_at(moment: datetime, *, shift: timedelta = timedelta(0)) -> UUID:
     return UUID(int=min(max(milliseconds, 0), _LAST_MILLISECOND) << _BITS_BELOW_THE_TIME)
 
 
-def moment_of(id_: UUID) -> datetime:
+def time_of_id(id_: UUID) -> datetime:
     """The millisecond in which an id was made; an id from a request may name a time after all datetimes."""
     milliseconds = min(id_.int >> _BITS_BELOW_THE_TIME, (_LAST_MOMENT - _EPOCH) // _MILLISECOND)
     return _EPOCH + milliseconds * _MILLISECOND

@@ -6,7 +6,7 @@ from enum import StrEnum
 from functools import lru_cache
 
 
-class Words(StrEnum):
+class ChoicesEnum(StrEnum):
     """A closed set of words, stored and spoken as they are spelled here."""
 
     @classmethod
@@ -15,24 +15,24 @@ class Words(StrEnum):
         return [(member.value, member.value) for member in cls]
 
 
-class BrokerStatus(Words):
+class BrokerStatus(ChoicesEnum):
     ACTIVE = "active"
     SUSPENDED = "suspended"
 
 
-class InstrumentStatus(Words):
+class InstrumentStatus(ChoicesEnum):
     TRADING = "trading"
     HALTED = "halted"
 
 
-class Pricing(Words):
+class Pricing(ChoicesEnum):
     """Whose price two limit orders trade at: the seller's, or the resting order's (the maker's)."""
 
     SELLER = "seller"
     MAKER = "maker"
 
 
-class Scope(Words):
+class Scope(ChoicesEnum):
     READ = "read"
     TRADE = "trade"
     OPERATOR = "operator"
@@ -75,7 +75,7 @@ def _unit(decimals: int) -> Decimal:
     return Decimal(1).scaleb(-decimals)
 
 
-def cash_shown(value: Decimal) -> Decimal:
+def round_cash(value: Decimal) -> Decimal:
     """A cash amount with two decimals, or up to four where it has them."""
     exponent = value.normalize().as_tuple().exponent
     assert isinstance(exponent, int)

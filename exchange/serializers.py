@@ -29,8 +29,8 @@ from exchange.rules import (
     InstrumentStatus,
     Pricing,
     Scope,
-    cash_shown,
     price_decimals,
+    round_cash,
     rounded,
 )
 
@@ -105,9 +105,9 @@ class BrokerSerializer(BaseSerializer[Broker]):
         return BrokerBody(
             broker_id=broker.pk,
             status=BrokerStatus(broker.status),
-            cash_balance=cash_shown(broker.cash),
-            reserved_cash=cash_shown(broker.reserved_cash),
-            available_cash=cash_shown(broker.cash - broker.reserved_cash),
+            cash_balance=round_cash(broker.cash),
+            reserved_cash=round_cash(broker.reserved_cash),
+            available_cash=round_cash(broker.cash - broker.reserved_cash),
             created_at=broker.created_at,
             updated_at=broker.updated_at,
         )
@@ -119,7 +119,7 @@ class TransferSerializer(BaseSerializer[Transfer]):
             transfer_id=transfer.pk,
             reference=transfer.reference,
             broker_id=transfer.broker_id,
-            cash=None if transfer.cash is None else cash_shown(transfer.cash),
+            cash=None if transfer.cash is None else round_cash(transfer.cash),
             symbol=transfer.instrument_id,
             quantity=transfer.quantity,
             reason=transfer.reason,

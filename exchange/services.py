@@ -32,7 +32,7 @@ from exchange.errors import (
 )
 from exchange.keys import invalidate_key, new_key
 from exchange.models import ApiKey, Broker, Holding, Instrument, Transfer
-from exchange.rules import BrokerStatus, InstrumentStatus, Pricing, Scope, cash_shown, price_decimals, rounded
+from exchange.rules import BrokerStatus, InstrumentStatus, Pricing, Scope, price_decimals, round_cash, rounded
 
 _log = structlog.get_logger(__name__)
 
@@ -57,7 +57,7 @@ def create_broker(
         listed = Instrument.objects.filter(pk__in=initial_holdings, created_at=now)  # by us, and not by a rival
         admitted = {
             "status": broker.status,
-            "cash": cash_shown(broker.cash),
+            "cash": round_cash(broker.cash),
             "holdings": dict(shares),
             "listed": sorted(listed.values_list("symbol", flat=True)),
             "key": api_key.prefix,
@@ -91,13 +91,13 @@ def set_broker_status(broker_id: str, status: BrokerStatus, *, reason: str, by: 
     """Suspend or reinstate a broker; orders placed from now on are decided by it."""
     action = Action.BROKER_SUSPEND if status is BrokerStatus.SUSPENDED else Action.BROKER_REINSTATE
     with transaction.atomic(durable=True):
-        broker = _locked_broker(broker_id)
+        broker = _lock_broker(broker_id)
         Broker.objects.filter(pk=broker_id).update(status=status)
         before, after = {"status": broker.status}, {"status": status}
         audit.record(Entry.of(by, action, broker_id, reason=reason, before=before, after=after))
 
 
-def _locked_broker(broker_id: str) -> Broker:
+def _lock_broker(broker_id: str) -> Broker:
     broker = Broker.objects.select_for_update(no_key=True, of=("self",)).filter(pk=broker_id).first()
     if broker is None:
         raise BrokerNotFound(f"There is no broker {broker_id}.")
@@ -194,7 +194,7 @@ class _ReferenceJustTaken(Exception):
 
 def _book_once(wanted: Transfer, by: Actor) -> tuple[Transfer, bool]:
     with transaction.atomic(durable=True):
-        broker = _locked_broker(wanted.broker_id)
+        broker = _lock_broker(wanted.broker_id)
         booked = Transfer.objects.filter(reference=wanted.reference).first()
         if booked is not None:
             _require_same(booked, wanted)
@@ -232,18 +232,18 @@ def _move_cash(broker: Broker, cash: Decimal) -> tuple[dict[str, Any], dict[str,
     """Gives how the balance was, and is."""
     if cash < 0 and broker.cash + cash < broker.reserved_cash:
         raise InsufficientBalance(
-            f"Only {cash_shown(broker.cash - broker.reserved_cash)} of the broker's cash is free."
+            f"Only {round_cash(broker.cash - broker.reserved_cash)} of the broker's cash is free."
         )
     Broker.objects.filter(pk=broker.pk).update(cash=F("cash") + cash)
-    before = {"cash": cash_shown(broker.cash), "reserved_cash": cash_shown(broker.reserved_cash)}
-    return before, before | {"cash": cash_shown(broker.cash + cash)}
+    before = {"cash": round_cash(broker.cash), "reserved_cash": round_cash(broker.reserved_cash)}
+    return before, before | {"cash": round_cash(broker.cash + cash)}
 
 
 def _move_shares(wanted: Transfer) -> tuple[dict[str, Any], dict[str, Any]]:
     """The same of the broker's shares."""
     assert wanted.quantity is not None
     assert wanted.instrument_id is not None
-    instrument_of(wanted.instrument_id)
+    get_instrument(wanted.instrument_id)
     holding = Holding.objects.filter(broker_id=wanted.broker_id, instrument_id=wanted.instrument_id).first()
     owned, reserved = (int(holding.quantity), int(holding.reserved)) if holding else (0, 0)
     free = owned - reserved
@@ -279,12 +279,12 @@ def list_instrument(
             instrument.save(force_insert=True)
         except IntegrityError as error:
             raise SymbolAlreadyListed(f"An instrument {symbol} is listed already.") from error
-        after = rules_of(instrument)
+        after = instrument_rules(instrument)
         audit.record(Entry.of(by, Action.INSTRUMENT_LIST, symbol, reason=reason, after=after))
         return instrument
 
 
-def rules_of(instrument: Instrument) -> dict[str, Any]:
+def instrument_rules(instrument: Instrument) -> dict[str, Any]:
     """What an operator may choose of an instrument, as the audit shows it."""
     return {
         "name": instrument.name,
@@ -294,7 +294,7 @@ def rules_of(instrument: Instrument) -> dict[str, Any]:
     }
 
 
-def instrument_of(symbol: str) -> Instrument:
+def get_instrument(symbol: str) -> Instrument:
     """The instrument listed under this symbol."""
     instrument = Instrument.objects.filter(pk=symbol).first()
     if instrument is None:
@@ -302,7 +302,7 @@ def instrument_of(symbol: str) -> Instrument:
     return instrument
 
 
-def locked_instrument(symbol: str) -> Instrument:
+def lock_instrument(symbol: str) -> Instrument:
     """The instrument, with its book held until the transaction ends."""
     instrument = Instrument.objects.select_for_update(no_key=True, of=("self",)).filter(pk=symbol).first()
     if instrument is None:
@@ -349,7 +349,7 @@ def _is_halted(symbol: str, reason: str, by: Actor) -> bool:
 def _set_instrument_status(symbol: str, status: InstrumentStatus, reason: str, by: Actor) -> Instrument:
     action = Action.INSTRUMENT_HALT if status is InstrumentStatus.HALTED else Action.INSTRUMENT_RESUME
     with transaction.atomic(durable=True):
-        instrument = locked_instrument(symbol)
+        instrument = lock_instrument(symbol)
         before = {"status": instrument.status, "halt_reason": instrument.halt_reason}
         Instrument.objects.filter(pk=symbol).update(status=status, halt_reason=reason)
         instrument.status, instrument.halt_reason = status, reason

@@ -161,7 +161,7 @@ class InstrumentViewSet(ListModelMixin, RetrieveModelMixin, ExchangeViewSet[Inst
     body_serializers = {"create": ListInstrumentForm, "halt": ReasonForm, "resume": ReasonForm}
 
     def get_object(self) -> Instrument:
-        return services.instrument_of(self.kwargs["symbol"])
+        return services.get_instrument(self.kwargs["symbol"])
 
     @documented("create_stock", "List an instrument", {201: InstrumentBody}, [SymbolAlreadyListed])
     def create(self, request: Request) -> Response:

@@ -18,7 +18,7 @@ from django.middleware.clickjacking import XFrameOptionsMiddleware
 from django.middleware.security import SecurityMiddleware
 
 from exchange.http.middleware import Environ, log_request, request_id_of
-from exchange.http.problems import problem_response, refusal_of
+from exchange.http.problems import as_exchange_error, problem_response
 from exchange.http.rate_limits import RateLimit
 from exchange.http.responses import JSON, RenderedResponse
 from exchange.keys import Principal, cached_principal
@@ -68,7 +68,7 @@ async def run(request: FastRequest, environ: Environ) -> RenderedResponse | None
     try:
         response = await request.execute()
     except Exception as exception:
-        response = problem_response(refusal_of(exception), request_id)
+        response = problem_response(as_exchange_error(exception), request_id)
     return finish(environ, response, request.principal, request.limit.headers(allowance))
 
 

@@ -1,9 +1,9 @@
 """Enumerations of an order's fields, with the values of the API. Standard library only."""
 
-from exchange.rules import Words
+from exchange.rules import ChoicesEnum
 
 
-class Side(Words):
+class Side(ChoicesEnum):
     BID = "bid"
     ASK = "ask"
 
@@ -12,12 +12,12 @@ class Side(Words):
         return Side.ASK if self is Side.BID else Side.BID
 
 
-class OrderType(Words):
+class OrderType(ChoicesEnum):
     LIMIT = "limit"
     MARKET = "market"
 
 
-class TimeInForce(Words):
+class TimeInForce(ChoicesEnum):
     """How long an order remains in effect.
 
     `gtd` (good till date): until `expires_at`. `gtc` (good till cancelled). `day`: until the next 00:00 UTC. `ioc`
@@ -32,7 +32,7 @@ class TimeInForce(Words):
     FOK = "fok"
 
 
-class OrderStatus(Words):
+class OrderStatus(ChoicesEnum):
     PENDING = "pending"
     PARTIALLY_FILLED = "partially_filled"
     FILLED = "filled"
@@ -43,7 +43,7 @@ class OrderStatus(Words):
 WORKING = (OrderStatus.PENDING, OrderStatus.PARTIALLY_FILLED)
 
 
-class CancelReason(Words):
+class CancelReason(ChoicesEnum):
     BY_BROKER = "by_broker"
     BY_OPERATOR = "by_operator"
     BROKER_SUSPENDED = "broker_suspended"

@@ -13,7 +13,7 @@ from django.db import connection
 
 from exchange.errors import FieldError, SymbolNotFound, ValidationFailed
 from exchange.json_codec import Instant
-from exchange.rules import cash_shown, mean, price_decimals, rounded
+from exchange.rules import mean, price_decimals, round_cash, rounded
 from orders.enums import Side
 
 
@@ -140,7 +140,7 @@ def quote(symbol: str, side: Side, quantity: int) -> Quote:
         quantity=quantity,
         fillable_quantity=fillable,
         average_price=mean(total, fillable, decimals) if fillable else None,
-        total=cash_shown(total),
+        total=round_cash(total),
         levels=[QuoteLevel(rounded(price, decimals), taken) for price, taken in levels],
     )
 

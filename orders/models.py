@@ -13,7 +13,7 @@ from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Now
 
 from exchange.models import CASH_DIGITS, DECIMALS, PRICE_DIGITS, Broker, Instrument
-from exchange.rules import Words
+from exchange.rules import ChoicesEnum
 from orders.enums import WORKING, CancelReason, OrderStatus, OrderType, Side, TimeInForce
 
 _IS_WORKING = Q(status__in=[status.value for status in WORKING])
@@ -193,7 +193,7 @@ class Bar(models.Model):
         return f"{self.instrument_id} {self.minute:%Y-%m-%d %H:%M}"
 
 
-class RunState(Words):
+class RunState(ChoicesEnum):
     """How far an audit is, or how it ended; without a verdict, where it broke off."""
 
     WAITING = "waiting"

@@ -89,14 +89,14 @@ def edit_instrument(
 ) -> Instrument:
     """Change the rules that an instrument's orders obey; what its working orders would break is refused."""
     with transaction.atomic(durable=True):
-        instrument = exchange_services.locked_instrument(symbol)
-        before = exchange_services.rules_of(instrument)
+        instrument = exchange_services.lock_instrument(symbol)
+        before = exchange_services.instrument_rules(instrument)
         broken = [*_broken_by_tick(instrument, tick_size), *_broken_by_lot(instrument, lot_size)]
         if broken:
             raise ValidationFailed(errors=broken)
         instrument.name = name or symbol
         instrument.tick_size, instrument.lot_size, instrument.pricing = tick_size, lot_size, pricing
-        after = exchange_services.rules_of(instrument)
+        after = exchange_services.instrument_rules(instrument)
         Instrument.objects.filter(pk=symbol).update(**after)
         audit.record(Entry.of(by, Action.INSTRUMENT_EDIT, symbol, reason=reason, before=before, after=after))
         return instrument

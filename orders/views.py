@@ -128,7 +128,7 @@ class OrderViewSet(ExchangeViewSet[Order]):
         symbol, side = self.query.get("symbol"), self.query.get("side")
         exchange_services.require_broker(self._owner)
         if symbol is not None:
-            exchange_services.instrument_of(symbol)  # a misspelt one must not look as if nothing had been working
+            exchange_services.get_instrument(symbol)  # a misspelt one must not look as if nothing had been working
         by = self.actor if self.principal.is_operator else None
         reason = cancel_reason(self.principal)
         cancelled = services.cancel_all(self._owner, reason=reason, symbol=symbol, side=side, by=by)
@@ -281,7 +281,7 @@ class TapeViewSet(ExchangeViewSet[Trade]):
 
     @documented("list_trades", "List an instrument's trades", {200: TapePage}, [SymbolNotFound])
     def list(self, request: Request, symbol: str) -> Response:
-        decimals = price_decimals(exchange_services.instrument_of(symbol).tick_size)
+        decimals = price_decimals(exchange_services.get_instrument(symbol).tick_size)
         page = self.paginate_queryset(self.get_queryset().filter(instrument=symbol)) or []
         return self.get_paginated_response([TapeTrade.of(trade, decimals) for trade in page])
 

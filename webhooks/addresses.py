@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
-from exchange.rules import Words
+from exchange.rules import ChoicesEnum
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -18,7 +18,7 @@ MAX_PORT = 2**16 - 1
 MAX_HOST_LENGTH = 253
 
 
-class Profile(Words):
+class Profile(ChoicesEnum):
     """How far webhooks may reach: anything but clouds' metadata, or only what is public, and encrypted."""
 
     LOCAL = "local"

@@ -5,18 +5,18 @@ from django.db import models
 from django.db.models import Q
 
 from exchange.models import Broker
-from exchange.rules import Words
+from exchange.rules import ChoicesEnum
 
 MAX_URL_LENGTH = 2_048
 
 
-class EventType(Words):
+class EventType(ChoicesEnum):
     TRADE_EXECUTED = "trade.executed"
     ORDER_CANCELLED = "order.cancelled"
     ORDER_EXPIRED = "order.expired"
 
 
-class DeliveryError(Words):
+class DeliveryError(ChoicesEnum):
     """What kept a delivery from being sent, or its answer from being read."""
 
     TIMEOUT = "timeout"
@@ -47,7 +47,7 @@ class Event(models.Model):
         return str(self.pk)
 
 
-class SubscriptionState(Words):
+class SubscriptionState(ChoicesEnum):
     ACTIVE = "active"
     PAUSED = "paused"
     DELETED = "deleted"
@@ -103,7 +103,7 @@ class Subscription(models.Model):
         )
 
 
-class DeliveryState(Words):
+class DeliveryState(ChoicesEnum):
     DUE = "due"
     IN_FLIGHT = "in_flight"
     DELIVERED = "delivered"

@@ -27,7 +27,7 @@ class NewEvent:
 PUBLISH = "webhooks_publish(%(events)s::json)"
 
 
-def rows(events: Sequence[NewEvent]) -> str | None:
+def encode_events(events: Sequence[NewEvent]) -> str | None:
     """`events` as `PUBLISH` takes them: with the bytes that will tell them."""
     return _ENCODER.encode([_Row.of(event) for event in events]).decode() if events else None
 

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from django.db import connection
 
-from exchange.ids import first_id_at, moment_of
+from exchange.ids import first_id_at, time_of_id
 from webhooks.models import Delivery
 
 MAX_SCANNED_DELIVERIES = 4_000  # deliveries that are looked through for the first of an event
@@ -21,7 +21,7 @@ _WRITTEN_WITHIN = timedelta(minutes=1)  # no statement takes as long
 
 def deliveries_of_events(event_ids: Sequence[UUID]) -> list[Delivery]:
     """The deliveries of these events, oldest first."""
-    written_at = [moment_of(each) for each in event_ids]
+    written_at = [time_of_id(each) for each in event_ids]
     values: dict[str, Any] = {
         "ids": list(event_ids),
         "firsts": [first_id_at(each) for each in written_at],

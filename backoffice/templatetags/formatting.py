@@ -13,8 +13,8 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from backoffice.links import page_url
-from exchange.ids import moment_of
-from exchange.rules import cash_shown
+from exchange.ids import time_of_id
+from exchange.rules import round_cash
 from webhooks.models import Delivery
 
 register = template.Library()
@@ -100,7 +100,7 @@ def short_id(value: Any) -> SafeString | str:
 @register.filter
 def money(value: Decimal | None) -> str:
     """An amount with grouped digits and two decimals, or up to four where it has them."""
-    return DASH if value is None else f"{cash_shown(value):,}"
+    return DASH if value is None else f"{round_cash(value):,}"
 
 
 @register.filter
@@ -150,7 +150,7 @@ def moment(value: datetime | None) -> SafeString | str:
 @register.filter
 def made_at(id_: UUID) -> datetime:
     """When an id was made."""
-    return moment_of(id_)
+    return time_of_id(id_)
 
 
 @register.filter

@@ -62,7 +62,7 @@ class Keyset:
         """Return the sort key in a cursor, or raise `ValueError` if the cursor is not one of this keyset."""
         try:
             position = self._decoder.decode(base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True))
-            return tuple(map(_stored_value, position))
+            return tuple(map(_to_database_value, position))
         except (ValueError, OverflowError) as error:  # the errors of msgspec and base64 are ValueErrors
             raise ValueError("not a cursor of this list") from error
 
@@ -127,7 +127,7 @@ def parse_page(keyset: Keyset, parameters: dict[str, str], errors: list[FieldErr
     return PageRequest(query.get("limit", 0), position)
 
 
-def _stored_value(value: Any) -> Any:
+def _to_database_value(value: Any) -> Any:
     """Return `value` as PostgreSQL accepts it, or raise `ValueError`: a client may have made up the cursor."""
     if isinstance(value, str) and "\0" in value:
         raise ValueError("NUL")

@@ -68,7 +68,7 @@ _log = structlog.get_logger(__name__)
 def problem_from_exception(exception: Exception, context: dict[str, Any]) -> HttpResponse:
     """REST framework's exception handler: every exception of a view becomes a problem."""
     request: Request = context["request"]
-    response = problem_response(refusal_of(exception), request_id_of(request.META)).as_django()
+    response = problem_response(as_exchange_error(exception), request_id_of(request.META)).as_django()
     if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         response["Allow"] = ", ".join(context["view"].allowed_methods)
     return response
@@ -101,7 +101,7 @@ def problem_of(refusal: ExchangeError, request_id: str) -> Problem:
     )
 
 
-def refusal_of(exception: Exception) -> ExchangeError:
+def as_exchange_error(exception: Exception) -> ExchangeError:
     """Any exception as one of ours; those nobody foresaw are logged."""
     if isinstance(exception, ExchangeError):
         return exception

@@ -17,7 +17,7 @@ import uuid_utils.compat as uuid_utils
 from exchange import errors
 from exchange.audit import Action, Actor, Entry
 from exchange.errors import ExchangeError, FieldError
-from exchange.rules import BrokerStatus, InstrumentStatus, cash_shown, price_decimals, rounded
+from exchange.rules import BrokerStatus, InstrumentStatus, price_decimals, round_cash, rounded
 from orders.enums import CancelReason, OrderStatus, OrderType, Side, TimeInForce
 from orders.matching.commands import (
     Accepted,
@@ -383,7 +383,7 @@ def _check_cash(cash: Decimal, broker: BrokerState) -> ExchangeError | None:
     if cash <= broker.available_cash:
         return None
     return errors.InsufficientBalance(
-        f"The order needs {cash_shown(cash)}; {cash_shown(broker.available_cash)} is available."
+        f"The order needs {round_cash(cash)}; {round_cash(broker.available_cash)} is available."
     )
 
 

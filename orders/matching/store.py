@@ -144,8 +144,8 @@ def save_market(cursor: CursorWrapper, market: Market) -> int:
                 {"symbol": book.symbol, "sequence": book.sequence} for book in market.changed_books.values()
             ),
             "now": market.now,
-            "events": outbox.rows(market.events),
-            "audit": audit.rows(market.audit),
+            "events": outbox.encode_events(market.events),
+            "audit": audit.encode_entries(market.audit),
         },
     )
     due, _ = cursor.fetchone()

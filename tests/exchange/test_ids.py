@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 import uuid_utils.compat as uuid_utils
 
-from exchange.ids import first_id_at, moment_of
+from exchange.ids import first_id_at, time_of_id
 
 MOMENT = datetime(2026, 2, 16, 16, 29, 0, 123_000, tzinfo=UTC)
 
@@ -15,7 +15,7 @@ MOMENT = datetime(2026, 2, 16, 16, 29, 0, 123_000, tzinfo=UTC)
 def test_the_first_id_of_a_moment_is_that_of_its_millisecond(microseconds: int) -> None:
     first = first_id_at(MOMENT + timedelta(microseconds=microseconds))
     assert str(first) == "019c6748-a55b-0000-0000-000000000000"
-    assert moment_of(first) == MOMENT
+    assert time_of_id(first) == MOMENT
 
 
 def test_a_shift_may_lead_beyond_all_datetimes() -> None:
@@ -26,8 +26,8 @@ def test_a_shift_may_lead_beyond_all_datetimes() -> None:
 
 def test_an_id_is_between_the_first_ids_before_and_after_it() -> None:
     id_ = uuid_utils.uuid7()
-    assert first_id_at(moment_of(id_)) <= id_ < first_id_at(moment_of(id_), shift=timedelta(milliseconds=1))
+    assert first_id_at(time_of_id(id_)) <= id_ < first_id_at(time_of_id(id_), shift=timedelta(milliseconds=1))
 
 
 def test_the_moment_of_any_id_can_be_added_to() -> None:
-    assert moment_of(UUID(int=2**128 - 1)) + timedelta(days=300) < datetime.max.replace(tzinfo=UTC)
+    assert time_of_id(UUID(int=2**128 - 1)) + timedelta(days=300) < datetime.max.replace(tzinfo=UTC)

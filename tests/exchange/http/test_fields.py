@@ -15,7 +15,7 @@ from config.local.processes import wait_until
 from exchange import services
 from exchange.errors import ExchangeError, FieldError
 from exchange.http.fields import MAX_ERRORS, StrictList, field_errors, validate
-from exchange.http.problems import STATUSES, refusal_of
+from exchange.http.problems import STATUSES, as_exchange_error
 from exchange.models import Broker, Instrument
 from exchange.serializers import InitialHoldingForm, ListInstrumentForm
 from tests.exchange.client import Client
@@ -204,7 +204,7 @@ def test_a_request_id_is_taken_over_when_it_is_a_plain_word(operator: Client) ->
 
 
 def test_a_surprise_is_a_problem_too(operator: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(services, "instrument_of", lambda symbol: 1 // 0)
+    monkeypatch.setattr(services, "get_instrument", lambda symbol: 1 // 0)
     answer = operator.get("/stocks/AAPL")
 
     assert (answer.status, answer.code) == (500, "internal_error")
@@ -236,14 +236,14 @@ def _wrapped(kind: type[Exception], cause: BaseException) -> Exception:
     ],
 )
 def test_overloaded_means_certainly_not_done(error: Exception, code: str) -> None:
-    assert refusal_of(error).code == code
+    assert as_exchange_error(error).code == code
 
 
 def test_a_busy_exchange_says_when_to_come_again(operator: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     def busy(symbol: str) -> None:
         raise _wrapped(OperationalError, postgres.LockNotAvailable())
 
-    monkeypatch.setattr(services, "instrument_of", busy)
+    monkeypatch.setattr(services, "get_instrument", busy)
     answer = operator.get("/stocks/AAPL")
 
     assert (answer.status, answer.code, answer.headers["Retry-After"]) == (503, "overloaded", "1")
