@@ -41,7 +41,7 @@ from backoffice.operator_actions import action_url, is_permitted
 from backoffice.orders import WORKING_FILTER
 from backoffice.templatetags.formatting import state
 from exchange.models import CASH_DIGITS, DECIMALS, ApiKey, Broker, Holding, Instrument, Transfer
-from orders.activity import day_began
+from orders.activity import start_of_day
 from orders.enums import Side
 from orders.models import Order, Trade
 from webhooks.models import Subscription
@@ -119,7 +119,7 @@ class BrokerAdmin(ExchangeModelAdmin):
 
 def today() -> datetime:
     """When it began, in UTC."""
-    return day_began(timezone.now())
+    return start_of_day(timezone.now())
 
 
 # --- Trades of today ------------------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def _clock(moment: datetime) -> str:
 
 
 def _figures(now: datetime) -> DashboardSection:
-    midnight = activity.day_began(now)
+    midnight = activity.start_of_day(now)
     told = activity.overview(now, midnight, CHART_MINUTES)
     lately, today, minutes = told.last_minute, told.today, told.minutes
     refused_lately, refused_today, refused = rejection_counts.summary(now, midnight, CHART_MINUTES)
@@ -127,7 +127,7 @@ def _card(title: str, last_minute: Number, today: Number, minutes: Sequence[Numb
 
 def _market(now: datetime) -> DashboardSection:
     """Prices and books are looked up for the instruments that are shown: those that are halted, and the busiest."""
-    volumes = activity.volumes(activity.day_began(now))
+    volumes = activity.volumes(activity.start_of_day(now))
     every: list[Any] = list(Instrument.objects.annotate(is_quiet=market_watch.is_quiet(now)))
     every.sort(key=lambda each: (each.status != InstrumentStatus.HALTED, -volumes.get(each.pk, 0), each.pk))
     halted = [each.pk for each in every if each.status == InstrumentStatus.HALTED]
@@ -234,10 +234,10 @@ def _silent(pulse: ProcessStatus, now: datetime) -> Alarm:
 def _reconciliation(now: datetime) -> DashboardSection:
     run = ReconcileRun.objects.exclude(finished_at=None).order_by("-id").first()
     told = {"run": run, "run_url": run and page_url(ReconcileRun, run.pk), "runs_url": list_url(ReconcileRun)}
-    if run is None or run.state == RunState.AGREES:
+    if run is None or run.state == RunState.OK:
         return DashboardSection(told)
     text = f"The last reconciliation came to no verdict: {run.error}"
-    if run.state == RunState.DIFFERS:
+    if run.state == RunState.DIFFERENCES:
         text = f"The last reconciliation found {run.differences:,} difference{'s' if run.differences != 1 else ''}."
     return DashboardSection(told, [Alarm(text, page_url(ReconcileRun, run.pk), "Look at it")])
 

@@ -95,7 +95,7 @@ def _write(connection: psycopg.Connection, past: _Past) -> None:
         connection.execute(_COUNT_EVENTS)
     connection.execute(_REST, values)
     connection.execute(_SETTLE)
-    connection.execute(activity.ROLL_UP, activity.span(_EPOCH, datetime.now(UTC) + activity.MINUTE))
+    connection.execute(activity.ROLL_UP, activity.roll_up_parameters(_EPOCH, datetime.now(UTC) + activity.MINUTE))
 
 
 # --- SQL ------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from exchange.rules import Scope
 from gateway.fast_path import FastRequest, body_of, principal_of
 from orders.matching import sequencer
 from orders.matching.commands import CancelOrder, PlaceOrder, Replayed
-from orders.order_responses import cancelled, cancelling, placed
+from orders.order_responses import cancel_command, cancel_response, place_response
 from orders.serializers import PlaceOrderForm
 
 MAX_TRADES_ON_LOOP = 100  # to put more into an answer takes long enough to be noticed by all others on the loop
@@ -54,19 +54,19 @@ def _parse_place(environ: Environ) -> FastRequest | None:
 async def _place(command: PlaceOrder) -> RenderedResponse:
     outcome = await sequencer.submit_async(command)
     if isinstance(outcome, Replayed) or len(outcome.trades) > MAX_TRADES_ON_LOOP:
-        return await run_in_thread(placed, outcome)
-    return placed(outcome)
+        return await run_in_thread(place_response, outcome)
+    return place_response(outcome)
 
 
 def _parse_cancel(environ: Environ, order_id: UUID) -> FastRequest | None:
     principal = principal_of(environ)
     if principal is None or not {Scope.TRADE, Scope.OPERATOR} & principal.scopes:
         return None
-    return FastRequest(principal, rate_limits.cancels(), partial(_cancel, cancelling(order_id, principal, environ)))
+    return FastRequest(principal, rate_limits.cancels(), partial(_cancel, cancel_command(order_id, principal, environ)))
 
 
 async def _cancel(command: CancelOrder) -> RenderedResponse:
     outcome = await sequencer.submit_async(command)
     if len(outcome.trades) > MAX_TRADES_ON_LOOP:
-        return await run_in_thread(cancelled, outcome)
-    return cancelled(outcome)
+        return await run_in_thread(cancel_response, outcome)
+    return cancel_response(outcome)

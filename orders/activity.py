@@ -23,7 +23,7 @@ from exchange.ids import first_id_at
 MINUTE = timedelta(minutes=1)
 # How far an order's id may be from its time: it is chosen before the order waits for its turn, by another clock.
 ID_MARGIN = timedelta(minutes=1)
-STEPS_AT_LEAST = 4  # the minute before the last bar, its own, a pause, and one more: however slow, it gets on
+MIN_STEPS = 4  # the minute before the last bar, its own, a pause, and one more: however slow, it gets on
 STEP_ROWS = 50_000  # orders or trades that are summed up at once, unless one minute has more
 
 
@@ -59,29 +59,29 @@ def roll_up() -> None:
     started = time.monotonic()
     with connection.cursor() as cursor:
         now = database_now()
-        begin = _begin(cursor, now)
+        begin = _first_minute(cursor, now)
         for step in itertools.count():
-            if begin > now or (step >= STEPS_AT_LEAST and time.monotonic() - started > settings.BARS_SECONDS):
+            if begin > now or (step >= MIN_STEPS and time.monotonic() - started > settings.BARS_SECONDS):
                 break
-            end = _end(cursor, begin, now)
-            cursor.execute(ROLL_UP, span(begin, end))
+            end = _step_end(cursor, begin, now)
+            cursor.execute(ROLL_UP, roll_up_parameters(begin, end))
             begin = end
 
 
-def span(begin: datetime, end: datetime) -> dict[str, Any]:
+def roll_up_parameters(begin: datetime, end: datetime) -> dict[str, Any]:
     """What `ROLL_UP` asks for, to make the bars of the minutes from `begin` until `end`."""
     first_id, end_id = first_id_at(begin - ID_MARGIN), first_id_at(end + ID_MARGIN)
     return {"begin": begin, "end": end, "first_id": first_id, "end_id": end_id}
 
 
-def _begin(cursor: CursorWrapper, now: datetime) -> datetime:
+def _first_minute(cursor: CursorWrapper, now: datetime) -> datetime:
     """A minute before the last bar, or before the first order or trade; but before this minute at the latest."""
     cursor.execute(_LAST_DONE)
     (last,) = cursor.fetchone()
     return _minute_of(min(last or now, now)) - MINUTE
 
 
-def _end(cursor: CursorWrapper, begin: datetime, now: datetime) -> datetime:
+def _step_end(cursor: CursorWrapper, begin: datetime, now: datetime) -> datetime:
     """So far that there are not too many rows until then; a minute without any costs nothing."""
     cursor.execute(_STEP, {"first_id": first_id_at(begin), "rows": STEP_ROWS})
     (reached,) = cursor.fetchone()
@@ -92,7 +92,7 @@ def _minute_of(moment: datetime) -> datetime:
     return moment.replace(second=0, microsecond=0)
 
 
-def day_began(now: datetime) -> datetime:
+def start_of_day(now: datetime) -> datetime:
     """When its day began, in UTC."""
     return now.replace(hour=0, minute=0, second=0, microsecond=0)
 
@@ -105,7 +105,7 @@ def overview(now: datetime, midnight: datetime, minutes: int) -> Overview:
     this = _minute_of(now)
     bars_until = max(this - MINUTE, midnight)
     last_minute, rest = _live(now, bars_until)
-    bars = _of_all_instruments(min(midnight, this - minutes * MINUTE), this)
+    bars = _totals_by_minute(min(midnight, this - minutes * MINUTE), this)
     today = sum((bar for minute, bar in bars.items() if midnight <= minute < bars_until), rest)
     charted = (this - n * MINUTE for n in range(minutes, 0, -1))
     return Overview(last_minute, today, [bars.get(minute, Activity()) for minute in charted])
@@ -120,7 +120,7 @@ def _live(now: datetime, since: datetime) -> tuple[Activity, Activity]:
     return Activity(*lately), Activity(orders, trades, value)
 
 
-def _of_all_instruments(since: datetime, until: datetime) -> dict[datetime, Activity]:
+def _totals_by_minute(since: datetime, until: datetime) -> dict[datetime, Activity]:
     """The bars of all instruments together, by minute."""
     with connection.cursor() as cursor:
         cursor.execute(_BY_MINUTE, [since, until])

@@ -94,7 +94,7 @@ def price_summary(symbol: str) -> PriceSummary:
     row = _one_row(_PRICE, symbol)
     decimals = price_decimals(row["tick_size"])
     best_bid, best_ask, last_price = row["best_bid"], row["best_ask"], row["last_price"]
-    current_price = _shown(last_price, decimals)
+    current_price = _rounded(last_price, decimals)
     if row["trades_in_window"]:
         current_price = mean(row["window_value"], row["window_quantity"], decimals)
     has_both = best_bid is not None and best_ask is not None
@@ -103,10 +103,10 @@ def price_summary(symbol: str) -> PriceSummary:
         current_price=current_price,
         window=f"{settings.PRICE_WINDOW // timedelta(minutes=1)}m",
         trades_in_window=row["trades_in_window"],
-        last_price=_shown(last_price, decimals),
+        last_price=_rounded(last_price, decimals),
         last_trade_at=row["last_trade_at"],
-        best_bid=_shown(best_bid, decimals),
-        best_ask=_shown(best_ask, decimals),
+        best_bid=_rounded(best_bid, decimals),
+        best_ask=_rounded(best_ask, decimals),
         mid=mean(best_bid + best_ask, 2, decimals) if has_both else None,
         moving_average=mean(row["limit_sum"], row["limit_count"], decimals) if row["limit_count"] else None,
     )
@@ -159,7 +159,7 @@ def _one_row(sql: str, symbol: str) -> dict[str, Any]:
         return dict(zip((column.name for column in cursor.description), row, strict=True))
 
 
-def _shown(price: Decimal | None, decimals: int) -> Decimal | None:
+def _rounded(price: Decimal | None, decimals: int) -> Decimal | None:
     return None if price is None else rounded(price, decimals)
 
 

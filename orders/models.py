@@ -198,15 +198,15 @@ class RunState(ChoicesEnum):
 
     WAITING = "waiting"
     RUNNING = "running"
-    AGREES = "agrees"
-    DIFFERS = "differs"
-    BROKE_OFF = "broke_off"
+    OK = "ok"
+    DIFFERENCES = "differences"
+    INCOMPLETE = "incomplete"
 
 
 class ReconcileRunQuerySet(models.QuerySet["ReconcileRun"]):
     """Ways to look at runs."""
 
-    def under_way(self) -> "ReconcileRunQuerySet":
+    def unfinished(self) -> "ReconcileRunQuerySet":
         """Those that have not ended, begun or not."""
         return self.filter(finished_at=None)
 
@@ -238,10 +238,10 @@ class ReconcileRun(models.Model):
     @property
     def state(self) -> RunState:
         if self.error:
-            return RunState.BROKE_OFF
+            return RunState.INCOMPLETE
         if self.finished_at is None:
             return RunState.WAITING if self.started_at is None else RunState.RUNNING
-        return RunState.DIFFERS if self.differences else RunState.AGREES
+        return RunState.DIFFERENCES if self.differences else RunState.OK
 
     @property
     def differences(self) -> int:

@@ -6,26 +6,26 @@ from uuid import UUID
 from exchange.http.middleware import Environ, actor_of
 from exchange.http.responses import RenderedResponse, json_response
 from exchange.keys import Principal
-from orders import reading
+from orders import order_queries
 from orders.bodies import OrderBody
 from orders.enums import CancelReason
 from orders.matching.commands import Accepted, Cancelled, CancelOrder, Replayed
 
-REPLAYED = {"Idempotent-Replayed": "true"}
+REPLAY_HEADERS = {"Idempotent-Replayed": "true"}
 
 
-def placed(outcome: Accepted | Replayed) -> RenderedResponse:
+def place_response(outcome: Accepted | Replayed) -> RenderedResponse:
     """The order as it is after matching, or as it is now if it was placed before."""
     if isinstance(outcome, Replayed):
-        return json_response(reading.order_body(outcome.order_id, owner=None), headers=REPLAYED)
-    return json_response(accepted_body(outcome), HTTPStatus.CREATED)
+        return json_response(order_queries.read_order(outcome.order_id, owner=None), headers=REPLAY_HEADERS)
+    return json_response(order_body(outcome), HTTPStatus.CREATED)
 
 
-def accepted_body(outcome: Accepted) -> OrderBody:
+def order_body(outcome: Accepted) -> OrderBody:
     return OrderBody.with_trades(outcome.order, outcome.trades, outcome.price_decimals)
 
 
-def cancelling(order_id: UUID, principal: Principal, environ: Environ) -> CancelOrder:
+def cancel_command(order_id: UUID, principal: Principal, environ: Environ) -> CancelOrder:
     """The command to cancel an order with a key; an operator's is recorded in the audit log."""
     by = actor_of(principal, environ) if principal.is_operator else None
     return CancelOrder(order_id, principal.broker_id, cancel_reason(principal), by)
@@ -35,6 +35,6 @@ def cancel_reason(principal: Principal) -> CancelReason:
     return CancelReason.BY_OPERATOR if principal.is_operator else CancelReason.BY_BROKER
 
 
-def cancelled(outcome: Cancelled) -> RenderedResponse:
+def cancel_response(outcome: Cancelled) -> RenderedResponse:
     """The order, cancelled, with all its trades."""
     return json_response(OrderBody.with_trades(outcome.order, outcome.trades, outcome.price_decimals))

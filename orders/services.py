@@ -91,9 +91,9 @@ def edit_instrument(
     with transaction.atomic(durable=True):
         instrument = exchange_services.lock_instrument(symbol)
         before = exchange_services.instrument_rules(instrument)
-        broken = [*_broken_by_tick(instrument, tick_size), *_broken_by_lot(instrument, lot_size)]
-        if broken:
-            raise ValidationFailed(errors=broken)
+        field_errors = [*_tick_errors(instrument, tick_size), *_lot_errors(instrument, lot_size)]
+        if field_errors:
+            raise ValidationFailed(errors=field_errors)
         instrument.name = name or symbol
         instrument.tick_size, instrument.lot_size, instrument.pricing = tick_size, lot_size, pricing
         after = exchange_services.instrument_rules(instrument)
@@ -102,7 +102,7 @@ def edit_instrument(
         return instrument
 
 
-def _broken_by_tick(instrument: Instrument, tick_size: Decimal) -> Iterator[FieldError]:
+def _tick_errors(instrument: Instrument, tick_size: Decimal) -> Iterator[FieldError]:
     if instrument.tick_size % tick_size == 0:
         return  # whatever price was right is right
     decimals = price_decimals(instrument.tick_size)
@@ -117,7 +117,7 @@ def _broken_by_tick(instrument: Instrument, tick_size: Decimal) -> Iterator[Fiel
         yield FieldError("tick_size", "off_tick", f"A working order has a price of {rounded(example, decimals)}.")
 
 
-def _broken_by_lot(instrument: Instrument, lot_size: int) -> Iterator[FieldError]:
+def _lot_errors(instrument: Instrument, lot_size: int) -> Iterator[FieldError]:
     if instrument.lot_size % lot_size == 0:
         return
     left = F("quantity") - F("filled_quantity")

@@ -52,7 +52,7 @@ def roll_up() -> None:
 @shared_task
 def tend_reconcile_runs() -> None:
     """See to it that every reconciliation begins, and ends."""
-    runs.tend()
+    runs.maintain()
 
 
 @shared_task(name=runs.TASK, time_limit=settings.RECONCILE_TASK_SECONDS)

@@ -8,6 +8,6 @@ router.register("brokers/<broker_id:broker_id>/orders", views.BrokerOrderViewSet
 router.register("brokers/<broker_id:broker_id>/trades", views.BrokerTradeViewSet, "broker-trade")
 router.register("stocks", views.MarketDataViewSet, "market-data")
 router.register("stocks/<symbol:symbol>/trades", views.TapeViewSet, "tape")
-router.register("brokers", views.BrokerStandingViewSet, "standing")
+router.register("brokers", views.BrokerStatusViewSet, "broker-status")
 
 urlpatterns = router.urls

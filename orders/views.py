@@ -29,7 +29,7 @@ from exchange.json_codec import Instant
 from exchange.models import Broker, Instrument
 from exchange.rules import BrokerStatus, Scope, price_decimals
 from exchange.serializers import ReasonForm
-from orders import market_data, reading, services
+from orders import market_data, order_queries, services
 from orders.bodies import (
     BrokerStanding,
     BrokerTrade,
@@ -47,7 +47,7 @@ from orders.filters import OrderFilters, TradeFilters
 from orders.matching import sequencer
 from orders.matching.commands import Accepted, Outcome, PlaceOrder, Replayed
 from orders.models import Order, Trade
-from orders.order_responses import accepted_body, cancel_reason, cancelled, cancelling, placed
+from orders.order_responses import cancel_command, cancel_reason, cancel_response, order_body, place_response
 from orders.serializers import (
     BookQuery,
     CancelOrdersQuery,
@@ -59,7 +59,7 @@ from orders.serializers import (
     SuspendForm,
 )
 
-PLACE_REFUSALS = (
+PLACE_ERRORS = (
     SymbolNotFound,
     errors.ClientOrderIdConflict,
     errors.InsufficientBalance,
@@ -92,7 +92,7 @@ class OrderViewSet(ExchangeViewSet[Order]):
     body_serializers = {"create": PlaceOrderForm, "batch": PlaceOrdersForm}
     query_serializers = {"list": OrderLookup, "destroy_all": CancelOrdersQuery}
     cancels = ("destroy", "destroy_all")
-    errors_left = settings.MAX_BATCH_ERRORS
+    remaining_errors = settings.MAX_BATCH_ERRORS
 
     def get_cost(self) -> int:
         """The number of orders; a batch with too many is rejected for that."""
@@ -103,18 +103,18 @@ class OrderViewSet(ExchangeViewSet[Order]):
         "place_order",
         "Place an order",
         {201: OrderBody, 200: OrderBody},
-        PLACE_REFUSALS,
+        PLACE_ERRORS,
         tags=["orders"],
         headers=[header("Idempotent-Replayed", "The order was placed before.", on=[200], required=True, enum=["true"])],
     )
     def create(self, request: Request) -> HttpResponse:
-        return placed(sequencer.submit(PlaceOrder(**self.body))).as_django()
+        return place_response(sequencer.submit(PlaceOrder(**self.body))).as_django()
 
     @documented(
         "find_order", "Find an order by its client_order_id", {200: OrderBody}, [errors.OrderNotFound], tags=["orders"]
     )
     def list(self, request: Request) -> Response:
-        return Response(reading.order_body_by_client_order_id(self._owner, self.query["client_order_id"]))
+        return Response(order_queries.read_order_by_client_order_id(self._broker_id, self.query["client_order_id"]))
 
     @documented(
         "cancel_orders",
@@ -126,17 +126,17 @@ class OrderViewSet(ExchangeViewSet[Order]):
     def destroy_all(self, request: Request) -> Response:
         """Those of a symbol, of a side, of both, or `all=true`; an operator says whose with `broker_id`."""
         symbol, side = self.query.get("symbol"), self.query.get("side")
-        exchange_services.require_broker(self._owner)
+        exchange_services.require_broker(self._broker_id)
         if symbol is not None:
             exchange_services.get_instrument(symbol)  # a misspelt one must not look as if nothing had been working
         by = self.actor if self.principal.is_operator else None
         reason = cancel_reason(self.principal)
-        cancelled = services.cancel_all(self._owner, reason=reason, symbol=symbol, side=side, by=by)
+        cancelled = services.cancel_all(self._broker_id, reason=reason, symbol=symbol, side=side, by=by)
         return Response(CancelledOrders(cancelled))
 
     @documented("get_order", "Read an order", {200: OrderBody}, [errors.OrderNotFound], tags=["orders"])
     def retrieve(self, request: Request, order_id: UUID) -> Response:
-        return Response(reading.order_body(order_id, owner=self.principal.broker_id))
+        return Response(order_queries.read_order(order_id, owner=self.principal.broker_id))
 
     @documented(
         "cancel_order",
@@ -146,7 +146,7 @@ class OrderViewSet(ExchangeViewSet[Order]):
         tags=["orders"],
     )
     def destroy(self, request: Request, order_id: UUID) -> HttpResponse:
-        return cancelled(sequencer.submit(cancelling(order_id, self.principal, request.META))).as_django()
+        return cancel_response(sequencer.submit(cancel_command(order_id, self.principal, request.META))).as_django()
 
     @documented("place_orders", "Place several orders", {200: OrderResults}, tags=["orders"])
     @action(detail=False, methods=["post"], max_body_bytes=settings.MAX_BATCH_BODY_BYTES)
@@ -154,22 +154,22 @@ class OrderViewSet(ExchangeViewSet[Order]):
         """Each stands alone and is answered in its place as it would have been by itself: `status`, and the order or
         the problem. With a `client_order_id` in each, a batch can be repeated as it is.
         """
-        asked = [self._asked(body) for body in self.body["orders"]]
-        commands = [each for each in asked if isinstance(each, PlaceOrder)]
+        parsed = [self._parse_order(body) for body in self.body["orders"]]
+        commands = [each for each in parsed if isinstance(each, PlaceOrder)]
         outcomes = iter(sequencer.submit_all(commands) if commands else [])
-        decided = [next(outcomes) if isinstance(each, PlaceOrder) else each for each in asked]
+        all_outcomes = [next(outcomes) if isinstance(each, PlaceOrder) else each for each in parsed]
         with already_committed():
-            earlier = reading.order_bodies([each.order_id for each in decided if isinstance(each, Replayed)])
-        results = [self._result(each, earlier) for each in decided]
+            earlier = order_queries.read_orders([each.order_id for each in all_outcomes if isinstance(each, Replayed)])
+        results = [self._result(each, earlier) for each in all_outcomes]
         rejection_counts.add(sum(rejection_counts.is_rejection(each.status) for each in results))
         return Response(OrderResults(results))
 
     @property
-    def _owner(self) -> str:
+    def _broker_id(self) -> str:
         """The broker whose orders the request is about."""
-        owner = self.query.get("broker_id", self.principal.broker_id)
-        assert isinstance(owner, str)
-        return owner
+        broker_id = self.query.get("broker_id", self.principal.broker_id)
+        assert isinstance(broker_id, str)
+        return broker_id
 
     def read_query(self, parameters: dict[str, str]) -> Sequence[FieldError]:
         names_broker = "broker_id" in parameters
@@ -178,7 +178,7 @@ class OrderViewSet(ExchangeViewSet[Order]):
             return found
         return [FieldError("broker_id", "required", "An operator says whose order."), *found]
 
-    def _asked(self, body: Any) -> PlaceOrder | ExchangeError:
+    def _parse_order(self, body: Any) -> PlaceOrder | ExchangeError:
         """What one of the bodies asks for, or why it cannot: as a request by itself is refused, and in that order.
 
         When the batch's errors are used up, only the first of each order is named.
@@ -189,14 +189,14 @@ class OrderViewSet(ExchangeViewSet[Order]):
         if isinstance(body.get("broker_id"), str) and body["broker_id"] != own:
             return errors.BrokerMismatch(f"This key acts for {own} only.")
         bad: list[FieldError] = []
-        values = validate(PlaceOrderForm, body, bad, max_errors=max(min(self.errors_left, MAX_ERRORS), 1))
-        self.errors_left -= len(bad)
+        values = validate(PlaceOrderForm, body, bad, max_errors=max(min(self.remaining_errors, MAX_ERRORS), 1))
+        self.remaining_errors -= len(bad)
         return errors.ValidationFailed(errors=bad) if bad else PlaceOrder(**values)
 
     def _result(self, outcome: Outcome, earlier: Mapping[UUID, OrderBody]) -> OrderResult:
         match outcome:
             case Accepted():
-                return OrderResult(HTTPStatus.CREATED, order=accepted_body(outcome))
+                return OrderResult(HTTPStatus.CREATED, order=order_body(outcome))
             case Replayed():
                 return OrderResult(HTTPStatus.OK, order=earlier[outcome.order_id])
         assert isinstance(outcome, ExchangeError)
@@ -286,7 +286,7 @@ class TapeViewSet(ExchangeViewSet[Trade]):
         return self.get_paginated_response([TapeTrade.of(trade, decimals) for trade in page])
 
 
-class BrokerStandingViewSet(ExchangeViewSet[Broker]):
+class BrokerStatusViewSet(ExchangeViewSet[Broker]):
     """Whether a broker may place orders."""
 
     lookup_url_kwarg = lookup_value_converter = "broker_id"

@@ -43,9 +43,8 @@ _TONES = {
     "paused": "wait",
     "running": "wait",
     "waiting": "wait",
-    "agrees": "good",
-    "differs": "bad",
-    "broke_off": "bad",
+    "differences": "bad",
+    "incomplete": "bad",
 }
 
 

@@ -27,61 +27,61 @@ from webhooks.wakeup import impatient_connection
 
 TASK = "orders.tasks.run_reconcile"
 ABANDONED = "Whoever made it was stopped, killed or out of time before there was a verdict."
-_LOCKS = 0x7265636F  # the first half of the advisory locks' numbers: nobody else's here; the second is the run's,
-_ASKING = 0  # or that of whoever asks for one
+_LOCK_CLASS = 0x7265636F  # the first half of the advisory locks' numbers: nobody else's here; the second is the run's,
+_START_LOCK = 0  # or that of whoever asks for one
 
 _log = structlog.get_logger(__name__)
 
 
 def start(*, by: Actor, reason: str = "") -> ReconcileRun:
     """Ask for a run, which a worker makes; refused while another is under way."""
-    tend()  # one that lost its maker is not
+    maintain()  # one that lost its maker is not
     with transaction.atomic(durable=True):
         with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_xact_lock(%s, %s)", [_LOCKS, _ASKING])
-        if ReconcileRun.objects.under_way().exists():
+            cursor.execute("SELECT pg_advisory_xact_lock(%s, %s)", [_LOCK_CLASS, _START_LOCK])
+        if ReconcileRun.objects.unfinished().exists():
             raise ReconcileUnderWay
-        run = _asked(ReconcileRun(), by, reason)
-    _send(run.pk)
+        run = _create(ReconcileRun(), by, reason)
+    _send_to_worker(run.pk)
     return run
 
 
 def run_now(*, by: Actor) -> ReconcileRun:
     """Ask for a run and make it here, whatever else is under way; as it was when it ended."""
     run = ReconcileRun()
-    with _held(run.pk) as is_ours:
+    with _run_lock(run.pk) as is_ours:
         assert is_ours
         with transaction.atomic(durable=True):
-            _asked(run, by, "")
-        _make(run.pk)
+            _create(run, by, "")
+        _run_checks(run.pk)
     run.refresh_from_db()
     return run
 
 
 def perform(run_id: UUID) -> None:
     """Make a run that was asked for, unless somebody is at it or has been."""
-    with _held(run_id) as is_ours:
+    with _run_lock(run_id) as is_ours:
         if is_ours:
-            _make(run_id)
+            _run_checks(run_id)
 
 
-def tend() -> None:
+def maintain() -> None:
     """Hand what has not begun to a worker once more, and end what has lost its maker."""
-    for run in ReconcileRun.objects.under_way().order_by("pk"):
+    for run in ReconcileRun.objects.unfinished().order_by("pk"):
         if run.started_at is None:
-            _send(run.pk)
+            _send_to_worker(run.pk)
         else:
             _end_if_abandoned(run.pk)
 
 
-def _asked(run: ReconcileRun, by: Actor, reason: str) -> ReconcileRun:
+def _create(run: ReconcileRun, by: Actor, reason: str) -> ReconcileRun:
     run.asked_by, run.asked_at, run.checks = by.name, database_now(), len(checks.CHECKS)
     run.save(force_insert=True)
     record(Entry.of(by, Action.RECONCILE_START, run.pk, reason=reason))
     return run
 
 
-def _send(run_id: UUID) -> None:
+def _send_to_worker(run_id: UUID) -> None:
     """Hand a run to a worker by a message, which may be lost: beat sees to it again."""
     try:
         with impatient_connection(settings.REDIS_URL) as valkey:
@@ -91,22 +91,24 @@ def _send(run_id: UUID) -> None:
         _log.warning("reconcile_put_off", run=str(run_id), error=str(error))
 
 
-def _make(run_id: UUID) -> None:
+def _run_checks(run_id: UUID) -> None:
     """Run every check in one snapshot, and note each verdict at once, where others can see it."""
-    if not ReconcileRun.objects.under_way().filter(pk=run_id, started_at=None).update(started_at=Now()):
+    if not ReconcileRun.objects.unfinished().filter(pk=run_id, started_at=None).update(started_at=Now()):
         return
-    with _beside() as cursor:
+    with _second_connection() as cursor:
         try:
-            with checks.snapshot() as seeing:
-                for finding in checks.findings(seeing):
-                    cursor.execute(_NOTE, {"id": run_id, "finding": msgspec.json.encode(asdict(finding)).decode()})
+            with checks.snapshot() as snapshot_cursor:
+                for finding in checks.findings(snapshot_cursor):
+                    cursor.execute(
+                        _ADD_FINDING, {"id": run_id, "finding": msgspec.json.encode(asdict(finding)).decode()}
+                    )
         except BaseException as error:  # Ctrl-C, too
-            cursor.execute(_END, {"id": run_id, "error": _in_a_line(error)})
+            cursor.execute(_END, {"id": run_id, "error": _first_line(error)})
             raise
         cursor.execute(_END, {"id": run_id, "error": ""})
 
 
-_NOTE = """
+_ADD_FINDING = """
 UPDATE orders_reconcilerun SET findings = findings || %(finding)s::jsonb WHERE id = %(id)s AND finished_at IS NULL
 """
 
@@ -116,40 +118,40 @@ WHERE id = %(id)s AND finished_at IS NULL
 """
 
 
-def _in_a_line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(error).splitlines() or [type(error).__name__]
     return lines[0][: ReconcileRun._meta.get_field("error").max_length]
 
 
 def _end_if_abandoned(run_id: UUID) -> None:
     with transaction.atomic(durable=True), connection.cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_xact_lock(%s, %s)", [_LOCKS, _lock_of(run_id)])
+        cursor.execute("SELECT pg_try_advisory_xact_lock(%s, %s)", [_LOCK_CLASS, _lock_key(run_id)])
         (is_free,) = cursor.fetchone()
         if is_free:
             cursor.execute(_END, {"id": run_id, "error": ABANDONED})
 
 
 @contextmanager
-def _held(run_id: UUID) -> Iterator[bool]:
+def _run_lock(run_id: UUID) -> Iterator[bool]:
     """Hold the run's lock in here, if nobody else does; whether we do."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", [_LOCKS, _lock_of(run_id)])
+        cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", [_LOCK_CLASS, _lock_key(run_id)])
         (is_ours,) = cursor.fetchone()
     try:
         yield is_ours
     finally:
         if is_ours:
             with connection.cursor() as cursor:
-                cursor.execute("SELECT pg_advisory_unlock(%s, %s)", [_LOCKS, _lock_of(run_id)])
+                cursor.execute("SELECT pg_advisory_unlock(%s, %s)", [_LOCK_CLASS, _lock_key(run_id)])
 
 
-def _lock_of(run_id: UUID) -> int:
+def _lock_key(run_id: UUID) -> int:
     """The end of its id, which is random, as a positive integer of PostgreSQL."""
     return run_id.int % 0x7FFFFFFF + 1
 
 
 @contextmanager
-def _beside() -> Iterator[CursorWrapper]:
+def _second_connection() -> Iterator[CursorWrapper]:
     """A second connection, whose statements are committed one by one: the first has the snapshot open."""
     second = connection.copy()
     try:

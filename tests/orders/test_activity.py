@@ -146,7 +146,7 @@ def test_an_order_counts_by_created_at_and_not_by_the_time_in_its_id() -> None:
     order_at(NINE - 1 * SECOND, chosen_at=NINE + 30 * SECOND)
 
     with connection.cursor() as cursor:
-        cursor.execute(activity.ROLL_UP, activity.span(NINE, NINE + MINUTE))
+        cursor.execute(activity.ROLL_UP, activity.roll_up_parameters(NINE, NINE + MINUTE))
 
     assert counts_by_minute() == {NINE: (2, 0)}
 
@@ -238,7 +238,7 @@ def test_old_rows_are_not_read_again() -> None:
     roll_up()
 
     begin = activity._minute_of(now) - MINUTE
-    assert rows_read(activity.ROLL_UP, activity.span(begin, now + MINUTE)) <= 2
+    assert rows_read(activity.ROLL_UP, activity.roll_up_parameters(begin, now + MINUTE)) <= 2
     assert rows_read(activity._LIVE, {"last": begin, "since": begin, "first_id": first_id_at(begin)}) <= 2
 
 

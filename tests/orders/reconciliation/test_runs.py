@@ -60,7 +60,7 @@ def test_a_worker_executes_a_requested_run(celery: Celery) -> None:
     requested = runs.start(by=OLGA, reason="end of the day")
     run = wait_for_end(requested)
 
-    assert (requested.state, run.state) == (RunState.WAITING, RunState.AGREES)
+    assert (requested.state, run.state) == (RunState.WAITING, RunState.OK)
     assert (run.asked_by, run.checks, run.differences, run.error) == ("olga", len(CHECKS), 0, "")
     assert [(finding["check"], finding["count"]) for finding in run.findings] == [(check, 0) for check in CHECKS]
     assert run.started_at is not None
@@ -78,7 +78,7 @@ def test_a_wrong_balance_is_found_and_reported(celery: Celery) -> None:
 
     run = wait_for_end(runs.start(by=OLGA))
 
-    assert (run.state, run.differences) == (RunState.DIFFERS, 1)
+    assert (run.state, run.differences) == (RunState.DIFFERENCES, 1)
     assert [(finding["check"], finding["examples"]) for finding in run.findings if finding["count"]] == [
         (CASH, ["alice has 1000000.0001, journal says 1000000.0000"])
     ]
@@ -91,7 +91,7 @@ def test_beat_starts_a_run_whose_message_was_lost(celery: Celery, settings: Sett
 
     start_all(celery.worker(), celery.beat())
 
-    assert wait_for_end(run).state == RunState.AGREES
+    assert wait_for_end(run).state == RunState.OK
 
 
 def test_progress_is_visible_and_a_killed_worker_ends_the_run(celery: Celery) -> None:
@@ -100,14 +100,14 @@ def test_progress_is_visible_and_a_killed_worker_ends_the_run(celery: Celery) ->
     with deliveries_locked():
         run = in_thread(partial(runs.start, by=OLGA)).result(PATIENCE_SECONDS)
         assert wait_until(lambda: len(reloaded(run).findings) == BEFORE_DELIVERIES, PATIENCE_SECONDS)
-        in_thread(runs.tend).result(PATIENCE_SECONDS)
+        in_thread(runs.maintain).result(PATIENCE_SECONDS)
         assert reloaded(run).state == RunState.RUNNING
         worker.kill()
 
     start_all(celery.worker("another"), celery.beat())
     run = wait_for_end(run)
 
-    assert (run.state, run.error) == (RunState.BROKE_OFF, runs.ABANDONED)
+    assert (run.state, run.error) == (RunState.INCOMPLETE, runs.ABANDONED)
     assert len(run.findings) == BEFORE_DELIVERIES
 
 
@@ -119,7 +119,7 @@ def test_only_one_run_starts_at_a_time(celery: Celery) -> None:
             return None
 
     with transaction.atomic():
-        execute(f"SELECT pg_advisory_xact_lock({runs._LOCKS}, {runs._ASKING})")
+        execute(f"SELECT pg_advisory_xact_lock({runs._LOCK_CLASS}, {runs._START_LOCK})")
         attempts = [in_thread(attempt) for _ in range(2)]
         assert wait_until(lambda: count_awaited_locks() == 2, PATIENCE_SECONDS)
     started = [each.result(PATIENCE_SECONDS) for each in attempts]
@@ -155,13 +155,13 @@ def test_a_running_run_is_not_executed_again(celery: Celery) -> None:
     finished = reloaded(run)
     runs.perform(run.pk)
 
-    assert finished.state == RunState.AGREES
+    assert finished.state == RunState.OK
     assert reloaded(run).findings == finished.findings
 
 
 def test_a_claimed_run_is_not_executed_again(celery: Celery) -> None:
     run = runs.start(by=OLGA)
-    with runs._held(run.pk) as is_ours:
+    with runs._run_lock(run.pk) as is_ours:
         in_thread(partial(runs.perform, run.pk)).result(PATIENCE_SECONDS)
 
     assert is_ours
@@ -175,9 +175,9 @@ def test_a_failing_check_ends_the_run(celery: Celery) -> None:
         in_thread(partial(runs.perform, run.pk)).result(PATIENCE_SECONDS)
 
     failed = reloaded(run)
-    assert (failed.state, failed.error) == (RunState.BROKE_OFF, "canceling statement due to lock timeout")
+    assert (failed.state, failed.error) == (RunState.INCOMPLETE, "canceling statement due to lock timeout")
     assert len(failed.findings) == BEFORE_DELIVERIES
-    assert ReconcileRun.objects.under_way().count() == 0
+    assert ReconcileRun.objects.unfinished().count() == 0
 
 
 def test_runs_of_the_command_are_stored_beside_a_waiting_run(celery: Celery) -> None:
@@ -186,7 +186,7 @@ def test_runs_of_the_command_are_stored_beside_a_waiting_run(celery: Celery) -> 
     call_command("reconcile", "--timings")
 
     run = ReconcileRun.objects.exclude(pk=waiting.pk).get()
-    assert (run.asked_by, run.state, len(run.findings)) == ("manage.py reconcile", RunState.AGREES, len(CHECKS))
+    assert (run.asked_by, run.state, len(run.findings)) == ("manage.py reconcile", RunState.OK, len(CHECKS))
     assert reloaded(waiting).state == RunState.WAITING
     assert AuditEntry.objects.filter(actor_kind=ActorKind.COMMAND, subject=str(run.pk)).count() == 1
 

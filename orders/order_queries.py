@@ -14,24 +14,24 @@ from orders.bodies import OrderBody
 from orders.matching.state import OrderState, TradeState
 
 
-def order_body(order_id: UUID, *, owner: str | None) -> OrderBody:
+def read_order(order_id: UUID, *, owner: str | None) -> OrderBody:
     """The order as it is now, with its trades; where an owner is named, only if it is theirs."""
-    return _only(_read(_BY_ID, order_id, owner))
+    return _single(_query(_BY_ID, order_id, owner))
 
 
-def order_body_by_client_order_id(owner: str, client_order_id: str) -> OrderBody:
+def read_order_by_client_order_id(owner: str, client_order_id: str) -> OrderBody:
     """The order that its broker gave this id, as it is now, with its trades."""
-    return _only(_read(_BY_CLIENT_ORDER_ID, owner, client_order_id))
+    return _single(_query(_BY_CLIENT_ORDER_ID, owner, client_order_id))
 
 
-def order_bodies(order_ids: Collection[UUID]) -> dict[UUID, OrderBody]:
+def read_orders(order_ids: Collection[UUID]) -> dict[UUID, OrderBody]:
     """These orders as they are now, with their trades: one statement, however many orders."""
     if not order_ids:
         return {}
-    return {found.order.id: found.body() for found in _read(_BY_IDS, list(order_ids))}
+    return {found.order.id: found.body() for found in _query(_BY_IDS, list(order_ids))}
 
 
-class _Found(msgspec.Struct, frozen=True):
+class _OrderWithTrades(msgspec.Struct, frozen=True):
     """One order as the statement gives it, its trades oldest first."""
 
     order: OrderState
@@ -42,20 +42,20 @@ class _Found(msgspec.Struct, frozen=True):
         return OrderBody.with_trades(self.order, self.trades, price_decimals(self.tick_size))
 
 
-_decode_found = msgspec.json.Decoder(list[_Found]).decode
+_decode_orders = msgspec.json.Decoder(list[_OrderWithTrades]).decode
 
 
-def _only(found: list[_Found]) -> OrderBody:
+def _single(found: list[_OrderWithTrades]) -> OrderBody:
     if not found:
         raise errors.OrderNotFound
     return found[0].body()
 
 
-def _read(sql: str, *values: Any) -> list[_Found]:
+def _query(sql: str, *values: Any) -> list[_OrderWithTrades]:
     with connection.cursor() as cursor:
         cursor.execute(sql, values)
         (found,) = cursor.fetchone()
-    return _decode_found(found)
+    return _decode_orders(found)
 
 
 def _orders_where(condition: str) -> str:
