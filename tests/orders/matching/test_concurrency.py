@@ -1,6 +1,6 @@
-"""What must hold when many change the books at once: real threads, real processes, real commits.
+"""Invariants under concurrent changes: real threads, real processes, real commits.
 
-Every test ends with all invariants recomputed (see conftest.py), so what is asserted here is only what the test adds.
+Every test ends with a check of all invariants (see conftest.py), so tests assert only what they add to it.
 """
 
 import os
@@ -57,11 +57,11 @@ PAIRS = 100
 WAIT_SECONDS = 5.0
 
 
-# --- No book is crossed ---------------------------------------------------------------------------------------------
+# --- Crossed books --------------------------------------------------------------------------------------------------
 
 
 def pairs(seed: int = 1) -> list[PlaceOrder]:
-    """As many shares bid as asked, every bid crossing every ask: whatever the order, all of it trades."""
+    """Crossing bids and asks of equal total quantity, so that all of them trade in any order."""
     random = Random(seed)
     quantities = [random.randint(1, 20) for _ in range(PAIRS)]
     bids = [order(Side.BID, quantity, f"10.{random.randint(0, 50):02}", by="alice") for quantity in quantities]
@@ -77,15 +77,13 @@ def execute_each(commands: Sequence[Command]) -> list[Outcome]:
 def assert_all_pairs_traded() -> None:
     assert Order.objects.count() == 2 * PAIRS
     assert not Order.objects.exclude(status=OrderStatus.FILLED).exists()
-    asked = sum(command.quantity for command in pairs() if command.side is Side.ASK)
-    assert Trade.objects.aggregate(traded=Sum("quantity"))["traded"] == asked
-    assert (trading.shares("alice"), trading.shares("bob")) == (
-        (trading.SHARES + asked, 0),
-        (trading.SHARES - asked, 0),
-    )
+    traded = sum(command.quantity for command in pairs() if command.side is Side.ASK)
+    assert Trade.objects.aggregate(traded=Sum("quantity"))["traded"] == traded
+    assert trading.shares("alice") == (trading.SHARES + traded, 0)
+    assert trading.shares("bob") == (trading.SHARES - traded, 0)
 
 
-def test_simultaneous_bids_and_asks_never_leave_a_crossed_book() -> None:
+def test_concurrent_bids_and_asks_never_leave_a_crossed_book() -> None:
     trading.broker("alice")
     trading.broker("bob")
     commands = pairs()
@@ -106,9 +104,9 @@ test_concurrency.place_share_of_pairs(int(sys.argv[1]))
 
 
 def place_share_of_pairs(process: int) -> None:
-    """What each of the processes does, in four threads."""
-    mine = pairs()[process::PROCESSES]
-    at_once([partial(execute_each, mine[thread::4]) for thread in range(4)])
+    """Execute one process's share of the pairs, in four threads."""
+    share = pairs()[process::PROCESSES]
+    at_once([partial(execute_each, share[thread::4]) for thread in range(4)])
 
 
 def start_process(number: int) -> "subprocess.Popen[str]":
@@ -125,7 +123,7 @@ def start_process(number: int) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.processes
-def test_simultaneous_bids_and_asks_of_several_processes_never_leave_a_crossed_book() -> None:
+def test_bids_and_asks_of_several_processes_never_leave_a_crossed_book() -> None:
     trading.broker("alice")
     trading.broker("bob")
     processes = [start_process(number) for number in range(PROCESSES)]
@@ -136,18 +134,18 @@ def test_simultaneous_bids_and_asks_of_several_processes_never_leave_a_crossed_b
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    said = [process.communicate(timeout=trading.PATIENCE_SECONDS)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * PROCESSES, said
+    errors = [process.communicate(timeout=trading.PATIENCE_SECONDS)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * PROCESSES, errors
     assert_all_pairs_traded()
 
 
-# --- One client_order_id, one order ---------------------------------------------------------------------------------
+# --- client_order_id ------------------------------------------------------------------------------------------------
 
 
-def test_one_client_order_id_sent_by_many_at_once_makes_one_order() -> None:
+def test_concurrent_orders_with_one_client_order_id_create_one_order() -> None:
     trading.broker("alice")
-    same = [partial(attempt, order(Side.BID, 10, "10.00", client_order_id="once")) for _ in range(THREADS)]
-    outcomes = at_once(same)
+    jobs = [partial(attempt, order(Side.BID, 10, "10.00", client_order_id="once")) for _ in range(THREADS)]
+    outcomes = at_once(jobs)
     accepted = [outcome.order.id for outcome in outcomes if isinstance(outcome, Accepted)]
     replayed = [outcome.order_id for outcome in outcomes if isinstance(outcome, Replayed)]
     assert len(accepted) == 1
@@ -156,7 +154,7 @@ def test_one_client_order_id_sent_by_many_at_once_makes_one_order() -> None:
     assert trading.balance("alice") == (trading.CASH, Decimal(100))
 
 
-def test_one_client_order_id_posted_by_many_at_once_makes_one_order(server: live.Server) -> None:
+def test_concurrent_posts_with_one_client_order_id_create_one_order(server: live.Server) -> None:
     key = trading.broker("alice")
     body = {
         "broker_id": "alice",
@@ -174,86 +172,85 @@ def test_one_client_order_id_posted_by_many_at_once_makes_one_order(server: live
         return httpx.post(f"{server.url}/orders", json=body, headers=headers, timeout=10, trust_env=False)
 
     answers = at_once([post] * THREADS)
-    told = Counter((answer.status_code, answer.headers.get("Idempotent-Replayed")) for answer in answers)
-    assert told == {(201, None): 1, (200, "true"): THREADS - 1}
+    statuses = Counter((answer.status_code, answer.headers.get("Idempotent-Replayed")) for answer in answers)
+    assert statuses == {(201, None): 1, (200, "true"): THREADS - 1}
     assert len({answer.json()["order_id"] for answer in answers}) == 1
     assert Order.objects.count() == 1
     assert trading.balance("alice") == (trading.CASH, Decimal(100))
 
 
-# --- What a taker sees after it waited ------------------------------------------------------------------------------
+# --- Reads after a lock wait ----------------------------------------------------------------------------------------
 
 
 @contextmanager
-def not_yet_committed(command: Command) -> Iterator[Outcome]:
-    """`service.execute`, but the COMMIT comes at the end of the `with`."""
+def uncommitted(command: Command) -> Iterator[Outcome]:
+    """Execute a command like `service.execute`, but commit at the end of the `with` block."""
     with own_transaction() as cursor:
         market = trading.load_market(cursor, [command])
         yield market.apply(command)
         store.save_market(cursor, market)
 
 
-def is_anybody_waiting() -> bool:
-    """Whether a session waits for a lock."""
+def is_any_lock_awaited() -> bool:
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
         (waiting,) = cursor.fetchone()
     return bool(waiting)
 
 
-def wait_for_a_waiter() -> None:
-    assert wait_until(is_anybody_waiting, WAIT_SECONDS), "nobody waits for the lock"
+def wait_for_lock_waiter() -> None:
+    assert wait_until(is_any_lock_awaited, WAIT_SECONDS), "no lock is awaited"
 
 
-def test_a_taker_that_waited_sees_the_order_committed_meanwhile() -> None:
+def test_a_taker_sees_an_order_committed_while_it_waited() -> None:
     trading.broker("alice")
     trading.broker("bob")
-    with not_yet_committed(order(Side.ASK, 10, "10.00", by="alice")):
+    with uncommitted(order(Side.ASK, 10, "10.00", by="alice")):
         taker = in_thread(partial(place, Side.BID, 10, "10.00", by="bob"))
-        wait_for_a_waiter()
+        wait_for_lock_waiter()
     assert taker.result(WAIT_SECONDS).status == OrderStatus.FILLED
     assert trading.fills() == [(10, Decimal(10))]
 
 
-def test_an_edit_that_waited_sees_the_order_committed_meanwhile() -> None:
+def test_an_edit_sees_an_order_committed_while_it_waited() -> None:
     trading.broker("alice")
     rules: dict[str, Any] = {"name": "", "tick_size": Decimal("0.05"), "lot_size": 1, "pricing": Pricing.SELLER}
-    with not_yet_committed(order(Side.ASK, 10, "10.01", by="alice")):
-        editing = in_thread(partial(services.edit_instrument, "AAPL", **rules, by=BY))
-        wait_for_a_waiter()
+    with uncommitted(order(Side.ASK, 10, "10.01", by="alice")):
+        edit = in_thread(partial(services.edit_instrument, "AAPL", **rules, by=BY))
+        wait_for_lock_waiter()
     with pytest.raises(ValidationFailed):
-        editing.result(WAIT_SECONDS)
+        edit.result(WAIT_SECONDS)
 
 
-def test_a_taker_that_waited_does_not_see_an_order_cancelled_meanwhile() -> None:
+def test_a_taker_does_not_fill_an_order_cancelled_while_it_waited() -> None:
     trading.broker("alice")
     trading.broker("bob")
     ask = place(Side.ASK, 10, "10.00", by="alice")
-    with not_yet_committed(CancelOrder(ask.pk, "alice")):
+    with uncommitted(CancelOrder(ask.pk, "alice")):
         taker = in_thread(partial(place, Side.BID, 10, "10.00", by="bob"))
-        wait_for_a_waiter()
+        wait_for_lock_waiter()
     assert taker.result(WAIT_SECONDS).status == OrderStatus.PENDING
     assert trading.fills() == []
 
 
-def test_two_cancels_at_once_free_a_reservation_once() -> None:
+def test_concurrent_cancels_release_a_reservation_once() -> None:
     trading.broker("alice")
     bid = place(Side.BID, 10, "10.00")
-    with not_yet_committed(CancelOrder(bid.pk, "alice")):
+    with uncommitted(CancelOrder(bid.pk, "alice")):
         second = in_thread(partial(trading.cancel, bid))
-        wait_for_a_waiter()
+        wait_for_lock_waiter()
     outcome = second.result(WAIT_SECONDS)
     assert isinstance(outcome, ExchangeError)
     assert outcome.code == "order_not_cancellable"
     assert trading.balance("alice") == (trading.CASH, Decimal(0))
 
 
-def test_the_clock_is_read_after_the_wait_for_the_lock() -> None:
-    """Otherwise an order would arrive later than its neighbour and claim to be older."""
+def test_the_clock_is_read_after_the_lock_is_acquired() -> None:
+    """Otherwise an order could arrive after another and have an earlier time."""
     trading.broker("alice")
-    with not_yet_committed(order(Side.BID, 1, "10.00")) as first:
+    with uncommitted(order(Side.BID, 1, "10.00")) as first:
         waiting = in_thread(partial(place, Side.BID, 1, "10.00"))
-        wait_for_a_waiter()
+        wait_for_lock_waiter()
         time.sleep(0.3)
         released_at = database_now()
     second = waiting.result(WAIT_SECONDS)
@@ -267,9 +264,9 @@ def test_an_order_that_expires_while_its_taker_waits_does_not_trade() -> None:
     trading.broker("bob")
     expires_at = database_now() + timedelta(seconds=0.5)
     place(Side.ASK, 10, "10.00", by="alice", time_in_force=TimeInForce.GTD, expires_at=expires_at)
-    with not_yet_committed(order(Side.BID, 1, "1.00", by="alice")):
+    with uncommitted(order(Side.BID, 1, "1.00", by="alice")):
         taker = in_thread(partial(place, Side.BID, 10, "10.00", by="bob"))
-        wait_for_a_waiter()
+        wait_for_lock_waiter()
         time.sleep(0.5)
     assert taker.result(WAIT_SECONDS).status == OrderStatus.PENDING
     assert trading.fills() == []
@@ -283,37 +280,37 @@ def test_an_instrument_listed_while_its_order_waits_for_another_book_is_not_foun
         place(Side.ASK, 1, "10.00", by="bob", symbol="NEW")
 
     both = [order(Side.BID, 1, "10.00"), order(Side.BID, 1, "10.00", symbol="NEW")]
-    with not_yet_committed(order(Side.BID, 1, "10.00")):
+    with uncommitted(order(Side.BID, 1, "10.00")):
         late = in_thread(partial(service.execute, both))
-        wait_for_a_waiter()
+        wait_for_lock_waiter()
         in_thread(list_and_rest).result(WAIT_SECONDS)
-    accepted, refused = late.result(WAIT_SECONDS)
+    accepted, rejected = late.result(WAIT_SECONDS)
     assert isinstance(accepted, Accepted)
-    assert isinstance(refused, SymbolNotFound)
+    assert isinstance(rejected, SymbolNotFound)
 
 
-def test_money_is_not_spent_twice_by_takers_of_two_books() -> None:
-    """Two books, one broker: the book's lock does not help, only the broker's."""
+def test_takers_of_two_books_do_not_spend_cash_twice() -> None:
+    """Only the broker's lock prevents it, because the books differ."""
     trading.broker("alice", cash=100, holdings={})
     trading.broker("bob", holdings={"AAPL": 10, "MSFT": 10})
-    with not_yet_committed(order(Side.BID, 10, "10.00", by="alice", symbol="AAPL")):
+    with uncommitted(order(Side.BID, 10, "10.00", by="alice", symbol="AAPL")):
         second = in_thread(partial(attempt, order(Side.BID, 10, "10.00", by="alice", symbol="MSFT")))
-        wait_for_a_waiter()
+        wait_for_lock_waiter()
     assert isinstance(second.result(WAIT_SECONDS), InsufficientBalance)
     assert trading.balance("alice") == (Decimal(100), Decimal(100))
 
 
-def test_a_transfer_and_an_order_do_not_use_the_same_money() -> None:
+def test_a_transfer_and_an_order_do_not_spend_cash_twice() -> None:
     trading.broker("alice", cash=100)
     withdrawal = partial(exchange_services.transfer, "alice", reference="out", cash=Decimal(-1), reason="out", by=BY)
-    with not_yet_committed(order(Side.BID, 10, "10.00")):
+    with uncommitted(order(Side.BID, 10, "10.00")):
         transfer = in_thread(withdrawal)
-        wait_for_a_waiter()
+        wait_for_lock_waiter()
     assert isinstance(transfer.exception(WAIT_SECONDS), InsufficientBalance)
     assert trading.balance("alice") == (Decimal(100), Decimal(100))
 
 
-def test_an_order_that_waited_for_a_transfer_does_not_sell_the_shares_that_left() -> None:
+def test_an_order_does_not_sell_shares_transferred_out_while_it_waited() -> None:
     trading.broker("alice", holdings={"AAPL": 10})
     with transaction.atomic():
         Broker.objects.select_for_update(no_key=True).get(pk="alice")
@@ -327,21 +324,21 @@ def test_an_order_that_waited_for_a_transfer_does_not_sell_the_shares_that_left(
         )
         Holding.objects.filter(broker="alice").update(quantity=0)
         late = in_thread(partial(attempt, order(Side.ASK, 10, "10.00", by="alice")))
-        wait_for_a_waiter()
+        wait_for_lock_waiter()
     assert isinstance(late.result(WAIT_SECONDS), InsufficientHoldings)
 
 
-def test_one_client_order_id_in_two_books_at_once_is_a_conflict() -> None:
-    """Only the broker's lock keeps these apart."""
+def test_one_client_order_id_in_two_concurrent_books_is_a_conflict() -> None:
+    """Only the broker's lock prevents two orders, because the books differ."""
     trading.broker("alice", holdings={"AAPL": 10, "MSFT": 10})
-    with not_yet_committed(order(Side.BID, 1, "10.00", symbol="AAPL", client_order_id="once")):
+    with uncommitted(order(Side.BID, 1, "10.00", symbol="AAPL", client_order_id="once")):
         late = in_thread(partial(attempt, order(Side.BID, 1, "10.00", symbol="MSFT", client_order_id="once")))
-        wait_for_a_waiter()
+        wait_for_lock_waiter()
     assert isinstance(late.result(WAIT_SECONDS), ClientOrderIdConflict)
     assert Order.objects.count() == 1
 
 
-def test_arrival_in_the_book_decides_between_equal_prices() -> None:
+def test_equal_prices_fill_by_arrival_under_concurrency() -> None:
     trading.broker("alice")
     trading.broker("bob")
     ask = partial(place, Side.ASK, 5, "10.00", by="alice")
@@ -353,7 +350,7 @@ def test_arrival_in_the_book_decides_between_equal_prices() -> None:
     assert [ask.created_at for ask in asks] == sorted(ask.created_at for ask in asks)
 
 
-# --- Cash and shares are conserved ----------------------------------------------------------------------------------
+# --- Conservation of cash and shares --------------------------------------------------------------------------------
 
 BROKERS = ["alice", "bob", "carol", "dave"]
 SYMBOLS = ["AAPL", "GOOG", "MSFT", "PETR4", "VALE3"]
@@ -361,20 +358,19 @@ SYMBOLS = ["AAPL", "GOOG", "MSFT", "PETR4", "VALE3"]
 
 @dataclass
 class Trader:
-    """One thread's seeded mind: it sends what comes to it and remembers its orders, to cancel some."""
+    """A client with seeded random commands, which remembers its orders to cancel some of them."""
 
     random: Random
     symbols: list[str]
     now: datetime
     orders: list[tuple[UUID, str]] = field(default_factory=list)
 
-    def act(self, commands: int) -> None:
-        """One list of commands."""
-        for outcome in service.execute([self.think() for _ in range(commands)]):
+    def execute_batch(self, size: int) -> None:
+        for outcome in service.execute([self.new_command() for _ in range(size)]):
             if isinstance(outcome, Accepted):
                 self.orders.append((outcome.order.id, outcome.order.broker_id))
 
-    def think(self) -> Command:
+    def new_command(self) -> Command:
         chance = self.random.random()
         if chance < 0.2 and self.orders:
             return CancelOrder(*self.orders.pop(self.random.randrange(len(self.orders))))
@@ -384,9 +380,9 @@ class Trader:
 
     def new_order(self) -> PlaceOrder:
         is_market = self.random.random() < 0.2
-        brief = (TimeInForce.IOC, TimeInForce.FOK)
-        time_in_force = self.random.choice(brief if is_market else tuple(TimeInForce))
-        lives = timedelta(seconds=self.random.uniform(0.1, 5)) if time_in_force is TimeInForce.GTD else None
+        immediate = (TimeInForce.IOC, TimeInForce.FOK)
+        time_in_force = self.random.choice(immediate if is_market else tuple(TimeInForce))
+        lifetime = timedelta(seconds=self.random.uniform(0.1, 5)) if time_in_force is TimeInForce.GTD else None
         return order(
             self.random.choice(list(Side)),
             self.random.randint(1, 50),
@@ -394,31 +390,31 @@ class Trader:
             by=self.random.choice(BROKERS),
             symbol=self.random.choice(self.symbols),
             time_in_force=time_in_force,
-            expires_at=self.now + lives if lives else None,
+            expires_at=self.now + lifetime if lifetime else None,
         )
 
 
-def traders(how_many: int, symbols: list[str]) -> list[Trader]:
+def traders(number: int, symbols: list[str]) -> list[Trader]:
     now = database_now()
-    return [Trader(Random(seed), symbols, now) for seed in range(how_many)]
+    return [Trader(Random(seed), symbols, now) for seed in range(number)]
 
 
 def totals() -> dict[str, Any]:
-    """All the cash there is, and all the shares of each instrument."""
+    """The total cash, and the total shares of each instrument."""
     cash = Broker.objects.aggregate(cash=Sum("cash"))["cash"]
     shares = Holding.objects.values_list("instrument").annotate(quantity=Sum("quantity")).order_by("instrument")
     return {"cash": cash, **dict(shares)}
 
 
-def test_random_orders_of_many_conserve_cash_and_shares_to_the_cent() -> None:
+def test_concurrent_random_orders_conserve_cash_and_shares() -> None:
     trading.instrument(tick="0.0001")
     for broker_id in BROKERS:
-        trading.broker(broker_id, cash=2_000, holdings={"AAPL": 300})  # little enough to be refused now and then
+        trading.broker(broker_id, cash=2_000, holdings={"AAPL": 300})  # low enough for some rejections
     before = totals()
 
     def trade(trader: Trader) -> None:
         for _ in range(60):
-            trader.act(commands=1)
+            trader.execute_batch(1)
 
     at_once([partial(trade, trader) for trader in traders(8, ["AAPL"])])
     assert totals() == before == {"cash": Decimal(8_000), "AAPL": Decimal(1_200)}
@@ -429,35 +425,35 @@ def test_random_orders_of_many_conserve_cash_and_shares_to_the_cent() -> None:
     }
 
 
-# --- Nobody waits in a circle ---------------------------------------------------------------------------------------
+# --- Deadlocks ------------------------------------------------------------------------------------------------------
 
 DEADLOCK_SECONDS = 3.0
 
 
-def deadlocks() -> int:
+def count_deadlocks() -> int:
     with connection.cursor() as cursor:
         cursor.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
         (number,) = cursor.fetchone()
     return int(number)
 
 
-def until(is_over: Callable[[], bool], act: Callable[[], object]) -> int:
-    """Act again and again; how often it could."""
-    for acts in count():
+def repeat_until(is_over: Callable[[], bool], action: Callable[[], object]) -> int:
+    """Repeat `action` until `is_over`. Return the number of times."""
+    for times in count():
         if is_over():
-            return acts
-        act()
+            return times
+        action()
     raise AssertionError
 
 
-def move_money(random: Random, references: Iterator[int]) -> None:
-    """A transfer in or out, of cash or of shares; refused now and then."""
-    moved: dict[str, Any] = {"cash": Decimal(random.randint(-500, 500)) or Decimal(1)}
+def transfer_randomly(random: Random, references: Iterator[int]) -> None:
+    """Transfer cash or shares in or out, which may be rejected."""
+    amount: dict[str, Any] = {"cash": Decimal(random.randint(-500, 500)) or Decimal(1)}
     if random.random() < 0.5:
-        moved = {"symbol": random.choice(SYMBOLS), "quantity": random.randint(-50, 50) or 1}
+        amount = {"symbol": random.choice(SYMBOLS), "quantity": random.randint(-50, 50) or 1}
     reference = f"transfer-{next(references)}"
     with suppress(InsufficientBalance, InsufficientHoldings):
-        exchange_services.transfer(random.choice(BROKERS), reference=reference, reason="test", **moved, by=BY)
+        exchange_services.transfer(random.choice(BROKERS), reference=reference, reason="test", **amount, by=BY)
 
 
 def suspend_and_reinstate(random: Random) -> None:
@@ -468,7 +464,7 @@ def suspend_and_reinstate(random: Random) -> None:
     time.sleep(0.05)
 
 
-def cancel_everything_of_one(random: Random) -> None:
+def cancel_all_of_one_broker(random: Random) -> None:
     services.cancel_all(random.choice(BROKERS), reason=CancelReason.BY_OPERATOR)
     time.sleep(0.1)
 
@@ -481,34 +477,34 @@ def halt_and_resume(random: Random) -> None:
     time.sleep(0.05)
 
 
-def test_orders_in_all_directions_and_operators_in_between_never_deadlock() -> None:
+def test_random_orders_and_operator_actions_never_deadlock() -> None:
     for symbol in SYMBOLS:
         trading.instrument(symbol, tick="0.0001")
     for broker_id in BROKERS:
         trading.broker(broker_id, holdings=dict.fromkeys(SYMBOLS, 10_000))
-    before, deadline = deadlocks(), time.monotonic() + DEADLOCK_SECONDS
+    before, deadline = count_deadlocks(), time.monotonic() + DEADLOCK_SECONDS
 
     def is_over() -> bool:
-        """After some seconds and a hundred trades; after a minute in any case."""
-        late = time.monotonic() - deadline
-        return late > 0 and (Trade.objects.count() > 100 or late > 60)
+        """After `DEADLOCK_SECONDS` and 100 trades, and after a minute at the latest."""
+        overdue = time.monotonic() - deadline
+        return overdue > 0 and (Trade.objects.count() > 100 or overdue > 60)
 
     def trade(trader: Trader) -> None:
-        trader.act(commands=trader.random.randint(1, 8))
+        trader.execute_batch(trader.random.randint(1, 8))
 
-    acts: list[Callable[[], object]] = [partial(trade, trader) for trader in traders(10, SYMBOLS)]
-    acts += [partial(move_money, Random(1), count()), partial(suspend_and_reinstate, Random(2))]
-    acts += [partial(cancel_everything_of_one, Random(3)), partial(halt_and_resume, Random(4))]
-    done = at_once([partial(until, is_over, act) for act in acts])  # a deadlock is an OperationalError of its victim
-    assert min(done) > 0
-    assert deadlocks() == before
+    actions: list[Callable[[], object]] = [partial(trade, trader) for trader in traders(10, SYMBOLS)]
+    actions += [partial(transfer_randomly, Random(1), count()), partial(suspend_and_reinstate, Random(2))]
+    actions += [partial(cancel_all_of_one_broker, Random(3)), partial(halt_and_resume, Random(4))]
+    times = at_once([partial(repeat_until, is_over, action) for action in actions])  # a deadlock raises in its victim
+    assert min(times) > 0
+    assert count_deadlocks() == before
     assert Trade.objects.count() > 100
 
 
-def test_lists_over_the_same_books_in_opposite_orders_never_deadlock() -> None:
+def test_batches_over_books_in_opposite_orders_never_deadlock() -> None:
     for broker_id in BROKERS:
         trading.broker(broker_id, holdings=dict.fromkeys(SYMBOLS, 10_000))
-    before = deadlocks()
+    before = count_deadlocks()
 
     def trade(symbols: list[str], brokers: list[str]) -> None:
         for _ in range(40):
@@ -522,22 +518,22 @@ def test_lists_over_the_same_books_in_opposite_orders_never_deadlock() -> None:
 
     directions = [(SYMBOLS, ["alice", "bob"]), (SYMBOLS[::-1], ["bob", "alice"])]
     at_once([partial(trade, *direction) for direction in directions * 4])
-    assert deadlocks() == before
+    assert count_deadlocks() == before
     assert Trade.objects.count() == 8 * 40 * len(SYMBOLS)
 
 
-def test_books_of_the_same_brokers_never_deadlock() -> None:
-    """No book is shared, so nothing but the order of the brokers' locks keeps these apart."""
+def test_batches_of_different_books_with_shared_brokers_never_deadlock() -> None:
+    """Only the order of the brokers' locks prevents deadlocks, because no book is shared."""
     for broker_id in BROKERS:
         trading.broker(broker_id, holdings=dict.fromkeys(SYMBOLS, 10_000))
-    before = deadlocks()
+    before = count_deadlocks()
 
     def trade(symbol: str, brokers: list[str]) -> None:
         for _ in range(40):
             service.execute([order(side, 1, "10.00", by=by, symbol=symbol) for side in Side for by in brokers])
 
     at_once([partial(trade, symbol, BROKERS[n % 4 :] + BROKERS[: n % 4]) for n, symbol in enumerate(SYMBOLS)])
-    assert deadlocks() == before
+    assert count_deadlocks() == before
     assert Trade.objects.count() == 40 * len(SYMBOLS) * len(BROKERS)
 
 
@@ -546,41 +542,41 @@ def test_books_of_the_same_brokers_never_deadlock() -> None:
 SUSPENSION_ROUNDS = 5
 
 
-def test_a_place_that_waited_for_a_suspension_is_refused() -> None:
+def test_an_order_that_waited_for_a_suspension_is_rejected() -> None:
     trading.broker("alice")
     with transaction.atomic():
         Broker.objects.filter(pk="alice").update(status=BrokerStatus.SUSPENDED)
         late = in_thread(partial(attempt, order(Side.BID, 1, "10.00", by="alice")))
-        wait_for_a_waiter()
+        wait_for_lock_waiter()
     assert isinstance(late.result(WAIT_SECONDS), BrokerSuspended)
     assert Order.objects.count() == 0
 
 
-def test_a_suspension_waits_for_the_place_before_it_and_cancels_its_order() -> None:
+def test_a_suspension_cancels_an_order_that_it_waited_for() -> None:
     trading.broker("alice")
-    with not_yet_committed(order(Side.BID, 1, "10.00", by="alice")):
-        suspending = in_thread(partial(services.suspend, "alice", cancel_orders=True, by=BY))
-        wait_for_a_waiter()
-    assert suspending.result(WAIT_SECONDS) == 1
+    with uncommitted(order(Side.BID, 1, "10.00", by="alice")):
+        suspension = in_thread(partial(services.suspend, "alice", cancel_orders=True, by=BY))
+        wait_for_lock_waiter()
+    assert suspension.result(WAIT_SECONDS) == 1
     assert [(order.status, order.cancel_reason) for order in Order.objects.all()] == [
         (OrderStatus.CANCELLED, CancelReason.BROKER_SUSPENDED)
     ]
 
 
-def test_nothing_slips_between_a_suspension_and_its_cancels() -> None:
+def test_no_order_rests_after_a_suspension_with_cancels() -> None:
     symbols = SYMBOLS[:3]
     trading.broker("alice", holdings=dict.fromkeys(symbols, 10_000))
     for _ in range(SUSPENSION_ROUNDS):
         is_suspended, placed = Event(), Event()
 
         def place_until_suspended(symbol: str, is_suspended: Event = is_suspended, placed: Event = placed) -> Outcome:
-            """Place on and on; the outcome of the first place that was sent after the suspension had returned."""
+            """Place orders. Return the outcome of the first one sent after the suspension returned."""
             while True:
-                must_be_refused = is_suspended.is_set()
+                is_last = is_suspended.is_set()
                 outcome = attempt(order(Side.BID, 1, "0.01", by="alice", symbol=symbol))
                 if isinstance(outcome, Accepted):
                     placed.set()
-                if must_be_refused:
+                if is_last:
                     return outcome
 
         placing = [in_thread(partial(place_until_suspended, symbol)) for symbol in symbols * 3]
@@ -597,61 +593,61 @@ def test_nothing_slips_between_a_suspension_and_its_cancels() -> None:
 # --- Halts ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_place_that_waited_for_a_halt_is_refused() -> None:
+def test_an_order_that_waited_for_a_halt_is_rejected() -> None:
     trading.broker("alice")
     with transaction.atomic():
         Instrument.objects.filter(pk="AAPL").update(status="halted")
         late = in_thread(partial(attempt, order(Side.BID, 1, "10.00")))
-        wait_for_a_waiter()
+        wait_for_lock_waiter()
     outcome = late.result(WAIT_SECONDS)
     assert isinstance(outcome, ExchangeError)
     assert outcome.code == "instrument_halted"
     assert Order.objects.aggregate(last=Max("sequence"))["last"] is None
 
 
-def suspend_impatiently(broker_id: str) -> int:
+def suspend_with_short_lock_timeout(broker_id: str) -> int:
     with lock_timeout("100ms"):
         return services.suspend(broker_id, cancel_orders=True, by=BY)
 
 
-def test_a_suspension_whose_cancels_fail_does_not_say_that_nothing_was_done() -> None:
+def test_a_suspension_with_failed_cancels_is_an_unknown_outcome() -> None:
     trading.broker("alice")
     trading.broker("bob")
     place(Side.ASK, 1, "10.00", by="alice")
-    with not_yet_committed(order(Side.BID, 1, "9.00", by="bob")):
-        suspension = in_thread(partial(suspend_impatiently, "alice"))
+    with uncommitted(order(Side.BID, 1, "9.00", by="bob")):
+        suspension = in_thread(partial(suspend_with_short_lock_timeout, "alice"))
         with pytest.raises(OutcomeUnknown):
             suspension.result(WAIT_SECONDS)
     assert Broker.objects.get(pk="alice").status == BrokerStatus.SUSPENDED
 
 
-# --- What others do meanwhile ---------------------------------------------------------------------------------------
+# --- Reads and sweeps during writes ---------------------------------------------------------------------------------
 
 
-def test_an_order_is_read_with_the_trades_it_counts_though_it_trades_meanwhile() -> None:
+def test_an_order_read_during_trades_agrees_with_its_trades() -> None:
     alice = Client(trading.broker("alice"))
     trading.broker("bob")
     ask = place(Side.ASK, 10, "10.00", by="alice")
     place(Side.BID, 3, "10.00", by="bob")
 
-    def trade_before_each_reading(execute: Any, sql: str, *arguments: Any) -> Any:
+    def trade_before_each_read(execute: Any, sql: str, *arguments: Any) -> Any:
         if "orders_" in sql:
             in_thread(partial(place, Side.BID, 1, "10.00", by="bob")).result(WAIT_SECONDS)
         return execute(sql, *arguments)
 
-    with connection.execute_wrapper(trade_before_each_reading):
+    with connection.execute_wrapper(trade_before_each_read):
         body = alice.get(f"/orders/{ask.pk}").body
     assert body["filled_quantity"] == sum(trade["quantity"] for trade in body["trades"]) == 3 + 1
 
 
-def test_expiry_leaves_a_busy_book_to_the_next_sweep() -> None:
+def test_expiry_skips_a_locked_book_until_the_next_sweep() -> None:
     trading.broker("alice")
     trading.broker("bob")
     due = place(Side.ASK, 1, "10.00", time_in_force=TimeInForce.GTD, expires_at=database_now() + timedelta(hours=1))
     Order.objects.filter(pk=due.pk).update(expires_at=database_now())
-    with not_yet_committed(order(Side.BID, 1, "9.00", by="bob")):
-        sooner_than_others = settings.DATABASE_LOCK_TIMEOUT_MS / 1000 / 2
-        in_thread(partial(tasks.expire_orders, "AAPL")).result(sooner_than_others)
+    with uncommitted(order(Side.BID, 1, "9.00", by="bob")):
+        timeout = settings.DATABASE_LOCK_TIMEOUT_MS / 1000 / 2
+        in_thread(partial(tasks.expire_orders, "AAPL")).result(timeout)
         due.refresh_from_db()
         assert due.status == OrderStatus.PENDING
     tasks.expire_orders("AAPL")

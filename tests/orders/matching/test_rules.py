@@ -1,4 +1,4 @@
-"""The market's rule, alone: price, then arrival; whose price; how much."""
+"""The matching rules alone: priority, price and quantity."""
 
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -28,7 +28,7 @@ def maker(number: int, price: str, remaining: int) -> Maker:
         ("equal prices trade", BID, 1000, "10", GTC, SELLER, [("10", 1000)], [(1, "10", 1000)]),
         ("a bid of 20 meets an ask of 10: at 10", BID, 5, "20", GTC, SELLER, [("10", 5)], [(1, "10", 5)]),
         ("an ask of 10 meets a bid of 20: at 10", ASK, 5, "10", GTC, SELLER, [("20", 5)], [(1, "10", 5)]),
-        ("the same at the maker's price", ASK, 5, "10", GTC, MAKER, [("20", 5)], [(1, "20", 5)]),
+        ("maker pricing: at 20", ASK, 5, "10", GTC, MAKER, [("20", 5)], [(1, "20", 5)]),
         ("a bid below the ask does not trade", BID, 5, "10", GTC, SELLER, [("20", 5)], []),
         ("an ask above the bid does not trade", ASK, 5, "20", GTC, SELLER, [("10", 5)], []),
         ("one tick apart does not trade", BID, 5, "9.9999", GTC, SELLER, [("10", 5)], []),
@@ -36,16 +36,16 @@ def maker(number: int, price: str, remaining: int) -> Maker:
             "two asks of 500 and a bid of 1500",
             BID, 1500, "10", GTC, SELLER, [("10", 500), ("10", 500)], [(1, "10", 500), (2, "10", 500)],
         ),
-        ("no more than wanted", BID, 7, "10", GTC, SELLER, [("10", 5), ("10", 5)], [(1, "10", 5), (2, "10", 2)]),
-        ("it stops where none crosses", BID, 9, "10", GTC, SELLER, [("10", 5), ("11", 5)], [(1, "10", 5)]),
+        ("limited by the taker", BID, 7, "10", GTC, SELLER, [("10", 5), ("10", 5)], [(1, "10", 5), (2, "10", 2)]),
+        ("limited by the price", BID, 9, "10", GTC, SELLER, [("10", 5), ("11", 5)], [(1, "10", 5)]),
         ("a market bid", BID, 6, None, IOC, SELLER, [("10", 5), ("99", 5)], [(1, "10", 5), (2, "99", 1)]),
         ("a market ask", ASK, 6, None, IOC, SELLER, [("9", 5), ("1", 5)], [(1, "9", 5), (2, "1", 1)]),
-        ("fill or kill, all there", BID, 10, "10", FOK, SELLER, [("9", 5), ("10", 5)], [(1, "9", 5), (2, "10", 5)]),
+        ("fill or kill, in full", BID, 10, "10", FOK, SELLER, [("9", 5), ("10", 5)], [(1, "9", 5), (2, "10", 5)]),
         ("fill or kill, one short", BID, 11, "10", FOK, SELLER, [("9", 5), ("10", 5)], []),
         ("a market fill or kill, one short", ASK, 11, None, FOK, SELLER, [("9", 10)], []),
     ],
 )  # fmt: skip
-def test_match(
+def test_match_returns_the_expected_fills(
     case: str,
     side: Side,
     quantity: int,
@@ -67,20 +67,20 @@ def test_match(
     assert fills == [Fill(UUID(int=number), Decimal(price), filled) for number, price, filled in expected], case
 
 
-def test_the_book_is_read_no_further_than_the_taker_can_reach() -> None:
-    passed = []
+def test_match_reads_only_makers_that_the_taker_reaches() -> None:
+    read = []
 
     def book() -> object:
         for number in range(1, 100):
-            passed.append(number)
+            read.append(number)
             yield maker(number, "10", 5)
 
     match(side=BID, quantity=10, limit=Decimal(10), time_in_force=GTC, pricing=Pricing.SELLER, book=book())  # type: ignore[arg-type]  # a generator of makers
 
-    assert len(passed) <= 3
+    assert len(read) <= 3
 
 
-# --- Against a naive market -----------------------------------------------------------------------------------------
+# --- Comparison with a naive market ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ Trades = list[tuple[int, int, Decimal, int]]  # taker, maker, price, quantity
 
 
 def naive_market(takers: list[Taker], pricing: Pricing) -> Trades:
-    """Sort all that rests before each taker, and go through the whole of it."""
+    """Sort all resting orders for each taker, and check each of them."""
     trades: Trades = []
     resting: list[Taker] = []
     for taker in takers:
@@ -122,7 +122,7 @@ def rank_of(taker: Taker) -> Decimal:
 
 
 def market(takers: list[Taker], pricing: Pricing) -> Trades:
-    """The same, with `match` on sides kept in priority."""
+    """Apply `match` to sides that are kept in priority order."""
     sides: dict[Side, list[tuple[tuple[Decimal, int], Maker]]] = {BID: [], ASK: []}
     trades: Trades = []
     for taker in takers:
@@ -157,7 +157,7 @@ sequences = st.lists(st.tuples(st.sampled_from(Side), st.integers(1, 12), shapes
 
 @settings(max_examples=300, deadline=None)
 @given(sequences, st.sampled_from(Pricing))
-def test_every_trade_is_the_one_a_naive_market_makes(
+def test_trades_equal_those_of_a_naive_market(
     orders: list[tuple[Side, int, tuple[Decimal | None, TimeInForce]]], pricing: Pricing
 ) -> None:
     takers = [Taker(number, side, quantity, *shape) for number, (side, quantity, shape) in enumerate(orders, 1)]

@@ -1,6 +1,6 @@
-"""Lists of commands: how many statements they cost, what they do to each other, and what is left when one fails.
+"""Batches of commands: their statements, their effects on each other, and failures.
 
-Every test ends with all invariants recomputed (see conftest.py).
+Every test ends with a check of all invariants (see conftest.py).
 """
 
 import json
@@ -33,82 +33,83 @@ pytestmark = pytest.mark.django_db(transaction=True)
 SYMBOLS = ["AAPL", "GOOG", "MSFT"]
 
 
-# --- Three messages to the database ---------------------------------------------------------------------------------
+# --- Statements -----------------------------------------------------------------------------------------------------
 
 FIND = "SELECT id, symbol, broker_id"
 LOCK = 'SELECT "exchange_instrument"'
 READ = "SELECT orders_read_market_v2"
 WRITE = "SELECT webhooks_publish"
-Made = Callable[[int], Sequence[Command]]
+Factory = Callable[[int], Sequence[Command]]
 
 
-def rests(how_many: int) -> list[Command]:
-    return [order(Side.BID, 1, "10.00") for _ in range(how_many)]
+def bids(count: int) -> list[Command]:
+    return [order(Side.BID, 1, "10.00") for _ in range(count)]
 
 
-def rests_with_ids(how_many: int) -> list[Command]:
-    return [order(Side.BID, 1, "10.00", client_order_id=f"id-{number}") for number in range(how_many)]
+def bids_with_ids(count: int) -> list[Command]:
+    return [order(Side.BID, 1, "10.00", client_order_id=f"id-{number}") for number in range(count)]
 
 
-def rests_in_several_books(how_many: int) -> list[Command]:
-    return [order(Side.ASK, 1, "10.00", symbol=SYMBOLS[number % 3]) for number in range(how_many)]
+def asks_in_several_books(count: int) -> list[Command]:
+    return [order(Side.ASK, 1, "10.00", symbol=SYMBOLS[number % 3]) for number in range(count)]
 
 
-def fills_of_resting_orders(how_many: int) -> list[Command]:
+def takers_of_resting_orders(count: int) -> list[Command]:
     for symbol in SYMBOLS:
-        service.execute([order(Side.ASK, 1, "10.00", by="bob", symbol=symbol) for _ in range(how_many)])
-    return [order(Side.BID, 1, "10.00", symbol=SYMBOLS[number % 3]) for number in range(how_many)]
+        service.execute([order(Side.ASK, 1, "10.00", by="bob", symbol=symbol) for _ in range(count)])
+    return [order(Side.BID, 1, "10.00", symbol=SYMBOLS[number % 3]) for number in range(count)]
 
 
-def fills_of_each_other(how_many: int) -> list[Command]:
-    return [order(side, 1, "10.00") for _ in range(how_many) for side in Side]
+def orders_that_fill_each_other(count: int) -> list[Command]:
+    return [order(side, 1, "10.00") for _ in range(count) for side in Side]
 
 
-def refusals(how_many: int) -> list[Command]:
-    return [order(Side.BID, 10**9, "10.00") for _ in range(how_many)]
+def unfundable_bids(count: int) -> list[Command]:
+    return [order(Side.BID, 10**9, "10.00") for _ in range(count)]
 
 
-def cancels(how_many: int) -> list[Command]:
-    outcomes = service.execute(rests_in_several_books(how_many))
+def cancels(count: int) -> list[Command]:
+    outcomes = service.execute(asks_in_several_books(count))
     return [CancelOrder(outcome.order.id, "alice") for outcome in outcomes if isinstance(outcome, Accepted)]
 
 
-@pytest.mark.parametrize("how_many", [1, 50])
+@pytest.mark.parametrize("count", [1, 50])
 @pytest.mark.parametrize(
-    ("made", "last"),
+    ("create", "last"),
     [
-        (rests, WRITE),
-        (rests_with_ids, WRITE),
-        (rests_in_several_books, WRITE),
-        (fills_of_resting_orders, WRITE),
-        (fills_of_each_other, WRITE),
-        (refusals, "ROLLBACK"),
+        (bids, WRITE),
+        (bids_with_ids, WRITE),
+        (asks_in_several_books, WRITE),
+        (takers_of_resting_orders, WRITE),
+        (orders_that_fill_each_other, WRITE),
+        (unfundable_bids, "ROLLBACK"),
         (cancels, WRITE),
     ],
 )
-def test_a_list_costs_as_many_messages_as_one_command(made: Made, last: str, how_many: int) -> None:
+def test_a_batch_sends_as_many_statements_as_one_command(create: Factory, last: str, count: int) -> None:
     for broker_id in ("alice", "bob"):
         trading.broker(broker_id, holdings=dict.fromkeys(SYMBOLS, trading.SHARES))
-    commands = made(how_many)
+    commands = create(count)
     with CaptureQueriesContext(connection) as captured:
         outcomes = service.execute(commands)
     sent = [str(query["sql"]).strip() for query in captured]
-    steps = [FIND, LOCK, READ, last] if made is cancels else [LOCK, READ, last]
-    begun = [f"BEGIN; {steps[0]}", *steps[1:]]
-    assert [text[: len(start)] for text, start in zip(sent, begun, strict=True)] == begun
+    steps = [FIND, LOCK, READ, last] if create is cancels else [LOCK, READ, last]
+    expected = [f"BEGIN; {steps[0]}", *steps[1:]]
+    assert [text[: len(start)] for text, start in zip(sent, expected, strict=True)] == expected
     assert (sent[-1].endswith("COMMIT")) == (last == WRITE)
-    assert all(isinstance(outcome, ExchangeError) is (made is refusals) for outcome in outcomes)
+    assert all(isinstance(outcome, ExchangeError) is (create is unfundable_bids) for outcome in outcomes)
 
 
-# --- Neighbours in one list -----------------------------------------------------------------------------------------
+# --- Commands of one batch ------------------------------------------------------------------------------------------
 
 
 def execute(*commands: Command) -> list[str]:
-    """Run a list; of each outcome the order's status, what else it is called, or the refusal's code."""
-    return [said(outcome) for outcome in batches.execute(commands, split_deep=True)]
+    """Execute a batch and return a summary of each outcome."""
+    return [summary(outcome) for outcome in batches.execute(commands, split_deep=True)]
 
 
-def said(outcome: Outcome) -> str:
+def summary(outcome: Outcome) -> str:
+    """The order's status, the error's code or the outcome's class name."""
     match outcome:
         case Accepted():
             return str(outcome.order.status)
@@ -124,8 +125,8 @@ def brokers() -> None:
 
 
 @pytest.mark.usefixtures("brokers")
-def test_a_refusal_in_the_middle_harms_no_neighbour() -> None:
-    told = execute(
+def test_a_rejection_does_not_affect_the_rest_of_its_batch() -> None:
+    outcomes = execute(
         order(Side.ASK, 5, "10.00", by="alice"),
         order(Side.BID, 10**6, "10.00", by="bob"),
         order(Side.BID, 1, "10.00", by="nobody"),
@@ -133,14 +134,14 @@ def test_a_refusal_in_the_middle_harms_no_neighbour() -> None:
         order(Side.BID, 1, "10.001", by="bob"),
         order(Side.BID, 5, "10.00", by="bob"),
     )
-    refusals = ["insufficient_balance", "broker_not_found", "symbol_not_found", "validation_error"]
-    assert told == ["pending", *refusals, "filled"]
+    rejections = ["insufficient_balance", "broker_not_found", "symbol_not_found", "validation_error"]
+    assert outcomes == ["pending", *rejections, "filled"]
     assert trading.fills() == [(5, Decimal(10))]
     assert Order.objects.count() == 2
 
 
 @pytest.mark.usefixtures("brokers")
-def test_what_one_command_reserves_the_next_one_lacks() -> None:
+def test_cash_reserved_by_one_command_is_missing_for_the_next() -> None:
     bid = order(Side.BID, 60_000, "10.00", by="bob")
     assert execute(bid, order(Side.BID, 60_000, "10.00", by="bob")) == ["pending", "insufficient_balance"]
     assert trading.balance("bob") == (trading.CASH, Decimal(600_000))
@@ -158,14 +159,14 @@ def test_the_second_of_two_orders_with_one_client_order_id_is_a_replay() -> None
 
 
 @pytest.mark.usefixtures("brokers")
-def test_of_two_different_orders_with_one_client_order_id_the_second_is_a_conflict() -> None:
+def test_a_different_order_with_a_client_order_id_of_its_batch_is_a_conflict() -> None:
     bids = [order(Side.BID, quantity, "10.00", client_order_id="twice") for quantity in (5, 6)]
     assert execute(*bids) == ["pending", "client_order_id_conflict"]
     assert Order.objects.get().quantity == 5
 
 
 @pytest.mark.usefixtures("brokers")
-def test_a_refused_order_leaves_its_client_order_id_to_the_next() -> None:
+def test_a_rejected_order_leaves_its_client_order_id_to_the_next() -> None:
     bids = [order(Side.BID, quantity, "10.00", client_order_id="twice") for quantity in (10**6, 6)]
     assert execute(*bids) == ["insufficient_balance", "pending"]
 
@@ -173,33 +174,33 @@ def test_a_refused_order_leaves_its_client_order_id_to_the_next() -> None:
 @pytest.mark.usefixtures("brokers")
 def test_a_taker_before_the_cancel_of_its_maker_trades_with_it() -> None:
     maker = place(Side.ASK, 5, "10.00", by="alice")
-    told = execute(order(Side.BID, 5, "10.00", by="bob"), CancelOrder(maker.pk, "alice"))
-    assert told == ["filled", "order_not_cancellable"]
+    outcomes = execute(order(Side.BID, 5, "10.00", by="bob"), CancelOrder(maker.pk, "alice"))
+    assert outcomes == ["filled", "order_not_cancellable"]
     assert trading.fills() == [(5, Decimal(10))]
 
 
 @pytest.mark.usefixtures("brokers")
-def test_a_taker_after_the_cancel_of_its_maker_goes_on_to_the_next() -> None:
-    maker, behind = place(Side.ASK, 5, "10.00", by="alice"), place(Side.ASK, 5, "11.00", by="alice")
-    told = execute(CancelOrder(maker.pk, "alice"), order(Side.BID, 5, "11.00", by="bob"))
-    assert told == ["Cancelled", "filled"]
+def test_a_taker_after_the_cancel_of_its_maker_fills_the_next_maker() -> None:
+    maker, next_maker = place(Side.ASK, 5, "10.00", by="alice"), place(Side.ASK, 5, "11.00", by="alice")
+    outcomes = execute(CancelOrder(maker.pk, "alice"), order(Side.BID, 5, "11.00", by="bob"))
+    assert outcomes == ["Cancelled", "filled"]
     assert trading.fills() == [(5, Decimal(11))]
-    behind.refresh_from_db()
-    assert behind.status == OrderStatus.FILLED
+    next_maker.refresh_from_db()
+    assert next_maker.status == OrderStatus.FILLED
 
 
 @pytest.mark.usefixtures("brokers")
-def test_orders_of_one_list_trade_with_each_other_by_price_and_then_place_in_the_list() -> None:
-    dear, first, second = (order(Side.ASK, 5, price, by="alice") for price in ("11.00", "10.00", "10.00"))
-    outcomes = service.execute([dear, first, second, order(Side.BID, 12, "11.00", by="bob")])
+def test_orders_of_one_batch_match_by_price_and_then_position() -> None:
+    last, first, second = (order(Side.ASK, 5, price, by="alice") for price in ("11.00", "10.00", "10.00"))
+    outcomes = service.execute([last, first, second, order(Side.BID, 12, "11.00", by="bob")])
     taken = outcomes[-1]
     assert isinstance(taken, Accepted)
-    assert [trade.ask_order_id for trade in taken.trades] == [first.order_id, second.order_id, dear.order_id]
+    assert [trade.ask_order_id for trade in taken.trades] == [first.order_id, second.order_id, last.order_id]
     assert [trade.quantity for trade in taken.trades] == [5, 5, 2]
 
 
 @pytest.mark.usefixtures("brokers")
-def test_takers_of_one_list_share_what_rests_and_the_second_finds_what_the_first_left() -> None:
+def test_takers_of_one_batch_share_the_resting_orders() -> None:
     for price in ("10.00", "11.00", "12.00"):
         place(Side.ASK, 5, price, by="alice")
     takers = [order(Side.BID, 7, None, by="bob"), order(Side.BID, 8, "12.00", by="bob")]
@@ -208,13 +209,13 @@ def test_takers_of_one_list_share_what_rests_and_the_second_finds_what_the_first
 
 
 @pytest.mark.usefixtures("brokers")
-def test_one_order_cancelled_twice_in_one_list_is_cancelled_once() -> None:
+def test_an_order_cancelled_twice_in_one_batch_is_cancelled_once() -> None:
     bid = place(Side.BID, 5, "10.00")
     assert execute(CancelOrder(bid.pk, "alice"), CancelOrder(bid.pk, "alice")) == ["Cancelled", "order_not_cancellable"]
     assert trading.balance("alice") == (trading.CASH, Decimal(0))
 
 
-# --- How many makers one command may fill ---------------------------------------------------------------------------
+# --- Maker limit ----------------------------------------------------------------------------------------------------
 
 MAKERS_MAX = 5
 
@@ -224,40 +225,40 @@ def limited(brokers: None, settings: Settings) -> None:
     trading.limit_makers(settings, MAKERS_MAX)
 
 
-def rest(how_many: int) -> None:
-    """One share each, at one price."""
-    for _ in range(how_many):
+def place_asks(count: int) -> None:
+    """Place asks of one share each, at one price."""
+    for _ in range(count):
         place(Side.ASK, 1, "10.00", by="alice")
 
 
 @pytest.mark.usefixtures("limited")
 @pytest.mark.parametrize("price", ["10.00", None])
-def test_a_command_fills_as_many_makers_as_the_limit(price: str | None) -> None:
-    rest(MAKERS_MAX + 1)
+def test_a_command_fills_makers_up_to_the_limit(price: str | None) -> None:
+    place_asks(MAKERS_MAX + 1)
     assert place(Side.BID, MAKERS_MAX, price, by="bob").status == OrderStatus.FILLED
     assert Trade.objects.count() == MAKERS_MAX
 
 
 @pytest.mark.usefixtures("limited")
-def test_a_command_that_takes_all_there_is_may_want_more() -> None:
-    rest(MAKERS_MAX)
+def test_a_command_that_empties_the_book_may_exceed_the_limit() -> None:
+    place_asks(MAKERS_MAX)
     assert place(Side.BID, MAKERS_MAX + 1, "10.00", by="bob").status == OrderStatus.PARTIALLY_FILLED
 
 
 @pytest.mark.usefixtures("limited")
 @pytest.mark.parametrize("time_in_force", [TimeInForce.GTC, TimeInForce.IOC, TimeInForce.FOK])
 @pytest.mark.parametrize("price", ["10.00", None])
-def test_a_command_that_needs_more_makers_than_the_limit_is_refused(
+def test_a_command_that_needs_more_makers_than_the_limit_is_rejected(
     price: str | None, time_in_force: TimeInForce
 ) -> None:
-    rest(MAKERS_MAX + 1)
-    greedy = order(Side.BID, MAKERS_MAX + 1, price, by="bob", time_in_force=time_in_force)
-    assert trading.refused(greedy) == "too_many_fills"
+    place_asks(MAKERS_MAX + 1)
+    taker = order(Side.BID, MAKERS_MAX + 1, price, by="bob", time_in_force=time_in_force)
+    assert trading.refused(taker) == "too_many_fills"
 
 
 @pytest.mark.usefixtures("limited")
-def test_commands_that_exceed_the_limit_only_together_all_succeed() -> None:
-    rest(3 * MAKERS_MAX)
+def test_commands_jointly_over_the_maker_limit_all_succeed() -> None:
+    place_asks(3 * MAKERS_MAX)
     takers = [order(Side.BID, MAKERS_MAX - 1, "10.00", by="bob") for _ in range(3)]
     assert execute(*takers) == ["filled"] * 3
     assert Trade.objects.count() == 3 * (MAKERS_MAX - 1)
@@ -269,39 +270,39 @@ def by_arrival(broker_id: str) -> Iterator[Order]:
 
 
 @pytest.mark.usefixtures("limited")
-def test_one_command_over_the_limit_does_not_take_its_list_along() -> None:
-    rest(2 * MAKERS_MAX)
-    told = execute(*(order(Side.BID, quantity, "10.00", by="bob") for quantity in (2, MAKERS_MAX + 1, 3)))
-    assert told == ["filled", "too_many_fills", "filled"]
+def test_a_command_over_the_maker_limit_does_not_affect_its_batch() -> None:
+    place_asks(2 * MAKERS_MAX)
+    outcomes = execute(*(order(Side.BID, quantity, "10.00", by="bob") for quantity in (2, MAKERS_MAX + 1, 3)))
+    assert outcomes == ["filled", "too_many_fills", "filled"]
 
 
-# --- All or nothing -------------------------------------------------------------------------------------------------
+# --- Atomicity ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "spoilt",
+    "corrupted",
     [
-        {"reserved_cash": 0},  # a CHECK fails in what saves orders, trades and balances
-        {"event_sequence": 0},  # a unique index fails in what is written last, the events
+        {"reserved_cash": 0},  # violates a CHECK when orders, trades and balances are saved
+        {"event_sequence": 0},  # violates a unique index when events are saved, which is the last step
     ],
 )
-def test_a_failure_while_saving_leaves_nothing_of_the_whole_list(spoilt: dict[str, int]) -> None:
+def test_a_failed_save_rolls_back_the_whole_batch(corrupted: dict[str, int]) -> None:
     trading.broker("alice", holdings={"AAPL": 100, "MSFT": 100})
     trading.broker("bob")
     place(Side.BID, 1, "10.00", by="bob")
     place(Side.ASK, 1, "10.00", by="alice")  # bob's first event
     place(Side.BID, 10, "10.00", by="bob")
     bob = Broker.objects.filter(pk="bob")
-    right = {name: getattr(bob.get(), name) for name in spoilt}
-    bob.update(**spoilt)
+    original = {name: getattr(bob.get(), name) for name in corrupted}
+    bob.update(**corrupted)
     before = trading.everything()
     with pytest.raises(IntegrityError):
         service.execute([order(Side.ASK, 1, "11.00", symbol="MSFT"), order(Side.ASK, 10, "10.00", by="alice")])
     assert trading.everything() == before
-    bob.update(**right)
+    bob.update(**original)
 
 
-def test_a_failed_list_gives_its_locks_back() -> None:
+def test_a_failed_batch_releases_its_locks() -> None:
     trading.broker("alice")
     trading.broker("bob")
     place(Side.BID, 10, "10.00", by="bob")
@@ -313,10 +314,10 @@ def test_a_failed_list_gives_its_locks_back() -> None:
     assert place(Side.ASK, 10, "10.00", by="alice").status == OrderStatus.FILLED
 
 
-# --- A deep book ----------------------------------------------------------------------------------------------------
+# --- Deep books -----------------------------------------------------------------------------------------------------
 
 RESTING = 20_000
-_REST_MANY = """
+_INSERT_ASKS = """
 INSERT INTO orders_order (id, broker_id, document_number, symbol, sequence, type, side, price, quantity,
   filled_quantity, filled_value, status, time_in_force, expires_at, created_at)
 SELECT gen_random_uuid(), 'alice', '12345678900', 'AAPL', n, 'limit', 'ask', 10 + (n * 7919 %% 10000) / 100.0, 2, 0, 0,
@@ -332,16 +333,16 @@ def deep_book() -> None:
     trading.broker("alice", holdings={"AAPL": 2 * RESTING})
     trading.broker("bob")
     with connection.cursor() as cursor:
-        cursor.execute(_REST_MANY, [RESTING])
+        cursor.execute(_INSERT_ASKS, [RESTING])
         Instrument.objects.filter(pk="AAPL").update(sequence=RESTING)
         Holding.objects.filter(broker="alice").update(reserved=2 * RESTING, open_orders=RESTING)
         cursor.execute("ANALYZE orders_order")
 
 
 def walk_plan(wanted: int, worst_rank: str = "Infinity") -> list[dict[str, Any]]:
-    """How PostgreSQL reads the asks for takers of `wanted` shares: every node of the plan that touches orders."""
+    """The plan nodes that read asks for takers of `wanted` shares."""
     demand = {"book": "AAPL", "book_side": "ask", "wanted": wanted, "worst_rank": worst_rank}
-    with connection.cursor() as cursor:  # the plan that is kept, not one for these values
+    with connection.cursor() as cursor:  # a generic plan, not one for these values
         cursor.execute(
             "PREPARE reachable(json, uuid[], timestamptz, int) AS SELECT * FROM orders_reachable_v2($1, $2, $3, $4)"
         )
@@ -362,7 +363,7 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.usefixtures("deep_book")
 @pytest.mark.parametrize("worst_rank", ["Infinity", "10.5"])
-def test_a_deep_book_is_read_along_its_index_and_no_further_than_needed(worst_rank: str) -> None:
+def test_a_deep_book_is_read_by_index_and_only_as_far_as_needed(worst_rank: str) -> None:
     reads = walk_plan(wanted=6, worst_rank=worst_rank)
     assert {(read["Node Type"], read["Index Name"]) for read in reads} == {("Index Scan", "order_book_in_priority")}
     assert sum(read["Actual Rows"] * read["Actual Loops"] for read in reads) == 3
@@ -370,7 +371,7 @@ def test_a_deep_book_is_read_along_its_index_and_no_further_than_needed(worst_ra
 
 
 @pytest.mark.usefixtures("deep_book")
-def test_a_market_order_takes_the_best_of_a_deep_book() -> None:
+def test_a_market_order_fills_the_best_asks_of_a_deep_book() -> None:
     taken = attempt(order(Side.BID, 6, None, by="bob"))
     assert isinstance(taken, Accepted)
     assert [(trade.quantity, trade.price) for trade in taken.trades] == [
@@ -382,9 +383,9 @@ def test_a_market_order_takes_the_best_of_a_deep_book() -> None:
     assert [arrivals[trade.ask_order_id] for trade in taken.trades[:2]] == [10_000, 20_000]
 
 
-# --- What is read ---------------------------------------------------------------------------------------------------
+# --- Reads ----------------------------------------------------------------------------------------------------------
 
-_BUSY = """
+_INSERT_HISTORY = """
 INSERT INTO orders_trade (id, symbol, price, quantity, taker_side, bid_order_id, ask_order_id, bid_broker_id,
   ask_broker_id, executed_at)
 SELECT gen_random_uuid(), 'AAPL', 10, 1, 'bid', gen_random_uuid(), o.id, 'bob', 'alice', now()
@@ -397,7 +398,7 @@ UPDATE orders_order SET expires_at = now() WHERE sequence = 3
 """
 
 
-def every_kind(maker: UUID) -> list[Command]:
+def one_of_each_kind(maker: UUID) -> list[Command]:
     return [
         order(Side.BID, 3, "10.00", by="bob", client_order_id="new"),
         order(Side.BID, 1, "10.00", by="bob", client_order_id="used"),
@@ -408,7 +409,7 @@ def every_kind(maker: UUID) -> list[Command]:
 
 
 def rows_read() -> Counter[str]:
-    """Rows read in this transaction: of each table by sequential scans, and through each index."""
+    """Count the rows read in this transaction, by sequential scans per table and by index."""
     with connection.cursor() as cursor:
         cursor.execute(
             """
@@ -423,19 +424,19 @@ def rows_read() -> Counter[str]:
 
 @pytest.mark.usefixtures("brokers")
 @pytest.mark.parametrize("few", [0, 3])
-def test_no_more_is_read_of_large_tables_even_by_plans_made_while_they_were_small(few: int) -> None:
+def test_plans_made_for_small_tables_read_few_rows_of_large_ones(few: int) -> None:
     with transaction.atomic(), connection.cursor() as cursor:
-        cursor.execute("TRUNCATE orders_order, orders_trade")  # small on disk, too, whatever other tests left there
+        cursor.execute("TRUNCATE orders_order, orders_trade")  # also small on disk
         cursor.execute("DISCARD PLANS")
-        cursor.execute(_REST_MANY, [few])
+        cursor.execute(_INSERT_ASKS, [few])
         cursor.execute("ANALYZE orders_order, orders_trade, exchange_holding")
-        trading.load_market(cursor, every_kind(uuid4()))
+        trading.load_market(cursor, one_of_each_kind(uuid4()))
         Order.objects.all().delete()
-        cursor.execute(_REST_MANY, [RESTING])
-        cursor.execute(_BUSY)
+        cursor.execute(_INSERT_ASKS, [RESTING])
+        cursor.execute(_INSERT_HISTORY)
         maker = Order.objects.get(sequence=1).pk
         before = rows_read()
-        market = trading.load_market(cursor, every_kind(maker))
+        market = trading.load_market(cursor, one_of_each_kind(maker))
         read = rows_read() - before
         transaction.set_rollback(True)
     assert {order.sequence for order in market.orders.values()} == {1, 2, 3, 10_000, 20_000}
@@ -445,15 +446,11 @@ def test_no_more_is_read_of_large_tables_even_by_plans_made_while_they_were_smal
     assert not {"orders_order", "orders_trade", "exchange_holding"} & read.keys()
 
 
-def told(state: object, names: Sequence[str]) -> list[str]:
-    return [str(getattr(state, name)) for name in names]
-
-
-def stored(table: str, names: Sequence[str], key: str, value: str | UUID) -> list[str]:
+def assert_stored(state: object, table: str, names: Sequence[str], key: str, value: str | UUID) -> None:
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT {', '.join(names)} FROM {table} WHERE {key} = %s", [value])  # noqa: S608
         (row,) = cursor.fetchall()
-    return [str(each) for each in row]
+    assert [str(getattr(state, name)) for name in names] == [str(each) for each in row]
 
 
 ACCOUNT = ["id", "status", "cash", "reserved_cash", "event_sequence"]
@@ -461,7 +458,7 @@ BOOK = ["symbol", "status", "tick_size", "lot_size", "pricing", "sequence"]
 POSITION = ["quantity", "reserved", "open_orders"]
 
 
-def test_what_is_read_under_the_locks_is_to_the_digit_what_the_tables_hold() -> None:
+def test_the_loaded_market_equals_the_tables_to_the_digit() -> None:
     trading.instrument(tick="0.0001", lot=1, pricing=Pricing.MAKER)
     trading.broker("alice", cash=10**15)
     trading.broker("bob")
@@ -478,22 +475,21 @@ def test_what_is_read_under_the_locks_is_to_the_digit_what_the_tables_hold() -> 
         alice = market.brokers["alice"]
         used, (trade,) = alice.used_client_order_ids["x"], market.earlier_trades[bid.pk]
         for state in (market.orders[bid.pk], market.orders[ask.pk], used):
-            columns = state.__struct_fields__
-            assert told(state, columns) == stored("orders_order", columns, "id", state.id)
-        assert told(trade, trade.__struct_fields__) == stored("orders_trade", trade.__struct_fields__, "id", trade.id)
-        assert told(alice, ACCOUNT) == stored("exchange_broker", ACCOUNT, "id", "alice")
-        assert told(market.books["AAPL"], BOOK) == stored("exchange_instrument", BOOK, "symbol", "AAPL")
-        assert told(alice.positions["AAPL"], POSITION) == stored("exchange_holding", POSITION, "broker_id", "alice")
+            assert_stored(state, "orders_order", state.__struct_fields__, "id", state.id)
+        assert_stored(trade, "orders_trade", trade.__struct_fields__, "id", trade.id)
+        assert_stored(alice, "exchange_broker", ACCOUNT, "id", "alice")
+        assert_stored(market.books["AAPL"], "exchange_instrument", BOOK, "symbol", "AAPL")
+        assert_stored(alice.positions["AAPL"], "exchange_holding", POSITION, "broker_id", "alice")
         transaction.set_rollback(True)
     assert used == market.orders[bid.pk]
     assert (used.side, used.expires_at, used.created_at) == (Side.BID, expires_at, bid.created_at)
     assert market.books["AAPL"].resting == {Side.BID: [], Side.ASK: [market.orders[ask.pk]]}
 
 
-# --- A commit whose answer was lost ---------------------------------------------------------------------------------
+# --- Lost commit responses ------------------------------------------------------------------------------------------
 
 
-def test_a_cancel_that_was_undone_is_not_taken_for_done_because_another_order_expired() -> None:
+def test_was_saved_is_false_if_another_transaction_expired_an_order() -> None:
     trading.broker("alice")
     due, kept = place(Side.ASK, 1, "11.00"), place(Side.ASK, 1, "10.00")
     Order.objects.filter(pk=due.pk).update(expires_at=database_now())
@@ -502,12 +498,12 @@ def test_a_cancel_that_was_undone_is_not_taken_for_done_because_another_order_ex
         market = trading.load_market(cursor, cancels)
         for command in cancels:
             market.apply(command)
-    services.expire_orders("AAPL")  # somebody's sweep leaves the first as the cancels would have left it
+    services.expire_orders("AAPL")  # a sweep expires the first order, as the cancels would
     with transaction.atomic(), connection.cursor() as cursor:
         assert not store.was_saved(cursor, market)
 
 
-def test_a_cancel_is_taken_for_done_though_another_order_expired_with_it() -> None:
+def test_was_saved_is_true_if_the_batch_expired_an_order() -> None:
     trading.broker("alice")
     due, kept = place(Side.ASK, 1, "11.00"), place(Side.ASK, 1, "10.00")
     Order.objects.filter(pk=due.pk).update(expires_at=database_now())
@@ -521,10 +517,10 @@ def test_a_cancel_is_taken_for_done_though_another_order_expired_with_it() -> No
         assert store.was_saved(cursor, market)
 
 
-# --- Its own transaction --------------------------------------------------------------------------------------------
+# --- Transactions ---------------------------------------------------------------------------------------------------
 
 
-def test_a_list_is_not_executed_within_a_transaction_that_may_be_rolled_back() -> None:
+def test_a_batch_is_not_executed_inside_an_outer_transaction() -> None:
     trading.broker("alice")
     with transaction.atomic(), pytest.raises(RuntimeError):
         service.execute([order(Side.BID, 1, "10.00")])
@@ -535,7 +531,7 @@ def test_a_list_is_not_executed_within_a_transaction_that_may_be_rolled_back() -
     assert not Order.objects.exists()
 
 
-def test_what_fails_is_rolled_back_and_the_connection_is_of_use() -> None:
+def test_a_failed_batch_is_rolled_back_and_leaves_a_usable_connection() -> None:
     trading.broker("alice")
     taken = place(Side.BID, 1, "10.00")
     with pytest.raises(IntegrityError):

@@ -1,4 +1,4 @@
-"""Random days on real PostgreSQL: after every step every invariant holds, and nothing is made or lost."""
+"""Random operations on PostgreSQL: every step keeps every invariant and conserves cash and shares."""
 
 from contextlib import suppress
 from datetime import timedelta
@@ -52,7 +52,7 @@ def orders(draw: st.DrawFn) -> PlaceOrder:
 
 
 class Exchange(RuleBasedStateMachine):
-    """Places, lists, cancels, expiries, transfers, halts and suspensions in any order."""
+    """Random orders, batches, cancels, expiries, transfers and suspensions."""
 
     placed = Bundle("placed")
 
@@ -76,16 +76,16 @@ class Exchange(RuleBasedStateMachine):
     def cancel(self, order_id: UUID) -> None:
         order = Order.objects.get(pk=order_id)
         outcome = trading.cancel(order)
-        is_past_its_time = order.expires_at is not None and order.expires_at <= timezone.now()
-        is_working = order.status in ("pending", "partially_filled") and not is_past_its_time
+        is_expired = order.expires_at is not None and order.expires_at <= timezone.now()
+        is_working = order.status in ("pending", "partially_filled") and not is_expired
         assert isinstance(outcome, ExchangeError) != is_working
 
     @rule(order_ids=st.lists(placed, max_size=3), commands=st.lists(orders(), max_size=3))
-    def cancel_and_place_in_one_list(self, order_ids: list[UUID], commands: list[PlaceOrder]) -> None:
+    def cancel_and_place_in_one_batch(self, order_ids: list[UUID], commands: list[PlaceOrder]) -> None:
         service.execute([*(CancelOrder(order_id, None) for order_id in order_ids), *commands])
 
     @rule(order_id=placed)
-    def let_time_pass(self, order_id: UUID) -> None:
+    def let_expire(self, order_id: UUID) -> None:
         past = timezone.now() - timedelta(seconds=1)
         Order.objects.filter(pk=order_id, expires_at__isnull=False, status="pending").update(expires_at=past)
 
@@ -125,7 +125,7 @@ class Exchange(RuleBasedStateMachine):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_random_day_keeps_every_invariant() -> None:
+def test_random_operations_keep_every_invariant() -> None:
     Exchange.TestCase.settings = settings(
         max_examples=20, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
     )
