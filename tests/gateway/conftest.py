@@ -1,4 +1,4 @@
-"""The clients of the tests of `exchange`."""
+"""The clients of the exchange tests."""
 
 from tests.exchange.conftest import alice, anonymous, bob, nothing_remembered, operator
 

@@ -1,4 +1,4 @@
-"""How many connections one address may hold open, and that silent ones are closed and keep nobody out."""
+"""The limit of open connections per address, and the timeout of idle ones."""
 
 import os
 import socket
@@ -26,7 +26,7 @@ LIMIT = 5
 
 
 class Listener:
-    """A port of this process, and clients that connect to it."""
+    """A listening port of this process with clients connected to it."""
 
     def __init__(self) -> None:
         self.socket = socket.create_server(("127.0.0.1", 0))
@@ -34,8 +34,8 @@ class Listener:
         self.clients: list[socket.socket] = []
         self.accepted: list[socket.socket] = []
 
-    def connect(self, how_many: int) -> None:
-        for _ in range(how_many):
+    def connect(self, count: int) -> None:
+        for _ in range(count):
             self.clients.append(socket.create_connection(self.socket.getsockname()))
             self.accepted.append(self.socket.accept()[0])
 
@@ -44,7 +44,7 @@ class Listener:
         return f"{host}:{port}"
 
     def open(self) -> list[int]:
-        """Which of the clients' connections are open."""
+        """Numbers of the clients whose connections are open."""
         return [number for number, client in enumerate(self.clients) if not is_closed(client)]
 
 
@@ -65,7 +65,7 @@ def listener(settings: Settings) -> Iterator[Listener]:
         each.close()
 
 
-def test_what_an_address_has_above_the_limit_is_closed_whoever_was_silent_longest_first(listener: Listener) -> None:
+def test_excess_connections_of_an_address_are_closed_longest_idle_first(listener: Listener) -> None:
     guard = Connections()
     listener.connect(LIMIT + 3)
     guard.record_request(listener.address, listener.client(0), 2.0)
@@ -81,7 +81,7 @@ def test_what_an_address_has_above_the_limit_is_closed_whoever_was_silent_longes
     assert listener.open() == [0, *range(LIMIT + 3, 2 * LIMIT + 2)]
 
 
-def test_an_exempt_address_may_have_as_many_as_it_likes(listener: Listener, settings: Settings) -> None:
+def test_an_exempt_address_has_no_connection_limit(listener: Listener, settings: Settings) -> None:
     settings.UNLIMITED_ADDRESSES = [ip_network("::1"), ip_network("127.0.0.0/8")]
     guard = Connections()
     listener.connect(LIMIT + 3)
@@ -90,7 +90,7 @@ def test_an_exempt_address_may_have_as_many_as_it_likes(listener: Listener, sett
     assert len(listener.open()) == LIMIT + 3
 
 
-def test_up_to_the_limit_none_is_closed_and_those_of_other_ports_are_let_alone(listener: Listener) -> None:
+def test_connections_within_the_limit_or_of_other_ports_stay_open(listener: Listener) -> None:
     guard = Connections()
     listener.connect(LIMIT)
     other = Listener()
@@ -111,11 +111,11 @@ def test_up_to_the_limit_none_is_closed_and_those_of_other_ports_are_let_alone(l
         ("B80D0120010002000000000001000000", "2001:db8:2:1::1", "2001:db8:2:1::/64"),
     ],
 )
-def test_addresses_are_read_as_the_kernel_writes_them(written: str, address: str, network: str) -> None:
+def test_addresses_of_the_kernel_are_parsed(written: str, address: str, network: str) -> None:
     assert connections._address(written) == (address, network)
 
 
-# --- Over a real server ---------------------------------------------------------------------------------------------
+# --- Live server ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def web_server(django_db_setup: None, tmp_path: Path) -> Iterator[live.Server]:
 
 
 @pytest.mark.processes
-def test_one_address_cannot_hold_more_than_its_share_and_the_rest_is_served(
+def test_connections_of_one_address_are_limited_while_requests_are_served(
     web_server: live.Server, settings: Settings
 ) -> None:
     clients = [socket.create_connection(("127.0.0.1", web_server.port)) for _ in range(1_100)]
@@ -146,7 +146,7 @@ def test_one_address_cannot_hold_more_than_its_share_and_the_rest_is_served(
 
 
 @pytest.mark.processes
-def test_who_is_silent_or_does_not_finish_its_headers_is_closed(server: live.Server) -> None:
+def test_idle_connections_and_unfinished_headers_time_out(server: live.Server) -> None:
     started = time.monotonic()
     clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
     clients[1].sendall(GET)

@@ -1,4 +1,4 @@
-"""The form of requests that only a real server sees: raw bytes on a socket."""
+"""Malformed and unusual requests, sent as raw bytes over a socket."""
 
 import json
 import socket
@@ -21,23 +21,23 @@ pytestmark = pytest.mark.django_db(transaction=True)
 STOCK = b'{"symbol": "AAPL"}'
 
 
-class Wire:
-    """Speaks HTTP/1.1 as an operator, byte by byte."""
+class RawClient:
+    """A client of an operator that sends raw bytes, each request on a new connection."""
 
     def __init__(self, server: Server) -> None:
         self.port = server.port
         self.key = services.issue_key(None, scopes=[Scope.OPERATOR], by=BY)[1]
 
     def send(self, request_line: bytes, *headers: bytes, body: bytes = b"") -> tuple[int, Any]:
-        """The status, and the JSON that came with it."""
+        """Send a request and return its status and JSON."""
         lines = [request_line + b" HTTP/1.1", b"Host: localhost", b"Connection: close", *headers]
         if not any(header.lower().startswith(b"authorization") for header in headers):
             lines.append(b"Authorization: Bearer " + self.key.encode())
         with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection:
-            with suppress(BrokenPipeError, ConnectionResetError):  # as HTTP clients do: it may have been answered
+            with suppress(BrokenPipeError, ConnectionResetError):  # like HTTP clients: the response may have been sent
                 connection.sendall(b"\r\n".join(lines) + b"\r\n\r\n" + body)
-            with connection.makefile("rb") as answer:
-                head, _, content = answer.read().partition(b"\r\n\r\n")
+            with connection.makefile("rb") as response:
+                head, _, content = response.read().partition(b"\r\n\r\n")
         return int(head.split()[1]), json.loads(content) if content.startswith(b"{") else None
 
     def post(self, path: bytes, body: bytes, *headers: bytes) -> tuple[int, Any]:
@@ -46,8 +46,8 @@ class Wire:
 
 
 @pytest.fixture
-def wire(server: Server) -> Wire:
-    return Wire(server)
+def client(server: Server) -> RawClient:
+    return RawClient(server)
 
 
 def _chunked(*chunks: bytes) -> bytes:
@@ -57,36 +57,36 @@ def _chunked(*chunks: bytes) -> bytes:
 CHUNKED = (b"Content-Type: application/json", b"Transfer-Encoding: chunked")
 
 
-def test_a_body_in_chunks_is_read_whole(wire: Wire) -> None:
-    status, body = wire.send(b"POST /stocks", *CHUNKED, body=_chunked(STOCK[:5], STOCK[5:]))
+def test_a_chunked_body_is_read_completely(client: RawClient) -> None:
+    status, body = client.send(b"POST /stocks", *CHUNKED, body=_chunked(STOCK[:5], STOCK[5:]))
 
     assert (status, body["symbol"]) == (201, "AAPL")
 
 
-def test_a_body_in_chunks_has_the_same_limit(wire: Wire) -> None:
-    status, body = wire.send(b"POST /stocks", *CHUNKED, body=_chunked(*[STOCK.ljust(1024)] * 65))
+def test_a_chunked_body_has_a_size_limit(client: RawClient) -> None:
+    status, body = client.send(b"POST /stocks", *CHUNKED, body=_chunked(*[STOCK.ljust(1024)] * 65))
 
     assert (status, body["code"]) == (413, "too_large")
     assert not Instrument.objects.exists()
 
 
 @pytest.mark.parametrize(("pieces", "status"), [(500, 201), (900, 201), (MAX_CHUNKS + 1, 400)])
-def test_a_body_in_many_chunks_has_a_limit_of_chunks(wire: Wire, pieces: int, status: int) -> None:
+def test_a_chunked_body_has_a_limit_of_chunks(client: RawClient, pieces: int, status: int) -> None:
     padding = [b" "] * (pieces - 1)
-    assert wire.send(b"POST /stocks", *CHUNKED, body=_chunked(*padding, STOCK))[0] == status
+    assert client.send(b"POST /stocks", *CHUNKED, body=_chunked(*padding, STOCK))[0] == status
 
 
-def test_no_chunks_are_no_body(wire: Wire) -> None:
-    assert wire.send(b"POST /stocks", *CHUNKED, body=_chunked())[1]["code"] == "malformed_request"
+def test_zero_chunks_are_an_empty_body(client: RawClient) -> None:
+    assert client.send(b"POST /stocks", *CHUNKED, body=_chunked())[1]["code"] == "malformed_request"
 
 
-def test_a_post_without_length_or_chunks_is_no_body(wire: Wire) -> None:
-    assert wire.send(b"POST /stocks", b"Content-Type: application/json")[1]["code"] == "malformed_request"
+def test_a_post_without_length_or_chunks_has_an_empty_body(client: RawClient) -> None:
+    assert client.send(b"POST /stocks", b"Content-Type: application/json")[1]["code"] == "malformed_request"
 
 
 @pytest.mark.parametrize("size", [64 * 1024 + 1, 1024 * 1024, 20 * 1024 * 1024])
-def test_a_large_body_is_answered_however_large_it_is(wire: Wire, size: int) -> None:
-    status, body = wire.post(b"/stocks", STOCK.ljust(size))
+def test_a_body_of_any_size_over_the_limit_is_413(client: RawClient, size: int) -> None:
+    status, body = client.post(b"/stocks", STOCK.ljust(size))
 
     assert (status, body["code"]) == (413, "too_large")
 
@@ -104,11 +104,11 @@ def test_a_large_body_is_answered_however_large_it_is(wire: Wire, size: int) -> 
         b";;;=",
     ],
 )
-def test_parameters_of_the_media_type_mean_nothing(wire: Wire, parameters: bytes) -> None:
+def test_parameters_of_the_media_type_are_ignored(client: RawClient, parameters: bytes) -> None:
     header = b"Content-Type: Application/JSON" + parameters
 
-    assert wire.send(b"POST /stocks", header, b"Content-Length: %d" % len(STOCK), body=STOCK)[0] == 201
-    assert wire.send(b"GET /stocks?limit=5", header)[0] == 200
+    assert client.send(b"POST /stocks", header, b"Content-Length: %d" % len(STOCK), body=STOCK)[0] == 201
+    assert client.send(b"GET /stocks?limit=5", header)[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -128,43 +128,43 @@ def test_parameters_of_the_media_type_mean_nothing(wire: Wire, parameters: bytes
         (b"/static/../manage.py", 404),
     ],
 )
-def test_an_odd_target_is_never_an_error_of_ours(wire: Wire, target: bytes, status: int) -> None:
-    found, body = wire.send(b"GET " + target)
+def test_a_malformed_target_never_causes_a_5xx(client: RawClient, target: bytes, status: int) -> None:
+    found, body = client.send(b"GET " + target)
 
     assert found == status
     assert body["request_id"]
 
 
 @pytest.mark.parametrize("value", [b"\xff\xfe", b"Bearer " + b"x" * 20_000, b"Bearer \xc3\xa9", b"Bearer", b""])
-def test_an_odd_authorization_is_nobody_s(wire: Wire, value: bytes) -> None:
-    assert wire.send(b"GET /stocks", b"Authorization: " + value)[0] == 401
+def test_a_malformed_authorization_is_401(client: RawClient, value: bytes) -> None:
+    assert client.send(b"GET /stocks", b"Authorization: " + value)[0] == 401
 
 
-def test_a_body_cut_short_changes_nothing(wire: Wire) -> None:
-    with socket.create_connection(("127.0.0.1", wire.port), timeout=10) as connection:
+def test_a_truncated_body_changes_nothing(client: RawClient) -> None:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as connection:
         head = b"POST /stocks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n"
-        connection.sendall(head + b"Authorization: Bearer " + wire.key.encode() + b"\r\n\r\n" + STOCK)
+        connection.sendall(head + b"Authorization: Bearer " + client.key.encode() + b"\r\n\r\n" + STOCK)
         connection.shutdown(socket.SHUT_WR)
         connection.recv(1)
-    assert wire.send(b"GET /healthz")[0] == 200
+    assert client.send(b"GET /healthz")[0] == 200
     assert not Instrument.objects.exists()
 
 
-def test_a_length_in_a_header_of_another_name_is_no_length(wire: Wire) -> None:
-    wire.post(b"/stocks", STOCK)
+def test_a_content_length_header_with_an_underscore_is_ignored(client: RawClient) -> None:
+    client.post(b"/stocks", STOCK)
 
-    status, body = wire.send(b"POST /stocks/AAPL/halt", b"Content-Type: application/json", b"Content_Length: 5")
+    status, body = client.send(b"POST /stocks/AAPL/halt", b"Content-Type: application/json", b"Content_Length: 5")
     assert (status, body["status"]) == (200, "halted")
 
 
-def test_bodies_that_do_not_come_hold_up_nobody_else(wire: Wire) -> None:
+def test_unfinished_bodies_do_not_block_other_requests(client: RawClient) -> None:
     head = b"POST /stocks HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 500\r\n"
-    head += b"Authorization: Bearer " + wire.key.encode() + b"\r\n\r\n{"
+    head += b"Authorization: Bearer " + client.key.encode() + b"\r\n\r\n{"
     with ExitStack() as idle:
         for _ in range(settings.DATABASE_POOL_SIZE + 5):
-            idle.enter_context(socket.create_connection(("127.0.0.1", wire.port), timeout=10)).sendall(head)
-        time.sleep(0.5)  # until each is being read
+            idle.enter_context(socket.create_connection(("127.0.0.1", client.port), timeout=10)).sendall(head)
+        time.sleep(0.5)  # until all bodies are being read
         started = time.monotonic()
 
-        assert wire.send(b"GET /stocks")[0] == 200
+        assert client.send(b"GET /stocks")[0] == 200
         assert time.monotonic() - started < settings.DATABASE_POOL_TIMEOUT_SECONDS
