@@ -1,4 +1,4 @@
-"""Executes a batch of commands: retried once if it fails, then bisected until the failing command is isolated."""
+"""Executes batches of commands. A failed batch is retried once, then bisected to isolate the failing command."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,10 +18,11 @@ _log = structlog.get_logger(__name__)
 def execute(
     commands: Sequence[Command], *, is_retry: bool = False, skip_busy: bool = False, split_deep: bool = False
 ) -> list[Outcome]:
-    """One outcome each: what fails is tried once more, then by halves, down to who is to blame.
+    """Execute `commands` and return one outcome per command, in order.
 
-    Where they reach too many resting orders for one list nothing is done, and `TooManyMakers` is raised; with
-    `split_deep` they are executed in several transactions, however long that takes.
+    A failed batch is retried once, then bisected until the failing command is isolated. If the commands reach too many
+    resting orders for one transaction, raise `TooManyMakers` without executing any; with `split_deep`, execute them in
+    several transactions instead, however long that takes.
     """
     try:
         return service.execute(commands, skip_busy=skip_busy, allow_deep=split_deep)
@@ -49,9 +50,9 @@ def execute(
 
 
 def try_begin(begin: Callable[[], None]) -> bool:
-    """Begin the next list's transaction. False if that failed: the list then counts as its own retry.
+    """Begin the next batch's transaction. False if that failed; the batch then counts as retried.
 
-    Without that, an outage would be waited for three times.
+    Otherwise each batch would wait for an unreachable database three times.
     """
     try:
         begin()
@@ -63,12 +64,12 @@ def try_begin(begin: Callable[[], None]) -> bool:
 
 
 def _reconnect() -> None:
-    """Leave no dead connection behind; where the database is away, the next to ask will hear so."""
+    """Discard dead connections. If the database is unreachable, the next query fails."""
     with suppress(DatabaseError):
         connection.close()
         replace_lost_connections()
 
 
 def _error_for(error: Exception) -> ExchangeError:
-    """Nothing was done."""
+    """The outcome of a command that was not executed because of `error`."""
     return Overloaded() if isinstance(error, OperationalError | InterfaceError) else InternalError()

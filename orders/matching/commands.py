@@ -1,4 +1,4 @@
-"""Everything that can be asked of a book, and every answer it can give. Values only."""
+"""Commands that change a book, and their outcomes. Values only."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from orders.matching.state import OrderState, TradeState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlaceOrder:
-    """A new order; its id is chosen here, so that an unknown outcome can be looked up."""
+    """Place a new order. Its id is chosen here, so that an unknown outcome can be looked up."""
 
     broker_id: str
     document_number: str
@@ -33,30 +33,30 @@ class PlaceOrder:
 
 @dataclass(frozen=True, slots=True)
 class CancelOrder:
-    """Cancel one working order of `broker_id`, or of anybody when that is None; what an operator does is on record."""
+    """Cancel one working order of `broker_id`, or of any broker if that is None. An operator's cancel is audited."""
 
     order_id: UUID
     broker_id: str | None
     reason: CancelReason = CancelReason.BY_BROKER
-    by: Actor | None = None  # an operator,
-    audit_reason: str = ""  # in its own words
+    by: Actor | None = None  # the operator, if one cancels
+    audit_reason: str = ""  # as the operator wrote it
 
 
 @dataclass(frozen=True, slots=True)
 class CancelOrders:
-    """Cancel a broker's working orders in one book, or on one side of it, at most a batch of them at a time."""
+    """Cancel a broker's working orders in one book, or on one side of it, at most `SWEEP_BATCH` at a time."""
 
     broker_id: str
     symbol: str
     reason: CancelReason = CancelReason.BY_BROKER
     side: Side | None = None
-    by: Actor | None = None  # as above
+    by: Actor | None = None  # the operator, if one cancels
     audit_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ExpireOrders:
-    """Expire the orders of one book whose time has passed, at most a batch of them: repeat until nothing is swept."""
+    """Expire orders of one book that are past their `expires_at`, at most `SWEEP_BATCH` at a time."""
 
     symbol: str
 
@@ -65,13 +65,13 @@ Command = PlaceOrder | CancelOrder | CancelOrders | ExpireOrders
 
 
 def symbols_of(commands: Iterable[Command]) -> set[str]:
-    """The symbols that the commands name; a cancel names an order."""
+    """The symbols that the commands name; a `CancelOrder` names only its order."""
     return {command.symbol for command in commands if not isinstance(command, CancelOrder)}
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A new order, as it stands after matching, with the trades it took part in as the taker."""
+    """A new order after matching, with its trades as the taker."""
 
     order: OrderState
     trades: list[TradeState]
@@ -80,14 +80,14 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """The command's client_order_id was used before, for the same order: this one."""
+    """An earlier order with the same client_order_id and the same fields as the command."""
 
     order_id: UUID
 
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """The order, cancelled, with all the trades it took part in, oldest first."""
+    """The cancelled order, with all its trades, oldest first."""
 
     order: OrderState
     trades: list[TradeState]
@@ -96,7 +96,7 @@ class Cancelled:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """How many orders a sweep closed, and how many of them it cancelled: those past their time it expired."""
+    """The number of orders that a sweep closed: those it cancelled, and those it expired."""
 
     closed: int
     cancelled: int

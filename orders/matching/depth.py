@@ -1,8 +1,8 @@
-"""Measures how many resting orders a command reaches, without reading them.
+"""Measures how many resting orders a new order reaches, without reading them.
 
-An order that reaches many is executed by itself. It reads its resting orders only if it is going to trade: an order
-that its broker cannot pay for, that would fill too many resting orders, or that is fill-or-kill and cannot be filled,
-reads none.
+A deep order, which reaches many, is executed in a separate transaction. It reads the resting orders only if it is going
+to trade: an order that its broker cannot pay for, that would fill too many resting orders, or that is fill-or-kill and
+cannot be filled, reads none.
 """
 
 from collections import Counter, defaultdict
@@ -23,9 +23,9 @@ BookSide = tuple[str, Side]  # one side of the book of a symbol
 
 
 class TooManyMakers(Exception):
-    """The commands reach more resting orders than one list may read. Nothing was done.
+    """The commands reach more resting orders than one batch may read. None was executed.
 
-    `deep` are the orders that must be executed each by itself; there is at least one.
+    `deep` are the orders that need a transaction of their own; there is at least one.
     """
 
     def __init__(self, deep: Iterable[PlaceOrder]) -> None:
@@ -34,11 +34,11 @@ class TooManyMakers(Exception):
         assert self._deep  # without one, splitting the commands would never end
 
     def is_deep(self, command: Command) -> bool:
-        """True if the command is one of those orders."""
+        """True if the command is a deep order."""
         return isinstance(command, PlaceOrder) and command.order_id in self._deep
 
     def split(self, commands: Sequence[Command]) -> list[list[Command]]:
-        """Split the commands, in their order: each of those orders by itself, and the others between them."""
+        """Split the commands, in order, into parts: each deep order by itself, and the commands between them."""
         parts: list[list[Command]] = []
         for command in commands:
             if parts and not (self.is_deep(command) or self.is_deep(parts[-1][-1])):
@@ -78,7 +78,7 @@ def _book_side_of(taker: PlaceOrder) -> BookSide:
 
 
 def _worst_rank(taker: PlaceOrder) -> Decimal:
-    """The worst rank of the opposite side that the order's price crosses; ranks ascend from the best."""
+    """The worst rank of the opposite side that the order's price crosses. Ranks ascend from the best."""
     if taker.price is None:
         return Decimal("Infinity")
     return taker.price if taker.side is Side.BID else -taker.price
@@ -110,7 +110,7 @@ def measure_reach(cursor: CursorWrapper, order: PlaceOrder) -> Reach:
 def find_deep_orders(cursor: CursorWrapper, takers: Sequence[PlaceOrder], targets: Sequence[UUID]) -> list[PlaceOrder]:
     """The takers that would each fill more than `MAX_MAKERS_READ_AT_ONCE` resting orders.
 
-    The shares of the resting orders `leaving` do not count: these orders may be cancelled first.
+    The shares of the resting orders in `targets` do not count, because the batch may cancel these orders first.
     """
     most = settings.MAX_MAKERS_READ_AT_ONCE
     large = [taker for taker in takers if taker.quantity > most]  # a resting order has at least one share
@@ -131,9 +131,9 @@ def find_deep_orders(cursor: CursorWrapper, takers: Sequence[PlaceOrder], target
 
 
 def largest_takers(commands: Sequence[Command], takers: Sequence[PlaceOrder]) -> list[PlaceOrder]:
-    """The largest takers. Without them, the others fill at most `MAX_MAKERS_PER_LIST` resting orders of each side.
+    """The largest takers, chosen so that the others fill at most `MAX_MAKERS_PER_LIST` resting orders of each side.
 
-    An order for n shares fills at most n resting orders, and passes over those that the commands cancel.
+    An order for n shares fills at most n resting orders. It also passes over those that the commands cancel.
     """
     cancelled = sum(
         0 if isinstance(command, PlaceOrder) else 1 if isinstance(command, CancelOrder) else settings.SWEEP_BATCH
@@ -149,15 +149,15 @@ def largest_takers(commands: Sequence[Command], takers: Sequence[PlaceOrder]) ->
     return removed
 
 
-# --- What brokers can pay for ---------------------------------------------------------------------------------------
+# --- Funds ----------------------------------------------------------------------------------------------------------
 
 
 class Funds(msgspec.Struct, frozen=True):
-    """The cash and shares of a broker, and how much of them its open orders reserve."""
+    """A broker's cash and shares, and how much of them its open orders reserve."""
 
     cash: Decimal
     reserved_cash: Decimal
-    holdings: dict[str, tuple[int, int]]  # by symbol
+    holdings: dict[str, tuple[int, int]]  # by symbol: quantity, reserved
 
     @property
     def available_cash(self) -> Decimal:
@@ -176,7 +176,7 @@ _NOTHING = Funds(Decimal(0), Decimal(0), {})
 
 
 def read_funds(cursor: CursorWrapper, takers: Sequence[PlaceOrder]) -> dict[str, Funds]:
-    """Read the funds of the takers' brokers, by broker: cash, and the shares of the takers' symbols."""
+    """Read the funds of the takers' brokers: cash, and shares of the takers' symbols."""
     cursor.execute(_FUNDS, [list({each.broker_id for each in takers}), list({each.symbol for each in takers})])
     funds: dict[str, Funds] = defaultdict(lambda: _NOTHING)
     funds |= {broker_id: _decode_funds(found) for broker_id, found in cursor.fetchall()}
@@ -184,10 +184,10 @@ def read_funds(cursor: CursorWrapper, takers: Sequence[PlaceOrder]) -> dict[str,
 
 
 def fundable_orders(takers: Sequence[PlaceOrder], funds: dict[str, Funds], *, is_alone: bool) -> list[PlaceOrder]:
-    """The orders that their brokers may be able to pay for. The others fill nothing, so nothing is read for them.
+    """The orders that their brokers may be able to pay for. The others fill nothing, so no makers are read for them.
 
-    An order by itself needs available funds. In a list, a broker can get shares from the list's other sellers and cash
-    from its other buyers, so the limit is what all of them own together, plus what the sellers buy in the list.
+    A single order needs available funds. In a batch, a broker can get shares from the batch's other sellers and cash
+    from its other buyers, so the limit is what all of them own together, plus what the sellers buy in the batch.
     """
     sellers = {(each.broker_id, each.symbol) for each in takers if each.side is Side.ASK}
     buyers = {each.broker_id for each in takers if each.side is Side.BID}
@@ -197,7 +197,7 @@ def fundable_orders(takers: Sequence[PlaceOrder], funds: dict[str, Funds], *, is
     for each in takers:
         if (each.broker_id, each.symbol) in sellers and each.side is Side.BID:
             shares[each.symbol] += each.quantity
-    sell_too = any(broker_id in buyers for broker_id, _ in sellers)  # for cash of whoever bids in the book
+    sell_too = any(broker_id in buyers for broker_id, _ in sellers)  # their sales may bring cash from bids in the book
     cash = sum((funds[each].spendable(is_alone=is_alone) for each in buyers), Decimal(0))
 
     def is_fundable(order: PlaceOrder) -> bool:
@@ -222,7 +222,7 @@ SELECT count(*), coalesce(sum(taken), 0), coalesce(sum(taken * price), 0) FROM (
   WHERE before < %(wanted)s) reached
 """
 
-# The first resting order of each side that is too deep: its rank, and the shares with a better priority.
+# The first resting order beyond the limit on each side: its rank, and the shares with a better priority.
 _FIRST_TOO_DEEP = """
 SELECT d.book, d.book_side, beyond.rank, beyond.before
 FROM json_to_recordset(%(demands)s::json) AS d(book text, book_side text, worst_rank numeric) CROSS JOIN LATERAL (
@@ -236,7 +236,7 @@ FROM json_to_recordset(%(demands)s::json) AS d(book text, book_side text, worst_
   ORDER BY rank, sequence OFFSET %(most)s) beyond
 """
 
-# Read before the brokers are locked, so it decides nothing: if funds arrive before the lock, the order is `overloaded`.
+# Read before the brokers are locked, so only a hint: an order whose funds arrive before the lock is `overloaded`.
 _FUNDS = """
 SELECT b.id, json_build_object('cash', b.cash, 'reserved_cash', b.reserved_cash, 'holdings', coalesce((
   SELECT json_object_agg(h.symbol, json_build_array(h.quantity, h.reserved)) FROM exchange_holding h

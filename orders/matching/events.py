@@ -1,4 +1,4 @@
-"""What a broker is told about its orders: exactly the fields of the contract, in its order."""
+"""Payloads of the events about orders: exactly the contract's fields, in the contract's order."""
 
 from decimal import Decimal
 from typing import Self
@@ -11,7 +11,7 @@ from orders.matching.state import OrderState, TradeState
 
 
 class TradeExecuted(msgspec.Struct, frozen=True):
-    """One side of a trade, with its order's state right after it."""
+    """One side of a trade, with its order's state after that trade."""
 
     trade_id: UUID
     order_id: UUID

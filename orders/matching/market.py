@@ -1,7 +1,7 @@
-"""Decides what each command does to books and balances: plain Python on what was read under the locks.
+"""Applies commands to books and balances, in plain Python, on rows that were read under the locks.
 
-A `Market` holds the books, orders and accounts that a list of commands can touch. `apply` changes it and answers;
-nothing here reads or writes anything else. What has changed is collected for `orders.matching.store` to save.
+A `Market` holds the books, orders and brokers that a batch can touch. `Market.apply` changes them and returns an
+outcome, without any I/O. `orders.matching.store` saves the changes that the market has collected.
 """
 
 from bisect import insort
@@ -40,7 +40,7 @@ from webhooks.outbox import NewEvent
 
 @dataclass(slots=True)
 class Market:
-    """What a list of commands can touch, and what it has changed."""
+    """The rows that a batch can touch, and the changes that it has made."""
 
     now: datetime
     books: dict[str, Book]
@@ -49,8 +49,8 @@ class Market:
     sweeps: dict[CancelOrders | ExpireOrders, list[OrderState]]
     earlier_trades: dict[UUID, list[TradeState]]  # of the orders to cancel
     max_open_orders: int
-    skip_busy: bool = False  # a book or a broker that is not here may be one that others hold
-    # The cost of each order whose makers were not read.
+    skip_busy: bool = False  # a book or a broker that is missing here may be locked
+    # The cost of each new order whose makers were not read.
     unread_costs: dict[UUID, Decimal] = field(default_factory=dict)
 
     new_orders: list[OrderState] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Market:
     changed_positions: dict[tuple[str, str], Position] = field(default_factory=dict)
 
     def apply(self, command: Command) -> Outcome:
-        """Run one command; a refusal is an answer like any other, and changes nothing that was asked for."""
+        """Apply one command and return its outcome. A rejected command changes nothing."""
         match command:
             case PlaceOrder():
                 return self._place(command)
@@ -91,11 +91,11 @@ class Market:
         if error:
             return error
         if command.order_id in self.unread_costs:
-            # With enough cash by now, the order could trade, but its makers were not read.
+            # If funds arrived before the lock, the order may trade, but its makers were not read.
             return _check_cash(self.unread_costs[command.order_id], broker) or errors.Overloaded()
         fills = self._match(command, book)
         if not all(self.orders[fill.order_id].broker_id in self.brokers for fill in fills):
-            return errors.Overloaded()  # it would trade with a broker that others hold
+            return errors.Overloaded()  # it would trade with a broker that is locked
         error = _check_fill_count(command, book, fills) or _check_market_bid_cash(command, broker, fills)
         if error:
             return error
@@ -129,7 +129,7 @@ class Market:
         _drop_closed(book.resting[order.side.opposite])
         if order.remaining_quantity:
             self._rest_or_cancel(order, book)
-        # A copy: later commands of the list may fill this order, and its own answer must not show that.
+        # A copy, because later commands of the batch may fill this order.
         return Accepted(copy(order), trades, price_decimals(book.tick_size))
 
     def _new_order(self, command: PlaceOrder, book: Book) -> OrderState:
@@ -151,7 +151,7 @@ class Market:
         )
 
     def _rest_or_cancel(self, order: OrderState, book: Book) -> None:
-        """The remainder rests and reserves what it may cost, or ends at once when its time in force says so."""
+        """Rest the remainder in the book and reserve its cost, or cancel it if its time in force requires that."""
         if order.time_in_force is TimeInForce.FOK:
             order.cancel(self.now, CancelReason.FOK_NOT_FILLED)
         elif order.type is OrderType.MARKET:
@@ -167,7 +167,7 @@ class Market:
     # --- Settling ---------------------------------------------------------------------------------------------------
 
     def _settle(self, fill: Fill, *, taker: OrderState, book: Book) -> TradeState:
-        """Move the shares and the cash of one fill, and tell both sides."""
+        """Execute one fill: move shares and cash, and publish the trade to both brokers."""
         maker = self.orders[fill.order_id]
         bid, ask = (taker, maker) if taker.side is Side.BID else (maker, taker)
         value = fill.price * fill.quantity
@@ -198,7 +198,7 @@ class Market:
         return trade
 
     def _reserve(self, order: OrderState, quantity: int) -> None:
-        """Set aside what `quantity` of a resting order may cost its owner; a negative quantity frees it."""
+        """Reserve the cash or shares for `quantity` of a resting order. A negative quantity releases them."""
         broker = self._broker_to_change(order.broker_id)
         if order.side is Side.BID:
             broker.reserved_cash += order.limit * quantity
@@ -206,7 +206,7 @@ class Market:
             self._position_to_change(broker, order.symbol).reserved += quantity
 
     def _count_open(self, order: OrderState, change: int) -> None:
-        """An order begins or ends to rest."""
+        """Count a resting order that is added (1) or removed (-1)."""
         self._position_to_change(self._broker_to_change(order.broker_id), order.symbol).open_orders += change
 
     def _credit(self, broker_id: str, symbol: str, *, cash: Decimal, shares: int) -> None:
@@ -215,6 +215,7 @@ class Market:
         self._position_to_change(broker, symbol).quantity += shares
 
     def _broker_to_change(self, broker_id: str) -> BrokerState:
+        """The broker, which is going to be saved."""
         broker = self.changed_brokers[broker_id] = self.brokers[broker_id]
         return broker
 
@@ -223,7 +224,7 @@ class Market:
         return position
 
     def _mark_changed(self, order: OrderState, book: Book) -> None:
-        """A resting order changed, and with it the book."""
+        """Record that a resting order has changed, and with it the book."""
         book.next_sequence()
         self.changed_books[book.symbol] = book
         self.changed_orders[order.id] = order
@@ -240,7 +241,7 @@ class Market:
         if order is None or command.broker_id not in (None, order.broker_id):
             return errors.OrderNotFound()
         if order.symbol not in self.books or order.broker_id not in self.brokers:
-            return errors.Overloaded()  # left out: others hold them
+            return errors.Overloaded()  # not read, because they are locked
         if order.is_working and order.is_due(self.now):
             self._expire_resting(order)
         if not order.is_working:
@@ -291,7 +292,7 @@ class Market:
 
 
 def _cancel_audit_entry(order: OrderState, status: OrderStatus, by: Actor, audit_reason: str) -> Entry:
-    """An operator's cancel of an order that had this status."""
+    """The audit entry of an operator's cancel; `status` is the order's status before it."""
     after = {
         "status": order.status,
         "broker_id": order.broker_id,
@@ -302,14 +303,14 @@ def _cancel_audit_entry(order: OrderState, status: OrderStatus, by: Actor, audit
     return Entry.of(by, Action.ORDER_CANCEL, order.id, reason=audit_reason, before={"status": status}, after=after)
 
 
-# --- Why a place is refused -----------------------------------------------------------------------------------------
+# --- Checks of a new order ------------------------------------------------------------------------------------------
 
 
 def _replay(command: PlaceOrder, earlier: OrderState) -> Outcome:
-    """The earlier order when the command asks for the same; else a conflict that names each difference."""
+    """The earlier order, if the command has the same fields; otherwise, a conflict that names each difference."""
     names = ["document_number", "side", "symbol", "type", "price", "quantity", "time_in_force"]
     if TimeInForce.GTD in (command.time_in_force, earlier.time_in_force):
-        names.append("expires_at")  # a day order's was computed, not asked for
+        names.append("expires_at")  # a day order's was computed, not sent
     differing = [name for name in names if getattr(command, name) != getattr(earlier, name)]
     if not differing:
         return Replayed(earlier.id)
@@ -322,7 +323,7 @@ def _replay(command: PlaceOrder, earlier: OrderState) -> Outcome:
 
 
 def _check_rules(command: PlaceOrder, book: Book, now: datetime) -> ExchangeError | None:
-    """The instrument's tick and lot, and an expiry that lies in the future: every one that is broken."""
+    """Check the tick, the lot and that the expiry is in the future; the error names all violations."""
     broken = []
     if command.expires_at is not None and command.expires_at <= now:
         broken.append(FieldError("expires_at", "in_the_past", "Must be in the future."))
@@ -344,7 +345,7 @@ def _check_status(book: Book, broker: BrokerState) -> ExchangeError | None:
 
 
 def _check_open_orders(command: PlaceOrder, broker: BrokerState, limit: int) -> ExchangeError | None:
-    """An order that may rest, also one that would be filled at once: its time in force alone decides, not the book."""
+    """Check the limit of open orders. It applies to every order that could rest, even if the order would be filled."""
     if command.time_in_force in (TimeInForce.IOC, TimeInForce.FOK):
         return None
     if broker.position(command.symbol).open_orders < limit:
@@ -353,7 +354,7 @@ def _check_open_orders(command: PlaceOrder, broker: BrokerState, limit: int) -> 
 
 
 def _check_fill_count(command: PlaceOrder, book: Book, fills: list[Fill]) -> ExchangeError | None:
-    """A taker that used up all that was read, with more to be had behind it."""
+    """Reject a taker that would fill more resting orders than one transaction reads."""
     if command.side.opposite not in book.truncated_sides:
         return None
     filled = sum(fill.quantity for fill in fills)
@@ -361,7 +362,7 @@ def _check_fill_count(command: PlaceOrder, book: Book, fills: list[Fill]) -> Exc
 
 
 def _check_funds(command: PlaceOrder, broker: BrokerState) -> ExchangeError | None:
-    """An ask needs all its shares free, a limit bid its whole worth."""
+    """Check that all shares of an ask, or the full value of a limit bid, are available."""
     if command.side is Side.BID:
         return None if command.price is None else _check_cash(command.price * command.quantity, broker)
     available = broker.position(command.symbol).available
@@ -373,7 +374,7 @@ def _check_funds(command: PlaceOrder, broker: BrokerState) -> ExchangeError | No
 
 
 def _check_market_bid_cash(command: PlaceOrder, broker: BrokerState, fills: list[Fill]) -> ExchangeError | None:
-    """A market bid needs what it takes now."""
+    """Check that the cost of a market bid's fills is available."""
     if command.side is Side.ASK or command.price is not None:
         return None
     return _check_cash(sum((fill.price * fill.quantity for fill in fills), Decimal(0)), broker)
@@ -388,7 +389,7 @@ def _check_cash(cash: Decimal, broker: BrokerState) -> ExchangeError | None:
 
 
 def _drop_closed(side: list[OrderState]) -> None:
-    """Forget the orders at the front that are no longer working, so that the next taker need not pass them."""
+    """Remove closed orders from the front, so that the next taker does not iterate over them."""
     done = next((index for index, order in enumerate(side) if order.is_working), len(side))
     del side[:done]
 

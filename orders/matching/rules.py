@@ -1,6 +1,6 @@
-"""Who trades with whom, at which price: the market's rule and nothing else.
+"""The matching rule: price-time priority and trade prices.
 
-Price decides, then arrival. Values in, values out; nothing here knows a database, a clock or a broker.
+Values in, values out: no database, clock or broker. Standard library only.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from orders.enums import Side, TimeInForce
 
 @dataclass(frozen=True, slots=True)
 class Maker:
-    """A resting order, as far as matching needs to know it."""
+    """A resting order, with the fields that matching needs."""
 
     order_id: UUID
     price: Decimal
@@ -23,7 +23,7 @@ class Maker:
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """A decision: so many shares, at this price, against this maker."""
+    """The matcher's decision to trade `quantity` shares with a maker at `price`."""
 
     order_id: UUID
     price: Decimal
@@ -39,7 +39,7 @@ def match(
     pricing: Pricing,
     book: Iterable[Maker],
 ) -> list[Fill]:
-    """Fill a taker against `book`, the opposite side in priority; `limit` is None for a market order."""
+    """Fill a taker against `book`, the opposite side in priority order. `limit` is None for a market order."""
     fills: list[Fill] = []
     unfilled = quantity
     for maker in book:  # lazy: read no further than the taker can reach
@@ -54,14 +54,14 @@ def match(
 
 
 def crosses(side: Side, limit: Decimal | None, maker_price: Decimal) -> bool:
-    """Whether a taker may trade at `maker_price`: a bid at least as high as the ask it meets."""
+    """True if a taker may trade with a maker at `maker_price`: the bid is at least as high as the ask."""
     if limit is None:
         return True
     return limit >= maker_price if side is Side.BID else limit <= maker_price
 
 
 def trade_price(side: Side, limit: Decimal | None, maker_price: Decimal, pricing: Pricing) -> Decimal:
-    """The seller's price between two limit orders, whichever came first; the maker's under `maker` pricing."""
+    """The seller's price between two limit orders; otherwise (market order or `maker` pricing), the maker's."""
     if side is Side.ASK and limit is not None and pricing is Pricing.SELLER:
         return limit
     return maker_price

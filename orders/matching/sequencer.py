@@ -1,12 +1,12 @@
-"""Where requests hand in their commands and wait for the outcome.
+"""The queue in which concurrent requests wait for the outcomes of their commands.
 
-The request that waits in front leads, or has a thread lead when it waits on the event loop: what has queued meanwhile
-is executed, whatever books it is for, as one list in one transaction, with one commit for all of it, and the lead is
-handed on. When little is asked the list is one command long and nothing waits; when more is asked the lists grow by
-themselves. Other processes do the same, in turns where many wait; but it is the locks that keep every book right.
+The first waiter is the leader. It executes all queued commands, of any books, as one batch: one transaction, one
+commit. It then promotes the next waiter. A waiter in a thread leads itself; one on the event loop has a thread lead.
+Under low load a batch has one command and nothing waits; under high load the batches grow. Web processes take turns
+when requests wait, which saves time; only the locks of the database keep the books correct.
 
-What would fill very many resting orders is executed aside, by itself and for a limited time. That takes seconds, in
-which its own book is locked and the others go on.
+A deep order is executed in a separate transaction, by a thread of its own and with a time limit. That can take seconds,
+in which its book is locked and the other books go on.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from orders.matching.depth import TooManyMakers
 from orders.matching.waiters import LoopWaiter, LoopWaker, ThreadWaiter, Waiter
 
 _log = structlog.get_logger(__name__)
-_leader_thread = ThreadPoolExecutor(1, "leader")  # of the lists whose first request waits on an event loop
+_leader_thread = ThreadPoolExecutor(1, "leader")  # for batches whose leader waits on the event loop
 _deep_thread = ThreadPoolExecutor(1, "deep")
 
 
@@ -38,7 +38,7 @@ def submit(command: PlaceOrder) -> Accepted | Replayed: ...
 @overload
 def submit(command: CancelOrder) -> Cancelled: ...
 def submit(command: PlaceOrder | CancelOrder) -> Accepted | Replayed | Cancelled | Swept:
-    """Run one command now and answer with its outcome; a refusal is raised."""
+    """Execute one command and return its outcome. Raise the outcome if it is an error."""
     return _unwrap(submit_all([command]))
 
 
@@ -47,7 +47,7 @@ async def submit_async(command: PlaceOrder) -> Accepted | Replayed: ...
 @overload
 async def submit_async(command: CancelOrder) -> Cancelled: ...
 async def submit_async(command: PlaceOrder | CancelOrder) -> Accepted | Replayed | Cancelled | Swept:
-    """The same for who waits on an event loop."""
+    """Async variant of `submit`."""
     return _unwrap(await _sequencer.submit_async([command]))
 
 
@@ -59,33 +59,33 @@ def _unwrap(outcomes: list[Outcome]) -> Accepted | Replayed | Cancelled | Swept:
 
 
 def submit_all(commands: Sequence[Command]) -> list[Outcome]:
-    """Run `commands` now; one outcome each, in their order: a refusal is an outcome like any other.
+    """Execute `commands` and return one outcome per command, in order. An outcome may be an error.
 
-    `Overloaded` is raised when they certainly were not done, `OutcomeUnknown` when that is not known in time.
+    Raise `Overloaded` if they were certainly not executed, `OutcomeUnknown` if that is not known in time.
     """
     if not commands:
         return []
     if not connection.in_atomic_block:
-        connection.close()  # who waits holds no connection: who leads may need it
+        connection.close()  # waiters hold no connection, so that the leader gets one
     return _sequencer.submit(commands)
 
 
 def is_full() -> bool:
-    """Whether anything handed in now would be refused."""
+    """True if a request would be rejected with `Overloaded` now."""
     return _sequencer.is_full()
 
 
 class Sequencer:
-    """A bounded queue of waiters; the first of them leads, and hands the lead on when its list is done."""
+    """A bounded queue of waiters, whose first waiter leads."""
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
         self._waiters: deque[Waiter] = deque()
         self._queued_commands = 0
         self._has_leader = False
-        self._seconds_per_command = 0.0  # of the last list
-        self._deep_requests = 0  # waiters
-        self._waker: LoopWaker | None = None  # of the loop that asked last: a web process has one
+        self._seconds_per_command = 0.0  # in the previous batch
+        self._deep_requests = 0  # waiting for, or in, a separate transaction
+        self._waker: LoopWaker | None = None  # of the event loop; a web process has one loop
 
     def submit(self, commands: Sequence[Command]) -> list[Outcome]:
         waiter = ThreadWaiter(commands)
@@ -95,7 +95,7 @@ class Sequencer:
             if not waiter.is_leader and not waiter.wait(settings.SEQUENCER_LAST_PATIENCE_SECONDS):
                 raise OutcomeUnknown
         if waiter.is_leader:
-            waiter.wait(0)  # by its appointment, if that came after the wait
+            waiter.wait(0)  # takes the wake-up of a promotion that came after the timeout
             self._run_batch()
             if not waiter.is_leader and not waiter.wait(settings.SEQUENCER_LAST_PATIENCE_SECONDS):
                 raise OutcomeUnknown
@@ -132,7 +132,7 @@ class Sequencer:
                 self._waiters[0].promote()
 
     def _withdraw(self, waiter: Waiter) -> None:
-        """Take back what still waits; what does not is under way, or its turn came just now."""
+        """Remove the waiter from the queue and raise `Overloaded`, unless it leads or its batch has begun."""
         with self._mutex:
             if not waiter.is_leader and waiter in self._waiters:
                 self._waiters.remove(waiter)
@@ -148,8 +148,18 @@ class Sequencer:
             loop = waiter.future.get_loop()
             loop.call_later(settings.SEQUENCER_LAST_PATIENCE_SECONDS, waiter.reject, OutcomeUnknown())
 
+    def _start_leader(self) -> None:
+        _leader_thread.submit(self._run_batch_in_thread)
+
+    def _run_batch_in_thread(self) -> None:
+        try:
+            with closing(connection):
+                self._run_batch()
+        except Exception as error:  # the future of this thread is never read
+            _log.error("leader_failed", exc_info=error)
+
     def _run_batch(self) -> None:
-        """Execute what waits, the first one's commands first, and appoint who leads next before calling who is done."""
+        """Execute the next batch, promote the next leader, then wake the waiters of the batch."""
         taken: list[Waiter] = []
         waiters: list[Waiter] = []
         outcomes: list[Outcome] = []
@@ -163,9 +173,9 @@ class Sequencer:
             while waiters and not outcomes:
                 try:
                     outcomes = self._execute(waiters, is_retry=is_retry)
-                except TooManyMakers as too_many:  # nothing was done
+                except TooManyMakers as too_many:  # nothing was executed
                     waiters = self._split_off_deep(waiters, too_many)
-        finally:  # also should this thread be torn down meanwhile
+        finally:  # also if an exception from outside stops this thread
             waiters = waiters if taken else self._dequeue(0)
             self._promote_next()
             in_order = iter(outcomes)
@@ -175,17 +185,40 @@ class Sequencer:
     def _execute(self, waiters: Sequence[Waiter], *, is_retry: bool) -> list[Outcome]:
         commands = [command for waiter in waiters for command in waiter.commands]
         started = time.monotonic()
-        if self._deep_requests:  # which holds locks for seconds
+        if self._deep_requests:  # their transaction may hold locks for seconds
             is_retry = not batches.try_begin(service.begin_with_short_lock_timeout) or is_retry
         try:
             return batches.execute(commands, is_retry=is_retry)
         finally:
             self._seconds_per_command = (time.monotonic() - started) / len(commands)
 
-    # --- Aside ------------------------------------------------------------------------------------------------------
+    def _dequeue(self, capacity: int) -> list[Waiter]:
+        """Take the first waiter, and the next ones while their commands fit in `capacity`."""
+        with self._mutex:
+            taken = [self._waiters.popleft()]
+            capacity -= len(taken[0].commands)
+            while self._waiters and len(self._waiters[0].commands) <= capacity:
+                taken.append(self._waiters.popleft())
+                capacity -= len(taken[-1].commands)
+            self._queued_commands -= sum(len(waiter.commands) for waiter in taken)
+            return taken
+
+    def _batch_capacity(self) -> int:
+        """The maximum number of commands of a batch, also by time, at the pace of the previous batch."""
+        if self._seconds_per_command == 0:
+            return settings.SEQUENCER_BATCH
+        return min(settings.SEQUENCER_BATCH, int(settings.SEQUENCER_BATCH_SECONDS / self._seconds_per_command))
+
+    def _promote_next(self) -> None:
+        with self._mutex:
+            self._has_leader = bool(self._waiters)
+            if self._has_leader:
+                self._waiters[0].promote()
+
+    # --- Deep orders ------------------------------------------------------------------------------------------------
 
     def _split_off_deep(self, waiters: Sequence[Waiter], too_many: TooManyMakers) -> list[Waiter]:
-        """Set aside the waiters with an order that must be executed by itself; return the others."""
+        """Pass the waiters with a deep order to the deep thread and return the others."""
         others = []
         for waiter in waiters:
             if any(too_many.is_deep(command) for command in waiter.commands):
@@ -195,7 +228,7 @@ class Sequencer:
         return others
 
     def _submit_deep(self, waiter: Waiter, too_many: TooManyMakers) -> None:
-        waiter.is_leader = False
+        waiter.is_leader = False  # it waits for the deep thread instead
         with self._mutex:
             is_admitted = self._deep_requests < settings.SEQUENCER_ASIDE_REQUESTS
             self._deep_requests += is_admitted
@@ -207,7 +240,7 @@ class Sequencer:
             waiter.complete([], rest=Overloaded())
 
     def _execute_deep(self, waiter: Waiter, too_many: TooManyMakers, deadline: float) -> None:
-        """Part after part, until one would begin after the deadline: what is left is certainly not done."""
+        """Execute the waiter's commands in parts. Parts left at the deadline are certainly not executed."""
         outcomes: list[Outcome] = []
         rest: ExchangeError = OutcomeUnknown()
         try:
@@ -217,45 +250,12 @@ class Sequencer:
                         break
                     outcomes += batches.execute(part, split_deep=True)
             rest = Overloaded()
-        except Exception as error:  # nobody waits for this thread's result
+        except Exception as error:  # the future of this thread is never read
             _log.error("aside_failed", exc_info=error)
         finally:
             with self._mutex:
                 self._deep_requests -= 1
             waiter.complete(outcomes, rest)
-
-    def _start_leader(self) -> None:
-        _leader_thread.submit(self._run_batch_in_thread)
-
-    def _run_batch_in_thread(self) -> None:
-        try:
-            with closing(connection):
-                self._run_batch()
-        except Exception as error:  # nobody waits for this thread's result
-            _log.error("leader_failed", exc_info=error)
-
-    def _dequeue(self, capacity: int) -> list[Waiter]:
-        """The first waiter, and as many more as there is capacity for their commands."""
-        with self._mutex:
-            taken = [self._waiters.popleft()]
-            capacity -= len(taken[0].commands)
-            while self._waiters and len(self._waiters[0].commands) <= capacity:
-                taken.append(self._waiters.popleft())
-                capacity -= len(taken[-1].commands)
-            self._queued_commands -= sum(len(waiter.commands) for waiter in taken)
-            return taken
-
-    def _batch_capacity(self) -> int:
-        """How many commands one transaction may have, and may last at the pace of the list before."""
-        if self._seconds_per_command == 0:
-            return settings.SEQUENCER_BATCH
-        return min(settings.SEQUENCER_BATCH, int(settings.SEQUENCER_BATCH_SECONDS / self._seconds_per_command))
-
-    def _promote_next(self) -> None:
-        with self._mutex:
-            self._has_leader = bool(self._waiters)
-            if self._has_leader:
-                self._waiters[0].promote()
 
 
 _sequencer = Sequencer()

@@ -1,4 +1,4 @@
-"""The one way in: every change to a book goes through `execute`, under that book's lock."""
+"""The write path: every change to a book goes through `execute`, under that book's lock."""
 
 from collections.abc import Collection, Sequence
 from functools import cache
@@ -22,14 +22,14 @@ _log = structlog.get_logger(__name__)
 def execute(commands: Sequence[Command], *, skip_busy: bool = False, allow_deep: bool = True) -> list[Outcome]:
     """Run a batch of commands in one transaction and return one outcome per command, in order.
 
-    After an error nothing was done, unless it is `OutcomeUnknown`. `TooManyMakers` is raised if the commands reach too
-    many resting orders for one transaction; a single command only without `allow_deep`. With `skip_busy`, locks are
-    not waited for, and commands that need a book or a broker that others hold are rejected.
+    An error means that nothing was executed, unless it is `OutcomeUnknown`. Raise `TooManyMakers` if the commands reach
+    too many resting orders for one transaction; with `allow_deep`, a single command may. With `skip_busy`, do not wait
+    for locks: commands that need a locked book or broker are rejected.
     """
     saved, due = None, 0
     try:
         with own_transaction() as cursor:
-            targets = store.find_targets(cursor, commands)  # only what never changes
+            targets = store.find_targets(cursor, commands)  # reads only columns that never change
             books = lock_instruments(cursor, symbols_of(commands) | set(targets.values()), skip_busy=skip_busy)
             market = store.load_market(cursor, commands, targets, books, skip_busy=skip_busy, allow_deep=allow_deep)
             outcomes = [market.apply(command) for command in commands]  # no I/O: only the rules
@@ -46,7 +46,7 @@ def execute(commands: Sequence[Command], *, skip_busy: bool = False, allow_deep:
 
 
 def lock_instruments(cursor: CursorWrapper, symbols: Collection[str], *, skip_busy: bool = False) -> list[Book]:
-    """Lock these instruments, in the order of their symbols; with `skip_busy` those that nobody else holds."""
+    """Lock these instruments in the order of their symbols; with `skip_busy`, only those not locked already."""
     if not symbols:
         return []
     cursor.execute(_lock_statement(len(symbols), skip_busy), list(symbols))
@@ -55,7 +55,7 @@ def lock_instruments(cursor: CursorWrapper, symbols: Collection[str], *, skip_bu
 
 @cache
 def _lock_statement(count: int, skip_busy: bool) -> str:
-    """The statement that locks this many instruments, kept because compiling it takes longer than the lock."""
+    """The statement that locks `count` instruments, cached because compiling it takes longer than the lock."""
     instruments = Instrument.objects.select_for_update(no_key=True, of=("self",), skip_locked=skip_busy)
     chosen = instruments.filter(symbol__in=[str(number) for number in range(count)]).order_by("symbol")
     sql, _ = chosen.values_list(*Book.COLUMNS).query.sql_with_params()
@@ -63,7 +63,7 @@ def _lock_statement(count: int, skip_busy: bool) -> str:
 
 
 def _was_committed(market: Market) -> bool:
-    """True if a COMMIT that was sent, and not answered, took place."""
+    """True if a COMMIT without a response was executed."""
     try:
         connection.close()
         replace_lost_connections()
@@ -75,16 +75,16 @@ def _was_committed(market: Market) -> bool:
 
 
 def begin_with_batch_lock() -> None:
-    """Begin the transaction of this thread's next `execute` when no other process is in one, or soon anyway.
+    """Begin the transaction of this thread's next `execute` when no other process executes a batch, or on a timeout.
 
-    This decides nothing: the locks do. But a list that waits for the books of another one was taken before that wait.
-    Lists would be half as long, and cost more for each order.
+    The lock is the process's turn. It is an optimisation: without it, processes would wait for each other's books with
+    batches collected before that wait. Batches would be half as long, and each order would cost more.
     """
     with connection.cursor() as cursor:
         store.begin_with_batch_lock(cursor)
 
 
 def begin_with_short_lock_timeout() -> None:
-    """Begin the transaction of this thread's next `execute`, unless it is open, with a short lock timeout."""
+    """Begin the transaction of this thread's next `execute`, unless it is open, and set a short lock timeout."""
     with connection.cursor() as cursor:
         store.begin_with_short_lock_timeout(cursor)

@@ -1,4 +1,4 @@
-"""Orders, trades and balances as read, by the write path under their locks: plain values, named like their columns."""
+"""Rows that the write path reads under its locks: plain values, named like their columns."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,7 +12,7 @@ from exchange.rules import BrokerStatus, InstrumentStatus, Pricing
 from orders.enums import WORKING, CancelReason, OrderStatus, OrderType, Side, TimeInForce
 
 
-class OrderState(msgspec.Struct):  # made, copied and written as JSON in a tenth of a dataclass's time
+class OrderState(msgspec.Struct):  # created, copied and encoded in a tenth of a dataclass's time
     """One order's row."""
 
     id: UUID
@@ -45,17 +45,17 @@ class OrderState(msgspec.Struct):  # made, copied and written as JSON in a tenth
 
     @property
     def limit(self) -> Decimal:
-        """The price of an order that has one: all that rest."""
+        """The price of a limit order; every resting order is one."""
         assert self.price is not None
         return self.price
 
     @property
     def priority(self) -> tuple[Decimal, int]:
-        """Ascending is better: price, then arrival."""
+        """Sort key, best first: price, then arrival."""
         return (-self.limit if self.side is Side.BID else self.limit), self.sequence
 
     def is_due(self, now: datetime) -> bool:
-        """Whether its time has passed, swept or not."""
+        """True once `expires_at` has passed, whether swept or not."""
         return self.expires_at is not None and now >= self.expires_at
 
     def fill(self, quantity: int, value: Decimal) -> None:
@@ -88,7 +88,7 @@ class TradeState(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class Position:
-    """A broker's shares of one instrument, and how many of its orders rest there."""
+    """A broker's shares of one instrument, and the number of its resting orders there."""
 
     quantity: int = 0
     reserved: int = 0
@@ -101,7 +101,7 @@ class Position:
 
 @dataclass(slots=True)
 class BrokerState:
-    """A broker's balances, its event counter, and its orders that already use the list's client_order_ids."""
+    """A broker's balances, its event counter, and its earlier orders with client_order_ids of the batch."""
 
     id: str
     status: BrokerStatus
@@ -121,7 +121,7 @@ class BrokerState:
 
 @dataclass(slots=True)
 class Book:
-    """An instrument's rules, and the part of its book that the list of commands can reach."""
+    """An instrument's rules, and the part of its book that the batch can reach."""
 
     symbol: str
     status: InstrumentStatus
@@ -129,16 +129,16 @@ class Book:
     lot_size: int
     pricing: Pricing
     sequence: int
-    # Each side in priority: what rested before, as far as the list's takers can reach, and what the list itself rests.
+    # Each side in priority order: earlier orders, as far as the batch's takers can reach, and new ones of the batch.
     resting: dict[Side, list[OrderState]] = field(default_factory=lambda: {Side.BID: [], Side.ASK: []})
-    # Sides of which more orders could be reached than one transaction reads.
+    # Sides of which a taker reaches more orders than one transaction reads.
     truncated_sides: set[Side] = field(default_factory=set)
 
     COLUMNS: ClassVar = ("symbol", "status", "tick_size", "lot_size", "pricing", "sequence")  # of the instrument
 
     @classmethod
     def of(cls, symbol: str, status: str, tick_size: Decimal, lot_size: int, pricing: str, sequence: int) -> Self:
-        """The book of an instrument with these `COLUMNS`."""
+        """The book of an instrument, from the values of its `COLUMNS`."""
         return cls(symbol, InstrumentStatus(status), tick_size, lot_size, Pricing(pricing), sequence)
 
     def next_sequence(self) -> int:

@@ -1,10 +1,10 @@
-"""The write path's SQL: reads what a list of commands can touch, and writes what they changed.
+"""SQL of the write path: reads the rows that a batch can touch, and writes its changes.
 
-All transactions lock in the same order, or there are deadlocks: instruments by symbol, then brokers by id. The matching
-service locks the instruments. Whatever is decided on is read in a statement after the lock that guards it, because a
-statement that locks one row returns other rows as they were before it waited. Reading is one message, and writing and
-committing another. Both call functions of the database: `sql/*.sql` here, and those of `webhooks` and `exchange`. Rows
-travel as JSON: one list per table to write, one document of all that is read.
+To avoid deadlocks, all transactions lock in the same order: instruments by symbol, then brokers by id. The matching
+service locks the instruments. Rows that a decision depends on are read by a statement after the lock that guards them,
+because a statement that waits for a lock returns other rows as they were before it waited. Reading takes one message,
+writing and committing another. Both call database functions (`sql/*.sql` here, in `webhooks` and in `exchange`), which
+take and return JSON: one list per table to write, one document for all rows read.
 """
 
 from collections import defaultdict
@@ -42,21 +42,21 @@ _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
 def begin_with_batch_lock(cursor: CursorWrapper) -> None:
-    """Begin, and wait until no other transaction has its turn, or no longer; the turn ends with the transaction."""
-    milliseconds = max(round(settings.SEQUENCER_TURN_SECONDS * 1000), 1)  # of PostgreSQL's time-outs 0 is none
+    """Begin a transaction and wait for the batch lock until a timeout. The transaction's end releases the lock."""
+    milliseconds = max(round(settings.SEQUENCER_TURN_SECONDS * 1000), 1)  # 0 would mean no timeout
     cursor.execute(_BEGIN_WITH_BATCH_LOCK, [milliseconds])
 
 
 def begin_with_short_lock_timeout(cursor: CursorWrapper) -> None:
-    """Begin a transaction unless one is open, and give its locks the timeout of lists that run beside a deep order."""
+    """Begin a transaction unless one is open, and set the lock timeout of batches that run beside a deep order."""
     begin = "" if is_transaction_open() else "BEGIN; "
     cursor.execute(f"{begin}SET LOCAL lock_timeout = {settings.SEQUENCER_ASIDE_LOCK_TIMEOUT_MS:d}")
 
 
 def find_targets(cursor: CursorWrapper, commands: Sequence[Command]) -> dict[UUID, str]:
-    """The orders to cancel, each with its symbol; an order that its canceller may not cancel is left out.
+    """The orders to cancel, each with its symbol, without those of other brokers.
 
-    An order's symbol and owner never change, so they may be read before anything is locked.
+    An order's symbol and owner never change, so they can be read before anything is locked.
     """
     cancellers: dict[UUID, set[str | None]] = defaultdict(set)
     for command in commands:
@@ -77,11 +77,11 @@ def load_market(
     skip_busy: bool = False,
     allow_deep: bool = False,
 ) -> Market:
-    """Read all that `commands` can touch in these books, whose instruments are locked, and lock the brokers.
+    """Read the rows that `commands` can touch in these books, whose instruments are locked, and lock the brokers.
 
-    Brokers that others hold are waited for, or left out with `skip_busy`. `TooManyMakers` is raised when an order
-    reaches more than `MAX_MAKERS_READ_AT_ONCE` resting orders, or all together more than `MAX_MAKERS_PER_LIST` of one
-    side; with `allow_deep` a command alone may. No book is read after brokers are locked.
+    With `skip_busy`, leave out brokers that are locked, instead of waiting. Raise `TooManyMakers` if an order reaches
+    more than `MAX_MAKERS_READ_AT_ONCE` resting orders, or all orders together more than `MAX_MAKERS_PER_LIST` of one
+    side; with `allow_deep`, a single command may. No book is read after brokers are locked.
     """
     reader = _Reader(cursor, commands, list(targets), {book.symbol: book for book in books}, skip_busy)
     market = reader.read(place_commands(commands), settings.MAX_MAKERS_READ_AT_ONCE)
@@ -94,7 +94,7 @@ def load_market(
 
 
 def _load_for_single(reader: "_Reader", order: PlaceOrder) -> Market:
-    """Read the resting orders that a deep order fills, unless it is going to fill none."""
+    """Load for a single deep order. Read its resting orders only if it is going to trade."""
     funds = read_funds(reader.cursor, [order])
     if not fundable_orders([order], funds, is_alone=True):
         return reader.read_without_makers(unread_costs={order.order_id: Decimal(0)})
@@ -114,7 +114,7 @@ def _load_for_single(reader: "_Reader", order: PlaceOrder) -> Market:
 
 
 def _load_for_batch(reader: "_Reader") -> Market:
-    """Read the resting orders that a list's fundable orders fill, if each of them may run with others."""
+    """Load for a batch. Read the resting orders of its fundable orders. Raise `TooManyMakers` if one is deep."""
     takers = place_commands(reader.commands)
     funded = fundable_orders(takers, read_funds(reader.cursor, takers), is_alone=len(reader.commands) == 1)
     if deep := find_deep_orders(reader.cursor, funded, reader.targets):
@@ -128,7 +128,7 @@ def _load_for_batch(reader: "_Reader") -> Market:
 
 
 def save_market(cursor: CursorWrapper, market: Market) -> int:
-    """Write what has changed, and commit; how many deliveries are due by that."""
+    """Write the changes and commit. Return the number of deliveries that are due."""
     cursor.execute(
         _SAVE_MARKET,
         {
@@ -153,16 +153,16 @@ def save_market(cursor: CursorWrapper, market: Market) -> int:
 
 
 def was_saved(cursor: CursorWrapper, market: Market) -> bool:
-    """True if the transaction that wrote `market` was committed. It has ended, since its books are locked again.
+    """True if the transaction that wrote `market` was committed. It has ended, because its books are locked again.
 
-    The orders that it placed are there if it was. If it placed none it closed orders, and they stay closed. The time of
-    a cancel is unique to this transaction; another one may have expired an order in the same way.
+    If it was, its new orders exist. Without new orders, it closed orders, which stay closed. A cancel is preferred as
+    evidence: its time is unique to this transaction, but another transaction may have expired the same order.
     """
     if market.new_orders:
         cursor.execute("SELECT FROM orders_order WHERE id = %s", [market.new_orders[0].id])
         return bool(cursor.fetchall())
-    telling = min(market.changed_orders.values(), key=lambda order: order.cancelled_at is None)
-    cursor.execute(_IS_CLOSED, [telling.id, telling.status, telling.cancelled_at])
+    evidence = min(market.changed_orders.values(), key=lambda order: order.cancelled_at is None)
+    cursor.execute(_IS_CLOSED, [evidence.id, evidence.status, evidence.cancelled_at])
     return bool(cursor.fetchall())
 
 
@@ -181,20 +181,20 @@ class _Taker(msgspec.Struct, frozen=True):
 
 
 class _ReadRequest(msgspec.Struct, frozen=True):
-    """The argument of `orders_read_market`."""
+    """The argument of `orders_read_market_v2`."""
 
     cancels: list[UUID]
     sweeps: list[CancelOrders | ExpireOrders]
     takers: list[_Taker]
     demands: list[Demand]
     skip_busy: bool
-    makers_max: int  # of each side of a book; if more are reached, nothing is read
+    makers_max: int  # on each side of a book; if more are reached, nothing is read
     batch_max: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Reads what a list of commands can touch, under the locks of the instruments."""
+    """Reads the rows that a batch can touch, under the locks of the instruments."""
 
     cursor: CursorWrapper
     commands: Sequence[Command]
@@ -203,9 +203,9 @@ class _Reader:
     skip_busy: bool
 
     def read(self, takers: Iterable[PlaceOrder], makers_max: int) -> Market | None:
-        """Read, with the makers for these takers; None if there are more. Then no broker is locked yet.
+        """Read the market, with the makers that `takers` reach. None, with no broker locked, if these are too many.
 
-        An instrument that was listed since the lock is not locked, and its book is not read.
+        An instrument that was listed after the lock is not locked, and its book is not read.
         """
         request = _ReadRequest(
             cancels=self.targets,
@@ -223,7 +223,7 @@ class _Reader:
         return None if found is None else self._market(_decode_result(found), request.sweeps)
 
     def read_without_makers(self, *, unread_costs: dict[UUID, Decimal] | None = None) -> Market:
-        """Read, for a command whose makers are not wanted; `unread_costs` as in `Market`."""
+        """Read the market for a command that needs no makers; `unread_costs` as in `Market`."""
         market = self.read([], 0)
         assert market is not None
         market.unread_costs |= unread_costs or {}
@@ -237,7 +237,7 @@ class _Reader:
         orders: dict[UUID, OrderState] = {}
 
         def unique(read: Iterable[OrderState]) -> list[OrderState]:
-            """Each order is one object, however many ways lead to it."""
+            """The orders as unique objects, also if several queries read the same row."""
             return [orders.setdefault(order.id, order) for order in read]
 
         swept = {sweep: unique(read) for sweep, read in zip(sweeps, result.sweeps, strict=True)}
@@ -265,19 +265,19 @@ class _Holding(msgspec.Struct, frozen=True):
 
 
 class _ReadResult(msgspec.Struct, frozen=True):
-    """The result of `orders_read_market`; null where there was nothing to read."""
+    """The result of `orders_read_market_v2`. A part without rows is null."""
 
     now: datetime
     accounts: list[BrokerState] | None
     targets: list[OrderState]
     sweeps: list[list[OrderState]]  # in the order of the request
-    makers: list[OrderState] | None  # of each side of a book the best first
+    makers: list[OrderState] | None  # best first on each side of a book
     holdings: list[_Holding] | None
     used: list[OrderState] | None  # under the takers' client_order_ids
     trades: list[TradeState] | None  # of the orders to cancel, oldest first
 
     def brokers_by_id(self) -> dict[str, BrokerState]:
-        """The locked brokers' accounts, with what was read of each."""
+        """The locked brokers, with their positions and used client_order_ids."""
         brokers = {broker.id: broker for broker in self.accounts or []}
         for held in self.holdings or []:
             if held.broker_id in brokers:
@@ -304,7 +304,7 @@ _decode_result = msgspec.json.Decoder(_ReadResult).decode
 
 _FIND_TARGETS = "SELECT id, symbol, broker_id FROM orders_order WHERE id = ANY(%s)"
 
-# As text: it is decoded here, and not by the driver.
+# As text, so that the result is decoded here and not by the driver.
 _READ_MARKET = "SELECT orders_read_market_v2(%s::json)::text"
 
 _BEGIN_WITH_BATCH_LOCK = "BEGIN; SELECT orders_await_turn(%s)"
@@ -313,7 +313,7 @@ _IS_CLOSED = """
 SELECT FROM orders_order WHERE id = %s AND status = %s AND cancelled_at IS NOT DISTINCT FROM %s
 """
 
-# Writes, and ends the transaction, in one message; gives how many deliveries are due, and how many acts are on record.
+# Writes and commits in one message. Returns the number of deliveries due and of audit entries.
 _SAVE_MARKET = f"""
 SELECT {outbox.PUBLISH}, {audit.RECORD} FROM orders_save_market_v2(
   %(placed)s::json, %(changed)s::json, %(trades)s::json, %(accounts)s::json, %(positions)s::json, %(books)s::json,

@@ -1,4 +1,4 @@
-"""The requests that wait in the sequencer's queue, in a thread or on an event loop."""
+"""Requests that wait in the sequencer's queue, in a thread or on an event loop."""
 
 import asyncio
 import threading
@@ -12,7 +12,7 @@ from orders.matching.commands import Command, Outcome
 
 
 class Waiter:
-    """Commands that wait together: for their outcomes, or until the first of them is to lead."""
+    """The commands of one request, until it gets their outcomes or becomes the leader."""
 
     __slots__ = ("commands", "is_leader", "outcomes")
 
@@ -22,28 +22,28 @@ class Waiter:
         self.is_leader = False
 
     def promote(self) -> None:
-        """It is the first of those that wait: have it lead."""
+        """Make this waiter, the first in the queue, the leader."""
         raise NotImplementedError
 
     def wake(self) -> None:
-        """Its outcomes are there."""
+        """Wake the request: its outcomes are set."""
         raise NotImplementedError
 
     def complete(self, outcomes: Iterable[Outcome], rest: ExchangeError) -> None:
-        """Take its outcomes from these, and `rest` for those that are not there."""
+        """Take the next outcomes, or `rest` where there are none left, and wake the request."""
         in_order = chain(outcomes, repeat(rest))
         self.outcomes = [next(in_order) for _ in self.commands]
         self.wake()
 
 
 class ThreadWaiter(Waiter):
-    """A thread waits, and leads itself."""
+    """A request that waits in a thread, which executes the batch when it leads."""
 
     __slots__ = ("_wake_lock",)
 
     def __init__(self, commands: Sequence[Command]) -> None:
         super().__init__(commands)
-        self._wake_lock = threading.Lock()  # the cheapest thing that can be waited for
+        self._wake_lock = threading.Lock()  # the cheapest primitive to wait for
         self._wake_lock.acquire()
 
     def promote(self) -> None:
@@ -51,7 +51,7 @@ class ThreadWaiter(Waiter):
         self._wake_lock.release()
 
     def wake(self) -> None:
-        if not self.is_leader:  # else who asks is here
+        if not self.is_leader:  # a leader is not waiting
             self._wake_lock.release()
 
     def wait(self, seconds: float) -> bool:
@@ -59,7 +59,7 @@ class ThreadWaiter(Waiter):
 
 
 class LoopWaiter(Waiter):
-    """A request on the event loop waits, and has a thread lead."""
+    """A request that waits on the event loop; when it leads, a thread executes the batch."""
 
     __slots__ = ("_start_leader", "_waker", "future")
 
@@ -81,7 +81,7 @@ class LoopWaiter(Waiter):
 
 
 class LoopWaker:
-    """Answers the futures of one event loop from other threads: with one call into it for all that come together."""
+    """Completes futures of one event loop from other threads, several with each call into the loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -92,11 +92,11 @@ class LoopWaker:
         self._futures.append(future)
         if not self._is_scheduled:
             self._is_scheduled = True
-            with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
+            with suppress(RuntimeError):  # the loop has ended, with all its requests
                 self.loop.call_soon_threadsafe(self._wake_all)
 
     def _wake_all(self) -> None:
-        self._is_scheduled = False  # first: what is put from now on is called for again
+        self._is_scheduled = False  # first, so that a future added from now on schedules a call again
         while self._futures:
             future = self._futures.popleft()
             if not future.done():

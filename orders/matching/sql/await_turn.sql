@@ -1,7 +1,6 @@
--- Waits until no other transaction has its turn, for a limited time; the turn ends with the transaction.
+-- Waits for the batch lock, an advisory lock that only this function uses. The transaction's end releases it.
 --
--- One advisory lock, and no other code uses its number. When the time is up, the transaction goes on without the lock;
--- it has not failed. The function's own SET restores `lock_timeout` at the end.
+-- After the timeout the transaction continues without the lock. The function's SET clause restores `lock_timeout`.
 CREATE OR REPLACE FUNCTION orders_await_turn(milliseconds int) RETURNS void
 LANGUAGE plpgsql SET lock_timeout = 0 AS $$
 BEGIN

@@ -1,8 +1,8 @@
--- The resting orders that meet each demand, from depth 1, the best, down to `most`, and one more if there are more.
+-- The resting orders that meet each demand, from depth 1, the best, to depth `most`, and one more if there are more.
 --
--- One side of a book in priority, order by order along its index, until the orders passed cover the demand. A window
--- sum would read every order that crosses before it could stop: for a market order, that is the whole side. An order
--- that has expired does not trade. An order in `leaving` may be closed first: it is read, but its shares do not count.
+-- Reads a side of a book in priority order, order by order along its index, until these orders cover the demand. A
+-- window sum would read every order that crosses: for a market order, that is the whole side. Orders past their
+-- `expires_at` do not trade. Orders in `leaving` may be closed first: they are read, but their shares do not count.
 CREATE OR REPLACE FUNCTION orders_reachable_v2(demands json, leaving uuid[], moment timestamptz, most int)
 RETURNS TABLE (depth int, maker orders_order) LANGUAGE sql STABLE AS $$
 WITH RECURSIVE walk AS (

@@ -1,10 +1,10 @@
--- Locks the brokers that a list of commands can touch, and reads all that it can touch. The caller has locked the
--- instruments. Returns null when takers reach more resting orders than `makers_max`; then no broker is locked.
+-- Locks the brokers that a batch can touch, and reads the rows that it can touch. The caller has locked the instruments.
+-- Returns null, with no broker locked, if takers reach more resting orders than `makers_max`.
 --
--- VOLATILE, and not in SQL: so each statement sees what was committed before it began, and not, as in a single
--- statement, what was there before the wait for a lock.
+-- VOLATILE and PL/pgSQL, so that each statement has its own snapshot and sees what was committed before it began. A
+-- single statement would see the rows as they were before it waited for a lock.
 --
--- A plan that is kept must not be one for the nearly empty table that it was made on: it always takes the index.
+-- A cached plan may date from a nearly empty table. The settings make it use the indexes.
 CREATE OR REPLACE FUNCTION orders_read_market_v2(request json) RETURNS json LANGUAGE plpgsql VOLATILE
   SET plan_cache_mode = force_generic_plan
   SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off

@@ -1,5 +1,5 @@
--- Writes what a list of commands changed. Each argument is a list of rows, or null if there are none: that costs
--- nothing. The rows have the names and types of the table's columns. Its plans always take the index, as in read_market.
+-- Writes the changes of a batch. Each argument is a list of rows, named and typed like the table's columns, or null,
+-- which costs nothing. The settings make the plans use the indexes, as in read_market.
 CREATE OR REPLACE FUNCTION orders_save_market_v2(
   placed json, changed json, trades json, accounts json, positions json, books json, moment timestamptz
 ) RETURNS void LANGUAGE plpgsql
