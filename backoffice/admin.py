@@ -1,4 +1,4 @@
-"""What Django's admin looks for in every app: here are all pages of the back office, a module each."""
+"""Imports the modules that register the model admins. Django looks for this module in every app."""
 
 from backoffice import audit as audit
 from backoffice import brokers as brokers

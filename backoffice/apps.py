@@ -8,10 +8,10 @@ class BackOfficeConfig(AppConfig):
     name = "backoffice"
 
     def ready(self) -> None:
-        apps.get_app_config("auth").verbose_name = "People"  # above its pages here
+        apps.get_app_config("auth").verbose_name = "Users"  # heading of its pages
 
 
 class AdminConfig(DjangoAdminConfig):
-    """Django's admin with our site in place of its own."""
+    """Django's admin app with the site of the back office."""
 
     default_site = "backoffice.site.BackOfficeSite"

@@ -1,4 +1,4 @@
-"""The audit: every action on record, to be looked through and taken along."""
+"""The audit log: list, filters, entry page and CSV export."""
 
 import json
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ from exchange.models import ApiKey, AuditEntry, Broker, Instrument
 from orders.models import Order, ReconcileRun
 from webhooks.models import Delivery, Subscription
 
-LATEST_ENTRIES = 10  # entries on the page of what they are about
+LATEST_ENTRIES = 10  # on the page of their subject
 
-# What the subject of an action is, by the word before the dot in the action; each is named by its key.
+# The subject's model by the part of the action before the dot. The subject is its primary key.
 SUBJECT_MODELS: dict[str, type[Model]] = {
     "instrument": Instrument,
     "broker": Broker,
@@ -36,20 +36,20 @@ SUBJECT_MODELS: dict[str, type[Model]] = {
 
 
 def subject_url(entry: AuditEntry) -> str:
-    """The page of what an entry is about, where there is one."""
+    """Return the URL of the subject's page, or ""."""
     model = SUBJECT_MODELS.get(entry.action.partition(".")[0])
     return page_url(model, entry.subject) if model and entry.subject else ""
 
 
 def actor_url(entry: AuditEntry) -> str:
-    """The key that acted, or all else that a user or a command did."""
+    """Return the page of the acting key, or the entries of the acting user or command."""
     if entry.actor_kind == ActorKind.KEY:
         return page_url(ApiKey, entry.actor)
     return list_url(AuditEntry, actor=entry.actor, kind=entry.actor_kind)
 
 
 def latest_entries(*rows: Model) -> list[AuditEntry]:
-    """The latest acts that any of these rows was the subject of, newest first; each is looked for by itself."""
+    """Return the latest entries about any of these rows, newest first, with one index lookup per row."""
     kinds = {model: kind for kind, model in SUBJECT_MODELS.items()}
     each = [
         AuditEntry.objects.filter(subject=str(row.pk), action__startswith=f"{kinds[type(row)]}.").order_by("-id")[
@@ -62,19 +62,19 @@ def latest_entries(*rows: Model) -> list[AuditEntry]:
 
 class AuditFilterForm(PeriodFilterForm):
     q = forms.CharField(max_length=150, required=False, label="Subject")
-    actor = forms.CharField(max_length=150, required=False, label="Who")
-    kind = form_fields.FilterChoiceField(ActorKind, label="As")
-    action = form_fields.FilterChoiceField(Action, label="What")
+    actor = forms.CharField(max_length=150, required=False, label="Actor")
+    kind = form_fields.FilterChoiceField(ActorKind, label="Actor kind")
+    action = form_fields.FilterChoiceField(Action, label="Action")
     field_order = ["q", "actor", "kind", "action", "since", "until"]
 
 
 @admin.register(AuditEntry)
 class AuditEntryAdmin(KeysetModelAdmin):
     list_display = (
-        column("When", "at", link=lambda entry: page_url(AuditEntry, entry.pk)),
-        column("Who", lambda entry: f"{entry.actor_kind} {entry.actor}", link=actor_url),
-        column("From", "address"),
-        column("What", "action"),
+        column("Time", "at", link=lambda entry: page_url(AuditEntry, entry.pk)),
+        column("Actor", lambda entry: f"{entry.actor_kind} {entry.actor}", link=actor_url),
+        column("Address", "address"),
+        column("Action", "action"),
         column("Subject", "subject", link=subject_url),
         column("Reason", "reason", is_text=True),
     )
@@ -125,7 +125,7 @@ def _actor_condition(filters: dict[str, Any]) -> Q:
 
 @dataclass(frozen=True, slots=True)
 class FieldChange:
-    """One thing that an action tells of its subject: how it was, and how it has been since; None: not there."""
+    """A field of the subject before and after an action. None means that it was not recorded."""
 
     name: str
     before: str | None
@@ -137,14 +137,14 @@ class FieldChange:
 
 
 def changes(before: Any, after: Any) -> list[FieldChange]:
-    """Both sides of an entry beside each other, in the order in which they were written."""
-    was, has_been = before or {}, after or {}
-    names = [*was, *(name for name in has_been if name not in was)]
-    return [FieldChange(name, _value_text(was, name), _value_text(has_been, name)) for name in names]
+    """Return the fields before and after an action, in the order in which they were recorded."""
+    old, new = before or {}, after or {}
+    names = [*old, *(name for name in new if name not in old)]
+    return [FieldChange(name, _value_text(old, name), _value_text(new, name)) for name in names]
 
 
-def _value_text(side: dict[str, Any], name: str) -> str | None:
-    if name not in side:
+def _value_text(fields: dict[str, Any], name: str) -> str | None:
+    if name not in fields:
         return None
-    value = side[name]
+    value = fields[name]
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Brokers: what they own, what they do today, what moves in and out, and how they are stopped."""
+"""Brokers: balances, activity of the day, transfers, keys, and the actions on them."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -39,17 +39,17 @@ from backoffice.lists import column
 from backoffice.model_admin import ExchangeModelAdmin
 from backoffice.operator_actions import action_url, is_permitted
 from backoffice.orders import WORKING_FILTER
-from backoffice.templatetags.formatting import state
+from backoffice.templatetags.formatting import status_pill
 from exchange.models import CASH_DIGITS, DECIMALS, ApiKey, Broker, Holding, Instrument, Transfer
 from orders.activity import start_of_day
 from orders.enums import Side
 from orders.models import Order, Trade
 from webhooks.models import Subscription
 
-MAX_TRADES_COUNTED = 200  # of a broker in the list, on each side
-MAX_TRADES_SUMMED = 5_000  # on a broker's own page, on each side
+MAX_TRADES_COUNTED = 200  # in the list, per side
+MAX_TRADES_SUMMED = 5_000  # on a broker's page, per side
 MAX_HOLDINGS = 100
-MAX_ROWS = 10  # of what has a list of its own
+MAX_ROWS = 10  # of tables that link to a full list
 MAX_KEYS = 20
 
 _VALUE = ExpressionWrapper(F("price") * F("quantity"), DecimalField(max_digits=CASH_DIGITS, decimal_places=DECIMALS))
@@ -59,7 +59,7 @@ _VALUE = ExpressionWrapper(F("price") * F("quantity"), DecimalField(max_digits=C
 class BrokerAdmin(ExchangeModelAdmin):
     list_display = (
         column("Broker", "id"),
-        column("Status", lambda broker: state(broker.status)),
+        column("Status", lambda broker: status_pill(broker.status)),
         column("Cash", "cash", is_number=True),
         column("Reserved", "reserved_cash", is_number=True),
         column("Available", lambda broker: broker.cash - broker.reserved_cash, is_number=True),
@@ -69,7 +69,7 @@ class BrokerAdmin(ExchangeModelAdmin):
     )
     list_filter = ("status",)
     search_fields = ("id",)
-    search_help_text = "Broker id"
+    search_help_text = "Broker ID"
     ordering = ("id",)
     operator_actions = (
         AdmitBroker(),
@@ -118,30 +118,30 @@ class BrokerAdmin(ExchangeModelAdmin):
 
 
 def today() -> datetime:
-    """When it began, in UTC."""
+    """Return the start of the current day in UTC."""
     return start_of_day(timezone.now())
 
 
-# --- Trades of today ------------------------------------------------------------------------------------------------
+# --- Trades today ---------------------------------------------------------------------------------------------------
 
 
 def _bounded_count(trades: Any) -> Func:
-    """How many trades, of which no more are read than it takes to say "more than `MAX_TRADES_COUNTED`"."""
+    """Return an expression that counts trades, up to one more than `MAX_TRADES_COUNTED`."""
     ids = ArraySubquery(trades.values("pk")[: MAX_TRADES_COUNTED + 1])
     return Func(ids, function="CARDINALITY", output_field=IntegerField())
 
 
 def _count_text(*counts: int) -> str:
-    """Their sum, or at least how many it is when one of them was not counted to its end."""
+    """Return the sum, with a "+" if one of the counts reached its limit."""
     more = "+" if max(counts) > MAX_TRADES_COUNTED else ""
     return f"{sum(min(count, MAX_TRADES_COUNTED) for count in counts):,}{more}"
 
 
 def _trades_today(broker: Broker, side: Side) -> dict[str, Any]:
-    """How many trades of today this broker was on this side of, and what they were worth: of the latest."""
+    """Return the number and value of today's latest trades on one side of the broker."""
     of_today = Trade.objects.fills_of(broker.pk, side).select_related(None).filter(executed_at__gte=today())
-    latest = of_today.annotate(worth=_VALUE).order_by("-executed_at", "-id")[: MAX_TRADES_SUMMED + 1]
-    found = latest.aggregate(count=Count("pk"), value=Coalesce(Sum("worth"), Decimal(0)))
+    latest = of_today.annotate(value_of_trade=_VALUE).order_by("-executed_at", "-id")[: MAX_TRADES_SUMMED + 1]
+    found = latest.aggregate(count=Count("pk"), value=Coalesce(Sum("value_of_trade"), Decimal(0)))
     url = list_url(Trade, broker=broker.pk, side=side, since=f"{today():%Y-%m-%dT%H:%M:%S}")
     return {
         "side": side,
@@ -156,9 +156,9 @@ def _trades_today(broker: Broker, side: Side) -> dict[str, Any]:
 
 
 def _holdings_of(broker: Broker) -> list[dict[str, Any]]:
-    """What a broker has of each instrument, and one row more than is shown."""
-    there = Q(quantity__gt=0) | Q(open_orders__gt=0)
-    held = Holding.objects.filter(there, broker=broker).order_by("instrument")[: MAX_HOLDINGS + 1]
+    """Return a broker's holdings, with one row more than is shown."""
+    is_held = Q(quantity__gt=0) | Q(open_orders__gt=0)
+    held = Holding.objects.filter(is_held, broker=broker).order_by("instrument")[: MAX_HOLDINGS + 1]
     return [
         {
             "symbol": holding.instrument_id,
@@ -173,16 +173,16 @@ def _holdings_of(broker: Broker) -> list[dict[str, Any]]:
 
 
 def _latest_open_orders(broker: Broker) -> list[Order]:
-    """The latest of a broker's open orders, found book by book: of each book's, an index gives the latest first."""
+    """Return a broker's latest open orders. An index returns the latest of each book."""
     of_book = Order.objects.working().filter(broker=OuterRef("broker"), instrument=OuterRef("instrument"))
     latest = ArraySubquery(of_book.order_by("-sequence").values("pk")[:MAX_ROWS])
     books = Holding.objects.filter(broker=broker, open_orders__gt=0).annotate(latest=latest)
     ids = [pk for each in books.values_list("latest", flat=True) for pk in each]
-    newest = sorted(ids, reverse=True)[:MAX_ROWS]  # version 7: by their time
+    newest = sorted(ids, reverse=True)[:MAX_ROWS]  # version 7 IDs sort by time
     return list(Order.objects.filter(pk__in=newest).order_by("-created_at", "-id"))
 
 
 def _revoke_url(request: HttpRequest, key: ApiKey) -> str:
-    """Where this user may revoke it, if there is anything to revoke."""
+    """Return the URL that revokes the key, or "" if the user may not or it is already revoked."""
     action = RevokeKeys()
     return action_url(ApiKey, action, key) if action.applies_to(key) and is_permitted(request, action) else ""

@@ -1,7 +1,7 @@
-"""Charts as SVG, drawn on the server: numbers in, geometry out. A template puts it into a picture and into words.
+"""Geometry of the SVG charts, which templates draw and describe.
 
-A book's and a price's are in percent of their box, which may have any shape. Only what is drawn is ever a binary float;
-what is written beside it is exact.
+Coordinates of the depth and price charts are percentages of a box of any shape. Only coordinates are binary floats;
+the numbers in labels are exact.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,15 +17,15 @@ from orders.market_data import BookSnapshot, Level
 
 Number = int | float | Decimal
 
-TICKS = 5  # at most, on an axis
-HEIGHT_USED = Decimal("0.95")  # of the depth's box
-PRICES_PART, VOLUMES_PART = Decimal("0.76"), Decimal("0.2")  # of the height of candles with volumes
-BODY_PART = 0.7  # of a candle's column; the rest is between it and its neighbours
+TICKS = 5  # the maximum on an axis
+HEIGHT_USED = Decimal("0.95")  # of the depth chart's box
+PRICES_PART, VOLUMES_PART = Decimal("0.76"), Decimal("0.2")  # of the height of the price chart
+BODY_PART = 0.7  # of a candle's column; the rest is the gap
 
 
 @dataclass(frozen=True, slots=True)
 class Sparkline:
-    """A line from left to right in a box of this size, and the area below it, as SVG's paths; zero is at the bottom."""
+    """SVG paths of a line in a box of this size, and of the area below it. Zero is at the bottom."""
 
     width: int
     height: int
@@ -34,7 +34,7 @@ class Sparkline:
 
 
 def sparkline(values: Sequence[Number], width: int = 240, height: int = 40) -> Sparkline:
-    """The values at equal distances, the highest at the top; a point of room is left for the line's own width."""
+    """Draw the values at equal distances, the highest at the top, with a margin of one point for the line width."""
     highest = max((float(value) for value in values), default=0.0) or 1.0
     step = width / max(len(values) - 1, 1)
     points = [
@@ -51,14 +51,14 @@ def sparkline(values: Sequence[Number], width: int = 240, height: int = 40) -> S
 
 @dataclass(frozen=True, slots=True)
 class AxisLabel:
-    """A word on an axis, and how far along it stands, in percent from the left or from the top."""
+    """A text on an axis and its position, in percent from the left or from the top."""
 
     at: float
     text: str
 
 
 def ticks(low: Decimal, high: Decimal, at_most: int, least: Decimal) -> list[Decimal]:
-    """Round numbers from `low` to `high`, evenly apart, by `least` or more."""
+    """Return evenly spaced round numbers from `low` to `high`, at least `least` apart."""
     rough = (high - low) / at_most
     unit = Decimal(1).scaleb(rough.adjusted()) if rough else least
     step = max(least, next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough))
@@ -68,13 +68,13 @@ def ticks(low: Decimal, high: Decimal, at_most: int, least: Decimal) -> list[Dec
 
 
 def _percent(part: Decimal, whole: Decimal | int) -> float:
-    """How much `part` is of `whole`, to a hundredth of a percent."""
+    """Return `part` as a percentage of `whole`, with two decimals."""
     return round(float(100 * part / whole), 2)
 
 
 @dataclass(frozen=True, slots=True)
 class _PriceScale:
-    """Prices from one side of the box to the other, with a margin on both."""
+    """A scale of prices with a margin at both ends."""
 
     low: Decimal
     high: Decimal
@@ -86,11 +86,11 @@ class _PriceScale:
         return cls(lowest - margin, highest + margin, tick_size)
 
     def across(self, price: Decimal) -> float:
-        """How far from the left a price stands, where they go from left to right."""
+        """Return a price's position from the left, on a horizontal axis."""
         return _percent(price - self.low, self.high - self.low)
 
     def down(self, price: Decimal) -> float:
-        """How far from the top, where they go upwards and volumes have the floor of the box."""
+        """Return a price's position from the top, above the volumes at the bottom of the box."""
         return _percent((self.high - price) * PRICES_PART, self.high - self.low)
 
     def ticks(self) -> list[Decimal]:
@@ -100,12 +100,12 @@ class _PriceScale:
         return f"{rounded(price, price_decimals(self.tick_size)):,}"
 
 
-# --- The book -------------------------------------------------------------------------------------------------------
+# --- Order book -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class LadderLevel:
-    """A level as a ladder shows it: with all that is as good or better, and how long its bar is."""
+    """A price level with the cumulative quantity at its price or better, and the length of its bar in percent."""
 
     price: Decimal
     quantity: int
@@ -115,14 +115,14 @@ class LadderLevel:
 
 
 def ladder(book: BookSnapshot, depth: int) -> tuple[list[LadderLevel], list[LadderLevel]]:
-    """The best `depth` levels of the bids and of the asks, best first; the bars of both are to one scale."""
+    """Return the best `depth` levels of bids and asks, best first. Both sides share one bar scale."""
     bids, asks = book.bids[:depth], book.asks[:depth]
     largest = max((level.total_quantity for level in (*bids, *asks)), default=1)
     return _ladder_levels(bids, largest), _ladder_levels(asks, largest)
 
 
 def _ladder_levels(levels: Sequence[Level], largest: int) -> list[LadderLevel]:
-    cumulated = accumulate(level.total_quantity for level in levels)
+    totals = accumulate(level.total_quantity for level in levels)
     return [
         LadderLevel(
             price=level.price,
@@ -131,13 +131,13 @@ def _ladder_levels(levels: Sequence[Level], largest: int) -> list[LadderLevel]:
             cumulative=total,
             bar=_percent(Decimal(level.total_quantity), largest),
         )
-        for level, total in zip(levels, cumulated, strict=True)
+        for level, total in zip(levels, totals, strict=True)
     ]
 
 
 @dataclass(frozen=True, slots=True)
 class DepthChart:
-    """How many shares could be had at each price or better: an area for each side, empty where it has no orders."""
+    """Cumulative quantity at each price or better: an area per side, empty for a side without orders."""
 
     bids: str
     asks: str
@@ -148,19 +148,19 @@ class DepthChart:
 
 
 def depth_chart(book: BookSnapshot, tick_size: Decimal) -> DepthChart | None:
-    """The depth of a book; None of one that is empty."""
+    """Return the depth chart of an order book, or None if it is empty."""
     bids, asks = ladder(book, max(len(book.bids), len(book.asks)))
-    rungs = [*bids, *asks]
-    if not rungs:
+    levels = [*bids, *asks]
+    if not levels:
         return None
-    scale = _PriceScale.around(min(rung.price for rung in rungs), max(rung.price for rung in rungs), tick_size)
-    most = Decimal(max(rung.cumulative for rung in rungs))
+    scale = _PriceScale.around(min(each.price for each in levels), max(each.price for each in levels), tick_size)
+    most = Decimal(max(each.cumulative for each in levels))
 
     def y(quantity: Decimal) -> float:
         return round(100 - _percent(quantity * HEIGHT_USED, most), 2)
 
     def points(side: list[LadderLevel]) -> list[tuple[float, float]]:
-        return [(scale.across(rung.price), y(Decimal(rung.cumulative))) for rung in side]
+        return [(scale.across(each.price), y(Decimal(each.cumulative))) for each in side]
 
     return DepthChart(
         bids=_steps(points(bids), edge=0),
@@ -173,17 +173,17 @@ def depth_chart(book: BookSnapshot, tick_size: Decimal) -> DepthChart | None:
 
 
 def _steps(points: Sequence[tuple[float, float]], *, edge: int) -> str:
-    """A staircase from the best price up to the edge of the box, and along its floor back."""
+    """Return the path of a staircase from the best price to the edge of the box and back along its bottom."""
     if not points:
         return ""
     stairs = " ".join(f"H {x} V {y}" for x, y in points)
     return f"M {points[0][0]} 100 {stairs} H {edge} V 100 Z"
 
 
-def _describe_side(side: str, rungs: Sequence[LadderLevel]) -> str:
-    if not rungs:
+def _describe_side(side: str, levels: Sequence[LadderLevel]) -> str:
+    if not levels:
         return f"{side}: none"
-    return f"{side}: {rungs[-1].cumulative:,} shares from {rungs[0].price:,} to {rungs[-1].price:,}"
+    return f"{side}: {levels[-1].cumulative:,} shares from {levels[0].price:,} to {levels[-1].price:,}"
 
 
 # --- Prices ---------------------------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ def _describe_side(side: str, rungs: Sequence[LadderLevel]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stretch of time that a chart shows: a candle for every `step`, a word under every `mark`."""
+    """A time span of a price chart, with a candle per `step` and a label per `mark`."""
 
     name: str
     label: str
@@ -200,37 +200,37 @@ class Span:
     mark: timedelta
 
     def begin(self, now: datetime) -> datetime:
-        """When it began, if the step that we are in is its last."""
+        """Return the start of the span whose last step is the current one."""
         return _floor(now, self.step) + self.step - self.length
 
     def part(self, time: timedelta) -> float:
-        """How much this is of its length, in percent."""
+        """Return a duration as a percentage of the span."""
         return round(100 * (time / self.length), 2)
 
 
-def _floor(moment: datetime, step: timedelta) -> datetime:
-    """The last whole `step` of the day until then."""
-    midnight = moment.replace(hour=0, minute=0, second=0, microsecond=0)
-    return moment - (moment - midnight) % step
+def _floor(at: datetime, step: timedelta) -> datetime:
+    """Round a time down to a multiple of `step` since midnight."""
+    midnight = at.replace(hour=0, minute=0, second=0, microsecond=0)
+    return at - (at - midnight) % step
 
 
 @dataclass(frozen=True, slots=True)
 class CandleColumn:
-    """A candle's place in a chart, where a pointer finds it, and what it was: open, high, low, close and volume."""
+    """The column of a candle, which reacts to the pointer, with open, high, low, close and volume."""
 
     x: float
     time: str
     numbers: tuple[str, str, str, str, str]
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         open_, high, low, close, volume = self.numbers
         return f"{self.time} UTC: open {open_}, high {high}, low {low}, close {close}, {volume} shares"
 
 
 @dataclass(frozen=True, slots=True)
 class CandlePaths:
-    """All candles that rise, or all that fall: wicks and bodies in one path, and the volumes under them in another."""
+    """The paths of all rising or all falling candles: wicks and bodies in one, volumes in the other."""
 
     tone: str
     candles: str
@@ -239,7 +239,7 @@ class CandlePaths:
 
 @dataclass(frozen=True, slots=True)
 class PriceChart:
-    """Candles over time, with the volume under them, and where the last price stands."""
+    """Candles over time with volumes, and the position of the last price."""
 
     paths: list[CandlePaths]
     columns: list[CandleColumn]
@@ -255,7 +255,7 @@ class PriceChart:
 
 
 def price_chart(candles: Sequence[Candle], span: Span, begin: datetime, tick_size: Decimal) -> PriceChart | None:
-    """How prices went and how much was traded; None where nothing was."""
+    """Return the price chart, or None without trades."""
     if not candles:
         return None
     lowest, highest = min(each.low for each in candles), max(each.high for each in candles)
@@ -265,14 +265,14 @@ def price_chart(candles: Sequence[Candle], span: Span, begin: datetime, tick_siz
     x_of = {candle: span.part(candle.at - begin) for candle in candles}
     width = span.part(span.step)
 
-    def drawn(tone: str, those: list[Candle]) -> CandlePaths:
-        shapes = " ".join(_candle(candle, x_of[candle], width, scale) for candle in those)
-        return CandlePaths(tone, shapes, " ".join(_volume(candle, x_of[candle], width, most) for candle in those))
+    def draw(tone: str, selected: list[Candle]) -> CandlePaths:
+        shapes = " ".join(_candle(candle, x_of[candle], width, scale) for candle in selected)
+        return CandlePaths(tone, shapes, " ".join(_volume(candle, x_of[candle], width, most) for candle in selected))
 
     return PriceChart(
         paths=[
-            drawn("up", [each for each in candles if each.close >= each.open]),
-            drawn("down", [each for each in candles if each.close < each.open]),
+            draw("up", [each for each in candles if each.close >= each.open]),
+            draw("down", [each for each in candles if each.close < each.open]),
         ],
         columns=[_column(candle, x_of[candle], scale) for candle in candles],
         width=width,
@@ -297,7 +297,7 @@ def _volume(candle: Candle, x: float, width: float, most: int) -> str:
 
 
 def _box(x: float, width: float, top: float, bottom: float) -> str:
-    """A rectangle in the middle of a column."""
+    """Return the path of a rectangle in the middle of a column."""
     margin = width * (1 - BODY_PART) / 2
     return f"M {round(x + margin, 2)} {top} H {round(x + width - margin, 2)} V {bottom} H {round(x + margin, 2)} Z"
 
@@ -308,7 +308,7 @@ def _column(candle: Candle, x: float, scale: _PriceScale) -> CandleColumn:
 
 
 def _times(span: Span, begin: datetime) -> Iterator[AxisLabel]:
-    moment = _floor(begin + span.mark - timedelta(microseconds=1), span.mark)
-    while moment < begin + span.length:
-        yield AxisLabel(span.part(moment - begin), f"{moment:%H:%M}")
-        moment += span.mark
+    at = _floor(begin + span.mark - timedelta(microseconds=1), span.mark)
+    while at < begin + span.length:
+        yield AxisLabel(span.part(at - begin), f"{at:%H:%M}")
+        at += span.mark

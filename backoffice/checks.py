@@ -1,4 +1,4 @@
-"""What `manage.py check --deploy` says of the settings of the back office."""
+"""Deployment checks of the back office settings (`manage.py check --deploy`)."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from django.conf import settings
 from django.core import checks
 
 PROXY_NOT_TRUSTED = checks.Warning(
-    "Something speaks https for us (SECURE_COOKIES or CSRF_TRUSTED_ORIGINS), but TRUSTED_PROXIES is 0.",
+    "A proxy seems to terminate https (SECURE_COOKIES or CSRF_TRUSTED_ORIGINS is set), but TRUSTED_PROXIES is 0.",
     hint=(
-        "If that is a proxy, all clients share its address, and with it the limits of logins and of requests without a "
-        "valid key: set TRUSTED_PROXIES to the number of proxies. If there is none, silence this check."
+        "Behind a proxy, all clients share its address, and so the limits on logins and on requests without a valid "
+        "key. Set TRUSTED_PROXIES to the number of proxies. Without a proxy, silence this check."
     ),
     id="backoffice.W001",
 )
@@ -17,6 +17,6 @@ PROXY_NOT_TRUSTED = checks.Warning(
 
 @checks.register(checks.Tags.security, deploy=True)
 def proxies_are_trusted(app_configs: Any, **_: Any) -> list[checks.CheckMessage]:
-    """Warn where clients probably share the address of a proxy."""
+    """Warn if clients probably share the address of a proxy."""
     has_proxy = settings.SECURE_COOKIES or settings.CSRF_TRUSTED_ORIGINS
     return [PROXY_NOT_TRUSTED] if has_proxy and not settings.TRUSTED_PROXIES else []

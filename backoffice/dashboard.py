@@ -1,7 +1,7 @@
-"""The dashboard: what goes on now and today, what is wrong and where to look, in a dozen queries whatever there is.
+"""The dashboard: current and daily activity, and alarms, in a dozen queries regardless of the data volume.
 
-Every figure is bounded: by a range of a primary key, by the bars of a day, by what is due counted up to a limit, or by
-how many instruments and subscriptions there are. Who may not see a part of the back office does not see it here either.
+Every query is bounded: by a primary key range, by the bars of one day, by a limit on counting, or by the number of
+instruments and subscriptions. Sections that the user may not view are left out.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from backoffice.charts import Number, Sparkline, sparkline
 from backoffice.health import FAILING, due_to
 from backoffice.links import list_url, page_url
 from backoffice.queries import market_watch
-from backoffice.templatetags.formatting import short
+from backoffice.templatetags.formatting import compact
 from exchange import heartbeat, rejection_counts
 from exchange.database import database_now
 from exchange.ids import time_of_id
@@ -28,17 +28,17 @@ from orders import activity
 from orders.models import Order, ReconcileRun, RunState, Trade
 from webhooks.models import Delivery, DeliveryState, Subscription
 
-SILENT_AFTER_SECONDS = 15.0  # a process that has left no mark for so long is taken for dead
+SILENT_AFTER_SECONDS = 15.0  # without a heartbeat, a process counts as not responding
 DUE_TOO_LONG = timedelta(minutes=1)
-FAILING_WITHIN = timedelta(days=1)  # a receiver that nobody has called since is forgotten
+FAILING_WITHIN = timedelta(days=1)  # older failures without a later attempt are ignored
 MAX_DUE_COUNT = 10_000
 MAX_INSTRUMENTS, MAX_NAMED = 12, 5
-CHART_MINUTES = 60  # minutes
+CHART_MINUTES = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """What is wrong, and the page that shows it."""
+    """A problem, and a link to the page that shows it."""
 
     text: str
     url: str
@@ -47,23 +47,23 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A figure of the last minute and of today, with the chart of the last hour, also in words."""
+    """A figure of the last minute and of today, with a chart of the last hour and its description."""
 
     title: str
     last_minute: Number
     today: Number
     chart: Sparkline
-    in_words: str
+    description: str
     url: str
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessStatus:
-    """A kind of process, and how old its last mark is."""
+    """A kind of process, and the age of its last heartbeat."""
 
     name: str
     age_seconds: float | None
-    does: str
+    tasks: str
 
     @property
     def state(self) -> str:
@@ -72,72 +72,72 @@ class ProcessStatus:
 
 @dataclass(frozen=True, slots=True)
 class DashboardSection:
-    """What a part of the dashboard shows, and what is wrong in it."""
+    """The template context and the alarms of a section."""
 
-    shown: dict[str, Any]
+    context: dict[str, Any]
     alarms: Sequence[Alarm] = ()
 
 
 def dashboard(request: HttpRequest) -> dict[str, Any]:
-    """What the page shows to this user."""
+    """Return the template context of the sections that the user may view."""
     now = database_now()
     sections = [section(now) for permissions, section in _SECTIONS if request.user.has_perms(permissions)]
-    figures = {name: value for section in sections for name, value in section.shown.items()}
+    figures = {name: value for section in sections for name, value in section.context.items()}
     alarms = [alarm for section in sections for alarm in section.alarms]
     return figures | {"now": now, "alarms": alarms, "sees_all": len(sections) == len(_SECTIONS)}
 
 
-def _clock(moment: datetime) -> str:
-    """A time that stays the same while the page refreshes: an alarm is read aloud when it changes."""
-    return f"{moment:%Y-%m-%d %H:%M} UTC"
+def _minute(at: datetime) -> str:
+    """Format a time to the minute, so that it is stable: screen readers announce an alarm when it changes."""
+    return f"{at:%Y-%m-%d %H:%M} UTC"
 
 
-# --- What goes on ---------------------------------------------------------------------------------------------------
+# --- Activity -------------------------------------------------------------------------------------------------------
 
 
 def _figures(now: datetime) -> DashboardSection:
     midnight = activity.start_of_day(now)
-    told = activity.overview(now, midnight, CHART_MINUTES)
-    lately, today, minutes = told.last_minute, told.today, told.minutes
-    refused_lately, refused_today, refused = rejection_counts.summary(now, midnight, CHART_MINUTES)
+    overview = activity.overview(now, midnight, CHART_MINUTES)
+    last_minute, today, minutes = overview.last_minute, overview.today, overview.minutes
+    rejected_last_minute, rejected_today, rejected = rejection_counts.summary(now, midnight, CHART_MINUTES)
     orders, trades = list_url(Order), list_url(Trade)
     cards = [
-        _card("Orders", lately.orders, today.orders, [each.orders for each in minutes], orders),
-        _card("Trades", lately.trades, today.trades, [each.trades for each in minutes], trades),
-        _card("Value traded", lately.value, today.value, [each.value for each in minutes], trades),
-        _card("Orders rejected", refused_lately, refused_today, refused, url=""),  # they are in no list
+        _card("Orders", last_minute.orders, today.orders, [each.orders for each in minutes], orders),
+        _card("Trades", last_minute.trades, today.trades, [each.trades for each in minutes], trades),
+        _card("Turnover", last_minute.value, today.value, [each.value for each in minutes], trades),
+        _card("Rejected orders", rejected_last_minute, rejected_today, rejected, url=""),  # not stored, so no list
     ]
     behind = activity.behind_since(now)
     if behind is None:
         return DashboardSection({"cards": cards})
-    text = f"The figures of the day and the charts are not kept up: they end at {_clock(behind)}."
-    return DashboardSection({"cards": cards}, [Alarm(text, "#processes", "Look at the processes")])
+    text = f"Daily figures and charts are delayed. They end at {_minute(behind)}."
+    return DashboardSection({"cards": cards}, [Alarm(text, "#processes", "View processes")])
 
 
 def _card(title: str, last_minute: Number, today: Number, minutes: Sequence[Number], url: str) -> Card:
-    in_words = (
-        f"{title} by minute in the last hour: {short(minutes[-1])} in the last whole minute, "
-        f"{short(max(minutes))} at most, {short(sum(minutes))} together"
+    description = (
+        f"{title} per minute in the last hour: {compact(minutes[-1])} in the last full minute, "
+        f"maximum {compact(max(minutes))}, total {compact(sum(minutes))}"
     )
-    return Card(title, last_minute, today, sparkline(minutes), in_words, url)
+    return Card(title, last_minute, today, sparkline(minutes), description, url)
 
 
-# --- The market -----------------------------------------------------------------------------------------------------
+# --- Market ---------------------------------------------------------------------------------------------------------
 
 
 def _market(now: datetime) -> DashboardSection:
-    """Prices and books are looked up for the instruments that are shown: those that are halted, and the busiest."""
+    """Read prices and books of the instruments shown: the halted ones, then those with the highest volume."""
     volumes = activity.volumes(activity.start_of_day(now))
-    every: list[Any] = list(Instrument.objects.annotate(is_quiet=market_watch.is_quiet(now)))
-    every.sort(key=lambda each: (each.status != InstrumentStatus.HALTED, -volumes.get(each.pk, 0), each.pk))
-    halted = [each.pk for each in every if each.status == InstrumentStatus.HALTED]
-    shown = every[:MAX_INSTRUMENTS]
+    instruments: list[Any] = list(Instrument.objects.annotate(is_quiet=market_watch.is_quiet(now)))
+    instruments.sort(key=lambda each: (each.status != InstrumentStatus.HALTED, -volumes.get(each.pk, 0), each.pk))
+    halted = [each.pk for each in instruments if each.status == InstrumentStatus.HALTED]
+    shown = instruments[:MAX_INSTRUMENTS]
     figures = market_watch.figures_of([each.pk for each in shown])
     market = {
         "rows": [(each, "quiet" if each.is_quiet else each.status, figures[each.pk]) for each in shown],
-        "instruments": len(every),
+        "instruments": len(instruments),
         "halted": len(halted),
-        "quiet": sum(each.is_quiet for each in every),
+        "quiet": sum(each.is_quiet for each in instruments),
         "quiet_seconds": market_watch.QUIET_AFTER.total_seconds(),
         "open_orders": Holding.objects.aggregate(total=Coalesce(Sum("open_orders"), 0))["total"],
         "url": list_url(Instrument),
@@ -150,13 +150,13 @@ def _market(now: datetime) -> DashboardSection:
 def _halted(symbols: Sequence[str]) -> Alarm:
     if len(symbols) == 1:
         (symbol,) = symbols
-        return Alarm(f"{symbol} is halted.", page_url(Instrument, symbol), f"Look at {symbol}")
+        return Alarm(f"{symbol} is halted.", page_url(Instrument, symbol), f"View {symbol}")
     url = list_url(Instrument, status__exact=InstrumentStatus.HALTED)
-    return Alarm(f"{_join_names(symbols)} are halted.", url, "Look at them")
+    return Alarm(f"{_join_names(symbols)} are halted.", url, "View halted instruments")
 
 
 def _join_names(names: Sequence[str]) -> str:
-    """The first few by name, and how many others there are."""
+    """Join the first names, and add the number of the others."""
     others = len(names) - MAX_NAMED
     return ", ".join(names[:MAX_NAMED]) + (f" and {others:,} more" if others > 0 else "")
 
@@ -169,8 +169,8 @@ def _webhooks(now: datetime) -> DashboardSection:
     oldest = _oldest_due()
     waited = None if oldest is None else now - time_of_id(oldest)
     failing = list(_failing(now)[: MAX_NAMED + 1])
-    count = f"{MAX_NAMED}+" if len(failing) > MAX_NAMED else str(len(failing))
-    told = {
+    count = len(failing) if len(failing) <= MAX_NAMED else _failing(now).count()
+    context = {
         "due": f"{MAX_DUE_COUNT:,}+" if due > MAX_DUE_COUNT else f"{due:,}",
         "oldest_seconds": None if waited is None else waited.total_seconds(),
         "failing": failing[:MAX_NAMED],
@@ -180,27 +180,28 @@ def _webhooks(now: datetime) -> DashboardSection:
     }
     alarms = []
     if failing:
-        latest = failing[0]
-        what = "An endpoint fails" if len(failing) == 1 else f"{count} endpoints fail, the latest"
-        url = list_url(Subscription, failing="on")
-        alarms.append(Alarm(f"{what}: {latest.url} of {latest.broker_id}.", url, "Look at what fails"))
+        latest = f"{failing[0].url} ({failing[0].broker_id})"
+        text = f"{count:,} webhook endpoints are failing. Latest: {latest}"
+        if count == 1:
+            text = f"1 webhook endpoint is failing: {latest}"
+        alarms.append(Alarm(text, list_url(Subscription, failing="on"), "View failing endpoints"))
     if waited is not None and waited > DUE_TOO_LONG:
-        text = f"Webhooks wait to be delivered, the oldest since {_clock(now - waited)}."
-        alarms.append(Alarm(text, list_url(Delivery, state=DeliveryState.DUE), "Look at what is due"))
-    return DashboardSection({"webhooks": told}, alarms)
+        text = f"Webhook deliveries are delayed. The oldest has been pending since {_minute(now - waited)}."
+        alarms.append(Alarm(text, list_url(Delivery, state=DeliveryState.DUE), "View pending deliveries"))
+    return DashboardSection({"webhooks": context}, alarms)
 
 
 def _oldest_due() -> UUID | None:
-    """What has waited longest, of all that is meant to be sent: one look per subscription."""
-    sent_to = Subscription.objects.alive().filter(paused_at=None)
-    oldest = sent_to.annotate(oldest=Subquery(due_to(OuterRef("pk")).values("pk")[:1])).exclude(oldest=None)
+    """Return the ID of the oldest pending delivery, with one index lookup per active subscription."""
+    active = Subscription.objects.alive().filter(paused_at=None)
+    oldest = active.annotate(oldest=Subquery(due_to(OuterRef("pk")).values("pk")[:1])).exclude(oldest=None)
     return oldest.order_by("oldest").values_list("oldest", flat=True).first()
 
 
 def _failing(now: datetime) -> QuerySet[Subscription]:
-    """Those whose last attempt failed, latest first; not those that an operator has paused."""
-    asked = Subscription.objects.alive().filter(FAILING, paused_at=None, last_failure_at__gt=now - FAILING_WITHIN)
-    return asked.order_by("-last_failure_at", "pk")
+    """Return the active subscriptions whose last attempt failed, latest failure first."""
+    failing = Subscription.objects.alive().filter(FAILING, paused_at=None, last_failure_at__gt=now - FAILING_WITHIN)
+    return failing.order_by("-last_failure_at", "pk")
 
 
 # --- Processes ------------------------------------------------------------------------------------------------------
@@ -208,24 +209,24 @@ def _failing(now: datetime) -> QuerySet[Subscription]:
 
 def _processes(now: datetime) -> DashboardSection:
     read = heartbeat.read()
-    pulses = [
-        ProcessStatus("Web", read.web_age_seconds, "answers requests"),
-        ProcessStatus("Worker", read.worker_age_seconds, "expires orders, sums up the day"),
-        ProcessStatus("Webhooks worker", read.webhooks_age_seconds, "sends deliveries"),
-        ProcessStatus("Beat", read.beat_age_seconds, "starts what must be repeated"),
+    processes = [
+        ProcessStatus("Web", read.web_age_seconds, "serves requests"),
+        ProcessStatus("Worker", read.worker_age_seconds, "expires orders and aggregates daily figures"),
+        ProcessStatus("Webhook worker", read.webhooks_age_seconds, "sends deliveries"),
+        ProcessStatus("Beat", read.beat_age_seconds, "starts scheduled tasks"),
     ]
-    told = {"processes": pulses, "valkey": read.valkey}
+    context = {"processes": processes, "valkey": read.valkey}
     if not read.valkey:
-        text = "Valkey does not answer: nothing that must be repeated is started, and nobody knows what is alive."
-        return DashboardSection(told, [Alarm(text, "#processes", "Look at the processes")])
-    silent = [pulse for pulse in pulses[1:] if pulse.state == "silent"]  # a web process shows this page
-    return DashboardSection(told, [_silent(pulse, now) for pulse in silent])
+        text = "Valkey is not responding. Scheduled tasks do not run, and the state of the processes is unknown."
+        return DashboardSection(context, [Alarm(text, "#processes", "View processes")])
+    silent = [each for each in processes[1:] if each.state == "silent"]  # a web process serves this page
+    return DashboardSection(context, [_silent(each, now) for each in silent])
 
 
-def _silent(pulse: ProcessStatus, now: datetime) -> Alarm:
-    since = "" if pulse.age_seconds is None else f" since {_clock(now - timedelta(seconds=pulse.age_seconds))}"
-    text = f"There is no sign of the {pulse.name.lower()}{since}: it {pulse.does}."
-    return Alarm(text, "#processes", "Look at the processes")
+def _silent(process: ProcessStatus, now: datetime) -> Alarm:
+    since = "" if process.age_seconds is None else f" since {_minute(now - timedelta(seconds=process.age_seconds))}"
+    text = f"No heartbeat from the {process.name.lower()}{since}. It {process.tasks}."
+    return Alarm(text, "#processes", "View processes")
 
 
 # --- Reconciliation -------------------------------------------------------------------------------------------------
@@ -233,16 +234,16 @@ def _silent(pulse: ProcessStatus, now: datetime) -> Alarm:
 
 def _reconciliation(now: datetime) -> DashboardSection:
     run = ReconcileRun.objects.exclude(finished_at=None).order_by("-id").first()
-    told = {"run": run, "run_url": run and page_url(ReconcileRun, run.pk), "runs_url": list_url(ReconcileRun)}
+    context = {"run": run, "run_url": run and page_url(ReconcileRun, run.pk), "runs_url": list_url(ReconcileRun)}
     if run is None or run.state == RunState.OK:
-        return DashboardSection(told)
-    text = f"The last reconciliation came to no verdict: {run.error}"
+        return DashboardSection(context)
+    text = f"The last reconciliation did not finish: {run.error}"
     if run.state == RunState.DIFFERENCES:
         text = f"The last reconciliation found {run.differences:,} difference{'s' if run.differences != 1 else ''}."
-    return DashboardSection(told, [Alarm(text, page_url(ReconcileRun, run.pk), "Look at it")])
+    return DashboardSection(context, [Alarm(text, page_url(ReconcileRun, run.pk), "View reconciliation")])
 
 
-# What each part needs to be seen, and where its alarms stand: what stops trading comes first.
+# The permissions to view each section, in the order of the alarms: those that stop trading come first.
 _SECTIONS: tuple[tuple[tuple[str, ...], Callable[[datetime], DashboardSection]], ...] = (
     ((), _processes),
     (("exchange.view_instrument", "orders.view_trade", "orders.view_order"), _market),

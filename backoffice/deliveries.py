@@ -1,4 +1,4 @@
-"""Deliveries: each event told to each subscriber, what became of it, and having it told again."""
+"""Deliveries of events to subscriptions: their outcomes and redelivery."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,15 +20,15 @@ from backoffice.lists import KeysetQuery, Rows, column
 from backoffice.model_admin import KeysetModelAdmin
 from backoffice.periods import PeriodFilterForm, id_period_condition
 from backoffice.queries import delivery_attempts
-from backoffice.templatetags.formatting import outcome, short_id, state
+from backoffice.templatetags.formatting import outcome, short_id, status_pill
 from backoffice.webhook_actions import OUTCOME_TIME_TOLERANCE, RedeliverEvents, is_lost
 from exchange.http.paging import Keyset
 from exchange.ids import first_id_at, time_of_id
 from exchange.models import Broker
 from webhooks.models import FAILED, Answer, Delivery, DeliveryError, DeliveryState, Event, EventType, Subscription
 
-LATEST_DELIVERIES = 10  # deliveries on the page of their subscription
-MAX_SUBSCRIPTIONS = 1_000  # subscriptions, the latest, by which a broker's deliveries are known
+LATEST_DELIVERIES = 10  # on the page of a subscription
+MAX_SUBSCRIPTIONS = 1_000  # the latest subscriptions of a broker, which identify its deliveries
 
 _BY_ID, _BY_SUBSCRIPTION = Keyset(("-id", UUID)), Keyset(("subscription_id", UUID), ("id", UUID))
 
@@ -40,28 +40,28 @@ _STATES = {
     DeliveryState.DISCARDED: Q(error=DeliveryError.SUBSCRIPTION_DELETED),
 }
 
-# What each error means, for who has to tell a broker.
+# Explanations of the errors, for operators who inform the broker.
 ERROR_TEXTS = {
-    DeliveryError.TIMEOUT: "No whole answer came within the deadline.",
-    DeliveryError.BLOCKED_ADDRESS: "The URL, or the address its name led to, is none that webhooks may be sent to.",
-    DeliveryError.NAME_NOT_RESOLVED: "The name in the URL could not be looked up.",
-    DeliveryError.NOT_CONNECTED: "Nobody took the connection.",
-    DeliveryError.TLS_FAILED: "No secure connection came about, most often for a certificate that is not valid.",
-    DeliveryError.DISCONNECTED: "The receiver hung up before it had answered.",
-    DeliveryError.INVALID_ANSWER: "What the receiver answered is not HTTP, or longer than any answer.",
-    DeliveryError.SUBSCRIPTION_DELETED: "Its broker deleted the subscription before it was sent.",
-    DeliveryError.FAILED: "Sending it failed in a way that is told in the log.",
+    DeliveryError.TIMEOUT: "No complete response within the timeout.",
+    DeliveryError.BLOCKED_ADDRESS: "The URL or the address of its host is blocked for webhooks.",
+    DeliveryError.NAME_NOT_RESOLVED: "The host name could not be resolved.",
+    DeliveryError.NOT_CONNECTED: "The receiver refused the connection or could not be reached.",
+    DeliveryError.TLS_FAILED: "The TLS handshake failed, most often because of an invalid certificate.",
+    DeliveryError.DISCONNECTED: "The receiver closed the connection before it responded.",
+    DeliveryError.INVALID_ANSWER: "The response was not valid HTTP or was too long.",
+    DeliveryError.SUBSCRIPTION_DELETED: "The broker deleted the subscription before the event was sent.",
+    DeliveryError.FAILED: "Unexpected error. See the log.",
 }
 
 
 class DeliveryFilterForm(PeriodFilterForm):
-    q = forms.CharField(max_length=64, required=False, label="Delivery, event or order")
+    q = forms.CharField(max_length=64, required=False, label="Delivery, event or order ID")
     state = form_fields.FilterChoiceField(DeliveryState)
     broker = form_fields.broker_id(required=False)
     event = form_fields.FilterChoiceField(EventType)
     error = form_fields.FilterChoiceField(DeliveryError)
-    status_code = forms.IntegerField(min_value=100, max_value=999, required=False, label="Answer's status")
-    subscription = forms.UUIDField(required=False, label="Subscription id")
+    status_code = forms.IntegerField(min_value=100, max_value=999, required=False, label="Response status")
+    subscription = forms.UUIDField(required=False, label="Subscription ID")
     field_order = ["q", "state", "broker", "event", "error", "status_code", "subscription", "since", "until"]
 
 
@@ -69,16 +69,16 @@ class DeliveryFilterForm(PeriodFilterForm):
 class DeliveryAdmin(KeysetModelAdmin):
     list_display = (
         column("Delivery", lambda row: short_id(row.pk), link=lambda row: page_url(Delivery, row.pk)),
-        column("Due since", lambda row: time_of_id(row.pk)),
+        column("Created", lambda row: time_of_id(row.pk)),
         column("Broker", lambda row: row.subscription.broker_id, link=lambda row: page_url(Broker, _broker_id(row))),
         column("Event", lambda row: row.subscription.event_type, link=lambda row: page_url(Event, row.event_id)),
-        column("Number", lambda row: row.event.sequence, is_number=True),
-        column("State", lambda row: state(row.state)),
+        column("Sequence", lambda row: row.event.sequence, is_number=True),
+        column("State", lambda row: status_pill(row.state)),
         column("Outcome", outcome),
-        column("ms", "duration_ms", is_number=True),
+        column("Response time (ms)", "duration_ms", is_number=True),
         column("Completed", "completed_at"),
         column(
-            "Again",
+            "Redelivery of",
             lambda row: short_id(row.redelivery_of_id) if row.redelivery_of_id else "",
             link=lambda row: page_url(Delivery, row.redelivery_of_id) if row.redelivery_of_id else "",
         ),
@@ -92,7 +92,7 @@ class DeliveryAdmin(KeysetModelAdmin):
         return Delivery.objects.select_related("subscription", "event")
 
     def keyset_query(self, filters: dict[str, Any]) -> KeysetQuery:
-        """Along the index of what is due, that of what failed, or the ids, which ascend with time."""
+        """Read along the index of pending deliveries, of failed deliveries, or of the IDs, which ascend with time."""
         rows = self._lean(Delivery.objects.all())
         if filters["q"]:
             return KeysetQuery(
@@ -101,14 +101,16 @@ class DeliveryAdmin(KeysetModelAdmin):
                 _unindexed_condition(filters) & id_period_condition(filters),
             )
         if filters["state"] == DeliveryState.DUE:
-            due, served = _due(filters)
+            due, covered = _due(filters)
             return KeysetQuery(
-                self._lean(due), _BY_SUBSCRIPTION, _unindexed_condition(filters | served) & id_period_condition(filters)
+                self._lean(due),
+                _BY_SUBSCRIPTION,
+                _unindexed_condition(filters | covered) & id_period_condition(filters),
             )
         rows = rows.filter(id_period_condition(filters))
-        if _have_failed(filters):
-            served = {"state": ""} if filters["state"] == DeliveryState.FAILED else {}
-            return KeysetQuery(rows.filter(FAILED), _BY_ID, _unindexed_condition(filters | served))
+        if _are_failed_only(filters):
+            covered = {"state": ""} if filters["state"] == DeliveryState.FAILED else {}
+            return KeysetQuery(rows.filter(FAILED), _BY_ID, _unindexed_condition(filters | covered))
         return KeysetQuery(rows, _BY_ID, _unindexed_condition(filters))
 
     def _lean(self, rows: Rows) -> Rows:
@@ -137,7 +139,7 @@ def _broker_id(row: Delivery) -> str:
 
 
 def _due(filters: dict[str, Any]) -> tuple[Rows, dict[str, Any]]:
-    """What is due, subscription by subscription, and which filters are done with by that."""
+    """Return the pending deliveries by subscription, and the filters that this query already covers."""
     if filters["subscription"]:
         return due_to(filters["subscription"]), {"state": "", "subscription": None}
     due = Delivery.objects.filter(claimed_at=None)
@@ -146,8 +148,8 @@ def _due(filters: dict[str, Any]) -> tuple[Rows, dict[str, Any]]:
     return due, {"state": ""}
 
 
-def _have_failed(filters: dict[str, Any]) -> bool:
-    """Whether what is asked for can only be true of what failed, so that its index serves."""
+def _are_failed_only(filters: dict[str, Any]) -> bool:
+    """True if the filters match failed deliveries only, so that the index of failures can be used."""
     code, error = filters["status_code"], filters["error"]
     is_bad_code = code is not None and code // 100 != 2
     return (
@@ -168,14 +170,14 @@ def _unindexed_condition(filters: dict[str, Any]) -> Q:
 
 
 def _subscriptions_of(broker_id: str) -> list[UUID]:
-    """A broker's subscriptions, named one by one: by a join the planner would read all deliveries to each of them."""
+    """Return a broker's subscription IDs. With a join, the planner would read all deliveries of each subscription."""
     return list(
         Subscription.objects.filter(broker=broker_id).order_by("-pk").values_list("pk", flat=True)[:MAX_SUBSCRIPTIONS]
     )
 
 
 def _search(term: str) -> list[UUID]:
-    """The delivery with this id, or those of the event or about the order with it."""
+    """Find deliveries by the ID of the delivery, of its event, or of the order it is about."""
     try:
         id_ = UUID(term)
     except ValueError:
@@ -183,11 +185,11 @@ def _search(term: str) -> list[UUID]:
     return [id_, *(each.pk for each in delivery_attempts.deliveries_of_events([id_, *events_of_order(id_)]))]
 
 
-# --- What other pages show of them ----------------------------------------------------------------------------------
+# --- For other pages ------------------------------------------------------------------------------------------------
 
 
 def latest_deliveries(subscription: Subscription, *, failed: bool) -> Sequence[Delivery]:
-    """A subscription's latest deliveries that have an outcome: looked for from the time of its last one on."""
+    """Return the latest completed deliveries of a subscription, searched backwards from its last outcome."""
     times = [subscription.last_failure_at] if failed else [subscription.last_success_at, subscription.last_failure_at]
     known = [each for each in times if each]
     if not known:

@@ -1,4 +1,4 @@
-"""How refusals look in the back office: pages, where the API answers with problems."""
+"""Error pages of the back office."""
 
 import sys
 from http import HTTPStatus
@@ -21,39 +21,41 @@ _log = structlog.get_logger(__name__)
 
 def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's `handler403`."""
-    return _page(request, 403, "Not allowed", "Your groups do not allow this. An administrator can change that.")
+    return _page(
+        request, 403, "Permission denied", "You don't have permission. An administrator can change your groups."
+    )
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's `handler404`."""
-    return _page(request, 404, "Not found", "There is nothing at this address, or no longer.")
+    return _page(request, 404, "Not found", "This page does not exist.")
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """Django's `handler500`: an exception that no view handled."""
+    """Django's `handler500`, for exceptions that no view handled."""
     exception = sys.exception()
-    if isinstance(exception, DataError | ValidationError):  # what the admin takes from a request unchecked
+    if isinstance(exception, DataError | ValidationError):  # request data that the admin does not validate
         return bad_request(request, exception)
     if isinstance(exception, OperationalError | InterfaceError):
-        as_exchange_error(exception)  # logs it, and replaces connections that PostgreSQL has closed
+        as_exchange_error(exception)  # logs it and replaces lost connections
         return overloaded()
     _log.exception("unexpected")
     return defaults.server_error(request)
 
 
 def overloaded() -> HttpResponse:
-    """The page for too much at once; rendering it takes no connection to the database."""
+    """Return the 503 page. Rendering it needs no database connection."""
     page = render_to_string("503.html")
     return HttpResponse(page, status=HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
-    """A form that did not come from a page of ours, or from one of an earlier login."""
-    told = "The form was not sent from a page of this session, so nothing was done. Open the page again, and repeat it."
-    return _page(request, 403, "Form refused", told)
+    """Error page for a form that was not sent from a page of the current session."""
+    message = "The form was not sent from a page of this session, so nothing was done. Reload the page and try again."
+    return _page(request, 403, "Form rejected", message)
 
 
-def _page(request: HttpRequest, status: int, title: str, told: str) -> HttpResponse:
-    context = {**admin.site.each_context(request), "title": title, "told": told}
+def _page(request: HttpRequest, status: int, title: str, message: str) -> HttpResponse:
+    context = {**admin.site.each_context(request), "title": title, "message": message}
     layout = "backoffice/page.html" if context["has_permission"] else "backoffice/signed_out.html"
     return render(request, "backoffice/error.html", {**context, "layout": layout}, status=status)

@@ -1,4 +1,4 @@
-"""Events: what happened to each broker, in the order of its stream, and to whom it was told."""
+"""Events of the brokers' streams, and their deliveries."""
 
 from typing import Any
 from uuid import UUID
@@ -15,7 +15,7 @@ from backoffice.lists import KeysetQuery, Rows, column
 from backoffice.model_admin import KeysetModelAdmin
 from backoffice.periods import PeriodFilterForm, in_period_by_id
 from backoffice.queries import delivery_attempts, order_history
-from backoffice.templatetags.formatting import short_id
+from backoffice.templatetags.formatting import readable, short_id
 from exchange.http.paging import Keyset
 from exchange.models import Broker
 from orders.models import Order, Trade
@@ -23,7 +23,7 @@ from webhooks.models import Event, EventType
 
 
 class EventFilterForm(PeriodFilterForm):
-    q = forms.CharField(max_length=64, required=False, label="Event or order")
+    q = forms.CharField(max_length=64, required=False, label="Event ID or order ID")
     broker = form_fields.broker_id(required=False)
     type = form_fields.FilterChoiceField(EventType)
     field_order = ["q", "broker", "type", "since", "until"]
@@ -33,29 +33,29 @@ class EventFilterForm(PeriodFilterForm):
 class EventAdmin(KeysetModelAdmin):
     list_display = (
         column("Event", lambda event: short_id(event.pk), link=lambda event: page_url(Event, event.pk)),
-        column("Happened", "occurred_at"),
+        column("Time", "occurred_at"),
         column("Broker", "broker_id", link=lambda event: page_url(Broker, event.broker_id)),
-        column("Number", "sequence", is_number=True),
+        column("Sequence", "sequence", is_number=True),
         column("Type", "type"),
         column(
             "Order", lambda event: short_id(event_data(event).get("order_id")), link=lambda event: _order_url(event)
         ),
         column("Symbol", lambda event: event_data(event).get("symbol")),
         column("Side", lambda event: event_data(event).get("side")),
-        column("Status", lambda event: event_data(event).get("status", "").replace("_", " ")),
+        column("Status", lambda event: readable(event_data(event).get("status", ""))),
     )
     form_class = EventFilterForm
     row_template = "backoffice/event.html"
     is_live = True
 
     def keyset_query(self, filters: dict[str, Any]) -> KeysetQuery:
-        """Along a broker's stream, or all events by their ids, which ascend with time."""
+        """Read along a broker's stream, or all events by ID, which ascends with time."""
         rows: Rows = Event.objects.all()
         unindexed = Q(type=filters["type"]) if filters["type"] else Q()
         of_broker = Q(broker=filters["broker"]) if filters["broker"] else Q()
         if filters["q"]:
-            known = rows.filter(pk__in=_search(filters["q"]))
-            return KeysetQuery(in_period_by_id(known, "occurred_at", filters), _BY_ID, unindexed & of_broker)
+            matching = rows.filter(pk__in=_search(filters["q"]))
+            return KeysetQuery(in_period_by_id(matching, "occurred_at", filters), _BY_ID, unindexed & of_broker)
         if filters["broker"] and not (filters["since"] or filters["until"]):
             return KeysetQuery(rows.filter(of_broker), Keyset(("-sequence", int)), unindexed)
         return KeysetQuery(in_period_by_id(rows, "occurred_at", filters), _BY_ID, unindexed & of_broker)
@@ -74,13 +74,13 @@ _BY_ID = Keyset(("-id", UUID))
 
 
 def event_data(event: Event) -> dict[str, Any]:
-    """What it tells of."""
+    """Return the data of an event."""
     found: dict[str, Any] = msgspec.json.decode(event.body)["data"]
     return found
 
 
 def event_context(event: Event) -> dict[str, Any]:
-    """What a page shows of what an event tells: its body with a line for each field, and what that leads to."""
+    """Return the template context of an event: its indented payload, and links to its order and trade."""
     data = event_data(event)
     return {
         "body": msgspec.json.format(event.body, indent=2),
@@ -92,17 +92,17 @@ def event_context(event: Event) -> dict[str, Any]:
 
 
 def events_of_order(order_id: UUID) -> list[UUID]:
-    """The events that tell of an order's latest fills and of its end."""
+    """Return the IDs of the events about an order's latest fills and its end."""
     order = Order.objects.filter(pk=order_id).first()
     if order is None:
         return []
     fills, _ = order_history.latest_fills(order)
-    of_fills, end = order_history.look_up_events(order, fills)
-    return [each.event.event_id for each in [*of_fills.values(), end] if each and each.event]
+    fill_events, end_event = order_history.look_up_events(order, fills)
+    return [each.event.event_id for each in [*fill_events.values(), end_event] if each and each.event]
 
 
 def _search(term: str) -> list[UUID]:
-    """The event with this id, or those about the order with it."""
+    """Find an event by its ID, or the events of an order by the order's ID."""
     try:
         return [UUID(term), *events_of_order(UUID(term))]
     except ValueError:

@@ -1,4 +1,4 @@
-"""What operators write into forms: taken by the very rules of the API, and no value is converted or rounded."""
+"""Form fields that validate by the rules of the API. Values are never converted or rounded."""
 
 import re
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Any
 from django import forms
 from rest_framework import serializers
 
+from backoffice.templatetags.formatting import readable
 from exchange.http.fields import Amount, Quantity, StrictField, Text, Timestamp, field_errors
 from exchange.rules import BROKER_ID, MAX_INITIAL_CASH, SYMBOL, TRANSFER_REFERENCE, ChoicesEnum
 
@@ -15,7 +16,7 @@ _LOCAL_DATETIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:
 
 
 class ApiField(forms.CharField):
-    """Takes what a field of the API takes, once `read` has made of the text what would be in the JSON."""
+    """Form field that accepts what an API field accepts. `read` converts the text to its JSON value."""
 
     def __init__(self, field: StrictField, *, read: Callable[[str], Any] = str, **options: Any) -> None:
         self.field, self.read = field, read
@@ -32,30 +33,30 @@ class ApiField(forms.CharField):
 
 
 def broker_id(**options: Any) -> ApiField:
-    wrong = "Letters, digits, hyphens and underscores, 64 at most."
-    return ApiField(Text(BROKER_ID, error_messages={"pattern": wrong}), **options)
+    message = "Use letters, digits, hyphens and underscores, at most 64."
+    return ApiField(Text(BROKER_ID, error_messages={"pattern": message}), **options)
 
 
 def symbol(**options: Any) -> ApiField:
-    wrong = "Capital letters, digits and dots, 12 at most."
-    return ApiField(Text(SYMBOL, error_messages={"pattern": wrong}), **options)
+    message = "Use capital letters, digits and dots, at most 12."
+    return ApiField(Text(SYMBOL, error_messages={"pattern": message}), **options)
 
 
 def reference(**options: Any) -> ApiField:
-    wrong = "Letters, digits, dots, colons, hyphens and underscores, 64 at most."
-    return ApiField(Text(TRANSFER_REFERENCE, error_messages={"pattern": wrong}), **options)
+    message = "Use letters, digits, dots, colons, hyphens and underscores, at most 64."
+    return ApiField(Text(TRANSFER_REFERENCE, error_messages={"pattern": message}), **options)
 
 
 def amount(*, signed: bool = False, **options: Any) -> ApiField:
-    """Cash: what is moved if `signed`, else what there is at first."""
-    wrong = {"invalid": "Must be a number below 10^16, with 4 decimals at most and a point before them."}
+    """Return a field for cash: a transfer if `signed`, otherwise an initial balance."""
+    messages = {"invalid": "Enter a number below 10^16 with at most 4 decimals, such as 1000.50."}
     bounds: dict[str, Any] = {"negative": True} if signed else {"zero": True, "maximum": MAX_INITIAL_CASH}
-    return ApiField(Amount(**bounds, error_messages=wrong), **options)
+    return ApiField(Amount(**bounds, error_messages=messages), **options)
 
 
 def tick_size(**options: Any) -> ApiField:
-    wrong = {"invalid": "Must be a number below 10^16, with 4 decimals at most and a point before them."}
-    return ApiField(Amount(error_messages=wrong), **options)
+    messages = {"invalid": "Enter a number below 10^16 with at most 4 decimals, such as 1000.50."}
+    return ApiField(Amount(error_messages=messages), **options)
 
 
 def shares(*, signed: bool = False, **options: Any) -> ApiField:
@@ -63,19 +64,19 @@ def shares(*, signed: bool = False, **options: Any) -> ApiField:
 
 
 def quantity_field(*, signed: bool = False) -> Quantity:
-    return Quantity(signed=signed, error_messages={"invalid": "Must be a whole number, in digits."})
+    return Quantity(signed=signed, error_messages={"invalid": "Enter a whole number."})
 
 
 def parse_integer(text: str) -> int | str:
-    """The number that these digits are; what is none stays as it is, to be refused."""
+    """Convert digits to a number. Other text is returned unchanged and then rejected."""
     return int(text) if _INTEGER.fullmatch(text) else text
 
 
 def utc_datetime(**options: Any) -> ApiField:
-    """A time in UTC as browsers write it, or with an offset of its own."""
-    wrong = "Must be a time, such as 2026-02-16 16:29 (UTC)."
+    """Return a field for a time: in UTC as browsers send it, or with an offset."""
+    message = "Enter a time such as 2026-02-16 16:29 (UTC)."
     widget = forms.DateTimeInput(attrs={"type": "datetime-local", "step": "1"})
-    return ApiField(Timestamp(error_messages={"invalid": wrong}), read=_in_utc, widget=widget, **options)
+    return ApiField(Timestamp(error_messages={"invalid": message}), read=_in_utc, widget=widget, **options)
 
 
 def _in_utc(text: str) -> str:
@@ -86,9 +87,9 @@ def _in_utc(text: str) -> str:
 
 
 class FilterChoiceField(forms.ChoiceField):
-    """One of a closed set of words, or any; for a filter."""
+    """Filter field for one of an enum's values, or any."""
 
     def __init__(self, words: type[ChoicesEnum], *more: str, **options: Any) -> None:
         names = [*more, *(word.value for word in words)]
-        choices = [("", "any"), *((name, name.replace("_", " ")) for name in names)]
+        choices = [("", "any"), *((name, readable(name)) for name in names)]
         super().__init__(choices=choices, required=False, **options)

@@ -1,4 +1,4 @@
-"""How well it goes with subscriptions: what failed of late, what is due, and the last day as a chart."""
+"""Health of webhook subscriptions: recent failures, pending deliveries, and a chart of the last day."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,29 +17,30 @@ MAX_DUE_COUNT = 1_000
 HOUR, CHART_HOURS = timedelta(hours=1), 24
 CHART_WIDTH, CHART_HEIGHT = 480, 96
 
-# Whose last delivery that had an outcome failed; as `Subscription.is_failing`.
+# The last completed delivery failed; equivalent to `Subscription.is_failing`.
 FAILING = Q(last_failure_at__isnull=False) & (Q(last_success_at=None) | Q(last_failure_at__gt=F("last_success_at")))
 
 
 def with_health(rows: QuerySet[Subscription]) -> QuerySet[Any]:
-    """Each subscription with what `failed_share`, `due_count` and `oldest_due` read, along indexes for each.
+    """Annotate subscriptions with the values for `failed_share`, `due_count` and `oldest_due`, read along indexes.
 
-    Hours are whole: the last hour is the one that has begun and the one before.
+    Hours are clock hours: the last hour is the current one and the previous one.
     """
-    began = timezone.now().replace(minute=0, second=0, microsecond=0)
+    hour = timezone.now().replace(minute=0, second=0, microsecond=0)
     return rows.annotate(
         due_ids=ArraySubquery(due_to(OuterRef("pk")).values("pk")[: MAX_DUE_COUNT + 1]),
-        completed_hour=_total("completed", began - HOUR),
-        failed_hour=_total("failed", began - HOUR),
-        completed_day=_total("completed", began - CHART_HOURS * HOUR),
-        failed_day=_total("failed", began - CHART_HOURS * HOUR),
+        completed_hour=_total("completed", hour - HOUR),
+        failed_hour=_total("failed", hour - HOUR),
+        completed_day=_total("completed", hour - CHART_HOURS * HOUR),
+        failed_day=_total("failed", hour - CHART_HOURS * HOUR),
     )
 
 
 def due_to(subscription_id: Any) -> QuerySet[Delivery]:
-    """What is due to a subscription, oldest first.
+    """Return the pending deliveries of a subscription, oldest first.
 
-    Two bounds and both columns leave the planner nothing but the index of what is due; see `webhooks.claims`.
+    The two bounds and both sort columns force the planner to use the index of pending deliveries; see
+    `webhooks.claims`.
     """
     due = Delivery.objects.filter(
         claimed_at=None, subscription_id__gte=subscription_id, subscription_id__lte=subscription_id
@@ -52,7 +53,7 @@ def _total(column: str, since: datetime) -> Subquery:
     return Subquery(hours.values("subscription").annotate(total=Sum(column)).values("total"))
 
 
-# --- What a subscription with its health says -----------------------------------------------------------------------
+# --- Values of an annotated subscription ----------------------------------------------------------------------------
 
 
 def health_of(row: Subscription) -> str:
@@ -62,7 +63,7 @@ def health_of(row: Subscription) -> str:
 
 
 def failed_share(completed: int | None, failed: int | None) -> str:
-    """What failed of what had an outcome, in percent: never 0 % where something failed, nor 100 % where not all did."""
+    """Return the failed share of the completed deliveries. Rounding never gives 0 % or 100 % unless exact."""
     if not completed:
         return DASH
     percent = 100 * (failed or 0) / completed
@@ -70,22 +71,22 @@ def failed_share(completed: int | None, failed: int | None) -> str:
 
 
 def due_count(row: Any) -> str:
-    """How many are due, or at least how many."""
+    """Return the number of pending deliveries, with a "+" beyond `MAX_DUE_COUNT`."""
     count = len(row.due_ids)
     return f"{MAX_DUE_COUNT:,}+" if count > MAX_DUE_COUNT else f"{count:,}"
 
 
 def oldest_due(row: Any) -> str:
-    """For how long what is due has waited."""
+    """Return the age of the oldest pending delivery."""
     return age((timezone.now() - time_of_id(row.due_ids[0])).total_seconds()) if row.due_ids else DASH
 
 
-# --- The chart ------------------------------------------------------------------------------------------------------
+# --- Chart ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class HourColumn:
-    """An hour in the chart: what was delivered stands on the ground, what failed on top of it."""
+    """An hour in the chart: a bar of delivered, with failed on top."""
 
     hour: datetime
     completed: int
@@ -104,7 +105,7 @@ class HourColumn:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryChart:
-    """The last day, hour by hour, in pictures and in words."""
+    """Deliveries of the last day by hour."""
 
     columns: Sequence[HourColumn]
     most: int
@@ -115,8 +116,8 @@ class DeliveryChart:
 
 
 def delivery_chart(subscription: Subscription) -> DeliveryChart:
-    began = timezone.now().replace(minute=0, second=0, microsecond=0)
-    first = began - (CHART_HOURS - 1) * HOUR
+    current = timezone.now().replace(minute=0, second=0, microsecond=0)
+    first = current - (CHART_HOURS - 1) * HOUR
     rows = {row.hour: row for row in SubscriptionHour.objects.filter(subscription=subscription, hour__gte=first)}
     hours = [first + number * HOUR for number in range(CHART_HOURS)]
     counts = [(rows[hour].completed, rows[hour].failed) if hour in rows else (0, 0) for hour in hours]
@@ -127,7 +128,7 @@ def delivery_chart(subscription: Subscription) -> DeliveryChart:
 
 def _column(number: int, hour: datetime, completed: int, failed: int, most: int) -> HourColumn:
     step, unit = CHART_WIDTH / CHART_HOURS, CHART_HEIGHT / max(most, 1)
-    failed_height = max(failed * unit, 2.0) if failed else 0.0  # one of thousands is seen too
+    failed_height = max(failed * unit, 2.0) if failed else 0.0  # keep one failure among thousands visible
     delivered_height = min((completed - failed) * unit, CHART_HEIGHT - failed_height)
     return HourColumn(
         hour=hour,

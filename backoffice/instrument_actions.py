@@ -1,4 +1,4 @@
-"""What is done to instruments: listed, edited, halted and resumed, one, several or all of them."""
+"""Operator actions on instruments: list, edit, halt and resume."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +9,7 @@ from django.db import InterfaceError, OperationalError
 from backoffice import form_fields
 from backoffice.links import page_url
 from backoffice.operator_actions import MAX_SUBJECTS, ActionResult, OperatorAction, ReasonForm
+from backoffice.orders import off_url
 from exchange import services as exchange_services
 from exchange.audit import Actor
 from exchange.errors import ExchangeError
@@ -21,42 +22,42 @@ MAX_NAMED_SYMBOLS = 10  # in a message
 
 
 class InstrumentRulesForm(ReasonForm):
-    """What an operator may choose of an instrument."""
+    """The trading rules of an instrument that operators set."""
 
-    name = forms.CharField(max_length=MAX_NAME_LENGTH, required=False, help_text="Nothing: its symbol.")
-    tick_size = form_fields.tick_size(initial="0.01", help_text="Prices are multiples of it. 4 decimals at most.")
-    lot_size = form_fields.shares(initial="1", help_text="Quantities are multiples of it.")
+    name = forms.CharField(max_length=MAX_NAME_LENGTH, required=False, help_text="Leave blank to use the symbol.")
+    tick_size = form_fields.tick_size(
+        initial="0.01", help_text="Prices must be multiples of the tick size. At most 4 decimals."
+    )
+    lot_size = form_fields.shares(initial="1", help_text="Quantities must be multiples of the lot size.")
     pricing = forms.TypedChoiceField(
         choices=Pricing.choices(),
         coerce=Pricing,
-        help_text="Two limit orders trade at the seller's price, or at the maker's: of the order that was there first.",
+        help_text="Price at which two limit orders trade: the seller's, or the maker's (the resting order's).",
     )
     field_order = ["symbol", "name", "tick_size", "lot_size", "pricing", "reason"]
 
 
 class ListInstrumentForm(InstrumentRulesForm):
-    symbol = form_fields.symbol(help_text="Capital letters, digits and dots, 12 at most. It cannot be changed.")
+    symbol = form_fields.symbol(help_text="Capital letters, digits and dots, at most 12. Cannot be changed later.")
 
 
 class ListInstrument(OperatorAction):
     name = "list"
-    label = "List an instrument"
-    explanation = "It trades at once, under these rules. It cannot be taken off the list again, but halted."
+    label = "List instrument"
+    explanation = "Trading starts immediately."
     permission = "exchange.list_instrument"
     form_class = ListInstrumentForm
     max_subjects = 0
 
     def perform(self, by: Actor, subjects: Sequence[Any], *, symbol: str = "", **fields: Any) -> ActionResult:
         instrument = exchange_services.list_instrument(symbol, **fields, by=by)
-        return ActionResult(f"{instrument} is listed.", url=page_url(Instrument, instrument.pk))
+        return ActionResult(f"{instrument} listed.", url=page_url(Instrument, instrument.pk))
 
 
 class EditInstrument(OperatorAction):
     name = "edit"
     label = "Edit"
-    explanation = (
-        "Orders placed from now on obey these rules. A tick or a lot that orders in the book would break is refused."
-    )
+    explanation = "The rules apply to new orders. Open orders must match the new tick size and lot size."
     permission = "exchange.edit_instrument"
     form_class = InstrumentRulesForm
 
@@ -68,19 +69,23 @@ class EditInstrument(OperatorAction):
             "pricing": row.pricing,
         }
 
+    def error_url(self, row: Instrument, field: str, value: Any) -> str:
+        filters = {"tick_size": "off_tick", "lot_size": "off_lot"}
+        return off_url(row.pk, filters[field], value) if field in filters else ""
+
     def perform(self, by: Actor, subjects: Sequence[Instrument], **fields: Any) -> ActionResult:
         (instrument,) = subjects
         services.edit_instrument(instrument.pk, **fields, by=by)
-        return ActionResult(f"The rules of {instrument} are changed.")
+        return ActionResult(f"Rules of {instrument} changed.")
 
 
-# --- Halted and resumed ---------------------------------------------------------------------------------------------
+# --- Halt and resume ------------------------------------------------------------------------------------------------
 
 
 class HaltInstruments(OperatorAction):
     name = "halt"
     label = "Halt"
-    explanation = "New orders are refused from now on. Those in the book stay; they may be cancelled, and they expire."
+    explanation = "New orders are rejected. Orders in the book stay; they can be cancelled and they expire."
     permission = "exchange.halt_instrument"
     max_subjects = MAX_SUBJECTS
     is_dangerous = True
@@ -97,7 +102,7 @@ class HaltInstruments(OperatorAction):
 class ResumeInstruments(OperatorAction):
     name = "resume"
     label = "Resume"
-    explanation = "New orders are taken again from now on."
+    explanation = "New orders are accepted again."
     permission = "exchange.halt_instrument"
     max_subjects = MAX_SUBJECTS
 
@@ -113,7 +118,7 @@ class ResumeInstruments(OperatorAction):
 class HaltAllForm(ReasonForm):
     confirmation = forms.CharField(
         max_length=len(CONFIRMATION),
-        label=f"Write {CONFIRMATION}, to confirm",
+        label=f"Type {CONFIRMATION} to confirm",
         widget=forms.TextInput(attrs={"autocomplete": "off"}),
     )
     field_order = ["confirmation", "reason"]
@@ -121,19 +126,19 @@ class HaltAllForm(ReasonForm):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         trading = Instrument.objects.filter(status=InstrumentStatus.TRADING).count()
-        self.fields["confirmation"].help_text = f"{_instruments(trading)} trading now."
+        self.fields["confirmation"].help_text = f"{_instruments(trading)} trading."
 
     def clean_confirmation(self) -> None:
         if self.cleaned_data["confirmation"] != CONFIRMATION:
-            raise forms.ValidationError(f"Write {CONFIRMATION}, in capital letters.")
+            raise forms.ValidationError(f"Does not match. Type {CONFIRMATION} exactly.")
 
 
 class HaltAllInstruments(OperatorAction):
     name = "halt-all"
-    label = "Halt everything"
+    label = "Halt all instruments"
     explanation = (
-        "New orders are refused in every instrument, from now on. Orders in the books stay; they may be cancelled, and "
-        "they expire. Each instrument is resumed by itself, or with others that are selected in the list."
+        "New orders are rejected in all instruments. Orders in the books stay; they can be cancelled and they expire. "
+        "Resume instruments one by one or select several in the list."
     )
     permission = "exchange.halt_market"
     form_class = HaltAllForm
@@ -145,35 +150,35 @@ class HaltAllInstruments(OperatorAction):
 
 
 def _apply_to_each(subjects: Sequence[Instrument], action: Callable[[str], object]) -> tuple[list[str], list[str]]:
-    """Do it to one after the other; those it was done to, and those it was not, unless that is all of them."""
-    done: list[str] = []
+    """Apply the action to one after another; return the succeeded and the failed symbols. Raise if all fail."""
+    succeeded: list[str] = []
     failed: list[str] = []
     for instrument in subjects:
         try:
             action(instrument.pk)
         except (ExchangeError, OperationalError, InterfaceError):
-            if not done and instrument is subjects[-1]:
+            if not succeeded and instrument is subjects[-1]:
                 raise
             failed.append(instrument.pk)
         else:
-            done.append(instrument.pk)
-    return done, failed
+            succeeded.append(instrument.pk)
+    return succeeded, failed
 
 
-def _halt_result(word: str, done: Sequence[str], failed: Sequence[str]) -> ActionResult:
+def _halt_result(verb: str, done: Sequence[str], failed: Sequence[str]) -> ActionResult:
     if failed:
-        message = f"{_join_symbols(failed)} not {word} for certain: look, and press again."
-        return ActionResult(f"{_join_symbols(done)} {word}. {message}" if done else message, is_warning=True)
+        message = f"Could not confirm: {_join_symbols(failed)}. Check the status, then try again."
+        return ActionResult(f"{_join_symbols(done)} {verb}. {message}" if done else message, is_warning=True)
     if not done:
-        return ActionResult(f"Nothing was {word}: nothing was trading.", is_warning=True)
-    return ActionResult(f"{_join_symbols(done)} {word}.")
+        return ActionResult("No instruments were trading.", is_warning=True)
+    return ActionResult(f"{_join_symbols(done)} {verb}.")
 
 
 def _join_symbols(symbols: Sequence[str]) -> str:
-    """How many, and which: the first of them, when they are many."""
+    """Join the symbols; beyond `MAX_NAMED_SYMBOLS`, give the number of the others."""
     names = ", ".join(symbols[:MAX_NAMED_SYMBOLS])
     more = "" if len(symbols) <= MAX_NAMED_SYMBOLS else f" and {len(symbols) - MAX_NAMED_SYMBOLS:,} more"
-    return f"{names}{more} {'is' if len(symbols) == 1 else 'are'}"
+    return f"{names}{more}"
 
 
 def _instruments(count: int) -> str:

@@ -1,4 +1,4 @@
-"""Instruments: the list of the market, and a page for each with its book, its charts and its tape."""
+"""Instruments: list, and a page for each with order book, charts and recent trades."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -25,14 +25,14 @@ from backoffice.links import list_url
 from backoffice.lists import column
 from backoffice.model_admin import ConditionFilter, ExchangeModelAdmin
 from backoffice.queries import market_watch
-from backoffice.templatetags.formatting import age, ago, moved, price, state
+from backoffice.templatetags.formatting import age, ago, price, price_change, status_pill
 from exchange.database import database_now
 from exchange.models import Instrument
 from exchange.rules import InstrumentStatus, price_decimals, rounded
 from orders import market_data
 from orders.models import Order, Trade
 
-LADDER_LEVELS, DEPTH_LEVELS = 15, 50  # of each side
+LADDER_LEVELS, DEPTH_LEVELS = 15, 50  # per side
 TAPE_TRADES = 30
 
 _MINUTE, _HOUR = timedelta(minutes=1), timedelta(hours=1)
@@ -44,7 +44,7 @@ SPANS = (
 
 
 class QuietFilter(ConditionFilter):
-    title = f"quiet for {age(market_watch.QUIET_AFTER.total_seconds())}"
+    title = f"no trades for {age(market_watch.QUIET_AFTER.total_seconds())}"
     parameter_name = "quiet"
 
     def conditions(self) -> dict[str, Q]:
@@ -52,7 +52,7 @@ class QuietFilter(ConditionFilter):
 
 
 class InstrumentList(ChangeList):  # type: ignore[misc]  # unfold is not typed
-    """Reads the figures of all instruments of a page in one statement."""
+    """Changelist that reads the figures of all instruments on a page in one statement."""
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
@@ -62,14 +62,14 @@ class InstrumentList(ChangeList):  # type: ignore[misc]  # unfold is not typed
 
 
 def _symbol_and_name(row: Instrument) -> SafeString | str:
-    """Its symbol, and its name under it where that says more."""
+    """Return the symbol, with the name below it if they differ."""
     if row.name == row.symbol:
         return row.symbol
     return format_html('{}<br><small class="o-name">{}</small>', row.symbol, row.name)
 
 
 def _price_cell(name: str, tone: str = "") -> Callable[[Any], SafeString | str]:
-    """A price among the figures of a row, in the colour of its side."""
+    """Return a column function for a price of the figures, in the colour of its side."""
 
     def shown(row: Any) -> SafeString | str:
         value = getattr(row.figures, name)
@@ -82,9 +82,11 @@ def _price_cell(name: str, tone: str = "") -> Callable[[Any], SafeString | str]:
 class InstrumentAdmin(ExchangeModelAdmin):
     list_display = (
         column("Instrument", _symbol_and_name),
-        column("Status", lambda row: state(row.status)),
+        column("Status", lambda row: status_pill(row.status)),
         column("Last", _price_cell("last_price"), is_number=True),
-        column("Change today", lambda row: moved(row.figures.change, row.figures.change_percent), is_number=True),
+        column(
+            "Change today", lambda row: price_change(row.figures.change, row.figures.change_percent), is_number=True
+        ),
         column("Bid", _price_cell("best_bid", "o-bid"), is_number=True),
         column("Ask", _price_cell("best_ask", "o-ask"), is_number=True),
         column("Spread", _price_cell("spread"), is_number=True),
@@ -124,7 +126,7 @@ class InstrumentAdmin(ExchangeModelAdmin):
             "summary": market_data.price_summary(row.pk),
             "book": book,
             "bids": bids,
-            "asks": asks[::-1],  # the best of both sides meet in the middle
+            "asks": asks[::-1],  # the best prices meet in the middle
             "depth": charts.depth_chart(book, row.tick_size),
             "tape": [(trade, rounded(trade.price, decimals)) for trade in tape],
             "tick_size": rounded(row.tick_size, decimals),
@@ -136,7 +138,7 @@ class InstrumentAdmin(ExchangeModelAdmin):
 
 
 def _price_chart(request: HttpRequest, row: Instrument, now: datetime) -> dict[str, Any]:
-    """The candles of the span that is asked for, else of the shortest."""
+    """Return the candles of the requested time span, by default the shortest."""
     span = next((each for each in SPANS if each.name == request.GET.get("span")), SPANS[0])
     begin = span.begin(now)
     candles = market_watch.candles(row, begin, span.step)

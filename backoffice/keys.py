@@ -1,4 +1,4 @@
-"""Keys: which there are, whose, when they were last used; and how they are ended. Of a secret nothing is ever read."""
+"""API keys: list, page and revocation. Secrets and their hashes are never read."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from backoffice.links import list_url, page_url
 from backoffice.lists import column
 from backoffice.model_admin import ConditionFilter, ExchangeModelAdmin
 from backoffice.operator_actions import MAX_SUBJECTS, ActionResult, OperatorAction, action_url, is_permitted
-from backoffice.templatetags.formatting import DASH, state
+from backoffice.templatetags.formatting import DASH, status_pill
 from exchange import services
 from exchange.audit import Actor, ActorKind
 from exchange.models import ApiKey, AuditEntry, Broker
@@ -27,7 +27,7 @@ class KeyState(ChoicesEnum):
 
 
 def key_state(key: ApiKey) -> KeyState:
-    """What a key is good for, now."""
+    """Return the current state of a key."""
     if key.revoked_at is not None:
         return KeyState.REVOKED
     return KeyState.EXPIRED if key.expires_at is not None and key.expires_at <= timezone.now() else KeyState.LIVE
@@ -36,7 +36,8 @@ def key_state(key: ApiKey) -> KeyState:
 class RevokeKeys(OperatorAction):
     name = "revoke"
     label = "Revoke"
-    explanation = "The key is dead within five seconds, for good. Orders that were placed with it stay."
+    label_format = "Revoke key {}"
+    explanation = "The key stops working within five seconds and cannot be restored. Orders placed with it stay."
     permission = "exchange.revoke_key"
     max_subjects = MAX_SUBJECTS
     is_dangerous = True
@@ -45,15 +46,17 @@ class RevokeKeys(OperatorAction):
         return row.revoked_at is None
 
     def describe(self, row: ApiKey) -> str:
-        return " · ".join(filter(None, [row.pk, row.broker_id or "an operator's", row.name, key_state(row)]))
+        return " · ".join(filter(None, [row.pk, row.broker_id or "operator", row.name, key_state(row)]))
 
     def perform(self, by: Actor, subjects: Sequence[ApiKey], **fields: Any) -> ActionResult:
-        wanted = [key for key in subjects if self.applies_to(key)]
-        for key in wanted:
+        revocable = [key for key in subjects if self.applies_to(key)]
+        for key in revocable:
             services.revoke_key(key.broker_id, key.pk, **fields, by=by)
-        if not wanted:
-            return ActionResult("Nothing was left to revoke.", is_warning=True)
-        return ActionResult(f"{wanted[0]} is revoked." if len(wanted) == 1 else f"{len(wanted)} keys are revoked.")
+        if not revocable:
+            return ActionResult("The selected keys were already revoked.", is_warning=True)
+        return ActionResult(
+            f"Key {revocable[0]} revoked." if len(revocable) == 1 else f"{len(revocable)} keys revoked."
+        )
 
 
 class KeyStateFilter(ConditionFilter):
@@ -72,10 +75,10 @@ class KeyStateFilter(ConditionFilter):
 class ApiKeyAdmin(ExchangeModelAdmin):
     list_display = (
         column("Key", "prefix"),
-        column("State", lambda key: state(key_state(key))),
+        column("State", lambda key: status_pill(key_state(key))),
         column(
             "Broker",
-            lambda key: key.broker_id or "an operator's",
+            lambda key: key.broker_id or "operator",
             link=lambda key: page_url(Broker, key.broker_id) if key.broker_id else "",
         ),
         column("Name", "name", is_text=True),
@@ -87,7 +90,7 @@ class ApiKeyAdmin(ExchangeModelAdmin):
     )
     list_filter = (KeyStateFilter,)
     search_fields = ("=prefix", "name", "=broker__id")
-    search_help_text = "Prefix, name or broker id"
+    search_help_text = "Prefix, name or broker ID"
     ordering = ("-created_at", "-prefix")
     operator_actions = (RevokeKeys(),)
     actions = ("revoke",)
@@ -95,7 +98,7 @@ class ApiKeyAdmin(ExchangeModelAdmin):
 
     @admin.action(description="Revoke selected keys", permissions=["revoke"])
     def revoke(self, request: HttpRequest, keys: QuerySet[ApiKey]) -> HttpResponseRedirect:
-        """Lead to the page that asks for a reason."""
+        """Redirect to the action's page, which asks for a reason."""
         return HttpResponseRedirect(action_url(ApiKey, RevokeKeys(), *keys))
 
     def has_revoke_permission(self, request: HttpRequest) -> bool:

@@ -1,8 +1,7 @@
-"""Browsers in which a user has logged in before: failures of others at the same address do not lock them out.
+"""Browsers in which a user has logged in before. Failed logins of others at the same address do not lock them out.
 
-A full login leaves a signed cookie, which names the user and the browser. With it a login of that user is counted by
-browser, where others are counted by address: the limit of the user is the same, and strangers gain nothing. A new
-password makes the cookie worthless.
+A complete login sets a signed cookie that names the user and the browser. Later logins of that user are counted by
+browser instead of by address, with the same limit, so an attacker gains nothing. A new password invalidates the cookie.
 """
 
 import secrets
@@ -18,12 +17,12 @@ from django.utils.crypto import constant_time_compare
 
 COOKIE = "known_device"
 _SALT = "backoffice.known_devices"
-_NETWORK = IPv6Network("100::/64")  # of no host (RFC 6666): axes counts by address, and a device needs one
+_NETWORK = IPv6Network("100::/64")  # discard-only (RFC 6666): axes counts by address, so each device gets one
 _ID_BITS = 64
 
 
 class Device(NamedTuple):
-    """A browser, the user that logged in there, and what changes with the user's password."""
+    """A browser, its user, and a value that changes with the user's password."""
 
     id: int
     username: str
@@ -31,12 +30,12 @@ class Device(NamedTuple):
 
     @property
     def address(self) -> str:
-        """The address that stands for the device."""
+        """The address that represents the device."""
         return str(_NETWORK[self.id])
 
 
 def remember(user: Any, response: HttpResponse) -> HttpResponse:
-    """Leave the cookie in the browser in which the user has just taken every step of the login."""
+    """Set the cookie after a complete login."""
     device = Device(secrets.randbits(_ID_BITS), user.get_username(), user.get_session_auth_hash())
     response.set_cookie(
         COOKIE,
@@ -51,7 +50,7 @@ def remember(user: Any, response: HttpResponse) -> HttpResponse:
 
 
 def claimed_device(request: HttpRequest) -> Device | None:
-    """The device, if a login comes from one of the user it names; found out without the database."""
+    """Return the cookie's device if it belongs to the submitted user. No database access."""
     try:
         values = signing.loads(request.COOKIES.get(COOKIE, ""), salt=_SALT, max_age=settings.KNOWN_DEVICE_AGE)
     except signing.BadSignature:
@@ -61,7 +60,7 @@ def claimed_device(request: HttpRequest) -> Device | None:
 
 
 def known_device(request: HttpRequest) -> Device | None:
-    """The same, if the user's password is still the one that was used there."""
+    """Return the claimed device if the user's password has not changed since."""
     device = claimed_device(request)
     user = User.objects.filter(username=device.username).first() if device else None
     if device and user and constant_time_compare(user.get_session_auth_hash(), device.password):

@@ -1,4 +1,4 @@
-"""Where things are in the back office."""
+"""URLs of lists and row pages."""
 
 from typing import Any
 from urllib.parse import urlencode
@@ -9,14 +9,14 @@ from django.urls import reverse
 
 
 def page_url(model: type[Model], pk: Any) -> str:
-    """The page of the row with this key."""
-    return reverse(f"admin:{_name(model)}_change", args=[quote(pk)])  # an underscore has a meaning there
+    """Return the URL of a row's page."""
+    return reverse(f"admin:{_name(model)}_change", args=[quote(pk)])  # the admin escapes underscores
 
 
-def list_url(model: type[Model], **asked: Any) -> str:
-    """The list of a model's rows, with what its filters are asked."""
+def list_url(model: type[Model], **filters: Any) -> str:
+    """Return the URL of a model's list with these filters."""
     path = reverse(f"admin:{_name(model)}_changelist")
-    return f"{path}?{urlencode(asked)}" if asked else path
+    return f"{path}?{urlencode(filters)}" if filters else path
 
 
 def _name(model: type[Model]) -> str:

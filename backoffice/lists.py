@@ -22,7 +22,7 @@ from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html
 
-from backoffice.templatetags.formatting import shown
+from backoffice.templatetags.formatting import formatted
 from exchange.http.paging import MAX_CURSOR_LENGTH, Keyset, PageRequest
 
 PAGE_ROWS = 50
@@ -44,7 +44,7 @@ def column(
 
     @admin.display(description=title, ordering=value if isinstance(value, str) else None)
     def cell(row: Any) -> Any:
-        text, url = shown(value_of(row)), link(row) if link else ""
+        text, url = formatted(value_of(row)), link(row) if link else ""
         return format_html('<a class="o-link" href="{}">{}</a>', url, text) if url else text
 
     cell.__name__ = "number" if is_number else "text" if is_text else "value"  # part of the cells' CSS class

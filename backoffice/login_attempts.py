@@ -1,7 +1,7 @@
-"""Attempts to log in are limited: few for one user from one address, more for an address whoever it tries to be.
+"""Limits on failed logins: a low limit per user and address, and a higher limit per address for all users together.
 
-There is no limit for a user alone: by it anybody, from anywhere, could keep an operator from the kill switch. And a
-browser in which the user has logged in before is counted by itself, whatever others do at its address.
+There is no limit per user alone, because anyone could then lock an operator out of the kill switch. A browser in which
+the user has logged in before is counted separately, so failures of others at its address do not affect it.
 """
 
 from typing import Any
@@ -18,13 +18,13 @@ from django.shortcuts import render
 from backoffice import known_devices
 from exchange.audit import network_of
 
-MAX_NAME_LENGTH = 150  # of a user, says Django
+MAX_NAME_LENGTH = 150  # of Django's user names
 
 Credentials = dict[str, Any] | None
 
 
 class LoginLimitHandler(AxesDatabaseHandler):  # type: ignore[misc]  # axes is not typed
-    """axes' own, which counts the failures of a user from an address, with the limit of the address beside it."""
+    """The handler of axes, which limits failures per user and address, with an additional limit per address."""
 
     def get_failures(self, request: HttpRequest, credentials: Credentials = None) -> int:
         failures: int = super().get_failures(request, credentials)
@@ -40,21 +40,21 @@ def _is_address_locked_out(request: Any) -> bool:
 
 
 def client_address(request: HttpRequest) -> str | None:
-    """The client's address as axes counts it, or that of the user's known device."""
+    """Return the address to count failures by: the client's, or the one that stands for the user's known device."""
     device = known_devices.known_device(request)
     return device.address if device else network_of(request.META)
 
 
 def attempted_username(request: HttpRequest, credentials: Credentials) -> str:
-    """Whom one tried to be, as far as a user's name may be long."""
-    told = request.POST if credentials is None else credentials
-    return str(told.get("username", ""))[:MAX_NAME_LENGTH]
+    """Return the submitted user name, cut to `MAX_NAME_LENGTH`."""
+    source = request.POST if credentials is None else credentials
+    return str(source.get("username", ""))[:MAX_NAME_LENGTH]
 
 
-def lockout_response(request: HttpRequest, response: HttpResponse, credentials: Credentials) -> HttpResponse:
-    """What who tried too often sees, with a good password too."""
+def lockout_response(request: HttpRequest, original_response: HttpResponse, credentials: Credentials) -> HttpResponse:
+    """Lockout page, shown even for a correct password."""
     minutes = int(settings.LOGIN_LOCKOUT.total_seconds() // 60)
-    context = {**admin.site.each_context(request), "title": "Too many attempts", "minutes": minutes}
-    answer = render(request, "backoffice/locked_out.html", context, status=429)
-    answer["Retry-After"] = str(minutes * 60)
-    return answer
+    context = {**admin.site.each_context(request), "title": "Too many failed logins", "minutes": minutes}
+    response = render(request, "backoffice/locked_out.html", context, status=429)
+    response["Retry-After"] = str(minutes * 60)
+    return response

@@ -1,4 +1,4 @@
-"""Middleware of our own for the back office."""
+"""Middleware of the back office."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ Respond = Callable[[HttpRequest], HttpResponseBase]
 
 
 def never_cache(get_response: Respond) -> Respond:
-    """Let no browser or proxy keep a page, not even a refusal: a page may show a secret."""
+    """Forbid browsers and proxies to store any response: a page may show a secret."""
 
     def respond(request: HttpRequest) -> HttpResponseBase:
         response = get_response(request)

@@ -1,7 +1,7 @@
-"""A model's pages in the back office: the list of its rows, a page for each, and what can be done to them.
+"""Base classes of the model admins: a list, a page for each row, and operator actions.
 
-Django's forms to add, change and delete are off: nothing here writes a row, acts do. Which list a model has: see
-`backoffice.lists`.
+Django's forms to add, change and delete rows are off: only operator actions write. `backoffice.lists` explains the two
+kinds of lists.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +21,12 @@ from unfold.admin import ModelAdmin
 from backoffice import exports, lists, operator_actions
 from backoffice.links import list_url
 from backoffice.lists import FilterForm, KeysetQuery
-from backoffice.operator_actions import OperatorAction
+from backoffice.operator_actions import ActionButton, OperatorAction
 from exchange.models import AuditEntry
 
 
 class ConditionFilter(SimpleListFilter):
-    """A filter for `list_filter` that chooses one of several named conditions."""
+    """Filter of `list_filter` that selects one of several named conditions."""
 
     conditions: Callable[[], Mapping[str, Q]]
 
@@ -35,32 +35,34 @@ class ConditionFilter(SimpleListFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         chosen = self.value()
-        condition = Q() if chosen is None else self.conditions().get(chosen, Q(pk=None))  # an unknown one finds nothing
+        condition = (
+            Q() if chosen is None else self.conditions().get(chosen, Q(pk=None))
+        )  # an unknown name matches nothing
         return queryset.filter(condition)
 
 
 class ExchangeModelAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
-    """List, look, action."""
+    """Read-only list and pages of a model, with operator actions."""
 
     operator_actions: ClassVar[Sequence[OperatorAction]] = ()
     row_template: ClassVar[str] = "backoffice/row.html"
-    is_live: ClassVar[bool] = False  # the list refreshes by itself
+    is_live: ClassVar[bool] = False  # the list refreshes automatically
     list_before_template = "backoffice/action_buttons.html"
-    list_disable_select_all = True  # acts have `MAX_SUBJECTS`
+    list_disable_select_all = True  # actions are limited to `MAX_SUBJECTS` rows
     list_per_page = lists.PAGE_ROWS
     preserve_filters = False
     show_full_result_count = False
 
     def row_context(self, request: HttpRequest, row: Any) -> dict[str, Any]:
-        """What the page of a row shows beside its fields."""
+        """Return the template context of a row's page, besides the row."""
         return {}
 
     def list_context(self, request: HttpRequest) -> dict[str, Any]:
-        """What the list shows beside its rows."""
+        """Return the template context of the list, besides its rows."""
         return {}
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
-        """Only the filters, and the rows of a broker: Django would also allow `secret_hash__startswith`."""
+        """True for the filters and the broker. By default, Django would also allow `secret_hash__startswith`."""
         allowed = {"broker", *(getattr(each, "parameter_name", each) for each in self.list_filter)}
         return lookup.removesuffix("__exact") in allowed and "\0" not in value
 
@@ -86,11 +88,11 @@ class ExchangeModelAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is not typ
         return [*own, *super().get_urls()]
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        buttons = [action for action in self._permitted_actions(request) if not action.max_subjects]
+        actions = [action for action in self._permitted_actions(request) if not action.max_subjects]
         context = {
             "title": str(self.opts.verbose_name_plural).capitalize(),
             "is_live": self.is_live,
-            "action_buttons": [(action, operator_actions.action_url(self.model, action)) for action in buttons],
+            "action_buttons": [operator_actions.action_button(self.model, action) for action in actions],
             **self.list_context(request),
         }
         response: HttpResponse = super().changelist_view(request, context)
@@ -101,9 +103,8 @@ class ExchangeModelAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is not typ
     ) -> HttpResponse:
         self._require_view(request)
         row = self._row(object_id)
-        buttons = [
-            action for action in self._permitted_actions(request) if action.max_subjects and action.applies_to(row)
-        ]
+        permitted = self._permitted_actions(request)
+        actions = [action for action in permitted if action.max_subjects and action.applies_to(row)]
         return TemplateResponse(
             request,
             self.row_template,
@@ -111,9 +112,7 @@ class ExchangeModelAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is not typ
                 **self._context(request),
                 "title": f"{str(self.opts.verbose_name).capitalize()} {row}",
                 "row": row,
-                "action_buttons": [
-                    (action, operator_actions.action_url(self.model, action, row)) for action in buttons
-                ],
+                "action_buttons": [operator_actions.action_button(self.model, action, row) for action in actions],
                 **self.row_context(request, row),
             },
         )
@@ -121,7 +120,7 @@ class ExchangeModelAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is not typ
     def history_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """What was done to a row is in the audit; Django's own record is not kept."""
+        """Redirect to the row's audit entries. Django's own history is not kept."""
         self._require_view(request)
         return HttpResponseRedirect(list_url(AuditEntry, q=self._row(object_id).pk))
 
@@ -153,13 +152,13 @@ class ExchangeModelAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is not typ
 
 
 class KeysetModelAdmin(ExchangeModelAdmin):
-    """The same for a table that grows without end: its list is read by `backoffice.lists`."""
+    """Model admin of a table that grows without limit, with a keyset list."""
 
     form_class: ClassVar[type[FilterForm]] = FilterForm
-    export_columns: ClassVar[Mapping[str, str]] = {}  # of the list as a file, if it can be one: title and field
+    export_columns: ClassVar[Mapping[str, str]] = {}  # of the CSV export, if there is one: title and field
 
     def keyset_query(self, filters: dict[str, Any]) -> KeysetQuery:
-        """How to read the rows that the filters, checked, ask for."""
+        """Return the query for the validated filters."""
         raise NotImplementedError
 
     def get_urls(self) -> list[URLPattern]:
@@ -170,7 +169,7 @@ class KeysetModelAdmin(ExchangeModelAdmin):
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         self._require_view(request)
         listing = lists.build_listing(request, self.list_display, self.form_class, self.keyset_query)
-        many = [action for action in self._permitted_actions(request) if action.max_subjects > 1]
+        bulk = [action for action in self._permitted_actions(request) if action.max_subjects > 1]
         return TemplateResponse(
             request,
             "backoffice/list.html",
@@ -180,19 +179,23 @@ class KeysetModelAdmin(ExchangeModelAdmin):
                 "listing": listing,
                 "is_live": self.is_live,
                 "export_url": self._export_url(listing),
-                "bulk_actions": [(action, operator_actions.action_url(self.model, action)) for action in many],
-                "selectable": {row.pk for row in listing.page.rows if any(action.applies_to(row) for action in many)},
+                "bulk_actions": [self._bulk_button(action) for action in bulk],
+                "selectable": {row.pk for row in listing.page.rows if any(action.applies_to(row) for action in bulk)},
             },
         )
 
     def export_view(self, request: HttpRequest) -> HttpResponseBase:
-        """What the filters ask for, as a file; with bad ones, the list, which says what is wrong with them."""
+        """Export the filtered rows as CSV. With invalid filters, redirect to the list, which shows the errors."""
         self._require_view(request)
         form = self.form_class(request.GET)
         if not form.is_valid():
             return HttpResponseRedirect(f"{list_url(self.model)}?{request.GET.urlencode()}")
         name = str(self.opts.verbose_name_plural).replace(" ", "-")
         return exports.csv_response(name, self.export_columns, self.keyset_query(form.cleaned_data))
+
+    def _bulk_button(self, action: OperatorAction) -> ActionButton:
+        text = f"{action.label} selected {self.opts.verbose_name_plural}"
+        return ActionButton(text, operator_actions.action_url(self.model, action), action.is_dangerous)
 
     def _export_url(self, listing: lists.Listing) -> str:
         if not self.export_columns or not listing.form.is_valid():

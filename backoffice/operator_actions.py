@@ -17,6 +17,7 @@ from django.db.models import Model
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
+from django.utils.html import format_html
 
 from backoffice.links import list_url, page_url
 from exchange.audit import Actor, ActorKind, address_of
@@ -25,64 +26,87 @@ from exchange.http.middleware import request_id_of
 from exchange.http.problems import as_exchange_error
 from exchange.rules import MAX_REASON_LENGTH
 
-MAX_SUBJECTS = 500  # of one action
+MAX_SUBJECTS = 500  # rows of one action
 
 
 def actor_of(request: HttpRequest) -> Actor:
-    """The signed-in user, as the audit names them."""
+    """Return the signed-in user as an actor of the audit log."""
     return Actor(ActorKind.USER, request.user.get_username(), address_of(request.META), request_id_of(request.META))
 
 
 class ReasonForm(forms.Form):
-    """Every action says why."""
+    """Base of action forms, with the required reason."""
 
-    reason = forms.CharField(max_length=MAX_REASON_LENGTH, help_text="Goes on record with the action.")
+    reason = forms.CharField(max_length=MAX_REASON_LENGTH, help_text="Recorded in the audit log.")
 
 
 @dataclass(frozen=True, slots=True)
 class ActionResult:
-    """What came of an action, as its user is told; a secret is shown once and kept nowhere."""
+    """The outcome of an action as shown to the user. A secret is shown once and never stored."""
 
     message: str
     secret: str = ""
-    is_warning: bool = False  # it was done in part, or had been done before
-    url: str = ""  # where to go now, if not back
+    is_warning: bool = False  # done in part, or already done before
+    url: str = ""  # where to continue, if not on the page the user came from
 
 
 class OperatorAction:
-    """One thing that can be done to the rows of a model, to one, to several, or to none in particular."""
+    """An action on one row of a model, on several rows, or on the model as a whole."""
 
     name: ClassVar[str]  # in its URL
-    label: ClassVar[str]  # on its button
-    explanation: ClassVar[str]  # on its page: what will happen
+    label: ClassVar[str]  # without its object, for lists: "Cancel"
+    label_format: ClassVar[str] = ""  # with one row; by default the label, then the row
+    back_label: ClassVar[str] = "Back"
+    explanation: ClassVar[str]  # on its page: the effect
     permission: ClassVar[str]  # "app.codename"
     form_class: ClassVar[type[forms.Form]] = ReasonForm
-    max_subjects: ClassVar[int] = 1  # 0: it is about no row in particular
+    max_subjects: ClassVar[int] = 1  # 0: it applies to no row in particular
     is_dangerous: ClassVar[bool] = False
 
+    def label_for(self, rows: Sequence[Any]) -> str:
+        """Return the action with its object: "Halt AAPL", "Cancel 5 orders"."""
+        if not rows:
+            return self.label
+        if len(rows) > 1:
+            return f"{self.label} {len(rows):,} {rows[0]._meta.verbose_name_plural}"
+        return self.label_format.format(rows[0]) if self.label_format else f"{self.label} {rows[0]}"
+
     def applies_to(self, row: Any) -> bool:
-        """Whether it could be done to this row as it stands: else it has no button."""
+        """True if the row's state allows the action. Otherwise it has no button."""
         return True
 
     def is_allowed_for(self, request: HttpRequest, row: Any) -> bool:
-        """Whether who asks may do it to this row, given that they may do it at all."""
+        """True if the user may do it to this row, given the permission to do it at all."""
         return True
 
     def describe(self, row: Any) -> str:
-        """What its page says of this row, beside what it is called by."""
+        """Describe the row on the action's page."""
         return str(row)
 
     def initial(self, row: Any) -> dict[str, Any]:
-        """What its form begins with."""
+        """Return the initial values of the form."""
         return {}
 
+    def error_url(self, row: Any, field: str, value: Any) -> str:
+        """Return the URL of the objects that cause a field's error, or ""."""
+        return ""
+
     def perform(self, by: Actor, subjects: Sequence[Any], **fields: Any) -> ActionResult:
-        """Do it by one call of a service; a refusal is raised."""
+        """Do it with one call of a service, which raises its rejections."""
         raise NotImplementedError
 
 
-def is_permitted(request: HttpRequest, action: OperatorAction) -> bool:
-    return request.user.has_perm(action.permission)
+@dataclass(frozen=True, slots=True)
+class ActionButton:
+    """A link to the page of an action."""
+
+    text: str
+    url: str
+    is_dangerous: bool = False
+
+
+def action_button(model: type[Model], action: OperatorAction, *rows: Model) -> ActionButton:
+    return ActionButton(action.label_for(rows), action_url(model, action, *rows), action.is_dangerous)
 
 
 def action_url(model: type[Model], action: OperatorAction, *rows: Model) -> str:
@@ -90,33 +114,37 @@ def action_url(model: type[Model], action: OperatorAction, *rows: Model) -> str:
     return f"{path}?{urlencode([('id', row.pk) for row in rows])}" if rows else path
 
 
+def is_permitted(request: HttpRequest, action: OperatorAction) -> bool:
+    return request.user.has_perm(action.permission)
+
+
 def action_page(
     request: HttpRequest, action: OperatorAction, model: type[Model], context: dict[str, Any]
 ) -> HttpResponse:
-    """Ask, and when that is answered do it and say what came of it."""
+    """Show the form of an action; on submission, perform the action and show its result."""
     if not is_permitted(request, action):
         raise PermissionDenied
     subjects = _subjects(request, action, model)
     if not all(action.is_allowed_for(request, row) for row in subjects):
         raise PermissionDenied
     if action.max_subjects and not subjects:
-        messages.warning(request, "Nothing was selected.")
+        messages.warning(request, f"Select at least one {model._meta.verbose_name}.")
         return HttpResponseRedirect(_return_url(model, subjects))
+    context = {**context, "title": action.label_for(subjects)}
     initial = action.initial(subjects[0]) if len(subjects) == 1 else {}
     form = action.form_class(request.POST if request.method == "POST" else None, initial=initial)
     if request.method == "POST" and form.is_valid():
         try:
             result = action.perform(actor_of(request), subjects, **form.cleaned_data)
         except (ExchangeError, OperationalError, InterfaceError) as error:
-            _add_errors(form, _as_exchange_error(error))
+            _add_errors(form, _as_exchange_error(error), action, subjects)
         else:
-            return _result_response(request, action, model, subjects, result, context)
+            return _result_response(request, result, result.url or _return_url(model, subjects), context)
     return TemplateResponse(
         request,
         "backoffice/action.html",
         {
             **context,
-            "title": action.label,
             "operator_action": action,
             "form": form,
             "subjects": [action.describe(row) for row in subjects],
@@ -126,13 +154,13 @@ def action_page(
 
 
 def _subjects(request: HttpRequest, action: OperatorAction, model: type[Model]) -> list[Any]:
-    """The rows that the action is about, in the order of their keys; 404 where one does not exist, or for too many."""
+    """Return the selected rows, ordered by key. Raise 404 if one does not exist or there are too many."""
     if not action.max_subjects:
         return []
     ids = list(dict.fromkeys(request.GET.getlist("id")))
     try:
         rows = list(model._default_manager.filter(pk__in=ids[: action.max_subjects + 1]).order_by("pk"))
-    except (ValueError, forms.ValidationError) as error:  # what is no id of these rows
+    except (ValueError, forms.ValidationError) as error:  # a malformed id
         raise Http404 from error
     if len(ids) > action.max_subjects or len(rows) != len(ids):
         raise Http404
@@ -140,42 +168,41 @@ def _subjects(request: HttpRequest, action: OperatorAction, model: type[Model]) 
 
 
 def _as_exchange_error(error: Exception) -> ExchangeError:
-    """Why it was not done; of a database that failed, whether that is certain."""
+    """Convert a database error to a rejection, which says whether the outcome is known."""
     if isinstance(error, ExchangeError):
         return error
     refusal = as_exchange_error(error)
     if isinstance(refusal, OutcomeUnknown):
-        return OutcomeUnknown("It is not known whether this was done: look, before you press again.")
+        return OutcomeUnknown("The outcome is unknown. Check whether it was done before you try again.")
     return refusal
 
 
-def _add_errors(form: forms.Form, refusal: ExchangeError) -> None:
-    """Say on the form why the service refused."""
+def _add_errors(form: forms.Form, refusal: ExchangeError, action: OperatorAction, subjects: Sequence[Any]) -> None:
+    """Add the service's errors to the form, with links to their causes."""
+    values = dict(form.cleaned_data)  # `add_error` removes the values of invalid fields
     for error in refusal.errors:
-        if error.field in form.fields:
-            form.add_error(error.field, error.detail)
-        else:
+        if error.field not in form.fields:
             form.add_error(None, f"{error.field}: {error.detail}")
+            continue
+        url = action.error_url(subjects[0], error.field, values[error.field]) if subjects else ""
+        shown = (
+            format_html('{} <a class="o-link" href="{}">Show orders</a>', error.detail, url) if url else error.detail
+        )
+        form.add_error(error.field, shown)
     if not refusal.errors:
         form.add_error(None, refusal.detail)
 
 
 def _return_url(model: type[Model], subjects: Sequence[Model]) -> str:
-    """Where one came from: the row, or the list."""
+    """Return the page that the user came from: the row's, or the list."""
     return page_url(model, subjects[0].pk) if len(subjects) == 1 else list_url(model)
 
 
 def _result_response(
-    request: HttpRequest,
-    action: OperatorAction,
-    model: type[Model],
-    subjects: Sequence[Any],
-    result: ActionResult,
-    context: dict[str, Any],
+    request: HttpRequest, result: ActionResult, next_url: str, context: dict[str, Any]
 ) -> HttpResponse:
-    next_url = result.url or _return_url(model, subjects)
-    if result.secret:  # shown by this answer alone: a message would be stored on its way
-        shown = {**context, "title": action.label, "action_result": result, "back_url": next_url}
+    if result.secret:  # in this response only: a message would be stored
+        shown = {**context, "action_result": result, "back_url": next_url}
         return TemplateResponse(request, "backoffice/secret.html", shown)
     messages.add_message(request, messages.WARNING if result.is_warning else messages.SUCCESS, result.message)
     return HttpResponseRedirect(next_url)

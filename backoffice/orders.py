@@ -1,7 +1,7 @@
-"""Orders: found by what they are known by, looked at from their arrival to their end, and cancelled."""
+"""Orders: search, filters, the page of an order with its history, and cancellation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -10,7 +10,8 @@ from uuid import UUID
 from django import forms
 from django.contrib import admin
 from django.db import connection
-from django.db.models import Q
+from django.db.models import F, Q, Value
+from django.db.models.lookups import GreaterThan
 from django.http import HttpRequest
 
 from backoffice import form_fields
@@ -22,7 +23,7 @@ from backoffice.operator_actions import MAX_SUBJECTS, ActionResult, OperatorActi
 from backoffice.periods import PeriodFilterForm, in_period, in_period_by_id, period_condition
 from backoffice.queries import order_history
 from backoffice.queries.order_history import EventLookup, OrderFill
-from backoffice.templatetags.formatting import coloured, money, short_id, state
+from backoffice.templatetags.formatting import money, readable, short_id, side_label, status_pill
 from exchange.audit import Action, Actor
 from exchange.errors import ExchangeError
 from exchange.http.paging import NEWEST_FIRST, Keyset
@@ -33,8 +34,8 @@ from orders.matching import sequencer
 from orders.matching.commands import CancelOrder
 from orders.models import Order, Trade
 
-WORKING_FILTER = "working"  # a filter: any status in which an order may still trade
-MAX_NAMED_REFUSALS = 5  # orders of an action on many that were refused, in its message
+WORKING_FILTER = "working"  # filter value for all statuses in which an order can still trade
+MAX_NAMED_REFUSALS = 5  # in the message of a bulk cancellation
 
 _BY_ID = Keyset(("-id", UUID))
 
@@ -42,7 +43,9 @@ _BY_ID = Keyset(("-id", UUID))
 class CancelWorkingOrders(OperatorAction):
     name = "cancel"
     label = "Cancel"
-    explanation = "What has not been traded of it is cancelled, and what it reserved is free again. Its trades stay."
+    label_format = "Cancel order"
+    back_label = "Keep orders"
+    explanation = "Cancels the unfilled quantity and releases its reservation. Trades stand."
     permission = "orders.cancel_order"
     max_subjects = MAX_SUBJECTS
     is_dangerous = True
@@ -51,12 +54,12 @@ class CancelWorkingOrders(OperatorAction):
         return row.status in WORKING
 
     def describe(self, row: Order) -> str:
-        price = "at the market" if row.price is None else f"at {money(row.price)}"
+        price = "at market" if row.price is None else f"at {money(row.price)}"
         terms = f"{row.side} {row.remaining_quantity:,} of {row.quantity:,} {row.symbol} {price}"
-        return f"{row.pk} · {row.broker_id} · {terms} · {row.status.replace('_', ' ')}"
+        return f"{row.pk} · {row.broker_id} · {terms} · {readable(row.status)}"
 
-    def perform(self, by: Actor, subjects: Sequence[Order], **asked: Any) -> ActionResult:
-        reason: str = asked["reason"]
+    def perform(self, by: Actor, subjects: Sequence[Order], **fields: Any) -> ActionResult:
+        reason: str = fields["reason"]
         outcomes = sequencer.submit_all(
             [CancelOrder(order.pk, None, CancelReason.BY_OPERATOR, by=by, audit_reason=reason) for order in subjects]
         )
@@ -70,24 +73,26 @@ class CancelWorkingOrders(OperatorAction):
         return ActionResult(_cancel_message(len(subjects), refusals), is_warning=bool(refusals))
 
 
-def _cancel_message(asked: int, refusals: Sequence[tuple[Order, ExchangeError]]) -> str:
+def _cancel_message(count: int, refusals: Sequence[tuple[Order, ExchangeError]]) -> str:
     if not refusals:
-        return "The order was cancelled." if asked == 1 else f"All {asked} orders were cancelled."
+        return "Order cancelled." if count == 1 else f"{count} orders cancelled."
     named = [f"{order.pk}: {refusal.detail}" for order, refusal in refusals[:MAX_NAMED_REFUSALS]]
     more = [f"and {len(refusals) - MAX_NAMED_REFUSALS} more."] if len(refusals) > MAX_NAMED_REFUSALS else []
-    return " ".join([f"{asked - len(refusals)} of {asked} orders were cancelled. Not cancelled:", *named, *more])
+    return " ".join([f"{count - len(refusals)} of {count} orders cancelled. Not cancelled:", *named, *more])
 
 
 # --- The list -------------------------------------------------------------------------------------------------------
 
 
 class OrderFilterForm(PeriodFilterForm):
-    q = forms.CharField(max_length=64, required=False, label="Order, client order or document")
+    q = forms.CharField(max_length=64, required=False, label="Order ID, client order ID or document number")
     status = form_fields.FilterChoiceField(OrderStatus, WORKING_FILTER)
     symbol = form_fields.symbol(required=False, read=str.upper)
     side = form_fields.FilterChoiceField(Side)
     type = form_fields.FilterChoiceField(OrderType)
     broker = form_fields.broker_id(required=False)
+    off_tick = form_fields.tick_size(required=False, label="Off tick size", widget=forms.HiddenInput)
+    off_lot = form_fields.shares(required=False, label="Off lot size", widget=forms.HiddenInput)
     field_order = ["q", "status", "symbol", "side", "type", "broker", "since", "until"]
 
 
@@ -96,17 +101,17 @@ class OrderAdmin(KeysetModelAdmin):
     list_display = (
         column("Order", lambda order: short_id(order.pk), link=lambda order: page_url(Order, order.pk)),
         column("Placed", "created_at"),
-        column("Status", lambda order: state(order.status)),
+        column("Status", lambda order: status_pill(order.status)),
         column("Symbol", "symbol", link=lambda order: page_url(Instrument, order.symbol)),
-        column("Side", lambda order: coloured(order.side)),
+        column("Side", lambda order: side_label(order.side)),
         column("Price", "price", is_number=True),
         column("Quantity", "quantity", is_number=True),
         column("Filled", "filled_quantity", is_number=True),
         column("Type", "type"),
         column("TIF", "time_in_force"),
         column("Broker", "broker_id", link=lambda order: page_url(Broker, order.broker_id)),
-        column("Document", "document_number"),
-        column("Client order", "client_order_id"),
+        column("Document number", "document_number"),
+        column("Client order ID", "client_order_id"),
     )
     export_columns = {
         "order_id": "id",
@@ -134,37 +139,22 @@ class OrderAdmin(KeysetModelAdmin):
     is_live = True
 
     def keyset_query(self, filters: dict[str, Any]) -> KeysetQuery:
-        """Along the index that leaves least to look through: a name, what works, a broker, a time, a symbol."""
-        if filters["q"]:
-            return _search(
-                filters["q"], _unindexed_condition(filters, *_FILTER_FIELDS) & period_condition("created_at", filters)
-            )
-        if filters["status"] in _WORKING_STATUSES:
-            return _working_orders_query(filters)
-        rows: Rows = Order.objects.all()
-        if filters["broker"]:
-            rows = in_period(rows.filter(broker=filters["broker"]), "created_at", filters)
-            return KeysetQuery(rows, NEWEST_FIRST, _unindexed_condition(filters, "status", "symbol", "side", "type"))
-        if filters["symbol"] and not (filters["since"] or filters["until"]):
-            arrivals = rows.filter(instrument=filters["symbol"])
-            return KeysetQuery(
-                arrivals, Keyset(("-sequence", int)), _unindexed_condition(filters, "status", "side", "type")
-            )
-        return KeysetQuery(
-            in_period_by_id(rows, "created_at", filters),
-            _BY_ID,
-            _unindexed_condition(filters, "status", "symbol", "side", "type"),
-        )
+        """Read along the most selective index: search term, working orders, broker, time or symbol."""
+        query = _indexed_query(filters)
+        for name in _MULTIPLES:
+            if filters[name]:
+                query = replace(query, unindexed=query.unindexed & _is_off(name, filters[name]))
+        return query
 
     def row_context(self, request: HttpRequest, row: Order) -> dict[str, Any]:
         fills, has_more_fills = order_history.latest_fills(row)
-        told, end = order_history.look_up_events(row, fills)
+        fill_events, end_event = order_history.look_up_events(row, fills)
         entries = latest_entries(row)
         return {
             "fills": fills,
             "has_more_fills": has_more_fills,
             "trades_url": list_url(Trade, q=row.pk),
-            "history": order_history_of(row, fills, told, end, entries, has_more_fills=has_more_fills),
+            "history": order_history_of(row, fills, fill_events, end_event, entries, has_more_fills=has_more_fills),
             "queue_position": order_history.queue_position_of(row),
             "max_ahead": order_history.MAX_AHEAD,
             "max_events": order_history.MAX_SCANNED_EVENTS,
@@ -179,9 +169,45 @@ class OrderAdmin(KeysetModelAdmin):
 _WORKING_STATUSES = {WORKING_FILTER, *(status.value for status in WORKING)}
 _FILTER_FIELDS = {"status": "status", "symbol": "instrument", "side": "side", "type": "type", "broker": "broker"}
 
+# The values that must be multiples of the tick size and of the lot size.
+_MULTIPLES: dict[str, Any] = {"off_tick": F("price"), "off_lot": F("quantity") - F("filled_quantity")}
+
+
+def off_url(symbol: str, name: str, size: Any) -> str:
+    """Return the list of a book's open orders off a tick size or a lot size, or "" if there are none."""
+    orders = Order.objects.working().filter(_is_off(name, size), instrument=symbol)
+    return list_url(Order, symbol=symbol, status=WORKING_FILTER, **{name: size}) if orders.exists() else ""
+
+
+def _is_off(name: str, size: Any) -> Q:
+    return Q(GreaterThan(_MULTIPLES[name] % Value(size), Value(0)))
+
+
+def _indexed_query(filters: dict[str, Any]) -> KeysetQuery:
+    if filters["q"]:
+        return _search(
+            filters["q"], _unindexed_condition(filters, *_FILTER_FIELDS) & period_condition("created_at", filters)
+        )
+    if filters["status"] in _WORKING_STATUSES:
+        return _working_orders_query(filters)
+    rows: Rows = Order.objects.all()
+    if filters["broker"]:
+        rows = in_period(rows.filter(broker=filters["broker"]), "created_at", filters)
+        return KeysetQuery(rows, NEWEST_FIRST, _unindexed_condition(filters, "status", "symbol", "side", "type"))
+    if filters["symbol"] and not (filters["since"] or filters["until"]):
+        arrivals = rows.filter(instrument=filters["symbol"])
+        return KeysetQuery(
+            arrivals, Keyset(("-sequence", int)), _unindexed_condition(filters, "status", "side", "type")
+        )
+    return KeysetQuery(
+        in_period_by_id(rows, "created_at", filters),
+        _BY_ID,
+        _unindexed_condition(filters, "status", "symbol", "side", "type"),
+    )
+
 
 def _unindexed_condition(filters: dict[str, Any], *names: str) -> Q:
-    """What of these no index serves."""
+    """Return the condition for these filters, which the chosen index does not cover."""
     found = Q()
     for name in names:
         if name == "status" and filters[name] == WORKING_FILTER:
@@ -192,7 +218,7 @@ def _unindexed_condition(filters: dict[str, Any], *names: str) -> Q:
 
 
 def _working_orders_query(filters: dict[str, Any]) -> KeysetQuery:
-    """What may still trade, however old it is: of a broker as it arrived, of a book by priority."""
+    """Read all working orders: those of a broker by arrival, those of a book by priority."""
     rows: Rows = Order.objects.working()
     names = ("type",) if filters["status"] == WORKING_FILTER else ("status", "type")
     if filters["broker"]:
@@ -201,10 +227,8 @@ def _working_orders_query(filters: dict[str, Any]) -> KeysetQuery:
         if filters["symbol"]:
             return KeysetQuery(rows.filter(instrument=filters["symbol"]), Keyset(("-sequence", int)), unindexed)
         return KeysetQuery(rows, Keyset(("instrument_id", str), ("sequence", int)), unindexed)
-    unindexed, priority = (
-        _unindexed_condition(filters, *names) & period_condition("created_at", filters),
-        (("rank", Decimal), ("sequence", int)),
-    )
+    unindexed = _unindexed_condition(filters, *names) & period_condition("created_at", filters)
+    priority = (("rank", Decimal), ("sequence", int))
     if filters["symbol"] and filters["side"]:
         return KeysetQuery(
             rows.filter(instrument=filters["symbol"], side=filters["side"]), Keyset(*priority), unindexed
@@ -216,7 +240,7 @@ def _working_orders_query(filters: dict[str, Any]) -> KeysetQuery:
 
 
 def _search(term: str, unindexed: Q) -> KeysetQuery:
-    """The order with this id, or those that their brokers or whose owners are known by it: newest first."""
+    """Find orders by order ID, client order ID or document number, newest first."""
     try:
         return KeysetQuery(Order.objects.filter(pk=UUID(term)), _BY_ID, unindexed)
     except ValueError:
@@ -230,7 +254,7 @@ def _search(term: str, unindexed: Q) -> KeysetQuery:
 
 
 def _orders_with_client_id(client_order_id: str) -> list[UUID]:
-    """Orders that their brokers gave this id: one look into the index for each broker there is."""
+    """Return the orders of all brokers with this client order ID: one index lookup per broker."""
     with connection.cursor() as cursor:
         cursor.execute(
             """
@@ -254,7 +278,7 @@ def _average_price(order: Order) -> Decimal | None:
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """A line of an order's timeline: what happened when, what more there is to say, and what its broker was told."""
+    """An entry of an order's history: time, event, details, and the broker's notification."""
 
     at: datetime
     title: str
@@ -267,39 +291,38 @@ class HistoryEntry:
 def order_history_of(
     order: Order,
     fills: Sequence[OrderFill],
-    told: dict[UUID, EventLookup],
-    end: EventLookup | None,
+    fill_events: dict[UUID, EventLookup],
+    end_event: EventLookup | None,
     entries: Sequence[AuditEntry],
     *,
     has_more_fills: bool,
 ) -> list[HistoryEntry]:
-    """The order's life, oldest first."""
-    price = "at the market" if order.price is None else f"at {money(order.price)}"
-    terms = f"{order.side} {order.quantity:,} {price}, {order.time_in_force}, arrival {order.sequence:,} in its book"
+    """Return the history of an order, oldest entry first."""
+    price = "at market" if order.price is None else f"at {money(order.price)}"
+    terms = f"{order.side} {order.quantity:,} {price}, {order.time_in_force}, book sequence {order.sequence:,}"
     history = [HistoryEntry(order.created_at, "Accepted", terms)]
     if has_more_fills:
-        history.append(
-            HistoryEntry(fills[-1].trade.executed_at, "Earlier fills", "are not shown here: see all its trades")
-        )
-    history += [_fill_entry(fill, told.get(fill.trade.pk)) for fill in reversed(fills)]
+        history.append(HistoryEntry(fills[-1].trade.executed_at, "Earlier fills", "not shown; view all trades"))
+    history += [_fill_entry(fill, fill_events.get(fill.trade.pk)) for fill in reversed(fills)]
     if order.cancelled_at:
-        history.append(HistoryEntry(order.cancelled_at, "Cancelled", _cancel_detail(order, entries), end, tone="bad"))
+        history.append(
+            HistoryEntry(order.cancelled_at, "Cancelled", _cancel_detail(order, entries), end_event, tone="bad")
+        )
     if order.expired_at:
-        left = f"its time had come, with {order.remaining_quantity:,} left"
-        history.append(HistoryEntry(order.expired_at, "Expired", left, end, tone="bad"))
+        detail = f"{order.remaining_quantity:,} unfilled"
+        history.append(HistoryEntry(order.expired_at, "Expired", detail, end_event, tone="bad"))
     return history
 
 
 def _fill_entry(fill: OrderFill, event_lookup: EventLookup | None) -> HistoryEntry:
-    trade, left = fill.trade, f"{fill.remaining:,} left" if fill.remaining else "nothing left"
-    role = "taking" if fill.is_taker else "resting"
-    detail = f"{trade.quantity:,} at {money(trade.price)}, {role}; {left}"
+    trade, role = fill.trade, "taker" if fill.is_taker else "maker"
+    detail = f"{trade.quantity:,} at {money(trade.price)} as {role}, {fill.remaining:,} remaining"
     return HistoryEntry(trade.executed_at, "Filled", detail, event_lookup, page_url(Trade, trade.pk), tone="good")
 
 
 def _cancel_detail(order: Order, entries: Sequence[AuditEntry]) -> str:
-    """Why, and by which operator, if it was one."""
-    why = str(order.cancel_reason).replace("_", " ")
+    """Return the reason of a cancellation, and the operator if it was one."""
+    reason = readable(order.cancel_reason)
     by = next((entry for entry in entries if entry.action == Action.ORDER_CANCEL), None)
-    left = f"with {order.remaining_quantity:,} left"
-    return f"{why}, {left}: {by.actor_kind} {by.actor}, “{by.reason}”" if by else f"{why}, {left}"
+    detail = f"{reason}, {order.remaining_quantity:,} unfilled"
+    return f"{detail}: {by.actor_kind} {by.actor}, “{by.reason}”" if by else detail

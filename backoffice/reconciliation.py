@@ -1,4 +1,4 @@
-"""The reconciliation: the last run, a button for the next, and all there were."""
+"""Reconciliation: the latest run, all runs, and the action that starts one."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from django.http import HttpRequest
 from backoffice.lists import column
 from backoffice.model_admin import ExchangeModelAdmin
 from backoffice.operator_actions import ActionResult, OperatorAction
-from backoffice.templatetags.formatting import state, took
+from backoffice.templatetags.formatting import duration, status_pill
 from exchange.audit import Actor
 from exchange.rules import MAX_REASON_LENGTH
 from orders.models import ReconcileRun
@@ -18,17 +18,17 @@ from orders.reconciliation import runs
 
 
 class OptionalReasonForm(forms.Form):
-    """It changes nothing, so nobody need say why."""
+    """Form with an optional reason, because a reconciliation changes nothing."""
 
-    reason = forms.CharField(max_length=MAX_REASON_LENGTH, required=False, help_text="Goes on record with the action.")
+    reason = forms.CharField(max_length=MAX_REASON_LENGTH, required=False, help_text="Recorded in the audit log.")
 
 
 class StartReconciliation(OperatorAction):
     name = "start"
-    label = "Run the reconciliation"
+    label = "Run reconciliation"
     explanation = (
-        "Recomputes balances, reservations, fills and event numbers from transfers, trades and open orders, in one "
-        "snapshot of the live exchange. Trading goes on meanwhile, and nothing is changed. It may take minutes."
+        "Recomputes balances, reservations, fills and event sequences from transfers, trades and open orders in one "
+        "snapshot of the live exchange. Trading continues and no data is changed. This can take minutes."
     )
     permission = "orders.run_reconcile"
     form_class = OptionalReasonForm
@@ -36,23 +36,23 @@ class StartReconciliation(OperatorAction):
 
     def perform(self, by: Actor, subjects: Sequence[Any], **fields: Any) -> ActionResult:
         runs.start(by=by, reason=fields["reason"])
-        return ActionResult("The reconciliation was asked for; a worker begins it within seconds.")
+        return ActionResult("Reconciliation requested. A worker starts it within seconds.")
 
 
 def _differences(run: ReconcileRun) -> int | None:
-    """None where there is no verdict to go by."""
+    """Return the number of differences, or None before the first finding."""
     return run.differences if run.findings else None
 
 
 @admin.register(ReconcileRun)
 class ReconcileRunAdmin(ExchangeModelAdmin):
     list_display = (
-        column("Asked for (UTC)", "asked_at"),
-        column("By", "asked_by"),
-        column("Outcome", lambda run: state(run.state)),
-        column("Checks made", lambda run: f"{len(run.findings)} of {run.checks}", is_number=True),
+        column("Requested (UTC)", "asked_at"),
+        column("Requested by", "asked_by"),
+        column("Result", lambda run: status_pill(run.state)),
+        column("Checks completed", lambda run: f"{len(run.findings)} of {run.checks}", is_number=True),
         column("Differences", _differences, is_number=True),
-        column("Took", lambda run: took(run.seconds), is_number=True),
+        column("Duration", lambda run: duration(run.seconds), is_number=True),
     )
     ordering = ("-id",)
     operator_actions = (StartReconciliation(),)
@@ -68,6 +68,6 @@ class ReconcileRunAdmin(ExchangeModelAdmin):
 
 
 def _run_context(run: ReconcileRun | None) -> dict[str, Any]:
-    """A run, and what it found: first what differs."""
+    """Return a run and its findings, those with differences first."""
     findings = [] if run is None else sorted(run.findings, key=lambda finding: finding["count"] == 0)
     return {"run": run, "findings": findings}

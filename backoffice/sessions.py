@@ -1,7 +1,7 @@
-"""Where the back office keeps its sessions: Django's table, with an end that does not move.
+"""Session store of the back office: Django's table with a fixed end.
 
-Django counts a session's age from the last time something was written into it. Here it counts from the login, so that
-a browser that is never closed asks for the password again within `SESSION_COOKIE_AGE`.
+Django extends a session whenever it is written to. Here, `SESSION_COOKIE_AGE` counts from the login, so that a browser
+that stays open asks for the password again.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,7 @@ BEGAN = "began"
 
 class SessionStore(db.SessionStore):
     def cycle_key(self) -> None:
-        """A login begins it again; a second factor or a new password, which give it a new key too, do not."""
+        """Restart the age on a login, but not when a second factor or a new password changes the key."""
         if SESSION_KEY not in self:
             self.pop(BEGAN, None)
         super().cycle_key()
@@ -32,7 +32,7 @@ class SessionStore(db.SessionStore):
 
 
 def end_all_of(user: User) -> None:
-    """End the user's sessions. A row tells whose it is in its data alone: all are read, those of half a day at most."""
+    """End the user's sessions. The user is only in the session data, so all live sessions (12 hours) are decoded."""
     rows = Session.objects.filter(expire_date__gt=datetime.now(UTC))
-    theirs = [row.pk for row in rows.iterator() if row.get_decoded().get(SESSION_KEY) == str(user.pk)]
-    Session.objects.filter(pk__in=theirs).delete()
+    ids = [row.pk for row in rows.iterator() if row.get_decoded().get(SESSION_KEY) == str(user.pk)]
+    Session.objects.filter(pk__in=ids).delete()

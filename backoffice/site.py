@@ -1,4 +1,4 @@
-"""The back office as a whole: who may come in, what leads where, and what every page loads."""
+"""The admin site of the back office: login, navigation, and the files that every page loads."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -19,7 +19,7 @@ from backoffice.operator_actions import actor_of
 from exchange import audit
 from exchange.audit import Action, Entry
 
-# What the sidebar shows: groups of pages, each with its URL's name, its icon, and the permission to see it.
+# The sidebar: groups of pages, each with its title, URL name, icon, and required permission.
 NAVIGATION: tuple[tuple[str, tuple[tuple[str, str, str, str], ...]], ...] = (
     (
         "Market",
@@ -58,7 +58,7 @@ NAVIGATION: tuple[tuple[str, tuple[tuple[str, str, str, str], ...]], ...] = (
 
 
 class BackOfficeSite(UnfoldAdminSite):  # type: ignore[misc]  # unfold is not typed
-    """Django's admin site, with a dashboard as its first page, and a second step of the login before it."""
+    """Django's admin site with a dashboard as its index and a second login step."""
 
     index_title = "Dashboard"
 
@@ -66,18 +66,18 @@ class BackOfficeSite(UnfoldAdminSite):  # type: ignore[misc]  # unfold is not ty
         return self._has_logged_in(request) and not two_factor.needs_verification(request)
 
     def _has_logged_in(self, request: HttpRequest) -> bool:
-        """Whether the first step was taken, by somebody who may."""
+        """True if an active staff user has entered the password."""
         return bool(super().has_permission(request))
 
     def extra_urls(self) -> list[URLPattern]:
         return [
             path("two-factor/", self._after_login(two_factor.verify), name="two_factor"),
             path("two-factor/setup/", self._after_login(two_factor.setup), name="two_factor_setup"),
-            path("logout/", self._after_login(self.logout), name="logout"),  # also instead of the second step
+            path("logout/", self._after_login(self.logout), name="logout"),  # also available before the second step
         ]
 
     def _after_login(self, view: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-        """A view for whom the password has let in, before the second step."""
+        """Wrap a view that needs the password but not the second step."""
 
         @wraps(view)
         def inner(request: HttpRequest) -> HttpResponse:
@@ -88,7 +88,7 @@ class BackOfficeSite(UnfoldAdminSite):  # type: ignore[misc]  # unfold is not ty
         return inner
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """Django's form for who has not logged in, the second step for who has."""
+        """Show Django's login form or, after the password, redirect to the second step."""
         if request.method == "GET" and self._has_logged_in(request) and two_factor.needs_verification(request):
             return two_factor.redirect_to_second_step(request)
         response: HttpResponse = super().login(request, extra_context)
@@ -98,7 +98,7 @@ class BackOfficeSite(UnfoldAdminSite):  # type: ignore[misc]  # unfold is not ty
         return response
 
     def password_change(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """One's own; it goes on record, which Django answers with a redirect when it is done."""
+        """Change the user's own password and record it. Django redirects on success."""
         with transaction.atomic():
             response: HttpResponse = super().password_change(request, extra_context)
             if request.method == "POST" and response.status_code == 302:
@@ -109,7 +109,7 @@ class BackOfficeSite(UnfoldAdminSite):  # type: ignore[misc]  # unfold is not ty
         return response
 
     def search(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """Unfold's, of pages by their names, which no page of ours leads to."""
+        """Disable unfold's search for pages by name, which nothing links to."""
         raise Http404
 
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
@@ -119,7 +119,7 @@ class BackOfficeSite(UnfoldAdminSite):  # type: ignore[misc]  # unfold is not ty
 
 
 def navigation(request: HttpRequest) -> list[dict[str, Any]]:
-    """The sidebar, as unfold wants to be told it: only what this user may see."""
+    """Return the sidebar in unfold's format. Unfold hides the pages that the user may not view."""
     return [
         {"title": title, "separator": False, "items": [_link(request, *page) for page in pages]}
         for title, pages in NAVIGATION
@@ -127,7 +127,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
 
 
 def _pages(request: HttpRequest) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The same for the dashboard, but for itself."""
+    """Return the same groups for the dashboard, without the dashboard itself."""
     groups = [
         (group["title"], [item for item in group["items"] if not item["active"] and item.pop("permission")(request)])
         for group in navigation(request)
@@ -143,12 +143,12 @@ def _link(request: HttpRequest, title: str, name: str, icon: str, permission: st
         "icon": icon,
         "link": path,
         "active": is_active,
-        "permission": lambda asking: not permission or asking.user.has_perm(permission),
+        "permission": lambda request: not permission or request.user.has_perm(permission),
     }
 
 
 def account_links(request: HttpRequest) -> list[dict[str, str]]:
-    """What the user's own menu shows."""
+    """Return the links of the account menu."""
     return [
         {"title": "Change password", "link": reverse("admin:password_change")},
         {"title": "Two-factor login", "link": reverse("admin:two_factor_setup")},

@@ -1,4 +1,4 @@
-"""Subscriptions: who is told what, how well that goes, and how it is paused."""
+"""Webhook subscriptions: list, health, and the actions on them."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from backoffice.deliveries import latest_deliveries
 from backoffice.links import list_url, page_url
 from backoffice.lists import column
 from backoffice.model_admin import ConditionFilter, ExchangeModelAdmin
-from backoffice.templatetags.formatting import ago, states
+from backoffice.templatetags.formatting import ago, status_pills
 from backoffice.webhook_actions import PauseSubscription, RedeliverFailedEvents, ResumeSubscription
 from exchange.models import Broker
 from webhooks.models import Delivery, DeliveryState, Subscription, SubscriptionState
@@ -43,18 +43,18 @@ class SubscriptionAdmin(ExchangeModelAdmin):
     list_display = (
         column("Event", "event_type"),
         column("Broker", "broker_id", link=lambda row: page_url(Broker, row.broker_id)),
-        column("State", lambda row: states(row.state, health.health_of(row))),
+        column("State", lambda row: status_pills(row.state, health.health_of(row))),
         column("URL", "url", is_text=True),
-        column("Succeeded", lambda row: ago(row.last_success_at)),
-        column("Failed", lambda row: ago(row.last_failure_at)),
-        column("Hour", lambda row: health.failed_share(row.completed_hour, row.failed_hour), is_number=True),
-        column("Day", lambda row: health.failed_share(row.completed_day, row.failed_day), is_number=True),
-        column("Due", health.due_count, is_number=True),
-        column("Oldest", health.oldest_due, is_number=True),
+        column("Last success", lambda row: ago(row.last_success_at)),
+        column("Last failure", lambda row: ago(row.last_failure_at)),
+        column("Failed (1 h)", lambda row: health.failed_share(row.completed_hour, row.failed_hour), is_number=True),
+        column("Failed (24 h)", lambda row: health.failed_share(row.completed_day, row.failed_day), is_number=True),
+        column("Pending", health.due_count, is_number=True),
+        column("Oldest pending", health.oldest_due, is_number=True),
     )
     list_filter = ("event_type", SubscriptionStateFilter, FailingFilter)
     search_fields = ("=id", "url", "=broker__id")
-    search_help_text = "Id, part of the URL or broker id"
+    search_help_text = "Webhook ID, part of the URL or broker ID"
     ordering = ("-id",)
     operator_actions = (PauseSubscription(), ResumeSubscription(), RedeliverFailedEvents())
     list_after_template = "backoffice/subscriptions.html"

@@ -1,4 +1,4 @@
-"""What beat has done for the back office."""
+"""Scheduled tasks of the back office."""
 
 from datetime import UTC, datetime
 
@@ -11,13 +11,13 @@ from django.db.models import QuerySet
 
 @shared_task(ignore_result=True)
 def clean_up() -> None:
-    """Remove sessions that have ended, and attempts to log in that no longer count."""
+    """Delete ended sessions and failed logins that no longer count."""
     now = datetime.now(UTC)
     _remove(Session.objects.filter(expire_date__lt=now))
     _remove(AccessAttempt.objects.filter(attempt_time__lt=now - settings.LOGIN_LOCKOUT))
 
 
 def _remove(rows: QuerySet[Session] | QuerySet[AccessAttempt]) -> None:
-    """So many at a time: the next run goes on."""
-    some = rows.order_by("pk").values("pk")[: settings.CLEAN_UP_ROWS]
-    rows.model._default_manager.filter(pk__in=some).delete()
+    """Delete one batch. The next run continues."""
+    batch = rows.order_by("pk").values("pk")[: settings.CLEAN_UP_ROWS]
+    rows.model._default_manager.filter(pk__in=batch).delete()

@@ -1,4 +1,4 @@
-"""Trades: read-only, both sides, and all of them as a file."""
+"""Trades: read-only list, page with both sides, and CSV export."""
 
 from typing import Any
 from uuid import UUID
@@ -13,7 +13,7 @@ from backoffice.links import page_url
 from backoffice.lists import KeysetQuery, Rows, column
 from backoffice.model_admin import KeysetModelAdmin
 from backoffice.periods import PeriodFilterForm, in_period, in_period_by_id, period_condition
-from backoffice.templatetags.formatting import coloured, short_id
+from backoffice.templatetags.formatting import short_id, side_label
 from exchange.http.paging import Keyset
 from exchange.json_codec import Instant
 from exchange.models import Broker, Instrument
@@ -25,7 +25,7 @@ _NEWEST_FIRST = Keyset(("-executed_at", Instant), ("-id", UUID))
 
 
 class TradeFilterForm(PeriodFilterForm):
-    q = forms.CharField(max_length=64, required=False, label="Trade or order")
+    q = forms.CharField(max_length=64, required=False, label="Trade ID or order ID")
     symbol = form_fields.symbol(required=False, read=str.upper)
     broker = form_fields.broker_id(required=False)
     side = form_fields.FilterChoiceField(Side, label="Broker's side")
@@ -53,7 +53,7 @@ class TradeAdmin(KeysetModelAdmin):
             lambda trade: short_id(trade.ask_order_id),
             link=lambda trade: page_url(Order, trade.ask_order_id),
         ),
-        column("Taker", lambda trade: coloured(trade.taker_side)),
+        column("Taker", lambda trade: side_label(trade.taker_side)),
     )
     export_columns = {
         "trade_id": "id",
@@ -72,7 +72,7 @@ class TradeAdmin(KeysetModelAdmin):
     is_live = True
 
     def keyset_query(self, filters: dict[str, Any]) -> KeysetQuery:
-        """Along the index of what the trade is known by, of a broker's side or both, of a time, or of a symbol."""
+        """Read along the index of the search term, of the broker's side or sides, of the symbol, or of the time."""
         rows = Trade.objects.all()
         of_symbol = Q(instrument=filters["symbol"]) if filters["symbol"] else Q()
         if filters["q"]:
@@ -110,7 +110,7 @@ class TradeAdmin(KeysetModelAdmin):
 
 
 def _search(term: str) -> list[Rows]:
-    """The trade with this id, or those of the order with it."""
+    """Find a trade by its ID, or all trades of an order by the order's ID."""
     try:
         key = UUID(term)
     except ValueError:
@@ -119,7 +119,7 @@ def _search(term: str) -> list[Rows]:
 
 
 def _side_conditions(filters: dict[str, Any]) -> list[Q]:
-    """The broker as the one side or the other, each of which has an index."""
+    """Return the condition for the broker on each requested side. Each has an index."""
     sides = [filters["side"]] if filters["side"] else list(Side)
     return [Q(**{f"{side}_broker": filters["broker"]}) for side in sides]
 

@@ -1,4 +1,4 @@
-"""Transfers: the journal of what came into the exchange and what left it."""
+"""Transfers: the journal of deposits and withdrawals."""
 
 from typing import Any
 from uuid import UUID
@@ -24,7 +24,7 @@ class TransferKind(ChoicesEnum):
 
 
 class TransferFilterForm(PeriodFilterForm):
-    q = forms.CharField(max_length=120, required=False, label="Reference or id")
+    q = forms.CharField(max_length=120, required=False, label="Reference or transfer ID")
     broker = form_fields.broker_id(required=False)
     kind = form_fields.FilterChoiceField(TransferKind)
     symbol = form_fields.symbol(required=False, read=str.upper)
@@ -88,7 +88,7 @@ def _broker_condition(filters: dict[str, Any]) -> Q:
 
 
 def _search(rows: Rows, term: str) -> Rows:
-    """The transfer with this reference, or with this id: a reference may look like one."""
+    """Find a transfer by its reference or its ID. A reference can look like an ID."""
     try:
         return rows.filter(Q(reference=term) | Q(pk=UUID(term)))
     except ValueError:

@@ -1,7 +1,8 @@
-"""The second step of a login: a code of the user's authenticator, or one of the recovery codes written down once.
+"""Second login step: a code of the user's authenticator, or a recovery code.
 
-Who has enrolled takes it at every login; where `TWO_FACTOR_REQUIRED`, who has not enrols before anything else. A
-session remembers by which device it was verified, and is asked again when another takes its place; a reset ends all.
+Enrolled users need it at every login. With `TWO_FACTOR_REQUIRED`, other users must enrol before anything else. A
+session stores the device that verified it and must be verified again if that device is replaced. A reset ends all
+sessions of the user.
 """
 
 import time
@@ -31,56 +32,56 @@ from backoffice.operator_actions import actor_of
 from exchange import audit
 from exchange.audit import Action, Actor, Entry
 
-CODE_DIGITS = 6  # of the authenticator; a recovery code is longer
-TOLERATED_STEPS = 1  # of 30 seconds, that the authenticator's clock may be off
-_SESSION_KEY = "two_factor_key"  # in the session that enrols: nobody else has seen it
+CODE_DIGITS = 6  # of authenticator codes; recovery codes are longer
+TOLERATED_STEPS = 1  # clock difference of the authenticator, in steps of 30 seconds
+_SESSION_KEY = "two_factor_key"  # in the enrolling session, so that no other session sees the key
 
 _log = structlog.get_logger(__name__)
 
 
-# --- Who needs it ---------------------------------------------------------------------------------------------------
+# --- Requirement ----------------------------------------------------------------------------------------------------
 
 
 def needs_verification(request: HttpRequest) -> bool:
-    """Whether the second step is still to be taken."""
+    """True if the second step is required and not done yet."""
     user: Any = request.user
     return not user.is_verified() and is_required_for(user)
 
 
 def is_required_for(user: Any) -> bool:
-    """Whether a login of the user has a second step."""
+    """True if the user's logins have a second step."""
     return bool(settings.TWO_FACTOR_REQUIRED or has_device(user))
 
 
 def has_device(user: Any) -> bool:
-    """Whether the user has enrolled; asked once for a request's user."""
+    """True if the user has enrolled. The result is cached on the request's user."""
     if not hasattr(user, "has_second_factor"):
         user.has_second_factor = TOTPDevice.objects.filter(user=user, confirmed=True).exists()
     return bool(user.has_second_factor)
 
 
 def redirect_to_second_step(request: HttpRequest) -> HttpResponseRedirect:
-    """To the second step, and from there to where the request wanted to go."""
+    """Redirect to the second step, which continues to the requested page."""
     name = "admin:two_factor" if has_device(request.user) else "admin:two_factor_setup"
     return HttpResponseRedirect(f"{reverse(name)}?{urlencode({'next': next_url(request)})}")
 
 
 def next_url(request: HttpRequest) -> str:
-    """Where to go afterwards: a page of ours, whatever was asked for."""
+    """Return the page to continue to. A URL of another site is replaced by the dashboard."""
     wanted = request.POST.get("next", request.GET.get("next", ""))
-    is_ours = url_has_allowed_host_and_scheme(wanted, {request.get_host()}, require_https=request.is_secure())
-    return wanted if is_ours else reverse("admin:index")
+    is_own_site = url_has_allowed_host_and_scheme(wanted, {request.get_host()}, require_https=request.is_secure())
+    return wanted if is_own_site else reverse("admin:index")
 
 
-# --- What is done ---------------------------------------------------------------------------------------------------
+# --- Devices --------------------------------------------------------------------------------------------------------
 
 
 def enrol(request: HttpRequest, key: str, totp: TOTP) -> tuple[TOTPDevice, list[str]]:
-    """Give the user this authenticator, in place of whatever they had; it and its recovery codes."""
+    """Replace the user's authenticator. Return the new device and its recovery codes."""
     user: Any = request.user
     with transaction.atomic():
-        User.objects.select_for_update().get(pk=user.pk)  # two tabs at once leave one device
-        if not request.session.exists(request.session.session_key or ""):  # a reset came first
+        User.objects.select_for_update().get(pk=user.pk)  # concurrent tabs create one device
+        if not request.session.exists(request.session.session_key or ""):  # reset in the meantime
             raise SessionInterrupted("The session has ended.")
         _delete_devices(user)
         fields = {"name": "Authenticator", "key": key, "drift": totp.drift, "last_t": totp.t()}
@@ -93,7 +94,7 @@ def enrol(request: HttpRequest, key: str, totp: TOTP) -> tuple[TOTPDevice, list[
 
 
 def reset(user: User, *, by: Actor, reason: str) -> bool:
-    """Take the user's second factor away, and every session with it; False when there was none."""
+    """Delete the user's second factor and end all their sessions. Return False if there was none."""
     with transaction.atomic():
         User.objects.select_for_update().get(pk=user.pk)
         if not _delete_devices(user):
@@ -110,7 +111,7 @@ def _delete_devices(user: Any) -> bool:
 
 
 def verify_code(user: Any, code: str) -> TOTPDevice | StaticDevice | None:
-    """The device of the user's whose code this is, which it then has used up; wrong ones make the next wait."""
+    """Return the user's device that the code belongs to and use the code up. Wrong codes delay the next attempt."""
     model = TOTPDevice if len(code) == CODE_DIGITS else StaticDevice
     with transaction.atomic():
         for device in model.objects.select_for_update().filter(user=user, confirmed=True):
@@ -123,7 +124,7 @@ def verify_code(user: Any, code: str) -> TOTPDevice | StaticDevice | None:
 
 
 class CodeForm(forms.Form):
-    """A code, with or without the spaces it is shown with."""
+    """Form for a code, with or without spaces."""
 
     code = forms.CharField(
         max_length=20,
@@ -135,35 +136,37 @@ class CodeForm(forms.Form):
 
 
 def verify(request: HttpRequest) -> HttpResponse:
-    """The page that asks for a code."""
+    """Page of the second step, which asks for a code."""
     if not needs_verification(request):
         return HttpResponseRedirect(next_url(request))
     if not has_device(request.user):
         return redirect_to_second_step(request)
     form = CodeForm(request.POST or None)
-    form.fields["code"].help_text = "Six digits of your authenticator, or a recovery code."
+    form.fields["code"].help_text = "Six-digit code from your authenticator, or a recovery code."
     form.fields["code"].widget.attrs["autofocus"] = True
     if form.is_valid():
         if device := verify_code(request.user, form.cleaned_data["code"]):
             _mark_verified(request, device)
             return known_devices.remember(request.user, HttpResponseRedirect(next_url(request)))
         _log.warning("second_factor_refused", user=request.user.get_username(), address=actor_of(request).address)
-        form.add_error("code", "This code is not valid, was used before, or came too soon after a wrong one.")
-    return _page(request, "backoffice/two_factor/verify.html", "Second step", form=form)
+        form.add_error(
+            "code", "The code is invalid or was already used, or you must wait after a wrong code. Try the next code."
+        )
+    return _page(request, "backoffice/two_factor/verify.html", "Two-factor login", form=form)
 
 
 def setup(request: HttpRequest) -> HttpResponse:
-    """The page on which a user enrols, or moves to another authenticator."""
+    """Page to enrol, or to change to another authenticator."""
     if needs_verification(request) and has_device(request.user):
         return redirect_to_second_step(request)
     key = request.session.setdefault(_SESSION_KEY, default_key())
     form = CodeForm(request.POST or None)
-    form.fields["code"].help_text = "Six digits that the authenticator shows now."
+    form.fields["code"].help_text = "Six-digit code that the authenticator shows now."
     if form.is_valid():
         totp = _matching_totp(key, form.cleaned_data["code"])
         if totp is not None:
             return _enrol_response(request, key, totp)
-        form.add_error("code", "This is not what the authenticator should show. Is the clock of your phone right?")
+        form.add_error("code", "The code does not match. Check the clock of your phone and try again.")
     secret = b32encode(unhexlify(key)).decode()
     uri = TOTPDevice(user=request.user, key=key).config_url
     return _page(
@@ -178,14 +181,14 @@ def setup(request: HttpRequest) -> HttpResponse:
 
 
 def _matching_totp(key: str, code: str) -> TOTP | None:
-    """The key's clock, set to the authenticator's, if that shows this code."""
+    """Return the key's TOTP with the authenticator's clock drift, or None if the code does not match."""
     totp = TOTP(unhexlify(key))
     totp.time = time.time()
     return totp if code.isdecimal() and totp.verify(int(code), TOLERATED_STEPS) else None
 
 
 def _enrol_response(request: HttpRequest, key: str, totp: TOTP) -> HttpResponse:
-    """The recovery codes, in this answer alone."""
+    """Enrol, and show the recovery codes in this response only."""
     device, codes = enrol(request, key, totp)
     del request.session[_SESSION_KEY]
     _mark_verified(request, device)
@@ -195,13 +198,13 @@ def _enrol_response(request: HttpRequest, key: str, totp: TOTP) -> HttpResponse:
 
 
 def _mark_verified(request: HttpRequest, device: TOTPDevice | StaticDevice) -> None:
-    """From here on the session is worth more: its key is a new one."""
+    """Mark the session as verified and change its key, because it now grants more access."""
     django_otp.login(request, device)
     request.session.cycle_key()
 
 
 def _page(request: HttpRequest, template: str, title: str, **context: Any) -> HttpResponse:
-    """In the back office for who is in, else as the login looks."""
+    """Render a page in the back office layout for verified users, otherwise in the login layout."""
     shown = {**admin.site.each_context(request), "title": title, "next": next_url(request), **context}
     layout = "backoffice/page.html" if shown["has_permission"] else "backoffice/signed_out.html"
     return render(request, template, {**shown, "layout": layout})

@@ -1,4 +1,4 @@
-"""The URL map of the back office: the admin, where its root leads."""
+"""URLs of the back office: the admin, and a redirect from the root."""
 
 from django.contrib import admin
 from django.urls import path

@@ -1,7 +1,7 @@
-"""People: who may come in, and what they may do.
+"""Users of the back office and their permissions.
 
-Administrators admit people and give them groups. Superusers, who may do everything, are made and changed by superusers
-only, and nobody changes their own rights. Whatever is changed here goes on record, in the transaction that changes it.
+Administrators add users and assign groups. Only superusers create and change superusers, and no user can change their
+own permissions. Every change is recorded in the audit log, in the same transaction.
 """
 
 from collections.abc import Sequence
@@ -28,13 +28,13 @@ from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminT
 from backoffice import operator_actions, two_factor
 from backoffice.links import list_url
 from backoffice.lists import column
-from backoffice.operator_actions import ActionResult, OperatorAction, actor_of
+from backoffice.operator_actions import ActionButton, ActionResult, OperatorAction, action_button, actor_of
 from exchange import audit
 from exchange.audit import Action, Actor, Entry
 from exchange.models import AuditEntry
 from exchange.rules import MAX_REASON_LENGTH
 
-for model in (Group, User, TOTPDevice, StaticDevice):  # their own pages leave no record, and show secrets
+for model in (Group, User, TOTPDevice, StaticDevice):  # Django's pages write no audit entry and show secrets
     admin.site.unregister(model)
 
 RIGHTS = ("is_active", "is_staff", "is_superuser", "groups")
@@ -42,7 +42,7 @@ _AUDITED_FIELDS = ("username", "first_name", "last_name", "email", "is_active", 
 
 
 def audit_fields(user: User) -> dict[str, Any]:
-    """What the record tells of a user: all but the password."""
+    """Return a user's fields for the audit log: all but the password."""
     permissions = user.user_permissions.select_related("content_type")
     return {
         **{name: getattr(user, name) for name in _AUDITED_FIELDS},
@@ -53,10 +53,11 @@ def audit_fields(user: User) -> dict[str, Any]:
 
 class ResetTwoFactor(OperatorAction):
     name = "reset-second-factor"
-    label = "Reset the second factor"
+    label = "Reset second factor"
+    label_format = "Reset second factor of {}"
     explanation = (
-        "The authenticator and the recovery codes stop working, and all sessions of the user end. "
-        "Be sure who asks for this: after it the password alone lets in, until the user has enrolled again."
+        "The authenticator and the recovery codes stop working, and all sessions of the user end. Verify the identity "
+        "of the person who requests this: until a new second factor is set up, the password alone is enough to log in."
     )
     permission = "auth.change_user"
     is_dangerous = True
@@ -70,16 +71,16 @@ class ResetTwoFactor(OperatorAction):
     def perform(self, by: Actor, subjects: Sequence[User], **fields: Any) -> ActionResult:
         (user,) = subjects
         if two_factor.reset(user, by=by, reason=fields["reason"]):
-            return ActionResult(f"{user} has no second factor any more.")
-        return ActionResult(f"{user} had no second factor.", is_warning=True)
+            return ActionResult(f"Second factor of {user} reset.")
+        return ActionResult(f"{user} has no second factor. Nothing was changed.", is_warning=True)
 
 
 class RemoveUser(OperatorAction):
     name = "remove"
     label = "Remove"
     explanation = (
-        "The user is out at once, and can no longer come in. What they did stays on record. "
-        "To keep somebody out for a while, change them to be not active."
+        "The user is logged out immediately and can no longer log in. Their entries stay in the audit log. To block a "
+        "user temporarily, clear “Active” instead."
     )
     permission = "auth.delete_user"
     is_dangerous = True
@@ -93,17 +94,14 @@ class RemoveUser(OperatorAction):
             before = audit_fields(user)
             user.delete()
             audit.record(Entry.of(by, Action.USER_DELETE, before["username"], reason=fields["reason"], before=before))
-        return ActionResult(f"{user} was removed.", url=list_url(User))
-
-
-_CHANGE_PASSWORD = {"label": "Change password"}  # a button like those of acts
+        return ActionResult(f"User {user} removed.", url=list_url(User))
 
 
 def _reason_field(*, required: bool) -> forms.CharField:
     return forms.CharField(
         max_length=MAX_REASON_LENGTH,
         required=required,
-        help_text="Goes on record with the change.",
+        help_text="Recorded in the audit log.",
         widget=UnfoldAdminTextInputWidget,
     )
 
@@ -135,7 +133,7 @@ class BackOfficeUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg
     add_form = NewUserForm
     change_password_form = PasswordForm
     operator_actions: ClassVar[Sequence[OperatorAction]] = (ResetTwoFactor(), RemoveUser())
-    actions = None  # one at a time
+    actions = None  # no bulk actions
     add_form_template = None
     change_form_outer_before_template = "backoffice/user_action_buttons.html"
     list_display = (
@@ -148,11 +146,11 @@ class BackOfficeUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg
     )
     list_filter = ("groups", "is_active", "is_superuser")
     list_filter_submit = True
-    lookups = ("groups__id__exact", "groups__isnull", "is_active__exact", "is_superuser__exact")  # of these filters
+    lookups = ("groups__id__exact", "groups__isnull", "is_active__exact", "is_superuser__exact")  # of the filters above
     readonly_fields = ("last_login", "date_joined")
     show_full_result_count = False
 
-    # --- What is shown, and to whom ---
+    # --- List and forms ---
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[User]:
         enrolled = Exists(TOTPDevice.objects.filter(user=OuterRef("pk"), confirmed=True))
@@ -164,24 +162,24 @@ class BackOfficeUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg
         return bool(user.has_second_factor)
 
     def get_fieldsets(self, request: HttpRequest, obj: User | None = None) -> Any:
-        """Rights beyond groups are for superusers to see, and to give."""
+        """Show superuser and staff status to superusers only."""
         rights = RIGHTS if request.user.is_superuser else ("is_active", "groups")
         if obj is None:
             return [
                 (None, {"fields": ("username", "password1", "password2")}),
-                ("What they may do", {"fields": [name for name in rights if name not in ("is_active", "is_staff")]}),
-                ("Who it is", {"fields": ("first_name", "last_name", "email")}),
-                ("Why", {"fields": ("reason",)}),
+                ("Permissions", {"fields": [name for name in rights if name not in ("is_active", "is_staff")]}),
+                ("Personal details", {"fields": ("first_name", "last_name", "email")}),
+                ("Reason", {"fields": ("reason",)}),
             ]
         return [
             (None, {"fields": ("username", "last_login", "date_joined")}),
-            ("What they may do", {"fields": rights}),
-            ("Who it is", {"fields": ("first_name", "last_name", "email")}),
-            ("Why", {"fields": ("reason",)}),
+            ("Permissions", {"fields": rights}),
+            ("Personal details", {"fields": ("first_name", "last_name", "email")}),
+            ("Reason", {"fields": ("reason",)}),
         ]
 
     def get_readonly_fields(self, request: HttpRequest, obj: User | None = None) -> tuple[str, ...]:
-        """Nobody changes their own rights."""
+        """Make a user's own permissions read-only."""
         return (*self.readonly_fields, *(RIGHTS if obj is not None and obj == request.user else ()))
 
     def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
@@ -190,19 +188,19 @@ class BackOfficeUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg
             return db_field.formfield(**kwargs)
         return super().formfield_for_manytomany(db_field, request, **kwargs)
 
-    # --- Who may ---
+    # --- Permissions ---
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
-        """Django's would pass on whatever one thinks of, also what PostgreSQL cannot do."""
+        """True for the declared filters. Django would allow any lookup, including some that PostgreSQL rejects."""
         return lookup in self.lookups
 
     def has_change_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
         return super().has_change_permission(request, obj) and _may_manage(request, obj)
 
     def has_delete_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
-        return False  # Django's page asks for no reason: `RemoveUser` does
+        return False  # `RemoveUser` instead: Django's page asks for no reason
 
-    # --- Acts ---
+    # --- Operator actions ---
 
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view
@@ -226,12 +224,11 @@ class BackOfficeUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         user = super().get_object(request, object_id)
-        buttons: list[tuple[Any, str]] = []
+        buttons: list[ActionButton] = []
         if user is not None and self.has_change_permission(request, user):
-            buttons.append((_CHANGE_PASSWORD, reverse("admin:auth_user_password_change", args=[user.pk])))
-            buttons += [
-                (action, operator_actions.action_url(User, action, user)) for action in self._actions_for(request, user)
-            ]
+            password_url = reverse("admin:auth_user_password_change", args=[user.pk])
+            buttons = [ActionButton("Change password", password_url)]
+            buttons += [action_button(User, action, user) for action in self._actions_for(request, user)]
         response: HttpResponse = super().change_view(request, object_id, form_url, {"action_buttons": buttons})
         return response
 
@@ -243,10 +240,10 @@ class BackOfficeUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg
         ]
         return [action for action in permitted if action.applies_to(user)]
 
-    # --- The record, in place of Django's own, whose rows nobody asks for ---
+    # --- Audit log, instead of Django's admin log ---
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> User | None:
-        """The user, locked while it is changed, and told as it is before that."""
+        """Return the user. For a change, lock the row and remember its state before the change."""
         user: User | None = super().get_object(request, object_id, from_field)
         if user is not None and request.method == "POST":
             user = User.objects.select_for_update().get(pk=user.pk)
@@ -255,7 +252,7 @@ class BackOfficeUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg
 
     def save_model(self, request: HttpRequest, obj: User, form: Any, change: bool) -> None:
         if not change:
-            obj.is_staff = True  # who is admitted here is admitted to the back office
+            obj.is_staff = True  # required to log in to the back office
         super().save_model(request, obj, form, change)
 
     def log_addition(self, request: HttpRequest, obj: User, message: Any) -> None:  # type: ignore[override]
@@ -275,25 +272,25 @@ class BackOfficeUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg
             )
 
     def user_change_password(self, request: HttpRequest, id: str, form_url: str = "") -> HttpResponse:
-        """Django's, in a transaction; it answers with a redirect, and changes the hash, when it is done."""
+        """Record a password change, detected by the changed hash, in the same transaction."""
         with transaction.atomic():
             user = self.get_object(request, id)
             response: HttpResponse = super().user_change_password(request, id, form_url)
             if user is not None and request.method == "POST":
                 now = User.objects.get(pk=user.pk)
                 if now.password != user.password:
-                    told = "changed" if now.has_usable_password() else "switched off"
-                    self._record(request, Action.USER_CHANGE, now, after={"password": told})
+                    change = "changed" if now.has_usable_password() else "switched off"
+                    self._record(request, Action.USER_CHANGE, now, after={"password": change})
         return response
 
     def _record(self, request: HttpRequest, action: Action, user: User, **states: Any) -> None:
-        reason = request.POST.get("reason", "").strip()  # as the form, which found it valid, has it
+        reason = request.POST.get("reason", "").strip()  # validated by the form
         audit.record(Entry.of(actor_of(request), action, user.get_username(), reason=reason, **states))
 
     def history_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Django's record is not kept: the audit is."""
+        """Redirect to the user's audit entries. Django's own history is not kept."""
         user = super().get_object(request, object_id)
         if user is None or not self.has_view_permission(request, user):
             raise PermissionDenied
@@ -301,5 +298,5 @@ class BackOfficeUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg
 
 
 def _may_manage(request: HttpRequest, user: User | None) -> bool:
-    """Superusers are changed by superusers only."""
+    """True if the user may be changed by the signed-in user: only superusers change superusers."""
     return user is None or not user.is_superuser or bool(request.user.is_superuser)

@@ -1,4 +1,4 @@
-"""What is done about webhooks: a subscription paused and resumed, and events delivered again."""
+"""Operator actions on webhooks: pause and resume subscriptions, redeliver events."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from backoffice.lists import MAX_SCANNED_ROWS
 from backoffice.operator_actions import ActionResult, OperatorAction, ReasonForm
+from backoffice.templatetags.formatting import readable
 from exchange.audit import Actor
 from exchange.errors import NothingToRedeliver
 from exchange.ids import first_id_at
@@ -18,7 +19,7 @@ from webhooks import services
 from webhooks.models import FAILED, Delivery, DeliveryState, Subscription, SubscriptionState
 
 DEFAULT_COUNT = 100
-OUTCOME_TIME_TOLERANCE = timedelta(seconds=10)  # a subscription's times are for people, and may lag a little
+OUTCOME_TIME_TOLERANCE = timedelta(seconds=10)  # by which a subscription's times may lag its deliveries
 
 
 class SubscriptionAction(OperatorAction):
@@ -29,9 +30,10 @@ class SubscriptionAction(OperatorAction):
 class PauseSubscription(SubscriptionAction):
     name = "pause"
     label = "Pause"
+    label_format = "Pause subscription"
     explanation = (
-        "Nothing more is sent to it until it is resumed: what is due stays due, and what happens meanwhile is due too. "
-        "A new URL does not resume it. What is on its way may still arrive."
+        "Nothing is sent until the subscription is resumed. Pending deliveries stay pending, and new events are added. "
+        "A new URL does not resume it. Deliveries in flight may still arrive."
     )
     permission = "webhooks.pause_subscription"
 
@@ -40,13 +42,14 @@ class PauseSubscription(SubscriptionAction):
 
     def perform(self, by: Actor, subjects: Sequence[Subscription], **fields: Any) -> ActionResult:
         services.pause(subjects[0].pk, by=by, **fields)
-        return ActionResult(f"{describe(subjects[0])} is paused.")
+        return ActionResult(f"Paused: {describe(subjects[0])}.")
 
 
 class ResumeSubscription(SubscriptionAction):
     name = "resume"
     label = "Resume"
-    explanation = "What waited is sent, oldest first, and what happens from now on."
+    label_format = "Resume subscription"
+    explanation = "Pending deliveries are sent, oldest first, then new events."
     permission = "webhooks.pause_subscription"
 
     def applies_to(self, row: Subscription) -> bool:
@@ -54,25 +57,26 @@ class ResumeSubscription(SubscriptionAction):
 
     def perform(self, by: Actor, subjects: Sequence[Subscription], **fields: Any) -> ActionResult:
         services.resume(subjects[0].pk, by=by, **fields)
-        return ActionResult(f"{describe(subjects[0])} is sent to again.")
+        return ActionResult(f"Resumed: {describe(subjects[0])}.")
 
 
 class RedeliverEvents(OperatorAction):
     name = "redeliver"
     label = "Redeliver"
+    label_format = "Redeliver event"
     explanation = (
-        "The event is sent again to where it went, under a delivery id of its own; its receiver knows its number. "
-        "The first delivery stays as it is. To a paused subscription it is sent when that is resumed."
+        "The event is sent to the subscription again, with a new delivery ID and the same event sequence. The original "
+        "delivery is not changed. A paused subscription receives it when it is resumed."
     )
     permission = "webhooks.redeliver_delivery"
     max_subjects = settings.WEBHOOK_REDELIVERIES
 
     def applies_to(self, row: Delivery) -> bool:
-        is_over = row.state in (DeliveryState.DELIVERED, DeliveryState.FAILED)
-        return (is_over or is_lost(row)) and row.subscription.deleted_at is None
+        is_completed = row.state in (DeliveryState.DELIVERED, DeliveryState.FAILED)
+        return (is_completed or is_lost(row)) and row.subscription.deleted_at is None
 
     def describe(self, row: Delivery) -> str:
-        return f"{row.pk} · {row.state.replace('_', ' ')}"
+        return f"{row.pk} · {readable(row.state)}"
 
     def perform(self, by: Actor, subjects: Sequence[Delivery], **fields: Any) -> ActionResult:
         return _redelivery_result(len(subjects), services.redeliver([row.pk for row in subjects], by=by, **fields))
@@ -83,18 +87,17 @@ class RedeliverFailedForm(ReasonForm):
         min_value=1,
         max_value=settings.WEBHOOK_REDELIVERIES,
         initial=DEFAULT_COUNT,
-        label="How many",
-        help_text="Of its latest failed deliveries so many, without those that were made again already.",
+        label="Number of deliveries",
+        help_text="The latest failed deliveries, without those already redelivered.",
     )
     field_order = ["latest", "reason"]
 
 
 class RedeliverFailedEvents(SubscriptionAction):
     name = "redeliver-failed"
-    label = "Redeliver what failed"
+    label = label_format = "Redeliver failed events"
     explanation = (
-        "The events of its latest failed deliveries are sent again, under delivery ids of their own; its receiver "
-        "knows their numbers."
+        "The events of the latest failed deliveries are sent again, with new delivery IDs and the same event sequences."
     )
     permission = "webhooks.redeliver_delivery"
     form_class = RedeliverFailedForm
@@ -105,7 +108,7 @@ class RedeliverFailedEvents(SubscriptionAction):
     def perform(self, by: Actor, subjects: Sequence[Subscription], **fields: Any) -> ActionResult:
         ids = latest_failed_ids(subjects[0], fields.pop("latest"))
         if not ids:
-            raise NothingToRedeliver("Nothing failed that was not made again already.")
+            raise NothingToRedeliver("All recent failed deliveries have already been redelivered.")
         return _redelivery_result(len(ids), services.redeliver(ids, by=by, **fields))
 
 
@@ -114,25 +117,25 @@ def describe(row: Subscription) -> str:
 
 
 def is_lost(row: Delivery) -> bool:
-    """Whether it was claimed so long ago that it will have no outcome."""
+    """True if it was claimed so long ago that no outcome will be recorded."""
     lost = timedelta(seconds=settings.WEBHOOK_LOST_AFTER_SECONDS)
     return row.state == DeliveryState.IN_FLIGHT and row.claimed_at < timezone.now() - lost  # type: ignore[operator]
 
 
 def latest_failed_ids(subscription: Subscription, count: int) -> list[UUID]:
-    """Of its latest failed deliveries, those that nobody had made again; looked for among the latest of all."""
+    """Return the latest failed deliveries not redelivered yet, out of the latest `MAX_SCANNED_ROWS` of all brokers."""
     until = (subscription.last_failure_at or timezone.now()) + OUTCOME_TIME_TOLERANCE
     failed = Delivery.objects.filter(FAILED, pk__lt=first_id_at(until)).order_by("-pk")
     near = failed.values_list("pk", "subscription_id")[:MAX_SCANNED_ROWS]
-    mine = [pk for pk, subscription_id in near if subscription_id == subscription.pk][:count]
-    again = set(Delivery.objects.filter(redelivery_of__in=mine).values_list("redelivery_of_id", flat=True))
-    return [pk for pk in mine if pk not in again]
+    own = [pk for pk, subscription_id in near if subscription_id == subscription.pk][:count]
+    redelivered = set(Delivery.objects.filter(redelivery_of__in=own).values_list("redelivery_of_id", flat=True))
+    return [pk for pk in own if pk not in redelivered]
 
 
-def _redelivery_result(asked: int, made: int) -> ActionResult:
-    if made == asked:
-        return ActionResult("The event is due again." if made == 1 else f"{made} events are due again.")
-    left_out = (
-        "Left out is what has had no outcome yet, is being made again already, or went to a deleted subscription."
-    )
-    return ActionResult(f"{made} of {asked} events are due again. {left_out}", is_warning=True)
+def _redelivery_result(requested: int, created: int) -> ActionResult:
+    if created == requested:
+        return ActionResult(
+            "1 event queued for redelivery." if created == 1 else f"{created} events queued for redelivery."
+        )
+    skipped = "Skipped: deliveries without an outcome, already redelivered, or of a deleted subscription."
+    return ActionResult(f"{created} of {requested} events queued for redelivery. {skipped}", is_warning=True)

@@ -1,16 +1,15 @@
-"""The groups of people: who looks, who acts, and who says who may.
+"""Add the user groups: viewer, operator and administrator.
 
-A permission that is added later belongs to no group by itself: the migration that follows it gives it to those that
-may, as `add_groups` does here.
+A permission added later belongs to no group automatically. A migration must then grant it, as `add_groups` does here.
 """
 
 from django.contrib.auth.management import create_permissions
 from django.db import migrations
 from django.db.models import Q
 
-OURS = ["exchange", "webhooks", "orders"]
+APPS = ["exchange", "webhooks", "orders"]
 
-ACTS = {
+ACTION_PERMISSIONS = {
     "exchange": [
         "admit_broker",
         "suspend_broker",
@@ -26,24 +25,25 @@ ACTS = {
     "orders": ["cancel_order", "run_reconcile"],
     "webhooks": ["pause_subscription", "redeliver_delivery"],
 }
-PEOPLE = {"auth": ["view_user", "add_user", "change_user", "delete_user", "view_group"]}
+USER_PERMISSIONS = {"auth": ["view_user", "add_user", "change_user", "delete_user", "view_group"]}
 
 
 def add_groups(apps, schema_editor):
-    """Make them, or complete them."""
-    for label in [*OURS, "auth"]:
+    """Create the groups or complete their permissions."""
+    for label in [*APPS, "auth"]:
         _add_permissions(apps, label)
     Permission = apps.get_model("auth", "Permission")
-    views = Permission.objects.filter(content_type__app_label__in=OURS, codename__startswith="view_")
-    acts, people = (Permission.objects.filter(_named(names)) for names in (ACTS, PEOPLE))
-    assert (acts.count(), people.count()) == tuple(sum(map(len, names.values())) for names in (ACTS, PEOPLE))
+    views = Permission.objects.filter(content_type__app_label__in=APPS, codename__startswith="view_")
+    expected = (ACTION_PERMISSIONS, USER_PERMISSIONS)
+    actions, users = (Permission.objects.filter(_named(names)) for names in expected)
+    assert (actions.count(), users.count()) == tuple(sum(map(len, names.values())) for names in expected)
     _give(apps, "viewer", views)
-    _give(apps, "operator", views, acts)
-    _give(apps, "administrator", views, acts, people)
+    _give(apps, "operator", views, actions)
+    _give(apps, "administrator", views, actions, users)
 
 
 def _add_permissions(apps, label):
-    """Django adds them when all migrations have run, which is too late for us."""
+    """Create the permissions now: Django creates them only after all migrations."""
     config = apps.get_app_config(label)
     before, config.models_module = getattr(config, "models_module", None), True
     create_permissions(config, apps=apps, verbosity=0)

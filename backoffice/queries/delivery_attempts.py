@@ -1,7 +1,8 @@
-"""Which deliveries belong together: those of one event, the first one and those by which it was made again.
+"""All deliveries of an event: the first one and its redeliveries.
 
-There is no index of deliveries by event. The first was written by the statement that wrote the event, so that its id
-follows the event's closely: there it is looked for, among so many and no further. All others name the one before.
+There is no index of deliveries by event. The first delivery is written by the same statement as the event, so its ID
+closely follows the event's: a limited number of deliveries from there are scanned. Redeliveries refer to the delivery
+that they repeat.
 """
 
 from collections.abc import Sequence
@@ -14,13 +15,13 @@ from django.db import connection
 from exchange.ids import first_id_at, time_of_id
 from webhooks.models import Delivery
 
-MAX_SCANNED_DELIVERIES = 4_000  # deliveries that are looked through for the first of an event
-MAX_RELATED_DELIVERIES = 500  # deliveries of one event, or of several, that are told of
-_WRITTEN_WITHIN = timedelta(minutes=1)  # no statement takes as long
+MAX_SCANNED_DELIVERIES = 4_000  # in the search for an event's first delivery
+MAX_RELATED_DELIVERIES = 500  # returned for one event or several
+_WRITTEN_WITHIN = timedelta(minutes=1)  # longer than any statement
 
 
 def deliveries_of_events(event_ids: Sequence[UUID]) -> list[Delivery]:
-    """The deliveries of these events, oldest first."""
+    """Return the deliveries of these events, oldest first."""
     written_at = [time_of_id(each) for each in event_ids]
     values: dict[str, Any] = {
         "ids": list(event_ids),
@@ -34,7 +35,7 @@ def deliveries_of_events(event_ids: Sequence[UUID]) -> list[Delivery]:
 
 
 def related_deliveries(delivery: Delivery) -> list[Delivery]:
-    """A delivery, those that it makes again, and those by which it was made again, oldest first."""
+    """Return all deliveries of the same event as this one, oldest first."""
     with connection.cursor() as cursor:
         cursor.execute(_FIRST, [delivery.pk])
         return _with_redeliveries([id_ for (id_,) in cursor.fetchall()])
@@ -47,7 +48,7 @@ def _with_redeliveries(first: Sequence[UUID]) -> list[Delivery]:
     return list(Delivery.objects.filter(pk__in=ids).select_related("subscription").order_by("pk"))
 
 
-# An event has one first delivery at most, for a broker has one subscription to each type: the look ends where it is.
+# A broker has one subscription per event type, so an event has at most one first delivery, and the scan stops there.
 _FIRST_OF_EVENTS = """
 SELECT first.id
 FROM unnest(%(ids)s::uuid[], %(firsts)s::uuid[], %(ends)s::uuid[]) AS event(id, first, last) CROSS JOIN LATERAL (

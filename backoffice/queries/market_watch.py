@@ -1,6 +1,6 @@
-"""What operators watch: the figures of many instruments at once, and how one has traded.
+"""Market figures of many instruments at once, and candles of one.
 
-Prices come from the book and the tape as they are; sums of the day from the bars, which are some seconds late.
+Prices are read from the order book and the trades, daily sums from the bars, which lag by a few seconds.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ QUIET_AFTER = timedelta(minutes=15)
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Where an instrument stands, and its day, which begins at 00:00 UTC.
+    """Current prices of an instrument, and its figures since 00:00 UTC.
 
-    The day's change is from the last trade before it; where there was none, from its first.
+    The change is measured from the last trade before 00:00 UTC or, if there is none, from the first trade today.
     """
 
     best_bid: Decimal | None
@@ -34,7 +34,7 @@ class Figures:
     last_trade_at: datetime | None
     change: Decimal | None  # None: no trade today
     change_percent: Decimal | None
-    first_price: Decimal | None  # of the day, like all that follow
+    first_price: Decimal | None  # today, like all that follow
     high: Decimal | None
     low: Decimal | None
     trades: int
@@ -45,7 +45,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Candle:
-    """The trades of a while: first, highest, lowest and last price, and how many shares."""
+    """The trades of an interval: open, high, low, close and volume."""
 
     at: datetime
     open: Decimal
@@ -56,7 +56,7 @@ class Candle:
 
 
 def figures_of(symbols: Sequence[str]) -> dict[str, Figures]:
-    """The figures of each of these instruments, in one statement: one moment of the market."""
+    """Return the figures of these instruments, read by one statement, so at a single point in time."""
     with connection.cursor() as cursor:
         cursor.execute(_FIGURES, {"symbols": list(symbols)})
         names = [column.name for column in cursor.description]
@@ -65,13 +65,13 @@ def figures_of(symbols: Sequence[str]) -> dict[str, Figures]:
 
 
 def is_quiet(now: datetime) -> Q:
-    """Of an instrument: it is trading, and has not traded for `QUIET_AFTER`."""
+    """Return the condition for instruments in trading without a trade for `QUIET_AFTER`."""
     lately = Trade.objects.filter(instrument=OuterRef("pk"), executed_at__gte=now - QUIET_AFTER)
     return Q(~Exists(lately), status=InstrumentStatus.TRADING)
 
 
 def candles(instrument: Instrument, since: datetime, step: timedelta) -> list[Candle]:
-    """How an instrument has traded since then, a candle for each `step` with trades, oldest first."""
+    """Return a candle for each `step` with trades since then, oldest first."""
     decimals = price_decimals(instrument.tick_size)
     with connection.cursor() as cursor:
         parameters: dict[str, Any] = {"symbol": instrument.pk, "since": since, "step": step}
@@ -112,8 +112,8 @@ def _figures(row: dict[str, Any]) -> Figures:
 
 # --- SQL ------------------------------------------------------------------------------------------------------------
 
-# Holdings count their open orders, so nobody need count a book; one whose time has passed counts until it is swept.
-# They have no index by symbol: they are read once for all that are asked about, not once for each.
+# Holdings count their open orders, including expired ones until the sweep, so the books need not be counted. They have
+# no index by symbol and are therefore read once for all symbols.
 _FIGURES = f"""
 SELECT i.symbol, i.tick_size, {BEST.format(side="bid")} AS best_bid, {BEST.format(side="ask")} AS best_ask,
        last.price AS last_price, last.executed_at AS last_trade_at, first.price AS first_price,

@@ -1,7 +1,7 @@
-"""What became of one order, for who looks at it: its place in the queue, its latest fills, what its broker was told.
+"""The queue position, latest fills and events of an order.
 
-Nothing here takes a lock. Events are not indexed by order: they were written right after the moment that they tell of,
-and so were their ids. There they are looked for, among so many and no further.
+No query takes a lock. Events are not indexed by order, but their IDs begin with the time at which they were written,
+shortly after the fill or end they describe. A limited number of events from that time are scanned.
 """
 
 from collections import defaultdict
@@ -20,19 +20,19 @@ from orders.models import Order, Trade
 from webhooks.models import Delivery, Subscription
 
 MAX_FILLS = 50
-MAX_AHEAD = 10_000  # orders that are counted before another
-MAX_SCANNED_EVENTS = 4_000  # that are looked through for one
+MAX_AHEAD = 10_000  # orders counted ahead of an order
+MAX_SCANNED_EVENTS = 4_000  # per event searched
 
-# How much later than its moment an event may be written: a transaction ends sooner, a sweep may be late.
+# The longest delay between an event's time and its writing: by a transaction, and by a late expiry sweep.
 _WRITTEN_WITHIN, _SWEPT_WITHIN = timedelta(minutes=1), timedelta(hours=1)
 
-# Of an order that had rested: the others' end was told by the answer to the request.
+# Cancellations of resting orders. The others have no event: the response to the request reported them.
 _REASONS_WITH_EVENT = {CancelReason.BY_BROKER, CancelReason.BY_OPERATOR, CancelReason.BROKER_SUSPENDED}
 
 
 @dataclass(frozen=True, slots=True)
 class QueuePosition:
-    """What stands before a resting order: at its own price, and at better ones."""
+    """The orders ahead of a resting order, at its price and at better prices."""
 
     orders_at_price: int
     quantity_at_price: int
@@ -46,12 +46,12 @@ class QueuePosition:
 
     @property
     def is_truncated(self) -> bool:
-        """Whether there may be more, which were not counted."""
+        """True if there may be more orders than were counted."""
         return self.orders_at_price + self.better_orders >= MAX_AHEAD
 
 
 def queue_position_of(order: Order) -> QueuePosition | None:
-    """The order's place in its book's queue, if it rests there."""
+    """Return the order's queue position, or None if it is not in the book."""
     if order.status not in WORKING:
         return None
     with connection.cursor() as cursor:
@@ -61,15 +61,15 @@ def queue_position_of(order: Order) -> QueuePosition | None:
 
 @dataclass(frozen=True, slots=True)
 class OrderFill:
-    """A trade as one of its orders saw it."""
+    """A trade from the perspective of one of its orders."""
 
     trade: Trade
-    remaining: int  # right after it
+    remaining: int  # after the trade
     is_taker: bool
 
 
 def latest_fills(order: Order) -> tuple[list[OrderFill], bool]:
-    """The latest fills, newest first, and whether there were more before them."""
+    """Return the latest fills, newest first, and True if there are earlier ones."""
     rows = Trade.objects.filter(**{f"{order.side}_order": order.pk}).order_by("-executed_at", "-id")[: MAX_FILLS + 1]
     fills, remaining = [], order.remaining_quantity
     for trade in rows:
@@ -80,7 +80,7 @@ def latest_fills(order: Order) -> tuple[list[OrderFill], bool]:
 
 @dataclass(frozen=True, slots=True)
 class OrderEvent:
-    """An event about an order, and its deliveries if its broker was subscribed: the first, and those made again."""
+    """An event about an order, and its deliveries."""
 
     event_id: UUID
     sequence: int
@@ -89,14 +89,14 @@ class OrderEvent:
 
 @dataclass(frozen=True, slots=True)
 class EventLookup:
-    """What was found of the telling of one moment: nothing was, or nothing among so many events."""
+    """The result of a search for an event: the event, or whether the search reached its limit."""
 
     event: OrderEvent | None = None
     is_truncated: bool = False
 
 
 def look_up_events(order: Order, fills: Iterable[OrderFill]) -> tuple[dict[UUID, EventLookup], EventLookup | None]:
-    """What the order's broker was told of each of these trades, by their ids, and of the order's end."""
+    """Search the events of these fills, by trade ID, and the event of the order's end."""
     trades = [fill.trade for fill in fills]
     searches = [
         _EventSearch(trade.executed_at, _WRITTEN_WITHIN, f'"trade_id":"{trade.pk}","order_id":"{order.pk}"')
@@ -109,7 +109,7 @@ def look_up_events(order: Order, fills: Iterable[OrderFill]) -> tuple[dict[UUID,
 
 @dataclass(frozen=True, slots=True)
 class _EventSearch:
-    """When something happened, how long its event may have taken, and what only that event says."""
+    """The time of an event, the longest delay of its writing, and a text that only its body contains."""
 
     at: datetime
     within: timedelta
@@ -148,15 +148,15 @@ def _search_events(broker_id: str, searches: Sequence[_EventSearch]) -> list[Eve
 
 
 def _deliveries_of(broker_id: str, event_ids: Sequence[UUID]) -> dict[UUID, list[Delivery]]:
-    """Of each event, oldest first."""
+    """Return the deliveries of each event, oldest first."""
     found: dict[UUID, list[Delivery]] = defaultdict(list)
-    if event_ids and Subscription.objects.filter(broker=broker_id).exists():  # else it would be looked for in vain
+    if event_ids and Subscription.objects.filter(broker=broker_id).exists():  # otherwise there are none
         for delivery in delivery_attempts.deliveries_of_events(event_ids):
             found[delivery.event_id].append(delivery)
     return found
 
 
-# From the order towards the best price, so that its own level comes first should there be too many.
+# Counts from the order towards the best price, so that a truncated count still covers its own price level.
 _AHEAD = """
 SELECT count(*) FILTER (WHERE rank = %s), coalesce(sum(remaining) FILTER (WHERE rank = %s), 0),
        count(DISTINCT rank) FILTER (WHERE rank < %s), count(*) FILTER (WHERE rank < %s),
@@ -169,7 +169,7 @@ FROM (
 ) ahead
 """
 
-# The inner limit bounds what is looked through, the outer one ends the look where the event was found.
+# The inner limit bounds the scan. The outer limit stops it when the event is found.
 _EVENTS = """
 SELECT event.id, event.sequence, event.id IS NULL AND further.id IS NOT NULL
 FROM unnest(%(firsts)s::uuid[], %(ends)s::uuid[], %(texts)s::text[])

@@ -1,4 +1,4 @@
-"""How the back office writes what it shows: amounts, times, states."""
+"""Formats of amounts, times and statuses in the back office."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -21,7 +21,7 @@ register = template.Library()
 
 DASH = "\N{EN DASH}"
 
-# A state's colour: good, bad, waiting, or none in particular.
+# The colours of statuses. Others are plain.
 _TONES = {
     "trading": "good",
     "active": "good",
@@ -47,22 +47,31 @@ _TONES = {
     "incomplete": "bad",
 }
 
-
-@register.filter
-def state(value: Any) -> SafeString:
-    """A state's word on its colour."""
-    word = str(value)
-    return format_html('<span class="o-state o-{}">{}</span>', _TONES.get(word, "plain"), word.replace("_", " "))
-
-
-def states(*values: Any) -> SafeString:
-    """Several of them, side by side; what is empty is left out."""
-    return format_html_join(" ", "{}", ((state(value),) for value in values if value))
+# Labels of words that are not their own label.
+_LABELS = {
+    "alive": "running",
+    "due": "pending",
+    "invalid_answer": "invalid response",
+    "ok": "OK",
+    "quiet": "no trades",
+    "silent": "not responding",
+}
 
 
 @register.filter
-def shown(value: Any) -> Any:
-    """A value as tables show it: grouped digits, UTC to the second, a dash for nothing."""
+def status_pill(value: Any) -> SafeString:
+    """Return the label of a status in its colour."""
+    return format_html('<span class="o-state o-{}">{}</span>', _TONES.get(str(value), "plain"), readable(value))
+
+
+def status_pills(*values: Any) -> SafeString:
+    """Return the pills of several statuses, without empty ones."""
+    return format_html_join(" ", "{}", ((status_pill(value),) for value in values if value))
+
+
+@register.filter
+def formatted(value: Any) -> Any:
+    """Format a value for a table: grouped digits, UTC to the second, a dash for nothing."""
     match value:
         case None | "":
             return DASH
@@ -73,38 +82,38 @@ def shown(value: Any) -> Any:
         case Decimal():
             return money(value)
         case datetime():
-            return moment(value)
+            return timestamp(value)
         case Enum():
             return str(value)
     return value
 
 
-def coloured(side: str) -> SafeString:
-    """A side in its colour."""
+def side_label(side: str) -> SafeString:
+    """Return a side in its colour."""
     return format_html('<span class="o-{}">{}</span>', side, side)
 
 
 @register.filter
-def words(value: Any) -> str:
-    """A word of ours as people write it."""
-    return str(value).replace("_", " ")
+def readable(value: Any) -> str:
+    """Return the label of an enum value: its own, or the value with spaces."""
+    return _LABELS.get(str(value), str(value).replace("_", " "))
 
 
 @register.filter
 def short_id(value: Any) -> SafeString | str:
-    """The end of an id, which tells neighbours apart (they begin alike); the whole of it on hovering."""
+    """Return the end of an ID, because neighbouring IDs begin alike, with the whole ID as a tooltip."""
     return DASH if value is None else format_html('<span class="o-id" title="{}">…{}</span>', value, str(value)[-8:])
 
 
 @register.filter
 def money(value: Decimal | None) -> str:
-    """An amount with grouped digits and two decimals, or up to four where it has them."""
+    """Format an amount with grouped digits and two to four decimals."""
     return DASH if value is None else f"{round_cash(value):,}"
 
 
 @register.filter
-def short(value: Any) -> str:
-    """A figure for a glance: whole up to a million, then in millions and so on to three digits or four."""
+def compact(value: Any) -> str:
+    """Format a number in full below a million, above in millions (M), billions (bn) or trillions (tn)."""
     for limit, name in ((10**12, "tn"), (10**9, "bn"), (10**6, "M")):
         if abs(value) >= limit:
             return f"{value / limit:,.2f} {name}"
@@ -113,7 +122,7 @@ def short(value: Any) -> str:
 
 @register.filter
 def percent(value: Decimal | None) -> str:
-    """A change with its sign and two decimals."""
+    """Format a percentage with its sign and two decimals."""
     if value is None:
         return DASH
     return f"{value:+.2f} %" if value else "0.00 %"
@@ -121,25 +130,29 @@ def percent(value: Decimal | None) -> str:
 
 @register.filter
 def price(value: Decimal | None) -> str:
-    """A price with grouped digits and the decimals it comes with: its instrument's."""
+    """Format a price with grouped digits. Its decimals are the instrument's."""
     return DASH if value is None else f"{value:,}"
 
 
 @register.filter
-def moved(change: Decimal | None, part: Decimal | None) -> SafeString | str:
-    """How far a price has moved, also in percent, in green or in red."""
+def price_change(change: Decimal | None, change_percent: Decimal | None) -> SafeString | str:
+    """Format a price change, absolute and in percent, in green or red."""
     if change is None:
         return DASH
     tone = "o-faint" if not change else "o-bid" if change > 0 else "o-ask"
     sign = "+" if change > 0 else ""
     return format_html(
-        '<span class="{}">{}{} <span class="o-percent">{}</span></span>', tone, sign, price(change), percent(part)
+        '<span class="{}">{}{} <span class="o-percent">{}</span></span>',
+        tone,
+        sign,
+        price(change),
+        percent(change_percent),
     )
 
 
 @register.filter
-def moment(value: datetime | None) -> SafeString | str:
-    """A time in UTC to the second; the whole of it on hovering."""
+def timestamp(value: datetime | None) -> SafeString | str:
+    """Format a time in UTC to the second, with the exact time as a tooltip."""
     if value is None:
         return DASH
     exact = value.isoformat()
@@ -147,27 +160,27 @@ def moment(value: datetime | None) -> SafeString | str:
 
 
 @register.filter
-def made_at(id_: UUID) -> datetime:
-    """When an id was made."""
+def id_time(id_: UUID) -> datetime:
+    """Return the time at which an ID was created."""
     return time_of_id(id_)
 
 
 @register.filter
 def outcome(delivery: Delivery) -> str:
-    """What became of a delivery: the status that was answered, the error, or both when the answer broke off."""
+    """Return a delivery's response status, its error, or both if the response was cut off."""
     code = str(delivery.status_code) if delivery.status_code else ""
-    return ", ".join(each for each in (code, words(delivery.error)) if each)
+    return ", ".join(each for each in (code, readable(delivery.error)) if each)
 
 
 @register.filter
-def took(seconds: float | None) -> str:
-    """How long something took: like an age, but milliseconds below a second."""
+def duration(seconds: float | None) -> str:
+    """Format a duration like an age, but in milliseconds below one second."""
     return age(seconds) if seconds is None or seconds >= 1 else f"{seconds * 1000:.0f} ms"
 
 
 @register.filter
 def age(seconds: float | None) -> str:
-    """A duration in the largest unit that says enough: 0.8 s, 42 s, 7 min, 3 h, 2 d."""
+    """Format a duration in one unit: 0.8 s, 42 s, 7 min, 3 h, 2 d."""
     if seconds is None:
         return DASH
     if seconds < 10:
@@ -180,7 +193,7 @@ def age(seconds: float | None) -> str:
 
 @register.filter
 def ago(value: datetime | None) -> SafeString | str:
-    """How long ago it was; the time itself on hovering."""
+    """Format the age of a time, with the exact time as a tooltip."""
     if value is None:
         return DASH
     exact = value.isoformat()
@@ -189,6 +202,6 @@ def ago(value: datetime | None) -> SafeString | str:
 
 
 @register.filter
-def page(row: Model) -> str:
-    """Where the row has its page."""
+def row_url(row: Model) -> str:
+    """Return the URL of a row's page."""
     return page_url(type(row), row.pk)

@@ -14,7 +14,7 @@ from django.utils.html import format_html
 from backoffice import lists
 from backoffice.audit import FieldChange, changes, latest_entries
 from backoffice.links import list_url, page_url
-from backoffice.templatetags.formatting import DASH, moment
+from backoffice.templatetags.formatting import DASH, timestamp
 from exchange import audit
 from exchange import services as exchange_services
 from exchange.audit import Action, Actor, ActorKind, Entry
@@ -59,7 +59,7 @@ def test_the_list_shows_who_did_what_when_from_where_and_why(root: Client) -> No
     assert [row for row, _ in lines] == [by_command, by_key, by_user]
     assert [[value for _, value in cells] for _, cells in lines] == [
         [
-            link(page(by_command), moment(by_command.at)),
+            link(page(by_command), timestamp(by_command.at)),
             link(list_url(AuditEntry, actor="tests", kind="command"), "command tests"),
             DASH,
             "key.issue",
@@ -67,7 +67,7 @@ def test_the_list_shows_who_did_what_when_from_where_and_why(root: Client) -> No
             DASH,
         ],
         [
-            link(page(by_key), moment(by_key.at)),
+            link(page(by_key), timestamp(by_key.at)),
             link(page_url(ApiKey, "0123456789ab"), "key 0123456789ab"),
             "192.0.2.8",
             "instrument.halt",
@@ -75,7 +75,7 @@ def test_the_list_shows_who_did_what_when_from_where_and_why(root: Client) -> No
             DASH,
         ],
         [
-            link(page(by_user), moment(by_user.at)),
+            link(page(by_user), timestamp(by_user.at)),
             link(list_url(AuditEntry, actor="mary", kind="user"), "user mary"),
             "192.0.2.7",
             "broker.suspend",

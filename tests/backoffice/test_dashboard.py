@@ -16,7 +16,7 @@ from pytest_django import DjangoAssertNumQueries
 from backoffice import dashboard
 from backoffice.charts import sparkline
 from backoffice.links import list_url
-from backoffice.templatetags.formatting import DASH, short
+from backoffice.templatetags.formatting import DASH, compact
 from config.local.servers import free_port
 from exchange import heartbeat, rejection_counts, services
 from exchange.database import database_now
@@ -470,4 +470,4 @@ def test_a_sparkline_of_nothing_lies_at_the_bottom() -> None:
     ],
 )
 def test_figures_are_short(value: Any, written: str) -> None:
-    assert short(value) == written
+    assert compact(value) == written

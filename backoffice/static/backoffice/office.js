@@ -1,17 +1,17 @@
-// Keeps what is marked `data-live` fresh: the page is fetched again, and what has changed of these parts takes its place.
-// A page that could not be fetched says so, and since when. Acts are not sent twice.
+// Refreshes the elements marked `data-live`: fetches the page again and updates the changed parts. If the page cannot be
+// fetched, a notice says since when. Also: action forms are submitted once, checkboxes select all, buttons copy a text.
 (() => {
   "use strict";
 
   const EVERY_MS = 2000;
-  const PATIENCE_MS = 10000;
-  let freshAt = new Date();
+  const TIMEOUT_MS = 10000;
+  let refreshedAt = new Date();
 
-  function tellStale(isStale) {
+  function showStale(isStale) {
     const note = document.getElementById("o-stale");
     if (note) {
       note.hidden = !isStale;
-      note.textContent = isStale ? `Not refreshed since ${freshAt.toISOString().slice(11, 19)} UTC: the exchange does not answer.` : "";
+      note.textContent = isStale ? `Not refreshed since ${refreshedAt.toISOString().slice(11, 19)} UTC: no response from the server.` : "";
     }
   }
 
@@ -20,7 +20,7 @@
       || part.querySelector("input:checked") !== null;
   }
 
-  // Makes a node like another in its place, so that what was scrolled, opened or is pointed at stays so.
+  // Updates a node in place, which keeps scroll positions, open details and the hover state.
   function update(node, other) {
     if (node.nodeName !== other.nodeName) return node.replaceWith(document.importNode(other, true));
     if (node.nodeType !== Node.ELEMENT_NODE) {
@@ -57,29 +57,29 @@
     const parts = document.querySelectorAll("[data-live]");
     if (!parts.length || document.hidden) return;
     try {
-      const answer = await fetch(location.href, { signal: AbortSignal.timeout(PATIENCE_MS), cache: "no-store" });
-      if (answer.redirected) return location.reload(); // signed out meanwhile
-      if (!answer.ok) throw new Error(String(answer.status));
-      replaceIn(parts, new DOMParser().parseFromString(await answer.text(), "text/html"));
-      freshAt = new Date();
-      tellStale(false);
+      const response = await fetch(location.href, { signal: AbortSignal.timeout(TIMEOUT_MS), cache: "no-store" });
+      if (response.redirected) return location.reload(); // signed out
+      if (!response.ok) throw new Error(String(response.status));
+      replaceIn(parts, new DOMParser().parseFromString(await response.text(), "text/html"));
+      refreshedAt = new Date();
+      showStale(false);
     } catch {
-      tellStale(true);
+      showStale(true);
     }
   }
 
-  async function goOn() {
+  async function refreshRepeatedly() {
     await refresh();
-    setTimeout(goOn, EVERY_MS);
+    setTimeout(refreshRepeatedly, EVERY_MS);
   }
 
-  // A box that picks all: every box of its form with the name that it tells.
+  // Select all: `data-picks` names the checkboxes of the same form.
   document.addEventListener("change", ({ target }) => {
     const name = target.dataset?.picks;
     if (name) for (const box of target.form.querySelectorAll(`input[name="${CSS.escape(name)}"]`)) box.checked = target.checked;
   });
 
-  // An act is pressed once, however often its button is; whoever comes back to its page may press again.
+  // Submit a form once, however often its button is clicked. Going back to the page enables it again.
   document.addEventListener("submit", (event) => {
     if (!event.target.matches(".o-form")) return;
     if (event.target.ariaBusy === "true") event.preventDefault();
@@ -89,5 +89,17 @@
     for (const form of document.querySelectorAll(".o-form")) form.ariaBusy = null;
   });
 
-  document.addEventListener("DOMContentLoaded", () => setTimeout(goOn, EVERY_MS));
+  // Copy the text of the element with the id `data-copies`. Without clipboard access, select it for the keyboard.
+  document.addEventListener("click", async ({ target }) => {
+    const source = document.getElementById(target.dataset?.copies);
+    if (!source) return;
+    try {
+      await navigator.clipboard.writeText(source.innerText);
+      target.textContent = "Copied";
+    } catch {
+      getSelection().selectAllChildren(source);
+    }
+  });
+
+  document.addEventListener("DOMContentLoaded", () => setTimeout(refreshRepeatedly, EVERY_MS));
 })();
