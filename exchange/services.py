@@ -231,9 +231,8 @@ def _require_same(booked: Transfer, wanted: Transfer) -> None:
 def _move_cash(broker: Broker, cash: Decimal) -> tuple[dict[str, Any], dict[str, Any]]:
     """Gives how the balance was, and is."""
     if cash < 0 and broker.cash + cash < broker.reserved_cash:
-        raise InsufficientBalance(
-            f"Only {round_cash(broker.cash - broker.reserved_cash)} of the broker's cash is free."
-        )
+        available = round_cash(broker.cash - broker.reserved_cash)
+        raise InsufficientBalance(f"Insufficient cash: {available} available.")
     Broker.objects.filter(pk=broker.pk).update(cash=F("cash") + cash)
     before = {"cash": round_cash(broker.cash), "reserved_cash": round_cash(broker.reserved_cash)}
     return before, before | {"cash": round_cash(broker.cash + cash)}
@@ -246,9 +245,9 @@ def _move_shares(wanted: Transfer) -> tuple[dict[str, Any], dict[str, Any]]:
     get_instrument(wanted.instrument_id)
     holding = Holding.objects.filter(broker_id=wanted.broker_id, instrument_id=wanted.instrument_id).first()
     owned, reserved = (int(holding.quantity), int(holding.reserved)) if holding else (0, 0)
-    free = owned - reserved
-    if wanted.quantity < 0 and free + wanted.quantity < 0:
-        raise InsufficientHoldings(f"Only {free} of the broker's shares of {wanted.instrument_id} are free.")
+    available = owned - reserved
+    if wanted.quantity < 0 and available + wanted.quantity < 0:
+        raise InsufficientHoldings(f"Insufficient shares: {available} {wanted.instrument_id} available.")
     if holding:
         Holding.objects.filter(pk=holding.pk).update(quantity=F("quantity") + wanted.quantity)
     else:

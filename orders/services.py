@@ -6,7 +6,7 @@ from decimal import Decimal
 import structlog
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F, Value
+from django.db.models import Count, F, Min, Value
 
 from exchange import audit
 from exchange import services as exchange_services
@@ -107,14 +107,14 @@ def _tick_errors(instrument: Instrument, tick_size: Decimal) -> Iterator[FieldEr
         return  # whatever price was right is right
     decimals = price_decimals(instrument.tick_size)
     if instrument.sequence and price_decimals(tick_size) < decimals:
-        detail = f"Prices of its history have {decimals} decimals, which it could show no longer."
+        detail = f"Past prices have {decimals} decimals. Choose a tick size with as many decimals."
         yield FieldError("tick_size", "off_tick", detail)
         return
     over = F("price") % Value(tick_size)
     off = Order.objects.working().filter(instrument=instrument).alias(over=over).exclude(over=0)
-    example = off.values_list("price", flat=True).first()
-    if example is not None:
-        yield FieldError("tick_size", "off_tick", f"A working order has a price of {rounded(example, decimals)}.")
+    found = off.aggregate(count=Count("pk"), example=Min("price"))
+    if found["count"]:
+        yield _cancel_first("tick_size", "off_tick", found["count"], rounded(found["example"], decimals))
 
 
 def _lot_errors(instrument: Instrument, lot_size: int) -> Iterator[FieldError]:
@@ -122,6 +122,15 @@ def _lot_errors(instrument: Instrument, lot_size: int) -> Iterator[FieldError]:
         return
     left = F("quantity") - F("filled_quantity")
     off = Order.objects.working().filter(instrument=instrument).alias(over=left % lot_size).exclude(over=0)
-    example = off.values_list(left, flat=True).first()
-    if example is not None:
-        yield FieldError("lot_size", "off_lot", f"A working order has {example} left.")
+    found = off.aggregate(count=Count("pk"), example=Min(left))
+    if found["count"]:
+        yield _cancel_first("lot_size", "off_lot", found["count"], f"{found['example']} remaining")
+
+
+def _cancel_first(field: str, code: str, count: int, example: object) -> FieldError:
+    rule = field.removesuffix("_size")
+    if count == 1:
+        return FieldError(field, code, f"1 open order is off this {rule} ({example}). Cancel it first.")
+    return FieldError(
+        field, code, f"{count:,} open orders are off this {rule} (for example {example}). Cancel them first."
+    )

@@ -60,9 +60,14 @@ def test_an_unlisted_instrument_cannot_be_edited(db: None) -> None:
 def test_a_tick_that_a_working_order_violates_is_rejected(alice: Client) -> None:
     place(Side.BID, 1, "10.05")
     ended = place(Side.BID, 1, "10.01")
-    assert refused(tick_size=Decimal("0.05")) == {"tick_size": "A working order has a price of 10.01."}
+    assert refused(tick_size=Decimal("0.05")) == {
+        "tick_size": "1 open order is off this tick (10.01). Cancel it first."
+    }
     trading.cancel(ended)
-    assert refused(tick_size=Decimal("0.10")) == {"tick_size": "A working order has a price of 10.05."}
+    other = place(Side.BID, 1, "9.95")
+    plural = "2 open orders are off this tick (for example 9.95). Cancel them first."
+    assert refused(tick_size=Decimal("0.10")) == {"tick_size": plural}
+    trading.cancel(other)
 
     assert edit(tick_size=Decimal("0.05")).tick_size == Decimal("0.05")
     assert edit(tick_size=Decimal("0.001")).tick_size == Decimal("0.001")
@@ -72,7 +77,7 @@ def test_a_tick_that_a_working_order_violates_is_rejected(alice: Client) -> None
 def test_a_lot_that_a_remaining_quantity_violates_is_rejected(alice: Client, bob: Client) -> None:
     place(Side.ASK, 25, "10")
     place(Side.BID, 10, "10", by="bob")
-    assert refused(lot_size=10) == {"lot_size": "A working order has 15 left."}
+    assert refused(lot_size=10) == {"lot_size": "1 open order is off this lot (15 remaining). Cancel it first."}
 
     assert edit(lot_size=15).lot_size == 15
     place(Side.BID, 15, "10", by="bob")
@@ -90,7 +95,7 @@ def test_decimals_used_by_past_prices_cannot_be_removed(alice: Client, bob: Clie
     edit(tick_size=Decimal("0.0005"))
     place(Side.ASK, 1, "10.0005")
     place(Side.BID, 1, "10.0005", by="bob")
-    refusal = {"tick_size": "Prices of its history have 4 decimals, which it could show no longer."}
+    refusal = {"tick_size": "Past prices have 4 decimals. Choose a tick size with as many decimals."}
     assert refused(tick_size=Decimal("0.01")) == refusal
     assert refused(tick_size=Decimal("0.001")) == refusal
 
