@@ -88,6 +88,8 @@ def terms() -> Terms:
         (Broker, "q"): ["bench-1"],
         (Instrument, "q"): ["S1", "Instrument 1"],
         (Order, "q"): [order_id, "00000000008", "past-8"],  # a document, a broker's own id
+        (Order, "off_tick"): ["7777"],
+        (Order, "off_lot"): [777_777],
         (Trade, "q"): [Trade.objects.latest("pk").pk, order_id],
         (Transfer, "q"): [Transfer.objects.latest("pk").pk, "initial/bench-1/cash"],
         (ApiKey, "q"): [ApiKey.objects.latest("created_at").pk, "report"],

@@ -124,7 +124,7 @@ def test_trades_are_counted_as_far_as_is_cheap(root: Client, alice: Broker, monk
         place(Side.BID, quantity, "10", by="bob")
     assert counted() == ["2+", "2+"]
     assert [each[3] for each in summed()] == [False, True]
-    assert "in the latest 2 of more <a" in root.get(page(alice)).content.decode()
+    assert "Latest 2 <a" in root.get(page(alice)).content.decode()
 
 
 def test_brokers_are_found_by_status_and_id(root: Client, alice: Broker) -> None:
@@ -254,24 +254,24 @@ def test_a_broker_is_admitted_with_cash_shares_and_a_key(root: Client) -> None:
     ("field", "value", "sentence"),
     [
         ("broker_id", "", "This field is required."),
-        ("broker_id", "a b", "Letters, digits, hyphens and underscores, 64 at most."),
-        ("broker_id", "é", "Letters, digits, hyphens and underscores, 64 at most."),
-        ("broker_id", "a" * 65, "Letters, digits, hyphens and underscores, 64 at most."),
+        ("broker_id", "a b", "Use letters, digits, hyphens and underscores, at most 64."),
+        ("broker_id", "é", "Use letters, digits, hyphens and underscores, at most 64."),
+        ("broker_id", "a" * 65, "Use letters, digits, hyphens and underscores, at most 64."),
         ("broker_id", "a\0", "Null characters are not allowed."),
         ("initial_cash", "", "This field is required."),
-        ("initial_cash", "-1", "Must be a number below 10^16, with 4 decimals at most and a point before them."),
-        ("initial_cash", "1,000", "Must be a number below 10^16, with 4 decimals at most and a point before them."),
-        ("initial_cash", "1.00001", "Must be a number below 10^16, with 4 decimals at most and a point before them."),
-        ("initial_cash", "NaN", "Must be a number below 10^16, with 4 decimals at most and a point before them."),
-        ("initial_cash", "1e3", "Must be a number below 10^16, with 4 decimals at most and a point before them."),
+        ("initial_cash", "-1", "Enter a number below 10^16 with at most 4 decimals, such as 1000.50."),
+        ("initial_cash", "1,000", "Enter a number below 10^16 with at most 4 decimals, such as 1000.50."),
+        ("initial_cash", "1.00001", "Enter a number below 10^16 with at most 4 decimals, such as 1000.50."),
+        ("initial_cash", "NaN", "Enter a number below 10^16 with at most 4 decimals, such as 1000.50."),
+        ("initial_cash", "1e3", "Enter a number below 10^16 with at most 4 decimals, such as 1000.50."),
         ("initial_cash", "1000000000000001", "May be at most 1000000000000000."),
-        ("initial_holdings", "AAPL 1\naapl 1", "Line 2: Capital letters, digits and dots, 12 at most."),
+        ("initial_holdings", "AAPL 1\naapl 1", "Line 2: Use capital letters, digits and dots, at most 12."),
         ("initial_holdings", "AAPL", "Line 1: This field is required."),
-        ("initial_holdings", "AAPL 1.5", "Line 1: Must be a whole number, in digits."),
-        ("initial_holdings", "AAPL 1 2", "Line 1: Must be a whole number, in digits."),
+        ("initial_holdings", "AAPL 1.5", "Line 1: Enter a whole number."),
+        ("initial_holdings", "AAPL 1 2", "Line 1: Enter a whole number."),
         ("initial_holdings", "AAPL 0", "Line 1: Must be 1 to 1000000000000."),
         ("initial_holdings", "AAPL -5", "Line 1: Must be 1 to 1000000000000."),
-        ("initial_holdings", "AAPL 1\n\nAAPL 1", "Line 3: AAPL may be named only once."),
+        ("initial_holdings", "AAPL 1\n\nAAPL 1", "Line 3: Enter AAPL only once."),
         ("reason", "", "This field is required."),
         ("reason", "x" * 201, "Ensure this value has at most 200 characters (it has 201)."),
     ],
@@ -313,9 +313,9 @@ def shares(root: Client, quantity: str, symbol: str = "AAPL", reference: str = "
 
 
 def test_cash_is_booked_to_the_last_digit(root: Client, alice: Broker) -> None:
-    assert said(cash(root, "250.2501", "in")) == [("success", "+250.2501 of cash is booked as in.")]
+    assert said(cash(root, "250.2501", "in")) == [("success", "in booked: +250.2501 cash.")]
     assert trading.balance("alice") == (Decimal("1000250.2501"), 0)
-    assert said(cash(root, "-1000250.2501", "out")) == [("success", "-1,000,250.2501 of cash is booked as out.")]
+    assert said(cash(root, "-1000250.2501", "out")) == [("success", "out booked: -1,000,250.2501 cash.")]
     assert trading.balance("alice") == (0, 0)
     assert journal("alice")[2:] == [
         ("in", Decimal("250.2501"), None, None, REASON),
@@ -334,9 +334,9 @@ def test_shares_come_in_and_go_out(root: Client, alice: Broker) -> None:
     trading.instrument("GOOG")
 
     assert said(shares(root, "1000000000000", "GOOG", "in")) == [
-        ("success", "+1,000,000,000,000 shares of GOOG are booked as in.")
+        ("success", "in booked: +1,000,000,000,000 shares of GOOG.")
     ]
-    assert said(shares(root, "-10000", "AAPL", "out")) == [("success", "-10,000 shares of AAPL are booked as out.")]
+    assert said(shares(root, "-10000", "AAPL", "out")) == [("success", "out booked: -10,000 shares of AAPL.")]
     assert (trading.shares("alice", "GOOG"), trading.shares("alice")) == ((10**12, 0), (0, 0))
     assert len(entries()) == 2
 
@@ -348,7 +348,7 @@ def test_a_reference_that_was_booked_before_is_said_to_be(root: Client, alice: B
     ((level, sentence),) = said(cash(root, "5.00"))
 
     at = f"{booked.created_at:%Y-%m-%d %H:%M:%S}"
-    assert (level, sentence) == ("warning", f"wire-1 was booked before, at {at} UTC. Nothing was booked now.")
+    assert (level, sentence) == ("warning", f"wire-1 was already booked at {at} UTC. Nothing was changed.")
     assert state_now() == before
 
 
@@ -370,8 +370,8 @@ def test_what_is_not_free_does_not_go_out(root: Client, alice: Broker) -> None:
     place(Side.ASK, 9_000, "500", by="alice")
     before = state_now()
 
-    refused(cash(root, "-999000.11"), before, __all__=["Only 999000.10 of the broker's cash is free."])
-    refused(shares(root, "-1001"), before, __all__=["Only 1000 of the broker's shares of AAPL are free."])
+    refused(cash(root, "-999000.11"), before, __all__=["Insufficient cash: 999000.10 available."])
+    refused(shares(root, "-1001"), before, __all__=["Insufficient shares: 1000 AAPL available."])
     refused(shares(root, "1", "NONE"), before, __all__=["No instrument NONE is listed."])
     assert said(cash(root, "-999000.10"))[0][0] == "success"
     assert said(shares(root, "-1000"))[0][0] == "success"
@@ -382,16 +382,16 @@ def test_what_is_not_free_does_not_go_out(root: Client, alice: Broker) -> None:
     ("action", "field", "value", "sentence"),
     [
         ("cash", "cash", "0", "Must be other than 0."),
-        ("cash", "cash", "--1", "Must be a number below 10^16, with 4 decimals at most and a point before them."),
-        ("cash", "cash", "1" * 17, "Must be a number below 10^16, with 4 decimals at most and a point before them."),
-        ("cash", "reference", "a/b", "Letters, digits, dots, colons, hyphens and underscores, 64 at most."),
+        ("cash", "cash", "--1", "Enter a number below 10^16 with at most 4 decimals, such as 1000.50."),
+        ("cash", "cash", "1" * 17, "Enter a number below 10^16 with at most 4 decimals, such as 1000.50."),
+        ("cash", "reference", "a/b", "Use letters, digits, dots, colons, hyphens and underscores, at most 64."),
         ("cash", "reference", "", "This field is required."),
         ("cash", "reason", "", "This field is required."),
-        ("shares", "quantity", "1.0", "Must be a whole number, in digits."),
-        ("shares", "quantity", "true", "Must be a whole number, in digits."),
+        ("shares", "quantity", "1.0", "Enter a whole number."),
+        ("shares", "quantity", "true", "Enter a whole number."),
         ("shares", "quantity", "0", "Must be not 0, and from -1000000000000 to 1000000000000."),
         ("shares", "quantity", "-1000000000001", "Must be not 0, and from -1000000000000 to 1000000000000."),
-        ("shares", "symbol", "aapl", "Capital letters, digits and dots, 12 at most."),
+        ("shares", "symbol", "aapl", "Use capital letters, digits and dots, at most 12."),
     ],
 )
 def test_what_is_wrong_with_a_transfer_is_said_of_its_field(
@@ -515,9 +515,9 @@ def test_a_key_that_may_only_read_places_nothing(root: Client, alice: Broker) ->
         ("scope", "", "This field is required."),
         ("name", "x" * 101, "Ensure this value has at most 100 characters (it has 101)."),
         ("expires_at", "2001-01-01T00:00", "Must be in the future."),
-        ("expires_at", "tomorrow", "Must be a time, such as 2026-02-16 16:29 (UTC)."),
-        ("expires_at", "2027-02-30T00:00", "Must be a time, such as 2026-02-16 16:29 (UTC)."),
-        ("expires_at", "9999-12-31T23:59:59-05:00", "Must be a time, such as 2026-02-16 16:29 (UTC)."),
+        ("expires_at", "tomorrow", "Enter a time such as 2026-02-16 16:29 (UTC)."),
+        ("expires_at", "2027-02-30T00:00", "Enter a time such as 2026-02-16 16:29 (UTC)."),
+        ("expires_at", "9999-12-31T23:59:59-05:00", "Enter a time such as 2026-02-16 16:29 (UTC)."),
         ("reason", "", "This field is required."),
     ],
 )
@@ -535,14 +535,14 @@ def test_keys_die_when_they_are_revoked_one_or_many(root: Client, alice: Broker)
     assert [answers(key) for key in (first, second, third)] == [200, 200, 200]
 
     one = do(root, ApiKey, "revoke", prefixes[0])
-    assert said(one) == [("success", f"{prefixes[0]} is revoked.")]
+    assert said(one) == [("success", f"Key {prefixes[0]} revoked.")]
     assert one.context["row"].pk == prefixes[0]
     assert [answers(key) for key in (first, second, third)] == [401, 200, 200]
     revoked_at = ApiKey.objects.get(pk=prefixes[0]).revoked_at
-    assert said(do(root, ApiKey, "revoke", *prefixes)) == [("success", "2 keys are revoked.")]
+    assert said(do(root, ApiKey, "revoke", *prefixes)) == [("success", "2 keys revoked.")]
     assert [answers(key) for key in (first, second, third)] == [401, 401, 401]
     assert ApiKey.objects.get(pk=prefixes[0]).revoked_at == revoked_at
-    assert said(do(root, ApiKey, "revoke", *prefixes)) == [("warning", "Nothing was left to revoke.")]
+    assert said(do(root, ApiKey, "revoke", *prefixes)) == [("warning", "The selected keys were already revoked.")]
     assert sorted(subject for action, subject, *_ in entries() if action == "key.revoke") == sorted(prefixes)
 
 
@@ -550,7 +550,7 @@ def test_an_operators_key_is_revoked_too(root: Client) -> None:
     key, secret = exchange_services.issue_key(None, scopes=[Scope.OPERATOR], by=BY)
 
     assert ApiClient(secret).get("/brokers").status == 200
-    assert said(do(root, ApiKey, "revoke", key.pk)) == [("success", f"{key.pk} is revoked.")]
+    assert said(do(root, ApiKey, "revoke", key.pk)) == [("success", f"Key {key.pk} revoked.")]
     assert ApiClient(secret).get("/brokers").status == 401
 
 
@@ -615,11 +615,11 @@ def test_the_page_of_a_broker_and_of_a_key_refresh_by_themselves(root: Client, a
 def test_suspending_refuses_new_orders_and_leaves_the_old(root: Client, alice: Broker) -> None:
     resting = place(Side.ASK, 5, "10", by="alice")
 
-    assert said(do(root, Broker, "suspend", "alice")) == [("success", "alice is suspended.")]
+    assert said(do(root, Broker, "suspend", "alice")) == [("success", "alice suspended.")]
     assert isinstance(attempt(order(Side.ASK, 5, "10", by="alice")), BrokerSuspended)
     resting.refresh_from_db()
     assert resting.status == OrderStatus.PENDING
-    assert said(do(root, Broker, "reinstate", "alice")) == [("success", "alice is reinstated.")]
+    assert said(do(root, Broker, "reinstate", "alice")) == [("success", "alice reinstated.")]
     assert isinstance(attempt(order(Side.ASK, 5, "10", by="alice")), Accepted)
     assert entries() == [
         ("broker.suspend", "alice", REASON, {"status": "active"}, {"status": "suspended"}),
@@ -647,8 +647,8 @@ def test_the_kill_switch_suspends_and_cancels_everything_of_that_broker(root: Cl
         place(Side.BID, 1, f"1{number}", symbol="GOOG", by="alice")
     bobs = place(Side.BID, 1, "9", by="bob")
 
-    assert "alice: active, 6 orders open" in root.get(action_path(Broker, "stop", "alice")).content.decode()
-    assert said(stop(root)) == [("success", "alice is suspended, and 6 orders were cancelled.")]
+    assert "alice: active, open orders: 6" in root.get(action_path(Broker, "stop", "alice")).content.decode()
+    assert said(stop(root)) == [("success", "alice suspended, 6 orders cancelled.")]
 
     of_alice = Order.objects.filter(broker=alice)
     assert set(of_alice.values_list("status", "cancel_reason")) == {
@@ -662,7 +662,7 @@ def test_the_kill_switch_suspends_and_cancels_everything_of_that_broker(root: Cl
         ("broker.suspend", "alice", REASON),
         ("broker.cancel_orders", "alice", REASON),
     }
-    assert said(stop(root)) == [("success", "alice is suspended, and 0 orders were cancelled.")]
+    assert said(stop(root)) == [("success", "alice suspended, 0 orders cancelled.")]
 
 
 @pytest.mark.parametrize("confirmation", ["", "Alice", "alice ", "bob"])
@@ -670,7 +670,7 @@ def test_the_kill_switch_wants_the_brokers_id(root: Client, alice: Broker, confi
     resting = place(Side.BID, 1, "10", by="alice")
     before = state_now()
 
-    sentence = "This is not the broker's id." if confirmation else "This field is required."
+    sentence = "Does not match. Type alice exactly." if confirmation else "This field is required."
     refused(stop(root, confirmation=confirmation), before, confirmation=[sentence])
     assert Order.objects.get(pk=resting.pk).status == OrderStatus.PENDING
 
@@ -702,7 +702,7 @@ def test_no_order_slips_by_the_kill_switch(root: Client, alice: Broker) -> None:
     orders = Order.objects.filter(broker=alice)
     assert orders.count() == sum(placed) >= 8
     assert not orders.working().exists()
-    assert said(response) == [("success", f"alice is suspended, and {sum(placed):,} orders were cancelled.")]
+    assert said(response) == [("success", f"alice suspended, {sum(placed):,} orders cancelled.")]
     assert trading.balance("alice")[1] == trading.shares("alice")[1] == 0
     assert next(refusals) == 8
     trading.assert_sound()
@@ -729,14 +729,11 @@ def test_a_kill_switch_that_breaks_off_says_so_and_the_next_press_finishes_it(ro
         holding.result(trading.PATIENCE_SECONDS)
 
     assert wrong(response) == {
-        "__all__": [
-            "The broker is suspended, but this broke off while its orders were being cancelled: some may still be "
-            "open. Press again, and it goes on with what is left."
-        ]
+        "__all__": ["The broker is suspended, but some of its orders may still be open. Submit again to cancel them."]
     }
     assert Broker.objects.get(pk="alice").status == BrokerStatus.SUSPENDED
     assert [Order.objects.get(pk=each.pk).status for each in (first, second)] == ["cancelled", "pending"]
-    assert said(stop(root)) == [("success", "alice is suspended, and 1 order was cancelled.")]
+    assert said(stop(root)) == [("success", "alice suspended, 1 order cancelled.")]
     assert not Order.objects.working().exists()
 
 

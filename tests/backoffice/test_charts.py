@@ -120,7 +120,7 @@ def test_candles_stand_where_their_time_prices_and_volume_say() -> None:
     assert down.volumes == "M 91.5 95.0 H 98.5 V 100 H 91.5 Z"
     first, last = chart.columns
     assert (first, chart.width) == (CandleColumn(0.0, "12:00", ("10.00", "11.00", "9.00", "10.50", "40")), 10.0)
-    assert last.words == "12:09 UTC: open 10.50, high 10.50, low 9.50, close 10.00, 10 shares"
+    assert last.text == "12:09 UTC: open 10.50, high 10.50, low 9.50, close 10.00, 10 shares"
     assert chart.last == AxisLabel(38.0, "10.00")
     assert chart.prices == [
         AxisLabel(72.55, "9.00"),

@@ -85,7 +85,7 @@ def alarms(browser: Client) -> list[tuple[str, str]]:
     text, found = response.content.decode(), [(each.text, each.url) for each in response.context["alarms"]]
     assert all(f'href="{url}"' in text for _, url in found)
     assert all(said.replace("'", "&#x27;") in text for said, _ in found)
-    assert ("All is well" in text) is not bool(found)
+    assert ("All systems normal" in text) is not bool(found)
     return found
 
 
@@ -113,8 +113,8 @@ def test_orders_trades_value_and_rejects_are_exact_at_once(root: Client) -> None
     assert cards == {
         "Orders": (3, 3),
         "Trades": (2, 2),
-        "Value traded": (Decimal(60), Decimal(60)),
-        "Orders rejected": (3, 3),
+        "Turnover": (Decimal(60), Decimal(60)),
+        "Rejected orders": (3, 3),
     }
 
 
@@ -123,7 +123,7 @@ def test_figures_lead_to_their_lists_but_what_was_refused_is_in_none(root: Clien
 
     cards = re.findall(r'<(a href="[^"]+"|div) class="o-card">\s*<span class="o-card-title">([^<]+)<', content)
     orders, trades = 'a href="/admin/orders/order/"', 'a href="/admin/orders/trade/"'
-    assert cards == [(orders, "Orders"), (trades, "Trades"), (trades, "Value traded"), ("div", "Orders rejected")]
+    assert cards == [(orders, "Orders"), (trades, "Trades"), (trades, "Turnover"), ("div", "Rejected orders")]
 
 
 def test_charts_show_the_last_hour_and_say_it_in_words(root: Client) -> None:
@@ -134,12 +134,12 @@ def test_charts_show_the_last_hour_and_say_it_in_words(root: Client) -> None:
 
     card = seen(root)["cards"][0]
 
-    assert card.in_words in (  # a minute may have passed meanwhile
-        "Orders by minute in the last hour: 3 in the last whole minute, 7 at most, 11 together",
-        "Orders by minute in the last hour: 50 in the last whole minute, 50 at most, 60 together",
+    assert card.description in (  # a minute may have passed meanwhile
+        "Orders per minute in the last hour: 3 in the last full minute, maximum 7, total 11",
+        "Orders per minute in the last hour: 50 in the last full minute, maximum 50, total 60",
     )
     assert card.chart.line.count("L") == dashboard.CHART_MINUTES - 1
-    assert f'aria-label="{card.in_words}"' in root.get(INDEX).content.decode()
+    assert f'aria-label="{card.description}"' in root.get(INDEX).content.decode()
 
 
 def test_instruments_are_shown_with_price_change_volume_and_open_orders(root: Client) -> None:
@@ -192,7 +192,7 @@ def test_who_is_halted_or_quiet_is_found_from_the_tiles(root: Client) -> None:
         trading.place(side, 1, "10")
     services.halt("DDD", by=BY)
 
-    for title, symbols in (("Instruments halted", ["DDD"]), ("Quiet for 15 min", ["BBB", "CCC"])):
+    for title, symbols in (("Instruments halted", ["DDD"]), ("No trades for 15 min", ["BBB", "CCC"])):
         figure, url = tiles(root)[title]
         assert figure == str(len(symbols))
         assert [row.pk for row in rows(root.get(url))] == symbols
@@ -220,20 +220,18 @@ def test_halted_instruments_are_told_until_they_are_resumed(root: Client) -> Non
 
 @pytest.mark.parametrize(
     ("key", "name"),
-    [(heartbeat.BEAT, "beat"), (heartbeat.WORKER, "worker"), (heartbeat.WEBHOOKS, "webhooks worker")],
+    [(heartbeat.BEAT, "beat"), (heartbeat.WORKER, "worker"), (heartbeat.WEBHOOKS, "webhook worker")],
 )
 def test_a_process_that_is_silent_is_told(root: Client, key: str, name: str) -> None:
     heartbeat._client().delete(key)
     ((text, url),) = alarms(root)
-    assert text.startswith(f"There is no sign of the {name}: it ")
+    assert text.startswith(f"No heartbeat from the {name}. It ")
     assert (url, 'id="processes"' in root.get(INDEX).content.decode()) == ("#processes", True)
 
     heartbeat._client().set(key, 1, px=heartbeat.REMEMBERED_MS - 3_600_000)
     ((text, _),) = alarms(root)
     since = [database_now() - timedelta(minutes=minutes) for minutes in (60, 61)]  # one may have passed meanwhile
-    assert any(
-        text.startswith(f"There is no sign of the {name} since {each:%Y-%m-%d %H:%M} UTC: it ") for each in since
-    )
+    assert any(text.startswith(f"No heartbeat from the {name} since {each:%Y-%m-%d %H:%M} UTC. It ") for each in since)
 
     heartbeat.mark(key)
     assert alarms(root) == []
@@ -244,7 +242,7 @@ def test_a_valkey_that_is_away_is_told_and_nothing_else(root: Client) -> None:
     heartbeat._client.cache_clear()
     with override_settings(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0"):
         ((text, _),) = alarms(root)
-        assert text.startswith("Valkey does not answer")
+        assert text.startswith("Valkey is not responding")
         heartbeat._client.cache_clear()
     assert alarms(root) == []
 
@@ -269,12 +267,12 @@ def test_endpoints_that_fail_are_told_until_they_answer_or_are_paused(root: Clie
     subscriptions = [subscriptions[0]]
     set_all(last_failure_at=now - timedelta(minutes=1))
     page = "/admin/webhooks/subscription/?failing=on"
-    assert alarms(root) == [("An endpoint fails: https://alice.example/ of alice.", page)]
+    assert alarms(root) == [("1 webhook endpoint is failing: https://alice.example/ (alice)", page)]
     assert f'href="/admin/webhooks/subscription/{subscriptions[0].pk}/change/"' in root.get(INDEX).content.decode()
 
     subscriptions = list(Subscription.objects.filter(broker="bob"))
     set_all(last_success_at=None, last_failure_at=now)
-    assert alarms(root) == [("2 endpoints fail, the latest: https://bob.example/ of bob.", page)]
+    assert alarms(root) == [("2 webhook endpoints are failing. Latest: https://bob.example/ (bob)", page)]
 
     set_all(paused_at=now)
     subscriptions = list(Subscription.objects.filter(broker="alice"))
@@ -303,14 +301,14 @@ def test_deliveries_that_wait_too_long_are_told_until_they_are_sent_or_paused(ro
     assert alarms(root) == []
 
     oldest = due(subscription, 200)
-    told = f"Webhooks wait to be delivered, the oldest since {oldest:%Y-%m-%d %H:%M} UTC."
+    told = f"Webhook deliveries are delayed. The oldest has been pending since {oldest:%Y-%m-%d %H:%M} UTC."
     assert alarms(root) == [(told, "/admin/webhooks/delivery/?state=due")]
-    assert tiles(root)["Deliveries due"] == ("2", "/admin/webhooks/delivery/?state=due")
-    assert tiles(root)["Oldest due"] == ("3 min", "")
+    assert tiles(root)["Pending deliveries"] == ("2", "/admin/webhooks/delivery/?state=due")
+    assert tiles(root)["Oldest pending"] == ("3 min", "")
 
     Subscription.objects.update(paused_at=database_now())
     assert alarms(root) == []
-    assert tiles(root)["Oldest due"] == (DASH, "")
+    assert tiles(root)["Oldest pending"] == (DASH, "")
 
     Subscription.objects.update(paused_at=None)
     Delivery.objects.update(claimed_at=database_now())
@@ -344,7 +342,7 @@ def test_the_last_reconciliation_is_told_if_it_found_something(root: Client) -> 
     assert alarms(root) == [("The last reconciliation found 3 differences.", page.format(bad.pk))]
 
     bad = run(error="out of time")
-    assert alarms(root) == [("The last reconciliation came to no verdict: out of time", page.format(bad.pk))]
+    assert alarms(root) == [("The last reconciliation did not finish: out of time", page.format(bad.pk))]
 
     run(findings=findings(0, 0))
     assert alarms(root) == []
@@ -360,7 +358,7 @@ def test_bars_that_are_not_kept_up_are_told(root: Client) -> None:
         bid_broker_id="alice", ask_broker_id="alice", executed_at=moment,
     )  # fmt: skip
     ((text, url),) = alarms(root)
-    assert text == f"The figures of the day and the charts are not kept up: they end at {moment:%Y-%m-%d %H:%M} UTC."
+    assert text == f"Daily figures and charts are delayed. They end at {moment:%Y-%m-%d %H:%M} UTC."
     assert url == "#processes"
 
     roll_up()
@@ -385,7 +383,7 @@ def test_who_may_see_nothing_else_sees_the_processes(client: Client) -> None:
     text = browser.get(INDEX).content.decode()
 
     assert alarms(browser) == []
-    assert "All is well with what you may see" in text
+    assert "All systems normal in the sections you can view" in text
     assert len(context["processes"]) == 4
     assert not {"cards", "market", "webhooks", "runs_url"} & context.keys()
     assert re.findall(r'href="(/admin/[a-z]+/[^"]*)"', text.split('id="content"')[1]) == []

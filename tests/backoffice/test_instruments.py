@@ -162,7 +162,7 @@ def test_the_list_is_asked_for_what_is_quiet(office: Client) -> None:
     Trade.objects.update(executed_at=database_now() - market_watch.QUIET_AFTER)
     assert symbols(office, quiet="on") == ["AAPL", "PETR4"]
     assert symbols(office, quiet="on", q="aap") == ["AAPL"]
-    assert "quiet: <strong>on</strong>" in html(office, f"{LIST}?quiet=on")
+    assert "no trades: <strong>on</strong>" in html(office, f"{LIST}?quiet=on")
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_the_figures_are_those_of_the_market(office: Client) -> None:
 def test_nothing_has_happened_yet(office: Client) -> None:
     text = html(office)
 
-    for each in ("never traded", "No asks.", "No bids.", "The book is empty.", "No trades yet."):
+    for each in ("never traded", "No asks.", "No bids.", "The order book is empty.", "No trades yet."):
         assert each in text
     assert "No trades in the last 1 hour." in text
 
@@ -329,7 +329,7 @@ def rules(symbol: str) -> tuple[str, str, int, str]:
 def test_an_instrument_is_listed(office: Client) -> None:
     response = do(office, Instrument, "list", symbol="PETR4", **RULES)
 
-    assert said(response) == [("success", "PETR4 is listed.")]
+    assert said(response) == [("success", "PETR4 listed.")]
     assert response.redirect_chain == [(f"{LIST}PETR4/change/", 302)]
     assert rules("PETR4") == ("Petrobras", "0.0500", 100, "maker")
     assert told() == [("olga", "instrument.list", "PETR4", REASON)]
@@ -341,9 +341,9 @@ def test_what_is_wrong_with_a_new_instrument_is_told_of_each_field(office: Clien
     response = do(office, Instrument, "list", reason=" ", **bad)
 
     assert wrong(response) == {
-        "symbol": ["Capital letters, digits and dots, 12 at most."],
+        "symbol": ["Use capital letters, digits and dots, at most 12."],
         "name": ["Ensure this value has at most 100 characters (it has 101)."],
-        "tick_size": ["Must be a number below 10^16, with 4 decimals at most and a point before them."],
+        "tick_size": ["Enter a number below 10^16 with at most 4 decimals, such as 1000.50."],
         "lot_size": ["Must be 1 to 1000000000000."],
         "pricing": ["Select a valid choice. mine is not one of the available choices."],
         "reason": ["This field is required."],
@@ -355,12 +355,12 @@ def test_what_is_wrong_with_a_new_instrument_is_told_of_each_field(office: Clien
     ("field", "value", "error"),
     [
         pytest.param("tick_size", "0", "Must be above 0.", id="no tick"),
-        pytest.param("tick_size", "-0.01", "Must be a number below 10^16", id="a negative tick"),
-        pytest.param("tick_size", "NaN", "Must be a number below 10^16", id="no number"),
-        pytest.param("tick_size", "1e-2", "Must be a number below 10^16", id="an exponent"),
-        pytest.param("lot_size", "1.5", "Must be a whole number, in digits.", id="half a share"),
+        pytest.param("tick_size", "-0.01", "Enter a number below 10^16", id="a negative tick"),
+        pytest.param("tick_size", "NaN", "Enter a number below 10^16", id="no number"),
+        pytest.param("tick_size", "1e-2", "Enter a number below 10^16", id="an exponent"),
+        pytest.param("lot_size", "1.5", "Enter a whole number.", id="half a share"),
         pytest.param("lot_size", "1000000000001", "Must be 1 to 1000000000000.", id="too large a lot"),
-        pytest.param("symbol", "ABCDEFGHIJKLM", "Capital letters, digits and dots, 12 at most.", id="13 letters"),
+        pytest.param("symbol", "ABCDEFGHIJKLM", "Use capital letters, digits and dots, at most 12.", id="13 letters"),
     ],
 )
 def test_the_limits_are_those_of_the_api(office: Client, field: str, value: str, error: str) -> None:
@@ -392,7 +392,7 @@ def test_editing_begins_with_what_is_there(office: Client) -> None:
 def test_an_instrument_is_edited(office: Client) -> None:
     response = do(office, Instrument, "edit", "AAPL", **RULES)
 
-    assert said(response) == [("success", "The rules of AAPL are changed.")]
+    assert said(response) == [("success", "Rules of AAPL changed.")]
     assert rules("AAPL") == ("Petrobras", "0.0500", 100, "maker")
     assert told() == [("olga", "instrument.edit", "AAPL", REASON)]
     assert "instrument.edit" in html(office)  # among the latest acts
@@ -410,12 +410,12 @@ def test_halt_and_resume(office: Client) -> None:
     halt, resume = action_path(Instrument, "halt", "AAPL"), action_path(Instrument, "resume", "AAPL")
     assert (is_offered(office, halt, AAPL), is_offered(office, resume, AAPL)) == (True, False)
 
-    assert said(do(office, Instrument, "halt", "AAPL")) == [("success", "AAPL is halted.")]
+    assert said(do(office, Instrument, "halt", "AAPL")) == [("success", "AAPL halted.")]
 
     assert status() == ("halted", REASON)
     assert (is_offered(office, halt, AAPL), is_offered(office, resume, AAPL)) == (False, True)
 
-    assert said(do(office, Instrument, "resume", "AAPL", reason="news are out")) == [("success", "AAPL is resumed.")]
+    assert said(do(office, Instrument, "resume", "AAPL", reason="news are out")) == [("success", "AAPL resumed.")]
 
     assert status()[0] == "trading"
     assert told() == [
@@ -436,7 +436,7 @@ def test_several_are_halted_at_once(office: Client) -> None:
 
     response = do(office, Instrument, "halt", "VALE3", "AAPL")
 
-    assert said(response) == [("success", "AAPL, VALE3 are halted.")]
+    assert said(response) == [("success", "AAPL, VALE3 halted.")]
     assert response.redirect_chain == [(LIST, 302)]
     assert [status(symbol)[0] for symbol in ("AAPL", "PETR4", "VALE3")] == ["halted", "trading", "halted"]
 
@@ -448,7 +448,7 @@ def test_what_is_held_up_is_told_and_the_others_are_halted(office: Client) -> No
 
     ((level, message),) = said(response)
     assert level == "warning"
-    assert message.startswith("PETR4 is halted. AAPL is not halted for certain")
+    assert message.startswith("PETR4 halted. Could not confirm: AAPL.")
     assert (status("AAPL")[0], status("PETR4")[0]) == ("trading", "halted")
 
 
@@ -456,11 +456,11 @@ def test_everything_is_halted(office: Client) -> None:
     for symbol in ("PETR4", "VALE3"):
         instrument(symbol)
     set_status("VALE3", InstrumentStatus.HALTED, "before")
-    assert "2 instruments are trading now." in html(office, action_path(Instrument, "halt-all"))
+    assert "2 instruments are trading." in html(office, action_path(Instrument, "halt-all"))
 
     response = do(office, Instrument, "halt-all", confirmation="HALT")
 
-    assert said(response) == [("success", "AAPL, PETR4 are halted.")]
+    assert said(response) == [("success", "AAPL, PETR4 halted.")]
     assert [status(symbol) for symbol in ("AAPL", "PETR4", "VALE3")] == [("halted", REASON)] * 2 + [
         ("halted", "before")
     ]
@@ -478,7 +478,7 @@ def test_when_everything_is_halted_there_is_nothing_to_halt(office: Client) -> N
 
     response = do(office, Instrument, "halt-all", confirmation="HALT")
 
-    assert said(response) == [("warning", "Nothing was halted: nothing was trading.")]
+    assert said(response) == [("warning", "No instruments were trading.")]
 
 
 ACTS = {"list": "", "edit": "AAPL", "halt": "AAPL", "resume": "AAPL", "halt-all": ""}

@@ -270,7 +270,7 @@ def test_bad_filters_show_nothing_and_say_why(client: Client) -> None:
     assert set(page.context["listing"].form.errors) == {"side", "since"}
     shown = unescape(page.content.decode())
     assert "Select a valid choice. both is not one of the available choices." in shown
-    assert "Nothing is listed: one of the filters is not right." in shown
+    assert "No results: a filter is invalid." in shown
 
 
 # --- Filters in links -----------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def test_who_fails_too_often_is_locked_out_with_the_right_password_too(olga: Use
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, "900")
     assert "sessionid" not in answer.cookies
     told = answer.content.decode()
-    assert "For 15 minutes no login is let in here" in told
+    assert "Logins are blocked for 15 minutes" in told
     assert "axes_reset_username" in told
     assert "office.css" in told
 

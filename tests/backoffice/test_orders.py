@@ -231,9 +231,9 @@ def test_the_life_of_an_order_that_was_filled(root: Client, market: None) -> Non
     order = place(Side.BID, 5, "10")
     place(Side.ASK, 3, "10", by="bob")
     assert story(root, order) == [
-        ("Accepted", "bid 5 at 10.00, gtc, arrival 2 in its book"),
-        ("Filled", "2 at 9.50, taking; 3 left"),
-        ("Filled", "3 at 10.00, resting; nothing left"),
+        ("Accepted", "bid 5 at 10.00, gtc, book sequence 2"),
+        ("Filled", "2 at 9.50 as taker, 3 remaining"),
+        ("Filled", "3 at 10.00 as maker, 0 remaining"),
     ]
 
 
@@ -244,9 +244,9 @@ def test_the_end_of_an_order_tells_why_and_by_whom(root: Client, market: None) -
     Order.objects.filter(pk=expired.pk).update(
         status=OrderStatus.EXPIRED, expired_at=timezone.now(), expires_at=timezone.now()
     )
-    assert story(root, by_broker)[1:] == [("Cancelled", "by broker, with 5 left")]
-    assert story(root, by_operator)[1:] == [("Cancelled", "by operator, with 5 left: user root, “asked by telephone”")]
-    assert story(root, expired)[1:] == [("Expired", "its time had come, with 5 left")]
+    assert story(root, by_broker)[1:] == [("Cancelled", "by broker, 5 unfilled")]
+    assert story(root, by_operator)[1:] == [("Cancelled", "by operator, 5 unfilled: user root, “asked by telephone”")]
+    assert story(root, expired)[1:] == [("Expired", "5 unfilled")]
 
 
 def test_what_its_broker_was_told_is_found_beside_what_others_were(root: Client, market: None) -> None:
@@ -278,7 +278,7 @@ def test_what_its_broker_was_told_is_found_beside_what_others_were(root: Client,
 def test_what_cannot_rest_is_not_said_to_have_been_told_of_its_end(root: Client, market: None) -> None:
     order = place(Side.BID, 5, None)
     assert order.cancel_reason == CancelReason.NO_LIQUIDITY
-    assert story(root, order)[1:] == [("Cancelled", "no liquidity, with 5 left")]
+    assert story(root, order)[1:] == [("Cancelled", "no liquidity, 5 unfilled")]
     assert told(root, order) == []
 
 
@@ -290,13 +290,13 @@ def test_events_are_looked_through_no_further_than_is_said(
     (event,) = Event.objects.filter(broker="alice")
     Event.objects.filter(pk=event.pk).update(broker="bob", sequence=100)  # as if it were not there
     assert told(root, order) == [None]
-    assert "No event of it was found." in root.get(page(order)).content.decode()
+    assert "No event found." in root.get(page(order)).content.decode()
     monkeypatch.setattr(order_history, "MAX_SCANNED_EVENTS", 1)
-    assert "not among the 1 after this moment" in root.get(page(order)).content.decode()
+    assert "not found among the next 1 events" in root.get(page(order)).content.decode()
 
 
 def test_the_page_of_an_order_refreshes_by_itself(root: Client, market: None) -> None:
-    assert live_parts(root.get(page(place(Side.BID, 5, "10")))) == ["figures", "place", "life", "trades", "audit"]
+    assert live_parts(root.get(page(place(Side.BID, 5, "10")))) == ["figures", "queue", "history", "trades", "audit"]
 
 
 # --- Its place ------------------------------------------------------------------------------------------------------
@@ -348,7 +348,7 @@ def test_no_more_are_counted_than_is_said(root: Client, market: None, monkeypatc
     order = place(Side.BID, 1, "10")
     monkeypatch.setattr(order_history, "MAX_AHEAD", 3)
     assert queue_position_of(root, order) == (3, 3, 0, 0, 0)
-    assert "there may be more before it" in root.get(page(order)).content.decode()
+    assert "more may be ahead" in root.get(page(order)).content.decode()
 
 
 # --- Cancelling -----------------------------------------------------------------------------------------------------
@@ -365,7 +365,7 @@ def on_record() -> list[tuple[str, str, str, str]]:
 def test_one_order_is_cancelled_with_a_reason(root: Client, market: None) -> None:
     order = place(Side.BID, 5, "10")
     place(Side.ASK, 2, "10", by="bob")
-    assert said(do(root, Order, "cancel", order.pk)) == [("success", "The order was cancelled.")]
+    assert said(do(root, Order, "cancel", order.pk)) == [("success", "Order cancelled.")]
     order.refresh_from_db()
     assert (order.status, order.cancel_reason, order.filled_quantity) == ("cancelled", "by_operator", 2)
     assert trading.balance("alice")[1] == 0
@@ -389,7 +389,7 @@ def test_many_are_cancelled_and_those_that_were_not_are_named(root: Client, mark
     trading.cancel(orders[3])
     answer = do(root, Order, "cancel", *ids(*orders, filled))
     refused = [f"{orders[3].pk}: The order is already cancelled.", f"{filled.pk}: The order is already filled."]
-    assert said(answer) == [("warning", " ".join(["3 of 5 orders were cancelled. Not cancelled:", *refused]))]
+    assert said(answer) == [("warning", " ".join(["3 of 5 orders cancelled. Not cancelled:", *refused]))]
     assert [subject for _, _, subject, _ in on_record()] == [str(order.pk) for order in orders[:3]]
 
 
@@ -399,7 +399,7 @@ def test_of_many_that_were_refused_some_are_named(root: Client, market: None) ->
         trading.cancel(order)
     ((level, message),) = said(do(root, Order, "cancel", *ids(*orders)))
     assert level == "warning"
-    assert message.startswith("0 of 8 orders were cancelled. Not cancelled:")
+    assert message.startswith("0 of 8 orders cancelled. Not cancelled:")
     assert [str(order.pk) in message for order in orders] == [True] * 5 + [False] * 3
     assert message.endswith("and 3 more.")
 
@@ -408,7 +408,7 @@ def test_all_that_may_be_selected_are_cancelled_in_one_act(root: Client, market:
     commands = [trading.order(Side.BID, 1, "10") for _ in range(500)]
     service.execute(commands)
     chosen = [command.order_id for command in commands]
-    assert said(do(root, Order, "cancel", *chosen)) == [("success", "All 500 orders were cancelled.")]
+    assert said(do(root, Order, "cancel", *chosen)) == [("success", "500 orders cancelled.")]
     assert len(on_record()) == 500
     assert root.get(action_path(Order, "cancel", *chosen, UUID(int=1))).status_code == 404
 
@@ -430,7 +430,7 @@ def test_a_busy_book_is_told_on_the_form(root: Client, market: None, settings: S
 def test_a_halted_instrument_cancels_all_the_same(root: Client, market: None) -> None:
     order = place(Side.BID, 1, "10")
     exchange_services.halt("AAPL", "news", by=trading.BY)
-    assert said(do(root, Order, "cancel", order.pk)) == [("success", "The order was cancelled.")]
+    assert said(do(root, Order, "cancel", order.pk)) == [("success", "Order cancelled.")]
 
 
 def test_who_may_only_look_sees_no_button_and_is_refused(client: Client, market: None) -> None:
@@ -439,7 +439,7 @@ def test_who_may_only_look_sees_no_button_and_is_refused(client: Client, market:
     path = action_path(Order, "cancel", order.pk)
     assert not is_offered(viewer, path, page(order))
     listed = viewer.get(list_url(Order)).content.decode()
-    assert "Cancel selected" not in listed
+    assert "Cancel selected orders" not in listed
     assert 'name="id"' not in listed
     assert (viewer.get(path).status_code, viewer.post(path, {"reason": "no"}).status_code) == (403, 403)
     assert on_record() == []

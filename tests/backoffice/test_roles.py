@@ -239,7 +239,7 @@ def test_a_refusal_looks_like_the_back_office_and_leads_back_to_it() -> None:
         content = answer.content.decode()
         assert (answer.status_code, answer.headers["Content-Type"]) == (status, "text/html; charset=utf-8")
         assert 'href="/admin/orders/order/"' in content  # the sidebar
-        assert "To the dashboard" in content
+        assert "Go to dashboard" in content
 
 
 @pytest.mark.parametrize("path", [*PLAIN, "exchange/broker/x/change/", "exchange/broker/stop/?id=x", "login/"])

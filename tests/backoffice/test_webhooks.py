@@ -150,7 +150,7 @@ def test_hours_count_to_the_hour_and_the_day(root: Client, receiver: Receiver) -
     assert chart.columns[-3].delivered_height + chart.columns[-3].failed_height == health.CHART_HEIGHT
     content = text(root, row)
     assert "10.0 %" in content
-    assert "70 deliveries had an outcome in the last 24 hours, 7 of them failed; 40 at most in one hour." in content
+    assert "70 completed in the last 24 hours, 7 of them failed; at most 40 in one hour." in content
 
 
 @pytest.mark.parametrize(
@@ -206,14 +206,14 @@ def test_the_pages_of_a_subscription_and_of_a_delivery_refresh_by_themselves(roo
     assert live_parts(root.get(page(delivery.subscription))) == [
         "figures", "chart", "facts", "failed", "latest", "due", "audit",
     ]  # fmt: skip
-    assert live_parts(root.get(page(delivery))) == ["figures", "facts", "answer", "family", "audit"]
+    assert live_parts(root.get(page(delivery))) == ["figures", "facts", "answer", "deliveries", "audit"]
 
 
 def test_a_new_subscription_has_a_page(root: Client, receiver: Receiver) -> None:
     webhook_id = subscribe("alice", receiver.url())
     content = text(root, Subscription.objects.get())
     assert str(webhook_id) in content
-    assert "Nothing is due." in content
+    assert "No pending deliveries." in content
 
 
 # --- Deliveries -----------------------------------------------------------------------------------------------------
@@ -335,18 +335,18 @@ def test_the_page_of_a_delivery_tells_all(root: Client, receiver: Receiver) -> N
         assert said_ in content, said_
 
     Answer.objects.all().delete()
-    assert "Its answer had no body." in text(root, row)
+    assert "The response had no body." in text(root, row)
     old = UUID(int=first_id_at(timezone.now() - timedelta(days=15)).int)
     Delivery.objects.filter(pk=row.pk).update(id=old)
-    assert "Answers are kept for 14 days; if there was one, it is gone." in text(root, Delivery.objects.get(pk=old))
+    assert "Response bodies are deleted after 14 days." in text(root, Delivery.objects.get(pk=old))
 
 
 def test_a_delivery_without_an_answer_says_why(root: Client, outcomes: dict[str, list[Delivery]]) -> None:
-    assert "The receiver hung up before it had answered." in text(root, outcomes["failed"][-1])
-    assert "There was no answer." in text(root, outcomes["failed"][-1])
-    assert "It waits to be sent." in text(root, outcomes["due"][0])
-    assert "It is on its way." in text(root, outcomes["in_flight"][0])
-    assert "Its broker deleted the subscription before it was sent." in text(root, outcomes["discarded"][0])
+    assert "The receiver closed the connection before it responded." in text(root, outcomes["failed"][-1])
+    assert "No response." in text(root, outcomes["failed"][-1])
+    assert "Pending." in text(root, outcomes["due"][0])
+    assert "In flight." in text(root, outcomes["in_flight"][0])
+    assert "The broker deleted the subscription before the event was sent." in text(root, outcomes["discarded"][0])
 
 
 # --- Events ---------------------------------------------------------------------------------------------------------
@@ -386,7 +386,7 @@ def test_the_page_of_an_event_shows_its_deliveries(root: Client, receiver: Recei
         assert [each.pk for each in response.context["event_deliveries"]] == [first.pk, again.pk]
         text(root, row)
     (untold,) = Event.objects.filter(broker="maker")[:1]
-    assert "most likely its broker had not subscribed to it" in text(root, untold)
+    assert "The broker was probably not subscribed to this event type." in text(root, untold)
 
 
 # --- Acts -----------------------------------------------------------------------------------------------------------
@@ -399,13 +399,13 @@ def test_a_subscription_is_paused_and_resumed_with_a_reason(root: Client, receiv
     assert (is_offered(root, pause, page(row)), is_offered(root, resume, page(row))) == (True, False)
 
     named = f"trade.executed of alice to {receiver.url()}"
-    assert said(do(root, Subscription, "pause", webhook_id)) == [("success", f"{named} is paused.")]
+    assert said(do(root, Subscription, "pause", webhook_id)) == [("success", f"Paused: {named}.")]
     assert (is_offered(root, pause, page(row)), is_offered(root, resume, page(row))) == (False, True)
     trade(1)
     drain()
     assert receiver.requests == []
 
-    assert said(do(root, Subscription, "resume", webhook_id)) == [("success", f"{named} is sent to again.")]
+    assert said(do(root, Subscription, "resume", webhook_id)) == [("success", f"Resumed: {named}.")]
     drain()
     assert len(receiver.requests) == 1
     assert list(audit_entries().values_list("actor", "action", "subject", "reason", "address")) == [
@@ -424,7 +424,7 @@ def test_several_selected_deliveries_are_made_again(root: Client, receiver: Rece
     receiver.on("/alice", answer(200))
 
     done = do(root, Delivery, "redeliver", *[row.pk for row in rows[:2]])
-    assert said(done) == [("success", "2 events are due again.")]
+    assert said(done) == [("success", "2 events queued for redelivery.")]
     drain()
     assert [row.state for row in shown(root, Delivery)] == ["delivered"] * 2 + ["failed"] * 3
     assert {row.redelivery_of_id for row in shown(root, Delivery, state="delivered")} == {row.pk for row in rows[:2]}
@@ -438,7 +438,7 @@ def test_what_cannot_be_made_again_is_said(root: Client, outcomes: dict[str, lis
     assert is_offered(root, action_path(Delivery, "redeliver", failed.pk), page(failed))
 
     ((level, message),) = said(do(root, Delivery, "redeliver", due.pk, failed.pk))
-    assert (level, message[:31]) == ("warning", "1 of 2 events are due again. Le")
+    assert (level, message[:39]) == ("warning", "1 of 2 events queued for redelivery. Sk")
     assert list(wrong(do(root, Delivery, "redeliver", due.pk))) == ["__all__"]
     assert list(wrong(do(root, Delivery, "redeliver", gone.pk))) == ["__all__"]
     assert Delivery.objects.exclude(redelivery_of=None).count() == 1
@@ -451,12 +451,12 @@ def test_the_latest_that_failed_are_made_again_but_none_twice(root: Client, rece
     services.redeliver([rows[4].pk], by=Actor(ActorKind.COMMAND, "test"), reason="x")
 
     done = do(root, Subscription, "redeliver-failed", webhook_id, latest=3)
-    assert said(done) == [("success", "2 events are due again.")]
+    assert said(done) == [("success", "2 events queued for redelivery.")]
     again = Delivery.objects.exclude(redelivery_of=None).values_list("redelivery_of", flat=True)
     assert set(again) == {row.pk for row in rows[2:]}
 
     assert wrong(do(root, Subscription, "redeliver-failed", webhook_id, latest=3)) == {
-        "__all__": ["Nothing failed that was not made again already."]
+        "__all__": ["All recent failed deliveries have already been redelivered."]
     }
     assert list(wrong(do(root, Subscription, "redeliver-failed", webhook_id, latest=501))) == ["latest"]
 

@@ -131,10 +131,10 @@ def _sign_in(stage: Stage, name: str) -> Page:
 
 def _take_key(stage: Stage, page: Page) -> None:
     page.goto("/admin/exchange/broker/banyan/change/")
-    page.get_by_role("link", name="Issue a key").click()
+    page.get_by_role("link", name="Issue key for banyan").click()
     page.get_by_label("Name").fill("trading desk")
     page.get_by_label("Reason").fill("asked for by mail")
-    page.get_by_role("button", name="Issue a key").click()
+    page.get_by_role("button", name="Issue key for banyan").click()
     page.locator("#secret").wait_for()
     stage.snap(page, "exchange-broker-issue-key-shown-once")
 
@@ -144,7 +144,7 @@ def _take_second_step(stage: Stage) -> None:
     page = _sign_in(stage, "vera")
     page.goto("/admin/two-factor/setup/")
     page.get_by_role("textbox", name="Code").fill(code(page.locator("#secret").inner_text()))
-    page.get_by_role("button", name="Enrol").click()
+    page.get_by_role("button", name="Turn on two-factor login").click()
     page.locator("#codes").wait_for()
     stage.snap(page, "two-factor-codes")
     two_factor.reset(User.objects.get(username="vera"), by=BY, reason="for the next stage")
@@ -174,7 +174,7 @@ def _take_refusals(stage: Stage) -> None:
         page.fill("[name=password]", "forgotten")
         with page.expect_navigation():
             page.click("button[type=submit]")
-    page.get_by_role("heading", name="Too many attempts").wait_for()
+    page.get_by_role("heading", name="Too many failed logins").wait_for()
     stage.snap(page, "locked-out")
 
 

@@ -89,7 +89,7 @@ def test_the_tab_key_walks_through_a_page_and_enter_acts(signed_in: SignIn) -> N
     page = signed_in("superuser")
     page.goto("/admin/exchange/instrument/AAPL/change/")
 
-    _tab_to(page, "a", "Halt")
+    _tab_to(page, "a", "Halt AAPL")
     page.keyboard.press("Enter")
     page.wait_for_url("**/halt/*")
     _tab_to(page, "input", "")

@@ -75,13 +75,13 @@ def test_an_order_placed_over_rest_appears_by_itself_and_is_cancelled_with_a_rea
     key = trading.broker("alice")
     page = signed_in("operator")
     page.goto("/admin/orders/order/")
-    expect(page.get_by_text("There is nothing here yet.")).to_be_visible()
+    expect(page.get_by_text("No entries yet.")).to_be_visible()
 
     _, placed = ask(server, key)
 
     expect(page.locator("#rows")).to_contain_text("alice")  # nobody has touched the page
     page.goto(f"/admin/orders/order/{placed['order_id']}/change/")
-    do(page, "Cancel", reason="typed by mistake")
+    do(page, "Cancel order", reason="typed by mistake")
     expect(page.get_by_text("cancelled", exact=True).first).to_be_visible()
     assert call(server, key, "GET", f"/orders/{placed['order_id']}")[1]["cancel_reason"] == "by_operator"
     assert on_record(Action.ORDER_CANCEL) == [("the-operator", placed["order_id"], "typed by mistake")]
@@ -91,17 +91,17 @@ def test_an_instrument_is_halted_and_resumed(signed_in: SignIn, server: Server) 
     key = trading.broker("alice")
     page = signed_in("operator")
     page.goto("/admin/exchange/instrument/AAPL/change/")
-    page.get_by_role("link", name="Halt", exact=True).click()
-    page.get_by_role("button", name="Halt", exact=True).click()  # without a reason the browser does not send it
+    page.get_by_role("link", name="Halt AAPL", exact=True).click()
+    page.get_by_role("button", name="Halt AAPL", exact=True).click()  # without a reason the browser does not send it
     assert Instrument.objects.get().status == InstrumentStatus.TRADING
 
     page.get_by_label("Reason").fill("news pending")
-    page.get_by_role("button", name="Halt", exact=True).click()
+    page.get_by_role("button", name="Halt AAPL", exact=True).click()
     expect(page.get_by_text("news pending").first).to_be_visible()
     assert ask(server, key)[1]["code"] == "instrument_halted"
 
-    do(page, "Resume", reason="news out")
-    expect(page.get_by_role("link", name="Halt", exact=True)).to_be_visible()
+    do(page, "Resume AAPL", reason="news out")
+    expect(page.get_by_role("link", name="Halt AAPL", exact=True)).to_be_visible()
     assert ask(server, key)[0] == 201
     assert on_record(Action.INSTRUMENT_HALT) == [("the-operator", "AAPL", "news pending")]
 
@@ -112,15 +112,15 @@ def test_the_kill_switch_leaves_nothing_open(signed_in: SignIn, server: Server) 
         ask(server, key)
     page = signed_in("operator")
     page.goto("/admin/exchange/broker/alice/change/")
-    page.get_by_role("link", name="Suspend and cancel everything").click()
+    page.get_by_role("link", name="Suspend alice and cancel all orders").click()
     page.get_by_label("Reason").fill("key in wrong hands")
     confirmation = page.locator("input[type=text]:not([name=reason])")
     confirmation.fill("bob")
-    page.get_by_role("button", name="Suspend and cancel everything").click()
+    page.get_by_role("button", name="Suspend alice and cancel all orders").click()
     assert Broker.objects.get().status == BrokerStatus.ACTIVE  # what was typed is not the broker
 
     confirmation.fill("alice")
-    page.get_by_role("button", name="Suspend and cancel everything").click()
+    page.get_by_role("button", name="Suspend alice and cancel all orders").click()
 
     expect(page.get_by_text(re.compile("3 .*cancelled|cancelled .*3")).first).to_be_visible()
     assert set(Order.objects.values_list("status", flat=True)) == {OrderStatus.CANCELLED}
@@ -132,18 +132,18 @@ def test_a_key_is_issued_shown_once_and_trades_until_it_is_revoked(signed_in: Si
     trading.broker("alice")
     page = signed_in("operator")
     page.goto("/admin/exchange/broker/alice/change/")
-    page.get_by_role("link", name="Issue a key").click()
+    page.get_by_role("link", name="Issue key for alice").click()
     page.get_by_label("Name").fill("new desk")
     page.get_by_label("Reason").fill("asked for by mail")
-    page.get_by_role("button", name="Issue a key").click()
+    page.get_by_role("button", name="Issue key for alice").click()
     key = page.locator("#secret").inner_text()
     assert ask(server, key)[0] == 201
 
-    page.get_by_role("link", name="I have it").click()
+    page.get_by_role("link", name="Done, I've copied it").click()
     expect(page.get_by_text("new desk")).to_be_visible()
     assert key not in page.content()
     page.goto(f"/admin/exchange/apikey/{key.split('_')[1]}/change/")
-    do(page, "Revoke", reason="desk closed")
+    do(page, f"Revoke key {key.split('_')[1]}", reason="desk closed")
     expect(page.get_by_text("revoked").first).to_be_visible()
     page.wait_for_timeout(5_000)  # by then it is dead, says the contract, also where it was believed
     assert ask(server, key)[0] == 401
@@ -160,11 +160,11 @@ def test_a_failed_delivery_is_seen_on_the_dashboard_and_delivered_again(
     call(server, key, "DELETE", f"/orders/{placed['order_id']}")
     page = signed_in("operator")
 
-    expect(page.get_by_text(re.compile("endpoint.* fail"))).to_be_visible()
+    expect(page.get_by_text(re.compile("endpoint is failing"))).to_be_visible()
     page.goto("/admin/webhooks/delivery/?state=failed")
     page.locator("#rows tbody a").first.click()
     receiver.on("/hook", answer(200, body=b"mended"))
-    do(page, "Redeliver", reason="receiver mended")
+    do(page, "Redeliver event", reason="receiver mended")
 
     expect(page.get_by_text("delivered").first).to_be_visible()
     first, second = Delivery.objects.order_by("id")
@@ -186,8 +186,8 @@ def test_a_viewer_is_refused_every_act_at_its_own_address_too(signed_in: SignIn,
         opened = page.request.get(address)
         sent = page.request.post(address, form={"csrfmiddlewaretoken": token, "reason": "because I can"})
         assert [opened.status, sent.status] == [403, 403], address
-        assert "Your groups do not allow this." in opened.text(), address
-        assert "Your groups do not allow this." in sent.text(), address  # the token was good
+        assert "You don&#x27;t have permission." in opened.text(), address
+        assert "You don&#x27;t have permission." in sent.text(), address  # the token was good
 
     assert everything() == before
 
@@ -202,12 +202,12 @@ def test_a_viewer_looks_and_cannot_act(signed_in: SignIn, server: Server) -> Non
     ):
         page.goto(path)
         expect(page.get_by_role("heading", level=1)).to_be_visible()
-        assert page.get_by_role("group", name="What can be done").count() == 0
+        assert page.get_by_role("group", name="Actions").count() == 0
 
     page = page.context.new_page()  # whose console may tell of a 403
     page.goto(f"/admin/orders/order/cancel/?id={placed['order_id']}")
-    expect(page.get_by_role("heading", name="Not allowed", level=1)).to_be_visible()
-    expect(page.get_by_role("alert")).to_contain_text("Your groups do not allow this.")
+    expect(page.get_by_role("heading", name="Permission denied", level=1)).to_be_visible()
+    expect(page.get_by_role("alert")).to_contain_text("You don't have permission.")
     assert_accessible(page)
-    page.get_by_role("link", name="To the dashboard").click()
+    page.get_by_role("link", name="Go to dashboard").click()
     expect(page.get_by_role("heading", name="Dashboard", level=1)).to_be_visible()

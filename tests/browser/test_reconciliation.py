@@ -13,7 +13,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 def test_it_is_asked_for_by_keyboard_and_tells_its_verdict(signed_in: SignIn, celery: Celery) -> None:
     page = signed_in("superuser")
     page.goto("/admin/orders/reconcilerun/")
-    page.get_by_role("link", name="Run the reconciliation").press("Enter")
+    page.get_by_role("link", name="Run reconciliation").press("Enter")
     assert_accessible(page)
     page.get_by_label("Reason").fill("end of the day")
     page.keyboard.press("Enter")
@@ -21,7 +21,7 @@ def test_it_is_asked_for_by_keyboard_and_tells_its_verdict(signed_in: SignIn, ce
 
     start_all(celery.worker(), celery.beat())
 
-    expect(page.get_by_text("Everything agrees")).to_be_visible()
+    expect(page.get_by_text("Everything OK")).to_be_visible()
     assert_accessible(page)
     page.get_by_role("region", name="Reconciliation").locator("tbody a").press("Enter")
     expect(page.get_by_text("no book is crossed")).to_be_visible()

@@ -26,7 +26,7 @@ def test_somebody_is_admitted_enrols_and_is_let_in_by_a_code(
     hers.get_by_role("link", name="Two-factor login").click()
     assert_accessible(hers)
     hers.get_by_role("textbox", name="Code").fill(code(hers.locator("#secret").inner_text()))
-    hers.get_by_role("button", name="Enrol").click()
+    hers.get_by_role("button", name="Turn on two-factor login").click()
     expect(hers.get_by_text("Two-factor login is on.")).to_be_visible()
     assert_accessible(hers)
     recovery = hers.locator("#codes code").first.inner_text()
@@ -61,7 +61,7 @@ def _admit(page: Page, name: str) -> None:
     page.get_by_role("link", name="Change password").first.click()
     assert_accessible(page)
     page.go_back()
-    page.get_by_role("link", name="Remove", exact=True).click()
+    page.get_by_role("link", name=f"Remove {name}", exact=True).click()
     assert_accessible(page)
 
 
