@@ -18,7 +18,7 @@ from config.gunicorn import POOL_SIZE
 from config.local.processes import wait_until
 from config.settings import api, backoffice
 from tests import trading
-from tests.backoffice.browser import sign_in
+from tests.backoffice.admin_client import sign_in
 from tests.exchange.client import Client
 from tests.live import ROOT, Server
 
