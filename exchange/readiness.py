@@ -15,9 +15,9 @@ from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 
 from exchange import heartbeat
-from exchange.bodies import ReadinessBody
 from exchange.database import replace_lost_connections
 from exchange.http.threads import compute_once
+from exchange.response_bodies import ReadinessBody
 
 
 class Readiness:

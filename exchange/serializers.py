@@ -6,7 +6,6 @@ from typing import Any
 from rest_framework.exceptions import ErrorDetail
 from rest_framework.serializers import BaseSerializer
 
-from exchange.bodies import BrokerBody, InstrumentBody, KeyBody, TransferBody
 from exchange.http.fields import (
     Amount,
     Choice,
@@ -18,6 +17,7 @@ from exchange.http.fields import (
     Timestamp,
 )
 from exchange.models import ApiKey, Broker, Instrument, Transfer
+from exchange.response_bodies import BrokerBody, InstrumentBody, KeyBody, TransferBody
 from exchange.rules import (
     BROKER_ID,
     MAX_INITIAL_CASH,
@@ -35,15 +35,15 @@ from exchange.rules import (
 )
 
 
-class InitialHoldingForm(StrictSerializer):
+class InitialHoldingSerializer(StrictSerializer):
     symbol = Text(SYMBOL)
     quantity = Quantity()
 
 
-class CreateBrokerForm(StrictSerializer):
+class CreateBrokerSerializer(StrictSerializer):
     broker_id = Text(BROKER_ID)
     initial_cash = Amount(zero=True, maximum=MAX_INITIAL_CASH)
-    initial_holdings = StrictList(child=InitialHoldingForm(), default=list)
+    initial_holdings = StrictList(child=InitialHoldingSerializer(), default=list)
 
     @classmethod
     def cross_field_errors(cls, data: Mapping[str, Any]) -> Iterator[CrossFieldError]:
@@ -62,7 +62,7 @@ class CreateBrokerForm(StrictSerializer):
         return {holding["symbol"]: holding["quantity"] for holding in holdings}
 
 
-class CreateTransferForm(StrictSerializer):
+class CreateTransferSerializer(StrictSerializer):
     reference = Text(TRANSFER_REFERENCE)
     cash = Amount(negative=True, required=False, allow_null=True)
     symbol = Text(SYMBOL, required=False, allow_null=True)
@@ -82,13 +82,13 @@ class CreateTransferForm(StrictSerializer):
         return [(name, ErrorDetail("Shares need both symbol and quantity.", "required")) for name in missing]
 
 
-class CreateKeyForm(StrictSerializer):
+class CreateKeySerializer(StrictSerializer):
     name = Text(min_length=0, max_length=MAX_NAME_LENGTH, required=False)
     scopes = StrictList(child=Choice(Scope, members=(Scope.READ, Scope.TRADE)), min_length=1, required=False)
     expires_at = Timestamp(required=False, allow_null=True)
 
 
-class ListInstrumentForm(StrictSerializer):
+class ListInstrumentSerializer(StrictSerializer):
     symbol = Text(SYMBOL)
     name = Text(min_length=0, max_length=MAX_NAME_LENGTH, required=False)
     tick_size = Amount(required=False)
@@ -96,7 +96,7 @@ class ListInstrumentForm(StrictSerializer):
     pricing = Choice(Pricing, required=False)
 
 
-class ReasonForm(StrictSerializer):
+class ReasonSerializer(StrictSerializer):
     reason = Text(min_length=0, max_length=MAX_REASON_LENGTH, required=False)
 
 

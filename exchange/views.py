@@ -16,21 +16,6 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from exchange import json_codec, readiness, services
-from exchange.bodies import (
-    BalanceBody,
-    BrokerPage,
-    HealthBody,
-    InstrumentBody,
-    KeyPage,
-    NewBrokerBody,
-    NewKeyBody,
-    ReadinessBody,
-    StockPage,
-    TransferBody,
-    TransferPage,
-    balance_body,
-    new_broker_body,
-)
 from exchange.errors import (
     BrokerAlreadyExists,
     BrokerNotFound,
@@ -46,16 +31,31 @@ from exchange.http.schema import documented
 from exchange.http.threads import compute_once
 from exchange.http.viewsets import ExchangeViewSet
 from exchange.models import ApiKey, Broker, Instrument, Transfer
+from exchange.response_bodies import (
+    BalanceBody,
+    BrokerPage,
+    HealthBody,
+    InstrumentBody,
+    KeyPage,
+    NewBrokerBody,
+    NewKeyBody,
+    ReadinessBody,
+    StockPage,
+    TransferBody,
+    TransferPage,
+    balance_body,
+    new_broker_body,
+)
 from exchange.rules import Scope
 from exchange.serializers import (
     BrokerSerializer,
-    CreateBrokerForm,
-    CreateKeyForm,
-    CreateTransferForm,
+    CreateBrokerSerializer,
+    CreateKeySerializer,
+    CreateTransferSerializer,
     InstrumentSerializer,
     KeySerializer,
-    ListInstrumentForm,
-    ReasonForm,
+    ListInstrumentSerializer,
+    ReasonSerializer,
     TransferSerializer,
 )
 
@@ -78,7 +78,7 @@ class BrokerViewSet(ListModelMixin, ExchangeViewSet[Broker]):
     keyset, page_class = Keyset(("id", str)), BrokerPage
     scopes = {"list": OPERATORS, "create": OPERATORS, "balance": READERS}
     serializer_class = BrokerSerializer
-    body_serializers = {"create": CreateBrokerForm}
+    body_serializers = {"create": CreateBrokerSerializer}
 
     @documented("create_broker", "Admit a broker", {201: NewBrokerBody}, [BrokerAlreadyExists])
     def create(self, request: Request) -> Response:
@@ -101,7 +101,7 @@ class TransferViewSet(ListModelMixin, ExchangeViewSet[Transfer]):
     keyset, page_class = NEWEST_FIRST, TransferPage
     scopes = {"list": OPERATORS, "create": OPERATORS}
     serializer_class = TransferSerializer
-    body_serializers = {"create": CreateTransferForm}
+    body_serializers = {"create": CreateTransferSerializer}
 
     def get_queryset(self) -> QuerySet[Transfer]:
         services.require_broker(self.kwargs["broker_id"])
@@ -129,7 +129,7 @@ class KeyViewSet(ListModelMixin, ExchangeViewSet[ApiKey]):
     keyset, page_class = Keyset(("-created_at", json_codec.Instant), ("-prefix", str)), KeyPage
     scopes = {"list": OPERATORS, "create": OPERATORS, "destroy": OPERATORS}
     serializer_class = KeySerializer
-    body_serializers = {"create": CreateKeyForm}
+    body_serializers = {"create": CreateKeySerializer}
 
     def get_queryset(self) -> QuerySet[ApiKey]:
         services.require_broker(self.kwargs["broker_id"])
@@ -158,7 +158,7 @@ class InstrumentViewSet(ListModelMixin, RetrieveModelMixin, ExchangeViewSet[Inst
     keyset, page_class = Keyset(("symbol", str)), StockPage
     scopes = {"list": READERS, "retrieve": READERS, "create": OPERATORS, "halt": OPERATORS, "resume": OPERATORS}
     serializer_class = InstrumentSerializer
-    body_serializers = {"create": ListInstrumentForm, "halt": ReasonForm, "resume": ReasonForm}
+    body_serializers = {"create": ListInstrumentSerializer, "halt": ReasonSerializer, "resume": ReasonSerializer}
 
     def get_object(self) -> Instrument:
         return services.get_instrument(self.kwargs["symbol"])

@@ -19,7 +19,6 @@ from django.db import connection
 from granian.rsgi import HTTPProtocol, Scope  # type: ignore[attr-defined]  # the latter comes from within it
 
 from exchange import heartbeat, readiness, rejection_counts
-from exchange.bodies import HealthBody
 from exchange.errors import Overloaded, RateLimited
 from exchange.http import log_throttle, rate_limits
 from exchange.http.middleware import STARTED_AT, Environ, request_id_of
@@ -27,6 +26,7 @@ from exchange.http.problems import problem_response
 from exchange.http.responses import RenderedResponse, json_response
 from exchange.http.threads import run_in_thread
 from exchange.keys import refresh_cache, save_last_used
+from exchange.response_bodies import HealthBody
 from gateway import address_limits, fast_path
 from gateway.connections import Connections
 from gateway.fast_path import FastRequest

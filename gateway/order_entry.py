@@ -16,7 +16,7 @@ from gateway.fast_path import FastRequest, body_of, principal_of
 from orders.matching import sequencer
 from orders.matching.commands import CancelOrder, PlaceOrder, Replayed
 from orders.order_responses import cancel_command, cancel_response, place_response
-from orders.serializers import PlaceOrderForm
+from orders.serializers import PlaceOrderSerializer
 
 MAX_TRADES_ON_LOOP = 100  # to put more into an answer takes long enough to be noticed by all others on the loop
 
@@ -43,7 +43,7 @@ def _parse_place(environ: Environ) -> FastRequest | None:
     if limit.is_exhausted(principal.key_prefix, time.monotonic_ns()):  # refused before its body is looked at
         return None
     try:
-        values = PlaceOrderForm.run_fast_validation(decode_json_object(body))
+        values = PlaceOrderSerializer.run_fast_validation(decode_json_object(body))
     except MalformedRequest:
         return None
     if values is None or values["broker_id"] != principal.broker_id:

@@ -10,8 +10,8 @@ from django.db import connection
 
 from exchange import errors
 from exchange.rules import price_decimals
-from orders.bodies import OrderBody
 from orders.matching.state import OrderState, TradeState
+from orders.response_bodies import OrderBody
 
 
 def read_order(order_id: UUID, *, owner: str | None) -> OrderBody:

@@ -7,9 +7,9 @@ from exchange.http.middleware import Environ, actor_of
 from exchange.http.responses import RenderedResponse, json_response
 from exchange.keys import Principal
 from orders import order_queries
-from orders.bodies import OrderBody
 from orders.enums import CancelReason
 from orders.matching.commands import Accepted, Cancelled, CancelOrder, Replayed
+from orders.response_bodies import OrderBody
 
 REPLAY_HEADERS = {"Idempotent-Replayed": "true"}
 

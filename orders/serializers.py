@@ -31,17 +31,17 @@ from exchange.rules import (
     SYMBOL,
     price_decimals,
 )
-from exchange.serializers import ReasonForm
-from orders.bodies import OrderSummary
+from exchange.serializers import ReasonSerializer
 from orders.enums import OrderType, Side, TimeInForce
 from orders.models import Order
+from orders.response_bodies import OrderSummary
 
 MARKET_TIMES_IN_FORCE = (TimeInForce.IOC, TimeInForce.FOK)
 
 _price, _quantity = Amount(), Quantity()
 
 
-class PlaceOrderForm(StrictSerializer):
+class PlaceOrderSerializer(StrictSerializer):
     """A new order."""
 
     type = Choice(OrderType, default=OrderType.LIMIT)
@@ -106,26 +106,26 @@ def _market_order_errors(data: Mapping[str, Any]) -> list[CrossFieldError]:
 class OrderBodies(serializers.ListField):
     """A list of order bodies, each still to be judged by itself: a bad one is its own refusal, not the list's."""
 
-    child = PlaceOrderForm()
+    child = PlaceOrderSerializer()
 
     def run_child_validation(self, data: list[Any]) -> list[Any]:
         return data
 
 
-class PlaceOrdersForm(StrictSerializer):
+class PlaceOrdersSerializer(StrictSerializer):
     """New orders, each by itself."""
 
     orders = OrderBodies(min_length=1, max_length=settings.MAX_BATCH_ORDERS)
 
 
-class OrderLookup(StrictSerializer):
+class OrderLookupSerializer(StrictSerializer):
     """Which order: by the id its broker gave it; an operator says whose."""
 
     client_order_id = Text(CLIENT_ORDER_ID)
     broker_id = Text(BROKER_ID, required=False)
 
 
-class CancelOrdersQuery(StrictSerializer):
+class CancelOrdersQuerySerializer(StrictSerializer):
     """Which working orders to cancel: a symbol's, a side's, those of both, or all; an operator says whose."""
 
     symbol = Text(SYMBOL, required=False)
@@ -146,19 +146,19 @@ class CancelOrdersQuery(StrictSerializer):
         return []
 
 
-class SuspendForm(ReasonForm):
+class SuspendSerializer(ReasonSerializer):
     """Why, and whether the broker's resting orders go too."""
 
     cancel_orders = Boolean(default=False)
 
 
-class BookQuery(StrictSerializer):
+class BookQuerySerializer(StrictSerializer):
     """How many levels of each side."""
 
     depth = QueryInteger(1, settings.BOOK_DEPTH_MAX, default=settings.BOOK_DEPTH_DEFAULT)
 
 
-class QuoteQuery(StrictSerializer):
+class QuoteQuerySerializer(StrictSerializer):
     """What a market order would ask for."""
 
     side = Choice(Side)

@@ -28,9 +28,15 @@ from exchange.http.viewsets import ExchangeViewSet
 from exchange.json_codec import Instant
 from exchange.models import Broker, Instrument
 from exchange.rules import BrokerStatus, Scope, price_decimals
-from exchange.serializers import ReasonForm
+from exchange.serializers import ReasonSerializer
 from orders import market_data, order_queries, services
-from orders.bodies import (
+from orders.enums import Side
+from orders.filters import OrderFilters, TradeFilters
+from orders.matching import sequencer
+from orders.matching.commands import Accepted, Outcome, PlaceOrder, Replayed
+from orders.models import Order, Trade
+from orders.order_responses import cancel_command, cancel_reason, cancel_response, order_body, place_response
+from orders.response_bodies import (
     BrokerStanding,
     BrokerTrade,
     BrokerTradePage,
@@ -42,21 +48,15 @@ from orders.bodies import (
     TapePage,
     TapeTrade,
 )
-from orders.enums import Side
-from orders.filters import OrderFilters, TradeFilters
-from orders.matching import sequencer
-from orders.matching.commands import Accepted, Outcome, PlaceOrder, Replayed
-from orders.models import Order, Trade
-from orders.order_responses import cancel_command, cancel_reason, cancel_response, order_body, place_response
 from orders.serializers import (
-    BookQuery,
-    CancelOrdersQuery,
-    OrderLookup,
+    BookQuerySerializer,
+    CancelOrdersQuerySerializer,
+    OrderLookupSerializer,
     OrderSummarySerializer,
-    PlaceOrderForm,
-    PlaceOrdersForm,
-    QuoteQuery,
-    SuspendForm,
+    PlaceOrderSerializer,
+    PlaceOrdersSerializer,
+    QuoteQuerySerializer,
+    SuspendSerializer,
 )
 
 PLACE_ERRORS = (
@@ -89,8 +89,8 @@ class OrderViewSet(ExchangeViewSet[Order]):
         "destroy": CANCELLERS,
         "destroy_all": CANCELLERS,
     }
-    body_serializers = {"create": PlaceOrderForm, "batch": PlaceOrdersForm}
-    query_serializers = {"list": OrderLookup, "destroy_all": CancelOrdersQuery}
+    body_serializers = {"create": PlaceOrderSerializer, "batch": PlaceOrdersSerializer}
+    query_serializers = {"list": OrderLookupSerializer, "destroy_all": CancelOrdersQuerySerializer}
     cancels = ("destroy", "destroy_all")
     remaining_errors = settings.MAX_BATCH_ERRORS
 
@@ -189,7 +189,7 @@ class OrderViewSet(ExchangeViewSet[Order]):
         if isinstance(body.get("broker_id"), str) and body["broker_id"] != own:
             return errors.BrokerMismatch(f"This key acts for {own} only.")
         bad: list[FieldError] = []
-        values = validate(PlaceOrderForm, body, bad, max_errors=max(min(self.remaining_errors, MAX_ERRORS), 1))
+        values = validate(PlaceOrderSerializer, body, bad, max_errors=max(min(self.remaining_errors, MAX_ERRORS), 1))
         self.remaining_errors -= len(bad)
         return errors.ValidationFailed(errors=bad) if bad else PlaceOrder(**values)
 
@@ -246,7 +246,7 @@ class MarketDataViewSet(ExchangeViewSet[Instrument]):
 
     lookup_url_kwarg = lookup_value_converter = "symbol"
     scopes = {"price": READERS, "book": READERS, "quote": READERS}
-    query_serializers = {"book": BookQuery, "quote": QuoteQuery}
+    query_serializers = {"book": BookQuerySerializer, "quote": QuoteQuerySerializer}
 
     @documented("get_price", "Read an instrument's price", {200: market_data.PriceSummary}, [SymbolNotFound])
     @action(detail=True)
@@ -291,7 +291,7 @@ class BrokerStatusViewSet(ExchangeViewSet[Broker]):
 
     lookup_url_kwarg = lookup_value_converter = "broker_id"
     scopes = {"suspend": OPERATORS, "reinstate": OPERATORS}
-    body_serializers = {"suspend": SuspendForm, "reinstate": ReasonForm}
+    body_serializers = {"suspend": SuspendSerializer, "reinstate": ReasonSerializer}
 
     @documented("suspend_broker", "Suspend a broker", {200: BrokerStanding}, [BrokerNotFound])
     @action(detail=True, methods=["post"], body_optional=True)

@@ -48,11 +48,11 @@ class EventTypes(StrictList):
         super().__init__(child=Choice(EventType), min_length=1)
 
 
-class SubscribeForm(StrictSerializer):
+class SubscribeSerializer(StrictSerializer):
     broker_id = Text(BROKER_ID)
     url = Url()
     events = EventTypes()
 
 
-class WebhooksQuery(StrictSerializer):
+class WebhooksQuerySerializer(StrictSerializer):
     broker_id = Text(BROKER_ID)

@@ -10,9 +10,9 @@ from exchange.http.schema import documented
 from exchange.http.viewsets import ExchangeViewSet
 from exchange.rules import Scope
 from webhooks import services
-from webhooks.bodies import WebhookBody, WebhookListBody, WebhooksBody, webhook_list_body
 from webhooks.models import Subscription
-from webhooks.serializers import SubscribeForm, WebhooksQuery
+from webhooks.response_bodies import WebhookBody, WebhookListBody, WebhooksBody, webhook_list_body
+from webhooks.serializers import SubscribeSerializer, WebhooksQuerySerializer
 
 TRADERS = (Scope.TRADE,)
 
@@ -24,8 +24,8 @@ class WebhookViewSet(ExchangeViewSet[Subscription]):
     lookup_url_kwarg, lookup_value_converter = "webhook_id", "id"
     pagination_class = None  # a broker has one webhook for each event
     scopes = {"list": (Scope.READ,), "create": TRADERS, "destroy": TRADERS}
-    body_serializers = {"create": SubscribeForm}
-    query_serializers = {"list": WebhooksQuery}
+    body_serializers = {"create": SubscribeSerializer}
+    query_serializers = {"list": WebhooksQuerySerializer}
 
     @documented("list_webhooks", "A broker's webhooks, oldest first", {200: WebhookListBody})
     def list(self, request: Request) -> Response:

@@ -25,7 +25,7 @@ Row = TypeVar("Row", bound=Model)
 MAX_CURSOR_LENGTH = 200
 
 
-class PageQuery(StrictSerializer):
+class PageQuerySerializer(StrictSerializer):
     """The query parameters of every list."""
 
     limit = QueryInteger(1, settings.PAGE_SIZE_MAX, default=settings.PAGE_SIZE_DEFAULT)
@@ -117,7 +117,7 @@ class KeysetPagination(BasePagination):
 
 def parse_page(keyset: Keyset, parameters: dict[str, str], errors: list[FieldError]) -> PageRequest:
     """Parse the page parameters of a query, adding their errors to `errors`."""
-    query = validate(PageQuery, parameters, errors)
+    query = validate(PageQuerySerializer, parameters, errors)
     position = None
     if "cursor" in parameters and all(error.field != "cursor" for error in errors):
         try:

@@ -21,7 +21,7 @@ from drf_spectacular.utils import Direction, OpenApiParameter, OpenApiResponse, 
 from exchange import errors
 from exchange.errors import ExchangeError
 from exchange.http.fields import Choice, StrictField
-from exchange.http.paging import PageQuery
+from exchange.http.paging import PageQuerySerializer
 from exchange.http.problems import MEDIA_TYPE, STATUSES
 from exchange.json_codec import Problem
 
@@ -111,7 +111,7 @@ class Schema(AutoSchema):
                 for name, each in view.filterset_class.base_filters.items()
             ]
         if view.action == "list" and view.pagination_class:
-            parameters.append(PageQuery)
+            parameters.append(PageQuerySerializer)
         return parameters
 
     def _is_list_view(self, serializer: Any = None) -> bool:
@@ -178,11 +178,15 @@ class FieldExtension(OpenApiSerializerFieldExtension):
         return reference if field.takes_all_members else reference | {"enum": schema["enum"]}
 
 
-class FormExtension(OpenApiSerializerExtension):
+class StrictSerializerExtension(OpenApiSerializerExtension):
     """What comes in has no other fields than those named."""
 
     target_class = "exchange.http.fields.StrictSerializer"
     match_subclasses = True
+
+    def get_name(self, auto_schema: AutoSchema, direction: Direction) -> str:
+        """Return the name of the component, which is a class of generated clients: `PlaceOrderForm`."""
+        return type(self.target).__name__.removesuffix("Serializer") + "Form"
 
     def map_serializer(self, auto_schema: AutoSchema, direction: Direction) -> JSONSchema:
         schema: JSONSchema = auto_schema._map_serializer(self.target, direction, bypass_extensions=True)

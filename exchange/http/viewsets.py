@@ -17,7 +17,7 @@ from exchange.http import json_media, rate_limits
 from exchange.http.fields import MAX_ERRORS, MAX_NAME_SHOWN, StrictSerializer, validate
 from exchange.http.filters import Filters
 from exchange.http.middleware import actor_of
-from exchange.http.paging import Keyset, PageQuery, PageRequest, parse_page
+from exchange.http.paging import Keyset, PageQuerySerializer, PageRequest, parse_page
 from exchange.keys import Principal
 from exchange.rules import Scope
 
@@ -119,7 +119,7 @@ class ExchangeViewSet(GenericViewSet[Row]):
         if self.action == "list" and self.filterset_class is not None:
             errors += self.filterset_class.field_errors(_taken(parameters, self.filterset_class.base_filters))
         if self.action == "list" and self.pagination_class is not None:
-            self.page = parse_page(self.keyset, _taken(parameters, PageQuery._declared_fields), errors)
+            self.page = parse_page(self.keyset, _taken(parameters, PageQuerySerializer._declared_fields), errors)
         return errors
 
     def _parsed(self, request: Request) -> dict[str, Any]:

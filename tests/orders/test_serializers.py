@@ -12,10 +12,10 @@ from rest_framework.serializers import Serializer, ValidationError
 from exchange.errors import MalformedRequest
 from exchange.http.fields import StrictSerializer
 from exchange.json_codec import decode_json_object
-from orders.serializers import PlaceOrderForm
+from orders.serializers import PlaceOrderSerializer
 from tests.api import LATER, LIMIT, MARKET, without
 
-FORM = PlaceOrderForm()
+FORM = PlaceOrderSerializer()
 GTD = without(LIMIT, "time_in_force") | {"expires_at": LATER}
 
 # JSON values for the fields: valid, nearly valid and hostile.
@@ -84,7 +84,7 @@ def with_types(values: dict[str, Any] | None) -> Any:
 def assert_equal_validation(body: Any) -> bool:
     """Compare both validations. True if they accept the body."""
     expected = validated(body)
-    assert with_types(PlaceOrderForm.run_fast_validation(body)) == with_types(expected), body
+    assert with_types(PlaceOrderSerializer.run_fast_validation(body)) == with_types(expected), body
     return expected is not None
 
 
@@ -112,7 +112,7 @@ def test_no_value_passes_only_the_fast_validation(name: str, value: Any) -> None
 
 @pytest.mark.parametrize("body", [None, [], [LIMIT], "order", 1, True, {}, {"": 1}, {1: 2}], ids=repr)
 def test_fast_validation_rejects_a_body_that_is_no_order(body: Any) -> None:
-    assert PlaceOrderForm.run_fast_validation(body) is None
+    assert PlaceOrderSerializer.run_fast_validation(body) is None
 
 
 def test_the_largest_notional_is_accepted_and_the_next_is_not() -> None:
@@ -126,7 +126,7 @@ def test_a_valid_order_is_validated_once() -> None:
     called: set[Any] = set()
     sys.setprofile(lambda frame, what, argument: called.add(frame.f_code))
     try:
-        PlaceOrderForm().run_validation(LIMIT)
+        PlaceOrderSerializer().run_validation(LIMIT)
     finally:
         sys.setprofile(None)
 

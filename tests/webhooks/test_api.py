@@ -31,7 +31,7 @@ from tests.exchange.client import Answer, Client
 from tests.trading import BY, PATIENCE_SECONDS, at_once, in_thread
 from webhooks.addresses import Profile
 from webhooks.models import MAX_URL_LENGTH, Delivery, Event, EventType, Subscription
-from webhooks.serializers import SubscribeForm
+from webhooks.serializers import SubscribeSerializer
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -365,7 +365,7 @@ def test_all_invalid_fields_are_listed_together(alice: Client) -> None:
 def test_of_a_body_full_of_nonsense_no_more_is_looked_at_than_is_named(alice: Client) -> None:
     nonsense = HOOKS | {"events": [1] * 30_000}
     errors: list[FieldError] = []
-    validate(SubscribeForm, nonsense, errors)
+    validate(SubscribeSerializer, nonsense, errors)
 
     assert len(errors) == len(refused_hooks(alice, nonsense).fields) == 50
 

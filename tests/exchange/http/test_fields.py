@@ -17,7 +17,7 @@ from exchange.errors import ExchangeError, FieldError
 from exchange.http.fields import MAX_ERRORS, StrictList, field_errors, validate
 from exchange.http.problems import STATUSES, as_exchange_error
 from exchange.models import Broker, Instrument
-from exchange.serializers import InitialHoldingForm, ListInstrumentForm
+from exchange.serializers import InitialHoldingSerializer, ListInstrumentSerializer
 from tests.exchange.client import Client
 
 PATIENCE_SECONDS = 30.0
@@ -131,7 +131,7 @@ class CountedNames(dict[str, Any]):
 
 def test_unknown_fields_are_looked_at_until_an_answer_is_full() -> None:
     body, errors = CountedNames({f"x{n}": n for n in range(100_000)}), list[FieldError]()
-    validate(ListInstrumentForm, body, errors)
+    validate(ListInstrumentSerializer, body, errors)
 
     assert [error.field for error in errors] == ["symbol", *(f"x{n}" for n in range(MAX_ERRORS - 1))]
     assert body.looked_at <= MAX_ERRORS
@@ -140,7 +140,7 @@ def test_unknown_fields_are_looked_at_until_an_answer_is_full() -> None:
 def test_items_of_a_list_are_looked_at_until_an_answer_is_full() -> None:
     items: Iterator[dict[str, Any]] = iter([{}] * 10_000)
     with pytest.raises(serializers.ValidationError) as refusal:
-        StrictList(child=InitialHoldingForm()).run_child_validation(items)
+        StrictList(child=InitialHoldingSerializer()).run_child_validation(items)
 
     assert len(field_errors(refusal.value.detail)) == MAX_ERRORS
     assert len(list(items)) == 10_000 - MAX_ERRORS

@@ -15,7 +15,7 @@ from exchange.http import rate_limits
 from exchange.http.rate_limits import Allowance, RateLimit
 from exchange.rules import Scope
 from orders.models import Order
-from orders.serializers import PlaceOrderForm
+from orders.serializers import PlaceOrderSerializer
 from tests import api, trading
 from tests.api import LIMIT
 from tests.exchange.client import Answer, Client
@@ -292,7 +292,7 @@ LONGEST = {
 
 
 def test_no_order_counts_as_several_for_its_length_unless_it_is_padded(alice: Client) -> None:
-    assert LONGEST.keys() == PlaceOrderForm().fields.keys()
+    assert LONGEST.keys() == PlaceOrderSerializer().fields.keys()
     batch = json.dumps({"orders": [LONGEST] * 500}, indent=4)
 
     assert rate_limits.tokens_for_body(len(json.dumps(LONGEST, indent=4))) == 1
