@@ -1,8 +1,8 @@
 """Limits requests without a valid key, by client address, before Django sees them.
 
-A key that was valid when this process last looked it up is not counted, whatever others do at its address. Any other
-request takes a token of its address, and gives it back if its key turns out to be valid. Keys that have to be looked up
-have tokens of their own: a client that repeats a wrong key, or has none, cannot use those up.
+Requests with a key that was valid when this process last looked it up are not counted. All others take a token of their
+address and return it if the key turns out to be valid. Look-ups of unknown keys take tokens from a separate limit, so
+that clients that repeat a wrong key, or send none, cannot use it up.
 """
 
 import time
@@ -17,18 +17,18 @@ from exchange.http.middleware import Environ
 from exchange.http.rate_limits import RateLimit
 
 _NOT_COUNTED = "/static/"  # a page has many files
-_REFUSED = "gateway.unknown"  # in the environ of a request that was refused here
+_REJECTED = "gateway.is_rejected"  # in the environ of a request that was rejected here
 
 
 class Token(NamedTuple):
-    """What a request without a valid key takes."""
+    """A token that a request without a valid key has taken."""
 
     limit: RateLimit
     address: str
     key: str
 
-    def give_back_if_valid(self) -> None:
-        """Return it if the key has been looked up and is valid."""
+    def return_if_valid(self) -> None:
+        """Return the token if the key has been looked up and is valid."""
         if self.key and keys.was_valid(self.key):
             self.limit.return_token(self.address)
 
@@ -43,13 +43,13 @@ def admit(environ: Environ) -> Token | None:
     allowance = limit.take(token.address, 1, time.monotonic_ns())
     if allowance.is_granted:
         return token
-    environ[_REFUSED] = True
+    environ[_REJECTED] = True
     raise RateLimited(
         f"Too many requests without a valid key came from this address; wait {allowance.seconds} s.",
         retry_after_seconds=allowance.seconds,
     )
 
 
-def is_refused(environ: Environ) -> bool:
-    """True if the request was refused here: it counts for nobody."""
-    return _REFUSED in environ
+def is_rejected(environ: Environ) -> bool:
+    """True if the request was rejected here. Such requests are not counted as rejected orders."""
+    return _REJECTED in environ

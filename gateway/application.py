@@ -1,7 +1,7 @@
-"""What the web server calls: one event loop reads every request and writes every answer.
+"""The API's RSGI application: one event loop reads every request and writes every response.
 
-The usual order and cancel never leave it: while they wait for their turn they cost no thread, nor the switching between
-threads that was two fifths of a web process' time. Everything else is Django's, in threads.
+Orders and cancels on the fast path stay on the event loop. They occupy no thread while they wait, and need no switching
+between threads, which took two fifths of a web process's time. All other requests go to Django, in threads.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 from django.conf import settings
 from django.db import connection
-from granian.rsgi import HTTPProtocol, Scope  # type: ignore[attr-defined]  # the latter comes from within it
+from granian.rsgi import HTTPProtocol, Scope  # type: ignore[attr-defined]  # re-exported from the Rust module
 
 from exchange import heartbeat, readiness, rejection_counts
 from exchange.errors import Overloaded, RateLimited
@@ -40,7 +40,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Gateway:
-    """An RSGI application, as granian runs it."""
+    """The RSGI application that granian runs. `full_path` is Django's WSGI handler."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Gateway:
         self._parse_fast_request = parse_fast_request
         self._connections = Connections()
         self._bodies = RequestBodies()
-        self._delayed_responses = 0  # requests whose refusal is held back
+        self._delayed_responses = 0
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         threading.Thread(target=_run_upkeep, args=[self._connections], name="upkeep", daemon=True).start()
@@ -71,7 +71,7 @@ class Gateway:
         if (
             _places_orders(environ)
             and rejection_counts.is_rejection(response.status)
-            and not address_limits.is_refused(environ)
+            and not address_limits.is_rejected(environ)
         ):
             rejection_counts.add(1)
         protocol.response_bytes(response.status, list(response.headers.items()), response.content)
@@ -86,17 +86,18 @@ class Gateway:
             self._bodies.release(environ)
 
     async def respond(self, environ: Environ) -> RenderedResponse:
-        """The answer, held back if it is that the client asks too much: else it would ask again at once."""
+        """Respond to the request. A 429 is delayed, because many clients repeat the request at once."""
         response = await self._dispatch(environ)
         if response.status == HTTPStatus.TOO_MANY_REQUESTS:
             await self._delay()
         return response
 
     async def _dispatch(self, environ: Environ) -> RenderedResponse:
-        """Whichever way is the request's; an order is turned away at the door when no more may wait.
+        """Send the request down the fast path or the full path. With a full queue, reject orders before either.
 
-        Under several times the load that can be borne, refusing must cost next to nothing. But its body has been read:
-        a server that answers before closes the connection, and the client's next order would have an unknown outcome.
+        Rejections must cost next to nothing, so that they are still sent at several times the load that the exchange
+        can process. The body has been read all the same: otherwise the server would close the connection, and the
+        client's next order would have an unknown outcome.
         """
         if _enters_queue(environ) and self._is_queue_full():
             return _overloaded_response(environ)
@@ -112,11 +113,11 @@ class Gateway:
             return fast_path.finish(environ, problem_response(error, request_id_of(environ)))
         response = await run_in_thread(_call_wsgi, self._full_path, environ)
         if token:
-            token.give_back_if_valid()
+            token.return_if_valid()
         return response
 
     async def _delay(self) -> None:
-        """Slow down a client that was refused and may ask again at once, unless many are being slowed down already."""
+        """Delay a response, unless `RATE_LIMIT_PAUSES` responses are delayed already."""
         if self._delayed_responses < settings.RATE_LIMIT_PAUSES:
             self._delayed_responses += 1
             try:
@@ -126,9 +127,9 @@ class Gateway:
 
 
 def _run_upkeep(connections: Connections) -> None:
-    """What a web process does beside its requests; in a thread of its own, since under load every other is busy.
+    """Run the periodic chores of a web process, in a thread of its own, because the others may be busy under load.
 
-    Keys are renewed twice in the time for which they are believed; counts are written as often.
+    The period is half the lifetime of a cached key, so that keys are refreshed before they expire.
     """
     uses_are_due_at = time.monotonic()
     while True:
@@ -147,22 +148,22 @@ def _run_chore(chore: Callable[[], None]) -> None:
     try:
         with closing(connection):
             chore()
-    except Exception as error:  # whatever it is, the others are to be done, and this one the next time
+    except Exception as error:  # the other chores go on, and this one is retried in the next period
         _log.error("chore_failed", chore=chore.__name__, exc_info=error)
 
 
 def environ_of(scope: Scope) -> Environ:
-    """The request as WSGI has it, but for its body.
+    """The WSGI environment of a request, without its body.
 
-    A header that came more than once is joined, as cookies are; of those that describe the body the first one counts.
-    One with an underscore in its name is left out: WSGI would take `X_Forwarded_For` for the `X-Forwarded-For` of a
-    proxy. One that is not ASCII is not there: granian leaves it out.
+    Repeated headers are joined; of repeated Content-Type and Content-Length headers, the first counts. Headers with an
+    underscore in their name are left out, because WSGI would take `X_Forwarded_For` for the `X-Forwarded-For` of a
+    proxy. granian leaves out headers that are not ASCII.
     """
     server, _, port = scope.server.rpartition(":")
     environ = {
         "REQUEST_METHOD": scope.method,
         "SCRIPT_NAME": "",
-        "PATH_INFO": scope.path.encode().decode("latin-1"),  # WSGI's way of writing bytes
+        "PATH_INFO": scope.path.encode().decode("latin-1"),  # WSGI represents bytes as latin-1
         "QUERY_STRING": scope.query_string.encode().decode("latin-1"),
         "SERVER_PROTOCOL": f"HTTP/{scope.http_version}",
         "SERVER_NAME": server,
@@ -185,7 +186,7 @@ def environ_of(scope: Scope) -> Environ:
 
 
 def _enters_queue(environ: Environ) -> bool:
-    """Whether it would wait for its turn. A mass cancel does not: it goes its own way."""
+    """True if the request waits in the sequencer's queue. A mass cancel does not."""
     path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
     return (method == "POST" and path == "/orders") or (method in ("POST", "DELETE") and path.startswith("/orders/"))
 
@@ -196,7 +197,7 @@ def _is_health_check(environ: Environ) -> bool:
 
 
 def _health_response(environ: Environ) -> RenderedResponse | None:
-    """The answer from memory, if it is there. It costs no more than a refusal, so nobody is refused one."""
+    """The cached response to a health check, or None. It costs no more than a rejection, so it has no rate limit."""
     if environ["PATH_INFO"] == "/healthz":
         return fast_path.finish(environ, json_response(HealthBody("ok")))
     if body := readiness.cached():
@@ -221,6 +222,6 @@ def _call_wsgi(application: WSGI, environ: Environ) -> RenderedResponse:
         content = b"".join(pieces)
     finally:
         if hasattr(pieces, "close"):
-            pieces.close()  # the request has ended
+            pieces.close()
     status, headers = start
     return RenderedResponse(int(status.partition(" ")[0]), dict(headers), content)

@@ -1,7 +1,7 @@
-"""How many connections one address may hold open in this process: those above the limit are closed now and then.
+"""Limits the open connections of each client address by closing those above the limit from time to time.
 
-The web server takes every connection that comes, and closes what is silent after a while. Here an address is kept from
-holding too many meanwhile: of these the ones go that have been silent for longest.
+The web server accepts every connection and closes idle ones after a timeout. Of an address with too many connections,
+those that have been idle for longest are closed here.
 """
 
 import os
@@ -20,15 +20,15 @@ from django.conf import settings
 
 from exchange.audit import IPV6_PREFIX
 
-FD_FOLDER = Path("/dev/fd")  # of this process
-PROC_NET_TABLES = [Path("/proc/net/tcp"), Path("/proc/net/tcp6")]  # the kernel's, of all processes
-STATE_ESTABLISHED = "01"  # there
+FD_FOLDER = Path("/dev/fd")  # open files of this process
+PROC_NET_TABLES = [Path("/proc/net/tcp"), Path("/proc/net/tcp6")]  # connections of all processes
+STATE_ESTABLISHED = "01"  # in these tables
 
 _log = structlog.get_logger(__name__)
 
 
 class Connection(NamedTuple):
-    """The other end's "address:port", the network that counts as one address with it, and the kernel's number of it."""
+    """A client's "address:port", the network that counts as its address, and the inode of the socket."""
 
     client: str
     network: str
@@ -36,26 +36,26 @@ class Connection(NamedTuple):
 
 
 class Connections:
-    """The clients' connections of this process, and when each of them asked for something last."""
+    """The client connections of this process, and the time of the last request of each."""
 
     def __init__(self) -> None:
-        self._port: int | None = None  # of the web server; unknown before its first request
+        self._port: int | None = None  # of the web server, known from its first request
         self._last_request_at: dict[str, float] = {}  # by client
 
     def record_request(self, server: str, client: str, now: float) -> None:
-        """A request came to this "address:port" from that one."""
+        """Record a request from `client` to `server`, each an "address:port"."""
         self._last_request_at[client] = now
         if self._port is None:
             self._port = int(server.rpartition(":")[2])
 
     def close_excess(self) -> None:
-        """Close what an address has open above `CONNECTIONS_PER_ADDRESS`, but for `UNLIMITED_ADDRESSES`."""
+        """Close connections above `CONNECTIONS_PER_ADDRESS` of each address, except for `UNLIMITED_ADDRESSES`."""
         if self._port is None:
             return
         connections = list(_connections(self._port))
         for client in self._last_request_at.keys() - {each.client for each in connections}:
             self._last_request_at.pop(client, None)
-        if not _over_limit(connections):  # of any process: to know our own takes longer
+        if not _over_limit(connections):  # of any process: finding those of this process takes longer
             return
         descriptors = dict(_sockets())
         for network, own in _over_limit([each for each in connections if each.inode in descriptors]).items():
@@ -67,7 +67,7 @@ class Connections:
 
 
 def _over_limit(connections: Collection[Connection]) -> dict[str, list[Connection]]:
-    """The connections of each network that has too many, if it is limited."""
+    """The connections of each limited network that has too many."""
     by_network: dict[str, list[Connection]] = defaultdict(list)
     for each in connections:
         by_network[each.network].append(each)
@@ -84,10 +84,10 @@ def _is_unlimited(client: str) -> bool:
 
 
 def _connections(port: int) -> Iterator[Connection]:
-    """Those that are open to this port, of whichever process."""
+    """The open connections to this port, of any process."""
     local_suffix = f":{port:04X}"
     for table in PROC_NET_TABLES:
-        with suppress(FileNotFoundError), table.open() as lines:  # there is no IPv6 everywhere
+        with suppress(FileNotFoundError), table.open() as lines:  # a system may lack IPv6
             for line in lines:
                 _, local, remote, state, _, _, _, _, _, inode, *_ = line.split()
                 if state == STATE_ESTABLISHED and local.endswith(local_suffix):
@@ -98,7 +98,7 @@ def _connections(port: int) -> Iterator[Connection]:
 
 @lru_cache(maxsize=65_536)
 def _address(hex_address: str) -> tuple[str, str]:
-    """An address as the kernel writes it, in words as they are in memory; and what counts as one address with it."""
+    """Parse the kernel's hexadecimal address, 32-bit words in host byte order; return it and its network."""
     words = [bytes.fromhex(hex_address[at : at + 8]) for at in range(0, len(hex_address), 8)]
     address = ip_address(b"".join(word[::-1] if sys.byteorder == "little" else word for word in words))
     if address.version == 4:
@@ -109,16 +109,16 @@ def _address(hex_address: str) -> tuple[str, str]:
 
 
 def _sockets() -> Iterator[tuple[int, int]]:
-    """The kernel's number and the descriptor of each socket of this process."""
+    """The inode and the descriptor of each socket of this process."""
     for name in os.listdir(FD_FOLDER):
-        with suppress(OSError):  # it was closed meanwhile
+        with suppress(OSError):  # closed since it was listed
             kind, _, number = os.readlink(FD_FOLDER / name).partition(":")
             if kind == "socket":
                 yield int(number.strip("[]")), int(name)
 
 
 def _close(descriptor: int, inode: int) -> None:
-    """End the connection: the web server then closes it. The descriptor may be another's by now."""
+    """Shut the connection down, so that the web server closes it. Its descriptor may have been reused by now."""
     with suppress(OSError):
         copy = os.dup(descriptor)
         if os.fstat(copy).st_ino == inode:

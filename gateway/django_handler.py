@@ -1,18 +1,18 @@
-"""Django's WSGI handler, with requests that no Content-Type can break."""
+"""Django's WSGI handler, with requests that accept any Content-Type."""
 
 from typing import Any
 
 from django.core.handlers.wsgi import WSGIHandler, WSGIRequest
 from django.http import HttpResponse
 
-_BROWSER_PATHS = ("/static/", "/docs")  # files and pages: Django's own way
+_BROWSER_PATHS = ("/static/", "/docs")  # files and pages, answered by Django's own handler
 
 
 class ExchangeRequest(WSGIRequest):
-    """A request whose Content-Type is a media type, with the boundary of a form if it is one.
+    """A request whose Content-Type keeps only the media type and a form's boundary.
 
-    JSON has no charset. Django and REST framework believe one all the same: names that Python knows (`rot13`) or
-    stumbles over would make reading even the query string fail, before any of our code runs.
+    JSON has no charset, but Django and REST framework apply one. An unsuitable one (`rot13`) would make even reading
+    the query string fail, before any of our code runs.
     """
 
     def _set_content_type_params(self, meta: dict[str, Any]) -> None:
@@ -26,14 +26,14 @@ class ExchangeHandler(WSGIHandler):
     request_class = ExchangeRequest
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
-        """Answer, as Django's handler does but for the API without its signals.
+        """Respond like Django's handler, but for the API without its request signals.
 
-        All that hangs on them for us is that the connection goes back to the pool, and under many threads sending them
-        showed in every profile: they wait for one lock.
+        Their only receiver that matters here returns the connection to the pool, which `run_in_thread` does. Sending
+        them showed in every profile with many threads, because they wait for one lock.
         """
         if environ["PATH_INFO"].startswith(_BROWSER_PATHS):
             return super().__call__(environ, start_response)
         response = self.get_response(self.request_class(environ))
-        assert isinstance(response, HttpResponse)  # nothing of the API is sent piece by piece
+        assert isinstance(response, HttpResponse)  # the API streams nothing
         start_response(f"{response.status_code} {response.reason_phrase}", list(response.items()))
         return [response.content]

@@ -1,8 +1,7 @@
-"""The short way: what is asked in the one usual form is done past Django's handler, middleware, URL map and views.
+"""The fast path: executes requests in their usual form without Django's handler, middleware, URL map and views.
 
-Those cost several times what is done for an order. Whatever is not certain here, and whatever is to be refused before
-anything is carried out, is left to the long way: there all is checked, and every refusal is worded. Until then nothing
-was done and nothing was counted.
+Those cost several times as much as the order itself. A request that is unusual, or that must be rejected before it is
+executed, takes the full path, which makes all checks and words all errors. Until then nothing was executed or counted.
 """
 
 import re
@@ -23,14 +22,14 @@ from exchange.http.rate_limits import RateLimit
 from exchange.http.responses import JSON, RenderedResponse
 from exchange.keys import Principal, cached_principal
 
-_JSON_TYPES = {JSON, f"{JSON}; charset=utf-8"}  # what clients send that nobody told what to send
+_JSON_TYPES = {JSON, f"{JSON}; charset=utf-8"}  # what HTTP clients send by default
 _SCHEME = "Bearer "
 _LENGTH = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True)
 class FastRequest:
-    """A request that may be carried out as it stands, once its key's limit has room for it."""
+    """A validated request, ready to be executed once its key's rate limit allows it."""
 
     principal: Principal
     limit: RateLimit
@@ -38,13 +37,13 @@ class FastRequest:
 
 
 def principal_of(environ: Mapping[str, Any]) -> Principal | None:
-    """Who asks, if the key is the one header it should be and was looked up a moment ago."""
+    """The principal of a cached key in a well-formed Authorization header, or None."""
     authorization: str = environ.get("HTTP_AUTHORIZATION", "")
     return cached_principal(authorization[len(_SCHEME) :]) if authorization.startswith(_SCHEME) else None
 
 
 def body_of(environ: Environ) -> bytes | None:
-    """The body of a POST if it is JSON, of a length that was told and counts as one request; it can be read again."""
+    """A JSON body with a Content-Length that counts as one request, or None. It can be read again."""
     length = environ.get("CONTENT_LENGTH", "")
     if environ.get("CONTENT_TYPE") not in _JSON_TYPES or "HTTP_TRANSFER_ENCODING" in environ:
         return None
@@ -59,7 +58,7 @@ def body_of(environ: Environ) -> bytes | None:
 
 
 async def run(request: FastRequest, environ: Environ) -> RenderedResponse | None:
-    """Carry it out; None, and nothing was done, when its key has used up its limit."""
+    """Execute the request. None, without executing it, if its key has used up its rate limit."""
     allowance = request.limit.take(request.principal.key_prefix, 1, time.monotonic_ns())
     if not allowance.is_granted:
         return None
@@ -75,14 +74,14 @@ async def run(request: FastRequest, environ: Environ) -> RenderedResponse | None
 def finish(
     environ: Environ, response: RenderedResponse, principal: Principal | None = None, headers: Mapping[str, str] = {}
 ) -> RenderedResponse:
-    """The response with the headers of every response and its own, once it is logged."""
+    """Log the request and return the response with all headers."""
     log_request(environ, environ["PATH_INFO"], response.status, principal)
     all_headers = {**_COMMON_HEADERS, **response.headers, **headers, "X-Request-Id": request_id_of(environ)}
     return response._replace(headers=all_headers)
 
 
 def _middleware_headers() -> dict[str, str]:
-    """The headers that Django's middleware gives every answer."""
+    """The headers that Django's middleware adds to every response."""
     response = HttpResponse()
     del response["Content-Type"]
     for middleware in (SecurityMiddleware, XFrameOptionsMiddleware):

@@ -1,4 +1,4 @@
-"""The two requests that are made all day, by the short way: place an order, cancel an order."""
+"""The two requests of the fast path: place an order, cancel an order."""
 
 import re
 import time
@@ -18,13 +18,13 @@ from orders.matching.commands import CancelOrder, PlaceOrder, Replayed
 from orders.order_responses import cancel_command, cancel_response, place_response
 from orders.serializers import PlaceOrderSerializer
 
-MAX_TRADES_ON_LOOP = 100  # to put more into an answer takes long enough to be noticed by all others on the loop
+MAX_TRADES_ON_LOOP = 100  # rendering more would delay the other requests on the event loop
 
 _ORDER = re.compile(r"/orders/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 
 
 def parse_fast_request(environ: Environ) -> FastRequest | None:
-    """What a request asks for, if it is one of the two, and in a form that is beyond doubt."""
+    """The request for the fast path, or None if it takes the full path."""
     match environ["REQUEST_METHOD"], environ["PATH_INFO"]:
         case "POST", "/orders":
             return None if environ["QUERY_STRING"] else _parse_place(environ)
@@ -36,11 +36,11 @@ def parse_fast_request(environ: Environ) -> FastRequest | None:
 
 def _parse_place(environ: Environ) -> FastRequest | None:
     body = body_of(environ)
-    principal = principal_of(environ)  # not before: a client may be slow to send, and its key be revoked meanwhile
+    principal = principal_of(environ)  # after the body, which may be slow to arrive while the key is revoked
     if body is None or principal is None or Scope.TRADE not in principal.scopes:
         return None
     limit = rate_limits.requests()
-    if limit.is_exhausted(principal.key_prefix, time.monotonic_ns()):  # refused before its body is looked at
+    if limit.is_exhausted(principal.key_prefix, time.monotonic_ns()):  # rejected before the body is parsed
         return None
     try:
         values = PlaceOrderSerializer.run_fast_validation(decode_json_object(body))

@@ -1,4 +1,4 @@
-"""Reads request bodies: whole, in time, and only a few large ones at a time for each key.
+"""Reads request bodies completely, within a time limit, and only a few large ones at a time per key.
 
 Most bodies are small. Large ones stay in memory until the response is sent, so without this limit one client could
 fill the memory of a web process before its key is checked.
@@ -9,40 +9,40 @@ from collections import Counter
 from io import BytesIO
 
 from django.conf import settings
-from granian.rsgi import HTTPProtocol, ProtocolClosed  # type: ignore[attr-defined]  # the latter comes from within it
+from granian.rsgi import HTTPProtocol, ProtocolClosed  # type: ignore[attr-defined]  # re-exported from the Rust module
 
 from exchange.errors import Overloaded
 from exchange.http.authentication import bearer_key
 from exchange.http.middleware import Environ
 from exchange.keys import was_valid
 
-MAX_CHUNKS = 1_024  # of a body sent in chunks: each costs the event loop as much as a request
+MAX_CHUNKS = 1_024  # of a chunked body: each chunk costs the event loop as much as a request
 
-_LARGE_BODY_OF = "exchange.large_body_of"  # in the environ of a request with a large body: the key that sent it
+_LARGE_BODY_OF = "exchange.large_body_of"  # in the environ of a request with a large body: its key
 
 
 class _Incomplete(BytesIO):
-    """A body that did not arrive whole. Reading it raises, so that a part is not mistaken for the whole."""
+    """A body that did not arrive completely. Reading it raises, so that a part is not used as the body."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        raise OSError("The body broke off.")
+        raise OSError("The request body is incomplete.")
 
 
 class RequestBodies:
-    """The bodies of one web process. A body longer than `MAX_BODY_BYTES` is large."""
+    """The request bodies of a web process. A body longer than `MAX_BODY_BYTES` is large."""
 
     def __init__(self) -> None:
-        self._large: Counter[str] = Counter()  # by key; "" stands for every key that is not known to be valid
+        self._large: Counter[str] = Counter()  # by key; "" stands for all keys not known to be valid
 
     async def receive(self, environ: Environ, protocol: HTTPProtocol) -> None:
-        """Put the body into `environ`. A body that is too long, or breaks off, or is too slow, cannot be read there.
+        """Put the body into `environ`. Reading it raises there if it is too long, incomplete or too slow.
 
-        Raise `Overloaded` if the key has `MAX_LARGE_BODIES` large ones here already.
+        Raise `Overloaded` if the key has `MAX_LARGE_BODIES` large bodies already.
         """
         environ["wsgi.input"] = await self._read(environ, protocol)
 
     def release(self, environ: Environ) -> None:
-        """The request is answered, and its body is no longer held."""
+        """Stop counting the body of a request that has its response."""
         key = environ.pop(_LARGE_BODY_OF, None)
         if key is not None:
             self._large[key] -= 1
@@ -67,10 +67,10 @@ class RequestBodies:
         return _Incomplete()
 
     async def _read_chunks(self, environ: Environ, protocol: HTTPProtocol) -> BytesIO:
-        """Read as much as the longest body allowed and a byte, by which others see that it is too long.
+        """Read up to the longest allowed body, and beyond it far enough to show that the body is too long.
 
-        granian does not say whether the body ended or broke off. In the middle of JSON that shows; with nothing it
-        would not.
+        granian does not say whether the body ended or broke off. A JSON parser notices a truncated body, but not an
+        empty one.
         """
         body, chunks, is_admitted = bytearray(), 0, True
         async for chunk in protocol:
@@ -88,7 +88,7 @@ class RequestBodies:
         return BytesIO(body) if body else _Incomplete()
 
     def _admit(self, environ: Environ, length: int) -> bool:
-        """Count a large body for its key, unless that has too many."""
+        """Count a large body for its key. False if the key has too many."""
         if length <= settings.MAX_BODY_BYTES or _LARGE_BODY_OF in environ:
             return True
         key = bearer_key(environ) or ""
@@ -101,7 +101,7 @@ class RequestBodies:
 
 
 async def _skip(protocol: HTTPProtocol) -> None:
-    """Read the rest of the body and drop it. A client that gets its response too early may see a closed connection."""
+    """Read and discard the rest of the body. After an early response, the client may see a closed connection."""
     chunks = 0
     async for _ in protocol:
         chunks += 1
