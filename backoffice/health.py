@@ -40,7 +40,7 @@ def due_to(subscription_id: Any) -> QuerySet[Delivery]:
     """Return the pending deliveries of a subscription, oldest first.
 
     The two bounds and both sort columns force the planner to use the index of pending deliveries; see
-    `webhooks.claims`.
+    `webhooks.delivery_queue`.
     """
     due = Delivery.objects.filter(
         claimed_at=None, subscription_id__gte=subscription_id, subscription_id__lte=subscription_id

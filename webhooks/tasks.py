@@ -11,7 +11,7 @@ from celery import shared_task
 from celery.signals import worker_shutting_down
 
 from exchange import heartbeat
-from webhooks import delivery, keeping
+from webhooks import dispatcher, retention
 from webhooks.wakeup import TASK
 
 _log = structlog.get_logger(__name__)
@@ -25,7 +25,7 @@ def deliver(shard: int) -> None:
     """
     heartbeat.mark(heartbeat.WEBHOOKS)
     try:
-        delivery.drain(shard)
+        dispatcher.drain(shard)
     except psycopg.OperationalError as error:
         _log.warning("deliveries_put_off", shard=shard, error=str(error))
 
@@ -33,10 +33,10 @@ def deliver(shard: int) -> None:
 @shared_task
 def drop_old() -> None:
     """Drop what is no longer kept."""
-    keeping.drop_old()
+    retention.delete_old()
 
 
 @worker_shutting_down.connect
 def stop(**_: Any) -> None:
     """A worker that was told to stop finishes what is on its way, and claims nothing more."""
-    delivery.stop()
+    dispatcher.stop()

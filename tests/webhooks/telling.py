@@ -12,7 +12,7 @@ from orders.enums import Side
 from orders.matching import service
 from tests import trading
 from tests.trading import order
-from webhooks import claims, delivery, services, wakeup
+from webhooks import delivery_queue, dispatcher, services, wakeup
 from webhooks.models import Delivery, EventType
 
 ASK_AGAIN_SECONDS = 1.0  # as often as beat does: a hint may be lost, and there is no beat in most tests
@@ -35,7 +35,7 @@ def trade(each: int = 1, *, of: str | Sequence[str] = "alice", against: str = "m
 
 def drain(shard: int = 0) -> None:
     """Send what is due from this process, in a thread that may not take for ever."""
-    trading.in_thread(partial(delivery.drain, shard)).result(trading.PATIENCE_SECONDS)
+    trading.in_thread(partial(dispatcher.drain, shard)).result(trading.PATIENCE_SECONDS)
 
 
 def settle() -> None:
@@ -57,11 +57,11 @@ def outcomes(broker_id: str = "alice") -> list[Told]:
 def no_dispatcher() -> Iterator[None]:
     """Nobody sends anything: we hold the lock of the only shard, as a dispatcher does."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_lock(%s, 0)", [claims._LOCKS])
+        cursor.execute("SELECT pg_advisory_lock(%s, 0)", [delivery_queue._LOCKS])
         try:
             yield
         finally:
-            cursor.execute("SELECT pg_advisory_unlock(%s, 0)", [claims._LOCKS])
+            cursor.execute("SELECT pg_advisory_unlock(%s, 0)", [delivery_queue._LOCKS])
 
 
 def wait_until_idle() -> None:

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from pytest_django.fixtures import Settings
 
 from tests.receiver import Receiver, answer, redirect
-from webhooks import sending
+from webhooks import http_client
 from webhooks.addresses import ENDS_IN_A_NUMBER, Address, BadUrl, Profile, check_url, is_blocked
-from webhooks.claims import Claim, Outcome
+from webhooks.delivery_queue import Claim, Outcome
 from webhooks.models import DeliveryError
 
 LOCAL, PUBLIC = Profile.LOCAL, Profile.PUBLIC
@@ -74,7 +74,7 @@ class Dispatch:
         self._connector = runner.run(self._begin())
 
     async def _begin(self) -> aiohttp.TCPConnector:
-        return sending.connector(self._names)
+        return http_client.connector(self._names)
 
     def resolve(self, name: str, *addresses: str) -> None:
         """`name` is at these addresses from now on."""
@@ -83,7 +83,7 @@ class Dispatch:
 
     def send(self, url: str) -> Outcome:
         claim = Claim(uuid4(), uuid4(), url, [], "trade.executed", 1, "{}")
-        return self._runner.run(sending.send(self._connector, claim))
+        return self._runner.run(http_client.send(self._connector, claim))
 
     def error(self, url: str) -> DeliveryError | None:
         return self.send(url).error
@@ -523,8 +523,8 @@ def test_of_very_many_addresses_a_few_are_dialled(dispatch: Dispatch, address: s
     outcome = dispatch.send("http://many.test/")
 
     assert outcome.error == (DeliveryError.NOT_CONNECTED if allowed else BLOCKED)
-    assert len({*dispatch.dialled}) == (sending.MAX_ADDRESSES if allowed else 0)
-    assert len(dispatch.dialled) < sending.MAX_ADDRESSES**2
+    assert len({*dispatch.dialled}) == (http_client.MAX_ADDRESSES if allowed else 0)
+    assert len(dispatch.dialled) < http_client.MAX_ADDRESSES**2
     assert outcome.duration_ms < 1_000
 
 

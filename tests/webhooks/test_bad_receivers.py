@@ -28,7 +28,7 @@ from tests.celery_processes import Celery, CeleryProcess, start_all
 from tests.receiver import HEAD_END, Behaviour, Connection, Receiver, Request, answer, hang, redirect
 from tests.trading import attempt, in_thread, order, place
 from tests.webhooks.telling import Told, drain, outcomes, settle, subscribe, trade
-from webhooks import delivery, sending
+from webhooks import dispatcher, http_client
 from webhooks.models import Delivery, EventType
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -206,7 +206,7 @@ def test_no_more_are_on_their_way_at_a_time_than_there_are_lanes(receiver: Recei
         trading.broker(name)
         subscribe(name, receiver.on(f"/{name}", hang))
     trade(LANES_PER_ENDPOINT, of=brokers)
-    draining = in_thread(partial(delivery.drain, 0))
+    draining = in_thread(partial(dispatcher.drain, 0))
 
     assert receiver.wait_for(LANES, PATIENCE_SECONDS)
     time.sleep(0.5)
@@ -274,7 +274,7 @@ def trade_id(request: Request) -> str:
 # --- Names ----------------------------------------------------------------------------------------------------------
 
 KNOWN, DENIED = "known.test", "denied.test"
-connector_as_it_is = sending.connector
+connector_as_it_is = http_client.connector
 
 
 class NameServer:
@@ -319,7 +319,7 @@ def test_names_that_never_resolve_delay_nobody(
     # Without it look-ups share a few threads, which slow ones would hold.
     assert aiohttp.DefaultResolver is aiohttp.AsyncResolver
     settings.WEBHOOK_DEADLINE_SECONDS = 3.0
-    monkeypatch.setattr(sending, "connector", NameServer().connector)
+    monkeypatch.setattr(http_client, "connector", NameServer().connector)
     slow = [f"slow-{number}" for number in range(40)]
     hosts = {name: f"{name}.test" for name in slow} | {"denied": DENIED, "known": KNOWN}
     for name, host in (hosts | {"address": "127.0.0.1"}).items():

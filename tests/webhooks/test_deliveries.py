@@ -35,7 +35,7 @@ from tests.celery_processes import Celery, CeleryProcess, start_all
 from tests.receiver import Receiver, Request, answer, hang
 from tests.trading import BY, in_thread, order, place
 from tests.webhooks.telling import drain, no_dispatcher, outcomes, settle, subscribe, trade, wait_until_idle
-from webhooks import delivery, services, wakeup
+from webhooks import dispatcher, services, wakeup
 from webhooks.models import Delivery, Event, EventType
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -411,7 +411,7 @@ def test_a_second_drain_in_a_process_has_the_first_look_again(no_worker: None, r
     subscribe("alice", receiver.on("/alice", answer(after_seconds=3)))
     subscribe("bob", receiver.url("/bob"))
     trade()
-    draining = in_thread(partial(delivery.drain, 0))
+    draining = in_thread(partial(dispatcher.drain, 0))
     assert receiver.wait_for(1, PATIENCE_SECONDS)
     trade(of="bob")
     drain()
@@ -427,7 +427,7 @@ def test_each_delivery_is_sent_once_however_many_dispatchers_there_are(
     """In two workers and in this process; one of them works at a time."""
     start_all(celery.webhook_worker("first"), celery.webhook_worker("second"))
     due = due_everywhere(receiver, 100)
-    ours = in_thread(partial(delivery.drain, 0))
+    ours = in_thread(partial(dispatcher.drain, 0))
     while len(receiver.requests) < due / 2:
         wakeup.ask()
         time.sleep(settings.WEBHOOK_WAKE_UP_PAUSE_SECONDS)
@@ -457,12 +457,12 @@ def test_a_clean_stop_under_load_loses_nothing(no_worker: None, celery: Celery, 
 def test_what_is_claimed_when_the_dispatcher_is_told_to_stop_is_given_back(no_worker: None, receiver: Receiver) -> None:
     subscribe("alice", receiver.url())
     trade(5)
-    dispatcher = delivery.Dispatcher(0)
+    ours = dispatcher.Dispatcher(0)
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("LOCK webhooks_delivery")
-        running = in_thread(lambda: asyncio.run(dispatcher.run()))
+        running = in_thread(lambda: asyncio.run(ours.run()))
         assert wait_until(somebody_waits_for_a_lock, PATIENCE_SECONDS)  # about to claim
-        dispatcher.stop()
+        ours.stop()
     running.result(PATIENCE_SECONDS)
     assert receiver.requests == []
     assert not Delivery.objects.exclude(claimed_at=None).exists()

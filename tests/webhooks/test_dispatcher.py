@@ -19,8 +19,8 @@ from orders.matching import service
 from tests import trading
 from tests.receiver import Receiver, answer, hang
 from tests.trading import in_thread
-from webhooks import delivery, services, wakeup
-from webhooks.claims import Claims, Endpoint
+from webhooks import dispatcher, services, wakeup
+from webhooks.delivery_queue import Claims, Endpoint
 from webhooks.models import Delivery, EventType
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -33,7 +33,7 @@ NEVER_SECONDS = 60.0
 @pytest.fixture(autouse=True)
 def _may_start_again() -> Iterator[None]:
     yield
-    delivery._stopping.clear()
+    dispatcher._stopping.clear()
 
 
 def cancels(broker_id: str, count: int) -> None:
@@ -67,14 +67,14 @@ def test_a_broker_that_moves_its_webhook_gets_no_more_lanes(receiver: Receiver) 
     urls = [receiver.on(f"/{number}", hang) for number in range(20)]
     subscribe("mover", urls[0])
     cancels("mover", 40)
-    draining = in_thread(partial(delivery.drain, 0))
+    draining = in_thread(partial(dispatcher.drain, 0))
     for url in urls:
         subscribe("mover", url)
-        delivery.drain(0)  # a poke
+        dispatcher.drain(0)  # a poke
         time.sleep(0.1)
 
     assert len(receiver.requests) == 4
-    delivery.stop()
+    dispatcher.stop()
     draining.result(trading.PATIENCE_SECONDS)
 
 
@@ -89,12 +89,12 @@ def test_endpoints_that_hang_keep_a_new_one_waiting_for_one_deadline_at_most(
         cancels(f"bad-{number}", 12)
     trading.broker("good")
     subscribe("good", receiver.url("/good"))
-    draining = in_thread(partial(delivery.drain, 0))
+    draining = in_thread(partial(dispatcher.drain, 0))
     assert receiver.wait_for(4, ALLOWED_SECONDS)
     cancels("good", 1)
 
     assert receiver.wait_for(1, DEADLINE_SECONDS + ALLOWED_SECONDS, path="/good")
-    delivery.stop()
+    dispatcher.stop()
     draining.result(trading.PATIENCE_SECONDS)
 
 
@@ -102,7 +102,7 @@ def test_what_was_on_its_way_when_the_connection_was_lost_is_noted_all_the_same(
     trading.broker("alice")
     subscribe("alice", receiver.on("/slow", answer(after_seconds=1)))
     cancels("alice", 4)
-    draining = in_thread(partial(delivery.drain, 0))
+    draining = in_thread(partial(dispatcher.drain, 0))
     assert receiver.wait_for(4, ALLOWED_SECONDS)
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND granted")
@@ -121,7 +121,7 @@ def test_attempts_that_end_one_by_one_are_noted_together(
         trading.broker(f"broker-{number}")
         subscribe(f"broker-{number}", receiver.on(f"/{number}", answer(after_seconds=number * 0.1)))
         cancels(f"broker-{number}", 4)
-    in_thread(partial(delivery.drain, 0)).result(trading.PATIENCE_SECONDS)
+    in_thread(partial(dispatcher.drain, 0)).result(trading.PATIENCE_SECONDS)
 
     assert list(Delivery.objects.values_list("status_code", flat=True)) == [200] * 32
     assert looks == [8, 0]
@@ -134,10 +134,10 @@ def test_a_lane_that_gets_free_is_used_at_once(receiver: Receiver, settings: Set
         trading.broker(broker_id)
         subscribe(broker_id, receiver.on(f"/{broker_id}", behaviour))
         cancels(broker_id, count)
-    draining = in_thread(partial(delivery.drain, 0))
+    draining = in_thread(partial(dispatcher.drain, 0))
 
     assert receiver.wait_for(40, ALLOWED_SECONDS, path="/good")
-    delivery.stop()
+    dispatcher.stop()
     draining.result(trading.PATIENCE_SECONDS)
 
 
@@ -149,10 +149,10 @@ def test_when_all_lanes_are_taken_the_first_that_gets_free_is_used_at_once(
         trading.broker(f"broker-{number}")
         subscribe(f"broker-{number}", receiver.url(f"/{number}"))
         cancels(f"broker-{number}", 1)
-    draining = in_thread(partial(delivery.drain, 0))
+    draining = in_thread(partial(dispatcher.drain, 0))
 
     assert receiver.wait_for(12, ALLOWED_SECONDS)
-    delivery.stop()
+    dispatcher.stop()
     draining.result(trading.PATIENCE_SECONDS)
 
 
@@ -163,7 +163,7 @@ def test_a_dispatcher_at_work_finds_what_comes_without_a_hint(receiver: Receiver
     trading.broker("alice")
     subscribe("alice", receiver.url("/alice"))
     cancels("slow", 1)
-    draining = in_thread(partial(delivery.drain, 0))
+    draining = in_thread(partial(dispatcher.drain, 0))
     assert receiver.wait_for(1, ALLOWED_SECONDS)
     cancels("alice", 1)
 
@@ -181,8 +181,8 @@ def test_a_stop_is_remembered(receiver: Receiver) -> None:
     subscribe("alice", receiver.url())
     cancels("alice", 1)
 
-    delivery.stop()
-    delivery.drain(0)
+    dispatcher.stop()
+    dispatcher.drain(0)
 
     assert receiver.requests == []
     assert not Delivery.objects.exclude(claimed_at=None).exists()

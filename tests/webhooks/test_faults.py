@@ -37,7 +37,7 @@ from tests.orders.test_faults import AMPLE, SYMBOLS, Client
 from tests.receiver import Receiver, Request, answer
 from tests.trading import in_thread
 from tests.webhooks import reconciling
-from webhooks import claims, delivery, services
+from webhooks import delivery_queue, dispatcher, services
 from webhooks.models import Delivery, EventType
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -54,7 +54,7 @@ LONG, FEW = 20_000, 50  # rows
 A_MOMENT_SECONDS = 3.0  # on its way may be what was claimed just before a subscription changed
 SLOWEST_SECONDS = 5.0  # that an order may take while two cores run all of this
 EVERY_SECOND = settings.WEBHOOK_DRAIN_EVERY_SECONDS
-DISPATCH = "import config, django; django.setup()\nfrom webhooks import delivery\nwhile True: delivery.drain(0)"
+DISPATCH = "import config, django; django.setup()\nfrom webhooks import dispatcher\nwhile True: dispatcher.drain(0)"
 
 
 @dataclass
@@ -191,7 +191,7 @@ def test_a_dispatcher_looks_once_more_before_it_ends(
     """A hint that was lost, or that another worker took, costs no more than its patience."""
     settings.WEBHOOK_LINGER_SECONDS = 2.0
     trade("alice", "bob")
-    draining = in_thread(partial(delivery.drain, 0))
+    draining = in_thread(partial(dispatcher.drain, 0))
     assert wait_until(lambda: Delivery.objects.exclude(completed_at=None).count() == 2, RESUME_SECONDS)
     trade("bob", "carol")
     draining.result(RESUME_SECONDS)
@@ -206,8 +206,8 @@ def test_what_is_due_is_found_and_claimed_without_reading_past_a_long_queue() ->
         cursor.execute("ANALYZE webhooks_delivery, webhooks_event, webhooks_subscription")
     subscription_id = queue("bob", 5)
     wanted = json.dumps([{"id": str(subscription_id), "url": "http://127.0.0.1:9/bob", "room": 4}])
-    assert 0 < rows_read(claims._DUE, 4) < FEW
-    assert 0 < rows_read(claims._SETTLE_AND_CLAIM, "[]", wanted) < FEW
+    assert 0 < rows_read(delivery_queue._DUE, 4) < FEW
+    assert 0 < rows_read(delivery_queue._SETTLE_AND_CLAIM, "[]", wanted) < FEW
     assert reconciling.due(of_the_session()) == LONG + 1
 
 

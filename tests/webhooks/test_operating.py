@@ -23,8 +23,8 @@ from tests import trading
 from tests.receiver import Receiver, Request, answer, close, drip_body, hang
 from tests.trading import at_once, in_thread
 from tests.webhooks.telling import drain, outcomes, subscribe, trade
-from webhooks import delivery, keeping, services, wakeup
-from webhooks.claims import Claim, Claims, Outcome
+from webhooks import dispatcher, retention, services, wakeup
+from webhooks.delivery_queue import Claim, Claims, Outcome
 from webhooks.models import FAILED, Answer, Delivery, DeliveryState, Subscription, SubscriptionHour
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -206,7 +206,7 @@ def test_a_dispatcher_at_work_claims_nothing_more_in_a_pause(receiver: Receiver,
     settings.WEBHOOK_LANES_PER_ENDPOINT = 1
     webhook_id = subscribe("alice", receiver.on("/", answer(after_seconds=0.5)))
     trade(4)
-    draining = in_thread(partial(delivery.drain, 0))
+    draining = in_thread(partial(dispatcher.drain, 0))
     assert receiver.wait_for(1, PATIENCE_SECONDS)
     services.pause(webhook_id, by=OPERATOR, reason="x")
     draining.result(PATIENCE_SECONDS)
@@ -332,12 +332,12 @@ def test_what_is_due_or_on_its_way_is_not_made_again(receiver: Receiver) -> None
     due = list(Delivery.objects.values_list("pk", flat=True))
     assert_nothing_is_redelivered(due)
 
-    draining = in_thread(partial(delivery.drain, 0))
+    draining = in_thread(partial(dispatcher.drain, 0))
     assert receiver.wait_for(4, PATIENCE_SECONDS)
     assert_nothing_is_redelivered(due)
-    delivery.stop()
+    dispatcher.stop()
     draining.result(PATIENCE_SECONDS)
-    delivery._stopping.clear()
+    dispatcher._stopping.clear()
 
     assert services.redeliver(due, by=OPERATOR, reason="x") == 4  # the fifth is due
     assert_nothing_is_redelivered(due)  # each is on its way again
@@ -441,7 +441,7 @@ def test_answers_are_dropped_when_they_are_old_a_batch_at_a_time(
     Answer.objects.bulk_create(Answer(delivery_id=each, body="x") for each in [*old, *young])
 
     with django_assert_num_queries(5):  # the clock, three batches, the hours
-        assert keeping.drop_old() == 25
+        assert retention.delete_old() == 25
     assert list(Answer.objects.order_by("pk").values_list("pk", flat=True)) == young
 
 
@@ -449,7 +449,7 @@ def test_one_run_drops_no_more_than_it_can(settings: Settings) -> None:
     settings.WEBHOOK_DROP_BATCH, settings.WEBHOOK_DROP_BATCHES = 10, 2
     Answer.objects.bulk_create(Answer(delivery_id=UUID(int=number), body="x") for number in range(1, 26))
 
-    assert [keeping.drop_old() for _ in range(3)] == [20, 5, 0]
+    assert [retention.delete_old() for _ in range(3)] == [20, 5, 0]
 
 
 def test_the_hours_of_a_subscriptions_health_are_dropped_with_them(receiver: Receiver, settings: Settings) -> None:
@@ -457,7 +457,7 @@ def test_the_hours_of_a_subscriptions_health_are_dropped_with_them(receiver: Rec
     edge = database_now() - settings.WEBHOOK_ANSWERS_KEPT
     for away in [timedelta(days=-1), timedelta(hours=-2), timedelta(0), timedelta(days=1)]:
         SubscriptionHour.objects.create(subscription_id=webhook_id, hour=edge + away, completed=1)
-    keeping.drop_old()
+    retention.delete_old()
 
     assert [row.hour - edge for row in SubscriptionHour.objects.order_by("hour")] == [timedelta(0), timedelta(days=1)]
 

@@ -10,7 +10,7 @@ from exchange.database import database_now
 from exchange.ids import first_id_at
 
 
-def drop_old() -> int:
+def delete_old() -> int:
     """Drop what is older than it is kept, a batch per transaction; how many answers those were.
 
     An answer is as old as its delivery, whose id says when that was written.

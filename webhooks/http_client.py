@@ -20,7 +20,7 @@ from django.conf import settings
 from yarl import URL
 
 from webhooks.addresses import Profile, is_blocked
-from webhooks.claims import Claim, Outcome
+from webhooks.delivery_queue import Claim, Outcome
 from webhooks.models import DeliveryError
 
 if TYPE_CHECKING:

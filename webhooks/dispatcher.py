@@ -15,8 +15,8 @@ from uuid import UUID
 import aiohttp
 from django.conf import settings
 
-from webhooks import sending
-from webhooks.claims import Claim, Claims, Endpoint, Outcome
+from webhooks import http_client
+from webhooks.delivery_queue import Claim, Claims, Endpoint, Outcome
 
 
 class Dispatcher:
@@ -61,7 +61,7 @@ class Dispatcher:
         claims = await Claims.connect()
         try:
             if await claims.take_shard(self.shard):
-                async with sending.connector() as connector:
+                async with http_client.connector() as connector:
                     await self._drain(claims, connector)
         finally:
             await claims.close()
@@ -154,7 +154,7 @@ class Dispatcher:
         task.add_done_callback(self._sending.discard)
 
     async def _send(self, connector: aiohttp.BaseConnector, claim: Claim) -> None:
-        self._outcomes.append(await sending.send(connector, claim))
+        self._outcomes.append(await http_client.send(connector, claim))
         if self.is_stopping or self._is_full or not self._awaited.isdisjoint(claim.lanes):
             self._woken.set()  # for who waits for a lane; else there is no hurry, and the next look notes many outcomes
         for lane in claim.lanes:
