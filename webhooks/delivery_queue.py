@@ -1,6 +1,7 @@
-"""The deliveries' SQL as a dispatcher speaks it: what is due, claiming it, and what became of it.
+"""The dispatcher's SQL: find due deliveries, claim them and save their outcomes.
 
-A claim is committed before anything is sent, and nothing claimed is ever claimed again: at most once, whoever dies.
+A claim is committed before anything is sent, and a claimed delivery is never claimed again. So each delivery is sent at
+most once, also if the dispatcher crashes.
 """
 
 from collections.abc import Sequence
@@ -18,56 +19,57 @@ from webhooks.models import DeliveryError
 
 Connection = psycopg.AsyncConnection[TupleRow]
 
-_LOCKS = 0x77686B73  # the first half of the advisory locks' numbers: nobody else's here; the second is the shard
-_DISCARDED_AT_ONCE = 1_000
-# A plan that is kept must not be one for the nearly empty table that it was made on.
-_ALWAYS_BY_INDEX = (
+_LOCK_NAMESPACE = 0x77686B73  # the first key of the advisory locks, used here only; the second is the shard
+_DISCARD_BATCH = 1_000
+# Prepared statements keep their plan, which must not be one for the nearly empty table at the time of planning.
+_INDEX_PLANS = (
     " -c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off"
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A subscription that has something due: how much, counted up to a limit."""
+class DueSubscription:
+    """A subscription with due deliveries; `due` is their number, counted up to a limit."""
 
     subscription_id: UUID
     url: str
-    lanes: list[str]
+    limit_keys: list[str]
     is_deleted: bool
     due: int
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """A delivery that is this dispatcher's to send, once.
+class ClaimedDelivery:
+    """A delivery that this dispatcher must send, once.
 
-    Its lanes are those of the URL, which others may share, and those of the broker and event, which a new URL does not
-    change: a broker that keeps moving its webhook gets no more of them.
+    Deliveries with the same limit key share a concurrency limit. One key is the URL, which several subscriptions may
+    have. The other is the broker and event type, which a new URL does not change: so a broker that keeps changing its
+    URL gets no higher concurrency.
     """
 
     delivery_id: UUID
     subscription_id: UUID
     url: str
-    lanes: list[str]
+    limit_keys: list[str]
     event_type: str
     sequence: int
     body: str
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """What became of one attempt: an answer's status, an error, or both when the answer broke off."""
+class DeliveryOutcome(msgspec.Struct, frozen=True):
+    """Result of an attempt: the response's status, an error, or both if the response was incomplete."""
 
     id: UUID
     status_code: int | None
     error: DeliveryError | None
     duration_ms: int
-    answer: str = ""  # the beginning of its body
+    answer: str = ""  # the beginning of the response's body
 
 
-class Claims:
-    """One connection to the database, in a session that holds its shard's lock.
+class DeliveryQueue:
+    """A database session that holds its shard's lock.
 
-    What each look says is prepared: planning it took PostgreSQL as long as doing it.
+    The statements of each poll are prepared, because planning them took PostgreSQL as long as executing them.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -75,60 +77,62 @@ class Claims:
 
     @classmethod
     async def connect(cls) -> Self:
-        """A connection of our own with the settings of Django's, whose own belong to threads and block them."""
+        """Open an async connection with Django's settings. Django's own connections are per thread and blocking."""
         parameters = django_connection.get_connection_params()
-        del parameters["cursor_factory"], parameters["context"]  # Django's, for its own way of waiting
-        parameters["options"] += _ALWAYS_BY_INDEX
+        del parameters["cursor_factory"], parameters["context"]  # for Django's blocking connections
+        parameters["options"] += _INDEX_PLANS
         return cls(await psycopg.AsyncConnection.connect(**parameters, autocommit=True))
 
     async def close(self) -> None:
-        """Let go of the shard first: the session ends a moment later, and the next dispatcher waits for nobody."""
+        """Unlock the shard, then close. The session ends only later, and the next dispatcher must not wait for it."""
         with suppress(psycopg.Error):
             await self._connection.execute("SELECT pg_advisory_unlock_all()")
         await self._connection.close()
 
-    async def take_shard(self, shard: int) -> bool:
-        """Become the only dispatcher of a shard until this connection ends; False if there is one."""
-        cursor = await self._connection.execute("SELECT pg_try_advisory_lock(%s, %s)", [_LOCKS, shard])
+    async def lock_shard(self, shard: int) -> bool:
+        """Become the only dispatcher of a shard until this connection ends. False if there is already one."""
+        cursor = await self._connection.execute("SELECT pg_try_advisory_lock(%s, %s)", [_LOCK_NAMESPACE, shard])
         row = await cursor.fetchone()
         assert row is not None
         return bool(row[0])
 
-    async def due(self, counted_up_to: int) -> list[Endpoint]:
-        """Where something is due and may be sent, what has waited longest first."""
-        cursor = await self._connection.execute(_DUE, [counted_up_to], prepare=True)
-        return [Endpoint(*row) for row in await cursor.fetchall()]
+    async def find_due(self, max_count: int) -> list[DueSubscription]:
+        """Return the subscriptions with due deliveries, longest waiting first: deleted ones too, but no paused ones."""
+        cursor = await self._connection.execute(_DUE, [max_count], prepare=True)
+        return [DueSubscription(*row) for row in await cursor.fetchall()]
 
-    async def settle_and_claim(self, outcomes: Sequence[Outcome], rooms: Sequence[tuple[Endpoint, int]]) -> list[Claim]:
-        """Note what became of earlier attempts, and claim up to so many deliveries of each endpoint, oldest first.
+    async def save_outcomes_and_claim(
+        self, outcomes: Sequence[DeliveryOutcome], slots: Sequence[tuple[DueSubscription, int]]
+    ) -> list[ClaimedDelivery]:
+        """Save outcomes, and claim up to `slots` deliveries of each subscription, oldest first, in one statement.
 
-        One statement and one commit for both; nothing is claimed where the URL changed meanwhile, and nothing that was
-        noted before is noted again: who lost the connection tries once more.
+        Nothing is claimed if the subscription's URL has changed. Saving an outcome again has no effect, so the call can
+        be repeated after the connection was lost.
         """
-        wanted = [{"id": endpoint.subscription_id, "url": endpoint.url, "room": room} for endpoint, room in rooms]
+        wanted = [{"id": each.subscription_id, "url": each.url, "slots": count} for each, count in slots]
         parameters = [msgspec.json.encode(rows).decode() for rows in (outcomes, wanted)]
-        cursor = await self._connection.execute(_SETTLE_AND_CLAIM, parameters, prepare=True)
-        return [Claim(*row) for row in await cursor.fetchall()]
+        cursor = await self._connection.execute(_SAVE_OUTCOMES_AND_CLAIM, parameters, prepare=True)
+        return [ClaimedDelivery(*row) for row in await cursor.fetchall()]
 
     async def discard(self, subscription_ids: Sequence[UUID]) -> None:
-        """Close some of what is due to subscriptions that were deleted."""
+        """Discard a batch of due deliveries of deleted subscriptions."""
         await self._connection.execute(
-            _DISCARD, [DeliveryError.SUBSCRIPTION_DELETED, list(subscription_ids), _DISCARDED_AT_ONCE]
+            _DISCARD, [DeliveryError.SUBSCRIPTION_DELETED, list(subscription_ids), _DISCARD_BATCH]
         )
 
-    async def give_back(self, claims: Sequence[Claim]) -> None:
-        """Make what was claimed and not sent due again."""
-        await self._connection.execute(_GIVE_BACK, [[claim.delivery_id for claim in claims]])
+    async def release(self, deliveries: Sequence[ClaimedDelivery]) -> None:
+        """Make claimed deliveries that were not sent due again."""
+        await self._connection.execute(_RELEASE, [[each.delivery_id for each in deliveries]])
 
 
-_HEALTH_MAY_LAG = "interval '5 s'"
+_HEALTH_LAG = "interval '5 s'"
 
-_LANES = "ARRAY[subscription.url, subscription.broker_id || ' ' || subscription.event_type]"
+_LIMIT_KEYS = "ARRAY[subscription.url, subscription.broker_id || ' ' || subscription.event_type]"
 
-# When most rows are one subscription's, the planner hopes to meet another's soon whichever way it reads, and reads past
-# all of them. BETWEEN and the order by both columns leave it nothing but the index of what is due.
+# If most rows belong to one subscription, the planner expects to find another's soon in any order, and reads all of
+# them. BETWEEN and ordering by both columns leave it only the index of due deliveries.
 
-# One step along the index per subscription that has something due, however long its queue is.
+# One index step per subscription with due deliveries, regardless of the length of its queue.
 _DUE = f"""
 WITH RECURSIVE due AS (
   (SELECT subscription_id, id FROM webhooks_delivery
@@ -139,7 +143,7 @@ WITH RECURSIVE due AS (
     SELECT subscription_id, id FROM webhooks_delivery
     WHERE claimed_at IS NULL AND subscription_id > due.subscription_id ORDER BY subscription_id, id LIMIT 1) next
 )
-SELECT subscription.id, subscription.url, {_LANES}, subscription.deleted_at IS NOT NULL, queue.length
+SELECT subscription.id, subscription.url, {_LIMIT_KEYS}, subscription.deleted_at IS NOT NULL, queue.length
 FROM due JOIN webhooks_subscription subscription
   ON subscription.id = due.subscription_id AND (subscription.paused_at IS NULL OR subscription.deleted_at IS NOT NULL)
 CROSS JOIN LATERAL (
@@ -151,12 +155,13 @@ CROSS JOIN LATERAL (
 ORDER BY due.id
 """
 
-# What is completed was claimed before, and what is claimed was not: the two updates never meet in a row.
-# By its estimate of how many are chosen it would read both tables whole when much is due; of an array it expects few.
-# `is_failed` says what `models.FAILED` does. A subscription's two times are for people: while they say the same of it,
-# to within a few seconds, its row is left alone, since publishing reads it and a long transaction would keep every
-# version of it; and whoever is changing it is not waited for, so that nobody holds up the sending. Its hours count all.
-_SETTLE_AND_CLAIM = f"""
+# The two updates of deliveries never meet in a row: one requires `claimed_at`, the other requires that it is null.
+# `id = ANY(ARRAY(…))` makes the planner expect few rows; otherwise it would read both tables in full with a long queue.
+# `is_failed` is the condition of `models.FAILED`.
+# The times of a subscription's last success and failure are for display. If they would change by only a few seconds and
+# not in their order, the row is not updated: publishing reads it, and a long transaction would keep all its versions. A
+# locked row is skipped, so that no transaction delays the deliveries. The counts per hour are complete.
+_SAVE_OUTCOMES_AND_CLAIM = f"""
 WITH completed AS (
   UPDATE webhooks_delivery delivery
   SET completed_at = clock_timestamp(), status_code = row.status_code, error = coalesce(row.error, ''),
@@ -177,35 +182,35 @@ WITH completed AS (
   SELECT subscription_id, hour, completed, failed FROM counted ORDER BY subscription_id, hour
   ON CONFLICT (subscription_id, hour)
   DO UPDATE SET completed = hours.completed + excluded.completed, failed = hours.failed + excluded.failed
-), news AS (
+), changed_health AS (
   SELECT subscription.id, greatest(last_success_at, succeeded_at) AS success_at,
          greatest(last_failure_at, failed_at) AS failure_at
   FROM (SELECT subscription_id, max(succeeded_at) AS succeeded_at, max(failed_at) AS failed_at
         FROM counted GROUP BY 1) latest
   JOIN webhooks_subscription subscription ON subscription.id = latest.subscription_id
-  WHERE succeeded_at > coalesce(last_success_at + {_HEALTH_MAY_LAG}, '-infinity')
-     OR failed_at > coalesce(last_failure_at + {_HEALTH_MAY_LAG}, '-infinity')
+  WHERE succeeded_at > coalesce(last_success_at + {_HEALTH_LAG}, '-infinity')
+     OR failed_at > coalesce(last_failure_at + {_HEALTH_LAG}, '-infinity')
      OR coalesce(failed_at > succeeded_at, failed_at IS NOT NULL)
         <> coalesce(last_failure_at > last_success_at, last_failure_at IS NOT NULL)
   FOR NO KEY UPDATE OF subscription SKIP LOCKED
-), told AS (
+), updated AS (
   UPDATE webhooks_subscription subscription SET last_success_at = success_at, last_failure_at = failure_at
-  FROM news WHERE subscription.id = news.id
-), chosen AS (
+  FROM changed_health WHERE subscription.id = changed_health.id
+), selected AS (
   SELECT delivery.id
-  FROM json_to_recordset(%s::json) AS wanted(id uuid, url text, room int)
+  FROM json_to_recordset(%s::json) AS wanted(id uuid, url text, slots int)
   JOIN webhooks_subscription subscription
     ON subscription.id = wanted.id AND subscription.url = wanted.url
        AND subscription.deleted_at IS NULL AND subscription.paused_at IS NULL
   CROSS JOIN LATERAL (
     SELECT id FROM webhooks_delivery
     WHERE subscription_id BETWEEN wanted.id AND wanted.id AND claimed_at IS NULL
-    ORDER BY subscription_id, id LIMIT wanted.room FOR UPDATE SKIP LOCKED) delivery
+    ORDER BY subscription_id, id LIMIT wanted.slots FOR UPDATE SKIP LOCKED) delivery
 ), claimed AS (
   UPDATE webhooks_delivery SET claimed_at = clock_timestamp()
-  WHERE id = ANY(ARRAY(SELECT id FROM chosen)) RETURNING id, event_id, subscription_id
+  WHERE id = ANY(ARRAY(SELECT id FROM selected)) RETURNING id, event_id, subscription_id
 )
-SELECT claimed.id, subscription.id, subscription.url, {_LANES}, event.type, event.sequence, event.body
+SELECT claimed.id, subscription.id, subscription.url, {_LIMIT_KEYS}, event.type, event.sequence, event.body
 FROM claimed JOIN webhooks_event event ON event.id = claimed.event_id
 JOIN webhooks_subscription subscription ON subscription.id = claimed.subscription_id
 """
@@ -219,4 +224,4 @@ WHERE id = ANY(ARRAY(
     ORDER BY subscription_id, id LIMIT %s FOR UPDATE SKIP LOCKED) delivery))
 """
 
-_GIVE_BACK = "UPDATE webhooks_delivery SET claimed_at = NULL WHERE id = ANY(%s) AND completed_at IS NULL"
+_RELEASE = "UPDATE webhooks_delivery SET claimed_at = NULL WHERE id = ANY(%s) AND completed_at IS NULL"

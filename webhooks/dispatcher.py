@@ -1,8 +1,9 @@
-"""The dispatcher: sends what is due, each endpoint in lanes of its own, so that one that hangs delays no other.
+"""The dispatcher of due deliveries. Concurrency limits per endpoint prevent a slow receiver from delaying the others.
 
-The row is the truth. One dispatcher runs per shard, held by a lock of the database; it claims only what its lanes have
-room for, commits, sends, and notes what came of it together with the next claims. At work it looks at intervals, for
-all that came and all that ended meanwhile: a look for each would cost more than the sending.
+The database row is the truth. One dispatcher runs per shard, ensured by an advisory lock. It claims only as many
+deliveries as it can send at once, commits, sends them, and saves the outcomes together with the next claims. While it
+is busy, it polls at intervals, for all new deliveries and all outcomes at once: a query for each would cost more than
+sending.
 """
 
 import asyncio
@@ -16,181 +17,182 @@ import aiohttp
 from django.conf import settings
 
 from webhooks import http_client
-from webhooks.delivery_queue import Claim, Claims, Endpoint, Outcome
+from webhooks.delivery_queue import ClaimedDelivery, DeliveryOutcome, DeliveryQueue, DueSubscription
 
 
 class Dispatcher:
-    """Sends one shard's deliveries until nothing is due or it is told to stop. Runs once."""
+    """Sends the deliveries of a shard until none is due or it is stopped. Runs once."""
 
     def __init__(self, shard: int) -> None:
         self.shard = shard
-        self.was_poked = False
+        self.was_notified = False
         self.is_stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = asyncio.Event()
-        self._sending: set[asyncio.Task[None]] = set()
-        self._in_flight: Counter[str] = Counter()  # by each of the names in `Claim.lanes`
-        self._turn = 0
-        self._turns: Counter[UUID] = Counter()  # each subscription's last; 0 if it had none
-        self._awaited: set[str] = set()  # lanes of those that had more due at the last look than there was room for
-        self._is_full = False  # whether that was because all were taken, whosever
-        self._outcomes: list[Outcome] = []
+        self._send_tasks: set[asyncio.Task[None]] = set()
+        self._in_flight: Counter[str] = Counter()  # by limit key
+        self._sends = 0
+        self._last_send: Counter[UUID] = Counter()  # the number of each subscription's latest send, 0 without any
+        self._contended_keys: set[str] = set()  # limit keys of subscriptions with deliveries left over at the last poll
+        self._is_at_limit = False  # deliveries were left over, and all slots of the dispatcher were taken
+        self._outcomes: list[DeliveryOutcome] = []
 
-    # --- From other threads -----------------------------------------------------------------------------------------
+    # --- Called from other threads ----------------------------------------------------------------------------------
 
-    def poke(self) -> None:
-        """Something is due."""
-        self.was_poked = True
+    def notify(self) -> None:
+        """Poll again, because deliveries may be due."""
+        self.was_notified = True
         self._wake()
 
     def stop(self) -> None:
-        """Claim nothing more, and end when what is on its way has arrived or failed."""
+        """Claim nothing more, and end when all deliveries in flight have an outcome."""
         self.is_stopping = True
         self._wake()
 
     def _wake(self) -> None:
         if self._loop is not None:
-            with suppress(RuntimeError):  # the loop has ended meanwhile
+            with suppress(RuntimeError):  # the event loop has ended
                 self._loop.call_soon_threadsafe(self._woken.set)
 
-    # --- In its own -------------------------------------------------------------------------------------------------
+    # --- Run in the dispatcher's thread -----------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Dispatch, unless somebody else does so for this shard."""
+        """Dispatch, unless another dispatcher holds the shard."""
         self._loop = asyncio.get_running_loop()
-        claims = await Claims.connect()
+        queue = await DeliveryQueue.connect()
         try:
-            if await claims.take_shard(self.shard):
-                async with http_client.connector() as connector:
-                    await self._drain(claims, connector)
+            if await queue.lock_shard(self.shard):
+                async with http_client.create_connector() as connector:
+                    await self._drain(queue, connector)
         finally:
-            await claims.close()
-            if self._outcomes:  # the connection was lost: the next one will do for these
-                claims = await Claims.connect()
-                await claims.settle_and_claim(self._outcomes, [])
-                await claims.close()
+            await queue.close()
+            if self._outcomes:  # the connection was lost: save these over a new one
+                queue = await DeliveryQueue.connect()
+                await queue.save_outcomes_and_claim(self._outcomes, [])
+                await queue.close()
 
-    async def _drain(self, claims: Claims, connector: aiohttp.BaseConnector) -> None:
-        """Look until nothing has come for a while; while something does, it is found by looking, and needs no hint."""
+    async def _drain(self, queue: DeliveryQueue, connector: aiohttp.BaseConnector) -> None:
+        """Poll until nothing has been due for `WEBHOOK_LINGER_SECONDS`. A busy dispatcher needs no wake-up."""
         loop, linger = asyncio.get_running_loop(), settings.WEBHOOK_LINGER_SECONDS
         pause, ends_at = linger, loop.time() + linger
         try:
             while True:
                 self._woken.clear()
-                self.was_poked = False
-                for claim in await self._look(claims):
-                    self._start(connector, claim)
-                if self._sending or self._outcomes:
+                self.was_notified = False
+                for delivery in await self._poll(queue):
+                    self._start(connector, delivery)
+                if self._send_tasks or self._outcomes:
                     pause, ends_at = settings.WEBHOOK_POLL_SECONDS, loop.time() + linger
                 elif self.is_stopping or (loop.time() >= ends_at and not self._woken.is_set()):
                     return
-                await self._rest(pause)
+                await self._sleep(pause)
         finally:
-            if self._sending:  # whatever happened to us, what is on its way may arrive
-                await asyncio.wait(self._sending)
+            if self._send_tasks:  # also after an error, deliveries in flight may arrive
+                await asyncio.wait(self._send_tasks)
 
-    async def _rest(self, seconds: float) -> None:
-        """Until it is woken, or for so long."""
+    async def _sleep(self, seconds: float) -> None:
+        """Wait until woken, at most `seconds`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._woken.wait()
 
-    async def _look(self, claims: Claims) -> list[Claim]:
-        """Note what has become of earlier attempts and claim new ones, in one statement for both."""
-        rooms = [] if self.is_stopping else await self._find_rooms(claims)
+    async def _poll(self, queue: DeliveryQueue) -> list[ClaimedDelivery]:
+        """Save the outcomes of earlier deliveries and claim new ones, in one statement."""
+        slots = [] if self.is_stopping else await self._find_slots(queue)
         outcomes = list(self._outcomes)
-        if not (outcomes or rooms):
+        if not (outcomes or slots):
             return []
-        claimed = await claims.settle_and_claim(outcomes, rooms)
+        claimed = await queue.save_outcomes_and_claim(outcomes, slots)
         del self._outcomes[: len(outcomes)]
         if claimed and self.is_stopping:
-            await claims.give_back(claimed)
+            await queue.release(claimed)
             return []
         return claimed
 
-    async def _find_rooms(self, claims: Claims) -> list[tuple[Endpoint, int]]:
-        """What is due and has a lane free; whose lanes are waited for is remembered."""
-        counted_up_to = settings.WEBHOOK_LANES_PER_ENDPOINT + 1  # one more than there can be room for
-        due = [endpoint for endpoint in await claims.due(counted_up_to) if self._is_mine(endpoint)]
-        deleted = [endpoint.subscription_id for endpoint in due if endpoint.is_deleted]
+    async def _find_slots(self, queue: DeliveryQueue) -> list[tuple[DueSubscription, int]]:
+        """Return the due subscriptions with the number of deliveries to claim of each, and note the contended keys."""
+        max_count = settings.WEBHOOK_CONCURRENCY_PER_ENDPOINT + 1  # one more than can be sent at once
+        due = [subscription for subscription in await queue.find_due(max_count) if self._is_mine(subscription)]
+        deleted = [subscription.subscription_id for subscription in due if subscription.is_deleted]
         if deleted:
-            await claims.discard(deleted)
-            self._woken.set()  # there may be more of it
-        endpoints = [endpoint for endpoint in due if not endpoint.is_deleted]
-        rooms = self._rooms(endpoints)
-        waiting = [each for each in endpoints if rooms[each.subscription_id] < each.due]
-        self._awaited = {lane for endpoint in waiting for lane in endpoint.lanes}
-        self._is_full = bool(waiting) and len(self._sending) + rooms.total() >= settings.WEBHOOK_LANES
-        return [(each, rooms[each.subscription_id]) for each in endpoints if rooms[each.subscription_id]]
+            await queue.discard(deleted)
+            self._woken.set()  # there may be more to discard
+        subscriptions = [subscription for subscription in due if not subscription.is_deleted]
+        slots = self._allocate_slots(subscriptions)
+        waiting = [each for each in subscriptions if slots[each.subscription_id] < each.due]
+        self._contended_keys = {key for subscription in waiting for key in subscription.limit_keys}
+        self._is_at_limit = bool(waiting) and len(self._send_tasks) + slots.total() >= settings.WEBHOOK_CONCURRENCY
+        return [(each, slots[each.subscription_id]) for each in subscriptions if slots[each.subscription_id]]
 
-    def _is_mine(self, endpoint: Endpoint) -> bool:
-        return zlib.crc32(endpoint.url.encode()) % settings.WEBHOOK_SHARDS == self.shard
+    def _is_mine(self, subscription: DueSubscription) -> bool:
+        return zlib.crc32(subscription.url.encode()) % settings.WEBHOOK_SHARDS == self.shard
 
-    def _rooms(self, endpoints: list[Endpoint]) -> Counter[UUID]:
-        """How many deliveries of each can be on their way now, beside those that are.
+    def _allocate_slots(self, subscriptions: list[DueSubscription]) -> Counter[UUID]:
+        """Return the number of further deliveries of each subscription that may be in flight.
 
-        A lane at a time goes to who has the fewest, and of these to whose last turn is the longest ago: else endpoints
-        that hang, whose queues are the oldest, would have every lane that one of them gives up.
+        Slots are allocated one at a time, to the URL with the fewest in flight, and among these to the subscription
+        with the oldest last send. Otherwise, slow receivers, whose queues are the oldest, would get every slot that one
+        of them frees.
         """
-        taken, free = Counter(self._in_flight), settings.WEBHOOK_LANES - len(self._sending)
-        rooms = Counter[UUID]()
-        for _ in range(settings.WEBHOOK_LANES_PER_ENDPOINT):
-            wanting = [each for each in endpoints if rooms[each.subscription_id] < each.due]
-            for endpoint in sorted(wanting, key=lambda each: (taken[each.url], self._turns[each.subscription_id])):
-                has_lane = max(taken[lane] for lane in endpoint.lanes) < settings.WEBHOOK_LANES_PER_ENDPOINT
-                if free > 0 and has_lane:
-                    rooms[endpoint.subscription_id] += 1
-                    taken.update(endpoint.lanes)
+        taken, free = Counter(self._in_flight), settings.WEBHOOK_CONCURRENCY - len(self._send_tasks)
+        slots = Counter[UUID]()
+        for _ in range(settings.WEBHOOK_CONCURRENCY_PER_ENDPOINT):
+            candidates = [each for each in subscriptions if slots[each.subscription_id] < each.due]
+            for each in sorted(candidates, key=lambda each: (taken[each.url], self._last_send[each.subscription_id])):
+                is_below_limit = max(taken[key] for key in each.limit_keys) < settings.WEBHOOK_CONCURRENCY_PER_ENDPOINT
+                if free > 0 and is_below_limit:
+                    slots[each.subscription_id] += 1
+                    taken.update(each.limit_keys)
                     free -= 1
-        return rooms
+        return slots
 
-    def _start(self, connector: aiohttp.BaseConnector, claim: Claim) -> None:
-        for lane in claim.lanes:
-            self._in_flight[lane] += 1
-        self._turn += 1
-        self._turns[claim.subscription_id] = self._turn
-        task = asyncio.create_task(self._send(connector, claim))
-        self._sending.add(task)
-        task.add_done_callback(self._sending.discard)
+    def _start(self, connector: aiohttp.BaseConnector, delivery: ClaimedDelivery) -> None:
+        for key in delivery.limit_keys:
+            self._in_flight[key] += 1
+        self._sends += 1
+        self._last_send[delivery.subscription_id] = self._sends
+        task = asyncio.create_task(self._send(connector, delivery))
+        self._send_tasks.add(task)
+        task.add_done_callback(self._send_tasks.discard)
 
-    async def _send(self, connector: aiohttp.BaseConnector, claim: Claim) -> None:
-        self._outcomes.append(await http_client.send(connector, claim))
-        if self.is_stopping or self._is_full or not self._awaited.isdisjoint(claim.lanes):
-            self._woken.set()  # for who waits for a lane; else there is no hurry, and the next look notes many outcomes
-        for lane in claim.lanes:
-            self._in_flight[lane] -= 1
-            if not self._in_flight[lane]:
-                del self._in_flight[lane]
+    async def _send(self, connector: aiohttp.BaseConnector, delivery: ClaimedDelivery) -> None:
+        self._outcomes.append(await http_client.send(connector, delivery))
+        if self.is_stopping or self._is_at_limit or not self._contended_keys.isdisjoint(delivery.limit_keys):
+            self._woken.set()  # a delivery waits for this slot; otherwise the next poll saves many outcomes at once
+        for key in delivery.limit_keys:
+            self._in_flight[key] -= 1
+            if not self._in_flight[key]:
+                del self._in_flight[key]
 
 
-# --- One at a time per process --------------------------------------------------------------------------------------
+# --- One dispatcher per shard and process ---------------------------------------------------------------------------
 
 _running: dict[int, Dispatcher] = {}
 _stopping = threading.Event()
-_changing = threading.Lock()
+_lock = threading.Lock()
 
 
 def drain(shard: int) -> None:
-    """Send what is due in a shard; where a dispatcher of this process does so already, it is told to look again."""
+    """Send the due deliveries of a shard, or notify this process's dispatcher of the shard if there is one."""
     while True:
-        with _changing:
+        with _lock:
             if shard in _running:
-                _running[shard].poke()
+                _running[shard].notify()
                 return
             dispatcher = _running[shard] = Dispatcher(shard)
-        if _stopping.is_set():  # looked at after it was put there: either we see the stop, or the stop sees it
+        if _stopping.is_set():  # checked after registering the dispatcher, so that either side sees the other
             dispatcher.stop()
         try:
             asyncio.run(dispatcher.run())
         finally:
-            with _changing:
+            with _lock:
                 del _running[shard]
-        if dispatcher.is_stopping or not dispatcher.was_poked:
-            return  # else it was poked when it had looked for the last time
+        if dispatcher.is_stopping or not dispatcher.was_notified:
+            return  # otherwise, the notification came after the last poll
 
 
 def stop() -> None:
-    """Have this process' dispatchers end in good order, and start none that sends anything."""
+    """Stop this process's dispatchers gracefully, and prevent new ones from sending."""
     _stopping.set()
     for dispatcher in list(_running.values()):
         dispatcher.stop()

@@ -1,6 +1,6 @@
-"""One attempt at one delivery: a POST to an address that was checked when it was dialled, and what came of it.
+"""HTTP client of the deliveries: one POST, to an address that is checked on connection.
 
-Whatever the receiver does, it takes no longer than the deadline and no more of its answer than we take.
+No receiver can make it take longer than the deadline, or read more than the limit of response bytes.
 """
 
 import asyncio
@@ -20,56 +20,56 @@ from django.conf import settings
 from yarl import URL
 
 from webhooks.addresses import Profile, is_blocked
-from webhooks.delivery_queue import Claim, Outcome
+from webhooks.delivery_queue import ClaimedDelivery, DeliveryOutcome
 from webhooks.models import DeliveryError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 USER_AGENT = "Bourse"
-MAX_ADDRESSES = 10  # dialled of one name
-MAX_RECEIVED_BYTES = 32 * 1024  # between two things that we send: room for any head, TLS record or handshake
+MAX_ADDRESSES = 10  # tried per host name
+MAX_RECEIVED_BYTES = 32 * 1024  # between two writes: enough for any response head, TLS record or handshake
 
 _NO_TIMEOUT = aiohttp.ClientTimeout()
-_TARGETS_REMEMBERED = 1_024
+_TARGETS_CACHED = 1_024
 
 _log = structlog.get_logger(__name__)
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Knows a few of a name's addresses: it tries each, and all that are left after each, so that many are a flood."""
+    """Connector that tries at most `MAX_ADDRESSES` addresses of a host name: many would be a flood of connections."""
 
     async def _resolve_host(self, *args: Any, **kwargs: Any) -> list[ResolveResult]:
         return (await super()._resolve_host(*args, **kwargs))[:MAX_ADDRESSES]
 
 
 class BlockedAddress(OSError):
-    """A name led to an address that webhooks may not be sent to; for the client one more address that fails."""
+    """A host name resolved to an address that webhooks may not be sent to. The connector tries the next address."""
 
 
-def connector(resolver: aiohttp.abc.AbstractResolver | None = None) -> aiohttp.TCPConnector:
-    """What a dispatcher's connections come from: they are checked, and kept for a moment."""
+def create_connector(resolver: aiohttp.abc.AbstractResolver | None = None) -> aiohttp.TCPConnector:
+    """Create a dispatcher's connector, which checks addresses and keeps connections alive briefly."""
     return _Connector(
-        limit=settings.WEBHOOK_LANES,
+        limit=settings.WEBHOOK_CONCURRENCY,
         keepalive_timeout=settings.WEBHOOK_KEEPALIVE_SECONDS,
         resolver=resolver,
-        socket_factory=_socket_to_allowed,
+        socket_factory=_create_socket,
     )
 
 
-def _socket_to_allowed(info: aiohttp.AddrInfoType) -> socket.socket:
+def _create_socket(info: aiohttp.AddrInfoType) -> socket.socket:
     family, kind, protocol, _, address = info
     try:
         blocked = is_blocked(str(address[0]), settings.WEBHOOK_ADDRESSES)
-    except ValueError:  # the resolver's answer is no address
+    except ValueError:  # the resolver's result is not an IP address
         blocked = True
     if blocked:
         raise BlockedAddress("this address is blocked")
-    return _Socket(family, kind, protocol)
+    return _BoundedSocket(family, kind, protocol)
 
 
-class _Socket(socket.socket):
-    """Ends when it has received more than any answer is long: heads without end would keep us from all others."""
+class _BoundedSocket(socket.socket):
+    """Socket that reports the end of the stream after `MAX_RECEIVED_BYTES`, so that no response head is endless."""
 
     _left = MAX_RECEIVED_BYTES
 
@@ -77,12 +77,12 @@ class _Socket(socket.socket):
         self._left = MAX_RECEIVED_BYTES
         return super().send(data, flags)
 
-    def sendmsg(self, buffers: "Iterable[ReadableBuffer]", *more: Any) -> int:  # what newer Pythons' loops send by
+    def sendmsg(self, buffers: "Iterable[ReadableBuffer]", *more: Any) -> int:  # used by the event loop since 3.12
         self._left = MAX_RECEIVED_BYTES
         return super().sendmsg(buffers, *more)
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
-        data = super().recv(min(size, self._left), flags)  # of size 0 it is the end
+        data = super().recv(min(size, self._left), flags)  # a size of 0 yields the end of the stream
         self._left -= len(data)
         return data
 
@@ -92,24 +92,25 @@ class _Socket(socket.socket):
         return received
 
 
-async def send(connector: aiohttp.BaseConnector, claim: Claim) -> Outcome:
-    """Send it; never an exception."""
-    started, status, error, kept = time.monotonic(), None, None, bytearray()
+async def send(connector: aiohttp.BaseConnector, delivery: ClaimedDelivery) -> DeliveryOutcome:
+    """Send a delivery and return its outcome. Never raises an exception."""
+    started, status, error, body_start = time.monotonic(), None, None, bytearray()
     try:
-        if settings.WEBHOOK_ADDRESSES is Profile.PUBLIC and not claim.url.lower().startswith("https:"):
+        if settings.WEBHOOK_ADDRESSES is Profile.PUBLIC and not delivery.url.lower().startswith("https:"):
             raise BlockedAddress("http is blocked")
-        async with asyncio.timeout(settings.WEBHOOK_DEADLINE_SECONDS), _connection(connector, claim.url) as connection:
-            status, answer = await _ask(connection, _request(claim))
-            await _take(answer, kept)
+        async with asyncio.timeout(settings.WEBHOOK_DEADLINE_SECONDS), _connect(connector, delivery.url) as connection:
+            status, response = await _post(connection, _request(delivery))
+            await _read_body(response, body_start)
     except Exception as exception:
-        error = _error(exception)
-    return Outcome(claim.delivery_id, status, error, int((time.monotonic() - started) * 1000), _text(kept))
+        error = _classify_error(exception)
+    milliseconds = int((time.monotonic() - started) * 1000)
+    return DeliveryOutcome(delivery.delivery_id, status, error, milliseconds, _to_text(body_start))
 
 
 @asynccontextmanager
-async def _connection(connector: aiohttp.BaseConnector, url: str) -> AsyncIterator[aiohttp.connector.Connection]:
-    """A connection that was kept, or a new one. It is kept again if its answer has come to an end."""
-    connection = await connector.connect(_target(url), traces=[], timeout=_NO_TIMEOUT)  # there is one around all of it
+async def _connect(connector: aiohttp.BaseConnector, url: str) -> AsyncIterator[aiohttp.connector.Connection]:
+    """Yield a kept-alive or new connection, and keep it alive if its response was read to the end."""
+    connection = await connector.connect(_target(url), traces=[], timeout=_NO_TIMEOUT)  # the caller has a timeout
     try:
         yield connection
     except BaseException:
@@ -118,64 +119,64 @@ async def _connection(connector: aiohttp.BaseConnector, url: str) -> AsyncIterat
     connection.release()
 
 
-async def _ask(connection: aiohttp.connector.Connection, request: bytes) -> tuple[int, aiohttp.StreamReader]:
-    """Send a request; the status of its answer, and what is to be read of it.
+async def _post(connection: aiohttp.connector.Connection, request: bytes) -> tuple[int, aiohttp.StreamReader]:
+    """Send a request, and return the status of its response and a stream of the body.
 
-    aiohttp's client does the same with three times the CPU: it has redirects, cookies and proxies, and we have not.
+    aiohttp's own client takes three times the CPU, for redirects, cookies and proxies, which webhooks do not use.
     """
     protocol, transport = connection.protocol, connection.transport
-    if protocol is None or transport is None:  # it was lost as soon as it was there
+    if protocol is None or transport is None:  # already disconnected
         raise aiohttp.ServerDisconnectedError
     protocol.set_response_params(read_until_eof=True, auto_decompress=False)
     transport.write(request)
     while True:
-        head, answer = await protocol.read()
+        head, response = await protocol.read()
         if head.code >= HTTPStatus.OK or head.code == HTTPStatus.SWITCHING_PROTOCOLS:
-            return head.code, answer
+            return head.code, response
 
 
-@lru_cache(maxsize=_TARGETS_REMEMBERED)
+@lru_cache(maxsize=_TARGETS_CACHED)
 def _target(url: str) -> aiohttp.ClientRequest:
-    """A URL as connectors want to be told it."""
+    """Return a URL in the form that connectors require."""
     return aiohttp.ClientRequest("POST", URL(url, encoded=True))
 
 
-def _request(claim: Claim) -> bytes:
-    """The very bytes that a receiver gets. Nothing in a head can end its line: see `webhooks.addresses`."""
-    url, body = _target(claim.url).url, claim.body.encode()
+def _request(delivery: ClaimedDelivery) -> bytes:
+    """Return the bytes of the request. No value can contain a line break: `webhooks.addresses` checks the URL."""
+    url, body = _target(delivery.url).url, delivery.body.encode()
     head = (
         f"POST {url.raw_path_qs} HTTP/1.1\r\n"
         f"Host: {url.host_port_subcomponent}\r\n"
         f"User-Agent: {USER_AGENT}\r\n"
         "Content-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n"
-        f"X-Webhook-Id: {claim.subscription_id}\r\n"
-        f"X-Event-Type: {claim.event_type}\r\n"
-        f"X-Delivery-Id: {claim.delivery_id}\r\n"
-        f"X-Event-Sequence: {claim.sequence}\r\n"
+        f"X-Webhook-Id: {delivery.subscription_id}\r\n"
+        f"X-Event-Type: {delivery.event_type}\r\n"
+        f"X-Delivery-Id: {delivery.delivery_id}\r\n"
+        f"X-Event-Sequence: {delivery.sequence}\r\n"
         "\r\n"
     )
     return head.encode() + body
 
 
-async def _take(answer: aiohttp.StreamReader, kept: bytearray) -> None:
-    """Read to the end, so that the connection can be used again; what is longer than we take ends it.
+async def _read_body(response: aiohttp.StreamReader, body_start: bytearray) -> None:
+    """Read the body to the end, so that the connection can be reused; a body over the limit ends the connection.
 
-    The beginning is kept as it comes, for an answer may break off.
+    `body_start` is filled while reading, because a response may be incomplete.
     """
     left = settings.WEBHOOK_ANSWER_BYTES
-    while left > 0 and (chunk := await answer.read(left)):
-        kept += chunk[: settings.WEBHOOK_ANSWER_KEPT_BYTES - len(kept)]
+    while left > 0 and (chunk := await response.read(left)):
+        body_start += chunk[: settings.WEBHOOK_ANSWER_KEPT_BYTES - len(body_start)]
         left -= len(chunk)
 
 
-def _text(kept: bytearray) -> str:
-    """What was kept as PostgreSQL can store it: whatever it is, it is text without NULs."""
-    return kept.decode(errors="replace").replace("\0", "") if kept else ""
+def _to_text(body_start: bytearray) -> str:
+    """Decode to text that PostgreSQL can store: invalid bytes are replaced, NULs removed."""
+    return body_start.decode(errors="replace").replace("\0", "") if body_start else ""
 
 
-def _error(exception: Exception) -> DeliveryError:
-    """What an operator is told about a failed attempt."""
+def _classify_error(exception: Exception) -> DeliveryError:
+    """Return the stored error code of an exception."""
     if isinstance(exception, aiohttp.ClientConnectorError) and isinstance(exception.os_error, BlockedAddress):
         return DeliveryError.BLOCKED_ADDRESS
     for kind, error in _ERRORS.items():

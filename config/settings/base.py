@@ -90,8 +90,8 @@ MOVING_AVERAGE_ORDERS = 1_000
 # --- Limits of the deliveries ---------------------------------------------------------------------------------------
 
 WEBHOOK_SHARDS = 1  # dispatchers at a time; each endpoint belongs to one of them
-WEBHOOK_LANES = 256  # deliveries on their way at a time, of one dispatcher
-WEBHOOK_LANES_PER_ENDPOINT = 4  # and per broker and event, whatever URL it has meanwhile
+WEBHOOK_CONCURRENCY = 256  # deliveries on their way at a time, of one dispatcher
+WEBHOOK_CONCURRENCY_PER_ENDPOINT = 4  # and per broker and event, whatever URL it has meanwhile
 WEBHOOK_HINTS_WAITING = 100  # in Valkey; more are not sent
 WEBHOOK_ANSWER_BYTES = 4 * 1024  # read of a receiver's answer
 WEBHOOK_ANSWER_KEPT_BYTES = 1024  # of that, to be looked at in the back office,

@@ -57,11 +57,11 @@ def outcomes(broker_id: str = "alice") -> list[Told]:
 def no_dispatcher() -> Iterator[None]:
     """Nobody sends anything: we hold the lock of the only shard, as a dispatcher does."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_lock(%s, 0)", [delivery_queue._LOCKS])
+        cursor.execute("SELECT pg_advisory_lock(%s, 0)", [delivery_queue._LOCK_NAMESPACE])
         try:
             yield
         finally:
-            cursor.execute("SELECT pg_advisory_unlock(%s, 0)", [delivery_queue._LOCKS])
+            cursor.execute("SELECT pg_advisory_unlock(%s, 0)", [delivery_queue._LOCK_NAMESPACE])
 
 
 def wait_until_idle() -> None:

@@ -21,7 +21,7 @@ from pytest_django.fixtures import Settings
 from tests.receiver import Receiver, answer, redirect
 from webhooks import http_client
 from webhooks.addresses import ENDS_IN_A_NUMBER, Address, BadUrl, Profile, check_url, is_blocked
-from webhooks.delivery_queue import Claim, Outcome
+from webhooks.delivery_queue import ClaimedDelivery, DeliveryOutcome
 from webhooks.models import DeliveryError
 
 LOCAL, PUBLIC = Profile.LOCAL, Profile.PUBLIC
@@ -74,15 +74,15 @@ class Dispatch:
         self._connector = runner.run(self._begin())
 
     async def _begin(self) -> aiohttp.TCPConnector:
-        return http_client.connector(self._names)
+        return http_client.create_connector(self._names)
 
     def resolve(self, name: str, *addresses: str) -> None:
         """`name` is at these addresses from now on."""
         self._names.addresses[name] = list(addresses)
         self._connector.clear_dns_cache()
 
-    def send(self, url: str) -> Outcome:
-        claim = Claim(uuid4(), uuid4(), url, [], "trade.executed", 1, "{}")
+    def send(self, url: str) -> DeliveryOutcome:
+        claim = ClaimedDelivery(uuid4(), uuid4(), url, [], "trade.executed", 1, "{}")
         return self._runner.run(http_client.send(self._connector, claim))
 
     def error(self, url: str) -> DeliveryError | None:

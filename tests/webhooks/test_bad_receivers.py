@@ -274,7 +274,7 @@ def trade_id(request: Request) -> str:
 # --- Names ----------------------------------------------------------------------------------------------------------
 
 KNOWN, DENIED = "known.test", "denied.test"
-connector_as_it_is = http_client.connector
+connector_as_it_is = http_client.create_connector
 
 
 class NameServer:
@@ -319,7 +319,7 @@ def test_names_that_never_resolve_delay_nobody(
     # Without it look-ups share a few threads, which slow ones would hold.
     assert aiohttp.DefaultResolver is aiohttp.AsyncResolver
     settings.WEBHOOK_DEADLINE_SECONDS = 3.0
-    monkeypatch.setattr(http_client, "connector", NameServer().connector)
+    monkeypatch.setattr(http_client, "create_connector", NameServer().connector)
     slow = [f"slow-{number}" for number in range(40)]
     hosts = {name: f"{name}.test" for name in slow} | {"denied": DENIED, "known": KNOWN}
     for name, host in (hosts | {"address": "127.0.0.1"}).items():

@@ -435,7 +435,7 @@ def test_each_delivery_is_sent_once_however_many_dispatchers_there_are(
     ours.result(PATIENCE_SECONDS)
 
     assert_sent_once(receiver, due)
-    assert set(receiver.max_in_flight.values()) == {settings.WEBHOOK_LANES_PER_ENDPOINT}
+    assert set(receiver.max_in_flight.values()) == {settings.WEBHOOK_CONCURRENCY_PER_ENDPOINT}
 
 
 def test_a_clean_stop_under_load_loses_nothing(no_worker: None, celery: Celery, receiver: Receiver) -> None:

@@ -20,7 +20,7 @@ from tests import trading
 from tests.receiver import Receiver, answer, hang
 from tests.trading import in_thread
 from webhooks import dispatcher, services, wakeup
-from webhooks.delivery_queue import Claims, Endpoint
+from webhooks.delivery_queue import DeliveryQueue, DueSubscription
 from webhooks.models import Delivery, EventType
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -51,14 +51,14 @@ def subscribe(broker_id: str, url: str) -> None:
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many endpoints had something due, at each look of a dispatcher."""
     found: list[int] = []
-    due = Claims.due
+    due = DeliveryQueue.find_due
 
-    async def noted_due(claims: Claims, counted_up_to: int) -> list[Endpoint]:
-        endpoints = await due(claims, counted_up_to)
+    async def noted_due(queue: DeliveryQueue, max_count: int) -> list[DueSubscription]:
+        endpoints = await due(queue, max_count)
         found.append(len(endpoints))
         return endpoints
 
-    monkeypatch.setattr(Claims, "due", noted_due)
+    monkeypatch.setattr(DeliveryQueue, "find_due", noted_due)
     return found
 
 
@@ -82,7 +82,7 @@ def test_endpoints_that_hang_keep_a_new_one_waiting_for_one_deadline_at_most(
     receiver: Receiver, settings: Settings
 ) -> None:
     settings.WEBHOOK_DEADLINE_SECONDS = DEADLINE_SECONDS
-    settings.WEBHOOK_LANES = 4  # so that few can take them all, one each
+    settings.WEBHOOK_CONCURRENCY = 4  # so that few can take them all, one each
     for number in range(4):
         trading.broker(f"bad-{number}")
         subscribe(f"bad-{number}", receiver.on(f"/bad-{number}", hang))
@@ -144,7 +144,7 @@ def test_a_lane_that_gets_free_is_used_at_once(receiver: Receiver, settings: Set
 def test_when_all_lanes_are_taken_the_first_that_gets_free_is_used_at_once(
     receiver: Receiver, settings: Settings
 ) -> None:
-    settings.WEBHOOK_LANES, settings.WEBHOOK_POLL_SECONDS = 2, NEVER_SECONDS
+    settings.WEBHOOK_CONCURRENCY, settings.WEBHOOK_POLL_SECONDS = 2, NEVER_SECONDS
     for number in range(12):
         trading.broker(f"broker-{number}")
         subscribe(f"broker-{number}", receiver.url(f"/{number}"))

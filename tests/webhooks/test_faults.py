@@ -131,7 +131,7 @@ def assert_reconciled(receiver: Receiver, *, kills: int, database_url: str | Non
     say(f"{len(rows)} events, {len(receiver.requests)} arrived, {len(unknown)} unknown after {kills} kills")
     endpoints = {request.path for request in receiver.requests}
     # As much as is on its way at a time may have arrived and not be noted yet.
-    assert len(unknown) <= kills * len(endpoints) * 2 * settings.WEBHOOK_LANES_PER_ENDPOINT
+    assert len(unknown) <= kills * len(endpoints) * 2 * settings.WEBHOOK_CONCURRENCY_PER_ENDPOINT
 
 
 def of_the_session() -> str:
@@ -205,9 +205,9 @@ def test_what_is_due_is_found_and_claimed_without_reading_past_a_long_queue() ->
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE webhooks_delivery, webhooks_event, webhooks_subscription")
     subscription_id = queue("bob", 5)
-    wanted = json.dumps([{"id": str(subscription_id), "url": "http://127.0.0.1:9/bob", "room": 4}])
+    wanted = json.dumps([{"id": str(subscription_id), "url": "http://127.0.0.1:9/bob", "slots": 4}])
     assert 0 < rows_read(delivery_queue._DUE, 4) < FEW
-    assert 0 < rows_read(delivery_queue._SETTLE_AND_CLAIM, "[]", wanted) < FEW
+    assert 0 < rows_read(delivery_queue._SAVE_OUTCOMES_AND_CLAIM, "[]", wanted) < FEW
     assert reconciling.due(of_the_session()) == LONG + 1
 
 

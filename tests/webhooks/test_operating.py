@@ -24,7 +24,7 @@ from tests.receiver import Receiver, Request, answer, close, drip_body, hang
 from tests.trading import at_once, in_thread
 from tests.webhooks.telling import drain, outcomes, subscribe, trade
 from webhooks import dispatcher, retention, services, wakeup
-from webhooks.delivery_queue import Claim, Claims, Outcome
+from webhooks.delivery_queue import ClaimedDelivery, DeliveryOutcome, DeliveryQueue
 from webhooks.models import FAILED, Answer, Delivery, DeliveryState, Subscription, SubscriptionHour
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -171,12 +171,12 @@ def test_what_was_noted_is_not_noted_again(receiver: Receiver) -> None:
     subscribe("alice", receiver.url())
     trade()
 
-    async def claim_and_note_twice(claims: Claims) -> None:
-        ((claim,),) = [await claims.settle_and_claim([], [(each, 1)]) for each in await claims.due(1)]
+    async def claim_and_note_twice(queue: DeliveryQueue) -> None:
+        ((claim,),) = [await queue.save_outcomes_and_claim([], [(each, 1)]) for each in await queue.find_due(1)]
         for status_code in (500, 200):
-            await claims.settle_and_claim([Outcome(claim.delivery_id, status_code, None, 3, "down")], [])
+            await queue.save_outcomes_and_claim([DeliveryOutcome(claim.delivery_id, status_code, None, 3, "down")], [])
 
-    with_claims(claim_and_note_twice)
+    with_delivery_queue(claim_and_note_twice)
     assert outcomes() == [(500, "")]
     assert counted() == {"alice": (1, 1)}
     assert list(Answer.objects.values_list("body", flat=True)) == ["down"]
@@ -203,7 +203,7 @@ def test_what_happens_in_a_pause_is_sent_after_it(receiver: Receiver) -> None:
 
 
 def test_a_dispatcher_at_work_claims_nothing_more_in_a_pause(receiver: Receiver, settings: Settings) -> None:
-    settings.WEBHOOK_LANES_PER_ENDPOINT = 1
+    settings.WEBHOOK_CONCURRENCY_PER_ENDPOINT = 1
     webhook_id = subscribe("alice", receiver.on("/", answer(after_seconds=0.5)))
     trade(4)
     draining = in_thread(partial(dispatcher.drain, 0))
@@ -219,12 +219,12 @@ def test_what_was_found_due_before_a_pause_is_not_claimed_in_it(receiver: Receiv
     webhook_id = subscribe("alice", receiver.url())
     trade()
 
-    async def find_and_claim(claims: Claims) -> list[Claim]:
-        (endpoint,) = await claims.due(1)
+    async def find_and_claim(queue: DeliveryQueue) -> list[ClaimedDelivery]:
+        (endpoint,) = await queue.find_due(1)
         await asyncio.to_thread(services.pause, webhook_id, by=OPERATOR, reason="x")
-        return await claims.settle_and_claim([], [(endpoint, 1)])
+        return await queue.save_outcomes_and_claim([], [(endpoint, 1)])
 
-    assert with_claims(find_and_claim) == []
+    assert with_delivery_queue(find_and_claim) == []
     assert outcomes() == [(None, "")]
 
 
@@ -465,15 +465,15 @@ def test_the_hours_of_a_subscriptions_health_are_dropped_with_them(receiver: Rec
 # --- The small words of these tests ---------------------------------------------------------------------------------
 
 
-def with_claims(job: Callable[[Claims], Awaitable[T]]) -> T:
+def with_delivery_queue(job: Callable[[DeliveryQueue], Awaitable[T]]) -> T:
     """What a dispatcher's connection does, without a dispatcher."""
 
     async def run() -> T:
-        claims = await Claims.connect()
+        queue = await DeliveryQueue.connect()
         try:
-            return await job(claims)
+            return await job(queue)
         finally:
-            await claims.close()
+            await queue.close()
 
     return asyncio.run(run())
 
