@@ -53,7 +53,7 @@ def pause(subscription_id: UUID, *, by: Actor, reason: str) -> None:
 def resume(subscription_id: UUID, *, by: Actor, reason: str) -> None:
     """Send what waited, and go on. Twice is once."""
     _set_paused_at(subscription_id, Action.WEBHOOK_RESUME, None, by, reason)
-    wakeup.ask()
+    wakeup.request()
 
 
 def _set_paused_at(subscription_id: UUID, action: Action, paused_at: datetime | None, by: Actor, reason: str) -> None:
@@ -96,7 +96,7 @@ def redeliver(delivery_ids: Sequence[UUID], *, by: Actor, reason: str) -> int:
                 for each in again
             )
         )
-    wakeup.ask()
+    wakeup.request()
     return len(again)
 
 

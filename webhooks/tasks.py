@@ -1,6 +1,6 @@
-"""What sends the deliveries: started by a hint after each commit, and by beat every second in case one was lost.
+"""Celery tasks: `deliver`, sent after each commit and every second by beat, and the deletion of old responses.
 
-And what drops the old answers to them, which is none of the dispatching workers' business.
+The latter does not run in the workers of the dispatcher.
 """
 
 from typing import Any
@@ -17,11 +17,11 @@ from webhooks.wakeup import TASK
 _log = structlog.get_logger(__name__)
 
 
-@shared_task(name=TASK, acks_late=False)  # a message lost is as good as one that never came
+@shared_task(name=TASK, acks_late=False)  # a lost message does no harm: beat sends the next one
 def deliver(shard: int) -> None:
-    """Send what is due in one shard.
+    """Send the due deliveries of a shard.
 
-    While one thread sends, others are asked to all the same: that is this worker's heartbeat.
+    Messages also arrive while another thread is sending; each serves as this worker's heartbeat.
     """
     heartbeat.mark(heartbeat.WEBHOOKS)
     try:
@@ -32,11 +32,11 @@ def deliver(shard: int) -> None:
 
 @shared_task
 def drop_old() -> None:
-    """Drop what is no longer kept."""
+    """Delete old responses and health counts."""
     retention.delete_old()
 
 
 @worker_shutting_down.connect
 def stop(**_: Any) -> None:
-    """A worker that was told to stop finishes what is on its way, and claims nothing more."""
+    """Let a worker that shuts down finish the deliveries in flight, and claim no more."""
     dispatcher.stop()

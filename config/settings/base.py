@@ -92,7 +92,7 @@ MOVING_AVERAGE_ORDERS = 1_000
 WEBHOOK_SHARDS = 1  # dispatchers at a time; each endpoint belongs to one of them
 WEBHOOK_CONCURRENCY = 256  # deliveries on their way at a time, of one dispatcher
 WEBHOOK_CONCURRENCY_PER_ENDPOINT = 4  # and per broker and event, whatever URL it has meanwhile
-WEBHOOK_HINTS_WAITING = 100  # in Valkey; more are not sent
+WEBHOOK_WAKE_UPS_WAITING = 100  # in Valkey; more are not sent
 WEBHOOK_ANSWER_BYTES = 4 * 1024  # read of a receiver's answer
 WEBHOOK_ANSWER_KEPT_BYTES = 1024  # of that, to be looked at in the back office,
 WEBHOOK_ANSWERS_KEPT = timedelta(days=14)  # for so long, as are the hours of the subscriptions' health

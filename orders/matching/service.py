@@ -41,7 +41,7 @@ def execute(commands: Sequence[Command], *, skip_busy: bool = False, allow_deep:
             raise
         _log.warning("commit_answer_lost", error=str(error))
     if due:
-        wakeup.ask()
+        wakeup.request()
     return outcomes
 
 

@@ -23,7 +23,7 @@ from exchange.database import database_now
 from exchange.errors import ReconcileUnderWay
 from orders.models import ReconcileRun
 from orders.reconciliation import checks
-from webhooks.wakeup import impatient_connection
+from webhooks.wakeup import connection_with_timeouts
 
 TASK = "orders.tasks.run_reconcile"
 ABANDONED = "Whoever made it was stopped, killed or out of time before there was a verdict."
@@ -84,7 +84,7 @@ def _create(run: ReconcileRun, by: Actor, reason: str) -> ReconcileRun:
 def _send_to_worker(run_id: UUID) -> None:
     """Hand a run to a worker by a message, which may be lost: beat sees to it again."""
     try:
-        with impatient_connection(settings.REDIS_URL) as valkey:
+        with connection_with_timeouts(settings.REDIS_URL) as valkey:
             expires = settings.RECONCILE_MESSAGE_SECONDS
             current_app.send_task(TASK, (str(run_id),), connection=valkey, retry=False, expires=expires)
     except Exception as error:  # whatever it is, the run waits a little longer

@@ -41,7 +41,7 @@ def drain(shard: int = 0) -> None:
 def settle() -> None:
     """Wait until every delivery is done with."""
     for _ in range(round(trading.PATIENCE_SECONDS / ASK_AGAIN_SECONDS)):
-        wakeup.ask()
+        wakeup.request()
         if wait_until(lambda: not Delivery.objects.filter(completed_at=None).exists(), ASK_AGAIN_SECONDS):
             return
     raise AssertionError(list(Delivery.objects.filter(completed_at=None).values()))

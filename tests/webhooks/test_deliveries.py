@@ -429,7 +429,7 @@ def test_each_delivery_is_sent_once_however_many_dispatchers_there_are(
     due = due_everywhere(receiver, 100)
     ours = in_thread(partial(dispatcher.drain, 0))
     while len(receiver.requests) < due / 2:
-        wakeup.ask()
+        wakeup.request()
         time.sleep(settings.WEBHOOK_WAKE_UP_PAUSE_SECONDS)
     settle()
     ours.result(PATIENCE_SECONDS)
@@ -442,7 +442,7 @@ def test_a_clean_stop_under_load_loses_nothing(no_worker: None, celery: Celery, 
     due = due_everywhere(receiver, 100)
     first, second = celery.webhook_worker("first"), celery.webhook_worker("second")
     first.start()
-    wakeup.ask()
+    wakeup.request()
     assert receiver.wait_for(100, PATIENCE_SECONDS)
     first.stop()
     assert 100 <= len(receiver.requests) < due
@@ -478,12 +478,12 @@ def test_what_was_on_its_way_when_its_worker_was_killed_is_never_sent_again(
     trade(6)
     first, second = celery.webhook_worker("first"), celery.webhook_worker("second")
     first.start()
-    wakeup.ask()
+    wakeup.request()
     assert receiver.wait_for(4, PATIENCE_SECONDS)
     first.kill()
     receiver.on("/alice", answer())
     second.start()
-    wakeup.ask()
+    wakeup.request()
 
     assert wait_until(lambda: Delivery.objects.filter(completed_at=None).count() == 4, PATIENCE_SECONDS)
     second.stop()

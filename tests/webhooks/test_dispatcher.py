@@ -189,11 +189,11 @@ def test_a_stop_is_remembered(receiver: Receiver) -> None:
 
 
 def test_hints_that_nobody_takes_do_not_fill_valkey(valkey: Valkey) -> None:
-    with wakeup.impatient_connection(valkey.url) as hints:
-        for _ in range(settings.WEBHOOK_HINTS_WAITING + 50):
-            wakeup.ring(hints)
+    with wakeup.connection_with_timeouts(valkey.url) as hints:
+        for _ in range(settings.WEBHOOK_WAKE_UPS_WAITING + 50):
+            wakeup.send(hints)
     with redis.Redis.from_url(valkey.url) as client:
-        assert client.llen(wakeup.QUEUE) == settings.WEBHOOK_HINTS_WAITING
+        assert client.llen(wakeup.QUEUE) == settings.WEBHOOK_WAKE_UPS_WAITING
 
 
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
@@ -201,7 +201,7 @@ def test_a_hint_is_given_up_at_once_when_valkey_is_dead_or_frozen(valkey: Valkey
     assert valkey.child.pid is not None
     os.kill(valkey.child.pid, fault)
     tried_at = time.monotonic()
-    with wakeup.impatient_connection(valkey.url) as hints, pytest.raises(Exception, match=r"\w"):
-        wakeup.ring(hints)
+    with wakeup.connection_with_timeouts(valkey.url) as hints, pytest.raises(Exception, match=r"\w"):
+        wakeup.send(hints)
     assert time.monotonic() - tried_at < 3.0  # a tenth of a second, and an allowance
     os.kill(valkey.child.pid, signal.SIGKILL)
