@@ -25,7 +25,7 @@ from backoffice.webhook_actions import OUTCOME_TIME_TOLERANCE, RedeliverEvents, 
 from exchange.http.paging import Keyset
 from exchange.ids import first_id_at, time_of_id
 from exchange.models import Broker
-from webhooks.models import FAILED, Answer, Delivery, DeliveryError, DeliveryState, Event, EventType, Subscription
+from webhooks.models import IS_FAILED, Answer, Delivery, DeliveryError, DeliveryState, Event, EventType, Subscription
 
 LATEST_DELIVERIES = 10  # on the page of a subscription
 MAX_SUBSCRIPTIONS = 1_000  # the latest subscriptions of a broker, which identify its deliveries
@@ -36,7 +36,7 @@ _STATES = {
     DeliveryState.DUE: Q(claimed_at=None),
     DeliveryState.IN_FLIGHT: Q(claimed_at__isnull=False, completed_at=None),
     DeliveryState.DELIVERED: Q(completed_at__isnull=False, error="", status_code__gte=200, status_code__lt=300),
-    DeliveryState.FAILED: FAILED,
+    DeliveryState.FAILED: IS_FAILED,
     DeliveryState.DISCARDED: Q(error=DeliveryError.SUBSCRIPTION_DELETED),
 }
 
@@ -110,7 +110,7 @@ class DeliveryAdmin(KeysetModelAdmin):
         rows = rows.filter(id_period_condition(filters))
         if _are_failed_only(filters):
             covered = {"state": ""} if filters["state"] == DeliveryState.FAILED else {}
-            return KeysetQuery(rows.filter(FAILED), _BY_ID, _unindexed_condition(filters | covered))
+            return KeysetQuery(rows.filter(IS_FAILED), _BY_ID, _unindexed_condition(filters | covered))
         return KeysetQuery(rows, _BY_ID, _unindexed_condition(filters))
 
     def _lean(self, rows: Rows) -> Rows:
@@ -196,6 +196,6 @@ def latest_deliveries(subscription: Subscription, *, failed: bool) -> Sequence[D
         return []
     rows = Delivery.objects.filter(pk__lt=first_id_at(max(known) + OUTCOME_TIME_TOLERANCE)).select_related("event")
     if failed:
-        rows = rows.filter(FAILED)
+        rows = rows.filter(IS_FAILED)
     unindexed = Q(subscription=subscription, completed_at__isnull=False)
     return lists.read_page(KeysetQuery(rows.defer("event__body"), _BY_ID, unindexed), {}).rows[:LATEST_DELIVERIES]

@@ -16,7 +16,7 @@ from exchange.audit import Actor
 from exchange.errors import NothingToRedeliver
 from exchange.ids import first_id_at
 from webhooks import services
-from webhooks.models import FAILED, Delivery, DeliveryState, Subscription, SubscriptionState
+from webhooks.models import IS_FAILED, Delivery, DeliveryState, Subscription, SubscriptionState
 
 DEFAULT_COUNT = 100
 OUTCOME_TIME_TOLERANCE = timedelta(seconds=10)  # by which a subscription's times may lag its deliveries
@@ -125,7 +125,7 @@ def is_lost(row: Delivery) -> bool:
 def latest_failed_ids(subscription: Subscription, count: int) -> list[UUID]:
     """Return the latest failed deliveries not redelivered yet, out of the latest `MAX_SCANNED_ROWS` of all brokers."""
     until = (subscription.last_failure_at or timezone.now()) + OUTCOME_TIME_TOLERANCE
-    failed = Delivery.objects.filter(FAILED, pk__lt=first_id_at(until)).order_by("-pk")
+    failed = Delivery.objects.filter(IS_FAILED, pk__lt=first_id_at(until)).order_by("-pk")
     near = failed.values_list("pk", "subscription_id")[:MAX_SCANNED_ROWS]
     own = [pk for pk, subscription_id in near if subscription_id == subscription.pk][:count]
     redelivered = set(Delivery.objects.filter(redelivery_of__in=own).values_list("redelivery_of_id", flat=True))

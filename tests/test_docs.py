@@ -28,7 +28,7 @@ from tests.api import LATER, LIMIT
 from tests.exchange.client import Client
 from tests.live import ROOT
 from tests.trading import BY
-from webhooks.addresses import Profile
+from webhooks.addresses import AddressProfile
 
 ERRORS, SETTINGS = ((ROOT / "docs" / name).read_text() for name in ("errors.md", "settings.md"))
 SETTINGS_PY = ROOT / "config" / "settings" / "base.py"
@@ -115,7 +115,7 @@ BAD_FIELDS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 @pytest.mark.django_db(transaction=True)
 def test_every_code_of_a_field_on_the_page_is_met(settings: Settings) -> None:
-    settings.WEBHOOK_ADDRESSES = Profile.PUBLIC
+    settings.WEBHOOK_ADDRESSES = AddressProfile.PUBLIC
     clients = {"alice": api.broker("alice"), "operator": api.operator()}
     trading.instrument("LOTS", lot=10)
     api.placed(clients["alice"], BUY | {"quantity": 10, "client_order_id": "used"})

@@ -1,7 +1,6 @@
-"""Which URLs and which addresses webhooks may go to: no receiver may make the exchange talk to what only it can reach.
+"""Allowed URLs and addresses of webhooks: no broker may make the exchange send requests into private networks.
 
-A URL is checked when it is registered, as far as its text tells; the address is checked each time it is dialled, when
-a name has become one. Both ask here.
+The text of a URL is checked at registration. The resolved address is checked on each connection.
 """
 
 import re
@@ -18,8 +17,8 @@ MAX_PORT = 2**16 - 1
 MAX_HOST_LENGTH = 253
 
 
-class Profile(ChoicesEnum):
-    """How far webhooks may reach: anything but clouds' metadata, or only what is public, and encrypted."""
+class AddressProfile(ChoicesEnum):
+    """Allowed addresses: `local` is all but link-local and cloud metadata, `public` is https to global ones."""
 
     LOCAL = "local"
     PUBLIC = "public"
@@ -27,45 +26,47 @@ class Profile(ChoicesEnum):
 
 # --- URLs -----------------------------------------------------------------------------------------------------------
 
-# RFC 3986 without user info and fragment: what it does not allow, two parsers may understand in two ways.
+# RFC 3986 without user info and fragment. Two parsers may interpret other URLs differently.
 URL = re.compile(
     r"(?P<scheme>[hH][tT][tT][pP][sS]?)://"
     r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?)"
     r"(:(?P<port>[0-9]{1,5}))?"
     r"([/?][A-Za-z0-9._~:/?\[\]@!$&'()*+,;=%-]*)?"
 )
-# To some parsers a host that ends in a number is an IPv4 address: in one number, in octal, in hex, or in part.
-ENDS_IN_A_NUMBER = re.compile(r"(.*\.)?([0-9]+|0[xX][0-9A-Fa-f]*)\.?")
+# Some parsers read a host that ends in a number as an IPv4 address: as one number, octal, hexadecimal or shortened.
+ENDS_IN_NUMBER = re.compile(r"(.*\.)?([0-9]+|0[xX][0-9A-Fa-f]*)\.?")
 
 
 @dataclass(frozen=True, slots=True)
-class BadUrl(Exception):
-    """Why nothing may be sent to a URL: a stable code, and a sentence."""
+class InvalidUrl(Exception):
+    """The reason why a URL is rejected: a stable code and a sentence."""
 
     code: str
     detail: str
 
 
-def check_url(url: str, profile: Profile) -> None:
-    """Raise `BadUrl` if the text alone tells that nothing may be sent there; names are not looked up."""
+def check_url(url: str, profile: AddressProfile) -> None:
+    """Raise `InvalidUrl` if the URL's text is not allowed. Host names are not resolved."""
     parts = URL.fullmatch(url)
     if parts is None or len(parts["host"]) > MAX_HOST_LENGTH or not 0 < int(parts["port"] or 1) <= MAX_PORT:
-        raise BadUrl("invalid", "Must be an http or https URL with a host, without user info or fragment, in ASCII.")
-    if profile is Profile.PUBLIC and parts["scheme"].lower() != "https":
-        raise BadUrl("https_required", "Must be an https URL.")
+        raise InvalidUrl(
+            "invalid", "Must be an http or https URL with a host, without user info or fragment, in ASCII."
+        )
+    if profile is AddressProfile.PUBLIC and parts["scheme"].lower() != "https":
+        raise InvalidUrl("https_required", "Must be an https URL.")
     try:
         address = _address(parts["host"])
     except ValueError:
-        raise BadUrl("invalid", "Its address must be four decimal numbers, or one of IPv6 in brackets.") from None
+        raise InvalidUrl("invalid", "An IP address must be four decimal numbers, or IPv6 in brackets.") from None
     if address is not None and is_blocked(address, profile):
-        raise BadUrl("blocked_address", "Webhooks may not be sent to this address.")
+        raise InvalidUrl("blocked_address", "Webhooks may not be sent to this address.")
 
 
 def _address(host: str) -> Address | None:
-    """The address that a URL's host is, None for a name; `ValueError` for what some may read as either."""
+    """Return the address in a URL's host, or None for a host name; `ValueError` if it is ambiguous."""
     if host.startswith("["):
         return IPv6Address(host[1:-1])
-    return IPv4Address(host) if ENDS_IN_A_NUMBER.fullmatch(host) else None
+    return IPv4Address(host) if ENDS_IN_NUMBER.fullmatch(host) else None
 
 
 # --- Addresses ------------------------------------------------------------------------------------------------------
@@ -82,11 +83,11 @@ _LINK_LOCAL_AND_METADATA: list[Network] = [
     IPv6Network("fd00:100::100:200/128"),  # Alibaba Cloud
     IPv6Network("fd00:42::42/128"),  # Scaleway
     IPv6Network("fd00:a9fe:a9fe::1/128"),  # Akamai
-    IPv6Network("64:ff9b:1::/48"),  # a network's own NAT64: only it knows where in there the IPv4 address is
+    IPv6Network("64:ff9b:1::/48"),  # local-use NAT64: the position of the IPv4 address is unknown
 ]
 
-# What the IANA special-purpose address registries do not call globally reachable, and multicast. Of IPv6 only 2000::/3
-# is given out at all.
+# Ranges that the IANA special-purpose address registries do not list as globally reachable, and multicast. Of IPv6,
+# only 2000::/3 is allocated.
 _NOT_GLOBAL: list[Network] = [
     *map(
         IPv4Network,
@@ -99,20 +100,20 @@ _NOT_GLOBAL: list[Network] = [
     *map(IPv6Network, ["::/3", "4000::/2", "8000::/1", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"]),
 ]
 
-# An IPv4 address can be written into one of these; whoever translates it would take us there.
+# IPv6 ranges with an embedded IPv4 address, to which a translator would forward the connection.
 _NAT64 = IPv6Network("64:ff9b::/96")
 _IPV4_AT_THE_END = [_NAT64, *map(IPv6Network, ["::/96", "::ffff:0:0/96", "::ffff:0:0:0/96"])]
 
 
-def is_blocked(host: str | Address, profile: Profile) -> bool:
-    """Whether this address is out of bounds, in whatever it is wrapped; `ValueError` if it is none."""
+def is_blocked(host: str | Address, profile: AddressProfile) -> bool:
+    """True if this address, or one embedded in it, is not allowed; `ValueError` if it is not an address."""
     address = ip_address(host)
-    if any(_is_in(each, _LINK_LOCAL_AND_METADATA) for each in _reached(address)):
+    if any(_is_in(each, _LINK_LOCAL_AND_METADATA) for each in _with_embedded_addresses(address)):
         return True
-    if profile is Profile.LOCAL:
+    if profile is AddressProfile.LOCAL:
         return False
     if isinstance(address, IPv6Address) and address in _NAT64:
-        (_, address) = _reached(address)
+        (_, address) = _with_embedded_addresses(address)
     return _is_in(address, _NOT_GLOBAL)
 
 
@@ -120,8 +121,8 @@ def _is_in(address: Address, networks: list[Network]) -> bool:
     return any(address in network for network in networks)
 
 
-def _reached(address: Address) -> Iterator[Address]:
-    """The address itself, and the IPv4 addresses that it may be a wrapping of."""
+def _with_embedded_addresses(address: Address) -> Iterator[Address]:
+    """Yield the address and the IPv4 addresses embedded in it."""
     yield address
     if isinstance(address, IPv4Address):
         return

@@ -157,7 +157,7 @@ ORDER BY due.id
 
 # The two updates of deliveries never meet in a row: one requires `claimed_at`, the other requires that it is null.
 # `id = ANY(ARRAY(…))` makes the planner expect few rows; otherwise it would read both tables in full with a long queue.
-# `is_failed` is the condition of `models.FAILED`.
+# `is_failed` is the condition of `models.IS_FAILED`.
 # The times of a subscription's last success and failure are for display. If they would change by only a few seconds and
 # not in their order, the row is not updated: publishing reads it, and a long transaction would keep all its versions. A
 # locked row is skipped, so that no transaction delays the deliveries. The counts per hour are complete.

@@ -19,7 +19,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from django.conf import settings
 from yarl import URL
 
-from webhooks.addresses import Profile, is_blocked
+from webhooks.addresses import AddressProfile, is_blocked
 from webhooks.delivery_queue import ClaimedDelivery, DeliveryOutcome
 from webhooks.models import DeliveryError
 
@@ -96,7 +96,7 @@ async def send(connector: aiohttp.BaseConnector, delivery: ClaimedDelivery) -> D
     """Send a delivery and return its outcome. Never raises an exception."""
     started, status, error, body_start = time.monotonic(), None, None, bytearray()
     try:
-        if settings.WEBHOOK_ADDRESSES is Profile.PUBLIC and not delivery.url.lower().startswith("https:"):
+        if settings.WEBHOOK_ADDRESSES is AddressProfile.PUBLIC and not delivery.url.lower().startswith("https:"):
             raise BlockedAddress("http is blocked")
         async with asyncio.timeout(settings.WEBHOOK_DEADLINE_SECONDS), _connect(connector, delivery.url) as connection:
             status, response = await _post(connection, _request(delivery))

@@ -1,4 +1,4 @@
-"""What happened, numbered per broker; who wants to be told; and one row for each telling."""
+"""Events, numbered per broker, subscriptions to them, and deliveries."""
 
 import uuid_utils.compat as uuid_utils
 from django.db import models
@@ -17,7 +17,7 @@ class EventType(ChoicesEnum):
 
 
 class DeliveryError(ChoicesEnum):
-    """What kept a delivery from being sent, or its answer from being read."""
+    """The reason why a delivery was not sent, or its response not read."""
 
     TIMEOUT = "timeout"
     BLOCKED_ADDRESS = "blocked_address"
@@ -31,14 +31,14 @@ class DeliveryError(ChoicesEnum):
 
 
 class Event(models.Model):
-    """One thing that happened to one broker: written with the change it tells, in the same transaction."""
+    """Something that happened to a broker. Written in the transaction of the change that it describes."""
 
     id = models.UUIDField(primary_key=True, default=uuid_utils.uuid7, editable=False)
     broker = models.ForeignKey(Broker, models.PROTECT, related_name="events", db_index=False, db_constraint=False)
     sequence = models.BigIntegerField()
     type = models.CharField(max_length=32, choices=EventType.choices())
     occurred_at = models.DateTimeField()
-    body = models.TextField()  # the very bytes that a receiver gets
+    body = models.TextField()  # exactly as sent to receivers
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["broker", "sequence"], name="event_once_per_sequence")]
@@ -54,16 +54,16 @@ class SubscriptionState(ChoicesEnum):
 
 
 class SubscriptionQuerySet(models.QuerySet["Subscription"]):
-    """Ways to look at subscriptions."""
+    """Queries of subscriptions."""
 
     def alive(self) -> "SubscriptionQuerySet":
         return self.filter(deleted_at=None)
 
 
 class Subscription(models.Model):
-    """A broker's wish to have one type of event sent to a URL.
+    """A broker's subscription to one type of event, sent to a URL.
 
-    It is never removed, only marked: a transaction that is writing a delivery for it must not fail at its commit.
+    Rows are only marked as deleted, so that a concurrent transaction that inserts a delivery does not fail on commit.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid_utils.uuid7, editable=False)
@@ -72,7 +72,7 @@ class Subscription(models.Model):
     url = models.CharField(max_length=MAX_URL_LENGTH)
     created_at = models.DateTimeField()
     deleted_at = models.DateTimeField(null=True)
-    paused_at = models.DateTimeField(null=True)  # by an operator: what is due stays due, and is not sent meanwhile
+    paused_at = models.DateTimeField(null=True)  # by an operator; due deliveries wait until it is resumed
     last_success_at = models.DateTimeField(null=True)
     last_failure_at = models.DateTimeField(null=True)
 
@@ -97,7 +97,7 @@ class Subscription(models.Model):
 
     @property
     def is_failing(self) -> bool:
-        """Whether the last delivery that had an outcome failed, as far as is known."""
+        """True if the last delivery with an outcome failed. The times may lag by seconds: see `delivery_queue`."""
         return self.last_failure_at is not None and (
             self.last_success_at is None or self.last_failure_at > self.last_success_at
         )
@@ -111,17 +111,17 @@ class DeliveryState(ChoicesEnum):
     DISCARDED = "discarded"
 
 
-# Of a delivery that was attempted: no answer, or one that is not 2xx.
-FAILED = Q(completed_at__isnull=False) & (
+# An attempted delivery without a response, or with one that is not 2xx.
+IS_FAILED = Q(completed_at__isnull=False) & (
     ~Q(error__in=["", DeliveryError.SUBSCRIPTION_DELETED.value]) | Q(status_code__lt=200) | Q(status_code__gte=300)
 )
 
 
 class Delivery(models.Model):
-    """One event to be told to one subscription, once: it is marked as claimed before it is sent, and never sent again.
+    """One event for one subscription, sent at most once: it is marked as claimed before it is sent.
 
-    What is neither claimed nor completed is due. What was claimed and has no outcome was on its way when its
-    dispatcher died, or is on its way now. Where an operator has it made again, that is another delivery.
+    A delivery that is neither claimed nor completed is due. A claimed delivery without an outcome is in flight, or was
+    when its dispatcher died. A redelivery by an operator is another row.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid_utils.uuid7, editable=False)
@@ -131,7 +131,7 @@ class Delivery(models.Model):
     )
     claimed_at = models.DateTimeField(null=True)
     completed_at = models.DateTimeField(null=True)
-    status_code = models.SmallIntegerField(null=True)  # of the receiver's answer, if one came
+    status_code = models.SmallIntegerField(null=True)  # of the receiver's response, if any
     error = models.CharField(max_length=32, choices=DeliveryError.choices(), blank=True, db_default="")
     duration_ms = models.IntegerField(null=True)
     redelivery_of = models.ForeignKey(
@@ -141,7 +141,7 @@ class Delivery(models.Model):
     class Meta:
         indexes = [
             models.Index(fields=["subscription", "id"], name="delivery_due", condition=Q(claimed_at=None)),
-            models.Index(fields=["id"], name="delivery_failed", condition=FAILED),
+            models.Index(fields=["id"], name="delivery_failed", condition=IS_FAILED),
             models.Index(
                 fields=["redelivery_of"], name="delivery_redelivered", condition=Q(redelivery_of__isnull=False)
             ),
@@ -163,7 +163,7 @@ class Delivery(models.Model):
 
 
 class Answer(models.Model):
-    """The beginning of what a receiver answered to a delivery, as text; kept for `WEBHOOK_ANSWERS_KEPT`."""
+    """The beginning of a receiver's response, as text. Kept for `WEBHOOK_ANSWERS_KEPT`."""
 
     delivery = models.OneToOneField(
         Delivery, models.CASCADE, primary_key=True, related_name="answer", db_constraint=False
@@ -175,7 +175,7 @@ class Answer(models.Model):
 
 
 class SubscriptionHour(models.Model):
-    """How many deliveries of a subscription had an outcome in the hour from `hour`, and how many of them failed."""
+    """Counts of a subscription's completed and failed deliveries in the hour that starts at `hour`."""
 
     id = models.BigAutoField(primary_key=True)
     subscription = models.ForeignKey(

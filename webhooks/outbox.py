@@ -1,6 +1,6 @@
-"""The one door through which events come in: written in the transaction of the change they tell.
+"""The transactional outbox: the only way to publish events, in the transaction of the change that they describe.
 
-With them, in the same statement, goes a delivery for each that its broker subscribes to.
+The same statement inserts the events and a delivery for each matching subscription.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from webhooks.models import EventType
 
 @dataclass(frozen=True, slots=True)
 class NewEvent:
-    """What happened to a broker, under the number taken from its stream while its lock was held."""
+    """An event of a broker. Its sequence number was taken from the broker's stream under the broker's lock."""
 
     broker_id: str
     sequence: int
@@ -23,16 +23,17 @@ class NewEvent:
     data: msgspec.Struct
 
 
-# For the statement that commits the change, which then wakes the dispatcher: gives how many deliveries are due.
+# SQL expression for the statement that commits the change. Returns the number of deliveries; if there are any, the
+# caller wakes the dispatcher.
 PUBLISH = "webhooks_publish(%(events)s::json)"
 
 
 def encode_events(events: Sequence[NewEvent]) -> str | None:
-    """`events` as `PUBLISH` takes them: with the bytes that will tell them."""
+    """Encode events for `PUBLISH`, including the body that receivers get."""
     return _ENCODER.encode([_Row.of(event) for event in events]).decode() if events else None
 
 
-class _Body(msgspec.Struct, frozen=True):
+class _Payload(msgspec.Struct, frozen=True):
     event: EventType
     timestamp: datetime
     data: msgspec.Struct
@@ -47,7 +48,7 @@ class _Row(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, event: NewEvent) -> "_Row":
-        body = _ENCODER.encode(_Body(event.type, event.occurred_at, event.data)).decode()
+        body = _ENCODER.encode(_Payload(event.type, event.occurred_at, event.data)).decode()
         return cls(event.broker_id, event.sequence, event.type, event.occurred_at, body)
 
 

@@ -7,7 +7,7 @@ from rest_framework import serializers
 
 from exchange.http.fields import Choice, StrictField, StrictList, StrictSerializer, Text
 from exchange.rules import BROKER_ID
-from webhooks.addresses import URL, BadUrl, check_url
+from webhooks.addresses import URL, InvalidUrl, check_url
 from webhooks.models import MAX_URL_LENGTH, EventType
 
 
@@ -26,7 +26,7 @@ class Url(StrictField):
             self.fail("max_length")
         try:
             check_url(data, settings.WEBHOOK_ADDRESSES)
-        except BadUrl as refusal:
+        except InvalidUrl as refusal:
             raise serializers.ValidationError(refusal.detail, refusal.code) from refusal
         return data
 

@@ -1,4 +1,4 @@
-"""Who wants to be told what, and where; and what operators may do about the telling."""
+"""Subscriptions to events, and the operators' actions on subscriptions and deliveries."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from webhooks.models import Delivery, EventType, Subscription
 
 
 def subscribe(broker_id: str, *, url: str, events: Sequence[EventType]) -> tuple[list[Subscription], bool]:
-    """Send these events of a broker to `url` from now on; the subscriptions as asked for, and whether any is new."""
-    wanted = sorted(set(events))  # in one order for all, for each row is locked
+    """Subscribe a broker to these events at `url`. Returns the subscriptions, and whether any of them is new."""
+    wanted = sorted(set(events))  # rows are always locked in this order
     with connection.cursor() as cursor:
         cursor.execute(
             _SUBSCRIBE, [broker_id, url, [str(uuid_utils.uuid7()) for _ in wanted], [str(each) for each in wanted]]
@@ -33,25 +33,25 @@ def subscribe(broker_id: str, *, url: str, events: Sequence[EventType]) -> tuple
 
 
 def unsubscribe(broker_id: str, webhook_id: UUID) -> None:
-    """Send nothing to this subscription any more."""
+    """Delete a subscription. Nothing more is sent to it."""
     mine = Subscription.objects.alive().filter(broker=broker_id, pk=webhook_id)
     if not mine.update(deleted_at=database_now()):
         raise WebhookNotFound
 
 
-# --- What operators do ----------------------------------------------------------------------------------------------
+# --- Operator actions -----------------------------------------------------------------------------------------------
 
 
 def pause(subscription_id: UUID, *, by: Actor, reason: str) -> None:
-    """Send nothing to this subscription until it is resumed: what is due stays due, and what happens is due too.
+    """Stop sending to a subscription until it is resumed. Due deliveries wait, and new events add to them.
 
-    It does not end by another URL. Twice is once.
+    A new URL does not resume it. Pausing a paused subscription has no effect.
     """
     _set_paused_at(subscription_id, Action.WEBHOOK_PAUSE, database_now(), by, reason)
 
 
 def resume(subscription_id: UUID, *, by: Actor, reason: str) -> None:
-    """Send what waited, and go on. Twice is once."""
+    """Resume a paused subscription, starting with the deliveries that waited."""
     _set_paused_at(subscription_id, Action.WEBHOOK_RESUME, None, by, reason)
     wakeup.request()
 
@@ -70,54 +70,53 @@ def _set_paused_at(subscription_id: UUID, action: Action, paused_at: datetime | 
 
 
 def redeliver(delivery_ids: Sequence[UUID], *, by: Actor, reason: str) -> int:
-    """Have events delivered again to where they went before, each by a new delivery; how many there will be.
+    """Create a new delivery of the same event to the same subscription for each of these, and return their number.
 
-    Left out is what has had no outcome yet, what is being made again already, and what somebody else is having made
-    again right now: the old deliveries are locked meanwhile, so that two who press at once make one. If that leaves
-    nothing it is refused.
+    Deliveries without an outcome, with a pending redelivery, or locked by a concurrent call are skipped: two concurrent
+    calls create one redelivery. Raises an error if none is left.
     """
     if len(delivery_ids) > settings.WEBHOOK_REDELIVERIES:
-        raise ValidationFailed(f"No more than {settings.WEBHOOK_REDELIVERIES} at once.")
+        raise ValidationFailed(f"At most {settings.WEBHOOK_REDELIVERIES} deliveries can be redelivered at once.")
     with transaction.atomic(durable=True):
         candidates = _lock_candidates(delivery_ids)
-        chosen = [each for each in candidates if each.may_be_made_again]
-        if not chosen:
+        selected = [each for each in candidates if each.can_redeliver]
+        if not selected:
             all_deleted = bool(candidates) and all(each.is_deleted for each in candidates)
             raise WebhookDeleted if all_deleted else NothingToRedeliver
-        again = Delivery.objects.bulk_create(
+        redeliveries = Delivery.objects.bulk_create(
             Delivery(event_id=each.event_id, subscription_id=each.subscription_id, redelivery_of_id=each.id)
-            for each in chosen
+            for each in selected
         )
         audit.record(
             *(
                 Entry.of(
                     by, Action.DELIVERY_REDELIVER, each.redelivery_of_id, reason=reason, after={"redelivery": each.pk}
                 )
-                for each in again
+                for each in redeliveries
             )
         )
     wakeup.request()
-    return len(again)
+    return len(redeliveries)
 
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A delivery that is to be made again."""
+    """A delivery selected for redelivery."""
 
     id: UUID
     event_id: UUID
     subscription_id: UUID
     is_deleted: bool  # its subscription
-    is_over: bool
-    is_repeated: bool
+    is_finished: bool
+    is_being_redelivered: bool
 
     @property
-    def may_be_made_again(self) -> bool:
-        return self.is_over and not self.is_deleted and not self.is_repeated
+    def can_redeliver(self) -> bool:
+        return self.is_finished and not self.is_deleted and not self.is_being_redelivered
 
 
 def _lock_candidates(delivery_ids: Sequence[UUID]) -> list[_Candidate]:
-    """What is known of these deliveries, read after they were locked."""
+    """Lock these deliveries, then read their state."""
     lost_before = database_now() - timedelta(seconds=settings.WEBHOOK_LOST_AFTER_SECONDS)
     with connection.cursor() as cursor:
         cursor.execute(_LOCK, [list(delivery_ids)])
@@ -126,7 +125,7 @@ def _lock_candidates(delivery_ids: Sequence[UUID]) -> list[_Candidate]:
         return [_Candidate(*row) for row in cursor.fetchall()]
 
 
-# Who completes one of them now is not waited for, nor are we: nobody stands in the dispatcher's way.
+# Rows that the dispatcher has locked are skipped, so that neither waits for the other.
 _LOCK = """
 SELECT id FROM webhooks_delivery WHERE id = ANY(%s::uuid[]) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 """
@@ -141,7 +140,7 @@ FROM webhooks_delivery delivery JOIN webhooks_subscription subscription ON subsc
 WHERE delivery.id = ANY(%(ids)s::uuid[]) ORDER BY delivery.id
 """
 
-# Of a row that was there before, `xmax` names the transaction that locked it in order to change it: this one.
+# `xmax` of an existing row is the transaction that locked it for the update, this one; of a new row it is 0.
 _SUBSCRIBE = """
 INSERT INTO webhooks_subscription (id, broker_id, event_type, url, created_at)
 SELECT wanted.id, %s, wanted.event_type, %s, clock_timestamp()

@@ -12,7 +12,7 @@ import dj_database_url
 
 from config.logs import LOGGING as LOGGING
 from exchange.rules import BROKER_ID, SYMBOL
-from webhooks.addresses import Profile
+from webhooks.addresses import AddressProfile
 
 # --- From the environment -------------------------------------------------------------------------------------------
 
@@ -34,7 +34,7 @@ BACKOFFICE_URL = os.environ.get("BACKOFFICE_URL", "").rstrip(
     "/"
 )  # where the API's /admin/ leads; unless set, it is 404
 TWO_FACTOR_REQUIRED = os.environ.get("TWO_FACTOR_REQUIRED", "1") == "1"
-WEBHOOK_ADDRESSES = Profile(os.environ.get("WEBHOOK_ADDRESSES", "public"))
+WEBHOOK_ADDRESSES = AddressProfile(os.environ.get("WEBHOOK_ADDRESSES", "public"))
 
 # --- Limits of the API (contract: "Conventions") --------------------------------------------------------------------
 

@@ -20,11 +20,11 @@ from pytest_django.fixtures import Settings
 
 from tests.receiver import Receiver, answer, redirect
 from webhooks import http_client
-from webhooks.addresses import ENDS_IN_A_NUMBER, Address, BadUrl, Profile, check_url, is_blocked
+from webhooks.addresses import ENDS_IN_NUMBER, Address, AddressProfile, InvalidUrl, check_url, is_blocked
 from webhooks.delivery_queue import ClaimedDelivery, DeliveryOutcome
 from webhooks.models import DeliveryError
 
-LOCAL, PUBLIC = Profile.LOCAL, Profile.PUBLIC
+LOCAL, PUBLIC = AddressProfile.LOCAL, AddressProfile.PUBLIC
 BLOCKED = DeliveryError.BLOCKED_ADDRESS
 METADATA = "169.254.169.254"
 CLOSED = ["Connection: close"]
@@ -103,11 +103,11 @@ def dispatch() -> Iterator[Dispatch]:
         dispatch.end()
 
 
-def refusal(url: str, profile: Profile) -> str | None:
+def refusal(url: str, profile: AddressProfile) -> str | None:
     """Why a URL may not be registered."""
     try:
         check_url(url, profile)
-    except BadUrl as bad:
+    except InvalidUrl as bad:
         return bad.code
     return None
 
@@ -197,7 +197,7 @@ ALWAYS: list[tuple[str, list[str], list[str]]] = [
 def test_link_local_and_metadata_addresses_are_blocked_in_every_profile(
     dispatch: Dispatch, settings: Settings, case: str, blocked: list[str], beside: list[str]
 ) -> None:
-    for profile in Profile:
+    for profile in AddressProfile:
         settings.WEBHOOK_ADDRESSES = profile
         for address in blocked:
             url = f"https://{host(address)}/hook"
@@ -213,10 +213,10 @@ def test_link_local_and_metadata_addresses_are_blocked_in_every_profile(
     assert dispatch.dialled == beside
 
 
-@pytest.mark.parametrize("profile", Profile)
+@pytest.mark.parametrize("profile", AddressProfile)
 @pytest.mark.parametrize("address", [METADATA, "169.254.0.1", "100.100.100.200", "168.63.129.16", "192.0.0.192"])
 def test_no_spelling_and_no_wrapping_is_a_way_around(
-    dispatch: Dispatch, settings: Settings, address: str, profile: Profile
+    dispatch: Dispatch, settings: Settings, address: str, profile: AddressProfile
 ) -> None:
     settings.WEBHOOK_ADDRESSES = profile
     for spelling in spellings(IPv4Address(address)):
@@ -444,7 +444,7 @@ def test_whatever_is_blocked_is_blocked_in_each_of_its_forms(dispatch: Dispatch,
     @hypothesis_settings(max_examples=150, deadline=None)
     @given(st.one_of([st.ip_addresses(network=network) for network in always]), any_address(4), st.data())
     def check(metadata: IPv4Address, other: IPv4Address, data: st.DataObject) -> None:
-        profile = data.draw(st.sampled_from(Profile))
+        profile = data.draw(st.sampled_from(AddressProfile))
         address = metadata if profile is LOCAL or not is_blocked(other, PUBLIC) else other
         settings.WEBHOOK_ADDRESSES = profile
         form = data.draw(st.sampled_from([*spellings(address), *wrappings(address)]))
@@ -599,7 +599,7 @@ def test_a_url_is_sent_to_as_it_was_registered(dispatch: Dispatch, receiver: Rec
     @hypothesis_settings(max_examples=100, deadline=None)
     @given(NAMES, PATHS)
     def check(name: str, path: str) -> None:
-        assume(not ENDS_IN_A_NUMBER.fullmatch(name) and not path.endswith("?"))
+        assume(not ENDS_IN_NUMBER.fullmatch(name) and not path.endswith("?"))
         url = f"http://{name}:{receiver.port}{path}"
         assert refusal(url, LOCAL) is None
         dispatch.resolve(name, "127.0.0.1")

@@ -29,7 +29,7 @@ from tests import api, trading
 from tests.api import refused, token, without
 from tests.exchange.client import Answer, Client
 from tests.trading import BY, PATIENCE_SECONDS, at_once, in_thread
-from webhooks.addresses import Profile
+from webhooks.addresses import AddressProfile
 from webhooks.models import MAX_URL_LENGTH, Delivery, Event, EventType, Subscription
 from webhooks.serializers import SubscribeSerializer
 
@@ -465,7 +465,7 @@ def test_blocked_addresses_are_400_on_url_as_the_profile_says(alice: Client, set
     for url in (private, plain):
         assert alice.post("/webhooks", HOOKS | {"url": url}).status in (200, 201)
 
-    settings.WEBHOOK_ADDRESSES = Profile.PUBLIC
+    settings.WEBHOOK_ADDRESSES = AddressProfile.PUBLIC
     assert refused_hooks(alice, HOOKS | {"url": private}).fields == {"url": "blocked_address"}
     for url in (metadata, plain):
         assert refused_hooks(alice, HOOKS | {"url": url}).fields == {"url": "https_required"}

@@ -25,7 +25,7 @@ from tests.trading import at_once, in_thread
 from tests.webhooks.telling import drain, outcomes, subscribe, trade
 from webhooks import dispatcher, retention, services, wakeup
 from webhooks.delivery_queue import ClaimedDelivery, DeliveryOutcome, DeliveryQueue
-from webhooks.models import FAILED, Answer, Delivery, DeliveryState, Subscription, SubscriptionHour
+from webhooks.models import IS_FAILED, Answer, Delivery, DeliveryState, Subscription, SubscriptionHour
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -109,9 +109,9 @@ def test_hours_count_what_had_an_outcome_and_what_of_it_failed(receiver: Receive
 
     assert outcomes("maker") == [(None, "subscription_deleted")]
     assert counted() == {"alice": (24, 18), "bob": (4, 0)}
-    assert Delivery.objects.filter(FAILED).count() == 18
-    assert {each.state for each in Delivery.objects.filter(FAILED)} == {DeliveryState.FAILED}
-    others = Counter(each.state for each in Delivery.objects.exclude(pk__in=Delivery.objects.filter(FAILED)))
+    assert Delivery.objects.filter(IS_FAILED).count() == 18
+    assert {each.state for each in Delivery.objects.filter(IS_FAILED)} == {DeliveryState.FAILED}
+    others = Counter(each.state for each in Delivery.objects.exclude(pk__in=Delivery.objects.filter(IS_FAILED)))
     assert others == {DeliveryState.DELIVERED: 10, DeliveryState.DISCARDED: 1}
 
 

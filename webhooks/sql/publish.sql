@@ -1,5 +1,5 @@
--- Inserts events, and with each a delivery for every subscription of its broker to its type. Returns the number of
--- deliveries. Null inserts nothing. Its plans always take the index, as in orders/matching/sql/read_market.sql.
+-- Inserts events, and a delivery of each for every subscription of its broker to its type. Returns the number of
+-- deliveries. Null inserts nothing. Its plans always use an index, as in orders/matching/sql/read_market.sql.
 CREATE OR REPLACE FUNCTION webhooks_publish(events json) RETURNS int LANGUAGE plpgsql
   SET plan_cache_mode = force_generic_plan
   SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
