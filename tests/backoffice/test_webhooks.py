@@ -37,7 +37,7 @@ from tests.backoffice.admin_client import (
 )
 from tests.receiver import Receiver, answer, close
 from tests.trading import place
-from tests.webhooks.telling import drain, subscribe, trade
+from tests.webhooks.deliveries import drain, subscribe, trade
 from webhooks import services, wakeup
 from webhooks.models import Answer, Delivery, DeliveryState, Event, EventType, Subscription, SubscriptionHour
 

@@ -1,6 +1,6 @@
-"""Where webhooks may go, told from a URL's text and each time an address is dialled (contract: "Webhooks").
+"""Allowed webhook targets: checks of a URL's text and of every dialled address (contract: "Webhooks").
 
-What is dialled is seen by an event loop that notes it; from here it reaches this machine only.
+An event loop records every dialled address and connects only to this machine.
 """
 
 import asyncio
@@ -30,8 +30,8 @@ METADATA = "169.254.169.254"
 CLOSED = ["Connection: close"]
 
 
-class Loop(asyncio.SelectorEventLoop):
-    """Notes every address that is dialled, and lets through those of this machine."""
+class RecordingLoop(asyncio.SelectorEventLoop):
+    """Records every dialled address, and refuses all but this machine's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,12 +40,12 @@ class Loop(asyncio.SelectorEventLoop):
     async def sock_connect(self, sock: socket.socket, address: Any) -> None:
         self.dialled.append(address[0])
         if address[0] != "127.0.0.1":
-            raise ConnectionRefusedError("not from a test")
+            raise ConnectionRefusedError("not in a test")
         await super().sock_connect(sock, address)
 
 
-class Names(AbstractResolver):
-    """Look-ups of names that answer what they are told, until they are told something else."""
+class FakeResolver(AbstractResolver):
+    """Resolves names to the addresses that a test sets."""
 
     def __init__(self) -> None:
         self.addresses: dict[str, list[str]] = {}
@@ -54,7 +54,7 @@ class Names(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         if host not in self.addresses:
-            raise OSError(None, "there is no such name")
+            raise OSError(None, "unknown name")
         return [
             ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=0)
             for address in self.addresses[host]
@@ -65,20 +65,20 @@ class Names(AbstractResolver):
 
 
 class Dispatch:
-    """A dispatcher's connector, in a world where names lead where they are told to."""
+    """A dispatcher's connector with a fake resolver."""
 
     def __init__(self, runner: asyncio.Runner) -> None:
         loop = runner.get_loop()
-        assert isinstance(loop, Loop)
-        self._runner, self._names, self.dialled = runner, Names(), loop.dialled
+        assert isinstance(loop, RecordingLoop)
+        self._runner, self._resolver, self.dialled = runner, FakeResolver(), loop.dialled
         self._connector = runner.run(self._begin())
 
     async def _begin(self) -> aiohttp.TCPConnector:
-        return http_client.create_connector(self._names)
+        return http_client.create_connector(self._resolver)
 
     def resolve(self, name: str, *addresses: str) -> None:
-        """`name` is at these addresses from now on."""
-        self._names.addresses[name] = list(addresses)
+        """Let `name` resolve to these addresses."""
+        self._resolver.addresses[name] = list(addresses)
         self._connector.clear_dns_cache()
 
     def send(self, url: str) -> DeliveryOutcome:
@@ -88,40 +88,40 @@ class Dispatch:
     def error(self, url: str) -> DeliveryError | None:
         return self.send(url).error
 
-    def end(self) -> None:
-        self._runner.run(self._end())
+    def close(self) -> None:
+        self._runner.run(self._close())
 
-    async def _end(self) -> None:
+    async def _close(self) -> None:
         await self._connector.close()
 
 
 @pytest.fixture
 def dispatch() -> Iterator[Dispatch]:
-    with asyncio.Runner(loop_factory=Loop) as runner:
+    with asyncio.Runner(loop_factory=RecordingLoop) as runner:
         dispatch = Dispatch(runner)
         yield dispatch
-        dispatch.end()
+        dispatch.close()
 
 
-def refusal(url: str, profile: AddressProfile) -> str | None:
-    """Why a URL may not be registered."""
+def rejection(url: str, profile: AddressProfile) -> str | None:
+    """The error code of a URL's registration, or None if it is allowed."""
     try:
         check_url(url, profile)
-    except InvalidUrl as bad:
-        return bad.code
+    except InvalidUrl as error:
+        return error.code
     return None
 
 
 def host(address: object) -> str:
-    """An address as it stands in a URL."""
+    """An address as the host of a URL."""
     return f"[{address}]" if ":" in str(address) else str(address)
 
 
-# --- Spellings and wrappings ----------------------------------------------------------------------------------------
+# --- Notations and embeddings ---------------------------------------------------------------------------------------
 
 
-def spellings(address: IPv4Address) -> list[str]:
-    """An IPv4 address as `inet_aton` reads it: each number in base 10, 8 or 16, the last ones in one."""
+def notations(address: IPv4Address) -> list[str]:
+    """Notations of an IPv4 address for `inet_aton`: numbers in base 10, 8 or 16, the last ones combined."""
     number, (a, b, c, d) = int(address), address.packed
     whole = [f"{number}", f"0{number:o}", f"{number:#x}", f"{number:#X}", f"0x{number:08x}", f"00{number:o}"]
     parts = [
@@ -139,8 +139,8 @@ def spellings(address: IPv4Address) -> list[str]:
     return [*whole, *parts, f"{address}.", f"{number}.", f"{number:#x}."]
 
 
-def wrappings(address: IPv4Address) -> list[str]:
-    """The IPv6 addresses that lead to an IPv4 address where somebody translates them, or takes them out of a tunnel."""
+def embeddings(address: IPv4Address) -> list[str]:
+    """IPv6 addresses that lead to an IPv4 address by translation or tunnelling."""
     number = int(address)
     high, low = f"{number >> 16:x}", f"{number & 0xFFFF:x}"
     flipped = number ^ 0xFFFFFFFF
@@ -164,12 +164,12 @@ def wrappings(address: IPv4Address) -> list[str]:
         f"64:ff9b:1:ffff:{a:x}:{b:02x}{c:02x}:{d:02x}00:0",  # a /64
         f"2002:{high}:{low}::",
         f"2002:{high}:{low}:1::{address}",
-        f"2001:0:{high}:{low}::",  # Teredo, its server
-        f"2001:0:808:808:0:ffff:{flipped >> 16:x}:{flipped & 0xFFFF:x}",  # and its client
+        f"2001:0:{high}:{low}::",  # Teredo server
+        f"2001:0:808:808:0:ffff:{flipped >> 16:x}:{flipped & 0xFFFF:x}",  # Teredo client
     ]
 
 
-# What no profile lets through, and what lies beside it and is let through in `local`.
+# Addresses that every profile blocks, and adjacent ones that `local` allows.
 ALWAYS: list[tuple[str, list[str], list[str]]] = [
     (
         "link-local IPv4 (Amazon, Azure, Google, Oracle, IBM, DigitalOcean, Scaleway, Tencent, ...)",
@@ -201,41 +201,41 @@ def test_link_local_and_metadata_addresses_are_blocked_in_every_profile(
         settings.WEBHOOK_ADDRESSES = profile
         for address in blocked:
             url = f"https://{host(address)}/hook"
-            assert refusal(url, profile) == "blocked_address", address
+            assert rejection(url, profile) == "blocked_address", address
             assert dispatch.error(url) == BLOCKED, address
     assert dispatch.dialled == []
 
     settings.WEBHOOK_ADDRESSES = LOCAL
     for address in beside:
         url = f"http://{host(address)}/hook"
-        assert refusal(url, LOCAL) is None, address
+        assert rejection(url, LOCAL) is None, address
         assert dispatch.error(url) == DeliveryError.NOT_CONNECTED, address
     assert dispatch.dialled == beside
 
 
 @pytest.mark.parametrize("profile", AddressProfile)
 @pytest.mark.parametrize("address", [METADATA, "169.254.0.1", "100.100.100.200", "168.63.129.16", "192.0.0.192"])
-def test_no_spelling_and_no_wrapping_is_a_way_around(
+def test_no_notation_or_embedding_evades_the_block(
     dispatch: Dispatch, settings: Settings, address: str, profile: AddressProfile
 ) -> None:
     settings.WEBHOOK_ADDRESSES = profile
-    for spelling in spellings(IPv4Address(address)):
-        assert socket.inet_aton(spelling.removesuffix(".")) == IPv4Address(address).packed, spelling
-        url = f"https://{spelling}/hook"
-        dispatch.resolve(spelling, address)
-        assert refusal(url, profile) == "invalid", spelling
-        assert dispatch.error(url) is not None, spelling
-    for wrapping in wrappings(IPv4Address(address)):
-        url = f"https://[{wrapping}]/hook"
-        assert refusal(url, profile) == "blocked_address", wrapping
-        assert dispatch.error(url) == BLOCKED, wrapping
-        dispatch.resolve("wrapped.test", wrapping)
-        assert dispatch.error("https://wrapped.test/hook") == BLOCKED, wrapping
+    for notation in notations(IPv4Address(address)):
+        assert socket.inet_aton(notation.removesuffix(".")) == IPv4Address(address).packed, notation
+        url = f"https://{notation}/hook"
+        dispatch.resolve(notation, address)
+        assert rejection(url, profile) == "invalid", notation
+        assert dispatch.error(url) is not None, notation
+    for embedding in embeddings(IPv4Address(address)):
+        url = f"https://[{embedding}]/hook"
+        assert rejection(url, profile) == "blocked_address", embedding
+        assert dispatch.error(url) == BLOCKED, embedding
+        dispatch.resolve("embedded.test", embedding)
+        assert dispatch.error("https://embedded.test/hook") == BLOCKED, embedding
     assert dispatch.dialled == []
 
 
-def test_the_spellings_are_those_that_people_try() -> None:
-    tried = spellings(IPv4Address(METADATA))
+def test_the_notations_include_common_attacks() -> None:
+    tried = notations(IPv4Address(METADATA))
 
     assert {"2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "169.254.43518", "0xa9.0xfe.0xa9.0xfe"} <= {*tried}
     assert {"0XA9FEA9FE", "169.16689662", "169.254.169.254.", "169.0xfe.0251.254"} <= {*tried}
@@ -248,35 +248,35 @@ def test_the_spellings_are_those_that_people_try() -> None:
         *["4294967296", "7147006462", "example.0", "example.com.1", "a.0x1f", "a.0x.", "1.2.3.0x4"],
     ],
 )
-def test_what_ends_in_a_number_is_an_address_in_four_decimal_numbers_or_nothing(name: str) -> None:
-    assert refusal(f"https://{name}/", LOCAL) == "invalid"
+def test_a_host_that_ends_in_a_number_must_be_a_dotted_decimal_address(name: str) -> None:
+    assert rejection(f"https://{name}/", LOCAL) == "invalid"
 
 
 @pytest.mark.parametrize(
     "name", ["0.a", "1e100.net", "1.example.com", "0x1.example", "0xg", "4chan.org", "a1", "a.0xg"]
 )
-def test_a_name_may_have_numbers_in_it(name: str) -> None:
-    assert refusal(f"https://{name}/", PUBLIC) is None
+def test_a_host_name_may_contain_numbers(name: str) -> None:
+    assert rejection(f"https://{name}/", PUBLIC) is None
 
 
 @pytest.mark.parametrize(
     "text", ["8.8.8.8", "0", "8", "2852039166", METADATA, ":", ":::", "1::2::3", "1:2:3:4:5:6:7", "1:2:3:4:5:6:7:8:9"]
 )
-def test_between_brackets_is_an_ipv6_address(text: str) -> None:
-    assert refusal(f"https://[{text}]/", LOCAL) == "invalid"
+def test_brackets_require_an_ipv6_address(text: str) -> None:
+    assert rejection(f"https://[{text}]/", LOCAL) == "invalid"
 
 
 @pytest.mark.parametrize(
     "text", ["::12345", "::1%25eth0", "fe80::1%eth0", "::1.2.3", "::ffff:0169.254.169.254", "v1.a"]
 )
-def test_an_ipv6_address_has_one_form_and_no_zone(text: str) -> None:
-    assert refusal(f"https://[{text}]/", LOCAL) == "invalid"
+def test_malformed_and_zoned_ipv6_addresses_are_invalid(text: str) -> None:
+    assert rejection(f"https://[{text}]/", LOCAL) == "invalid"
 
 
 # --- The public profile ---------------------------------------------------------------------------------------------
 
-# What the IANA special-purpose registries do not call globally reachable, multicast and what is not given out at all;
-# with the addresses just before and after, where these are global.
+# Networks that the IANA special-purpose registries do not call globally reachable, multicast and unassigned networks,
+# with the addresses just before and after if these are global.
 NOT_GLOBAL: list[tuple[str, str | None, str | None]] = [
     ("0.0.0.0/8", None, "1.0.0.0"),
     ("10.0.0.0/8", "9.255.255.255", "11.0.0.0"),
@@ -327,78 +327,78 @@ NOT_GLOBAL: list[tuple[str, str | None, str | None]] = [
     ("ff00::/8", None, None),
 ]
 NETWORKS = [ip_network(network) for network, _, _ in NOT_GLOBAL]
-# Reachable, says the registry, but where no receiver can be: anycast of protocols, and identifiers that are no places.
-OF_PROTOCOLS = ["192.0.0.9", "192.0.0.10", "2001:1::1", "2001:1::2", "2001:1::3", "2001:3::1", "2001:4:112::1"]
-OF_PROTOCOLS += ["2001:20::1", "2001:30::1", "192.88.99.1"]
+# Globally reachable according to the registry, but never a receiver: anycast of protocols, and identifiers.
+PROTOCOL_ADDRESSES = ["192.0.0.9", "192.0.0.10", "2001:1::1", "2001:1::2", "2001:1::3", "2001:3::1", "2001:4:112::1"]
+PROTOCOL_ADDRESSES += ["2001:20::1", "2001:30::1", "192.88.99.1"]
 GLOBAL = ["8.8.8.8", "1.1.1.1", "192.31.196.1", "192.52.193.1", "192.175.48.1", "2606:4700::1111"]
 GLOBAL += ["2001:4860:4860::8888", "2620:4f:8000::1", "2a00:1450::1", "64:ff9b::808:808", "64:ff9b::1.1.1.1"]
 
 
 @pytest.mark.parametrize(("network", "before", "after"), NOT_GLOBAL, ids=[network for network, *_ in NOT_GLOBAL])
-def test_what_is_not_global_is_blocked_in_public_to_its_edges(
+def test_networks_that_are_not_global_are_blocked_in_public_up_to_their_edges(
     dispatch: Dispatch, settings: Settings, network: str, before: str | None, after: str | None
 ) -> None:
     settings.WEBHOOK_ADDRESSES = PUBLIC
     inside = ip_network(network)
     for address in (inside[0], inside[-1], inside[inside.num_addresses // 2]):
-        assert refusal(f"https://{host(address)}/", PUBLIC) == "blocked_address", address
+        assert rejection(f"https://{host(address)}/", PUBLIC) == "blocked_address", address
         assert dispatch.error(f"https://{host(address)}/") == BLOCKED, address
     assert dispatch.dialled == []
 
     for beside in filter(None, (before, after)):
-        assert refusal(f"https://{host(beside)}/", PUBLIC) is None, beside
+        assert rejection(f"https://{host(beside)}/", PUBLIC) is None, beside
         assert dispatch.error(f"https://{host(beside)}/") == DeliveryError.NOT_CONNECTED, beside
     assert dispatch.dialled == [*filter(None, (before, after))]
 
 
-def test_addresses_of_protocols_are_blocked_in_public() -> None:
-    for address in OF_PROTOCOLS:
-        assert refusal(f"https://{host(address)}/", PUBLIC) == "blocked_address", address
+def test_protocol_addresses_are_blocked_in_public() -> None:
+    for address in PROTOCOL_ADDRESSES:
+        assert rejection(f"https://{host(address)}/", PUBLIC) == "blocked_address", address
 
 
 def test_global_addresses_are_dialled_in_public(dispatch: Dispatch, settings: Settings) -> None:
     settings.WEBHOOK_ADDRESSES = PUBLIC
     for address in GLOBAL:
-        assert refusal(f"https://{host(address)}/", PUBLIC) is None, address
+        assert rejection(f"https://{host(address)}/", PUBLIC) is None, address
         assert dispatch.error(f"https://{host(address)}/") == DeliveryError.NOT_CONNECTED, address
     assert dispatch.dialled == GLOBAL
 
 
-def test_only_https_is_public(dispatch: Dispatch, settings: Settings, receiver: Receiver) -> None:
+def test_public_requires_https(dispatch: Dispatch, settings: Settings, receiver: Receiver) -> None:
     settings.WEBHOOK_ADDRESSES = PUBLIC
     dispatch.resolve("receiver.test", "8.8.8.8", "127.0.0.1")
     for scheme in ("http", "HTTP", "hTTp"):
         url = f"{scheme}://receiver.test:{receiver.port}/"
-        assert refusal(url, PUBLIC) == "https_required"
-        assert refusal(url, LOCAL) is None
+        assert rejection(url, PUBLIC) == "https_required"
+        assert rejection(url, LOCAL) is None
         assert dispatch.error(url) == BLOCKED
     assert dispatch.dialled == []
-    assert refusal("HttpS://8.8.8.8/", PUBLIC) is None
+    assert rejection("HttpS://8.8.8.8/", PUBLIC) is None
     assert dispatch.error("HttpS://8.8.8.8/") == DeliveryError.NOT_CONNECTED
     assert dispatch.dialled == ["8.8.8.8"]
 
 
-def test_in_local_this_machine_and_its_network_are_open(dispatch: Dispatch, receiver: Receiver) -> None:
-    assert refusal(receiver.url("/hook"), LOCAL) is None
+def test_local_allows_this_machine_and_private_networks(dispatch: Dispatch, receiver: Receiver) -> None:
+    assert rejection(receiver.url("/hook"), LOCAL) is None
     assert dispatch.send(receiver.url("/hook")).status_code == 200
     inside = ["127.255.255.255", "10.0.0.1", "172.16.0.1", "192.168.0.1", "100.64.0.1", "198.18.0.1", "::1", "fd00::1"]
     inside += ["::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::10.0.0.1", "2002:a00:1::1", "2001:0:a00:1::"]
     for address in inside:
-        assert refusal(f"http://{host(address)}:8000/", LOCAL) is None, address
+        assert rejection(f"http://{host(address)}:8000/", LOCAL) is None, address
         assert dispatch.error(f"http://{host(address)}:8000/") == DeliveryError.NOT_CONNECTED, address
     assert dispatch.dialled == ["127.0.0.1", *inside]
 
 
-# --- As Python sees it ----------------------------------------------------------------------------------------------
+# --- Comparison with Python -----------------------------------------------------------------------------------------
 
-# Blocked though some version of Python calls it global: see above, and `OF_PROTOCOLS`.
+# Blocked, although some versions of Python call them global (see above and `PROTOCOL_ADDRESSES`).
 EXTRA = ["192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32"]
 EXTRA_V6 = ["::ffff:0:0/96", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20", "fec0::/10"]
 NAT64 = IPv6Network("64:ff9b::/96")
 
 
 def any_address(version: Literal[4, 6]) -> st.SearchStrategy[Any]:
-    """Any address, and many from what is blocked and from near its edges."""
+    """Any address, often one in a blocked network or near its edges."""
     near = [network for network in NETWORKS if network.version == version]
     edges = [edge for network in near for edge in (int(network[0]), int(network[-1]))]
     make, last = (IPv4Address, 2**32 - 1) if version == 4 else (IPv6Address, 2**128 - 1)
@@ -415,30 +415,30 @@ def is_python_global(address: Address) -> bool:
 @hypothesis_settings(max_examples=500, deadline=None)
 @given(any_address(4))
 def test_an_ipv4_address_is_blocked_in_public_exactly_when_it_is_not_global(address: IPv4Address) -> None:
-    elsewhere = any(address in IPv4Network(network) for network in EXTRA)
+    is_extra = any(address in IPv4Network(network) for network in EXTRA)
 
-    assert is_blocked(address, PUBLIC) == (not is_python_global(address) or elsewhere)
-    assert (refusal(f"https://{address}/", PUBLIC) is not None) == is_blocked(address, PUBLIC)
+    assert is_blocked(address, PUBLIC) == (not is_python_global(address) or is_extra)
+    assert (rejection(f"https://{address}/", PUBLIC) is not None) == is_blocked(address, PUBLIC)
 
 
 @hypothesis_settings(max_examples=500, deadline=None)
 @given(any_address(6))
 def test_an_ipv6_address_is_blocked_in_public_exactly_when_it_is_not_global(address: IPv6Address) -> None:
     assume(address not in NAT64)
-    elsewhere = any(address in IPv6Network(network) for network in EXTRA_V6)
+    is_extra = any(address in IPv6Network(network) for network in EXTRA_V6)
 
-    assert is_blocked(address, PUBLIC) == (not is_python_global(address) or elsewhere)
+    assert is_blocked(address, PUBLIC) == (not is_python_global(address) or is_extra)
     for text in (str(address), address.exploded, str(address).upper()):
-        assert (refusal(f"https://[{text}]/", PUBLIC) is not None) == is_blocked(address, PUBLIC)
+        assert (rejection(f"https://[{text}]/", PUBLIC) is not None) == is_blocked(address, PUBLIC)
 
 
 @hypothesis_settings(max_examples=300, deadline=None)
 @given(any_address(4))
-def test_a_translated_address_is_blocked_in_public_exactly_when_its_ipv4_address_is(address: IPv4Address) -> None:
+def test_a_nat64_address_is_blocked_in_public_exactly_when_its_ipv4_address_is(address: IPv4Address) -> None:
     assert is_blocked(f"64:ff9b::{address}", PUBLIC) == is_blocked(address, PUBLIC)
 
 
-def test_whatever_is_blocked_is_blocked_in_each_of_its_forms(dispatch: Dispatch, settings: Settings) -> None:
+def test_a_blocked_address_is_blocked_in_every_notation(dispatch: Dispatch, settings: Settings) -> None:
     always = [IPv4Network(f"{METADATA}/16", strict=False), IPv4Network("168.63.129.16/32")]
 
     @hypothesis_settings(max_examples=150, deadline=None)
@@ -447,8 +447,8 @@ def test_whatever_is_blocked_is_blocked_in_each_of_its_forms(dispatch: Dispatch,
         profile = data.draw(st.sampled_from(AddressProfile))
         address = metadata if profile is LOCAL or not is_blocked(other, PUBLIC) else other
         settings.WEBHOOK_ADDRESSES = profile
-        form = data.draw(st.sampled_from([*spellings(address), *wrappings(address)]))
-        assert refusal(f"https://{host(form)}/", profile) is not None, form
+        form = data.draw(st.sampled_from([*notations(address), *embeddings(address)]))
+        assert rejection(f"https://{host(form)}/", profile) is not None, form
         assert dispatch.error(f"https://{host(form)}/") is not None, form
         dispatch.resolve("name.test", form)
         assert dispatch.error("https://name.test/") == BLOCKED, form
@@ -460,18 +460,16 @@ def test_whatever_is_blocked_is_blocked_in_each_of_its_forms(dispatch: Dispatch,
 # --- Names ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_name_is_registered_without_being_looked_up() -> None:
+def test_registration_does_not_resolve_names() -> None:
     for name in ("localhost", "metadata.google.internal", "no.such.name.invalid", "xn--bcher-kva.example", "a_b", "a."):
-        assert refusal(f"https://{name}/", PUBLIC) is None
+        assert rejection(f"https://{name}/", PUBLIC) is None
 
 
 @pytest.mark.parametrize(
     "addresses",
     [[METADATA], ["fe80::a9fe:a9fe"], ["fe80::1%lo"], [METADATA, "fd00:ec2::254", "::ffff:169.254.169.254"]],
 )
-def test_a_name_that_leads_to_blocked_addresses_only_is_not_connected_to(
-    dispatch: Dispatch, addresses: list[str]
-) -> None:
+def test_a_name_with_only_blocked_addresses_is_not_dialled(dispatch: Dispatch, addresses: list[str]) -> None:
     dispatch.resolve("metadata.test", *addresses)
     outcome = dispatch.send("http://metadata.test/latest/meta-data")
 
@@ -480,7 +478,7 @@ def test_a_name_that_leads_to_blocked_addresses_only_is_not_connected_to(
 
 
 @pytest.mark.parametrize("found", ["metadata.test", "2852039166", "0xa9fea9fe", "169.254.43518", "0251.0376.0251.0376"])
-def test_a_look_up_that_answers_no_plain_address_is_blocked(dispatch: Dispatch, found: str) -> None:
+def test_a_resolved_value_other_than_a_plain_address_is_blocked(dispatch: Dispatch, found: str) -> None:
     dispatch.resolve("name.test", found)
 
     assert dispatch.error("http://name.test/") == BLOCKED
@@ -495,9 +493,7 @@ def test_a_look_up_that_answers_no_plain_address_is_blocked(dispatch: Dispatch, 
         ["fe80::1", METADATA, "::ffff:169.254.169.254", "fd00:ec2::254", "127.0.0.1"],
     ],
 )
-def test_of_several_addresses_an_allowed_one_is_used(
-    dispatch: Dispatch, receiver: Receiver, addresses: list[str]
-) -> None:
+def test_an_allowed_address_among_several_is_used(dispatch: Dispatch, receiver: Receiver, addresses: list[str]) -> None:
     dispatch.resolve("both.test", *addresses)
     outcome = dispatch.send(f"http://both.test:{receiver.port}/hook")
 
@@ -506,9 +502,7 @@ def test_of_several_addresses_an_allowed_one_is_used(
     assert len(receiver.to("/hook")) == 1
 
 
-def test_when_the_allowed_one_does_not_answer_the_blocked_one_is_not_tried(
-    dispatch: Dispatch, settings: Settings
-) -> None:
+def test_a_blocked_address_is_not_tried_after_an_allowed_one_failed(dispatch: Dispatch, settings: Settings) -> None:
     settings.WEBHOOK_ADDRESSES = PUBLIC
     dispatch.resolve("both.test", "10.0.0.1", "8.8.8.8", "::1")
 
@@ -517,7 +511,7 @@ def test_when_the_allowed_one_does_not_answer_the_blocked_one_is_not_tried(
 
 
 @pytest.mark.parametrize("address", ["10.0.{}.{}", "169.254.{}.{}"])
-def test_of_very_many_addresses_a_few_are_dialled(dispatch: Dispatch, address: str) -> None:
+def test_the_number_of_dialled_addresses_is_limited(dispatch: Dispatch, address: str) -> None:
     dispatch.resolve("many.test", *[address.format(number // 250, number % 250) for number in range(4_000)])
     allowed = address.startswith("10.")
     outcome = dispatch.send("http://many.test/")
@@ -528,7 +522,7 @@ def test_of_very_many_addresses_a_few_are_dialled(dispatch: Dispatch, address: s
     assert outcome.duration_ms < 1_000
 
 
-def test_a_name_is_checked_again_for_each_connection(dispatch: Dispatch, receiver: Receiver) -> None:
+def test_a_name_is_checked_for_each_new_connection(dispatch: Dispatch, receiver: Receiver) -> None:
     url = receiver.on("/hook", answer(headers=CLOSED)).replace("127.0.0.1", "changing.test")
     dispatch.resolve("changing.test", "127.0.0.1")
     assert dispatch.send(url).status_code == 200
@@ -540,9 +534,7 @@ def test_a_name_is_checked_again_for_each_connection(dispatch: Dispatch, receive
     assert dispatch.dialled == ["127.0.0.1", "127.0.0.1"]
 
 
-def test_a_kept_connection_leads_where_it_was_checked_and_serves_no_other_name(
-    dispatch: Dispatch, receiver: Receiver
-) -> None:
+def test_a_kept_connection_serves_no_other_name(dispatch: Dispatch, receiver: Receiver) -> None:
     kept, other = (f"http://{name}.test:{receiver.port}/hook" for name in ("kept", "other"))
     dispatch.resolve("kept.test", "127.0.0.1")
     dispatch.resolve("other.test", METADATA)
@@ -555,30 +547,28 @@ def test_a_kept_connection_leads_where_it_was_checked_and_serves_no_other_name(
     assert dispatch.dialled == ["127.0.0.1"]
 
 
-def test_in_public_this_machine_is_not_reached_by_any_name(
-    dispatch: Dispatch, settings: Settings, receiver: Receiver
-) -> None:
+def test_public_reaches_this_machine_by_no_name(dispatch: Dispatch, settings: Settings, receiver: Receiver) -> None:
     settings.WEBHOOK_ADDRESSES = PUBLIC
-    for address in ("127.0.0.1", "0.0.0.0", "::1", "::", *wrappings(IPv4Address("127.0.0.1"))):  # noqa: S104
+    for address in ("127.0.0.1", "0.0.0.0", "::1", "::", *embeddings(IPv4Address("127.0.0.1"))):  # noqa: S104
         dispatch.resolve("localhost", address)
         assert dispatch.error(f"https://localhost:{receiver.port}/") == BLOCKED, address
     assert dispatch.dialled == []
     assert receiver.connection_count == 0
 
 
-# --- Other ways around ----------------------------------------------------------------------------------------------
+# --- Redirects, proxies and URLs ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed(dispatch: Dispatch, receiver: Receiver, status: int) -> None:
-    for to in (f"http://{METADATA}/", receiver.url("/elsewhere")):
-        outcome = dispatch.send(receiver.on("/hook", redirect(to, status)))
+    for target in (f"http://{METADATA}/", receiver.url("/elsewhere")):
+        outcome = dispatch.send(receiver.on("/hook", redirect(target, status)))
         assert (outcome.status_code, outcome.error) == (status, None)
     assert {*dispatch.dialled} == {"127.0.0.1"}
     assert receiver.to("/elsewhere") == []
 
 
-def test_the_environments_proxies_are_not_asked(
+def test_proxies_of_the_environment_are_ignored(
     dispatch: Dispatch, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
@@ -595,13 +585,13 @@ NAMES = st.from_regex(r"[A-Za-z0-9_-]{1,9}(\.[A-Za-z0-9_-]{1,9}){0,2}\.?", fullm
 PATHS = st.from_regex(r"[/?][A-Za-z0-9._~:/?\[\]@!$&'()*+,;=%-]{0,20}", fullmatch=True)
 
 
-def test_a_url_is_sent_to_as_it_was_registered(dispatch: Dispatch, receiver: Receiver) -> None:
+def test_a_url_is_requested_as_registered(dispatch: Dispatch, receiver: Receiver) -> None:
     @hypothesis_settings(max_examples=100, deadline=None)
     @given(NAMES, PATHS)
     def check(name: str, path: str) -> None:
         assume(not ENDS_IN_NUMBER.fullmatch(name) and not path.endswith("?"))
         url = f"http://{name}:{receiver.port}{path}"
-        assert refusal(url, LOCAL) is None
+        assert rejection(url, LOCAL) is None
         dispatch.resolve(name, "127.0.0.1")
         sent = dispatch.send(url)
         assert (sent.status_code, sent.error) == (200, None)

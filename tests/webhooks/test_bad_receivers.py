@@ -1,4 +1,4 @@
-"""Whatever a receiver does, an attempt ends in time, is made once, and costs the other receivers nothing."""
+"""Misbehaving receivers: each attempt ends in time, is made once, and does not delay other receivers."""
 
 import json
 import re
@@ -27,14 +27,14 @@ from tests import trading
 from tests.celery_processes import Celery, CeleryProcess, start_all
 from tests.receiver import HEAD_END, Behaviour, Connection, Receiver, Request, answer, hang, redirect
 from tests.trading import attempt, in_thread, order, place
-from tests.webhooks.telling import Told, drain, outcomes, settle, subscribe, trade
+from tests.webhooks.deliveries import Outcome, drain, outcomes, subscribe, trade, wait_until_complete
 from webhooks import dispatcher, http_client
 from webhooks.models import Delivery, EventType
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 DEADLINE_SECONDS = 5.0
-ALLOWANCE_SECONDS = 4.0  # for a busy machine, and less than a second attempt would take
+ALLOWANCE_SECONDS = 4.0  # for a busy machine, but shorter than a second attempt
 PATIENCE_SECONDS = trading.PATIENCE_SECONDS
 LANES, LANES_PER_ENDPOINT = 256, 4
 ORDERS_EACH = 5
@@ -48,22 +48,22 @@ def _maker(transactional_db: None) -> None:
     trading.broker("maker")
 
 
-# --- One attempt at each --------------------------------------------------------------------------------------------
+# --- Single attempts ------------------------------------------------------------------------------------------------
 
 
 async def endless_hints(connection: Connection) -> None:
-    """Answers before the answer."""
+    """Endless interim responses."""
     await receiving._for_ever(connection, b"", (b"HTTP/1.1 103 Early Hints" + HEAD_END) * 1_000)
 
 
 async def endless_chunk_size(connection: Connection) -> None:
-    """A body whose first chunk has more and more said about it, and never comes."""
+    """A chunk whose size line never ends."""
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked" + HEAD_END
     await receiving._for_ever(connection, head + b"1;", b"x" * 65_536)
 
 
-def broken_off(connection: Connection) -> None:
-    """Half an answer, and the end of the connection."""
+def truncated(connection: Connection) -> None:
+    """Half a response, and the end of the connection."""
     connection.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100" + HEAD_END + b"half")
     connection.transport.close()
 
@@ -72,7 +72,7 @@ def another_protocol(connection: Connection) -> None:
     connection.transport.write(b"SSH-2.0-OpenSSH_9.2p1\r\n")
 
 
-BEHAVIOURS: dict[str, tuple[Behaviour, Told]] = {
+BEHAVIOURS: dict[str, tuple[Behaviour, Outcome]] = {
     "hang": (hang, (None, "timeout")),
     "drip_head": (receiving.drip_head, (None, "timeout")),
     "drip_body": (receiving.drip_body, (200, "timeout")),
@@ -85,7 +85,7 @@ BEHAVIOURS: dict[str, tuple[Behaviour, Told]] = {
     "not_gzip": (answer(body=b"as it is", headers=["Content-Encoding: gzip"]), (200, "")),
     "reset": (receiving.reset, (None, "disconnected")),
     "close": (receiving.close, (None, "disconnected")),
-    "broken_off": (broken_off, (200, "invalid_answer")),
+    "truncated": (truncated, (200, "invalid_answer")),
     "another_protocol": (another_protocol, (None, "invalid_answer")),
     "upgrade": (answer(101), (101, "")),
     "gone": (answer(410), (410, "")),
@@ -96,7 +96,7 @@ BEHAVIOURS: dict[str, tuple[Behaviour, Told]] = {
 
 @contextmanager
 def greeting(greet: Callable[[socket.socket], object]) -> Iterator[int]:
-    """A port where each connection is greeted, and closed."""
+    """A port where each connection is greeted and then closed."""
 
     def accept() -> None:
         with suppress(OSError):
@@ -115,75 +115,75 @@ def greeting(greet: Callable[[socket.socket], object]) -> Iterator[int]:
 
 @contextmanager
 def not_accepting() -> Iterator[int]:
-    """A port where a connection is neither accepted nor refused: its backlog is full."""
+    """A port whose full backlog lets connections neither succeed nor fail."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as server, socket.create_connection(server.getsockname()):
         yield server.getsockname()[1]
 
 
-def hang_up_in_http(connection: socket.socket) -> None:
+def reject_in_http(connection: socket.socket) -> None:
     connection.recv(65_536)
     connection.sendall(b"HTTP/1.1 400 Bad Request" + HEAD_END)
 
 
 @contextmanager
-def places(receiver: Receiver) -> Iterator[dict[str, tuple[str, Told]]]:
-    """URLs where something is wrong before a request is even heard, and what must come of each."""
-    only_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # which has no certificate to show
+def unreachable_urls(receiver: Receiver) -> Iterator[dict[str, tuple[str, Outcome]]]:
+    """URLs that fail before a request arrives, each with the expected outcome."""
+    only_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # without a certificate
     with ExitStack() as stack:
         tls = stack.enter_context(greeting(partial(only_tls.wrap_socket, server_side=True)))
-        http = stack.enter_context(greeting(hang_up_in_http))
+        http = stack.enter_context(greeting(reject_in_http))
         silent = stack.enter_context(not_accepting())
         yield {
-            "nobody_listens": (f"http://127.0.0.1:{free_port()}/", (None, "not_connected")),
-            "nobody_accepts": (f"http://127.0.0.1:{silent}/", (None, "timeout")),
+            "not_listening": (f"http://127.0.0.1:{free_port()}/", (None, "not_connected")),
+            "not_accepting": (f"http://127.0.0.1:{silent}/", (None, "timeout")),
             "http_to_tls": (f"http://127.0.0.1:{tls}/", (None, "disconnected")),
             "no_certificate": (f"https://127.0.0.1:{tls}/", (None, "tls_failed")),
             "tls_to_http": (f"https://127.0.0.1:{http}/", (None, "tls_failed")),
-            "tls_to_the_silent": (receiver.url("/silent").replace("http:", "https:"), (None, "timeout")),
+            "tls_to_silent": (receiver.url("/silent").replace("http:", "https:"), (None, "timeout")),
         }
 
 
-def test_every_attempt_ends_in_time_and_is_made_once(celery: Celery, receiver: Receiver) -> None:
+def test_every_attempt_ends_in_time_and_is_not_repeated(celery: Celery, receiver: Receiver) -> None:
     worker = celery.webhook_worker()
     worker.start()
-    with places(receiver) as elsewhere:
-        here = {name: (receiver.on(f"/{name}", behaviour), told) for name, (behaviour, told) in BEHAVIOURS.items()}
+    with unreachable_urls(receiver) as elsewhere:
+        here = {name: (receiver.on(f"/{name}", does), outcome) for name, (does, outcome) in BEHAVIOURS.items()}
         for name, (url, _) in (elsewhere | here).items():
             trading.broker(name)
             subscribe(name, url)
         memory = peak_memory(worker)
         receiving.bomb()
         trade(of=list(elsewhere))
-        time.sleep(0.5)  # a deadline rounded up to a whole second would be late for these or for those
+        time.sleep(0.5)  # detects timeouts rounded up to whole seconds
         trade(of=list(here))
-        settle()
+        wait_until_complete()
 
     assert {name: outcomes(name) for name in elsewhere | here} == {
-        name: [told] for name, (_, told) in (elsewhere | here).items()
+        name: [outcome] for name, (_, outcome) in (elsewhere | here).items()
     }
     assert Counter(request.path for request in receiver.requests) == Counter(f"/{name}" for name in here)
-    for made in Delivery.objects.all():
-        assert made.claimed_at is not None
-        assert made.completed_at is not None
-        assert made.duration_ms is not None
-        took = (made.completed_at - made.claimed_at).total_seconds()
-        assert made.duration_ms / 1000 <= took < DEADLINE_SECONDS + ALLOWANCE_SECONDS
-        assert (made.error == "timeout") == (took >= DEADLINE_SECONDS), made.error
-    # No more was poured into the endless answers than what the sockets on the way hold.
+    for each in Delivery.objects.all():
+        assert each.claimed_at is not None
+        assert each.completed_at is not None
+        assert each.duration_ms is not None
+        seconds = (each.completed_at - each.claimed_at).total_seconds()
+        assert each.duration_ms / 1000 <= seconds < DEADLINE_SECONDS + ALLOWANCE_SECONDS
+        assert (each.error == "timeout") == (seconds >= DEADLINE_SECONDS), each.error
+    # The endless responses filled no more than the socket buffers.
     assert receiver.bytes_poured < 64 * MEBIBYTE
     assert peak_memory(worker) - memory < 32 * MEBIBYTE
 
 
 def peak_memory(process: CeleryProcess) -> int:
-    """The most bytes that a process has ever occupied."""
+    """The peak memory of a process in bytes."""
     (kib,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.child.pid}/status").read_text())
     return int(kib) * 1024
 
 
-# --- Lanes ----------------------------------------------------------------------------------------------------------
+# --- Concurrency limits ---------------------------------------------------------------------------------------------
 
 
-def test_an_endpoint_gets_four_at_a_time_whoever_subscribes_to_it(receiver: Receiver) -> None:
+def test_an_endpoint_gets_at_most_four_concurrent_deliveries(receiver: Receiver) -> None:
     url = receiver.on("/", answer(after_seconds=0.1))
     for name in ("alice", "bob"):
         trading.broker(name)
@@ -199,7 +199,7 @@ def test_an_endpoint_gets_four_at_a_time_whoever_subscribes_to_it(receiver: Rece
     assert receiver.max_in_flight["/"] == LANES_PER_ENDPOINT
 
 
-def test_no_more_are_on_their_way_at_a_time_than_there_are_lanes(receiver: Receiver, settings: Settings) -> None:
+def test_a_dispatcher_sends_at_most_its_limit_concurrently(receiver: Receiver, settings: Settings) -> None:
     settings.WEBHOOK_DEADLINE_SECONDS = 2.0
     brokers = [f"broker-{number}" for number in range(LANES // LANES_PER_ENDPOINT + 1)]
     for name in brokers:
@@ -215,21 +215,21 @@ def test_no_more_are_on_their_way_at_a_time_than_there_are_lanes(receiver: Recei
     assert len(receiver.requests) == LANES + LANES_PER_ENDPOINT
 
 
-# --- Neighbours -----------------------------------------------------------------------------------------------------
+# --- Isolation of receivers -----------------------------------------------------------------------------------------
 
 
-class Pace(NamedTuple):
-    """What one round of orders took, in seconds."""
+class Delays(NamedTuple):
+    """Delays in one round of orders, in seconds."""
 
-    placing: float  # the median
-    telling: float  # from the commit to the arrival, the 99th percentile of those that are told well
+    placement: float  # median
+    delivery: float  # from the commit to the arrival, 99th percentile of the good receivers
 
 
 @pytest.mark.parametrize("behaviour", [hang, endless_hints])
-def test_a_bad_receiver_costs_neither_the_others_nor_the_orders_anything(
+def test_a_bad_receiver_delays_neither_orders_nor_other_receivers(
     celery: Celery, receiver: Receiver, behaviour: Behaviour
 ) -> None:
-    """It gets one event of twenty."""
+    """It gets one of twenty events."""
     bad, *others = brokers = [f"broker-{number}" for number in range(20)]
     for name in brokers:
         trading.broker(name)
@@ -237,48 +237,48 @@ def test_a_bad_receiver_costs_neither_the_others_nor_the_orders_anything(
     place(Side.ASK, 10_000, "10", by="maker")
     start_all(celery.webhook_worker(), celery.beat())
     receiver.on(f"/{bad}", behaviour)
-    pace = measure(receiver, brokers, others)
-    print(f"beside a bad receiver: {pace}")  # noqa: T201 - seen with -s
+    delays = measure(receiver, brokers, others)
+    print(f"beside a bad receiver: {delays}")  # noqa: T201 - shown by -s
 
     assert receiver.max_in_flight[f"/{bad}"] <= LANES_PER_ENDPOINT
-    # Whatever waited for the bad receiver would take as long as its deadline.
-    assert pace.telling < DEADLINE_SECONDS / 2
-    assert pace.placing < DEADLINE_SECONDS / 10
+    # A wait for the bad receiver would take as long as its timeout.
+    assert delays.delivery < DEADLINE_SECONDS / 2
+    assert delays.placement < DEADLINE_SECONDS / 10
 
 
-def measure(receiver: Receiver, takers: list[str], told: list[str]) -> Pace:
-    """Let takers trade in turns, and wait until those of them who are to be `told` have been."""
-    placing, committed = [], {}
+def measure(receiver: Receiver, takers: list[str], good: list[str]) -> Delays:
+    """Let takers trade in turn, and wait until all events of the `good` ones have arrived."""
+    placement, committed = [], {}
     for by in takers * ORDERS_EACH:
-        asked = time.monotonic()
+        started = time.monotonic()
         outcome = attempt(order(Side.BID, 1, "10", by=by))
         now = time.monotonic()
         assert isinstance(outcome, Accepted)
         committed[str(outcome.trades[0].id)] = now
-        placing.append(now - asked)
+        placement.append(now - started)
         time.sleep(PAUSE_SECONDS)
 
     def arrived() -> dict[str, float]:
         new = ((trade_id(request), request) for request in receiver.requests)
-        return {id_: request.received_at for id_, request in new if request.path[1:] in told and id_ in committed}
+        return {id_: request.received_at for id_, request in new if request.path[1:] in good and id_ in committed}
 
-    assert wait_until(lambda: len(arrived()) == ORDERS_EACH * len(told), PATIENCE_SECONDS)
-    telling = [received_at - committed[id_] for id_, received_at in arrived().items()]
-    return Pace(median(placing), quantiles(telling, n=100)[-1])
+    assert wait_until(lambda: len(arrived()) == ORDERS_EACH * len(good), PATIENCE_SECONDS)
+    seconds = [received_at - committed[id_] for id_, received_at in arrived().items()]
+    return Delays(median(placement), quantiles(seconds, n=100)[-1])
 
 
 def trade_id(request: Request) -> str:
     return str(json.loads(request.body)["data"]["trade_id"])
 
 
-# --- Names ----------------------------------------------------------------------------------------------------------
+# --- Name resolution ------------------------------------------------------------------------------------------------
 
 KNOWN, DENIED = "known.test", "denied.test"
-connector_as_it_is = http_client.create_connector
+original_connector = http_client.create_connector
 
 
 class NameServer:
-    """A name server on loopback that knows one name, denies another, and never answers about any other."""
+    """A local name server that resolves one name, denies another, and ignores queries for others."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -287,10 +287,10 @@ class NameServer:
 
     @asynccontextmanager
     async def connector(self) -> AsyncIterator[aiohttp.BaseConnector]:
-        """A dispatcher's connector that asks this server."""
+        """A dispatcher's connector that uses this server."""
         port = self._socket.getsockname()[1]
         resolver = aiohttp.AsyncResolver(nameservers=["127.0.0.1"], udp_port=port, tcp_port=port)
-        async with connector_as_it_is(resolver) as connector:
+        async with original_connector(resolver) as connector:
             yield connector
         await resolver.close()
 
@@ -301,22 +301,22 @@ class NameServer:
             question = name + b"\0" + rest[:4]
             if name == _encoded(DENIED):
                 self._socket.sendto(query[:2] + b"\x81\x83\0\1\0\0\0\0\0\0" + question, sender)
-            elif name == _encoded(KNOWN) and rest[:2] == b"\0\1":  # its IPv4 address
+            elif name == _encoded(KNOWN) and rest[:2] == b"\0\1":  # A record
                 answer = b"\xc0\x0c\0\1\0\1\0\0\0\0\0\4" + socket.inet_aton("127.0.0.1")
                 self._socket.sendto(query[:2] + b"\x81\x80\0\1\0\1\0\0\0\0" + question + answer, sender)
-            elif name == _encoded(KNOWN):  # it has no other
+            elif name == _encoded(KNOWN):  # no other record
                 self._socket.sendto(query[:2] + b"\x81\x80\0\1\0\0\0\0\0\0" + question, sender)
 
 
 def _encoded(name: str) -> bytes:
-    """A name as it travels: each part with its length before it."""
+    """A name in DNS wire format: each label preceded by its length."""
     return b"".join(bytes([len(part)]) + part.encode() for part in name.split("."))
 
 
-def test_names_that_never_resolve_delay_nobody(
+def test_names_that_never_resolve_do_not_delay_others(
     receiver: Receiver, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Without it look-ups share a few threads, which slow ones would hold.
+    # Otherwise lookups would share a few threads, which slow ones would block.
     assert aiohttp.DefaultResolver is aiohttp.AsyncResolver
     settings.WEBHOOK_DEADLINE_SECONDS = 3.0
     monkeypatch.setattr(http_client, "create_connector", NameServer().connector)

@@ -1,6 +1,6 @@
-"""What happened reaches whoever subscribed to it, once, as the contract says, through a real worker.
+"""Deliveries of a real worker: each event reaches its subscribers once, as the contract specifies.
 
-Most tests share one worker. Each ends when nothing is on its way any more, so that none sends what another one caused.
+Most tests share one worker. Each test ends when no delivery is in flight, so that no test sends those of another.
 """
 
 import asyncio
@@ -34,7 +34,15 @@ from tests import api, celery_processes, live, trading
 from tests.celery_processes import Celery, CeleryProcess, start_all
 from tests.receiver import Receiver, Request, answer, hang
 from tests.trading import BY, in_thread, order, place
-from tests.webhooks.telling import drain, no_dispatcher, outcomes, settle, subscribe, trade, wait_until_idle
+from tests.webhooks.deliveries import (
+    drain,
+    no_dispatcher,
+    outcomes,
+    subscribe,
+    trade,
+    wait_until_complete,
+    wait_until_idle,
+)
 from webhooks import dispatcher, services, wakeup
 from webhooks.models import Delivery, Event, EventType
 
@@ -43,7 +51,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 ASK, BID = Side.ASK, Side.BID
 TRADE, CANCELLED, EXPIRED = EventType.TRADE_EXECUTED, EventType.ORDER_CANCELLED, EventType.ORDER_EXPIRED
 PATIENCE_SECONDS = trading.PATIENCE_SECONDS
-SOON_SECONDS = 0.5  # less than beat would take, most of the time
+SOON_SECONDS = 0.5  # usually less than beat would take
 BROKERS = [f"broker-{number}" for number in range(8)]
 
 
@@ -55,17 +63,17 @@ def shared_worker(django_db_setup: None, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def worker(transactional_db: None, shared_worker: CeleryProcess) -> Iterator[CeleryProcess]:
-    """A worker that sends webhooks; it has nothing left to do when the tables are emptied."""
+    """A webhook worker, which has nothing left to do when the tables are emptied."""
     if not shared_worker.child.is_running():
         shared_worker.start()
     yield shared_worker
-    settle()
+    wait_until_complete()
     wait_until_idle()
 
 
 @pytest.fixture
 def no_worker(shared_worker: CeleryProcess) -> None:
-    """Nobody sends webhooks but the test, and the processes that it starts itself."""
+    """Stop the shared worker, so that only the test and its own processes send."""
     shared_worker.child.stop()
 
 
@@ -75,27 +83,27 @@ def _brokers(transactional_db: None) -> None:
         trading.broker(name)
 
 
-# --- What arrives ---------------------------------------------------------------------------------------------------
+# --- Contents -------------------------------------------------------------------------------------------------------
 
 
-def test_each_event_arrives_with_the_contracts_headers_and_bytes(worker: CeleryProcess, receiver: Receiver) -> None:
+def test_events_arrive_with_the_headers_and_bytes_of_the_contract(worker: CeleryProcess, receiver: Receiver) -> None:
     webhook_ids = {type_: subscribe("alice", receiver.url(f"/{type_}"), type_) for type_ in EventType}
     bid = place(BID, 5, "10.5")
     place(ASK, 3, "10.5", by="bob")
     trading.cancel(bid)
-    ask = expired(place(ASK, 7, "11", **until_in_an_hour()))
-    settle()
+    ask = expire(place(ASK, 7, "11", **gtd_for_an_hour()))
+    wait_until_complete()
 
     (trade,) = Trade.objects.all()
     bid.refresh_from_db()
     bodies = [
-        f'{{"event":"trade.executed","timestamp":"{instant(trade.executed_at)}","data":{{'
+        f'{{"event":"trade.executed","timestamp":"{timestamp(trade.executed_at)}","data":{{'
         f'"trade_id":"{trade.pk}","order_id":"{bid.pk}","symbol":"AAPL","side":"bid","price":10.50,"quantity":3,'
         '"status":"partially_filled","remaining_quantity":2}}',
-        f'{{"event":"order.cancelled","timestamp":"{instant(bid.cancelled_at)}","data":{{'
+        f'{{"event":"order.cancelled","timestamp":"{timestamp(bid.cancelled_at)}","data":{{'
         f'"order_id":"{bid.pk}","symbol":"AAPL","side":"bid","price":10.50,"quantity":5,"filled_quantity":3,'
         '"remaining_quantity":2,"status":"cancelled"}}',
-        f'{{"event":"order.expired","timestamp":"{instant(ask.expires_at)}","data":{{'
+        f'{{"event":"order.expired","timestamp":"{timestamp(ask.expires_at)}","data":{{'
         f'"order_id":"{ask.pk}","symbol":"AAPL","side":"ask","price":11.00,"quantity":7,"filled_quantity":0,'
         '"remaining_quantity":7,"status":"expired"}}',
     ]
@@ -115,17 +123,17 @@ def test_each_event_arrives_with_the_contracts_headers_and_bytes(worker: CeleryP
         }
 
 
-@pytest.mark.parametrize(("tick", "price", "told"), [("0.0001", "10", "10.0000"), ("0.5", "10.5", "10.50")])
-def test_prices_are_told_with_the_decimals_of_their_instrument(
-    worker: CeleryProcess, receiver: Receiver, tick: str, price: str, told: str
+@pytest.mark.parametrize(("tick", "price", "shown"), [("0.0001", "10", "10.0000"), ("0.5", "10.5", "10.50")])
+def test_prices_have_the_decimals_of_their_instrument(
+    worker: CeleryProcess, receiver: Receiver, tick: str, price: str, shown: str
 ) -> None:
     trading.instrument("PETR4", tick=tick)
     subscribe("alice", receiver.url(), *EventType)
     trading.cancel(place(BID, 5, price, symbol="PETR4"))
-    settle()
+    wait_until_complete()
 
     (request,) = receiver.requests
-    assert f'"price":{told},'.encode() in request.body
+    assert f'"price":{shown},'.encode() in request.body
 
 
 def test_both_sides_of_a_trade_get_an_event_for_their_order(worker: CeleryProcess, receiver: Receiver) -> None:
@@ -133,22 +141,22 @@ def test_both_sides_of_a_trade_get_an_event_for_their_order(worker: CeleryProces
     subscribe("bob", receiver.url("/bob"))
     ask = place(ASK, 3, "10", by="bob")
     bid = place(BID, 5, "12", by="alice")
-    settle()
+    wait_until_complete()
 
     (trade,) = Trade.objects.all()
-    told = {"trade_id": str(trade.pk), "symbol": "AAPL", "price": Decimal("10.00"), "quantity": 3}
+    both = {"trade_id": str(trade.pk), "symbol": "AAPL", "price": Decimal("10.00"), "quantity": 3}
     (to_alice,), (to_bob,) = receiver.to("/alice"), receiver.to("/bob")
-    assert data(to_alice) == told | {
+    assert data(to_alice) == both | {
         "order_id": str(bid.pk),
         "side": "bid",
         "status": "partially_filled",
         "remaining_quantity": 2,
     }
-    assert data(to_bob) == told | {"order_id": str(ask.pk), "side": "ask", "status": "filled", "remaining_quantity": 0}
+    assert data(to_bob) == both | {"order_id": str(ask.pk), "side": "ask", "status": "filled", "remaining_quantity": 0}
 
 
-def test_each_fill_tells_what_was_left_after_it(worker: CeleryProcess, receiver: Receiver) -> None:
-    """Of a taker that meets three makers, and of a maker that meets three takers."""
+def test_each_trade_event_has_the_remaining_quantity_after_it(worker: CeleryProcess, receiver: Receiver) -> None:
+    """A taker fills three makers, and a maker is filled by three takers."""
     subscribe("alice", receiver.url())
     for quantity, price in [(2, "10"), (3, "11"), (4, "12")]:
         place(ASK, quantity, price, by="bob")
@@ -156,7 +164,7 @@ def test_each_fill_tells_what_was_left_after_it(worker: CeleryProcess, receiver:
     place(ASK, 9, "20")
     for quantity in [2, 3, 4]:
         place(BID, quantity, "20", by="bob")
-    settle()
+    wait_until_complete()
 
     fields = ("side", "price", "quantity", "status", "remaining_quantity")
     assert [tuple(data(request)[field] for field in fields) for request in in_sequence(receiver)] == [
@@ -169,7 +177,7 @@ def test_each_fill_tells_what_was_left_after_it(worker: CeleryProcess, receiver:
     ]
 
 
-def test_what_never_rested_is_not_told_as_cancelled(worker: CeleryProcess, receiver: Receiver) -> None:
+def test_immediate_cancels_send_no_event(worker: CeleryProcess, receiver: Receiver) -> None:
     subscribe("alice", receiver.url(), *EventType)
     place(ASK, 3, "10", by="bob")
     place(BID, 5, "10", time_in_force=TimeInForce.IOC)
@@ -178,7 +186,7 @@ def test_what_never_rested_is_not_told_as_cancelled(worker: CeleryProcess, recei
     place(BID, 5, None)
     place(BID, 5, None)
     place(BID, 5, None, time_in_force=TimeInForce.FOK)
-    settle()
+    wait_until_complete()
 
     assert Order.objects.filter(broker="alice", status="cancelled").count() == 5
     assert [(request.headers["x-event-type"], data(request)["quantity"]) for request in in_sequence(receiver)] == [
@@ -187,29 +195,29 @@ def test_what_never_rested_is_not_told_as_cancelled(worker: CeleryProcess, recei
     ]
 
 
-def test_every_cancel_of_a_resting_order_is_told(worker: CeleryProcess, receiver: Receiver) -> None:
+def test_every_cancel_of_a_resting_order_sends_an_event(worker: CeleryProcess, receiver: Receiver) -> None:
     subscribe("alice", receiver.url(), *EventType)
     by_broker, by_operator, by_suspension = (place(BID, 5, "10") for _ in range(3))
     trading.cancel(by_broker)
     trading.attempt(CancelOrder(by_operator.pk, None, CancelReason.BY_OPERATOR))
     orders_services.suspend("alice", cancel_orders=True, by=BY)
-    settle()
+    wait_until_complete()
 
     assert [(request.headers["x-event-type"], data(request)["order_id"]) for request in in_sequence(receiver)] == [
         ("order.cancelled", str(each.pk)) for each in (by_broker, by_operator, by_suspension)
     ]
 
 
-# --- To whom --------------------------------------------------------------------------------------------------------
+# --- Subscribers ----------------------------------------------------------------------------------------------------
 
 
-def test_only_what_was_subscribed_to_is_told(worker: CeleryProcess, receiver: Receiver) -> None:
+def test_only_subscribed_events_are_sent(worker: CeleryProcess, receiver: Receiver) -> None:
     subscribe("alice", receiver.url("/alice"), CANCELLED)
     subscribe("bob", receiver.url("/bob"), EXPIRED)
     bid = place(BID, 5, "10")
     place(ASK, 3, "10", by="bob")
     trading.cancel(bid)
-    settle()
+    wait_until_complete()
 
     assert [(request.path, request.headers["x-event-type"]) for request in receiver.requests] == [
         ("/alice", "order.cancelled")
@@ -219,37 +227,37 @@ def test_only_what_was_subscribed_to_is_told(worker: CeleryProcess, receiver: Re
     assert outcomes("bob") == []
 
 
-def test_a_broker_on_both_sides_of_a_trade_is_told_of_each(worker: CeleryProcess, receiver: Receiver) -> None:
+def test_a_broker_on_both_sides_of_a_trade_gets_two_events(worker: CeleryProcess, receiver: Receiver) -> None:
     subscribe("alice", receiver.url())
     ask, bid = place(ASK, 5, "10"), place(BID, 5, "10")
-    settle()
+    wait_until_complete()
 
     assert {data(request)["order_id"] for request in receiver.requests} == {str(ask.pk), str(bid.pk)}
     assert len(receiver.requests) == 2
     assert len({data(request)["trade_id"] for request in receiver.requests}) == 1
 
 
-def test_two_brokers_may_be_told_at_one_url(worker: CeleryProcess, receiver: Receiver) -> None:
+def test_two_brokers_may_share_a_url(worker: CeleryProcess, receiver: Receiver) -> None:
     webhook_ids = [subscribe(name, receiver.url()) for name in ("alice", "bob")]
     place(ASK, 5, "10", by="bob")
     place(BID, 5, "10")
-    settle()
+    wait_until_complete()
 
-    told = {request.headers["x-webhook-id"]: data(request)["side"] for request in receiver.requests}
-    assert told == dict(zip(map(str, webhook_ids), ["bid", "ask"], strict=True))
+    sides = {request.headers["x-webhook-id"]: data(request)["side"] for request in receiver.requests}
+    assert sides == dict(zip(map(str, webhook_ids), ["bid", "ask"], strict=True))
     assert len(receiver.requests) == 2
 
 
-def test_the_numbers_of_a_brokers_events_have_no_gap(worker: CeleryProcess, receiver: Receiver) -> None:
+def test_sequences_of_a_broker_have_no_gap(worker: CeleryProcess, receiver: Receiver) -> None:
     for name in ("alice", "bob"):
         subscribe(name, receiver.url(f"/{name}"), *EventType)
     place(ASK, 20, "10", by="bob")
     service.execute([order(BID, 1, "10") for _ in range(10)])
     for bid in [place(BID, 1, "9") for _ in range(5)]:
         trading.cancel(bid)
-    expired(place(BID, 1, "9", **until_in_an_hour()))
+    expire(place(BID, 1, "9", **gtd_for_an_hour()))
     orders_services.suspend("bob", cancel_orders=True, by=BY)
-    settle()
+    wait_until_complete()
 
     for name, count in [("alice", 10 + 5 + 1), ("bob", 10 + 1)]:
         numbers = [int(request.headers["x-event-sequence"]) for request in receiver.to(f"/{name}")]
@@ -257,68 +265,68 @@ def test_the_numbers_of_a_brokers_events_have_no_gap(worker: CeleryProcess, rece
 
 
 def test_nothing_is_sent_after_a_delete(worker: CeleryProcess, receiver: Receiver) -> None:
-    """Neither what was due then nor what happens later."""
+    """Neither due deliveries nor later events are sent."""
     webhook_id = subscribe("alice", receiver.url())
     with no_dispatcher():
         trade(3)
         services.unsubscribe("alice", webhook_id)
-    settle()
+    wait_until_complete()
     trade()
 
     assert outcomes() == [(None, "subscription_deleted")] * 3
     assert receiver.requests == []
 
 
-def test_what_is_due_goes_to_the_url_that_is_valid_then(worker: CeleryProcess, receiver: Receiver) -> None:
+def test_due_deliveries_go_to_the_current_url(worker: CeleryProcess, receiver: Receiver) -> None:
     webhook_id = subscribe("alice", receiver.url("/old"))
     with no_dispatcher():
         trade(3)
         assert subscribe("alice", receiver.url("/new")) == webhook_id
-    settle()
+    wait_until_complete()
 
     assert [request.path for request in receiver.requests] == ["/new"] * 3
     assert {request.headers["x-webhook-id"] for request in receiver.requests} == {str(webhook_id)}
 
 
-# --- What becomes of it ---------------------------------------------------------------------------------------------
+# --- Outcomes -------------------------------------------------------------------------------------------------------
 
 
-def test_each_attempt_is_noted_and_none_is_made_twice(worker: CeleryProcess, receiver: Receiver) -> None:
-    subscribe("alice", receiver.on("/broken", answer(500, after_seconds=0.3)))
-    subscribe("bob", receiver.on("/well", answer(204)))
+def test_each_attempt_is_stored_and_made_once(worker: CeleryProcess, receiver: Receiver) -> None:
+    subscribe("alice", receiver.on("/failing", answer(500, after_seconds=0.3)))
+    subscribe("bob", receiver.on("/good", answer(204)))
     place(ASK, 5, "10", by="bob")
     place(BID, 5, "10")
-    settle()
-    trade(of="bob")  # the dispatcher looks at all that is due once more
-    settle()
+    wait_until_complete()
+    trade(of="bob")  # the dispatcher looks for due deliveries again
+    wait_until_complete()
 
     assert outcomes() == [(500, "")]
     assert outcomes("bob") == [(204, "")] * 2
-    assert len(receiver.to("/broken")) == 1
-    for told in Delivery.objects.select_related("event"):
-        assert told.claimed_at is not None
-        assert told.completed_at is not None
-        assert told.duration_ms is not None
-        assert told.event.occurred_at < told.claimed_at < told.completed_at
-        took = (told.completed_at - told.claimed_at) / timedelta(milliseconds=1)
-        assert 300 * (told.status_code == 500) <= told.duration_ms <= took
+    assert len(receiver.to("/failing")) == 1
+    for each in Delivery.objects.select_related("event"):
+        assert each.claimed_at is not None
+        assert each.completed_at is not None
+        assert each.duration_ms is not None
+        assert each.event.occurred_at < each.claimed_at < each.completed_at
+        milliseconds = (each.completed_at - each.claimed_at) / timedelta(milliseconds=1)
+        assert 300 * (each.status_code == 500) <= each.duration_ms <= milliseconds
 
 
-def test_orders_placed_over_http_and_in_a_list_are_told(
+def test_orders_over_http_and_in_a_batch_send_events(
     worker: CeleryProcess, server: live.Server, receiver: Receiver
 ) -> None:
     key = trading.broker("carol")
     with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {key}"}, trust_env=False) as carol:
-        wanted = {"broker_id": "carol", "url": receiver.url(), "events": [TRADE, CANCELLED]}
-        ids = {each["webhook_id"] for each in carol.post("/webhooks", json=wanted).json()["webhooks"]}
+        body = {"broker_id": "carol", "url": receiver.url(), "events": [TRADE, CANCELLED]}
+        ids = {each["webhook_id"] for each in carol.post("/webhooks", json=body).json()["webhooks"]}
         bid = carol.post("/orders", json=api.limit("bid", 5, "10", broker_id="carol")).json()
         service.execute([order(ASK, 1, "10"), order(ASK, 2, "10", by="bob"), order(BID, 1, "9", by="carol")])
         cancelled = carol.delete(f"/orders/{bid['order_id']}").json()
-        settle()
+        wait_until_complete()
         for webhook_id in ids:
             assert carol.delete(f"/webhooks/{webhook_id}").status_code == 204
         trade(of="carol")
-        settle()
+        wait_until_complete()
 
     requests = in_sequence(receiver)
     assert {request.headers["x-webhook-id"] for request in requests} == ids
@@ -330,11 +338,11 @@ def test_orders_placed_over_http_and_in_a_list_are_told(
     assert json.loads(requests[-1].body)["timestamp"] == cancelled["cancelled_at"]
 
 
-# --- When -----------------------------------------------------------------------------------------------------------
+# --- Timing ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_event_is_told_soon_without_beat(worker: CeleryProcess, receiver: Receiver) -> None:
-    """Also when the dispatcher is just about to end, which it does a third of a second after it sent the last one."""
+def test_an_event_is_sent_soon_without_beat(worker: CeleryProcess, receiver: Receiver) -> None:
+    """This includes the moments when the dispatcher is about to end, 0.3 s after its last delivery."""
     subscribe("alice", receiver.url())
     place(ASK, 100, "10", by="bob")
     delays = []
@@ -347,7 +355,7 @@ def test_an_event_is_told_soon_without_beat(worker: CeleryProcess, receiver: Rec
     assert median(delays) < SOON_SECONDS, delays
 
 
-def test_what_is_rolled_back_is_not_told(worker: CeleryProcess, receiver: Receiver) -> None:
+def test_a_rolled_back_event_is_not_sent(worker: CeleryProcess, receiver: Receiver) -> None:
     subscribe("alice", receiver.url(), *EventType)
 
     resting = place(BID, 1, "1.00", by="bob")
@@ -355,13 +363,13 @@ def test_what_is_rolled_back_is_not_told(worker: CeleryProcess, receiver: Receiv
     with pytest.raises(IntegrityError):
         service.execute([cancel, taken])
     trade()
-    settle()
+    wait_until_complete()
 
     assert [request.headers["x-event-type"] for request in receiver.requests] == [TRADE]
 
 
-def test_a_lost_hint_is_made_up_for_by_beat(no_worker: None, celery_apart: Celery, receiver: Receiver) -> None:
-    """Ours go to a Valkey that its worker does not listen to."""
+def test_beat_compensates_for_a_lost_wake_up(no_worker: None, celery_apart: Celery, receiver: Receiver) -> None:
+    """Wake-ups of this process go to another Valkey than the worker's."""
     start_all(celery_apart.webhook_worker(), celery_apart.beat())
     subscribe("alice", receiver.url())
     trade()
@@ -369,7 +377,7 @@ def test_a_lost_hint_is_made_up_for_by_beat(no_worker: None, celery_apart: Celer
     assert receiver.wait_for(1, PATIENCE_SECONDS)
 
 
-def test_what_happens_while_valkey_is_down_is_told_when_it_is_back(
+def test_events_during_an_outage_of_valkey_are_sent_after_it(
     no_worker: None, celery_apart: Celery, valkey: Valkey, receiver: Receiver, tmp_path: Path
 ) -> None:
     server = live.server(tmp_path / "web.log")
@@ -395,10 +403,10 @@ def test_what_happens_while_valkey_is_down_is_told_when_it_is_back(
     assert len(receiver.requests) == 20
 
 
-# --- Dispatchers that come and go -----------------------------------------------------------------------------------
+# --- Dispatchers ----------------------------------------------------------------------------------------------------
 
 
-def test_any_process_can_send_what_is_due(no_worker: None, receiver: Receiver) -> None:
+def test_any_process_can_send_due_deliveries(no_worker: None, receiver: Receiver) -> None:
     subscribe("alice", receiver.url())
     trade(9)
     drain()
@@ -407,7 +415,7 @@ def test_any_process_can_send_what_is_due(no_worker: None, receiver: Receiver) -
     assert len(receiver.requests) == 9
 
 
-def test_a_second_drain_in_a_process_has_the_first_look_again(no_worker: None, receiver: Receiver) -> None:
+def test_a_second_drain_makes_the_first_one_look_again(no_worker: None, receiver: Receiver) -> None:
     subscribe("alice", receiver.on("/alice", answer(after_seconds=3)))
     subscribe("bob", receiver.url("/bob"))
     trade()
@@ -416,30 +424,28 @@ def test_a_second_drain_in_a_process_has_the_first_look_again(no_worker: None, r
     trade(of="bob")
     drain()
 
-    assert not draining.done()  # the second one waited for nothing
+    assert not draining.done()  # the second drain did not wait
     draining.result(PATIENCE_SECONDS)
     assert [request.path for request in receiver.requests] == ["/alice", "/bob"]
 
 
-def test_each_delivery_is_sent_once_however_many_dispatchers_there_are(
-    no_worker: None, celery: Celery, receiver: Receiver
-) -> None:
-    """In two workers and in this process; one of them works at a time."""
+def test_several_dispatchers_send_each_delivery_once(no_worker: None, celery: Celery, receiver: Receiver) -> None:
+    """Dispatchers in two workers and in this process; one of them works at a time."""
     start_all(celery.webhook_worker("first"), celery.webhook_worker("second"))
-    due = due_everywhere(receiver, 100)
-    ours = in_thread(partial(dispatcher.drain, 0))
+    due = create_due_deliveries(receiver, 100)
+    own = in_thread(partial(dispatcher.drain, 0))
     while len(receiver.requests) < due / 2:
         wakeup.request()
         time.sleep(settings.WEBHOOK_WAKE_UP_PAUSE_SECONDS)
-    settle()
-    ours.result(PATIENCE_SECONDS)
+    wait_until_complete()
+    own.result(PATIENCE_SECONDS)
 
     assert_sent_once(receiver, due)
     assert set(receiver.max_in_flight.values()) == {settings.WEBHOOK_CONCURRENCY_PER_ENDPOINT}
 
 
-def test_a_clean_stop_under_load_loses_nothing(no_worker: None, celery: Celery, receiver: Receiver) -> None:
-    due = due_everywhere(receiver, 100)
+def test_a_clean_stop_under_load_loses_no_delivery(no_worker: None, celery: Celery, receiver: Receiver) -> None:
+    due = create_due_deliveries(receiver, 100)
     first, second = celery.webhook_worker("first"), celery.webhook_worker("second")
     first.start()
     wakeup.request()
@@ -449,19 +455,19 @@ def test_a_clean_stop_under_load_loses_nothing(no_worker: None, celery: Celery, 
     claimed = Delivery.objects.exclude(claimed_at=None)
     assert list(claimed.values_list("status_code").annotate(Count("pk"))) == [(200, len(receiver.requests))]
     second.start()
-    settle()
+    wait_until_complete()
 
     assert_sent_once(receiver, due)
 
 
-def test_what_is_claimed_when_the_dispatcher_is_told_to_stop_is_given_back(no_worker: None, receiver: Receiver) -> None:
+def test_a_stopping_dispatcher_releases_its_claims(no_worker: None, receiver: Receiver) -> None:
     subscribe("alice", receiver.url())
     trade(5)
     ours = dispatcher.Dispatcher(0)
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("LOCK webhooks_delivery")
         running = in_thread(lambda: asyncio.run(ours.run()))
-        assert wait_until(somebody_waits_for_a_lock, PATIENCE_SECONDS)  # about to claim
+        assert wait_until(is_any_lock_awaited, PATIENCE_SECONDS)  # about to claim
         ours.stop()
     running.result(PATIENCE_SECONDS)
     assert receiver.requests == []
@@ -471,7 +477,7 @@ def test_what_is_claimed_when_the_dispatcher_is_told_to_stop_is_given_back(no_wo
     assert outcomes() == [(200, "")] * 5
 
 
-def test_what_was_on_its_way_when_its_worker_was_killed_is_never_sent_again(
+def test_deliveries_in_flight_at_a_kill_are_never_sent_again(
     no_worker: None, celery: Celery, receiver: Receiver
 ) -> None:
     subscribe("alice", receiver.on("/alice", hang))
@@ -493,7 +499,7 @@ def test_what_was_on_its_way_when_its_worker_was_killed_is_never_sent_again(
 
 def test_each_endpoint_is_served_by_one_shard(no_worker: None, settings: Settings, receiver: Receiver) -> None:
     settings.WEBHOOK_SHARDS = 3
-    due = due_everywhere(receiver, 2)
+    due = create_due_deliveries(receiver, 2)
     served: list[set[str]] = []
     for shard in range(settings.WEBHOOK_SHARDS):
         before = len(receiver.requests)
@@ -507,11 +513,11 @@ def test_each_endpoint_is_served_by_one_shard(no_worker: None, settings: Setting
     assert served == [{path for path in paths if shards[path] == shard} for shard in range(settings.WEBHOOK_SHARDS)]
 
 
-# --- The small words of these tests ---------------------------------------------------------------------------------
+# --- Helpers --------------------------------------------------------------------------------------------------------
 
 
-def due_everywhere(receiver: Receiver, per_broker: int) -> int:
-    """Several brokers with so much due each, at receivers that take a moment to answer; how much that is."""
+def create_due_deliveries(receiver: Receiver, per_broker: int) -> int:
+    """Create due deliveries of several brokers with slow receivers, and return their number."""
     for name in BROKERS:
         trading.broker(name)
         subscribe(name, receiver.on(f"/{name}", answer(after_seconds=0.05)))
@@ -521,26 +527,26 @@ def due_everywhere(receiver: Receiver, per_broker: int) -> int:
 
 
 def assert_sent_once(receiver: Receiver, due: int) -> None:
-    """As many requests as were due, each for another delivery, and all noted."""
+    """Check that each of the due deliveries was sent once and succeeded."""
     assert list(Delivery.objects.values_list("status_code", "error").distinct()) == [(200, "")]
     sent = Counter(request.headers["x-delivery-id"] for request in receiver.requests)
     assert sent == Counter(map(str, Delivery.objects.values_list("pk", flat=True)))
     assert sent.total() == due
 
 
-def somebody_waits_for_a_lock() -> bool:
+def is_any_lock_awaited() -> bool:
     with connection.cursor() as cursor:
         cursor.execute("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND locktype = 'relation')")
         (waits,) = cursor.fetchone()
     return bool(waits)
 
 
-def until_in_an_hour() -> dict[str, Any]:
+def gtd_for_an_hour() -> dict[str, Any]:
     return {"time_in_force": TimeInForce.GTD, "expires_at": datetime.now(UTC) + timedelta(hours=1)}
 
 
-def expired(resting: Order) -> Order:
-    """The order, after its time has passed and a sweep has come."""
+def expire(resting: Order) -> Order:
+    """Let an order expire in a sweep, and return it."""
     Order.objects.filter(pk=resting.pk).update(expires_at=F("created_at"))
     orders_services.expire_orders(resting.instrument_id)
     resting.refresh_from_db()
@@ -549,7 +555,7 @@ def expired(resting: Order) -> Order:
 
 
 def in_sequence(receiver: Receiver) -> list[Request]:
-    """What one broker was told, in the order in which it happened."""
+    """The requests of one broker's events, in sequence."""
     return sorted(receiver.requests, key=lambda request: int(request.headers["x-event-sequence"]))
 
 
@@ -557,6 +563,6 @@ def data(request: Request) -> dict[str, Any]:
     return dict(json.loads(request.body, parse_float=Decimal)["data"])
 
 
-def instant(moment: datetime | None) -> str:
+def timestamp(moment: datetime | None) -> str:
     assert moment is not None
     return moment.isoformat().replace("+00:00", "Z")

@@ -1,7 +1,7 @@
-"""Whatever is killed under load, each event arrives once at most, and only what was on its way may be lost.
+"""Kills and outages under load: each event arrives at most once, and only deliveries in flight may be lost.
 
-Brokers trade over HTTP while the processes behind their webhooks, or the servers these stand on, are ended; then what
-arrived is compared with the rows. What was measured on the way is seen with `-s`.
+Brokers trade over HTTP while webhook processes and servers are ended. Then the received requests are compared with the
+rows. `-s` shows the measurements.
 """
 
 import json
@@ -36,14 +36,14 @@ from tests.celery_processes import Celery, start_all
 from tests.orders.test_faults import AMPLE, SYMBOLS, Client
 from tests.receiver import Receiver, Request, answer
 from tests.trading import in_thread
-from tests.webhooks import reconciling
+from tests.webhooks import reconciliation
 from webhooks import delivery_queue, dispatcher, services
 from webhooks.models import Delivery, EventType
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-BROKERS = {"alice": 0.0, "bob": 0.02, "carol": 0.05}  # and the seconds that each one's receiver takes to answer
-PAUSE_SECONDS = 0.05  # of each broker between two orders
+BROKERS = {"alice": 0.0, "bob": 0.02, "carol": 0.05}  # and the response time of each one's receiver
+PAUSE_SECONDS = 0.05  # between two orders of a broker
 KILLS = 5
 RESUME_SECONDS = 60.0
 PACE_SECONDS = 2.0
@@ -51,15 +51,15 @@ OUTAGE_SECONDS = 1.0
 STEP_SECONDS = 60.0
 CHURN_SECONDS = 6.0
 LONG, FEW = 20_000, 50  # rows
-A_MOMENT_SECONDS = 3.0  # on its way may be what was claimed just before a subscription changed
-SLOWEST_SECONDS = 5.0  # that an order may take while two cores run all of this
+LATE_SECONDS = 3.0  # a delivery claimed just before its subscription changed may still arrive
+SLOWEST_SECONDS = 5.0  # limit of an order while two cores run all processes
 EVERY_SECOND = settings.WEBHOOK_DRAIN_EVERY_SECONDS
 DISPATCH = "import config, django; django.setup()\nfrom webhooks import dispatcher\nwhile True: dispatcher.drain(0)"
 
 
 @dataclass
 class Trader(Client):
-    """A broker's program that leaves the exchange time to breathe."""
+    """A broker's client with a pause between orders."""
 
     broker_id: str = ""
     pause_seconds: float = PAUSE_SECONDS
@@ -75,12 +75,12 @@ class Trader(Client):
 
 @pytest.fixture(autouse=True)
 def _quiet_clients(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("WARNING", "httpx")  # which would tell of every request
+    caplog.set_level("WARNING", "httpx")  # it logs every request otherwise
 
 
 @pytest.fixture
 def keys(receiver: Receiver) -> dict[str, str]:
-    """Brokers that are told everything that happens to them, each at an endpoint of its own."""
+    """Brokers subscribed to all events, each with its own endpoint."""
     keys = {}
     for broker_id, seconds in BROKERS.items():
         keys[broker_id] = trading.broker(broker_id, cash=AMPLE, holdings=dict.fromkeys(SYMBOLS, AMPLE))
@@ -91,7 +91,7 @@ def keys(receiver: Receiver) -> dict[str, str]:
 
 @contextmanager
 def under_load(url: str, keys: dict[str, str], *, pause_seconds: float = PAUSE_SECONDS) -> Iterator[Sequence[Trader]]:
-    """Every broker posts one order after another."""
+    """Let every broker post one order after another."""
     traders = [
         Trader(number, url, key, broker_id=broker_id, pause_seconds=pause_seconds)
         for number, (broker_id, key) in enumerate(keys.items())
@@ -109,43 +109,43 @@ def under_load(url: str, keys: dict[str, str], *, pause_seconds: float = PAUSE_S
 
 
 def trade(seller: str, buyer: str) -> None:
-    """One trade from within this process, whose hints go to the Valkey of the session."""
+    """Make one trade in this process, whose wake-ups go to the session's Valkey."""
     trading.place(Side.ASK, 1, "10", by=seller)
     trading.place(Side.BID, 1, "10", by=buyer)
 
 
-def arrives_again(receiver: Receiver, more: int = 5) -> float:
-    """See that so many more requests come; how many seconds it took."""
-    asked = time.monotonic()
+def wait_for_more(receiver: Receiver, more: int = 5) -> float:
+    """Wait for `more` further requests, and return the seconds that it took."""
+    started = time.monotonic()
     assert receiver.wait_for(len(receiver.requests) + more, RESUME_SECONDS)
-    return time.monotonic() - asked
+    return time.monotonic() - started
 
 
 def assert_reconciled(receiver: Receiver, *, kills: int, database_url: str | None = None) -> None:
-    """All is sent, and no more is unknown than can have been on its way in so many kills."""
-    database_url = database_url or of_the_session()
-    assert reconciling.all_is_sent(database_url, RESUME_SECONDS)
-    rows = reconciling.rows(database_url)
-    reconciling.assert_each_event_is_told(rows)
-    unknown = reconciling.unknown(rows, receiver.requests)
-    say(f"{len(rows)} events, {len(receiver.requests)} arrived, {len(unknown)} unknown after {kills} kills")
+    """Check that all is sent, and that only deliveries in flight at a kill have an unknown outcome."""
+    database_url = database_url or session_database_url()
+    assert reconciliation.wait_until_sent(database_url, RESUME_SECONDS)
+    rows = reconciliation.rows(database_url)
+    reconciliation.assert_each_event_has_one_delivery(rows)
+    unknown = reconciliation.unknown_outcomes(rows, receiver.requests)
+    show(f"{len(rows)} events, {len(receiver.requests)} arrived, {len(unknown)} unknown after {kills} kills")
     endpoints = {request.path for request in receiver.requests}
-    # As much as is on its way at a time may have arrived and not be noted yet.
+    # At a kill, as many others may have arrived without a stored outcome.
     assert len(unknown) <= kills * len(endpoints) * 2 * settings.WEBHOOK_CONCURRENCY_PER_ENDPOINT
 
 
-def of_the_session() -> str:
+def session_database_url() -> str:
     return celery_processes.environment()["DATABASE_URL"]
 
 
-def say(text: str) -> None:
+def show(text: str) -> None:
     print(text)  # noqa: T201
 
 
-# --- Processes of ours ----------------------------------------------------------------------------------------------
+# --- Worker and beat ------------------------------------------------------------------------------------------------
 
 
-def test_kills_of_the_worker_lose_only_what_was_on_its_way(
+def test_kills_of_the_worker_lose_only_deliveries_in_flight(
     server: live.Server, celery: Celery, receiver: Receiver, keys: dict[str, str]
 ) -> None:
     random = Random(1)
@@ -153,9 +153,9 @@ def test_kills_of_the_worker_lose_only_what_was_on_its_way(
     start_all(worker, beat)
     with under_load(server.url, keys):
         for number in range(KILLS):
-            arrives_again(receiver)
+            wait_for_more(receiver)
             time.sleep(random.uniform(0, 0.5))
-            if number == 0:  # once its main process alone
+            if number == 0:  # its main process alone, once
                 assert worker.child.pid
                 os.kill(worker.child.pid, signal.SIGKILL)
                 assert wait_until(lambda: not worker.child.is_running(), trading.PATIENCE_SECONDS)
@@ -164,16 +164,16 @@ def test_kills_of_the_worker_lose_only_what_was_on_its_way(
     assert_reconciled(receiver, kills=KILLS)
 
 
-def test_beat_started_again_sends_what_was_due_since_it_was_killed(
+def test_a_restarted_beat_sends_the_deliveries_of_its_outage(
     celery_apart: Celery, receiver: Receiver, keys: dict[str, str]
 ) -> None:
-    """The hints of this process go to another Valkey: they are lost."""
+    """The wake-ups of this process go to another Valkey and are lost."""
     worker, beat = celery_apart.webhook_worker(), celery_apart.beat()
     start_all(worker, beat)
     trade("alice", "bob")
     assert receiver.wait_for(2, RESUME_SECONDS)
     beat.kill()
-    time.sleep(2 * EVERY_SECOND)  # its last message is done with
+    time.sleep(2 * EVERY_SECOND)  # its last message is processed
     trade("bob", "carol")
     time.sleep(2 * EVERY_SECOND)
     assert len(receiver.requests) == 2
@@ -182,13 +182,11 @@ def test_beat_started_again_sends_what_was_due_since_it_was_killed(
     assert_reconciled(receiver, kills=0)
 
 
-# --- A dispatcher by itself -----------------------------------------------------------------------------------------
+# --- Single dispatcher ----------------------------------------------------------------------------------------------
 
 
-def test_a_dispatcher_looks_once_more_before_it_ends(
-    receiver: Receiver, keys: dict[str, str], settings: Settings
-) -> None:
-    """A hint that was lost, or that another worker took, costs no more than its patience."""
+def test_a_dispatcher_looks_again_before_it_ends(receiver: Receiver, keys: dict[str, str], settings: Settings) -> None:
+    """A wake-up that was lost, or received by another worker, delays a delivery by its linger time at most."""
     settings.WEBHOOK_LINGER_SECONDS = 2.0
     trade("alice", "bob")
     draining = in_thread(partial(dispatcher.drain, 0))
@@ -199,30 +197,30 @@ def test_a_dispatcher_looks_once_more_before_it_ends(
     assert_reconciled(receiver, kills=0)
 
 
-def test_what_is_due_is_found_and_claimed_without_reading_past_a_long_queue() -> None:
-    """Whatever the planner believes: it has seen one subscription with all the rows."""
-    queue("alice", LONG)
+def test_due_deliveries_are_claimed_without_reading_a_long_queue() -> None:
+    """The planner's statistics show one subscription with all rows."""
+    create_due("alice", LONG)
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE webhooks_delivery, webhooks_event, webhooks_subscription")
-    subscription_id = queue("bob", 5)
+    subscription_id = create_due("bob", 5)
     wanted = json.dumps([{"id": str(subscription_id), "url": "http://127.0.0.1:9/bob", "slots": 4}])
-    assert 0 < rows_read(delivery_queue._DUE, 4) < FEW
-    assert 0 < rows_read(delivery_queue._SAVE_OUTCOMES_AND_CLAIM, "[]", wanted) < FEW
-    assert reconciling.due(of_the_session()) == LONG + 1
+    assert 0 < count_rows_read(delivery_queue._DUE, 4) < FEW
+    assert 0 < count_rows_read(delivery_queue._SAVE_OUTCOMES_AND_CLAIM, "[]", wanted) < FEW
+    assert reconciliation.count_due(session_database_url()) == LONG + 1
 
 
-def queue(broker_id: str, length: int) -> UUID:
-    """So many deliveries that are due to one broker; its webhook_id."""
+def create_due(broker_id: str, count: int) -> UUID:
+    """Create due deliveries of one broker, and return its webhook_id."""
     trading.broker(broker_id)
     (subscription,), _ = services.subscribe(
         broker_id, url=f"http://127.0.0.1:9/{broker_id}", events=[EventType.TRADE_EXECUTED]
     )
     with connection.cursor() as cursor:
-        cursor.execute(_QUEUE, [broker_id, length, subscription.pk])
+        cursor.execute(_INSERT_DUE, [broker_id, count, subscription.pk])
     return UUID(str(subscription.pk))
 
 
-_QUEUE = """
+_INSERT_DUE = """
 WITH event AS (
   INSERT INTO webhooks_event (id, broker_id, sequence, type, occurred_at, body)
   SELECT uuidv7(), %s, number, 'trade.executed', now(), repeat('x', 300) FROM generate_series(1, %s) number RETURNING id
@@ -231,16 +229,16 @@ INSERT INTO webhooks_delivery (id, event_id, subscription_id) SELECT uuidv7(), i
 """
 
 
-def rows_read(statement: str, *parameters: int | str) -> int:
-    """How many events and deliveries PostgreSQL looks at for a statement, which it carries out."""
+def count_rows_read(statement: str, *parameters: int | str) -> int:
+    """Execute a statement, and count the events and deliveries that it reads."""
     with connection.cursor() as cursor:
         cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters)
         (plans,) = cursor.fetchone()
     plan: list[dict[str, Any]] = json.loads(plans) if isinstance(plans, str) else plans
     reads = [node for node in nodes(plan[0]["Plan"]) if node["Node Type"].endswith("Scan")]
-    of_these = [node for node in reads if node.get("Relation Name") in ("webhooks_event", "webhooks_delivery")]
-    rows = (node["Actual Rows"] + node.get("Rows Removed by Filter", 0) for node in of_these)
-    read: float = sum(count * node["Actual Loops"] for count, node in zip(rows, of_these, strict=True))
+    nodes_read = [node for node in reads if node.get("Relation Name") in ("webhooks_event", "webhooks_delivery")]
+    rows = (node["Actual Rows"] + node.get("Rows Removed by Filter", 0) for node in nodes_read)
+    read: float = sum(count * node["Actual Loops"] for count, node in zip(rows, nodes_read, strict=True))
     return round(read)
 
 
@@ -250,14 +248,14 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from nodes(child)
 
 
-# --- Two at a time --------------------------------------------------------------------------------------------------
+# --- Two dispatchers ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["workers", "processes"])
-def test_of_two_dispatchers_one_sends_and_the_other_takes_over(
+def test_one_of_two_dispatchers_sends_and_the_other_takes_over(
     kind: str, server: live.Server, celery: Celery, receiver: Receiver, keys: dict[str, str], tmp_path: Path
 ) -> None:
-    """Two workers on one queue, or two processes that do nothing but drain."""
+    """Two workers on one queue, or two processes that only drain."""
     if kind == "workers":
         celery.beat().launch()
     both = {
@@ -266,17 +264,17 @@ def test_of_two_dispatchers_one_sends_and_the_other_takes_over(
     }
     try:
         for name, child in both.items():
-            child.env = {**child.env, "PGAPPNAME": name}  # what its sessions call themselves
+            child.env = {**child.env, "PGAPPNAME": name}  # names its sessions
             child.start()
         with under_load(server.url, keys):
-            arrives_again(receiver, 100)
+            wait_for_more(receiver, 100)
             killed = wait_for_dispatcher(*both)
             (other,) = set(both) - {killed}
             both[killed].kill()
             killed_at = time.monotonic()
             wait_for_dispatcher(other)
-            say(f"of two {kind} the other took over after {time.monotonic() - killed_at:.2f} s")
-            arrives_again(receiver, 100)
+            show(f"of two {kind} the other took over after {time.monotonic() - killed_at:.2f} s")
+            wait_for_more(receiver, 100)
         assert_reconciled(receiver, kills=1)
     finally:
         for child in both.values():
@@ -289,11 +287,11 @@ def dispatch_process(name: str, folder: Path) -> Child:
 
 
 def wait_for_dispatcher(*names: str) -> str:
-    """Wait until one of these dispatches; which one."""
+    """Wait until one of these dispatches, and return its name."""
     found: list[str | None] = []
 
     def dispatches() -> bool:
-        found.append(reconciling.dispatcher(of_the_session()))
+        found.append(reconciliation.dispatcher_name(session_database_url()))
         return found[-1] in names
 
     assert wait_until(dispatches, RESUME_SECONDS)
@@ -305,7 +303,7 @@ def wait_for_dispatcher(*names: str) -> str:
 
 @pytest.fixture
 def server_apart(valkey: Valkey, tmp_path: Path) -> Iterator[live.Server]:
-    """A web server on the test's own Valkey, which the test starts."""
+    """An API server on the test's own Valkey, started by the test."""
     apart = live.server(tmp_path / "web.log")
     apart.child.env = {**apart.child.env, "REDIS_URL": valkey.url}
     yield apart
@@ -313,7 +311,7 @@ def server_apart(valkey: Valkey, tmp_path: Path) -> Iterator[live.Server]:
 
 
 @pytest.mark.parametrize("outage", ["killed", "frozen"])
-def test_orders_keep_their_pace_without_valkey_and_deliveries_resume_with_it(
+def test_orders_keep_their_pace_without_valkey_and_deliveries_resume_after(
     outage: str,
     server_apart: live.Server,
     celery_apart: Celery,
@@ -324,24 +322,24 @@ def test_orders_keep_their_pace_without_valkey_and_deliveries_resume_with_it(
     server_apart.start()
     start_all(celery_apart.webhook_worker(), celery_apart.beat())
     with under_load(server_apart.url, keys, pause_seconds=0) as traders:
-        arrives_again(receiver)
-        before = pace(traders)
+        wait_for_more(receiver)
+        before = measure_pace(traders)
         (valkey.child.kill if outage == "killed" else partial(send, valkey, signal.SIGSTOP))()
-        without = pace(traders)
-    assert wait_until(lambda: reconciling.dispatcher(of_the_session()) is None, RESUME_SECONDS)
-    trade("alice", "bob")  # its hint goes to the Valkey of the session
-    assert reconciling.due(of_the_session()) >= 2
+        without = measure_pace(traders)
+    assert wait_until(lambda: reconciliation.dispatcher_name(session_database_url()) is None, RESUME_SECONDS)
+    trade("alice", "bob")  # its wake-up goes to the session's Valkey
+    assert reconciliation.count_due(session_database_url()) >= 2
     if outage == "killed":
         assert valkey.start_again()
     else:
         send(valkey, signal.SIGCONT)
     is_back_at = time.monotonic()
-    assert wait_until(lambda: reconciling.due(of_the_session()) == 0, RESUME_SECONDS)
+    assert wait_until(lambda: reconciliation.count_due(session_database_url()) == 0, RESUME_SECONDS)
     resumed_after = time.monotonic() - is_back_at
     with under_load(server_apart.url, keys, pause_seconds=0) as traders:
-        after = pace(traders)
-    say(f"Valkey {outage}: {before} before, {without} without it, {after} after; resumed after {resumed_after:.2f} s")
-    # Orders that waited for Valkey would take this long each.
+        after = measure_pace(traders)
+    show(f"Valkey {outage}: {before} before, {without} without it, {after} after; resumed after {resumed_after:.2f} s")
+    # The duration of an order that waits for Valkey.
     assert without.median_seconds < settings.WEBHOOK_WAKE_UP_TIMEOUT_SECONDS
     assert without.slowest_seconds < SLOWEST_SECONDS
     assert_reconciled(receiver, kills=0)
@@ -354,7 +352,7 @@ def send(valkey: Valkey, signal_number: signal.Signals) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How quickly orders were answered."""
+    """Rate and durations of orders."""
 
     per_second: float
     median_seconds: float
@@ -364,8 +362,8 @@ class Pace:
         return f"{self.per_second:.0f}/s (median {self.median_seconds:.3f} s, at most {self.slowest_seconds:.2f} s)"
 
 
-def pace(traders: Sequence[Trader]) -> Pace:
-    """Of the orders answered from now on."""
+def measure_pace(traders: Sequence[Trader]) -> Pace:
+    """Measure the orders of the next `PACE_SECONDS`."""
     before = [len(trader.answers) for trader in traders]
     time.sleep(PACE_SECONDS)
     answers = [answer for trader, old in zip(traders, before, strict=True) for answer in trader.answers[old:]]
@@ -373,7 +371,7 @@ def pace(traders: Sequence[Trader]) -> Pace:
     return Pace(len(answers) / PACE_SECONDS, median(seconds), max(seconds))
 
 
-def test_restarts_of_postgresql_lose_only_what_was_on_its_way(
+def test_restarts_of_postgresql_lose_only_deliveries_in_flight(
     postgres: Postgres, celery_apart: Celery, server_apart: live.Server, receiver: Receiver, tmp_path: Path
 ) -> None:
     worker, beat = celery_apart.webhook_worker(), celery_apart.beat()
@@ -390,12 +388,12 @@ def test_restarts_of_postgresql_lose_only_what_was_on_its_way(
             client.post("/webhooks", json=body).raise_for_status()
     with under_load(server_apart.url, keys):
         for end in [postgres.child.stop, postgres.child.kill]:
-            arrives_again(receiver, 20)
+            wait_for_more(receiver, 20)
             end()
             time.sleep(OUTAGE_SECONDS)
             postgres.start("bourse")
-            say(f"PostgreSQL is back; five more arrive within {arrives_again(receiver):.2f} s")
-            arrives_again(receiver, 20)
+            show(f"PostgreSQL is back; five more arrive within {wait_for_more(receiver):.2f} s")
+            wait_for_more(receiver, 20)
     assert_reconciled(receiver, kills=2, database_url=env["DATABASE_URL"])
     manage(env, "reconcile")
 
@@ -415,56 +413,56 @@ def http(server: live.Server, key: str) -> httpx.Client:
 
 @dataclass(slots=True)
 class Period:
-    """A path to which one subscription sent, from when somebody asked for it to when its end was answered."""
+    """A path of one subscription, from the request for it to the response to its end."""
 
     webhook_id: str
-    asked_at: float
+    requested_at: float
     ended_at: float = 0.0
 
     def overrun(self, request: Request) -> float:
-        """How long after its end a request for it came."""
+        """Seconds from its end to a request for it."""
         assert request.headers["x-webhook-id"] == self.webhook_id
-        assert request.received_at > self.asked_at
+        assert request.received_at > self.requested_at
         return request.received_at - self.ended_at
 
 
-def test_subscriptions_come_and_go_under_load(
+def test_subscriptions_may_change_under_load(
     server: live.Server, celery: Celery, receiver: Receiver, keys: dict[str, str]
 ) -> None:
-    """One broker changes its URL, unsubscribes and subscribes again without end, each time to another path."""
+    """One broker keeps changing its URL, unsubscribing and subscribing again, each time with another path."""
     start_all(celery.webhook_worker(), celery.beat())
     services.subscribe("alice", url=receiver.url("/0"), events=[EventType.TRADE_EXECUTED])
     stop = Event()
     with under_load(server.url, keys) as traders:
-        changing = in_thread(partial(change_until, stop, server, keys["alice"], receiver))
+        changes = in_thread(partial(change_until, stop, server, keys["alice"], receiver))
         time.sleep(CHURN_SECONDS)
         stop.set()
-        periods = changing.result(RESUME_SECONDS)
-    assert reconciling.all_is_sent(of_the_session(), RESUME_SECONDS)
-    rows = reconciling.rows(of_the_session())
-    reconciling.assert_each_event_is_told([row for row in rows if row.broker_id != "alice"])
-    assert reconciling.unknown(rows, receiver.requests) == []
+        periods = changes.result(RESUME_SECONDS)
+    assert reconciliation.wait_until_sent(session_database_url(), RESUME_SECONDS)
+    rows = reconciliation.rows(session_database_url())
+    reconciliation.assert_each_event_has_one_delivery([row for row in rows if row.broker_id != "alice"])
+    assert reconciliation.unknown_outcomes(rows, receiver.requests) == []
     to_alice = [request for request in receiver.requests if request.path in periods]
     overruns = [periods[request.path].overrun(request) for request in to_alice]
     slowest = max(answer.elapsed.total_seconds() for trader in traders for answer in trader.answers)
-    say(f"{len(periods)} periods, {len(to_alice)} requests, up to {max(overruns):.3f} s late; slowest {slowest:.2f} s")
-    assert max(overruns) < A_MOMENT_SECONDS
+    show(f"{len(periods)} periods, {len(to_alice)} requests, up to {max(overruns):.3f} s late; slowest {slowest:.2f} s")
+    assert max(overruns) < LATE_SECONDS
     assert slowest < SLOWEST_SECONDS
     assert [trader.failures for trader in traders] == [{}, {}, {}]
 
 
 def change_until(stop: Event, server: live.Server, key: str, receiver: Receiver) -> dict[str, Period]:
-    """Have alice told about trades at one path after another, every third time by a new subscription."""
+    """Subscribe alice with one path after another, every third time with a new subscription."""
     periods: dict[str, Period] = {}
     with http(server, key) as client:
         last = Period("", 0)
         for number in count(1):
             body = {"broker_id": "alice", "url": receiver.url(f"/{number}"), "events": [EventType.TRADE_EXECUTED]}
-            asked_at = time.monotonic()
+            requested_at = time.monotonic()
             answer = client.post("/webhooks", json=body).raise_for_status()
             last.ended_at = last.ended_at or time.monotonic()
             (webhook,) = answer.json()["webhooks"]
-            last = periods[f"/{number}"] = Period(webhook["webhook_id"], asked_at)
+            last = periods[f"/{number}"] = Period(webhook["webhook_id"], requested_at)
             time.sleep(PAUSE_SECONDS)
             if number % 3 == 0:
                 client.delete(f"/webhooks/{last.webhook_id}").raise_for_status()

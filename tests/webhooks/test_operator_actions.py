@@ -1,4 +1,4 @@
-"""What a dispatcher notes for operators, and what they may do: pause, resume, have something delivered again."""
+"""The dispatcher's records for operators, and the actions of operators: pause, resume, redeliver."""
 
 import asyncio
 from collections import Counter
@@ -22,7 +22,7 @@ from exchange.models import AuditEntry
 from tests import trading
 from tests.receiver import Receiver, Request, answer, close, drip_body, hang
 from tests.trading import at_once, in_thread
-from tests.webhooks.telling import drain, outcomes, subscribe, trade
+from tests.webhooks.deliveries import drain, outcomes, subscribe, trade
 from webhooks import dispatcher, retention, services, wakeup
 from webhooks.delivery_queue import ClaimedDelivery, DeliveryOutcome, DeliveryQueue
 from webhooks.models import IS_FAILED, Answer, Delivery, DeliveryState, Subscription, SubscriptionHour
@@ -42,22 +42,22 @@ def _brokers(transactional_db: None) -> None:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many deliveries there were whenever a dispatcher was to be woken: after the commit, another thread sees."""
-    seen: list[int] = []
+def wake_ups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of committed deliveries at each wake-up of the dispatcher."""
+    counts: list[int] = []
 
     def ask() -> None:
-        seen.append(in_thread(Delivery.objects.count).result(PATIENCE_SECONDS))
+        counts.append(in_thread(Delivery.objects.count).result(PATIENCE_SECONDS))
 
     monkeypatch.setattr(wakeup, "ask", ask)
-    return seen
+    return counts
 
 
-# --- What the receivers answered ------------------------------------------------------------------------------------
+# --- Stored responses -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("sent", "kept"),
+    ("sent", "stored"),
     [
         (b"", None),
         (b'{"ok":true}', '{"ok":true}'),
@@ -66,21 +66,21 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         (b"a\0b\xff\xed\xa0\x80c", "ab" + "\N{REPLACEMENT CHARACTER}" * 4 + "c"),
         (b"\0", None),
     ],
-    ids=["nothing", "all of a short one", "no more than a KiB", "a cut character", "no text", "nothing but NUL"],
+    ids=["empty", "short", "longer than 1 KiB", "a cut character", "no text", "only NUL"],
 )
-def test_the_beginning_of_an_answer_is_kept_as_text(receiver: Receiver, sent: bytes, kept: str | None) -> None:
+def test_the_beginning_of_a_response_is_stored_as_text(receiver: Receiver, sent: bytes, stored: str | None) -> None:
     subscribe("alice", receiver.on("/", answer(500, body=sent)))
     trade()
     drain()
 
     assert outcomes() == [(500, "")]
-    assert list(Answer.objects.values_list("body", flat=True)) == ([] if kept is None else [kept])
+    assert list(Answer.objects.values_list("body", flat=True)) == ([] if stored is None else [stored])
     assert list(Answer.objects.values_list("pk", flat=True)) == [
-        each.pk for each in Delivery.objects.all() if kept is not None
+        each.pk for each in Delivery.objects.all() if stored is not None
     ]
 
 
-def test_of_an_answer_that_broke_off_is_kept_what_came(receiver: Receiver, settings: Settings) -> None:
+def test_the_received_part_of_a_truncated_response_is_stored(receiver: Receiver, settings: Settings) -> None:
     settings.WEBHOOK_DEADLINE_SECONDS = 1.5
     subscribe("alice", receiver.on("/", drip_body))
     trade()
@@ -90,11 +90,11 @@ def test_of_an_answer_that_broke_off_is_kept_what_came(receiver: Receiver, setti
     assert set(Answer.objects.get().body) == {"x"}
 
 
-# --- How well it goes -----------------------------------------------------------------------------------------------
+# --- Health ---------------------------------------------------------------------------------------------------------
 
 
-def test_hours_count_what_had_an_outcome_and_what_of_it_failed(receiver: Receiver) -> None:
-    """Each kind of outcome, of one look and of several, for two subscriptions; as the condition for failures says."""
+def test_hours_count_completed_and_failed_deliveries(receiver: Receiver) -> None:
+    """Outcomes of each kind, stored together and separately, for two subscriptions; `FAILED` agrees with the counts."""
     for number, behaviour in enumerate([answer(204), answer(301), answer(500), close]):
         subscribe("alice", receiver.on(f"/{number}", behaviour))
         trade(6)
@@ -102,90 +102,90 @@ def test_hours_count_what_had_an_outcome_and_what_of_it_failed(receiver: Receive
     subscribe("bob", receiver.url("/bob"))
     trade(3, of="bob")
     drain()
-    gone = subscribe("maker", receiver.url("/maker"))
+    deleted = subscribe("maker", receiver.url("/maker"))
     trade(of="bob")
-    services.unsubscribe("maker", gone)
+    services.unsubscribe("maker", deleted)
     drain()
 
     assert outcomes("maker") == [(None, "subscription_deleted")]
-    assert counted() == {"alice": (24, 18), "bob": (4, 0)}
+    assert counts_by_broker() == {"alice": (24, 18), "bob": (4, 0)}
     assert Delivery.objects.filter(IS_FAILED).count() == 18
     assert {each.state for each in Delivery.objects.filter(IS_FAILED)} == {DeliveryState.FAILED}
-    others = Counter(each.state for each in Delivery.objects.exclude(pk__in=Delivery.objects.filter(IS_FAILED)))
-    assert others == {DeliveryState.DELIVERED: 10, DeliveryState.DISCARDED: 1}
+    not_failed = Counter(each.state for each in Delivery.objects.exclude(pk__in=Delivery.objects.filter(IS_FAILED)))
+    assert not_failed == {DeliveryState.DELIVERED: 10, DeliveryState.DISCARDED: 1}
 
 
-def test_a_subscription_knows_its_last_success_and_failure(receiver: Receiver) -> None:
+def test_a_subscription_stores_its_last_success_and_failure(receiver: Receiver) -> None:
     webhook_id = subscribe("alice", receiver.url())
     trade()
     drain()
-    succeeded, failed = times(webhook_id)
-    assert (succeeded, failed) == (completed(), None)
+    succeeded, failed = last_times(webhook_id)
+    assert (succeeded, failed) == (last_completed_at(), None)
 
     receiver.on("/", answer(500))
     trade()
     drain()
-    assert times(webhook_id) == (succeeded, completed())
+    assert last_times(webhook_id) == (succeeded, last_completed_at())
     assert Subscription.objects.get().is_failing
 
     receiver.on("/", answer())
-    _, failed = times(webhook_id)
+    _, failed = last_times(webhook_id)
     trade()
     drain()
-    assert times(webhook_id) == (completed(), failed)  # at once, for it says something else
+    assert last_times(webhook_id) == (last_completed_at(), failed)  # immediately, because the health changed
     assert not Subscription.objects.get().is_failing
 
 
-def test_a_subscription_whose_health_stays_the_same_is_written_now_and_then(receiver: Receiver) -> None:
+def test_unchanged_health_is_written_at_intervals(receiver: Receiver) -> None:
     webhook_id = subscribe("alice", receiver.url())
     trade()
     drain()
-    first, _ = times(webhook_id)
+    first, _ = last_times(webhook_id)
     trade()
     drain()
-    assert times(webhook_id) == (first, None)
+    assert last_times(webhook_id) == (first, None)
 
     Subscription.objects.update(last_success_at=F("last_success_at") - timedelta(seconds=5))
     trade()
     drain()
-    assert times(webhook_id) == (completed(), None)
+    assert last_times(webhook_id) == (last_completed_at(), None)
 
 
-def test_whoever_changes_a_subscription_holds_up_no_delivery(receiver: Receiver) -> None:
+def test_a_locked_subscription_delays_no_delivery(receiver: Receiver) -> None:
     webhook_id = subscribe("alice", receiver.url())
     trade()
     with transaction.atomic():
         Subscription.objects.select_for_update().get()
         drain()
         assert outcomes() == [(200, "")]
-    assert times(webhook_id) == (None, None)
-    assert counted() == {"alice": (1, 0)}
+    assert last_times(webhook_id) == (None, None)
+    assert counts_by_broker() == {"alice": (1, 0)}
 
     trade()
     drain()
-    assert times(webhook_id) == (completed(), None)
+    assert last_times(webhook_id) == (last_completed_at(), None)
 
 
-def test_what_was_noted_is_not_noted_again(receiver: Receiver) -> None:
-    """As by a dispatcher that lost its connection before it heard that the first time was committed."""
+def test_an_outcome_is_stored_once(receiver: Receiver) -> None:
+    """A dispatcher stores an outcome again after it lost its connection during the commit."""
     subscribe("alice", receiver.url())
     trade()
 
-    async def claim_and_note_twice(queue: DeliveryQueue) -> None:
+    async def claim_and_store_twice(queue: DeliveryQueue) -> None:
         ((claim,),) = [await queue.save_outcomes_and_claim([], [(each, 1)]) for each in await queue.find_due(1)]
         for status_code in (500, 200):
             await queue.save_outcomes_and_claim([DeliveryOutcome(claim.delivery_id, status_code, None, 3, "down")], [])
 
-    with_delivery_queue(claim_and_note_twice)
+    with_delivery_queue(claim_and_store_twice)
     assert outcomes() == [(500, "")]
-    assert counted() == {"alice": (1, 1)}
+    assert counts_by_broker() == {"alice": (1, 1)}
     assert list(Answer.objects.values_list("body", flat=True)) == ["down"]
 
 
 # --- Pause and resume -----------------------------------------------------------------------------------------------
 
 
-def test_what_happens_in_a_pause_is_sent_after_it(receiver: Receiver) -> None:
+def test_events_during_a_pause_are_sent_after_it(receiver: Receiver) -> None:
     webhook_id = subscribe("alice", receiver.url("/alice"))
     subscribe("bob", receiver.url("/bob"))
     trade()
@@ -202,7 +202,7 @@ def test_what_happens_in_a_pause_is_sent_after_it(receiver: Receiver) -> None:
     assert outcomes() == [(200, "")] * 3
 
 
-def test_a_dispatcher_at_work_claims_nothing_more_in_a_pause(receiver: Receiver, settings: Settings) -> None:
+def test_a_running_dispatcher_claims_nothing_during_a_pause(receiver: Receiver, settings: Settings) -> None:
     settings.WEBHOOK_CONCURRENCY_PER_ENDPOINT = 1
     webhook_id = subscribe("alice", receiver.on("/", answer(after_seconds=0.5)))
     trade(4)
@@ -215,7 +215,7 @@ def test_a_dispatcher_at_work_claims_nothing_more_in_a_pause(receiver: Receiver,
     assert Counter(outcomes()) == {(200, ""): 1, (None, ""): 3}
 
 
-def test_what_was_found_due_before_a_pause_is_not_claimed_in_it(receiver: Receiver) -> None:
+def test_a_delivery_found_before_a_pause_is_not_claimed_in_it(receiver: Receiver) -> None:
     webhook_id = subscribe("alice", receiver.url())
     trade()
 
@@ -228,7 +228,7 @@ def test_what_was_found_due_before_a_pause_is_not_claimed_in_it(receiver: Receiv
     assert outcomes() == [(None, "")]
 
 
-def test_a_paused_subscription_stays_paused_whatever_its_broker_sends(receiver: Receiver) -> None:
+def test_a_paused_subscription_stays_paused_after_a_registration(receiver: Receiver) -> None:
     webhook_id = subscribe("alice", receiver.url("/old"))
     services.pause(webhook_id, by=OPERATOR, reason="x")
     trade()
@@ -242,21 +242,19 @@ def test_a_paused_subscription_stays_paused_whatever_its_broker_sends(receiver: 
     assert outcomes() == [(None, "subscription_deleted")]
 
 
-def test_pauses_are_on_record_also_the_second_and_wake_the_dispatcher_at_their_end(
-    receiver: Receiver, asked: list[int]
-) -> None:
+def test_pauses_are_audited_and_a_resume_wakes_the_dispatcher(receiver: Receiver, wake_ups: list[int]) -> None:
     webhook_id = subscribe("alice", receiver.url())
     trade()
-    asked.clear()
+    wake_ups.clear()
     for _ in range(2):
         services.pause(webhook_id, by=OPERATOR, reason="rest")
-    assert asked == []
+    assert wake_ups == []
     paused_at = Subscription.objects.get().paused_at
     assert paused_at is not None
     for _ in range(2):
         services.resume(webhook_id, by=OPERATOR, reason="enough")
 
-    assert asked == [1, 1]
+    assert wake_ups == [1, 1]
     assert Subscription.objects.get().paused_at is None
     assert entries() == [
         ("webhook.pause", str(webhook_id), "rest", {"state": "active"}, {"state": "paused"}),
@@ -264,58 +262,58 @@ def test_pauses_are_on_record_also_the_second_and_wake_the_dispatcher_at_their_e
         ("webhook.resume", str(webhook_id), "enough", {"state": "paused"}, {"state": "active"}),
         ("webhook.resume", str(webhook_id), "enough", {"state": "active"}, {"state": "active"}),
     ]
-    assert set(acts().values_list("actor_kind", "actor", "address", "request_id")) == {
+    assert set(audit_entries().values_list("actor_kind", "actor", "address", "request_id")) == {
         ("user", "olga", "192.0.2.7", "request-1")
     }
 
 
-def test_what_was_deleted_or_never_was_is_not_paused(receiver: Receiver) -> None:
+def test_a_deleted_or_unknown_webhook_cannot_be_paused(receiver: Receiver) -> None:
     webhook_id = subscribe("alice", receiver.url())
     services.unsubscribe("alice", webhook_id)
 
-    for act in (services.pause, services.resume):
+    for action in (services.pause, services.resume):
         with pytest.raises(WebhookDeleted):
-            act(webhook_id, by=OPERATOR, reason="x")
+            action(webhook_id, by=OPERATOR, reason="x")
         with pytest.raises(WebhookNotFound):
-            act(UUID(int=1), by=OPERATOR, reason="x")
+            action(UUID(int=1), by=OPERATOR, reason="x")
     assert Subscription.objects.get().paused_at is None
     assert entries() == []
 
 
-# --- Again ----------------------------------------------------------------------------------------------------------
+# --- Redelivery -----------------------------------------------------------------------------------------------------
 
 
-def test_a_delivery_is_made_again_by_another_one_of_the_same_event(receiver: Receiver, asked: list[int]) -> None:
+def test_a_redelivery_is_a_new_delivery_of_the_event(receiver: Receiver, wake_ups: list[int]) -> None:
     webhook_id = subscribe("alice", receiver.on("/", answer(503, body=b"down")))
     trade(2)
     drain()
     first, second = Delivery.objects.order_by("id")
     before = list(Delivery.objects.order_by("id").values())
     receiver.on("/", answer(204))
-    asked.clear()
+    wake_ups.clear()
 
     assert services.redeliver([second.pk, first.pk, first.pk], by=OPERATOR, reason="it was down") == 2
-    assert asked == [4]
+    assert wake_ups == [4]
     drain()
 
-    old, again = receiver.requests[:2], receiver.requests[2:]
-    assert [told(each) for each in again] == [told(each) for each in old]
+    original, repeated = receiver.requests[:2], receiver.requests[2:]
+    assert [content_of(each) for each in repeated] == [content_of(each) for each in original]
     assert list(Delivery.objects.filter(redelivery_of=None).order_by("id").values()) == before
-    repeats = Delivery.objects.exclude(redelivery_of=None).order_by("id")
-    assert [(each.redelivery_of_id, each.event_id, each.subscription_id) for each in repeats] == [
+    redeliveries = Delivery.objects.exclude(redelivery_of=None).order_by("id")
+    assert [(each.redelivery_of_id, each.event_id, each.subscription_id) for each in redeliveries] == [
         (each.pk, each.event_id, webhook_id) for each in (first, second)
     ]
-    assert {each.headers["x-delivery-id"] for each in again} == {str(each.pk) for each in repeats}
-    assert [(each.status_code, each.error) for each in repeats] == [(204, "")] * 2
+    assert {each.headers["x-delivery-id"] for each in repeated} == {str(each.pk) for each in redeliveries}
+    assert [(each.status_code, each.error) for each in redeliveries] == [(204, "")] * 2
     assert entries() == [
         ("delivery.redeliver", str(each.redelivery_of_id), "it was down", None, {"redelivery": str(each.pk)})
-        for each in repeats
+        for each in redeliveries
     ]
-    assert counted() == {"alice": (4, 2)}
+    assert counts_by_broker() == {"alice": (4, 2)}
     trading.assert_sound()
 
 
-def test_what_succeeded_may_be_made_again_too(receiver: Receiver) -> None:
+def test_a_successful_delivery_can_be_redelivered(receiver: Receiver) -> None:
     subscribe("alice", receiver.url())
     trade()
     drain()
@@ -326,7 +324,7 @@ def test_what_succeeded_may_be_made_again_too(receiver: Receiver) -> None:
     assert sequences(receiver.requests) == [1, 1]
 
 
-def test_what_is_due_or_on_its_way_is_not_made_again(receiver: Receiver) -> None:
+def test_due_and_in_flight_deliveries_are_not_redelivered(receiver: Receiver) -> None:
     subscribe("alice", receiver.on("/", hang))
     trade(5)
     due = list(Delivery.objects.values_list("pk", flat=True))
@@ -339,13 +337,13 @@ def test_what_is_due_or_on_its_way_is_not_made_again(receiver: Receiver) -> None
     draining.result(PATIENCE_SECONDS)
     dispatcher._stopping.clear()
 
-    assert services.redeliver(due, by=OPERATOR, reason="x") == 4  # the fifth is due
-    assert_nothing_is_redelivered(due)  # each is on its way again
+    assert services.redeliver(due, by=OPERATOR, reason="x") == 4  # the fifth delivery is due
+    assert_nothing_is_redelivered(due)  # all are in flight or due
     assert_nothing_is_redelivered([UUID(int=1)])
     assert_nothing_is_redelivered([])
 
 
-def test_what_was_lost_with_its_dispatcher_is_made_again_after_a_while(receiver: Receiver, settings: Settings) -> None:
+def test_a_delivery_lost_with_its_dispatcher_can_be_redelivered_later(receiver: Receiver, settings: Settings) -> None:
     subscribe("alice", receiver.url())
     trade()
     (lost,) = Delivery.objects.all()
@@ -359,40 +357,40 @@ def test_what_was_lost_with_its_dispatcher_is_made_again_after_a_while(receiver:
     assert outcomes() == [(None, ""), (200, "")]
 
 
-def test_of_two_who_press_at_once_one_has_it_made_again(receiver: Receiver) -> None:
+def test_concurrent_requests_redeliver_each_delivery_once(receiver: Receiver) -> None:
     subscribe("alice", receiver.url())
     trade(20)
     drain()
     ids = list(Delivery.objects.values_list("pk", flat=True))
 
-    def press() -> int:
+    def redeliver() -> int:
         try:
             return services.redeliver(ids, by=OPERATOR, reason="x")
         except NothingToRedeliver:
             return 0
 
-    assert sum(at_once([press] * 6)) == 20
+    assert sum(at_once([redeliver] * 6)) == 20
     assert Delivery.objects.exclude(redelivery_of=None).values("redelivery_of").distinct().count() == 20
     assert Delivery.objects.count() == 40
 
 
-def test_nothing_is_made_again_for_what_was_deleted(receiver: Receiver) -> None:
+def test_deliveries_of_a_deleted_webhook_are_not_redelivered(receiver: Receiver) -> None:
     webhook_id = subscribe("alice", receiver.url())
     subscribe("bob", receiver.url())
     trade()
     trade(of="bob")
     drain()
     services.unsubscribe("alice", webhook_id)
-    mine = Delivery.objects.get(subscription=webhook_id)
+    of_deleted = Delivery.objects.get(subscription=webhook_id)
     both = list(Delivery.objects.values_list("pk", flat=True))
 
     with pytest.raises(WebhookDeleted):
-        services.redeliver([mine.pk], by=OPERATOR, reason="x")
+        services.redeliver([of_deleted.pk], by=OPERATOR, reason="x")
     assert services.redeliver(both, by=OPERATOR, reason="x") == 1
     assert Delivery.objects.exclude(redelivery_of=None).get().subscription_id != webhook_id
 
 
-def test_no_more_are_made_again_at_once_than_allowed(receiver: Receiver, settings: Settings) -> None:
+def test_the_number_of_redeliveries_per_call_is_limited(receiver: Receiver, settings: Settings) -> None:
     settings.WEBHOOK_REDELIVERIES = 2
     subscribe("alice", receiver.url())
     trade(3)
@@ -405,32 +403,29 @@ def test_no_more_are_made_again_at_once_than_allowed(receiver: Receiver, setting
     assert services.redeliver(ids[:2], by=OPERATOR, reason="x") == 2
 
 
-def test_what_is_not_on_record_is_not_done(receiver: Receiver) -> None:
-    """The entry is written in the act's own transaction: where it cannot be, nothing is."""
+def test_an_action_without_its_audit_entry_is_rolled_back(receiver: Receiver) -> None:
+    """The audit entry is written in the transaction of the action."""
     webhook_id = subscribe("alice", receiver.url())
     trade()
     drain()
     (only,) = Delivery.objects.all()
     with connection.cursor() as cursor:
-        cursor.execute("ALTER TABLE exchange_auditentry ADD CONSTRAINT none_today CHECK (false) NOT VALID")
+        cursor.execute("ALTER TABLE exchange_auditentry ADD CONSTRAINT no_entries CHECK (false) NOT VALID")
     try:
-        for act in (
-            partial(services.pause, webhook_id),
-            partial(services.redeliver, [only.pk]),
-        ):
-            with pytest.raises(Exception, match="none_today"):
-                act(by=OPERATOR, reason="x")
+        for action in (partial(services.pause, webhook_id), partial(services.redeliver, [only.pk])):
+            with pytest.raises(Exception, match="no_entries"):
+                action(by=OPERATOR, reason="x")
     finally:
         with connection.cursor() as cursor:
-            cursor.execute("ALTER TABLE exchange_auditentry DROP CONSTRAINT none_today")
+            cursor.execute("ALTER TABLE exchange_auditentry DROP CONSTRAINT no_entries")
     assert Subscription.objects.get().paused_at is None
     assert Delivery.objects.count() == 1
 
 
-# --- What is kept ---------------------------------------------------------------------------------------------------
+# --- Retention ------------------------------------------------------------------------------------------------------
 
 
-def test_answers_are_dropped_when_they_are_old_a_batch_at_a_time(
+def test_old_responses_are_deleted_in_batches(
     receiver: Receiver, settings: Settings, django_assert_num_queries: Any
 ) -> None:
     now = database_now()
@@ -445,28 +440,28 @@ def test_answers_are_dropped_when_they_are_old_a_batch_at_a_time(
     assert list(Answer.objects.order_by("pk").values_list("pk", flat=True)) == young
 
 
-def test_one_run_drops_no_more_than_it_can(settings: Settings) -> None:
+def test_one_run_deletes_a_limited_number_of_batches(settings: Settings) -> None:
     settings.WEBHOOK_DROP_BATCH, settings.WEBHOOK_DROP_BATCHES = 10, 2
     Answer.objects.bulk_create(Answer(delivery_id=UUID(int=number), body="x") for number in range(1, 26))
 
     assert [retention.delete_old() for _ in range(3)] == [20, 5, 0]
 
 
-def test_the_hours_of_a_subscriptions_health_are_dropped_with_them(receiver: Receiver, settings: Settings) -> None:
+def test_old_hours_of_health_are_deleted(receiver: Receiver, settings: Settings) -> None:
     webhook_id = subscribe("alice", receiver.url())
     edge = database_now() - settings.WEBHOOK_ANSWERS_KEPT
-    for away in [timedelta(days=-1), timedelta(hours=-2), timedelta(0), timedelta(days=1)]:
-        SubscriptionHour.objects.create(subscription_id=webhook_id, hour=edge + away, completed=1)
+    for offset in [timedelta(days=-1), timedelta(hours=-2), timedelta(0), timedelta(days=1)]:
+        SubscriptionHour.objects.create(subscription_id=webhook_id, hour=edge + offset, completed=1)
     retention.delete_old()
 
     assert [row.hour - edge for row in SubscriptionHour.objects.order_by("hour")] == [timedelta(0), timedelta(days=1)]
 
 
-# --- The small words of these tests ---------------------------------------------------------------------------------
+# --- Helpers --------------------------------------------------------------------------------------------------------
 
 
 def with_delivery_queue(job: Callable[[DeliveryQueue], Awaitable[T]]) -> T:
-    """What a dispatcher's connection does, without a dispatcher."""
+    """Run a job on a dispatcher's connection, without a dispatcher."""
 
     async def run() -> T:
         queue = await DeliveryQueue.connect()
@@ -486,17 +481,17 @@ def assert_nothing_is_redelivered(ids: list[UUID]) -> None:
 
 
 def entries() -> list[tuple[Any, ...]]:
-    """What is on record about webhooks, oldest first."""
-    return list(acts().values_list("action", "subject", "reason", "before", "after"))
+    """The audit entries about webhooks, oldest first."""
+    return list(audit_entries().values_list("action", "subject", "reason", "before", "after"))
 
 
-def acts() -> QuerySet[AuditEntry]:
-    of_webhooks = [Action.WEBHOOK_PAUSE, Action.WEBHOOK_RESUME, Action.DELIVERY_REDELIVER]
-    return AuditEntry.objects.filter(action__in=of_webhooks).order_by("id")
+def audit_entries() -> QuerySet[AuditEntry]:
+    actions = [Action.WEBHOOK_PAUSE, Action.WEBHOOK_RESUME, Action.DELIVERY_REDELIVER]
+    return AuditEntry.objects.filter(action__in=actions).order_by("id")
 
 
-def counted() -> dict[str, tuple[int, int]]:
-    """By broker: what had an outcome, and what of it failed, over all hours."""
+def counts_by_broker() -> dict[str, tuple[int, int]]:
+    """Completed and failed deliveries of each broker, over all hours."""
     totals: dict[str, tuple[int, int]] = {}
     for hour in SubscriptionHour.objects.select_related("subscription"):
         assert (hour.hour.minute, hour.hour.second, hour.hour.microsecond) == (0, 0, 0)
@@ -505,17 +500,17 @@ def counted() -> dict[str, tuple[int, int]]:
     return totals
 
 
-def times(webhook_id: UUID) -> tuple[Any, Any]:
+def last_times(webhook_id: UUID) -> tuple[Any, Any]:
     row = Subscription.objects.get(pk=webhook_id)
     return row.last_success_at, row.last_failure_at
 
 
-def completed() -> Any:
-    """When the last outcome was noted."""
+def last_completed_at() -> Any:
+    """The time of the last stored outcome."""
     return Delivery.objects.aggregate(last=Max("completed_at"))["last"]
 
 
-def told(request: Request) -> tuple[bytes, str, str]:
+def content_of(request: Request) -> tuple[bytes, str, str]:
     return request.body, request.headers["x-webhook-id"], request.headers["x-event-sequence"]
 
 

@@ -1,4 +1,4 @@
-"""The receiver that docs/webhooks.md shows, run as it stands there."""
+"""The example receiver of docs/webhooks.md works as shown."""
 
 import re
 import sys
@@ -21,7 +21,7 @@ PATIENCE_SECONDS = 10.0
 
 @pytest.fixture
 def documented_receiver(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """Its URL, and the file of what it prints."""
+    """The receiver's URL, and the file with its output."""
     (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/webhooks.md").read_text(), re.DOTALL)
     assert len(program.strip().splitlines()) <= 20
     (tmp_path / "receiver.py").write_text(program)

@@ -1,6 +1,6 @@
-"""What receivers got, compared with the rows that say what was to be sent: each event once at most, and none forgotten.
+"""Comparison of received requests with the rows: each event is sent at most once, and none is forgotten.
 
-It reads the database by its URL, so that it can also look into one that is not the test session's.
+It reads the database by its URL, which may be another one than the test session's.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ from webhooks.models import DeliveryError
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """An event, a delivery that tells it if there is one, and what the dispatcher knows of that."""
+    """An event, its delivery if it has one, and the outcome of that delivery."""
 
     broker_id: str
     sequence: int
@@ -38,35 +38,34 @@ def rows(database_url: str) -> list[Row]:
         return [Row(*row) for row in connection.execute(_ROWS)]
 
 
-def due(database_url: str) -> int:
-    """How many deliveries nobody has claimed yet."""
+def count_due(database_url: str) -> int:
+    """Count the unclaimed deliveries."""
     with psycopg.connect(database_url) as connection:
         (count,) = connection.execute(_DUE).fetchone() or (0,)
     return int(count)
 
 
-def dispatcher(database_url: str) -> str | None:
-    """What the session that dispatches now calls itself, if there is one."""
+def dispatcher_name(database_url: str) -> str | None:
+    """The application name of the session that dispatches, if there is one."""
     with psycopg.connect(database_url) as connection:
         row = connection.execute(_DISPATCHER).fetchone()
     return str(row[0]) if row else None
 
 
-def all_is_sent(database_url: str, within_seconds: float) -> bool:
-    """Whether nothing is due any more, and the dispatcher has noted what became of all that was sent."""
-    return wait_until(lambda: due(database_url) == 0 and dispatcher(database_url) is None, within_seconds)
+def wait_until_sent(database_url: str, within_seconds: float) -> bool:
+    """True once no delivery is due and the dispatcher has stored all outcomes."""
+    return wait_until(lambda: count_due(database_url) == 0 and dispatcher_name(database_url) is None, within_seconds)
 
 
-def assert_each_event_is_told(rows: Sequence[Row]) -> None:
-    """Each event has exactly one delivery."""
+def assert_each_event_has_one_delivery(rows: Sequence[Row]) -> None:
     assert [row for row in rows if row.delivery_id is None] == []
     assert _highest_count((row.broker_id, row.sequence) for row in rows) == 1
 
 
-def unknown(rows: Sequence[Row], requests: Sequence[Request]) -> list[Row]:
-    """What was claimed and has no outcome, so that it may have arrived; all else must be as the rows say.
+def unknown_outcomes(rows: Sequence[Row], requests: Sequence[Request]) -> list[Row]:
+    """Deliveries that were claimed and have no outcome. Check that all others agree with the requests.
 
-    Nothing arrived twice or without a row; all that has an outcome was answered, unless its subscription was deleted.
+    No request arrives twice or without a row. A delivery with an outcome arrived, unless its subscription was deleted.
     """
     deliveries = {str(row.delivery_id): row for row in rows if row.delivery_id}
     arrived = {request.headers["x-delivery-id"] for request in requests}
@@ -75,7 +74,7 @@ def unknown(rows: Sequence[Row], requests: Sequence[Request]) -> list[Row]:
         row = deliveries[request.headers["x-delivery-id"]]
         assert row.is_claimed
         assert request.body == row.body.encode()
-        assert _told_by_headers(request) == (str(row.subscription_id), row.event_type, str(row.sequence))
+        assert _identity(request) == (str(row.subscription_id), row.event_type, str(row.sequence))
     without_outcome = {id_: row for id_, row in deliveries.items() if row.is_claimed and not row.is_completed}
     for id_, row in deliveries.items() - without_outcome.items():
         if row.is_unsubscribed and id_ not in arrived:
@@ -85,12 +84,12 @@ def unknown(rows: Sequence[Row], requests: Sequence[Request]) -> list[Row]:
     return list(without_outcome.values())
 
 
-def _told_by_headers(request: Request) -> tuple[str, str, str]:
+def _identity(request: Request) -> tuple[str, str, str]:
     return request.headers["x-webhook-id"], request.headers["x-event-type"], request.headers["x-event-sequence"]
 
 
 def _highest_count(items: Iterable[Hashable]) -> int:
-    """How often there is what is there most often."""
+    """The count of the most frequent item."""
     return max(Counter(items).values())
 
 
