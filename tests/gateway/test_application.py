@@ -112,7 +112,7 @@ def test_a_failed_request_returns_its_connection() -> None:
 
 
 def test_a_request_does_not_see_the_context_of_another() -> None:
-    structlog.contextvars.clear_contextvars()  # of earlier tests
+    structlog.contextvars.clear_contextvars()  # from earlier tests
     found: list[tuple[int, dict[str, Any]]] = []
     handler = ApiHandler()
 
@@ -225,8 +225,8 @@ def test_pipelined_requests_are_answered_in_order(client: KeepAliveClient) -> No
     ]
     for _ in range(3):
         client.send(*(request for request, _ in sent))
-        answers = [client.read_response() for _ in sent]
-        assert [(status, headers["x-request-id"]) for status, headers, _ in answers] == [
+        responses = [client.read_response() for _ in sent]
+        assert [(status, headers["x-request-id"]) for status, headers, _ in responses] == [
             (status, str(number)) for number, (_, status) in enumerate(sent)
         ]
     assert Order.objects.count() == 6
@@ -262,8 +262,8 @@ def test_a_cached_static_file_is_not_sent_again(server: live.Server, db: None) -
                 "/static/drf_spectacular_sidecar/swagger-ui-dist/swagger-ui.css",
                 headers={"If-None-Match": known.headers["ETag"]},
             )
-            answer = http.getresponse()
-            statuses.append((answer.status, answer.read()))
+            response = http.getresponse()
+            statuses.append((response.status, response.read()))
     assert statuses == [(304, b"")] * 50
 
 
@@ -314,7 +314,7 @@ def unfinished(client: KeepAliveClient, number: int) -> bytes:
 
 
 def test_unfinished_bodies_hold_no_thread_and_time_out(small_server: live.Server, key: str) -> None:
-    """100 of them per thread."""
+    """The server gets 100 unfinished bodies per thread."""
     before = trading.everything()
     with ExitStack() as stack:
         clients = [stack.enter_context(closing(KeepAliveClient(small_server, key))) for _ in range(UNFINISHED)]

@@ -281,16 +281,16 @@ def cancel_closed() -> tuple[str, str]:
 def test_fast_path_and_full_path_respond_alike(
     observer: Observer, key: str, create: Callable[[], Any], status: int, fields: dict[str, Any]
 ) -> None:
-    answer = observer.compare(lambda: (key, *create()))
-    assert (answer.status, answer.body | fields) == (status, answer.body)
-    assert (answer.log_line["key"], answer.log_line["broker"]) == (key.split("_")[1], "alice")
-    assert answer.tokens == ((1, 0) if answer.log_line["method"] == "POST" else (0, 1))
+    response = observer.compare(lambda: (key, *create()))
+    assert (response.status, response.body | fields) == (status, response.body)
+    assert (response.log_line["key"], response.log_line["broker"]) == (key.split("_")[1], "alice")
+    assert response.tokens == ((1, 0) if response.log_line["method"] == "POST" else (0, 1))
 
 
 def test_a_cancel_by_an_operator_takes_the_fast_path(observer: Observer, key: str, operator: Client) -> None:
     with trading.on_record() as entries:
-        answer = observer.compare(lambda: (cached(operator.key), *cancel()))
-    assert (answer.status, answer.body["cancel_reason"], answer.log_line["broker"]) == (200, "by_operator", None)
+        response = observer.compare(lambda: (cached(operator.key), *cancel()))
+    assert (response.status, response.body["cancel_reason"], response.log_line["broker"]) == (200, "by_operator", None)
     fast, full = ((each.actor_kind, each.actor, each.address, each.request_id, each.after) for each in entries)
     assert fast == full
     assert fast[:4] == ("key", str(operator.key).split("_")[1], "127.0.0.1", "mine")
@@ -301,18 +301,18 @@ def test_a_cancel_by_an_operator_takes_the_fast_path(observer: Observer, key: st
 def test_an_audit_entry_has_the_request_id_of_the_response(observer: Observer, operator: Client, gateway: str) -> None:
     trading.broker("alice")
     with trading.on_record() as entries:
-        answer = observer.send(gateway, cached(operator.key), *cancel(), None, {"x-request-id": "not one"})
-    assert (answer.status, answer.path) == (200, gateway)
-    assert [each.request_id for each in entries] == [answer.headers["X-Request-Id"]]
+        response = observer.send(gateway, cached(operator.key), *cancel(), None, {"x-request-id": "not one"})
+    assert (response.status, response.path) == (200, gateway)
+    assert [each.request_id for each in entries] == [response.headers["X-Request-Id"]]
 
 
 @pytest.mark.parametrize("given", ["", "a b", "x" * 65, "é"])
 @pytest.mark.parametrize("gateway", [FAST, FULL])
 def test_a_request_without_a_valid_id_gets_one(observer: Observer, key: str, gateway: str, given: str) -> None:
-    answer = observer.send(gateway, key, *post(symbol="NONE"), {"x-request-id": given})
-    new = answer.headers["X-Request-Id"]
-    assert (answer.path, str(UUID(new))) == (gateway, new)
-    assert answer.body["request_id"] == answer.log_line["request_id"] == new
+    response = observer.send(gateway, key, *post(symbol="NONE"), {"x-request-id": given})
+    new = response.headers["X-Request-Id"]
+    assert (response.path, str(UUID(new))) == (gateway, new)
+    assert response.body["request_id"] == response.log_line["request_id"] == new
 
 
 # --- Requests on the full path --------------------------------------------------------------------------------------
@@ -377,8 +377,8 @@ def test_uncommon_requests_take_the_full_path(
     observer: Observer, key: str, status: int, code: str | None, create: Callable[[str], tuple[Any, ...]]
 ) -> None:
     request, before = create(key), trading.everything()
-    answer = observer.compare(lambda: request, path=FULL)
-    assert (answer.status, answer.body.get("code")) == (status, code)
+    response = observer.compare(lambda: request, path=FULL)
+    assert (response.status, response.body.get("code")) == (status, code)
     assert (trading.everything() == before) == (status >= 400)
 
 
@@ -428,8 +428,8 @@ def test_the_logged_duration_includes_the_body(observer: Observer, key: str, bod
 def test_a_key_over_one_rate_limit_is_rejected_on_the_full_path(observer: Observer, key: str, exhausted: str) -> None:
     limit, other = (rate_limits.requests(), cancel) if exhausted == "requests" else (rate_limits.cancels(), post)
     limit._full_at[key.split("_")[1]] = time.monotonic_ns() + 2 * BURST * TOKEN
-    answer = observer.compare(lambda: (key, *(post() if exhausted == "requests" else delete(UNKNOWN_ID))), path=FULL)
-    assert (answer.status, answer.code, answer.tokens) == (429, "rate_limited", (0, 0))
+    response = observer.compare(lambda: (key, *(post() if exhausted == "requests" else delete(UNKNOWN_ID))), path=FULL)
+    assert (response.status, response.code, response.tokens) == (429, "rate_limited", (0, 0))
     assert observer.compare(lambda: (key, *other())).status in (200, 201)
 
 
@@ -474,14 +474,14 @@ def test_an_unexpected_error_is_a_500_problem_on_both_paths(
 ) -> None:
     request = create()
     with without_table(table._meta.db_table):
-        answer = observer.compare(lambda: (key, *request))
-    assert (answer.status, answer.code, sum(answer.tokens)) == (500, "internal_error", 1)
+        response = observer.compare(lambda: (key, *request))
+    assert (response.status, response.code, sum(response.tokens)) == (500, "internal_error", 1)
 
 
 @pytest.mark.parametrize("create", [post, cancel], ids=["place", "cancel"])
 def test_without_a_database_requests_are_overloaded(observer: Observer, key: str, create: Callable[[], Any]) -> None:
     request, before = create(), trading.everything()
     with without_database():
-        answer = observer.compare(lambda: (key, *request))
-    assert (answer.status, answer.code, sum(answer.tokens)) == (503, "overloaded", 1)
+        response = observer.compare(lambda: (key, *request))
+    assert (response.status, response.code, sum(response.tokens)) == (503, "overloaded", 1)
     assert trading.everything() == before

@@ -32,17 +32,17 @@ MEBI = 1024 * 1024
 
 def batch(client: Client, *orders: Any) -> list[dict[str, Any]]:
     """Send a batch that must be accepted. Return its results, each with an order or a complete problem."""
-    answer = client.post("/orders/batch", {"orders": orders})
-    assert answer.status == 200, answer
-    assert list(answer.body) == ["results"]
-    results: list[dict[str, Any]] = answer.body["results"]
+    response = client.post("/orders/batch", {"orders": orders})
+    assert response.status == 200, response
+    assert list(response.body) == ["results"]
+    results: list[dict[str, Any]] = response.body["results"]
     assert len(results) == len(orders)
     for result in results:
         assert list(result) == ["status", "order" if result["status"] < 400 else "error"]
         if "error" in result:
             problem = Answer(
                 result["status"],
-                answer.headers | {"Content-Type": "application/problem+json"},
+                response.headers | {"Content-Type": "application/problem+json"},
                 msgspec.json.encode(result["error"]),
             )
             api.assert_problem(problem)
@@ -273,9 +273,9 @@ def test_an_entirely_invalid_batch_runs_no_statement(alice: Client) -> None:
     ids=str,
 )
 def test_an_invalid_batch_body_is_rejected(alice: Client, body: Any, fields: dict[str, str]) -> None:
-    answer = refused(alice, "POST", "/orders/batch", body)
+    response = refused(alice, "POST", "/orders/batch", body)
 
-    assert (answer.status, answer.code, answer.fields) == (400, "validation_error", fields)
+    assert (response.status, response.code, response.fields) == (400, "validation_error", fields)
 
 
 def test_a_batch_accepts_up_to_500_orders(alice: Client) -> None:
@@ -293,8 +293,8 @@ def test_a_batch_body_has_at_most_one_mebibyte(alice: Client) -> None:
     body = msgspec.json.encode({"orders": [LIMIT]})
 
     assert alice.post("/orders/batch", body.rjust(MEBI)).status == 200
-    answer = refused(alice, "POST", "/orders/batch", body.rjust(MEBI + 1))
-    assert (answer.status, answer.code) == (413, "too_large")
+    response = refused(alice, "POST", "/orders/batch", body.rjust(MEBI + 1))
+    assert (response.status, response.code) == (413, "too_large")
     assert refused(alice, "POST", "/orders", msgspec.json.encode(LIMIT).rjust(64 * 1024 + 1)).status == 413
 
 
@@ -345,9 +345,9 @@ def test_the_server_accepts_a_batch_and_its_replay(server: live.Server, http: ht
     headers, body = authorization(trading.broker("alice")), {"orders": [*numbered_orders(499), {"side": 1}]}
     first, second = (http.post("/orders/batch", json=body, headers=headers) for _ in range(2))
 
-    for answer, status in ((first, 201), (second, 200)):
-        assert answer.status_code == 200, answer.text
-        assert Counter(each["status"] for each in answer.json()["results"]) == {status: 499, 400: 1}
+    for response, status in ((first, 201), (second, 200)):
+        assert response.status_code == 200, response.text
+        assert Counter(each["status"] for each in response.json()["results"]) == {status: 499, 400: 1}
     assert first.headers["X-Request-Id"] == first.json()["results"][-1]["error"]["request_id"]
     assert Order.objects.count() == 499
 
@@ -359,10 +359,10 @@ def test_a_batch_sent_concurrently_is_placed_once(server: live.Server) -> None:
     def post() -> httpx.Response:
         return httpx.post(f"{server.url}/orders/batch", json=body, headers=headers, timeout=20, trust_env=False)
 
-    answers = at_once([post] * 6)
+    results = [response.json()["results"] for response in at_once([post] * 6)]
 
-    assert Counter(each["status"] for answer in answers for each in answer.json()["results"]) == {201: 50, 200: 250}
-    ids = [[each["order"]["order_id"] for each in answer.json()["results"]] for answer in answers]
+    assert Counter(each["status"] for part in results for each in part) == {201: 50, 200: 250}
+    ids = [[each["order"]["order_id"] for each in part] for part in results]
     assert ids == [ids[0]] * 6
     assert Order.objects.count() == 50
 
@@ -380,18 +380,18 @@ def test_crossing_batches_conserve_cash_and_shares(server: live.Server) -> None:
             for symbol in symbols[:: 1 if number % 2 else -1]
             for side in ("bid", "ask") * 10
         ]
-        answer = httpx.post(
+        response = httpx.post(
             f"{server.url}/orders/batch",
             json={"orders": orders},
             headers=authorization(keys[broker_id]),
             timeout=20,
             trust_env=False,
         )
-        return [each["status"] for each in answer.raise_for_status().json()["results"]]
+        return [each["status"] for each in response.raise_for_status().json()["results"]]
 
-    answers = at_once([partial(post, broker_id, number) for number in range(4) for broker_id in keys])
+    responses = at_once([partial(post, broker_id, number) for number in range(4) for broker_id in keys])
 
-    assert Counter(status for statuses in answers for status in statuses) == {201: 320}
+    assert Counter(status for statuses in responses for status in statuses) == {201: 320}
     assert Trade.objects.count() == 160
 
 
@@ -403,6 +403,6 @@ def test_a_chunked_body_over_one_mebibyte_is_413(server: live.Server, http: http
         yield b"{}"
 
     headers = authorization(trading.broker("alice")) | {"Content-Type": "application/json"}
-    answer = http.post("/orders/batch", content=chunks(), headers=headers)
+    response = http.post("/orders/batch", content=chunks(), headers=headers)
 
-    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+    assert (response.status_code, response.json()["code"]) == (413, "too_large")

@@ -31,20 +31,20 @@ def trade(quantity: int, price: str, *, minutes_ago: float = 0) -> None:
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 def test_unknown_and_malformed_symbols_are_404(alice: Client, endpoint: str) -> None:
-    answer = refused(alice, "GET", f"/stocks/NONE/{endpoint}")
-    assert (answer.status, answer.code) == (404, "symbol_not_found")
+    response = refused(alice, "GET", f"/stocks/NONE/{endpoint}")
+    assert (response.status, response.code) == (404, "symbol_not_found")
     for symbol in ("aapl", "A" * 13, "A%20B", "A%00", "%C3%81", ""):
-        answer = refused(alice, "GET", f"/stocks/{symbol}/{endpoint}")
-        assert (answer.status, answer.code) == (404, "not_found"), symbol
+        response = refused(alice, "GET", f"/stocks/{symbol}/{endpoint}")
+        assert (response.status, response.code) == (404, "not_found"), symbol
 
 
 @pytest.mark.parametrize(
     "endpoint", ["price?window=5m", "book?deep=1", "quote?side=bid&quantity=1&price=3", "trades?x=1"]
 )
 def test_an_unknown_parameter_is_400(alice: Client, endpoint: str) -> None:
-    answer = refused(alice, "GET", f"/stocks/AAPL/{endpoint}")
+    response = refused(alice, "GET", f"/stocks/AAPL/{endpoint}")
 
-    assert list(answer.fields.values()) == ["unknown_parameter"]
+    assert list(response.fields.values()) == ["unknown_parameter"]
 
 
 # --- Price ----------------------------------------------------------------------------------------------------------
@@ -148,15 +148,15 @@ def test_a_book_lists_its_levels_best_first(alice: Client, bob: Client) -> None:
     ]:
         placed(alice, limit(side, quantity, at))
     placed(bob, limit("ask", 4, "148", **BY_BOB))  # fills 4 of the first bid at 148
-    answer = alice.get("/stocks/AAPL/book")
+    response = alice.get("/stocks/AAPL/book")
 
-    assert answer.content.decode() == (
+    assert response.content.decode() == (
         '{"symbol":"AAPL","bids":[{"price":148.00,"total_quantity":13,"order_count":2},'
         '{"price":147.50,"total_quantity":5,"order_count":1}],'
         '"asks":[{"price":150.00,"total_quantity":2,"order_count":1},{"price":151.00,"total_quantity":3,"order_count":1}],'
-        f'"spread":2.00,"sequence":{answer.body["sequence"]},"snapshot_at":"{answer.body["snapshot_at"]}"}}'
+        f'"spread":2.00,"sequence":{response.body["sequence"]},"snapshot_at":"{response.body["snapshot_at"]}"}}'
     )
-    assert abs(datetime.fromisoformat(answer.body["snapshot_at"]) - timezone.now()) < timedelta(minutes=1)
+    assert abs(datetime.fromisoformat(response.body["snapshot_at"]) - timezone.now()) < timedelta(minutes=1)
 
 
 def test_an_empty_side_leaves_the_spread_null(alice: Client) -> None:
@@ -217,9 +217,9 @@ def test_the_sequence_counts_every_change_of_the_book(alice: Client, bob: Client
 def test_a_quote_fills_level_by_level(alice: Client) -> None:
     for quantity, at in [(5, "10"), (5, "10"), (5, "10.5"), (5, "11")]:
         placed(alice, limit("ask", quantity, at))
-    answer = alice.get("/stocks/AAPL/quote?side=bid&quantity=17")
+    response = alice.get("/stocks/AAPL/quote?side=bid&quantity=17")
 
-    assert answer.content.decode() == (
+    assert response.content.decode() == (
         '{"symbol":"AAPL","side":"bid","quantity":17,"fillable_quantity":17,"average_price":10.26,"total":174.50,'
         '"levels":[{"price":10.00,"quantity":10},{"price":10.50,"quantity":5},{"price":11.00,"quantity":2}]}'
     )
@@ -227,9 +227,9 @@ def test_a_quote_fills_level_by_level(alice: Client) -> None:
 
 def test_a_quote_for_more_than_the_book_holds_is_partial(alice: Client) -> None:
     placed(alice, limit("bid", 5, "10"))
-    answer = alice.get("/stocks/AAPL/quote?side=ask&quantity=9")
+    response = alice.get("/stocks/AAPL/quote?side=ask&quantity=9")
 
-    assert b'"quantity":9,"fillable_quantity":5,"average_price":10.00,"total":50.00,' in answer.content
+    assert b'"quantity":9,"fillable_quantity":5,"average_price":10.00,"total":50.00,' in response.content
 
 
 @pytest.mark.parametrize("quantity", [1, 10**12])
@@ -295,8 +295,8 @@ def test_invalid_quote_parameters_are_400_on_their_fields(alice: Client) -> None
             for bad in ("", "0", "-1", "1.0", "1e1", "abc", "1000000000001", "15")
         ],
     ]:
-        answer = refused(alice, "GET", f"/stocks/LOTS/quote{query}")
-        assert (answer.status, sorted(answer.fields)) == (400, fields), query
+        response = refused(alice, "GET", f"/stocks/LOTS/quote{query}")
+        assert (response.status, sorted(response.fields)) == (400, fields), query
     assert alice.get("/stocks/LOTS/quote?side=bid&quantity=20").status == 200
 
 
@@ -307,11 +307,11 @@ def test_the_tape_shows_trades_newest_first_without_brokers(alice: Client, bob: 
     placed(alice, limit("ask", 5, "10"))
     placed(bob, limit("bid", 7, "11", **BY_BOB))
     placed(alice, limit("ask", 1, "11"))
-    answer = Client(bob.key).get("/stocks/AAPL/trades")
+    response = Client(bob.key).get("/stocks/AAPL/trades")
 
     newer, older = Trade.objects.order_by("-executed_at")
-    seconds = [trade["executed_at"] for trade in answer.body["trades"]]
-    assert answer.content.decode() == (
+    seconds = [trade["executed_at"] for trade in response.body["trades"]]
+    assert response.content.decode() == (
         f'{{"trades":[{{"trade_id":"{newer.pk}","price":11.00,"quantity":1,"taker_side":"ask","executed_at":"{seconds[0]}"}},'
         f'{{"trade_id":"{older.pk}","price":10.00,"quantity":5,"taker_side":"bid","executed_at":"{seconds[1]}"}}],'
         '"next_cursor":null}'
@@ -345,5 +345,5 @@ def test_the_rate_limit_cost_of_a_quote_grows_with_its_quantity(
     alice: Client, settings: Settings, quantity: int, requests: int
 ) -> None:
     left = settings.RATE_LIMIT_BURST - requests
-    answer = alice.get(f"/stocks/AAPL/quote?side=bid&quantity={quantity}")
-    assert answer.headers["RateLimit"].startswith(f'"requests";r={left};')
+    response = alice.get(f"/stocks/AAPL/quote?side=bid&quantity={quantity}")
+    assert response.headers["RateLimit"].startswith(f'"requests";r={left};')

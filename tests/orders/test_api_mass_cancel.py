@@ -42,11 +42,11 @@ LOOKUP_STATEMENTS = 2  # broker and symbol
 
 def mass_cancel(client: Client, query: str) -> int:
     """Send a mass cancel and return the number of cancelled orders."""
-    answer = client.delete(f"/orders?{query}")
-    assert answer.status == 200, answer
-    assert list(answer.body) == ["cancelled"]
-    assert isinstance(answer.body["cancelled"], int)
-    return int(answer.body["cancelled"])
+    response = client.delete(f"/orders?{query}")
+    assert response.status == 200, response
+    assert list(response.body) == ["cancelled"]
+    assert isinstance(response.body["cancelled"], int)
+    return int(response.body["cancelled"])
 
 
 def place_resting(by: str, *, each: int = 1, symbols: Sequence[str] = SYMBOLS) -> None:
@@ -228,9 +228,9 @@ def test_a_mass_cancel_reads_only_matching_orders(alice: Client, bob: Client) ->
 )
 def test_invalid_mass_cancel_parameters_are_rejected(alice: Client, query: str, fields: dict[str, str]) -> None:
     place_resting("alice")
-    answer = refused(alice, "DELETE", f"/orders?{query}")
+    response = refused(alice, "DELETE", f"/orders?{query}")
 
-    assert (answer.status, answer.code, answer.fields) == (400, "validation_error", fields)
+    assert (response.status, response.code, response.fields) == (400, "validation_error", fields)
 
 
 def test_an_unlisted_symbol_is_404(alice: Client) -> None:
@@ -302,10 +302,10 @@ def test_mass_cancels_under_load_end_and_cancel_no_other_brokers_orders(server: 
 
     def request(method: str, path: str, by: str, body: Any = None) -> Any:
         headers = {"Authorization": f"Bearer {keys[by]}"}
-        answer = httpx.request(
+        response = httpx.request(
             method, server.url + path, json=body, headers=headers, timeout=WAIT_SECONDS, trust_env=False
         )
-        return answer.raise_for_status().json()
+        return response.raise_for_status().json()
 
     def place_until_stopped(by: str, symbol: str, side: str) -> int:
         accepted = 0

@@ -26,16 +26,16 @@ def test_orders_of_a_suspended_broker_still_trade_and_can_be_cancelled(
     alice: Client, bob: Client, operator: Client, body: Any
 ) -> None:
     first, second = (placed(alice, limit("ask", 5, price))["order_id"] for price in ("10", "11"))
-    answer = operator.post("/brokers/alice/suspend", body)
+    response = operator.post("/brokers/alice/suspend", body)
 
-    assert (answer.status, answer.body) == (200, broker_status("suspended", 0))
+    assert (response.status, response.body) == (200, broker_status("suspended", 0))
     denied = refused(alice, "POST", "/orders", LIMIT)
     assert (denied.status, denied.code) == (409, "broker_suspended")
     assert placed(bob, limit("bid", 5, "10", **BY_BOB))["status"] == "filled"
     assert alice.get(f"/orders/{first}").body["status"] == "filled"
     assert alice.delete(f"/orders/{second}").body["cancel_reason"] == "by_broker"
-    answer = operator.post("/brokers/alice/reinstate", body and {"reason": "paid"})
-    assert (answer.status, answer.body) == (200, broker_status("active", 0))
+    response = operator.post("/brokers/alice/reinstate", body and {"reason": "paid"})
+    assert (response.status, response.body) == (200, broker_status("active", 0))
     assert placed(alice, LIMIT)["status"] == "pending"
 
 
@@ -46,9 +46,9 @@ def test_a_suspension_responds_after_its_cancels(alice: Client, bob: Client, ope
     ]
     placed(bob, limit("bid", 5, "9", **BY_BOB))
     placed(bob, limit("bid", 2, "11", **BY_BOB))
-    answer = operator.post("/brokers/alice/suspend", {"cancel_orders": True, "reason": "default"})
+    response = operator.post("/brokers/alice/suspend", {"cancel_orders": True, "reason": "default"})
 
-    assert (answer.status, answer.body) == (200, broker_status("suspended", 3))
+    assert (response.status, response.body) == (200, broker_status("suspended", 3))
     ended = [alice.get(f"/orders/{order_id}").body for order_id in mine]
     assert [(order["status"], order["cancel_reason"]) for order in ended] == [("cancelled", "broker_suspended")] * 3
     assert [order["filled_quantity"] for order in ended] == [0, 2, 0]
@@ -73,18 +73,18 @@ def test_a_suspension_responds_after_its_cancels(alice: Client, bob: Client, ope
 def test_invalid_fields_of_a_suspension_are_listed(
     alice: Client, operator: Client, action: str, body: Any, fields: list[str]
 ) -> None:
-    answer = refused(operator, "POST", f"/brokers/alice/{action}", body)
+    response = refused(operator, "POST", f"/brokers/alice/{action}", body)
 
-    assert (answer.status, answer.code, sorted(answer.fields)) == (400, "validation_error", fields)
+    assert (response.status, response.code, sorted(response.fields)) == (400, "validation_error", fields)
 
 
 @pytest.mark.parametrize("action", ["suspend", "reinstate"])
 def test_a_suspension_requires_an_operator_and_an_existing_broker(alice: Client, operator: Client, action: str) -> None:
-    answer = refused(operator, "POST", f"/brokers/nobody/{action}", {})
-    assert (answer.status, answer.code) == (404, "broker_not_found")
+    response = refused(operator, "POST", f"/brokers/nobody/{action}", {})
+    assert (response.status, response.code) == (404, "broker_not_found")
     assert refused(operator, "POST", f"/brokers/a%20b/{action}").code == "not_found"
-    answer = refused(alice, "POST", f"/brokers/alice/{action}", {})
-    assert (answer.status, answer.code) == (403, "scope_missing")
+    response = refused(alice, "POST", f"/brokers/alice/{action}", {})
+    assert (response.status, response.code) == (403, "scope_missing")
     assert refused(operator, "POST", f"/brokers/alice/{action}", b"[]").code == "malformed_request"
     assert refused(operator, "POST", f"/brokers/alice/{action}", b"{}", content_type="text/plain").status == 415
 
@@ -96,27 +96,27 @@ def test_a_suspension_requires_an_operator_and_an_existing_broker(alice: Client,
 def test_a_halted_instrument_rejects_orders_until_resumed(alice: Client, operator: Client, body: Any) -> None:
     trading.instrument("PETR4")
     resting = placed(alice, LIMIT)["order_id"]
-    answer = operator.post("/stocks/AAPL/halt", body)
+    response = operator.post("/stocks/AAPL/halt", body)
 
-    assert (answer.status, answer.body["status"]) == (200, "halted")
-    assert answer.content == alice.get("/stocks/AAPL").content
+    assert (response.status, response.body["status"]) == (200, "halted")
+    assert response.content == alice.get("/stocks/AAPL").content
     denied = refused(alice, "POST", "/orders", limit("ask", 1, "10"))
     assert (denied.status, denied.code) == (409, "instrument_halted")
     assert placed(alice, limit("bid", 1, "10", symbol="PETR4"))["status"] == "pending"
     assert alice.get("/stocks/AAPL/book").body["bids"][0]["total_quantity"] == 5
     assert alice.delete(f"/orders/{resting}").status == 200
-    answer = operator.post("/stocks/AAPL/resume", body)
-    assert (answer.status, answer.body["status"]) == (200, "trading")
+    response = operator.post("/stocks/AAPL/resume", body)
+    assert (response.status, response.body["status"]) == (200, "trading")
     assert placed(alice, LIMIT)["status"] == "pending"
 
 
 @pytest.mark.parametrize("action", ["halt", "resume"])
 def test_a_halt_requires_an_operator_and_a_listed_symbol(alice: Client, operator: Client, action: str) -> None:
-    answer = refused(operator, "POST", f"/stocks/NONE/{action}", {})
-    assert (answer.status, answer.code) == (404, "symbol_not_found")
+    response = refused(operator, "POST", f"/stocks/NONE/{action}", {})
+    assert (response.status, response.code) == (404, "symbol_not_found")
     assert refused(operator, "POST", f"/stocks/aapl/{action}", {}).code == "not_found"
-    answer = refused(alice, "POST", f"/stocks/AAPL/{action}", {})
-    assert (answer.status, answer.code) == (403, "scope_missing")
+    response = refused(alice, "POST", f"/stocks/AAPL/{action}", {})
+    assert (response.status, response.code) == (403, "scope_missing")
     assert list(refused(operator, "POST", f"/stocks/AAPL/{action}", {"reason": 1, "why": ""}).fields) == [
         "reason",
         "why",

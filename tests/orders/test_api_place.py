@@ -38,19 +38,19 @@ def refused_order(client: Client, body: Any, **options: str) -> Answer:
 def test_the_response_to_a_new_order_is_that_of_the_contract(bob: Client) -> None:
     client = api.broker("broker-123")
     placed(bob, limit("ask", 500, "148", **BY_BOB))
-    answer = client.post(
+    response = client.post(
         "/orders",
         b'{"broker_id": "broker-123", "document_number": "12345678900", "side": "bid", "symbol": "AAPL",'
         b' "price": 150.00, "quantity": 1000, "expires_at": "2099-02-17T15:00:00.000250-03:00"}',
     )
 
-    body = answer.body
-    assert answer.status == 201
-    assert answer.headers["Content-Type"] == "application/json"
-    assert "Idempotent-Replayed" not in answer.headers
+    body = response.body
+    assert response.status == 201
+    assert response.headers["Content-Type"] == "application/json"
+    assert "Idempotent-Replayed" not in response.headers
     assert UUID(body["order_id"]).version == UUID(body["trades"][0]["trade_id"]).version == 7
     assert body["created_at"].endswith("Z")
-    assert answer.content.decode() == (
+    assert response.content.decode() == (
         f'{{"order_id":"{body["order_id"]}","client_order_id":null,"type":"limit","broker_id":"broker-123",'
         '"document_number":"12345678900","side":"bid","symbol":"AAPL","price":150.00,"quantity":1000,'
         '"filled_quantity":500,"remaining_quantity":500,"status":"partially_filled","time_in_force":"gtd",'
@@ -65,26 +65,26 @@ def test_post_and_get_return_equal_bytes(alice: Client, bob: Client) -> None:
     placed(bob, limit("ask", 2, "9.99", **BY_BOB))
     placed(bob, limit("ask", 2, "10", **BY_BOB))
     for body in (limit("bid", 3, "10", client_order_id="a"), market("bid", 5), limit("bid", 1, "3.5"), GTD):
-        answer = alice.post("/orders", body)
-        assert answer.content == alice.get(f"/orders/{answer.body['order_id']}").content
+        response = alice.post("/orders", body)
+        assert response.content == alice.get(f"/orders/{response.body['order_id']}").content
 
 
 def test_a_taker_lists_its_trades_in_order_of_execution(alice: Client, bob: Client) -> None:
     for price in ("10.02", "10", "10.01"):
         placed(bob, limit("ask", 1, price, **BY_BOB))
-    answer = alice.post("/orders", limit("bid", 3, "11"))
+    response = alice.post("/orders", limit("bid", 3, "11"))
 
-    assert [str(trade["price"]) for trade in answer.body["trades"]] == ["10.00", "10.01", "10.02"]
-    assert b'"average_price":10.01,' in answer.content
-    assert b"bob" not in answer.content
+    assert [str(trade["price"]) for trade in response.body["trades"]] == ["10.00", "10.01", "10.02"]
+    assert b'"average_price":10.01,' in response.content
+    assert b"bob" not in response.content
 
 
 @pytest.mark.parametrize("price", ["10", "10.0", '"10.00"', "1e1", "10.000000", '"0010"', '"10.0000"', "100e-1"])
 def test_any_exact_notation_of_a_price_is_accepted(alice: Client, price: str) -> None:
-    answer = alice.post("/orders", LIMIT | {"price": token(price)})
+    response = alice.post("/orders", LIMIT | {"price": token(price)})
 
-    assert answer.status == 201
-    assert b'"price":10.00,' in answer.content
+    assert response.status == 201
+    assert b'"price":10.00,' in response.content
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,9 @@ def test_any_exact_notation_of_a_price_is_accepted(alice: Client, price: str) ->
 )
 def test_prices_are_shown_with_the_instruments_decimals(alice: Client, tick: str, sent: str, shown: str) -> None:
     trading.instrument("FINE", tick=tick)
-    answer = alice.post("/orders", limit("bid", 1, "1", symbol="FINE") | {"price": token(sent)})
+    response = alice.post("/orders", limit("bid", 1, "1", symbol="FINE") | {"price": token(sent)})
 
-    assert f'"price":{shown},'.encode() in answer.content
+    assert f'"price":{shown},'.encode() in response.content
 
 
 def test_the_average_price_is_rounded_half_to_even_at_the_instruments_decimals(alice: Client) -> None:
@@ -120,8 +120,8 @@ def test_the_average_price_is_rounded_half_to_even_at_the_instruments_decimals(a
         seller = api.broker(f"seller-{index}", holdings={name: 2})
         for price in prices:
             placed(seller, limit("ask", 1, price, broker_id=f"seller-{index}", symbol=name))
-        answer = alice.post("/orders", limit("bid", 2, "11", symbol=name))
-        assert f'"average_price":{shown},'.encode() in answer.content, (tick, prices)
+        response = alice.post("/orders", limit("bid", 2, "11", symbol=name))
+        assert f'"average_price":{shown},'.encode() in response.content, (tick, prices)
 
 
 @pytest.mark.parametrize(
@@ -166,21 +166,21 @@ def test_optional_fields_may_be_null_and_have_defaults(alice: Client) -> None:
     ],
 )
 def test_an_order_that_cannot_rest_is_201_and_cancelled(alice: Client, body: dict[str, Any], reason: str) -> None:
-    answer = placed(alice, body)
+    response = placed(alice, body)
 
-    assert (answer["status"], answer["cancel_reason"]) == ("cancelled", reason)
-    assert (answer["filled_quantity"], answer["remaining_quantity"]) == (0, 5)
-    assert answer["cancelled_at"] == answer["created_at"]
-    assert (answer["average_price"], answer["trades"]) == (None, [])
-    assert alice.get(f"/orders/{answer['order_id']}").body == answer
+    assert (response["status"], response["cancel_reason"]) == ("cancelled", reason)
+    assert (response["filled_quantity"], response["remaining_quantity"]) == (0, 5)
+    assert response["cancelled_at"] == response["created_at"]
+    assert (response["average_price"], response["trades"]) == (None, [])
+    assert alice.get(f"/orders/{response['order_id']}").body == response
 
 
 def test_the_largest_order_is_exact(alice: Client) -> None:
     rich = api.broker("rich", cash=10**15)
-    answer = rich.post("/orders", limit("bid", 10**12, "1000", broker_id="rich"))
+    response = rich.post("/orders", limit("bid", 10**12, "1000", broker_id="rich"))
 
-    assert answer.status == 201
-    assert b'"price":1000.00,"quantity":1000000000000,' in answer.content
+    assert response.status == 201
+    assert b'"price":1000.00,"quantity":1000000000000,' in response.content
 
 
 # --- Invalid fields -------------------------------------------------------------------------------------------------
@@ -229,9 +229,9 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
 def test_every_invalid_value_of_a_field_is_400_on_that_field(alice: Client, field: str) -> None:
     base, values = INVALID[field]
     for value in values.split():
-        answer = refused_order(alice, base | {field: token(value)})
-        assert (answer.status, answer.code) == (400, "validation_error"), value
-        assert list(answer.fields) == [field], value
+        response = refused_order(alice, base | {field: token(value)})
+        assert (response.status, response.code) == (400, "validation_error"), value
+        assert list(response.fields) == [field], value
 
 
 def test_an_integer_of_thousands_of_digits_is_400_on_its_field(alice: Client) -> None:
@@ -247,13 +247,13 @@ def test_missing_required_fields_are_listed(alice: Client) -> None:
 
 
 def test_all_invalid_fields_are_listed_together(alice: Client) -> None:
-    answer = refused_order(
+    response = refused_order(
         alice,
         {"type": 1, "broker_id": None, "side": "buy", "symbol": "aapl", "price": True, "quantity": "5"}
         | {"expires_at": "2099-01-01", "time_in_force": "ever", "client_order_id": "", "colour": "red"},
     )
 
-    assert set(answer.fields) == {*LIMIT, "type", "expires_at", "client_order_id", "colour"}
+    assert set(response.fields) == {*LIMIT, "type", "expires_at", "client_order_id", "colour"}
     assert set(refused_order(alice, {}).fields) == {*LIMIT} - {"time_in_force"} | {"expires_at"}
 
 
@@ -278,9 +278,9 @@ CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
 
 @pytest.mark.parametrize(("body", "fields"), CONTRADICTIONS)
 def test_contradictions_are_listed_with_field_errors(alice: Client, body: dict[str, Any], fields: list[str]) -> None:
-    answer = refused_order(alice, body)
+    response = refused_order(alice, body)
 
-    assert (answer.status, answer.code, sorted(answer.fields)) == (400, "validation_error", fields)
+    assert (response.status, response.code, sorted(response.fields)) == (400, "validation_error", fields)
 
 
 @pytest.mark.parametrize(
@@ -299,9 +299,9 @@ def test_off_tick_and_off_lot_values_are_400_and_never_rounded(
     alice: Client, changes: dict[str, Any], fields: dict[str, str]
 ) -> None:
     trading.instrument("LOTS", tick="0.05", lot=10)
-    answer = refused_order(alice, limit("bid", 10, "10.05", symbol="LOTS") | changes)
+    response = refused_order(alice, limit("bid", 10, "10.05", symbol="LOTS") | changes)
 
-    assert (answer.status, answer.code, answer.fields) == (400, "validation_error", fields)
+    assert (response.status, response.code, response.fields) == (400, "validation_error", fields)
 
 
 def test_an_unknown_query_parameter_is_400(alice: Client) -> None:
@@ -336,16 +336,16 @@ MALFORMED: list[tuple[bytes, int, str]] = [
 
 @pytest.mark.parametrize(("body", "status", "code"), MALFORMED, ids=[str(index) for index in range(len(MALFORMED))])
 def test_a_body_that_is_not_a_json_object_is_rejected(alice: Client, body: bytes, status: int, code: str) -> None:
-    answer = refused_order(alice, body)
+    response = refused_order(alice, body)
 
-    assert (answer.status, answer.code) == (status, code)
+    assert (response.status, response.code) == (status, code)
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "application/xml", ""])
 def test_a_body_of_another_type_is_415(alice: Client, content_type: str) -> None:
-    answer = refused_order(alice, LIMIT, content_type=content_type)
+    response = refused_order(alice, LIMIT, content_type=content_type)
 
-    assert (answer.status, answer.code) == (415, "unsupported_media_type")
+    assert (response.status, response.code) == (415, "unsupported_media_type")
 
 
 def test_a_body_may_have_64_kib_and_a_charset(alice: Client) -> None:
@@ -377,8 +377,8 @@ def test_errors_follow_the_precedence_of_the_contract(alice: Client, bob: Client
         (alice, LIMIT | {"price": "10.001"}, 400, "validation_error"),
         (alice, LIMIT | {"quantity": 10**9}, 409, "instrument_halted"),
     ]:
-        answer = refused_order(client, body)
-        assert (answer.status, answer.code) == (status, code), body
+        response = refused_order(client, body)
+        assert (response.status, response.code) == (status, code), body
 
 
 def test_a_replay_precedes_every_error_after_404(alice: Client) -> None:
@@ -392,8 +392,8 @@ def test_a_replay_precedes_every_error_after_404(alice: Client) -> None:
 
     assert refused_order(alice, late | {"symbol": "NONE"}).code == "symbol_not_found"
     assert refused_order(alice, late | {"quantity": "5"}).code == "validation_error"
-    answer = alice.post("/orders", late)
-    assert (answer.status, answer.body["order_id"]) == (200, first["order_id"])
+    response = alice.post("/orders", late)
+    assert (response.status, response.body["order_id"]) == (200, first["order_id"])
     conflict = refused_order(alice, late | {"price": "10.001", "quantity": 10**9})
     assert (conflict.status, conflict.code) == (409, "client_order_id_conflict")
     assert conflict.fields == {"price": "differs", "quantity": "differs"}
@@ -401,9 +401,9 @@ def test_a_replay_precedes_every_error_after_404(alice: Client) -> None:
 
 def test_a_missing_or_invalid_key_is_401_with_the_scheme(alice: Client) -> None:
     for header in ("", "Bearer", "Bearer ", "Basic YTpi", f"Token {alice.key}", f"Bearer {alice.key}x", "Bearer \xff"):
-        answer = refused_order(Client(None), LIMIT, Authorization=header)
-        assert (answer.status, answer.code) == (401, "unauthenticated"), header
-        assert answer.headers["WWW-Authenticate"].split()[0] == "Bearer"
+        response = refused_order(Client(None), LIMIT, Authorization=header)
+        assert (response.status, response.code) == (401, "unauthenticated"), header
+        assert response.headers["WWW-Authenticate"].split()[0] == "Bearer"
 
 
 # --- Replay ---------------------------------------------------------------------------------------------------------
@@ -413,13 +413,13 @@ def test_a_replay_is_200_with_the_current_order(alice: Client, bob: Client) -> N
     first = placed(alice, limit("bid", 5, "10", client_order_id="mine"))
     placed(bob, limit("ask", 3, "9.5", **BY_BOB))
     before = trading.everything()
-    answer = alice.post("/orders", limit("bid", 5, "10.00", client_order_id="mine", type="limit", expires_at=None))
+    response = alice.post("/orders", limit("bid", 5, "10.00", client_order_id="mine", type="limit", expires_at=None))
 
-    assert (answer.status, answer.headers["Idempotent-Replayed"]) == (200, "true")
+    assert (response.status, response.headers["Idempotent-Replayed"]) == (200, "true")
     assert trading.everything() == before
-    assert (answer.body["order_id"], answer.body["status"]) == (first["order_id"], "partially_filled")
-    assert [str(trade["price"]) for trade in answer.body["trades"]] == ["9.50"]
-    assert answer.content == alice.get(f"/orders/{first['order_id']}").content
+    assert (response.body["order_id"], response.body["status"]) == (first["order_id"], "partially_filled")
+    assert [str(trade["price"]) for trade in response.body["trades"]] == ["9.50"]
+    assert response.content == alice.get(f"/orders/{first['order_id']}").content
 
 
 @pytest.mark.parametrize(
@@ -432,9 +432,9 @@ def test_a_replay_is_200_with_the_current_order(alice: Client, bob: Client) -> N
 )
 def test_a_replay_compares_normalised_values(alice: Client, first: dict[str, Any], second: dict[str, Any]) -> None:
     order_id = placed(alice, first | {"client_order_id": "mine"})["order_id"]
-    answer = alice.post("/orders", second | {"client_order_id": "mine"})
+    response = alice.post("/orders", second | {"client_order_id": "mine"})
 
-    assert (answer.status, answer.body["order_id"]) == (200, order_id)
+    assert (response.status, response.body["order_id"]) == (200, order_id)
 
 
 @pytest.mark.parametrize(
@@ -455,9 +455,9 @@ def test_another_order_with_a_used_client_order_id_is_409_with_each_difference(
 ) -> None:
     trading.instrument("PETR4")
     placed(alice, GTD | {"client_order_id": "mine"})
-    answer = refused_order(alice, GTD | {"client_order_id": "mine"} | changes)
+    response = refused_order(alice, GTD | {"client_order_id": "mine"} | changes)
 
-    assert (answer.status, answer.code, sorted(answer.fields)) == (409, "client_order_id_conflict", differing)
+    assert (response.status, response.code, sorted(response.fields)) == (409, "client_order_id_conflict", differing)
 
 
 # --- Rejections by the market ---------------------------------------------------------------------------------------
@@ -479,11 +479,11 @@ def test_rejections_by_the_market_are_409_with_a_detail(
         trading.limit_makers(settings, 2)
     for _ in range(3):
         placed(bob, limit("ask", 1, "10", **BY_BOB))
-    answer = refused_order(alice, body | {"client_order_id": "mine"})
+    response = refused_order(alice, body | {"client_order_id": "mine"})
 
-    assert (answer.status, answer.code) == (409, code)
-    assert detail in answer.body["detail"]
-    assert "errors" not in answer.body
+    assert (response.status, response.code) == (409, code)
+    assert detail in response.body["detail"]
+    assert "errors" not in response.body
     assert refused(alice, "GET", "/orders?client_order_id=mine").code == "order_not_found"
 
 
@@ -527,12 +527,12 @@ def test_no_body_causes_a_5xx_and_no_rejection_writes(alice: Client) -> None:
     @given(st.sampled_from([LIMIT, MARKET, GTD]), ANY_FIELDS)
     def send(base: dict[str, Any], changes: dict[str, Any]) -> None:
         nonlocal state
-        answer, before = alice.post("/orders", base | changes), state
-        assert answer.status < 500, answer
+        response, before = alice.post("/orders", base | changes), state
+        assert response.status < 500, response
         state = trading.everything()
-        if answer.status != 201:
+        if response.status != 201:
             assert state == before
-            api.assert_problem(answer)
+            api.assert_problem(response)
 
     send()
 

@@ -28,9 +28,9 @@ def ids(orders: list[Any]) -> list[str]:
     return [order["order_id"] for order in orders]
 
 
-def without_request_id(answer: Answer) -> dict[str, Any]:
+def without_request_id(response: Answer) -> dict[str, Any]:
     """The body of a problem without its request id."""
-    return {name: value for name, value in answer.body.items() if name != "request_id"}
+    return {name: value for name, value in response.body.items() if name != "request_id"}
 
 
 # --- One order ------------------------------------------------------------------------------------------------------
@@ -40,14 +40,14 @@ def test_an_order_is_read_with_its_trades_as_maker_and_as_taker(alice: Client, b
     placed(bob, limit("ask", 2, "9.99", **BY_BOB))
     order = placed(alice, limit("bid", 9, "10"))
     placed(bob, limit("ask", 3, "9.5", **BY_BOB))
-    answer = alice.get(f"/orders/{order['order_id']}")
+    response = alice.get(f"/orders/{order['order_id']}")
 
-    assert answer.status == 200
-    assert list(answer.body) == list(order)
-    assert [(str(trade["price"]), trade["quantity"]) for trade in answer.body["trades"]] == [("9.99", 2), ("9.50", 3)]
-    assert list(answer.body["trades"][0]) == ["trade_id", "price", "quantity", "executed_at"]
-    assert b'"average_price":9.70,' in answer.content  # 9.696
-    assert (answer.body["status"], answer.body["remaining_quantity"]) == ("partially_filled", 4)
+    assert response.status == 200
+    assert list(response.body) == list(order)
+    assert [(str(trade["price"]), trade["quantity"]) for trade in response.body["trades"]] == [("9.99", 2), ("9.50", 3)]
+    assert list(response.body["trades"][0]) == ["trade_id", "price", "quantity", "executed_at"]
+    assert b'"average_price":9.70,' in response.content  # 9.696
+    assert (response.body["status"], response.body["remaining_quantity"]) == ("partially_filled", 4)
 
 
 def test_a_market_order_has_a_null_price(alice: Client) -> None:
@@ -59,9 +59,9 @@ def test_a_market_order_has_a_null_price(alice: Client) -> None:
 def test_another_brokers_order_is_404_like_an_unknown_order(alice: Client, bob: Client) -> None:
     theirs = placed(bob, limit("bid", 5, "10", **BY_BOB))["order_id"]
     for method in ("GET", "DELETE"):
-        answer = refused(alice, method, f"/orders/{theirs}")
-        assert (answer.status, answer.code) == (404, "order_not_found")
-        assert without_request_id(answer) == without_request_id(refused(alice, method, f"/orders/{UNKNOWN}"))
+        response = refused(alice, method, f"/orders/{theirs}")
+        assert (response.status, response.code) == (404, "order_not_found")
+        assert without_request_id(response) == without_request_id(refused(alice, method, f"/orders/{UNKNOWN}"))
 
 
 def test_an_operator_reads_any_order(bob: Client, operator: Client) -> None:
@@ -74,8 +74,8 @@ def test_an_operator_reads_any_order(bob: Client, operator: Client) -> None:
 @pytest.mark.parametrize("order_id", MALFORMED)
 def test_a_malformed_order_id_is_404(alice: Client, order_id: str) -> None:
     for method in ("GET", "DELETE"):
-        answer = refused(alice, method, f"/orders/{order_id}")
-        assert (answer.status, answer.code) == (404, "not_found")
+        response = refused(alice, method, f"/orders/{order_id}")
+        assert (response.status, response.code) == (404, "not_found")
 
 
 def test_a_trailing_slash_is_404(alice: Client) -> None:
@@ -113,8 +113,8 @@ def test_invalid_lookups_are_rejected(alice: Client, bob: Client, operator: Clie
         (alice, "?client_order_id=theirs", 404, "order_not_found", set()),
         (operator, "?client_order_id=theirs&broker_id=alice", 404, "order_not_found", set()),
     ]:
-        answer = refused(client, "GET", f"/orders{query}")
-        assert (answer.status, answer.code, set(answer.fields)) == (status, code, fields), query
+        response = refused(client, "GET", f"/orders{query}")
+        assert (response.status, response.code, set(response.fields)) == (status, code, fields), query
 
 
 # --- Cancels --------------------------------------------------------------------------------------------------------
@@ -123,22 +123,22 @@ def test_invalid_lookups_are_rejected(alice: Client, bob: Client, operator: Clie
 def test_a_cancel_returns_the_order_with_its_trades(alice: Client, bob: Client) -> None:
     order = placed(alice, limit("bid", 9, "10"))
     placed(bob, limit("ask", 3, "9.5", **BY_BOB))
-    answer = alice.delete(f"/orders/{order['order_id']}")
+    response = alice.delete(f"/orders/{order['order_id']}")
 
-    body = answer.body
-    assert (answer.status, list(body)) == (200, list(order))
+    body = response.body
+    assert (response.status, list(body)) == (200, list(order))
     assert (body["status"], body["cancel_reason"]) == ("cancelled", "by_broker")
     assert (body["filled_quantity"], body["remaining_quantity"]) == (3, 6)
     assert body["cancelled_at"].endswith("Z")
     assert [trade["quantity"] for trade in body["trades"]] == [3]
-    assert alice.get(f"/orders/{order['order_id']}").content == answer.content
+    assert alice.get(f"/orders/{order['order_id']}").content == response.content
 
 
 def test_an_operator_cancels_any_order(alice: Client, operator: Client) -> None:
     order_id = placed(alice, LIMIT)["order_id"]
-    answer = operator.delete(f"/orders/{order_id}")
+    response = operator.delete(f"/orders/{order_id}")
 
-    assert (answer.status, answer.body["cancel_reason"]) == (200, "by_operator")
+    assert (response.status, response.body["cancel_reason"]) == (200, "by_operator")
     assert refused(operator, "DELETE", f"/orders/{UNKNOWN}").code == "order_not_found"
 
 
@@ -152,19 +152,19 @@ def test_a_cancel_of_a_final_order_is_409_and_names_the_status(alice: Client, st
     else:
         Order.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
         services.expire_orders("AAPL")
-    answer = refused(alice, "DELETE", f"/orders/{order_id}")
+    response = refused(alice, "DELETE", f"/orders/{order_id}")
 
-    assert (answer.status, answer.code) == (409, "order_not_cancellable")
-    assert state in answer.body["detail"]
+    assert (response.status, response.code) == (409, "order_not_cancellable")
+    assert state in response.body["detail"]
 
 
 def test_a_cancel_past_expires_at_expires_the_order_and_is_409(alice: Client) -> None:
     order_id = placed(alice, api.without(LIMIT, "time_in_force") | {"expires_at": api.LATER})["order_id"]
     Order.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
-    answer = alice.delete(f"/orders/{order_id}")
+    response = alice.delete(f"/orders/{order_id}")
 
-    assert (answer.status, answer.code) == (409, "order_not_cancellable")
-    assert "expired" in answer.body["detail"]
+    assert (response.status, response.code) == (409, "order_not_cancellable")
+    assert "expired" in response.body["detail"]
     body = alice.get(f"/orders/{order_id}").body
     assert (body["status"], body["expired_at"], body["cancelled_at"]) == ("expired", body["expires_at"], None)
 
@@ -281,10 +281,10 @@ INVALID_PARAMETERS = [
 def test_every_invalid_list_parameter_is_400_on_that_parameter(alice: Client) -> None:
     for name, value in INVALID_PARAMETERS:
         side = "" if name == "side" else "&side=bid"
-        answer = refused(alice, "GET", f"/brokers/alice/orders?{name}={value}{side}")
-        assert (answer.status, answer.code, list(answer.fields)) == (400, "validation_error", [name]), (name, value)
-    answer = refused(alice, "GET", "/brokers/alice/orders?limit=0&cursor=x&status=&symbol=a&side=b&colour=red")
-    assert set(answer.fields) == {"limit", "cursor", "status", "symbol", "side", "colour"}
+        response = refused(alice, "GET", f"/brokers/alice/orders?{name}={value}{side}")
+        assert (response.status, response.code, list(response.fields)) == (400, "validation_error", [name]), value
+    response = refused(alice, "GET", "/brokers/alice/orders?limit=0&cursor=x&status=&symbol=a&side=b&colour=red")
+    assert set(response.fields) == {"limit", "cursor", "status", "symbol", "side", "colour"}
 
 
 def test_a_cursor_is_invalid_for_another_list(alice: Client) -> None:
@@ -305,11 +305,11 @@ def test_lists_are_visible_to_their_broker_and_operators_only(
 
     assert operator.get(f"/brokers/alice/{plural}").content == alice.get(f"/brokers/alice/{plural}").content
     assert operator.get(f"/brokers/bob/{plural}").body == {plural: [], "next_cursor": None}
-    answer = refused(bob, "GET", f"/brokers/alice/{plural}")
-    assert (answer.status, answer.code) == (403, "broker_mismatch")
+    response = refused(bob, "GET", f"/brokers/alice/{plural}")
+    assert (response.status, response.code) == (403, "broker_mismatch")
     assert refused(bob, "GET", f"/brokers/nobody/{plural}").code == "broker_mismatch"
-    answer = refused(operator, "GET", f"/brokers/nobody/{plural}")
-    assert (answer.status, answer.code) == (404, "broker_not_found")
+    response = refused(operator, "GET", f"/brokers/nobody/{plural}")
+    assert (response.status, response.code) == (404, "broker_not_found")
     assert refused(operator, "GET", f"/brokers/a%20b/{plural}").code == "not_found"
 
 
@@ -333,11 +333,11 @@ def test_own_fills_are_listed_newest_first_with_exact_prices(alice: Client, bob:
     placed(alice, limit("ask", 5, "10"))
     placed(bob, limit("bid", 2, "10", **BY_BOB))
     placed(bob, limit("bid", 3, "11", **BY_BOB))
-    answer = alice.get("/brokers/alice/trades")
+    response = alice.get("/brokers/alice/trades")
 
-    assert [(fill["side"], fill["quantity"]) for fill in answer.body["trades"]] == [("ask", 3), ("ask", 2)]
-    assert answer.content.count(b'"price":10.00,') == 2
-    assert b"bob" not in answer.content
+    assert [(fill["side"], fill["quantity"]) for fill in response.body["trades"]] == [("ask", 3), ("ask", 2)]
+    assert response.content.count(b'"price":10.00,') == 2
+    assert b"bob" not in response.content
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 500])
@@ -409,10 +409,10 @@ def test_no_path_or_parameter_causes_a_5xx_or_a_write(alice: Client, operator: C
     @given(st.sampled_from(["GET", "DELETE", "POST"]), st.sampled_from(PATHS), VALUE, QUERY, st.booleans())
     def send(method: str, path: str, segment: str, query: dict[str, str], as_operator: bool) -> None:
         text = "&".join(f"{name}={value}" for name, value in query.items())
-        answer = (operator if as_operator else alice).request(method, f"{path.format(segment)}?{text}")
-        assert answer.status < 500, answer
-        if answer.status >= 400:
-            api.assert_problem(answer)
+        response = (operator if as_operator else alice).request(method, f"{path.format(segment)}?{text}")
+        assert response.status < 500, response
+        if response.status >= 400:
+            api.assert_problem(response)
 
     send()
     assert trading.everything() == before

@@ -56,16 +56,16 @@ def test_a_cancel_by_an_operator_is_audited(alice: Client, bob: Client, operator
     untouched, partly = place(Side.BID, 5, "10"), place(Side.ASK, 5, "11")
     place(Side.BID, 2, "11", by="bob")
     with on_record() as entries:
-        answers = [operator.delete(f"/orders/{order.pk}") for order in (untouched, partly)]
+        responses = [operator.delete(f"/orders/{order.pk}") for order in (untouched, partly)]
 
-    assert [answer.status for answer in answers] == [200, 200]
+    assert [response.status for response in responses] == [200, 200]
     assert [action_of(each) for each in entries] == [
         ("order.cancel", str(untouched.pk), "", {"status": "pending"}, cancelled(0, 5)),
         ("order.cancel", str(partly.pk), "", {"status": "partially_filled"}, cancelled(2, 3)),
     ]
     key = str(operator.key).split("_")[1]
     assert [actor_of(each) for each in entries] == [
-        ("key", key, "127.0.0.1", answer.headers["X-Request-Id"]) for answer in answers
+        ("key", key, "127.0.0.1", response.headers["X-Request-Id"]) for response in responses
     ]
 
 
@@ -121,15 +121,15 @@ def test_each_batch_of_a_mass_cancel_by_an_operator_is_audited(
             place(Side.BID, 1, "10", symbol=symbol)
     place(Side.ASK, 1, "11")
     with on_record() as entries:
-        answer = operator.delete("/orders?broker_id=alice&side=bid")
+        response = operator.delete("/orders?broker_id=alice&side=bid")
 
-    assert answer.body == {"cancelled": 4}
+    assert response.body == {"cancelled": 4}
     assert [action_of(each) for each in entries] == [
         ("broker.cancel_orders", "alice", "", None, {"symbol": symbol, "side": "bid", "cancelled": count})
         for symbol, count in (("AAPL", 2), ("AAPL", 1), ("PETR4", 1))
     ]
     key = str(operator.key).split("_")[1]
-    assert {actor_of(each) for each in entries} == {("key", key, "127.0.0.1", answer.headers["X-Request-Id"])}
+    assert {actor_of(each) for each in entries} == {("key", key, "127.0.0.1", response.headers["X-Request-Id"])}
 
 
 def test_a_suspension_with_cancels_is_audited_with_its_reason(alice: Client, operator: Client) -> None:

@@ -49,7 +49,7 @@ class Client:
     key: str
     timeout_seconds: float = trading.PATIENCE_SECONDS
     sent: int = 0
-    answers: list[httpx.Response] = field(default_factory=list)
+    responses: list[httpx.Response] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)  # by error
 
     def __post_init__(self) -> None:
@@ -66,11 +66,11 @@ class Client:
             self.post()
 
     def post(self, **order: Any) -> None:
-        self.answers.append(self.send(self.new_order() | order))
+        self.responses.append(self.send(self.new_order() | order))
 
     def post_batch(self, **order: Any) -> None:
         orders = [self.new_order() | order for _ in range(3)]
-        self.answers.append(self.http.post("/orders/batch", json={"orders": orders}))
+        self.responses.append(self.http.post("/orders/batch", json={"orders": orders}))
 
     def new_order(self) -> dict[str, Any]:
         self.sent += 1
@@ -91,14 +91,16 @@ class Client:
         deadline = time.monotonic() + self.timeout_seconds
         while time.monotonic() < deadline:
             try:
-                answer = self.http.post("/orders", json=order)
+                response = self.http.post("/orders", json=order)
             except httpx.TransportError as error:
                 failure = type(error).__name__
             else:
-                if answer.status_code < 500:
-                    assert answer.status_code == 201 or (answer.status_code == 200 and may_be_executed), answer.text
-                    return answer
-                failure = answer.json()["code"]
+                if response.status_code < 500:
+                    assert response.status_code == 201 or (response.status_code == 200 and may_be_executed), (
+                        response.text
+                    )
+                    return response
+                failure = response.json()["code"]
             self.failures[failure] += 1
             may_be_executed |= failure not in NOT_EXECUTED
             time.sleep(PAUSE_SECONDS)
@@ -137,7 +139,7 @@ def under_load(clients: list[Client]) -> Iterator[None]:
 
 def acknowledged_orders(clients: list[Client]) -> list[dict[str, Any]]:
     """Every order of the responses."""
-    bodies = [answer.json() for client in clients for answer in list(client.answers)]
+    bodies = [response.json() for client in clients for response in list(client.responses)]
     return [result["order"] for body in bodies for result in body.get("results", [{"order": body}])]
 
 
@@ -161,7 +163,7 @@ def assert_all_survived(clients: list[Client]) -> None:
 
 def have_new_responses(before: int, clients: list[Client]) -> bool:
     """True if there are more new responses than clients."""
-    return sum(len(client.answers) for client in clients) > before + CLIENTS
+    return sum(len(client.responses) for client in clients) > before + CLIENTS
 
 
 # --- Faults ---------------------------------------------------------------------------------------------------------
@@ -171,7 +173,7 @@ def test_acknowledged_orders_survive_kills_of_the_api_server(server: live.Server
     with under_load(clients):
         for _ in range(2):
             server.kill()
-            before = sum(len(client.answers) for client in clients)
+            before = sum(len(client.responses) for client in clients)
             server.start()
             assert wait_until(partial(have_new_responses, before, clients), trading.PATIENCE_SECONDS)
     assert failures(clients) >= {"ConnectError"}
@@ -208,7 +210,7 @@ def is_any_lock_awaited() -> bool:
 def test_orders_continue_after_the_database_ended_all_sessions(server: live.Server, clients: list[Client]) -> None:
     with under_load(clients):
         for _ in range(3):
-            before = sum(len(client.answers) for client in clients)
+            before = sum(len(client.responses) for client in clients)
             assert wait_until(lambda: end_other_sessions() > 0, RECOVERY_SECONDS)  # opened on demand
             assert wait_until(partial(have_new_responses, before, clients), RECOVERY_SECONDS)
     assert failures(clients) <= {"overloaded", "outcome_unknown"}

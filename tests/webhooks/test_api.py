@@ -60,18 +60,18 @@ def reader(alice: Client) -> Client:
 
 def subscribe(client: Client, *events: str, status: int = 201, **more: Any) -> dict[str, str]:
     """Send a registration that must have this status, and return the ids by event."""
-    answer = client.post("/webhooks", BODY | {"events": events or ALL} | more)
-    assert answer.status == status, answer
-    ids = {webhook["event"]: webhook["webhook_id"] for webhook in answer.body["webhooks"]}
-    assert len(ids) == len(answer.body["webhooks"])
+    response = client.post("/webhooks", BODY | {"events": events or ALL} | more)
+    assert response.status == status, response
+    ids = {webhook["event"]: webhook["webhook_id"] for webhook in response.body["webhooks"]}
+    assert len(ids) == len(response.body["webhooks"])
     return ids
 
 
 def list_webhooks(client: Client, broker_id: str = "alice") -> list[dict[str, str]]:
-    answer = client.get(f"/webhooks?broker_id={broker_id}")
-    assert answer.status == 200, answer
-    assert list(answer.body) == ["webhooks"]
-    webhooks: list[dict[str, str]] = answer.body["webhooks"]
+    response = client.get(f"/webhooks?broker_id={broker_id}")
+    assert response.status == 200, response
+    assert list(response.body) == ["webhooks"]
+    webhooks: list[dict[str, str]] = response.body["webhooks"]
     return webhooks
 
 
@@ -84,17 +84,17 @@ def refused_post(client: Client, body: Any, **options: str) -> Answer:
 
 def test_the_response_to_a_registration_is_that_of_the_contract(db: None) -> None:
     client = api.broker("broker-123")
-    answer = client.post(
+    response = client.post(
         "/webhooks",
         b'{"broker_id": "broker-123", "url": "https://receiver.example/hook?a=1",'
         b' "events": ["trade.executed", "order.expired", "order.cancelled"]}',
     )
 
-    ids = [webhook["webhook_id"] for webhook in answer.body["webhooks"]]
-    assert answer.status == 201
-    assert answer.headers["Content-Type"] == "application/json"
+    ids = [webhook["webhook_id"] for webhook in response.body["webhooks"]]
+    assert response.status == 201
+    assert response.headers["Content-Type"] == "application/json"
     assert {uuid.UUID(id_).version for id_ in ids} == {7}
-    assert answer.content.decode() == (
+    assert response.content.decode() == (
         '{"webhooks":['
         f'{{"webhook_id":"{ids[0]}","broker_id":"broker-123","event":"trade.executed","url":"https://receiver.example/hook?a=1"}},'
         f'{{"webhook_id":"{ids[1]}","broker_id":"broker-123","event":"order.expired","url":"https://receiver.example/hook?a=1"}},'
@@ -107,9 +107,9 @@ def test_a_response_has_one_object_per_event_in_request_order(alice: Client) -> 
     ids = subscribe(alice)
     for count in (1, 2, 3):
         for events in permutations(ALL, count):
-            answer = alice.post("/webhooks", BODY | {"events": events})
-            assert answer.status == 200
-            assert [(each["event"], each["webhook_id"]) for each in answer.body["webhooks"]] == [
+            response = alice.post("/webhooks", BODY | {"events": events})
+            assert response.status == 200
+            assert [(each["event"], each["webhook_id"]) for each in response.body["webhooks"]] == [
                 (event, ids[event]) for event in events
             ]
 
@@ -192,13 +192,13 @@ def test_a_suspended_broker_may_subscribe_and_unsubscribe(alice: Client) -> None
 
 def test_the_list_has_the_registered_objects_with_their_dates(alice: Client) -> None:
     objects = [alice.post("/webhooks", BODY | {"events": [event]}).content.decode()[13:-3] for event in ALL]
-    answer = alice.get("/webhooks?broker_id=alice")
+    response = alice.get("/webhooks?broker_id=alice")
 
-    dates = [webhook["created_at"] for webhook in answer.body["webhooks"]]
+    dates = [webhook["created_at"] for webhook in response.body["webhooks"]]
     dated = [f'{each},"created_at":"{date}"}}' for each, date in zip(objects, dates, strict=True)]
-    assert answer.status == 200
-    assert answer.headers["Content-Type"] == "application/json"
-    assert answer.content.decode() == f'{{"webhooks":[{",".join(dated)}]}}'
+    assert response.status == 200
+    assert response.headers["Content-Type"] == "application/json"
+    assert response.content.decode() == f'{{"webhooks":[{",".join(dated)}]}}'
     assert all(date.endswith("Z") for date in dates)
     stored = Subscription.objects.values_list("created_at", flat=True)
     assert [datetime.fromisoformat(date) for date in dates] == sorted(stored)
@@ -237,9 +237,9 @@ def test_the_list_requires_broker_id_and_accepts_no_other_parameter(alice: Clien
 
 def test_a_delete_removes_only_its_webhook(alice: Client) -> None:
     ids = subscribe(alice)
-    answer = alice.delete(f"/webhooks/{ids['order.expired']}")
+    response = alice.delete(f"/webhooks/{ids['order.expired']}")
 
-    assert (answer.status, answer.content) == (204, b"")
+    assert (response.status, response.content) == (204, b"")
     assert {webhook["event"] for webhook in list_webhooks(alice)} == {"trade.executed", "order.cancelled"}
     assert alice.delete(f"/webhooks/{ids['trade.executed'].upper()}").status == 204
 
@@ -249,12 +249,12 @@ def test_a_delete_of_an_unknown_or_foreign_webhook_is_404(alice: Client, bob: Cl
     alice.delete(f"/webhooks/{deleted}")
 
     for client, webhook_id in [(alice, deleted), (alice, UNKNOWN_ID), (bob, existing), (bob, deleted)]:
-        answer = refused(client, "DELETE", f"/webhooks/{webhook_id}")
-        assert (answer.status, answer.code) == (404, "webhook_not_found")
+        response = refused(client, "DELETE", f"/webhooks/{webhook_id}")
+        assert (response.status, response.code) == (404, "webhook_not_found")
     malformed_ids = ["x", existing[:-1], f"{existing}0", existing.replace("-", ""), f"{{{existing}}}"]
     for malformed in [*malformed_ids, f"{existing}%0A", f"{existing}/", "%00"]:
-        answer = refused(alice, "DELETE", f"/webhooks/{malformed}")
-        assert (answer.status, answer.code) == (404, "not_found"), malformed
+        response = refused(alice, "DELETE", f"/webhooks/{malformed}")
+        assert (response.status, response.code) == (404, "not_found"), malformed
 
 
 def test_a_delete_accepts_no_parameters_and_no_list(alice: Client) -> None:
@@ -300,8 +300,8 @@ def test_errors_follow_the_precedence_of_the_contract(alice: Client, bob: Client
         (alice, invalid | {"broker_id": "a b"}, 403, "broker_mismatch"),
         (alice, invalid, 400, "validation_error"),
     ]:
-        answer = refused_post(client, body)
-        assert (answer.status, answer.code) == (status, code), body
+        response = refused_post(client, body)
+        assert (response.status, response.code) == (status, code), body
 
 
 # --- Fields ---------------------------------------------------------------------------------------------------------
@@ -327,9 +327,9 @@ INVALID: dict[str, dict[str, list[str]]] = {
 def test_every_invalid_value_of_a_field_is_400_on_that_field(alice: Client, field: str) -> None:
     for values, fields in INVALID[field].items():
         for value in values.split():
-            answer = refused_post(alice, BODY | {field: token(value)})
-            assert (answer.status, answer.code) == (400, "validation_error"), value
-            assert list(answer.fields) == fields, value
+            response = refused_post(alice, BODY | {field: token(value)})
+            assert (response.status, response.code) == (400, "validation_error"), value
+            assert list(response.fields) == fields, value
 
 
 def test_missing_required_fields_are_listed(alice: Client) -> None:
@@ -339,9 +339,9 @@ def test_missing_required_fields_are_listed(alice: Client) -> None:
 
 
 def test_all_invalid_fields_are_listed_together(alice: Client) -> None:
-    answer = refused_post(alice, {"broker_id": 1, "url": "http://169.254.169.254/", "events": ["x"], "colour": 1})
+    response = refused_post(alice, {"broker_id": 1, "url": "http://169.254.169.254/", "events": ["x"], "colour": 1})
 
-    assert answer.fields == {
+    assert response.fields == {
         "broker_id": "invalid",
         "url": "blocked_address",
         "events.0": "invalid",
@@ -427,18 +427,18 @@ INVALID_URLS = {
 
 @pytest.mark.parametrize("url", VALID_URLS)
 def test_a_url_is_stored_as_sent(alice: Client, url: str) -> None:
-    answer = alice.post("/webhooks", BODY | {"url": url})
+    response = alice.post("/webhooks", BODY | {"url": url})
 
-    assert answer.status == 201, answer
-    assert {webhook["url"] for webhook in answer.body["webhooks"]} == {url}
+    assert response.status == 201, response
+    assert {webhook["url"] for webhook in response.body["webhooks"]} == {url}
     assert {webhook["url"] for webhook in list_webhooks(alice)} == {url}
 
 
 @pytest.mark.parametrize("case", INVALID_URLS)
 def test_an_invalid_url_is_400_on_url(alice: Client, case: str) -> None:
     for url in INVALID_URLS[case].split():
-        answer = refused_post(alice, BODY | {"url": token(f'"{url}"')})
-        assert (answer.status, answer.code, answer.fields) == (400, "validation_error", {"url": "invalid"}), url
+        response = refused_post(alice, BODY | {"url": token(f'"{url}"')})
+        assert (response.status, response.code, response.fields) == (400, "validation_error", {"url": "invalid"}), url
 
 
 def test_a_url_has_at_most_2048_characters(alice: Client) -> None:
@@ -482,12 +482,12 @@ def test_no_body_causes_a_5xx_and_no_rejection_writes(alice: Client) -> None:
     @given(FIELDS)
     def send(changes: dict[str, Any]) -> None:
         nonlocal state
-        answer, before = alice.post("/webhooks", BODY | changes), state
-        assert answer.status < 500, answer
+        response, before = alice.post("/webhooks", BODY | changes), state
+        assert response.status < 500, response
         state = trading.everything()
-        if answer.status >= 400:
+        if response.status >= 400:
             assert state == before
-            api.assert_problem(answer)
+            api.assert_problem(response)
 
     send()
 
@@ -506,9 +506,9 @@ def test_concurrent_registrations_succeed_and_leave_one_result(alice: Client) ->
         return alice.post("/webhooks", BODY | body)
 
     for expected in [201] + [200] * (ROUNDS - 1):
-        answers = at_once([partial(post, number) for number in range(THREADS)])
-        assert sorted(answer.status for answer in answers) == [200] * (THREADS - 1) + [expected]
-        found = {(each["event"], each["webhook_id"]) for answer in answers for each in answer.body["webhooks"]}
+        responses = at_once([partial(post, number) for number in range(THREADS)])
+        assert sorted(response.status for response in responses) == [200] * (THREADS - 1) + [expected]
+        found = {(each["event"], each["webhook_id"]) for response in responses for each in response.body["webhooks"]}
         assert found == {(each["event"], each["webhook_id"]) for each in list_webhooks(alice)}
         assert (len(found), len({each["url"] for each in list_webhooks(alice)})) == (3, 1)
         assert Subscription.objects.count() == 3
@@ -544,14 +544,14 @@ def test_concurrent_registrations_and_deletes_are_serialized(alice: Client) -> N
     for _ in range(ROUNDS):
         old = subscribe(alice, "trade.executed", status=200 if list_webhooks(alice) else 201)["trade.executed"]
         jobs: list[Callable[[], Answer]] = [post, partial(alice.delete, f"/webhooks/{old}")]
-        answers = at_once(jobs * (THREADS // 2))
-        posts, deletes = answers[::2], answers[1::2]
-        assert sorted(answer.status for answer in deletes) == [204] + [404] * (len(deletes) - 1)
-        results = {(answer.status, answer.body["webhooks"][0]["webhook_id"]) for answer in posts}
+        responses = at_once(jobs * (THREADS // 2))
+        posts, deletes = responses[::2], responses[1::2]
+        assert sorted(response.status for response in deletes) == [204] + [404] * (len(deletes) - 1)
+        results = {(response.status, response.body["webhooks"][0]["webhook_id"]) for response in posts}
         new = {id_ for status, id_ in results if id_ != old}
         assert {status for status, id_ in results if id_ == old} <= {200}
         assert [each["webhook_id"] for each in list_webhooks(alice)] == [*new]
-        assert sum(answer.status == 201 for answer in posts) == len(new) <= 1
+        assert sum(response.status == 201 for response in posts) == len(new) <= 1
 
 
 @pytest.mark.django_db(transaction=True)

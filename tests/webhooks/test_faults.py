@@ -34,7 +34,7 @@ from orders.enums import Side
 from tests import celery_processes, live, trading
 from tests.celery_processes import Celery, start_all
 from tests.orders.test_faults import AMPLE, SYMBOLS, Client
-from tests.receiver import Receiver, Request, answer
+from tests.receiver import Receiver, Request, response
 from tests.trading import in_thread
 from tests.webhooks import reconciliation
 from webhooks import delivery_queue, dispatcher, services
@@ -84,7 +84,7 @@ def keys(receiver: Receiver) -> dict[str, str]:
     keys = {}
     for broker_id, seconds in BROKERS.items():
         keys[broker_id] = trading.broker(broker_id, cash=AMPLE, holdings=dict.fromkeys(SYMBOLS, AMPLE))
-        url = receiver.on(f"/{broker_id}", answer(after_seconds=seconds))
+        url = receiver.on(f"/{broker_id}", response(after_seconds=seconds))
         services.subscribe(broker_id, url=url, events=list(EventType))
     return keys
 
@@ -130,7 +130,7 @@ def assert_reconciled(receiver: Receiver, *, kills: int, database_url: str | Non
     unknown = reconciliation.unknown_outcomes(rows, receiver.requests)
     show(f"{len(rows)} events, {len(receiver.requests)} arrived, {len(unknown)} unknown after {kills} kills")
     endpoints = {request.path for request in receiver.requests}
-    # At a kill, as many others may have arrived without a stored outcome.
+    # Twice the limit: deliveries in flight, and others that arrived without a stored outcome.
     assert len(unknown) <= kills * len(endpoints) * 2 * settings.WEBHOOK_CONCURRENCY_PER_ENDPOINT
 
 
@@ -264,7 +264,7 @@ def test_one_of_two_dispatchers_sends_and_the_other_takes_over(
     }
     try:
         for name, child in both.items():
-            child.env = {**child.env, "PGAPPNAME": name}  # names its sessions
+            child.env = {**child.env, "PGAPPNAME": name}  # the name of its sessions
             child.start()
         with under_load(server.url, keys):
             wait_for_more(receiver, 100)
@@ -364,11 +364,11 @@ class Pace:
 
 def measure_pace(traders: Sequence[Trader]) -> Pace:
     """Measure the orders of the next `PACE_SECONDS`."""
-    before = [len(trader.answers) for trader in traders]
+    before = [len(trader.responses) for trader in traders]
     time.sleep(PACE_SECONDS)
-    answers = [answer for trader, old in zip(traders, before, strict=True) for answer in trader.answers[old:]]
-    seconds = [answer.elapsed.total_seconds() for answer in answers]
-    return Pace(len(answers) / PACE_SECONDS, median(seconds), max(seconds))
+    responses = [response for trader, old in zip(traders, before, strict=True) for response in trader.responses[old:]]
+    seconds = [response.elapsed.total_seconds() for response in responses]
+    return Pace(len(responses) / PACE_SECONDS, median(seconds), max(seconds))
 
 
 def test_restarts_of_postgresql_lose_only_deliveries_in_flight(
@@ -444,7 +444,7 @@ def test_subscriptions_may_change_under_load(
     assert reconciliation.unknown_outcomes(rows, receiver.requests) == []
     to_alice = [request for request in receiver.requests if request.path in periods]
     overruns = [periods[request.path].overrun(request) for request in to_alice]
-    slowest = max(answer.elapsed.total_seconds() for trader in traders for answer in trader.answers)
+    slowest = max(response.elapsed.total_seconds() for trader in traders for response in trader.responses)
     show(f"{len(periods)} periods, {len(to_alice)} requests, up to {max(overruns):.3f} s late; slowest {slowest:.2f} s")
     assert max(overruns) < LATE_SECONDS
     assert slowest < SLOWEST_SECONDS
@@ -459,9 +459,9 @@ def change_until(stop: Event, server: live.Server, key: str, receiver: Receiver)
         for number in count(1):
             body = {"broker_id": "alice", "url": receiver.url(f"/{number}"), "events": [EventType.TRADE_EXECUTED]}
             requested_at = time.monotonic()
-            answer = client.post("/webhooks", json=body).raise_for_status()
+            response = client.post("/webhooks", json=body).raise_for_status()
             last.ended_at = last.ended_at or time.monotonic()
-            (webhook,) = answer.json()["webhooks"]
+            (webhook,) = response.json()["webhooks"]
             last = periods[f"/{number}"] = Period(webhook["webhook_id"], requested_at)
             time.sleep(PAUSE_SECONDS)
             if number % 3 == 0:

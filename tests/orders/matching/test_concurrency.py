@@ -171,10 +171,10 @@ def test_concurrent_posts_with_one_client_order_id_create_one_order(server: live
         headers = {"Authorization": f"Bearer {key}"}
         return httpx.post(f"{server.url}/orders", json=body, headers=headers, timeout=10, trust_env=False)
 
-    answers = at_once([post] * THREADS)
-    statuses = Counter((answer.status_code, answer.headers.get("Idempotent-Replayed")) for answer in answers)
+    responses = at_once([post] * THREADS)
+    statuses = Counter((response.status_code, response.headers.get("Idempotent-Replayed")) for response in responses)
     assert statuses == {(201, None): 1, (200, "true"): THREADS - 1}
-    assert len({answer.json()["order_id"] for answer in answers}) == 1
+    assert len({response.json()["order_id"] for response in responses}) == 1
     assert Order.objects.count() == 1
     assert trading.balance("alice") == (trading.CASH, Decimal(100))
 

@@ -54,7 +54,7 @@ SYMBOLS = ["AAPL", "GOOG", "MSFT"]
 BROKERS = ["alice", "bob", "carol"]
 AMPLE = 10**9
 SHORT_SECONDS = 3.0  # immediately, on a busy machine
-LOCK_TIMEOUT_MS = 500  # in tests of locked rows
+LOCK_TIMEOUT_MS = 500  # of connections that wait for a locked row
 WAIT_SECONDS = 8.0  # longer than every timeout of the database that a test keeps
 GATE = "GATE"
 
@@ -396,7 +396,7 @@ def test_the_batch_lock_ends_with_its_transaction(
         service.begin_with_batch_lock()
         assert query_rows("SHOW lock_timeout") == lock_timeout
         assert_placed_once([command], service.execute([command]))
-    with batch_lock_held():  # released
+    with batch_lock_held():  # the batch lock is free again
         assert batch_sizes([command]) == [1]
 
 
@@ -629,7 +629,7 @@ def test_a_timed_out_request_frees_its_queue_capacity(settings: Settings) -> Non
 
 
 def test_a_request_in_progress_at_its_timeout_has_an_unknown_outcome(settings: Settings) -> None:
-    settings.SEQUENCER_PATIENCE_SECONDS, settings.SEQUENCER_LAST_PATIENCE_SECONDS = 1.0, 0.3  # < lock timeout
+    settings.SEQUENCER_PATIENCE_SECONDS, settings.SEQUENCER_LAST_PATIENCE_SECONDS = 1.0, 0.3  # below the lock timeout
     leader, follower = bids(2, symbol="MSFT")
     with locked_row(Instrument, "MSFT"):
         leading, following = enqueue_as_one_batch([[leader], [follower]])
@@ -645,7 +645,7 @@ def test_a_request_in_progress_at_its_timeout_has_an_unknown_outcome(settings: S
 
 def test_a_request_on_a_loop_in_progress_at_its_timeout_has_an_unknown_outcome(settings: Settings) -> None:
     """This includes the leader, whose batch runs in another thread."""
-    settings.SEQUENCER_PATIENCE_SECONDS, settings.SEQUENCER_LAST_PATIENCE_SECONDS = 1.0, 0.3  # < lock timeout
+    settings.SEQUENCER_PATIENCE_SECONDS, settings.SEQUENCER_LAST_PATIENCE_SECONDS = 1.0, 0.3  # below the lock timeout
     commands = bids(2, symbol="MSFT")
     with locked_row(Instrument, "MSFT"):
         with batch_in_progress():
@@ -867,7 +867,7 @@ def test_a_locked_book_blocks_no_other_book() -> None:
 def test_a_locked_broker_blocks_only_commands_that_need_it() -> None:
     place(Side.ASK, 5, "8.00", by="carol", symbol="MSFT")
     commands = bids(12, symbol="AAPL")
-    crossing = order(Side.BID, 5, "8.00", by="alice", symbol="MSFT")  # carol's ask
+    crossing = order(Side.BID, 5, "8.00", by="alice", symbol="MSFT")  # crosses carol's ask
     own = [order(Side.BID, 1, "10.00", by="carol", symbol="GOOG") for _ in range(20)]
     blocked: list[PlaceOrder] = [crossing, *own]
     outcomes = outcomes_with_locked_row(Broker, "carol", [*commands[:5], crossing, *commands[5:], *own])
