@@ -34,7 +34,7 @@ from orders.enums import Side
 from tests import celery_processes, live, trading
 from tests.celery_processes import Celery, start_all
 from tests.orders.test_faults import AMPLE, SYMBOLS, Client
-from tests.receiver import Receiver, Request, response
+from tests.receiver import Receiver, Request, answer
 from tests.trading import in_thread
 from tests.webhooks import reconciliation
 from webhooks import delivery_queue, dispatcher, services
@@ -84,7 +84,7 @@ def keys(receiver: Receiver) -> dict[str, str]:
     keys = {}
     for broker_id, seconds in BROKERS.items():
         keys[broker_id] = trading.broker(broker_id, cash=AMPLE, holdings=dict.fromkeys(SYMBOLS, AMPLE))
-        url = receiver.on(f"/{broker_id}", response(after_seconds=seconds))
+        url = receiver.on(f"/{broker_id}", answer(after_seconds=seconds))
         services.subscribe(broker_id, url=url, events=list(EventType))
     return keys
 
