@@ -1,9 +1,8 @@
-"""How much is going on: orders and trades of the last minute as they are, and of every minute before as `Bar`s.
+"""Trading activity for the back office: the last minute from orders and trades, earlier minutes from `Bar` rows.
 
-A bar is summed up from orders and trades, and the last minutes are summed up again and again: what was committed late
-is in it the next time, and doing it twice changes nothing. There is no index of all orders by their time. But ids are
-UUIDs of version 7 and begin with the moment they were chosen, so a minute's orders and trades are a range of the
-primary key: taken with a margin, of which only those count whose own time is in the minute.
+Bars are computed from orders and trades, repeatedly for the last minutes, so that late commits are included. Orders
+have no index by time, but their ids are UUIDs of version 7, which begin with a timestamp. The orders and trades of a
+minute are therefore a range of the primary key: read with a margin, then filtered by their time.
 """
 
 import itertools
@@ -21,15 +20,15 @@ from exchange.database import database_now
 from exchange.ids import first_id_at
 
 MINUTE = timedelta(minutes=1)
-# How far an order's id may be from its time: it is chosen before the order waits for its turn, by another clock.
+# Maximum difference between an order's id and its time: the id is chosen before the order waits, by another clock.
 ID_MARGIN = timedelta(minutes=1)
-MIN_STEPS = 4  # the minute before the last bar, its own, a pause, and one more: however slow, it gets on
-STEP_ROWS = 50_000  # orders or trades that are summed up at once, unless one minute has more
+MIN_STEPS = 4  # the minute before the last bar, the bar's own, a pause, and one more: every run makes progress
+STEP_ROWS = 50_000  # orders or trades per step, unless one minute has more
 
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """Orders that were accepted, trades between them, and what those were worth."""
+    """The number of orders and trades, and the value of the trades."""
 
     orders: int = 0
     trades: int = 0
@@ -41,7 +40,7 @@ class Activity:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """The sixty seconds before now, the day, and the last whole minutes, oldest first."""
+    """Activity of the last 60 seconds, of today, and of the last full minutes, oldest first."""
 
     last_minute: Activity
     today: Activity
@@ -52,9 +51,9 @@ class Overview:
 
 
 def roll_up() -> None:
-    """Bring the bars up to now, from a minute before the last one; after a long pause as far as time allows.
+    """Update the bars, from one minute before the last bar until now. After a long pause, stop when the time is up.
 
-    A transaction ends within 15 seconds or not at all, so it is late by a minute at most.
+    The minute before the last bar suffices, because a transaction commits within 15 seconds or not at all.
     """
     started = time.monotonic()
     with connection.cursor() as cursor:
@@ -69,20 +68,20 @@ def roll_up() -> None:
 
 
 def roll_up_parameters(begin: datetime, end: datetime) -> dict[str, Any]:
-    """What `ROLL_UP` asks for, to make the bars of the minutes from `begin` until `end`."""
+    """The parameters with which `ROLL_UP` computes the bars from `begin` to `end`."""
     first_id, end_id = first_id_at(begin - ID_MARGIN), first_id_at(end + ID_MARGIN)
     return {"begin": begin, "end": end, "first_id": first_id, "end_id": end_id}
 
 
 def _first_minute(cursor: CursorWrapper, now: datetime) -> datetime:
-    """A minute before the last bar, or before the first order or trade; but before this minute at the latest."""
+    """One minute before the last bar, or before the first order or trade. At the latest, the previous minute."""
     cursor.execute(_LAST_DONE)
     (last,) = cursor.fetchone()
     return _minute_of(min(last or now, now)) - MINUTE
 
 
 def _step_end(cursor: CursorWrapper, begin: datetime, now: datetime) -> datetime:
-    """So far that there are not too many rows until then; a minute without any costs nothing."""
+    """The end of a step of at most `STEP_ROWS` orders or trades, or of one minute. Empty minutes cost nothing."""
     cursor.execute(_STEP, {"first_id": first_id_at(begin), "rows": STEP_ROWS})
     (reached,) = cursor.fetchone()
     return max(_minute_of(reached or now + MINUTE), begin + MINUTE)
@@ -93,15 +92,15 @@ def _minute_of(moment: datetime) -> datetime:
 
 
 def start_of_day(now: datetime) -> datetime:
-    """When its day began, in UTC."""
+    """The last 00:00 UTC before `now`."""
     return now.replace(hour=0, minute=0, second=0, microsecond=0)
 
 
-# --- What the dashboard shows ---------------------------------------------------------------------------------------
+# --- Dashboard ------------------------------------------------------------------------------------------------------
 
 
 def overview(now: datetime, midnight: datetime, minutes: int) -> Overview:
-    """What the bars say; what the last of them may miss, the orders and trades themselves tell."""
+    """The overview from bars, and from orders and trades where the last bars may be incomplete."""
     this = _minute_of(now)
     bars_until = max(this - MINUTE, midnight)
     last_minute, rest = _live(now, bars_until)
@@ -112,7 +111,7 @@ def overview(now: datetime, midnight: datetime, minutes: int) -> Overview:
 
 
 def _live(now: datetime, since: datetime) -> tuple[Activity, Activity]:
-    """The last sixty seconds, and all since then."""
+    """The activity of the last 60 seconds, and since `since`."""
     last = now - MINUTE
     with connection.cursor() as cursor:
         cursor.execute(_LIVE, {"last": last, "since": since, "first_id": first_id_at(min(last, since) - ID_MARGIN)})
@@ -121,21 +120,21 @@ def _live(now: datetime, since: datetime) -> tuple[Activity, Activity]:
 
 
 def _totals_by_minute(since: datetime, until: datetime) -> dict[datetime, Activity]:
-    """The bars of all instruments together, by minute."""
+    """The totals of all instruments' bars, by minute."""
     with connection.cursor() as cursor:
         cursor.execute(_BY_MINUTE, [since, until])
         return {minute: Activity(*sums) for minute, *sums in cursor.fetchall()}
 
 
 def volumes(since: datetime) -> dict[str, int]:
-    """How many shares of each instrument were traded since then, as its bars say."""
+    """The shares of each instrument traded since then, according to its bars."""
     with connection.cursor() as cursor:
         cursor.execute(_VOLUMES, [since])
         return {symbol: int(volume) for symbol, volume in cursor.fetchall()}
 
 
 def behind_since(now: datetime) -> datetime | None:
-    """Up to when the bars are complete, if they miss something that happened more than a minute ago."""
+    """The first minute that the bars miss, or None if they miss nothing older than a minute."""
     cut_off = _minute_of(now) - MINUTE
     with connection.cursor() as cursor:
         cursor.execute(_NEWEST, {"cut_off": cut_off, "end_id": first_id_at(cut_off)})
@@ -147,8 +146,8 @@ def behind_since(now: datetime) -> datetime | None:
 
 # --- SQL ------------------------------------------------------------------------------------------------------------
 
-# Of a minute's trades the first and the last are looked up in the tape: sorting all of them took six times as long.
-# What is there already and right is not written again; bars are locked in the order of their index, as by everybody.
+# The first and last trade of a minute are looked up in the tape, because sorting all trades took six times as long.
+# Unchanged bars are not written. All writers lock bars in the order of their index.
 ROLL_UP = """
 INSERT INTO orders_bar AS bar (symbol, minute, orders, trades, volume, value, open, high, low, close)
 SELECT symbol, minute, sum(orders), sum(trades), sum(volume), sum(value), max(open), max(high), max(low), max(close)

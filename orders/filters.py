@@ -1,4 +1,4 @@
-"""The query parameters that narrow the lists of orders and trades."""
+"""Query parameters that filter the lists of orders and trades."""
 
 from exchange.http.fields import Choice, Text, Timestamp
 from exchange.http.filters import FieldFilter, Filters
@@ -8,7 +8,7 @@ from orders.models import Order, Trade
 
 
 class OrderFilters(Filters):
-    """Of a broker's orders."""
+    """Filters of a broker's orders."""
 
     status = FieldFilter(Choice(OrderStatus))
     symbol = FieldFilter(Text(SYMBOL), "instrument")
@@ -23,7 +23,7 @@ class OrderFilters(Filters):
 
 
 class TradeFilters(Filters):
-    """Of a broker's trades."""
+    """Filters of a broker's trades."""
 
     symbol = FieldFilter(Text(SYMBOL), "instrument")
     after = FieldFilter(Timestamp(), "executed_at", "gt")

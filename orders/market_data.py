@@ -1,6 +1,6 @@
-"""What the market shows: prices, the book, a quote. A book or a price is one statement, so one moment of the market.
+"""Market data: prices, books and quotes. Each is one statement, so it shows one moment of the market.
 
-Nothing here takes a lock, and no answer is good for a decision: the write path reads for itself.
+No locks are taken, so nothing may be decided on these values. The write path reads its own.
 """
 
 from datetime import timedelta
@@ -18,7 +18,7 @@ from orders.enums import Side
 
 
 class Level(msgspec.Struct, frozen=True):
-    """The orders of one side at one price, together."""
+    """The total of the orders of one side at one price."""
 
     price: Decimal
     total_quantity: int
@@ -26,7 +26,7 @@ class Level(msgspec.Struct, frozen=True):
 
 
 class BookSnapshot(msgspec.Struct, frozen=True):
-    """Both sides of a book, best first, at one moment; `sequence` counts every change of it."""
+    """Both sides of a book, best first, at one moment. `sequence` counts the changes of the book."""
 
     symbol: str
     bids: list[Level]
@@ -113,7 +113,7 @@ def price_summary(symbol: str) -> PriceSummary:
 
 
 def quote_cost(quantity: int) -> int:
-    """How many requests a quote counts for: by the orders that it may have to look at, each of one share or more."""
+    """The number of requests that a quote counts as, by the number of orders, of at least one share, it may read."""
     orders = min(quantity, settings.MAX_MAKERS_PER_QUOTE)
     return max(-(-orders // settings.QUOTE_ORDERS_PER_REQUEST), 1)
 
@@ -180,7 +180,7 @@ WHERE i.symbol = %(symbol)s
 ORDER BY half.side, level.rank
 """
 
-# Reads the best orders whatever is wanted: one scan of 1,000 takes as long as a walk, order by order, along some 50.
+# Always reads the best 1,000 orders: one such scan takes as long as reading about 50 of them order by order.
 _QUOTE = f"""
 SELECT i.tick_size, i.lot_size, level.price, level.taken
 FROM exchange_instrument i
@@ -203,7 +203,7 @@ WHERE i.symbol = %(symbol)s
 ORDER BY level.rank
 """
 
-# The best price of a side of the book of instrument `i`, by the index that the write path reads it with.
+# The best price of a side of the book of instrument `i`, read through the index of the write path.
 BEST = f"""
 (SELECT o.price FROM orders_order o WHERE o.symbol = i.symbol AND o.side = '{{side}}' AND {_WORKING}
  ORDER BY o.rank, o.sequence LIMIT 1)"""

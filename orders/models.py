@@ -1,8 +1,7 @@
-"""Orders and the trades between them. Written by `orders.services` alone.
+"""Orders, trades, bars and reconciliation runs. Only the write path writes orders and trades.
 
-Their foreign keys are not constraints of the database: the write path holds the rows they name locked, nothing ever
-deletes one, and checking them again took a fifth of PostgreSQL's time for an order. `manage.py reconcile` looks at all
-of them.
+Foreign keys of orders and trades have no database constraints: the write path locks the rows they name, these rows are
+never deleted, and checking them again took a fifth of PostgreSQL's time per order. `manage.py reconcile` checks them.
 """
 
 from datetime import datetime
@@ -20,32 +19,32 @@ _IS_WORKING = Q(status__in=[status.value for status in WORKING])
 
 
 class OrderQuerySet(models.QuerySet["Order"]):
-    """Ways to look at orders."""
+    """Queries on orders."""
 
     def working(self) -> "OrderQuerySet":
-        """Those that have not ended, also where their time has passed and the sweep is still to come."""
+        """Orders that are not closed, including those past their `expires_at` that the sweep has not expired yet."""
         return self.filter(_IS_WORKING)
 
     def due(self, now: datetime | Now) -> "OrderQuerySet":
-        """Those whose time has passed and which the sweep has still to expire."""
+        """Working orders past their `expires_at`, which the sweep is going to expire."""
         return self.working().filter(expires_at__isnull=False, expires_at__lte=now)
 
 
 class Order(models.Model):
-    """A broker's instruction, and what has become of it."""
+    """A broker's instruction to buy or sell, and its current state."""
 
     id = models.UUIDField(primary_key=True, default=uuid_utils.uuid7, editable=False)
-    client_order_id = models.CharField(max_length=64, null=True)  # noqa: DJ001 (none given is null: unique among given)
+    client_order_id = models.CharField(max_length=64, null=True)  # noqa: DJ001 (null if not given, unique otherwise)
     broker = models.ForeignKey(Broker, models.PROTECT, related_name="orders", db_index=False, db_constraint=False)
     document_number = models.CharField(max_length=32)
     instrument = models.ForeignKey(
         Instrument, models.PROTECT, related_name="orders", db_column="symbol", db_index=False, db_constraint=False
     )
-    sequence = models.BigIntegerField()  # its arrival in the book: the time of price-time priority
+    sequence = models.BigIntegerField()  # arrival number in the book: the time in price-time priority
     type = models.CharField(max_length=8, choices=OrderType.choices())
     side = models.CharField(max_length=4, choices=Side.choices())
     price = models.DecimalField(max_digits=PRICE_DIGITS, decimal_places=DECIMALS, null=True)
-    # The price as the book sorts it: ascending is best first on both sides, so one index and one query serve both.
+    # The price, negated for bids: ascending is best first on both sides, so one index and one query serve both.
     rank = models.GeneratedField(
         expression=Case(When(side=Side.BID.value, then=-F("price")), default=F("price")),
         output_field=models.DecimalField(max_digits=PRICE_DIGITS, decimal_places=DECIMALS),
@@ -69,7 +68,7 @@ class Order(models.Model):
             models.Index(
                 fields=["instrument", "side", "rank", "sequence"], name="order_book_in_priority", condition=_IS_WORKING
             ),
-            # With `expires_at IS NOT NULL` in its condition the planner never takes it for reading the book.
+            # The condition `expires_at IS NOT NULL` keeps the planner from reading the book with this index.
             models.Index(
                 fields=["instrument", "expires_at", "sequence"],
                 name="order_due_to_expire",
@@ -117,15 +116,15 @@ class Order(models.Model):
 
     @property
     def remaining_quantity(self) -> int:
-        """What was asked for and not done, also after a cancel or an expiry."""
+        """The unfilled quantity, also after a cancel or an expiry."""
         return self.quantity - self.filled_quantity
 
 
 class TradeQuerySet(models.QuerySet["Trade"]):
-    """Ways to look at trades."""
+    """Queries on trades."""
 
     def fills_of(self, broker_id: str, side: Side) -> "TradeQuerySet":
-        """The trades a broker was on this side of, each telling its `side`."""
+        """The trades in which the broker was on this side, annotated with `side`."""
         owned = Q(bid_broker=broker_id) if side is Side.BID else Q(ask_broker=broker_id)
         return self.filter(owned).annotate(side=Value(side.value)).select_related("instrument")
 
@@ -167,10 +166,10 @@ class Trade(models.Model):
 
 
 class Bar(models.Model):
-    """What happened in an instrument in one minute: its orders, and its trades' prices, shares and value.
+    """One minute of an instrument: the number of orders, and the prices, volume and value of the trades.
 
-    Summed up from orders and trades by `orders.activity`, again and again for the last minutes; no source of truth. A
-    minute without any has no bar; one with orders only has no prices.
+    Derived from orders and trades by `orders.activity`, repeatedly for the last minutes. A minute without orders and
+    trades has no bar; a bar without trades has no prices.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -194,7 +193,7 @@ class Bar(models.Model):
 
 
 class RunState(ChoicesEnum):
-    """How far an audit is, or how it ended; without a verdict, where it broke off."""
+    """The state of a reconciliation run. An incomplete run ended without a result."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -204,24 +203,24 @@ class RunState(ChoicesEnum):
 
 
 class ReconcileRunQuerySet(models.QuerySet["ReconcileRun"]):
-    """Ways to look at runs."""
+    """Queries on reconciliation runs."""
 
     def unfinished(self) -> "ReconcileRunQuerySet":
-        """Those that have not ended, begun or not."""
+        """Runs that are waiting or running."""
         return self.filter(finished_at=None)
 
 
 class ReconcileRun(models.Model):
-    """One audit of all invariants: who asked for it, how far it is, and what it found."""
+    """One check of all invariants: who requested it, its progress and its findings."""
 
     id = models.UUIDField(primary_key=True, default=uuid_utils.uuid7, editable=False)
     asked_by = models.CharField(max_length=150)
     asked_at = models.DateTimeField()
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
-    checks = models.SmallIntegerField(default=0)  # how many there are
-    findings = models.JSONField(default=list)  # of each check made so far: check, count, examples, seconds
-    error = models.CharField(max_length=200, blank=True)  # why it ended without a verdict
+    checks = models.SmallIntegerField(default=0)  # number of checks in the run
+    findings = models.JSONField(default=list)  # of each check so far: check, count, examples, seconds
+    error = models.CharField(max_length=200, blank=True)  # why it ended without a result
 
     objects = ReconcileRunQuerySet.as_manager()
 
@@ -245,12 +244,12 @@ class ReconcileRun(models.Model):
 
     @property
     def differences(self) -> int:
-        """How many rows break a check, of those made so far."""
+        """The number of rows that violate a check, so far."""
         return sum(finding["count"] for finding in self.findings)
 
     @property
     def seconds(self) -> float | None:
-        """How long it took, once it has ended."""
+        """The duration of a run that has ended."""
         if self.started_at is None or self.finished_at is None:
             return None
         return (self.finished_at - self.started_at).total_seconds()

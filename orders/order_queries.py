@@ -1,4 +1,4 @@
-"""Orders read again, as they are now, each with its trades: one statement, so one moment of both."""
+"""Reads of orders with their trades. Each is one statement, so both are of the same moment."""
 
 from collections.abc import Collection
 from decimal import Decimal
@@ -15,24 +15,24 @@ from orders.response_bodies import OrderBody
 
 
 def read_order(order_id: UUID, *, owner: str | None) -> OrderBody:
-    """The order as it is now, with its trades; where an owner is named, only if it is theirs."""
+    """Read an order. Raise `OrderNotFound` if it does not exist, or does not belong to `owner` (None: any broker)."""
     return _single(_query(_BY_ID, order_id, owner))
 
 
 def read_order_by_client_order_id(owner: str, client_order_id: str) -> OrderBody:
-    """The order that its broker gave this id, as it is now, with its trades."""
+    """Read a broker's order by its client_order_id, or raise `OrderNotFound`."""
     return _single(_query(_BY_CLIENT_ORDER_ID, owner, client_order_id))
 
 
 def read_orders(order_ids: Collection[UUID]) -> dict[UUID, OrderBody]:
-    """These orders as they are now, with their trades: one statement, however many orders."""
+    """Read several orders with one statement, and return them by id."""
     if not order_ids:
         return {}
     return {found.order.id: found.body() for found in _query(_BY_IDS, list(order_ids))}
 
 
 class _OrderWithTrades(msgspec.Struct, frozen=True):
-    """One order as the statement gives it, its trades oldest first."""
+    """An order as the statement returns it, with its trades, oldest first."""
 
     order: OrderState
     tick_size: Decimal
@@ -59,7 +59,7 @@ def _query(sql: str, *values: Any) -> list[_OrderWithTrades]:
 
 
 def _orders_where(condition: str) -> str:
-    """The statement that reads these orders; as text, for it is decoded here, and not by the driver."""
+    """The statement that reads orders. It returns JSON as text, which is decoded here and not by the driver."""
     return f"""
 SELECT coalesce(json_agg(json_build_object('order', o, 'tick_size', i.tick_size, 'trades', own.trades)), '[]')::text
 FROM orders_order o
@@ -75,6 +75,6 @@ WHERE {condition}
 """
 
 
-_BY_ID = _orders_where("o.id = %s AND (o.broker_id = %s) IS NOT FALSE")  # an owner that is null is any
+_BY_ID = _orders_where("o.id = %s AND (o.broker_id = %s) IS NOT FALSE")  # a null owner means any
 _BY_CLIENT_ORDER_ID = _orders_where("o.broker_id = %s AND o.client_order_id = %s")
 _BY_IDS = _orders_where("o.id = ANY(%s)")

@@ -1,4 +1,4 @@
-"""The responses to the two hot requests, place and cancel: the same from the fast path and from the views."""
+"""Responses to placing and cancelling an order, shared by the fast path and the views."""
 
 from http import HTTPStatus
 from uuid import UUID
@@ -15,7 +15,7 @@ REPLAY_HEADERS = {"Idempotent-Replayed": "true"}
 
 
 def place_response(outcome: Accepted | Replayed) -> RenderedResponse:
-    """The order as it is after matching, or as it is now if it was placed before."""
+    """The order after matching, or the earlier order in its current state for a replay."""
     if isinstance(outcome, Replayed):
         return json_response(order_queries.read_order(outcome.order_id, owner=None), headers=REPLAY_HEADERS)
     return json_response(order_body(outcome), HTTPStatus.CREATED)
@@ -36,5 +36,5 @@ def cancel_reason(principal: Principal) -> CancelReason:
 
 
 def cancel_response(outcome: Cancelled) -> RenderedResponse:
-    """The order, cancelled, with all its trades."""
+    """The cancelled order, with all its trades."""
     return json_response(OrderBody.with_trades(outcome.order, outcome.trades, outcome.price_decimals))

@@ -1,4 +1,4 @@
-"""Changes of many orders at once, and of the rules that orders obey."""
+"""Operations on many orders at once, and changes of an instrument's rules."""
 
 from collections.abc import Iterator
 from decimal import Decimal
@@ -32,9 +32,9 @@ def cancel_all(
     by: Actor | None = None,
     audit_reason: str = "",
 ) -> int:
-    """Cancel a broker's working orders, or those of one symbol or side, book by book in batches; how many that were.
+    """Cancel a broker's working orders, or those of one symbol or side, in batches. Return the number cancelled.
 
-    Each batch that an operator cancels is on record.
+    Each batch that an operator cancels is audited.
     """
     working = Order.objects.working().filter(broker=broker_id, side__in=[side] if side else Side)
     symbols = [symbol] if symbol else sorted(working.values_list("instrument", flat=True).distinct())
@@ -46,15 +46,15 @@ def cancel_all(
 
 
 def expire_orders(symbol: str) -> None:
-    """Expire every order of a book whose time has passed, in batches."""
+    """Expire all orders of a book that are past their `expires_at`, in batches."""
     for _ in _sweep(ExpireOrders(symbol)):
         pass
 
 
 def _sweep(command: CancelOrders | ExpireOrders) -> Iterator[Swept]:
-    """Repeat a sweep, each batch in a transaction of its own, until one is not full: then nothing was left for it.
+    """Repeat a sweep, with one transaction per batch, until a batch is not full.
 
-    It does not wait for an empty one, since who goes on placing orders meanwhile could keep it busy for ever.
+    It does not continue to an empty batch, because a broker that keeps placing orders could occupy it forever.
     """
     closed = settings.SWEEP_BATCH
     while closed >= settings.SWEEP_BATCH:
@@ -66,9 +66,9 @@ def _sweep(command: CancelOrders | ExpireOrders) -> Iterator[Swept]:
 
 
 def suspend(broker_id: str, *, cancel_orders: bool, reason: str = "", by: Actor) -> int:
-    """Refuse the broker's new orders from now on and, if asked, cancel its resting ones; how many were cancelled.
+    """Reject the broker's new orders and, with `cancel_orders`, cancel its resting ones. Return the number cancelled.
 
-    The suspension commits first: every place decides under the broker's lock, so none slips in behind the cancels.
+    The suspension commits first. New orders are checked under the broker's lock, so none rests after the cancels.
     """
     exchange_services.set_broker_status(broker_id, BrokerStatus.SUSPENDED, reason=reason, by=by)
     _log.info("broker_suspended", broker=broker_id, reason=reason)
@@ -87,7 +87,7 @@ def reinstate(broker_id: str, *, reason: str = "", by: Actor) -> None:
 def edit_instrument(
     symbol: str, *, name: str, tick_size: Decimal, lot_size: int, pricing: Pricing, by: Actor, reason: str = ""
 ) -> Instrument:
-    """Change the rules that an instrument's orders obey; what its working orders would break is refused."""
+    """Change an instrument's rules. Reject changes that its working orders would violate."""
     with transaction.atomic(durable=True):
         instrument = exchange_services.lock_instrument(symbol)
         before = exchange_services.instrument_rules(instrument)
@@ -104,7 +104,7 @@ def edit_instrument(
 
 def _tick_errors(instrument: Instrument, tick_size: Decimal) -> Iterator[FieldError]:
     if instrument.tick_size % tick_size == 0:
-        return  # whatever price was right is right
+        return  # every price on the old tick is on the new one
     decimals = price_decimals(instrument.tick_size)
     if instrument.sequence and price_decimals(tick_size) < decimals:
         detail = f"Past prices have {decimals} decimals. Choose a tick size with as many decimals."

@@ -1,7 +1,7 @@
-"""What beat repeats: expiry, the bars, and looking after reconciliations, which workers make.
+"""Periodic tasks: expiry, bars and reconciliations.
 
-Correctness never depends on it being on time: an order past its time does not trade, and a bar that is late is made the
-next time.
+Correctness does not depend on their timing: an order past its `expires_at` does not trade, and late bars are computed
+by the next run.
 """
 
 from uuid import UUID
@@ -24,7 +24,7 @@ _log = structlog.get_logger(__name__)
 
 @shared_task
 def sweep_expired() -> None:
-    """Start one small task per book that has something due, so that one stuck book stops no other."""
+    """Start one task per book that has orders to expire, so that a stuck book does not delay the others."""
     due = Order.objects.due(Now()).filter(instrument=OuterRef("symbol"))
     for symbol in Instrument.objects.filter(Exists(due)).values_list("symbol", flat=True):
         expire_orders.apply_async((symbol,), expires=settings.EXPIRY_MESSAGE_SECONDS)
@@ -32,7 +32,7 @@ def sweep_expired() -> None:
 
 @shared_task
 def expire_orders(symbol: str) -> None:
-    """Expire what is due in one book; one that is busy is left to the next sweep, for others may be due elsewhere."""
+    """Expire the orders of one book. Leave a locked book to the next sweep, so that other books are not delayed."""
     try:
         with lock_timeout(settings.EXPIRY_LOCK_TIMEOUT):
             services.expire_orders(symbol)
@@ -42,7 +42,7 @@ def expire_orders(symbol: str) -> None:
 
 @shared_task
 def roll_up() -> None:
-    """Bring the bars up to now."""
+    """Update the bars."""
     try:
         activity.roll_up()
     except OperationalError as error:
@@ -51,11 +51,11 @@ def roll_up() -> None:
 
 @shared_task
 def tend_reconcile_runs() -> None:
-    """See to it that every reconciliation begins, and ends."""
+    """Start pending reconciliation runs again, and end abandoned ones."""
     runs.maintain()
 
 
 @shared_task(name=runs.TASK, time_limit=settings.RECONCILE_TASK_SECONDS)
 def run_reconcile(run_id: str) -> None:
-    """Make a reconciliation. It may take an hour, and leaves the worker's other process for what is short."""
+    """Run a reconciliation. It may take an hour, and leaves the worker's other process to the short tasks."""
     runs.perform(UUID(run_id))

@@ -1,4 +1,4 @@
-"""View sets of orders, trades and market data, and of whether a broker may place orders."""
+"""View sets of orders, trades, market data and the status of brokers."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from heapq import merge
@@ -80,7 +80,7 @@ class OrderViewSet(ExchangeViewSet[Order]):
 
     queryset = Order.objects.all()
     lookup_url_kwarg, lookup_value_converter = "order_id", "id"
-    pagination_class = None  # `list` finds the one order with a `client_order_id`
+    pagination_class = None  # `list` returns the one order with a `client_order_id`
     scopes = {
         "create": TRADERS,
         "batch": TRADERS,
@@ -95,7 +95,7 @@ class OrderViewSet(ExchangeViewSet[Order]):
     remaining_errors = settings.MAX_BATCH_ERRORS
 
     def get_cost(self) -> int:
-        """The number of orders; a batch with too many is rejected for that."""
+        """The number of orders. A batch with too many is rejected anyway."""
         orders = self.data.get("orders") if self.action == "batch" else None
         return min(len(orders), settings.MAX_BATCH_ORDERS) if isinstance(orders, list) else 1
 
@@ -124,11 +124,11 @@ class OrderViewSet(ExchangeViewSet[Order]):
         tags=["orders"],
     )
     def destroy_all(self, request: Request) -> Response:
-        """Those of a symbol, of a side, of both, or `all=true`; an operator says whose with `broker_id`."""
+        """Cancel the working orders of a symbol, of a side, of both, or `all=true`. Operators also send `broker_id`."""
         symbol, side = self.query.get("symbol"), self.query.get("side")
         exchange_services.require_broker(self._broker_id)
         if symbol is not None:
-            exchange_services.get_instrument(symbol)  # a misspelt one must not look as if nothing had been working
+            exchange_services.get_instrument(symbol)  # an unknown symbol is an error, not 0 orders
         by = self.actor if self.principal.is_operator else None
         reason = cancel_reason(self.principal)
         cancelled = services.cancel_all(self._broker_id, reason=reason, symbol=symbol, side=side, by=by)
@@ -151,8 +151,10 @@ class OrderViewSet(ExchangeViewSet[Order]):
     @documented("place_orders", "Place several orders", {200: OrderResults}, tags=["orders"])
     @action(detail=False, methods=["post"], max_body_bytes=settings.MAX_BATCH_BODY_BYTES)
     def batch(self, request: Request) -> Response:
-        """Each stands alone and is answered in its place as it would have been by itself: `status`, and the order or
-        the problem. With a `client_order_id` in each, a batch can be repeated as it is.
+        """Place several orders, each independently of the others.
+
+        The results are in the order of the request. Each has the `status` and the body, an order or a problem, of a
+        single order. A batch whose orders have a `client_order_id` can be repeated.
         """
         parsed = [self._parse_order(body) for body in self.body["orders"]]
         commands = [each for each in parsed if isinstance(each, PlaceOrder)]
@@ -176,12 +178,12 @@ class OrderViewSet(ExchangeViewSet[Order]):
         found = super().read_query(parameters)
         if names_broker or not self.principal.is_operator or self.action not in self.query_serializers:
             return found
-        return [FieldError("broker_id", "required", "An operator says whose order."), *found]
+        return [FieldError("broker_id", "required", "An operator key must send the broker_id of the orders."), *found]
 
     def _parse_order(self, body: Any) -> PlaceOrder | ExchangeError:
-        """What one of the bodies asks for, or why it cannot: as a request by itself is refused, and in that order.
+        """The command of one order of a batch, or the error that this order would get by itself.
 
-        When the batch's errors are used up, only the first of each order is named.
+        After `MAX_BATCH_ERRORS` errors in a batch, only the first error of each order is listed.
         """
         if not isinstance(body, dict):
             return errors.MalformedRequest("An order must be a JSON object.")
@@ -222,7 +224,7 @@ class BrokerOrderViewSet(ListModelMixin, ExchangeViewSet[Order]):
 
 
 class BrokerTradeViewSet(ExchangeViewSet[Trade]):
-    """A broker's own fills, newest first; a trade between two of its orders is two fills."""
+    """A broker's own fills, newest first. A trade between two of its orders is two fills."""
 
     filterset_class = TradeFilters
     keyset = Keyset(("-executed_at", Instant), ("-id", UUID), ("-side", str))
@@ -235,7 +237,7 @@ class BrokerTradeViewSet(ExchangeViewSet[Trade]):
         return Response(BrokerTradePage([BrokerTrade.of(trade, Side(trade.side)) for trade in page], next_cursor))
 
     def _fills(self, broker_id: str) -> Iterator[Any]:
-        """Both sides' trades, each from its own index, merged."""
+        """The trades of both sides, merged, because each side has its own index."""
         sides = (self.filter_queryset(Trade.objects.fills_of(broker_id, side)) for side in Side)
         newest = (self.keyset.page_queryset(trades, self.page) for trades in sides)
         return merge(*newest, key=lambda trade: (trade.executed_at, trade.id, trade.side), reverse=True)
@@ -251,22 +253,22 @@ class MarketDataViewSet(ExchangeViewSet[Instrument]):
     @documented("get_price", "Read an instrument's price", {200: market_data.PriceSummary}, [SymbolNotFound])
     @action(detail=True)
     def price(self, request: Request, symbol: str) -> Response:
-        """Where an instrument trades."""
+        """An instrument's last and average prices, and its best bid and ask."""
         return Response(market_data.price_summary(symbol))
 
     @documented("get_book", "Read an instrument's book", {200: market_data.BookSnapshot}, [SymbolNotFound])
     @action(detail=True)
     def book(self, request: Request, symbol: str) -> Response:
-        """An instrument's book."""
+        """The price levels of an instrument's book."""
         return Response(market_data.book_snapshot(symbol, self.query["depth"]))
 
     @documented("get_quote", "Quote a market order", {200: market_data.Quote}, [SymbolNotFound])
     @action(detail=True)
     def quote(self, request: Request, symbol: str) -> Response:
-        """What a market order would get.
+        """The fills that a market order would get now.
 
-        At most the best 1,000 resting orders are looked at. With more of them, `fillable_quantity` is a lower bound. A
-        quote counts as one request for each 25 shares that it asks about, but for no more than 40.
+        A quote reads at most the best 1,000 resting orders; with more of them, `fillable_quantity` is a lower bound. It
+        counts as one request per 25 shares, up to 40 requests.
         """
         self.charge(market_data.quote_cost(self.query["quantity"]))
         return Response(market_data.quote(symbol, self.query["side"], self.query["quantity"]))
@@ -287,7 +289,7 @@ class TapeViewSet(ExchangeViewSet[Trade]):
 
 
 class BrokerStatusViewSet(ExchangeViewSet[Broker]):
-    """Whether a broker may place orders."""
+    """The status of a broker: active or suspended."""
 
     lookup_url_kwarg = lookup_value_converter = "broker_id"
     scopes = {"suspend": OPERATORS, "reinstate": OPERATORS}
@@ -296,7 +298,7 @@ class BrokerStatusViewSet(ExchangeViewSet[Broker]):
     @documented("suspend_broker", "Suspend a broker", {200: BrokerStanding}, [BrokerNotFound])
     @action(detail=True, methods=["post"], body_optional=True)
     def suspend(self, request: Request, broker_id: str) -> Response:
-        """Refuse a broker's new orders."""
+        """Reject a broker's new orders."""
         cancelled = services.suspend(broker_id, **self.body, by=self.actor)
         return Response(BrokerStanding(broker_id, BrokerStatus.SUSPENDED, cancelled))
 

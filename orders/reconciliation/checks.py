@@ -1,8 +1,7 @@
-"""Recomputes what must always be true from transfers, trades and open orders, and names every difference.
+"""Checks of all invariants: recompute balances and states from transfers, trades and orders, and list the differences.
 
-Each check is one set-based query that returns the rows that break it. Together, in one snapshot, they can run on a live
-database, as `orders.reconciliation.runs` does. Stored data grows without end, so a check reads each large table once,
-in parts that several processes share.
+Each check is one set-based query that returns the rows that violate it. All of them run in one snapshot, so they can
+run on a live database. Because the data grows, a check reads each large table once, with parallel workers.
 """
 
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ EXAMPLES = 5
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A check, how many rows break it, some of them, and how long it took."""
+    """The result of a check: the number of rows that violate it, some examples, and the duration."""
 
     check: str
     count: int
@@ -29,7 +28,7 @@ class Finding:
 
 @contextmanager
 def snapshot() -> Iterator[CursorWrapper]:
-    """A cursor that sees the exchange at one moment, whatever goes on meanwhile, and may take its time."""
+    """A cursor with a snapshot of the database, read-only, and with a long statement timeout."""
     with transaction.atomic(durable=True), connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         for name, value in _SESSION.items():
@@ -38,7 +37,7 @@ def snapshot() -> Iterator[CursorWrapper]:
 
 
 def findings(cursor: CursorWrapper) -> Iterator[Finding]:
-    """Run every check, one after the other; a sound exchange has a count of 0 in each."""
+    """Run the checks one after the other. A consistent database has a count of 0 in each."""
     for check, sql in CHECKS.items():
         started = perf_counter()
         cursor.execute(
@@ -49,19 +48,18 @@ def findings(cursor: CursorWrapper) -> Iterator[Finding]:
         yield Finding(check, count, examples, perf_counter() - started)
 
 
-# The checks are few and large, so several processes share each: that costs little where only what is broken is handed
-# on.
+# Makes parallel plans cheap: the checks are few and large, and workers return only the rows that violate a check.
 _SESSION = {
     "statement_timeout": str(settings.RECONCILE_STATEMENT_TIMEOUT_MS),
     "work_mem": settings.RECONCILE_WORK_MEM,
     "parallel_setup_cost": "0",
     "parallel_tuple_cost": "0",
     "random_page_cost": "1.1",
-    "client_connection_check_interval": "1s",  # a check may take minutes, which nobody waits for who was killed
+    "client_connection_check_interval": "1s",  # cancels a check, which may take minutes, when its client is gone
 }
 
 CHECKS = {
-    "cash is what came in, plus sales, less purchases": """
+    "cash equals transfers plus sales minus purchases": """
         SELECT format('%s has %s, journal says %s', b.id, b.cash, coalesce(j.cash, 0)) AS what
         FROM exchange_broker b
         LEFT JOIN (
@@ -74,7 +72,7 @@ CHECKS = {
           ) entries GROUP BY broker_id
         ) j ON j.broker_id = b.id
         WHERE b.cash <> coalesce(j.cash, 0)""",
-    "shares are what came in, plus purchases, less sales": """
+    "shares equal transfers plus purchases minus sales": """
         SELECT format('%s %s has %s, journal says %s', broker_id, symbol, coalesce(h.quantity, 0),
                       coalesce(j.quantity, 0)) AS what
         FROM exchange_holding h
@@ -88,7 +86,7 @@ CHECKS = {
           ) entries GROUP BY 1, 2
         ) j USING (broker_id, symbol)
         WHERE coalesce(h.quantity, 0) <> coalesce(j.quantity, 0)""",
-    "reserved cash is what working bids may cost": """
+    "reserved cash equals the cost of working bids": """
         SELECT format('%s reserves %s, bids need %s', b.id, b.reserved_cash, coalesce(o.needed, 0)) AS what
         FROM exchange_broker b
         LEFT JOIN (
@@ -96,7 +94,7 @@ CHECKS = {
           WHERE side = 'bid' AND orders_is_working(status) GROUP BY 1
         ) o ON o.broker_id = b.id
         WHERE b.reserved_cash <> coalesce(o.needed, 0)""",
-    "reserved shares are what working asks may sell": """
+    "reserved shares equal the remainder of working asks": """
         SELECT format('%s %s reserves %s, asks need %s', broker_id, symbol, coalesce(h.reserved, 0),
                       coalesce(o.needed, 0)) AS what
         FROM exchange_holding h
@@ -105,7 +103,7 @@ CHECKS = {
           WHERE side = 'ask' AND orders_is_working(status) GROUP BY 1, 2
         ) o USING (broker_id, symbol)
         WHERE coalesce(h.reserved, 0) <> coalesce(o.needed, 0)""",
-    "open orders are counted": """
+    "open order counts are correct": """
         SELECT format('%s %s counts %s, has %s', broker_id, symbol, coalesce(h.open_orders, 0),
                       coalesce(o.open_orders, 0)) AS what
         FROM (SELECT broker_id, symbol, open_orders FROM exchange_holding WHERE open_orders <> 0) h
@@ -114,11 +112,12 @@ CHECKS = {
           WHERE orders_is_working(status) GROUP BY 1, 2
         ) o USING (broker_id, symbol)
         WHERE coalesce(h.open_orders, 0) <> coalesce(o.open_orders, 0)""",
-    "nothing is negative, and nothing reserved exceeds what is there": """
+    "balances and reservations are not negative, and balances cover reservations": """
         SELECT id AS what FROM exchange_broker WHERE NOT (0 <= reserved_cash AND reserved_cash <= cash)
         UNION ALL
         SELECT broker_id || ' ' || symbol FROM exchange_holding WHERE NOT (0 <= reserved AND reserved <= quantity)""",
-    "an order is filled by exactly its trades": " UNION ALL ".join(  # each side by itself: half the groups at a time
+    # One query per side, to halve the number of groups.
+    "filled quantities and values equal those of the orders' trades": " UNION ALL ".join(
         f"""
         SELECT format('order %s', id) AS what
         FROM (
@@ -132,8 +131,8 @@ CHECKS = {
         WHERE (o.filled_quantity, o.filled_value) IS DISTINCT FROM (t.quantity, t.value)"""
         for side in ("bid", "ask")
     ),
-    # An order that does not exist, or is on the other side, is null here and so differs.
-    "a trade is between a bid and an ask of its instrument, at a price both accept": """
+    # An order that does not exist, or is on the other side, is null here and therefore differs.
+    "trades have a bid and an ask of their instrument, at a price within both limits": """
         SELECT format('trade %s', t.id) AS what
         FROM orders_trade t
         LEFT JOIN orders_order bid ON bid.id = t.bid_order_id AND bid.side = 'bid'
@@ -141,7 +140,7 @@ CHECKS = {
         WHERE (bid.symbol, ask.symbol) IS DISTINCT FROM (t.symbol, t.symbol)
           OR (bid.broker_id, ask.broker_id) IS DISTINCT FROM (t.bid_broker_id, t.ask_broker_id)
           OR t.price > bid.price OR t.price < ask.price""",
-    "every order, trade and event is of brokers and instruments that exist": """
+    "orders, trades and events refer to existing brokers and instruments": """
         SELECT format('order %s', o.id) AS what FROM orders_order o
         LEFT JOIN exchange_broker b ON b.id = o.broker_id
         LEFT JOIN exchange_instrument i ON i.symbol = o.symbol
@@ -156,7 +155,7 @@ CHECKS = {
         SELECT format('event %s of %s', e.sequence, e.broker_id) FROM webhooks_event e
         LEFT JOIN exchange_broker b ON b.id = e.broker_id
         WHERE b.id IS NULL""",
-    "every delivery is of an event and a subscription that exist": """
+    "deliveries refer to existing events and subscriptions": """
         SELECT format('delivery %s', d.id) AS what FROM webhooks_delivery d
         LEFT JOIN webhooks_event e ON e.id = d.event_id
         LEFT JOIN webhooks_subscription s ON s.id = d.subscription_id
@@ -168,7 +167,7 @@ CHECKS = {
         WHERE orders_is_working(status) AND (expires_at IS NULL OR expires_at > statement_timestamp())
         GROUP BY symbol
         HAVING max(price) FILTER (WHERE side = 'bid') >= min(price) FILTER (WHERE side = 'ask')""",
-    "a status fits what was filled, and only what may rest is working": """
+    "statuses match filled quantities, and only orders that can rest are working": """
         SELECT format('order %s is %s', id, status) AS what FROM orders_order
         WHERE CASE status
             WHEN 'pending' THEN filled_quantity <> 0
@@ -176,23 +175,23 @@ CHECKS = {
             WHEN 'filled' THEN filled_quantity <> quantity
             ELSE filled_quantity >= quantity OR (cancelled_at IS NULL AND expired_at IS NULL) END
           OR orders_is_working(status) AND (type = 'market' OR time_in_force IN ('ioc', 'fok'))""",
-    "arrival numbers are unique and counted by their book": """
+    "arrival numbers are unique and within the sequence of their book": """
         SELECT format('%s %s', o.symbol, o.sequence) AS what
         FROM (
           SELECT symbol, sequence, lag(sequence) OVER (PARTITION BY symbol ORDER BY sequence) AS before
           FROM orders_order
         ) o JOIN exchange_instrument i ON i.symbol = o.symbol
         WHERE o.sequence = o.before OR o.sequence > i.sequence OR o.sequence < 1""",
-    "one client_order_id, one order": """
+    "client_order_ids are unique": """
         SELECT format('%s %s', broker_id, client_order_id) AS what
         FROM (
           SELECT broker_id, client_order_id,
                  lag(client_order_id) OVER (PARTITION BY broker_id ORDER BY client_order_id) AS before
           FROM orders_order WHERE client_order_id IS NOT NULL
         ) o WHERE client_order_id = before""",
-    "one reference, one transfer": """
+    "transfer references are unique": """
         SELECT reference AS what FROM exchange_transfer GROUP BY reference HAVING count(*) > 1""",
-    "a broker's events are numbered from 1 without a gap": """
+    "events of a broker are numbered from 1 without gaps": """
         SELECT format('%s counts %s, has %s up to %s', b.id, b.event_sequence, coalesce(e.count, 0),
                       coalesce(e.last, 0)) AS what
         FROM exchange_broker b
@@ -202,7 +201,7 @@ CHECKS = {
         ) e ON e.broker_id = b.id
         WHERE (b.event_sequence, b.event_sequence) IS DISTINCT FROM (coalesce(e.count, 0), coalesce(e.last, 0))
            OR e.first > 1""",
-    "every trade, cancel and expiry has its event, and every event its cause": """
+    "trades, cancels and expiries have events, and events have causes": """
         SELECT format('%s %s: %s events, %s causes', broker_id, type, coalesce(e.count, 0),
                       coalesce(c.count, 0)) AS what
         FROM (SELECT broker_id, type, count(*) AS count FROM webhooks_event GROUP BY 1, 2) e
@@ -214,15 +213,16 @@ CHECKS = {
             UNION ALL
             SELECT closed.broker_id, closed.type, count FROM (
               SELECT broker_id, count(*) FILTER (WHERE status = 'expired') AS expired,
-                     count(*) FILTER (WHERE cancel_reason IN ('by_broker', 'by_operator', 'broker_suspended')) AS told
+                     count(*) FILTER (WHERE cancel_reason IN ('by_broker', 'by_operator', 'broker_suspended'))
+                       AS cancels
               FROM orders_order GROUP BY 1
-            ) o, LATERAL (VALUES (broker_id, 'order.expired', expired), (broker_id, 'order.cancelled', told))
+            ) o, LATERAL (VALUES (broker_id, 'order.expired', expired), (broker_id, 'order.cancelled', cancels))
                    AS closed(broker_id, type, count)
           ) causes GROUP BY 1, 2
         ) c USING (broker_id, type)
         WHERE coalesce(e.count, 0) <> coalesce(c.count, 0)""",
-    # The first example names the first broken entry.
-    "the audit has every entry, as it was written": """
+    # The first example is the first broken entry.
+    "the audit log is complete and unchanged": """
         SELECT what FROM (
           SELECT number, CASE
             WHEN number <> coalesce(lag(number) OVER chain, 0) + 1

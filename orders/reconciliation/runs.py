@@ -1,8 +1,7 @@
-"""The runs of the reconciliation, which are kept: who asked for it, how far it is, what it found.
+"""Reconciliation runs: started by an operator or a command, executed by a worker, and stored with their findings.
 
-Whoever makes a run holds an advisory lock of its own from before it begins until after it has ended. PostgreSQL gives
-the lock up with the session: so a run that has begun, has not ended, and whose lock is free has lost its maker, however
-that came about, and will not go on.
+The process that executes a run holds the run's advisory lock until after the run has ended. PostgreSQL releases the
+lock with the session. A run that has begun and not ended, and whose lock is free, is therefore abandoned.
 """
 
 from collections.abc import Iterator
@@ -26,16 +25,16 @@ from orders.reconciliation import checks
 from webhooks.wakeup import connection_with_timeouts
 
 TASK = "orders.tasks.run_reconcile"
-ABANDONED = "Whoever made it was stopped, killed or out of time before there was a verdict."
-_LOCK_CLASS = 0x7265636F  # the first half of the advisory locks' numbers: nobody else's here; the second is the run's,
-_START_LOCK = 0  # or that of whoever asks for one
+ABANDONED = "The process was stopped, killed or timed out before the run had a result."
+_LOCK_CLASS = 0x7265636F  # first key of the advisory locks, used only here; the second key is the run's,
+_START_LOCK = 0  # or this one, held while a run is created
 
 _log = structlog.get_logger(__name__)
 
 
 def start(*, by: Actor, reason: str = "") -> ReconcileRun:
-    """Ask for a run, which a worker makes; refused while another is under way."""
-    maintain()  # one that lost its maker is not
+    """Create a run for a worker. Raise `ReconcileUnderWay` if another one is waiting or running."""
+    maintain()  # ends abandoned runs first
     with transaction.atomic(durable=True):
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_xact_lock(%s, %s)", [_LOCK_CLASS, _START_LOCK])
@@ -47,7 +46,7 @@ def start(*, by: Actor, reason: str = "") -> ReconcileRun:
 
 
 def run_now(*, by: Actor) -> ReconcileRun:
-    """Ask for a run and make it here, whatever else is under way; as it was when it ended."""
+    """Create a run and execute it here, also while others run. Return it when it has ended."""
     run = ReconcileRun()
     with _run_lock(run.pk) as is_ours:
         assert is_ours
@@ -59,14 +58,14 @@ def run_now(*, by: Actor) -> ReconcileRun:
 
 
 def perform(run_id: UUID) -> None:
-    """Make a run that was asked for, unless somebody is at it or has been."""
+    """Execute a run, unless another process executes it or has executed it."""
     with _run_lock(run_id) as is_ours:
         if is_ours:
             _run_checks(run_id)
 
 
 def maintain() -> None:
-    """Hand what has not begun to a worker once more, and end what has lost its maker."""
+    """Send waiting runs to a worker again, and end abandoned runs."""
     for run in ReconcileRun.objects.unfinished().order_by("pk"):
         if run.started_at is None:
             _send_to_worker(run.pk)
@@ -82,17 +81,17 @@ def _create(run: ReconcileRun, by: Actor, reason: str) -> ReconcileRun:
 
 
 def _send_to_worker(run_id: UUID) -> None:
-    """Hand a run to a worker by a message, which may be lost: beat sees to it again."""
+    """Send a run to a worker. The message may be lost, because `maintain` repeats it."""
     try:
         with connection_with_timeouts(settings.REDIS_URL) as valkey:
             expires = settings.RECONCILE_MESSAGE_SECONDS
             current_app.send_task(TASK, (str(run_id),), connection=valkey, retry=False, expires=expires)
-    except Exception as error:  # whatever it is, the run waits a little longer
+    except Exception as error:  # `maintain` sends it again
         _log.warning("reconcile_put_off", run=str(run_id), error=str(error))
 
 
 def _run_checks(run_id: UUID) -> None:
-    """Run every check in one snapshot, and note each verdict at once, where others can see it."""
+    """Run all checks in one snapshot, and commit each finding at once, so that the progress is visible."""
     if not ReconcileRun.objects.unfinished().filter(pk=run_id, started_at=None).update(started_at=Now()):
         return
     with _second_connection() as cursor:
@@ -102,7 +101,7 @@ def _run_checks(run_id: UUID) -> None:
                     cursor.execute(
                         _ADD_FINDING, {"id": run_id, "finding": msgspec.json.encode(asdict(finding)).decode()}
                     )
-        except BaseException as error:  # Ctrl-C, too
+        except BaseException as error:  # also Ctrl-C
             cursor.execute(_END, {"id": run_id, "error": _first_line(error)})
             raise
         cursor.execute(_END, {"id": run_id, "error": ""})
@@ -133,7 +132,7 @@ def _end_if_abandoned(run_id: UUID) -> None:
 
 @contextmanager
 def _run_lock(run_id: UUID) -> Iterator[bool]:
-    """Hold the run's lock in here, if nobody else does; whether we do."""
+    """Hold the run's lock if it is free. Yields True if it was."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", [_LOCK_CLASS, _lock_key(run_id)])
         (is_ours,) = cursor.fetchone()
@@ -146,13 +145,13 @@ def _run_lock(run_id: UUID) -> Iterator[bool]:
 
 
 def _lock_key(run_id: UUID) -> int:
-    """The end of its id, which is random, as a positive integer of PostgreSQL."""
+    """The second key of the run's lock: a positive integer from the random end of its id."""
     return run_id.int % 0x7FFFFFFF + 1
 
 
 @contextmanager
 def _second_connection() -> Iterator[CursorWrapper]:
-    """A second connection, whose statements are committed one by one: the first has the snapshot open."""
+    """A second connection in autocommit, because the first one has the snapshot open."""
     second = connection.copy()
     try:
         with second.cursor() as cursor:

@@ -24,7 +24,7 @@ from tests.trading import BY, PATIENCE_SECONDS, in_thread, place
 pytestmark = pytest.mark.django_db(transaction=True)
 
 SYMBOLS = ["S1", "S2", "S3", "S4"]
-CHECK = "the audit has every entry, as it was written"
+CHECK = "the audit log is complete and unchanged"
 REWRITE = """
 DO $$ DECLARE entry exchange_auditentry; last bytea := ''; BEGIN
   FOR entry IN SELECT * FROM exchange_auditentry ORDER BY number LOOP
@@ -91,7 +91,7 @@ def test_entries_are_numbered_and_chained_by_hash() -> None:
     assert len({bytes(entry.hash) for entry in entries}) == 5
     assert str(AuditHead.objects.get()) == f"5:{bytes(entries[-1].hash).hex()}"
     lines = _reconcile()
-    assert lines[-2:] == [f"The audit ends with {AuditHead.objects.get()}.", "Everything agrees."]
+    assert lines[-2:] == [f"The audit log ends with {AuditHead.objects.get()}.", "No differences."]
     assert f"       0  {CHECK}" in lines
 
 
@@ -193,12 +193,12 @@ def test_no_entry_is_written_without_the_head() -> None:
 
 def test_a_rewritten_chain_is_detected_by_its_anchor() -> None:
     anchor = str(AuditHead.objects.get())
-    assert _reconcile("--anchor", anchor)[-1] == "Everything agrees."
+    assert _reconcile("--anchor", anchor)[-1] == "No differences."
     with _trigger_disabled():
         _run("UPDATE exchange_auditentry SET reason = 'another' WHERE number = 2")
         _run(REWRITE)
 
-    assert _reconcile()[-1] == "Everything agrees."
+    assert _reconcile()[-1] == "No differences."
     with pytest.raises(CommandError, match="no longer has the entry of --anchor"):
         _reconcile("--anchor", anchor)
 
@@ -214,7 +214,7 @@ def test_concurrent_entries_form_one_chain() -> None:
         halt.result(PATIENCE_SECONDS)
 
     assert AuditEntry.objects.filter(action__in=[Action.INSTRUMENT_HALT, Action.INSTRUMENT_RESUME]).count() == 40
-    assert _reconcile()[-1] == "Everything agrees."
+    assert _reconcile()[-1] == "No differences."
 
 
 def _halt_and_resume(symbol: str) -> None:
@@ -234,7 +234,7 @@ def test_an_entry_waits_for_the_previous_one_but_orders_do_not() -> None:
         assert not suspension.done()
 
     suspension.result(PATIENCE_SECONDS)
-    assert _reconcile()[-1] == "Everything agrees."
+    assert _reconcile()[-1] == "No differences."
 
 
 def _is_lock_awaited() -> bool:
@@ -249,7 +249,7 @@ def test_a_rolled_back_entry_leaves_no_gap() -> None:
         transaction.set_rollback(True)
 
     assert AuditHead.objects.get().number == 5
-    assert _reconcile()[-1] == "Everything agrees."
+    assert _reconcile()[-1] == "No differences."
 
 
 def test_the_migration_chains_existing_entries() -> None:
@@ -261,4 +261,4 @@ def test_the_migration_chains_existing_entries() -> None:
         MigrationExecutor(connection).migrate([("exchange", "0004_chain_audit")])
 
     assert list(AuditEntry.objects.order_by("id").values()) == before
-    assert _reconcile()[-1] == "Everything agrees."
+    assert _reconcile()[-1] == "No differences."

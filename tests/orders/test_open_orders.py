@@ -199,8 +199,8 @@ def test_reconcile_reports_a_wrong_count() -> None:
 
     with connection.cursor() as cursor:
         found = {finding.check: finding for finding in checks.findings(cursor) if finding.count}
-    assert found.keys() == {"open orders are counted"}
-    assert sorted(found["open orders are counted"].examples) == [
+    assert found.keys() == {"open order counts are correct"}
+    assert sorted(found["open order counts are correct"].examples) == [
         "alice AAPL counts 1, has 2",
         "bob AAPL counts 1, has 0",
     ]

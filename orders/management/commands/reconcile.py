@@ -1,4 +1,4 @@
-"""`manage.py reconcile`: is everything that must be true still true?"""
+"""`manage.py reconcile`: checks every invariant of the stored data."""
 
 from typing import Any
 
@@ -10,21 +10,21 @@ from orders.reconciliation import runs
 
 
 def _anchor(text: str) -> dict[str, Any]:
-    """Fields of the entry that an anchor names; ValueError for anything else."""
+    """The fields of the entry that an anchor names. Raise ValueError if it is malformed."""
     number, _, digest = text.partition(":")
     return {"number": int(number), "hash": bytes.fromhex(digest)}
 
 
 class Command(BaseCommand):
-    help = "Recompute balances and check every invariant, on a live database; exit 1 on any difference."
+    help = "Recompute balances and check every invariant, on a live database. Exits with 1 on any difference."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--timings", action="store_true", help="say how many seconds each check took")
+        parser.add_argument("--timings", action="store_true", help="print the seconds that each check took")
         parser.add_argument(
             "--anchor",
             type=_anchor,
             metavar="NUMBER:HASH",
-            help="end of the audit as an earlier run printed it, which must still be in the audit",
+            help="last audit entry as printed by an earlier run; fail if the audit no longer contains it",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -34,9 +34,9 @@ class Command(BaseCommand):
             self.stdout.write(f"{finding['count']:>8}{seconds}  {finding['check']}")
             for example in finding["examples"]:
                 self.stdout.write(f"          - {example}")
-        self.stdout.write(f"The audit ends with {AuditHead.objects.get()}.")
+        self.stdout.write(f"The audit log ends with {AuditHead.objects.get()}.")
         if options["anchor"] and not AuditEntry.objects.filter(**options["anchor"]).exists():
-            raise CommandError("The audit no longer has the entry of --anchor: it was rewritten.", returncode=1)
+            raise CommandError("The audit log no longer contains the --anchor entry: it was rewritten.", returncode=1)
         if run.differences:
             raise CommandError(f"{run.differences} differences.", returncode=1)
-        self.stdout.write("Everything agrees.")
+        self.stdout.write("No differences.")

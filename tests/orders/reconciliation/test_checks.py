@@ -46,42 +46,42 @@ FORGET_LAST = "UPDATE exchange_broker SET event_sequence = event_sequence - 1 WH
 LAST_EVENT = "broker_id = 'bench-1' AND sequence = (SELECT event_sequence FROM exchange_broker WHERE id = 'bench-1')"
 
 INCONSISTENCIES = {
-    "cash is what came in, plus sales, less purchases": [
+    "cash equals transfers plus sales minus purchases": [
         "UPDATE exchange_broker SET cash = cash + 0.0001 WHERE id = 'bench-1'",
         "UPDATE exchange_transfer SET cash = cash - 1 WHERE broker_id = 'bench-1' AND cash IS NOT NULL",
         "DELETE FROM exchange_transfer WHERE broker_id = 'bench-1' AND cash IS NOT NULL",
         f"UPDATE orders_trade SET price = price + 0.0001 WHERE {A_TRADE}",
         f"DELETE FROM orders_trade WHERE {A_TRADE}",
     ],
-    "shares are what came in, plus purchases, less sales": [
+    "shares equal transfers plus purchases minus sales": [
         f"UPDATE exchange_holding SET quantity = quantity + 1 WHERE {A_HOLDING}",
         f"DELETE FROM exchange_holding WHERE {A_HOLDING}",
         f"DELETE FROM exchange_transfer WHERE {A_HOLDING}",
         f"UPDATE orders_trade SET quantity = quantity + 1 WHERE {A_TRADE}",
         "INSERT INTO exchange_holding (broker_id, symbol, quantity, reserved) VALUES ('bench-1', 'NEW', 1, 0)",
     ],
-    "reserved cash is what working bids may cost": [
+    "reserved cash equals the cost of working bids": [
         "UPDATE exchange_broker SET reserved_cash = reserved_cash + 0.0001 WHERE id = 'bench-1'",
         "UPDATE exchange_broker SET reserved_cash = 0 WHERE id = 'bench-1'",
         f"UPDATE orders_order SET quantity = quantity + 1 WHERE {RESTING}",
     ],
-    "reserved shares are what working asks may sell": [
+    "reserved shares equal the remainder of working asks": [
         f"UPDATE exchange_holding SET reserved = reserved + 1 WHERE {A_HOLDING}",
         f"DELETE FROM exchange_holding WHERE {A_HOLDING}",
         "UPDATE orders_order SET quantity = quantity + 1 WHERE side = 'ask' AND status = 'pending'",
     ],
-    "open orders are counted": [
+    "open order counts are correct": [
         f"UPDATE exchange_holding SET open_orders = open_orders + 1 WHERE {A_HOLDING}",
         f"DELETE FROM exchange_holding WHERE {A_HOLDING}",
         f"DELETE FROM orders_order WHERE {RESTING}",
     ],
-    "nothing is negative, and nothing reserved exceeds what is there": [
+    "balances and reservations are not negative, and balances cover reservations": [
         "UPDATE exchange_broker SET reserved_cash = -0.0001 WHERE id = 'bench-1'",
         "UPDATE exchange_broker SET reserved_cash = cash + 0.0001 WHERE id = 'bench-1'",
         f"UPDATE exchange_holding SET reserved = -1 WHERE {A_HOLDING}",
         f"UPDATE exchange_holding SET reserved = quantity + 1 WHERE {A_HOLDING}",
     ],
-    "an order is filled by exactly its trades": [
+    "filled quantities and values equal those of the orders' trades": [
         f"UPDATE orders_order SET filled_quantity = filled_quantity + 1 WHERE {PARTLY_FILLED}",
         f"UPDATE orders_order SET filled_value = filled_value + 0.0001 WHERE {FILLED}",
         f"UPDATE orders_order SET filled_value = 1 WHERE {NEVER_FILLED}",
@@ -90,7 +90,7 @@ INCONSISTENCIES = {
         f"DELETE FROM orders_trade WHERE {A_TRADE}",
         f"UPDATE orders_trade SET ask_order_id = uuidv7() WHERE {A_TRADE}",
     ],
-    "a trade is between a bid and an ask of its instrument, at a price both accept": [
+    "trades have a bid and an ask of their instrument, at a price within both limits": [
         f"UPDATE orders_trade SET bid_order_id = uuidv7() WHERE {A_TRADE}",
         f"UPDATE orders_trade SET ask_order_id = uuidv7() WHERE {A_TRADE}",
         f"UPDATE orders_trade SET bid_order_id = ask_order_id, bid_broker_id = ask_broker_id WHERE {A_TRADE}",
@@ -102,7 +102,7 @@ INCONSISTENCIES = {
         f"UPDATE orders_trade SET price = 1000 WHERE {A_TRADE}",
         f"UPDATE orders_trade SET price = 1 WHERE {A_TRADE}",
     ],
-    "every order, trade and event is of brokers and instruments that exist": [
+    "orders, trades and events refer to existing brokers and instruments": [
         f"UPDATE orders_order SET broker_id = 'nobody' WHERE {NEVER_FILLED}",
         f"UPDATE orders_order SET symbol = 'NONE' WHERE {NEVER_FILLED}",
         f"UPDATE orders_trade SET bid_broker_id = 'nobody' WHERE {A_TRADE}",
@@ -112,7 +112,7 @@ INCONSISTENCIES = {
         "DELETE FROM exchange_broker WHERE id = 'bench-1'",
         "DELETE FROM exchange_instrument WHERE symbol = 'S1'",
     ],
-    "every delivery is of an event and a subscription that exist": [
+    "deliveries refer to existing events and subscriptions": [
         "UPDATE webhooks_delivery SET event_id = uuidv7()",
         "UPDATE webhooks_delivery SET subscription_id = uuidv7()",
         "DELETE FROM webhooks_event WHERE broker_id = 'bench-1' AND sequence = 1",
@@ -122,7 +122,7 @@ INCONSISTENCIES = {
         f"UPDATE orders_order SET price = 1000 WHERE {RESTING}",
         f"UPDATE orders_order SET price = 100.01 WHERE {RESTING}",
     ],
-    "a status fits what was filled, and only what may rest is working": [
+    "statuses match filled quantities, and only orders that can rest are working": [
         f"UPDATE orders_order SET status = 'pending' WHERE {FILLED}",
         f"UPDATE orders_order SET status = 'partially_filled' WHERE {FILLED}",
         f"UPDATE orders_order SET status = 'partially_filled' WHERE {RESTING}",
@@ -135,20 +135,20 @@ INCONSISTENCIES = {
         f"UPDATE orders_order SET time_in_force = 'ioc' WHERE {RESTING}",
         f"UPDATE orders_order SET time_in_force = 'fok' WHERE {RESTING}",
     ],
-    "arrival numbers are unique and counted by their book": [
+    "arrival numbers are unique and within the sequence of their book": [
         f"UPDATE orders_order SET sequence = 1 WHERE {RESTING}",
         f"UPDATE orders_order SET sequence = 0 WHERE {RESTING}",
         f"UPDATE orders_order SET sequence = 1 + (SELECT sequence FROM exchange_instrument WHERE symbol = 'S1') "
         f"WHERE {RESTING}",
         "UPDATE exchange_instrument SET sequence = sequence - 1 WHERE symbol = 'S1'",
     ],
-    "one client_order_id, one order": [
+    "client_order_ids are unique": [
         "UPDATE orders_order SET client_order_id = 'same', broker_id = 'bench-1' WHERE status = 'pending'",
     ],
-    "one reference, one transfer": [
+    "transfer references are unique": [
         "UPDATE exchange_transfer SET reference = 'same' WHERE broker_id = 'bench-1'",
     ],
-    "a broker's events are numbered from 1 without a gap": [
+    "events of a broker are numbered from 1 without gaps": [
         "DELETE FROM webhooks_event WHERE broker_id = 'bench-1' AND sequence = 1",
         "DELETE FROM webhooks_event WHERE broker_id = 'bench-1' AND sequence = 2",
         f"DELETE FROM webhooks_event WHERE {LAST_EVENT}",
@@ -157,7 +157,7 @@ INCONSISTENCIES = {
         "UPDATE webhooks_event SET sequence = sequence - 1 WHERE broker_id = 'bench-1'",
         "UPDATE exchange_broker SET event_sequence = event_sequence + 1 WHERE id = 'bench-1'",
     ],
-    "every trade, cancel and expiry has its event, and every event its cause": [
+    "trades, cancels and expiries have events, and events have causes": [
         f"DELETE FROM webhooks_event WHERE {LAST_EVENT}; {FORGET_LAST}",
         f"UPDATE webhooks_event SET type = 'order.none' WHERE {LAST_EVENT}",
         f"DELETE FROM orders_trade WHERE {A_TRADE}",
@@ -165,7 +165,7 @@ INCONSISTENCIES = {
         f"UPDATE orders_order SET cancel_reason = 'fok_not_filled' WHERE {NEVER_FILLED}",
         f"UPDATE orders_order SET cancel_reason = 'by_broker' WHERE {PARTLY_FILLED}",
     ],
-    "the audit has every entry, as it was written": [  # more in test_audit_chain.py
+    "the audit log is complete and unchanged": [  # more in test_audit_chain.py
         "UPDATE exchange_audithead SET number = 1",
         "UPDATE exchange_audithead SET hash = sha256('')",
         "DELETE FROM exchange_audithead",
@@ -236,7 +236,7 @@ def test_checks_read_one_snapshot_and_change_nothing(sound_history: None) -> Non
             cursor.execute(give)
 
     assert [finding.count for finding in first + second] == [0] * 2 * len(checks.CHECKS)
-    assert failed_checks() == {"cash is what came in, plus sales, less purchases"}
+    assert failed_checks() == {"cash equals transfers plus sales minus purchases"}
     run(take)
 
 
@@ -262,8 +262,8 @@ def test_the_command_reports_success_and_timings(sound_history: None) -> None:
     lines = output("--timings")
 
     *checked, end_of_audit, verdict = lines
-    assert verdict == "Everything agrees."
-    assert end_of_audit == f"The audit ends with {AuditHead.objects.get()}."
+    assert verdict == "No differences."
+    assert end_of_audit == f"The audit log ends with {AuditHead.objects.get()}."
     assert [re.sub(r"^ +0 +\d+\.\d\d s  ", "", line) for line in checked] == list(checks.CHECKS)
     assert output()[:-2] == [f"{0:>8}  {check}" for check in checks.CHECKS]
 

@@ -26,8 +26,8 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 OLGA = Actor(ActorKind.USER, "olga", "10.0.0.9", "request-1")
 CHECKS = list(checks.CHECKS)
-CASH = "cash is what came in, plus sales, less purchases"
-DELIVERIES = "every delivery is of an event and a subscription that exist"
+CASH = "cash equals transfers plus sales minus purchases"
+DELIVERIES = "deliveries refer to existing events and subscriptions"
 BEFORE_DELIVERIES = CHECKS.index(DELIVERIES)
 
 
