@@ -49,7 +49,7 @@ def link(url: str, text: str) -> str:
 # --- The list -------------------------------------------------------------------------------------------------------
 
 
-def test_the_list_shows_who_did_what_when_from_where_and_why(root: Client) -> None:
+def test_the_list_shows_time_actor_address_action_subject_and_reason(root: Client) -> None:
     by_user = write(MARY, Action.BROKER_SUSPEND, "alice", reason="margin call")
     by_key = write(ROBOT, Action.INSTRUMENT_HALT, "AAPL")
     by_command = write(BY, Action.KEY_ISSUE, "abcdefabcdef")
@@ -85,7 +85,7 @@ def test_the_list_shows_who_did_what_when_from_where_and_why(root: Client) -> No
     ]
 
 
-def test_acts_are_found_by_all_that_is_known_of_them(root: Client) -> None:
+def test_entries_are_found_by_each_filter(root: Client) -> None:
     first = write(MARY, Action.BROKER_SUSPEND, "alice")
     second = write(ROBOT, Action.BROKER_SUSPEND, "bob")
     third = write(MARY, Action.BROKER_REINSTATE, "alice")
@@ -107,7 +107,7 @@ def test_acts_are_found_by_all_that_is_known_of_them(root: Client) -> None:
     assert shown(root, AuditEntry, since=until, actor="mary") == [fourth]
 
 
-def test_bad_filters_are_said_to_be(root: Client) -> None:
+def test_invalid_filters_are_reported(root: Client) -> None:
     write(MARY, Action.BROKER_SUSPEND, "alice")
 
     response = root.get(list_url(AuditEntry, kind="god", action="x", since="now", until="0", q="\0"))
@@ -117,7 +117,7 @@ def test_bad_filters_are_said_to_be(root: Client) -> None:
     assert listing.form.errors.keys() == {"kind", "action", "since", "until", "q"}
 
 
-def test_each_question_follows_an_index(root: Client) -> None:
+def test_each_filter_uses_an_index(root: Client) -> None:
     with transaction.atomic():
         audit.record(*(Entry.of(MARY, Action.BROKER_SUSPEND, f"b{n % 50}") for n in range(5_000)))
     with connection.cursor() as cursor:
@@ -148,7 +148,7 @@ def test_an_entry_s_id_begins_with_its_time() -> None:
 # --- A page ---------------------------------------------------------------------------------------------------------
 
 
-def test_before_and_after_stand_side_by_side(root: Client) -> None:
+def test_values_before_and_after_are_shown_side_by_side(root: Client) -> None:
     before = {"status": "active", "cash": "10.00", "gone": 1, "same": [1, 2], "empty": ""}
     after = {"status": "suspended", "cash": "10.00", "same": [1, 2], "empty": "", "new": {"a": None}, "flag": True}
     entry = write(MARY, Action.BROKER_SUSPEND, "alice", before=before, after=after, reason="<b>why</b>")
@@ -173,12 +173,12 @@ def test_before_and_after_stand_side_by_side(root: Client) -> None:
         assert told in text
 
 
-def test_an_act_that_tells_nothing_has_a_page_too(root: Client) -> None:
+def test_an_entry_without_values_has_a_page(root: Client) -> None:
     assert changes(None, None) == []
     assert "No field values were recorded." in root.get(page(write(BY, Action.USER_ADD, "mary"))).content.decode()
 
 
-def test_an_operators_key_is_named_by_its_prefix_and_leads_to_it(root: Client) -> None:
+def test_entries_of_an_operator_key_link_to_the_key(root: Client) -> None:
     trading.broker("alice")
     key, secret = exchange_services.issue_key(None, name="robot", scopes=[Scope.OPERATOR], by=BY)
     operator = ApiClient(secret)
@@ -195,7 +195,7 @@ def test_an_operators_key_is_named_by_its_prefix_and_leads_to_it(root: Client) -
     assert list_url(AuditEntry, actor=key.pk, kind="key").replace("&", "&amp;") in root.get(page(key)).content.decode()
 
 
-def test_what_a_user_does_is_on_record_with_user_and_address(root: Client) -> None:
+def test_actions_of_a_user_are_recorded_with_user_and_address(root: Client) -> None:
     trading.broker("alice")
     do(root, Broker, "suspend", "alice")
 
@@ -207,7 +207,7 @@ def test_what_a_user_does_is_on_record_with_user_and_address(root: Client) -> No
 # --- About one thing ------------------------------------------------------------------------------------------------
 
 
-def test_the_latest_about_a_thing_are_of_its_kind_only() -> None:
+def test_the_latest_entries_are_of_the_same_kind_only() -> None:
     trading.broker("AAPL", holdings={"AAPL": 1})  # a broker may be called like an instrument
     broker, instrument = Broker.objects.get(), Instrument.objects.get()
     key = ApiKey.objects.get()
@@ -225,7 +225,7 @@ def test_the_latest_about_a_thing_are_of_its_kind_only() -> None:
     assert latest_entries(broker, key)[0] == last
 
 
-def test_a_cancelled_order_tells_who_cancelled_it() -> None:
+def test_the_latest_entries_of_an_order_include_its_cancellation() -> None:
     trading.broker("alice")
     order = place(Side.BID, 1, "10", by="alice")
     entry = write(MARY, Action.ORDER_CANCEL, str(order.pk))
@@ -236,7 +236,7 @@ def test_a_cancelled_order_tells_who_cancelled_it() -> None:
 # --- Nothing can be done to it --------------------------------------------------------------------------------------
 
 
-def test_there_is_nothing_to_press(root: Client) -> None:
+def test_entries_cannot_be_changed(root: Client) -> None:
     entry = write(MARY, Action.BROKER_SUSPEND, "alice")
 
     for action in ("add", "delete", "change"):
@@ -248,7 +248,7 @@ def test_there_is_nothing_to_press(root: Client) -> None:
     assert root.get(page(entry)).context["action_buttons"] == []
 
 
-def test_who_may_not_view_it_is_refused(client: Client) -> None:
+def test_users_without_view_permission_are_refused(client: Client) -> None:
     entry = write(MARY, Action.BROKER_SUSPEND, "alice")
     user = sign_in(client, "teller", ["exchange.view_broker"])
 
@@ -269,7 +269,7 @@ def exported(client: Client, **asked: Any) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(b"".join(response.streaming_content).decode())))
 
 
-def test_the_file_has_every_field_of_every_entry_asked_for(root: Client) -> None:
+def test_the_export_contains_every_field_of_the_matching_entries(root: Client) -> None:
     first = write(MARY, Action.BROKER_SUSPEND, "alice", reason='a "b", c', before={"x": "1"}, after={"x": "2"})
     write(ROBOT, Action.INSTRUMENT_HALT, "AAPL")
 
@@ -293,7 +293,7 @@ def test_the_file_has_every_field_of_every_entry_asked_for(root: Client) -> None
     assert [each["subject"] for each in exported(root)] == ["AAPL", "alice"]
 
 
-def test_the_file_goes_on_to_the_last_entry_without_repeating_any(
+def test_the_export_contains_every_entry_once(
     root: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lists, "MAX_SCANNED_ROWS", 70)

@@ -82,7 +82,7 @@ def state_now() -> Any:
 # --- The list -------------------------------------------------------------------------------------------------------
 
 
-def test_the_list_shows_what_each_broker_has_and_does(root: Client, alice: Broker) -> None:
+def test_the_list_shows_balances_and_activity_of_each_broker(root: Client, alice: Broker) -> None:
     trading.broker("bob", cash=5, holdings={})
     place(Side.ASK, 5, "10", by="alice")
     place(Side.BID, 3, "11", by="alice")  # trades with itself: a purchase and a sale
@@ -100,7 +100,7 @@ def test_the_list_shows_what_each_broker_has_and_does(root: Client, alice: Broke
     assert page(alice) in response.content.decode()
 
 
-def test_trades_are_counted_as_far_as_is_cheap(root: Client, alice: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trades_are_counted_up_to_a_limit(root: Client, alice: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(brokers, "MAX_TRADES_COUNTED", 2)
     monkeypatch.setattr(brokers, "MAX_TRADES_SUMMED", 2)
     trading.broker("bob")
@@ -142,7 +142,7 @@ def test_brokers_are_found_by_status_and_id(root: Client, alice: Broker) -> None
 # --- The page -------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_of_a_broker_shows_all_of_it(root: Client, alice: Broker) -> None:
+def test_the_page_of_a_broker_shows_all_sections(root: Client, alice: Broker) -> None:
     trading.broker("bob")
     resting = place(Side.ASK, 5, "10.5", by="alice")
     place(Side.BID, 2, "10.5", by="bob")
@@ -206,7 +206,7 @@ def test_pages_take_few_queries_however_many_rows_there_are(root: Client, model:
 
 
 @pytest.mark.parametrize("broker_id", ["a_5Fb", "a-b_c", "_", "-"])
-def test_ids_with_signs_lead_to_their_own_pages(root: Client, broker_id: str) -> None:
+def test_broker_ids_with_underscores_and_hyphens_have_pages(root: Client, broker_id: str) -> None:
     trading.broker(broker_id)
     trading.broker("a_b")
 
@@ -276,14 +276,14 @@ def test_a_broker_is_admitted_with_cash_shares_and_a_key(root: Client) -> None:
         ("reason", "x" * 201, "Ensure this value has at most 200 characters (it has 201)."),
     ],
 )
-def test_what_is_wrong_with_a_new_broker_is_said_of_its_field(
+def test_errors_of_a_new_broker_are_shown_per_field(
     root: Client, field: str, value: str, sentence: str
 ) -> None:
     before = state_now()
     refused(do(root, Broker, "admit", **ADMIT | {field: value}), before, **{field: [sentence]})
 
 
-def test_everything_that_is_wrong_is_said_at_once(root: Client) -> None:
+def test_all_errors_are_shown_at_once(root: Client) -> None:
     fields = {"broker_id": "?", "initial_cash": "x", "initial_holdings": "a 1\nB x", "reason": " "}
 
     assert {name: len(each) for name, each in wrong(do(root, Broker, "admit", **fields)).items()} == {
@@ -330,7 +330,7 @@ def test_cash_is_booked_to_the_last_digit(root: Client, alice: Broker) -> None:
     ]
 
 
-def test_shares_come_in_and_go_out(root: Client, alice: Broker) -> None:
+def test_shares_are_deposited_and_withdrawn(root: Client, alice: Broker) -> None:
     trading.instrument("GOOG")
 
     assert said(shares(root, "1000000000000", "GOOG", "in")) == [
@@ -341,7 +341,7 @@ def test_shares_come_in_and_go_out(root: Client, alice: Broker) -> None:
     assert len(entries()) == 2
 
 
-def test_a_reference_that_was_booked_before_is_said_to_be(root: Client, alice: Broker) -> None:
+def test_a_repeated_transfer_is_reported_and_not_booked(root: Client, alice: Broker) -> None:
     cash(root, "5")
     booked, before = Transfer.objects.get(reference="wire-1"), state_now()
 
@@ -352,7 +352,7 @@ def test_a_reference_that_was_booked_before_is_said_to_be(root: Client, alice: B
     assert state_now() == before
 
 
-def test_a_reference_of_another_transfer_is_refused_and_the_difference_is_named(root: Client, alice: Broker) -> None:
+def test_a_reused_reference_is_rejected_with_the_differing_fields(root: Client, alice: Broker) -> None:
     trading.broker("bob")
     cash(root, "5")
     before = state_now()
@@ -365,7 +365,7 @@ def test_a_reference_of_another_transfer_is_refused_and_the_difference_is_named(
     refused(of_bob, before, __all__=[f"broker_id: {differs}"])
 
 
-def test_what_is_not_free_does_not_go_out(root: Client, alice: Broker) -> None:
+def test_reserved_cash_and_shares_cannot_be_withdrawn(root: Client, alice: Broker) -> None:
     place(Side.BID, 10, "99.99", by="alice")
     place(Side.ASK, 9_000, "500", by="alice")
     before = state_now()
@@ -394,7 +394,7 @@ def test_what_is_not_free_does_not_go_out(root: Client, alice: Broker) -> None:
         ("shares", "symbol", "aapl", "Use capital letters, digits and dots, at most 12."),
     ],
 )
-def test_what_is_wrong_with_a_transfer_is_said_of_its_field(
+def test_errors_of_a_transfer_are_shown_per_field(
     root: Client, alice: Broker, action: str, field: str, value: str, sentence: str
 ) -> None:
     before = state_now()
@@ -403,7 +403,7 @@ def test_what_is_wrong_with_a_transfer_is_said_of_its_field(
     refused(book(root, **{fields.get(field, field): value}), before, **{field: [sentence]})
 
 
-def test_a_broker_that_somebody_holds_is_said_to_be_busy(root: Client, alice: Broker) -> None:
+def test_a_locked_broker_is_reported_as_busy(root: Client, alice: Broker) -> None:
     held, done = Event(), Event()
 
     def hold() -> None:
@@ -442,7 +442,7 @@ def test_transfers_are_listed_and_found(root: Client, alice: Broker) -> None:
     assert root.get(list_url(Transfer, symbol="?")).context["listing"].form.errors.keys() == {"symbol"}
 
 
-def test_transfers_of_a_period_begin_with_it_and_end_before_its_end(root: Client, alice: Broker) -> None:
+def test_transfer_periods_include_their_start_and_exclude_their_end(root: Client, alice: Broker) -> None:
     cash(root, "1", "wire-1")
     cash(root, "2", "wire-2")
     first, second = Transfer.objects.filter(cash__lt=3).order_by("created_at")
@@ -455,7 +455,7 @@ def test_transfers_of_a_period_begin_with_it_and_end_before_its_end(root: Client
         assert shown(root, Transfer, since="9999-12-31T23:59:59", until="0001-01-01 00:00", **asked) == []
 
 
-def test_the_page_of_a_transfer_leads_to_its_broker_and_instrument(root: Client, alice: Broker) -> None:
+def test_the_page_of_a_transfer_links_to_its_broker_and_instrument(root: Client, alice: Broker) -> None:
     of_cash, of_shares = Transfer.objects.order_by("id")
 
     assert "1,000,000.00" in root.get(page(of_cash)).content.decode()
@@ -499,7 +499,7 @@ def test_a_key_is_issued_works_and_is_shown_once(root: Client, alice: Broker) ->
     assert (after["broker_id"], after["name"], after["scopes"]) == ("alice", "night desk", ["trade"])
 
 
-def test_a_key_that_may_only_read_places_nothing(root: Client, alice: Broker) -> None:
+def test_a_read_key_cannot_place_orders(root: Client, alice: Broker) -> None:
     key = secret_of(issue(root, scope="read"))
 
     stored = ApiKey.objects.get(pk=key.split("_")[1])
@@ -521,7 +521,7 @@ def test_a_key_that_may_only_read_places_nothing(root: Client, alice: Broker) ->
         ("reason", "", "This field is required."),
     ],
 )
-def test_what_is_wrong_with_a_key_is_said_of_its_field(
+def test_errors_of_a_key_are_shown_per_field(
     root: Client, alice: Broker, field: str, value: str, sentence: str
 ) -> None:
     before, keys = state_now(), ApiKey.objects.count()
@@ -529,7 +529,7 @@ def test_what_is_wrong_with_a_key_is_said_of_its_field(
     assert ApiKey.objects.count() == keys
 
 
-def test_keys_die_when_they_are_revoked_one_or_many(root: Client, alice: Broker) -> None:
+def test_revoked_keys_stop_working(root: Client, alice: Broker) -> None:
     first, second, third = (secret_of(issue(root, name=name)) for name in ("a", "b", "c"))
     prefixes = [key.split("_")[1] for key in (first, second, third)]
     assert [answers(key) for key in (first, second, third)] == [200, 200, 200]
@@ -554,7 +554,7 @@ def test_an_operators_key_is_revoked_too(root: Client) -> None:
     assert ApiClient(secret).get("/brokers").status == 401
 
 
-def test_keys_are_listed_and_found_by_what_they_are_good_for(root: Client, alice: Broker) -> None:
+def test_keys_are_listed_and_found_by_state(root: Client, alice: Broker) -> None:
     secret_of(issue(root, name="gone", expires_at="2099-01-01T00:00"))
     secret_of(issue(root, name="desk"))
     first = ApiKey.objects.get(name="")
@@ -578,7 +578,7 @@ def test_keys_are_listed_and_found_by_what_they_are_good_for(root: Client, alice
     ]
 
 
-def test_selected_keys_lead_to_the_page_that_asks_why(root: Client, alice: Broker) -> None:
+def test_revoking_selected_keys_asks_for_a_reason(root: Client, alice: Broker) -> None:
     keys = [ApiKey.objects.get(), exchange_services.issue_key("alice", by=BY)[0]]
     chosen = {"action": "revoke", "index": "0", "_selected_action": [key.pk for key in keys]}
 
@@ -590,11 +590,11 @@ def test_selected_keys_lead_to_the_page_that_asks_why(root: Client, alice: Broke
     assert (viewers.status_code, 'name="_selected_action"' in viewers.content.decode()) == (200, False)
 
 
-def test_no_list_tells_of_the_hash_of_a_secret(root: Client, alice: Broker) -> None:
+def test_lists_cannot_be_filtered_by_secret_hash(root: Client, alice: Broker) -> None:
     assert root.get(f"{list_url(ApiKey)}?secret_hash__gte=a").status_code == 400
 
 
-def test_the_last_use_of_a_key_is_shown_wherever_the_key_is(root: Client, alice: Broker) -> None:
+def test_the_last_use_of_a_key_is_shown_on_every_page(root: Client, alice: Broker) -> None:
     key = ApiKey.objects.get()
     ApiKey.objects.update(last_used_at=datetime(2020, 2, 3, 4, 5, tzinfo=UTC))
 
@@ -602,7 +602,7 @@ def test_the_last_use_of_a_key_is_shown_wherever_the_key_is(root: Client, alice:
         assert "2020-02-03 04:05:00" in root.get(path).content.decode(), path
 
 
-def test_the_page_of_a_broker_and_of_a_key_refresh_by_themselves(root: Client, alice: Broker) -> None:
+def test_the_pages_of_a_broker_and_of_a_key_refresh_automatically(root: Client, alice: Broker) -> None:
     assert live_parts(root.get(page(alice))) == [
         "balance", "holdings", "orders", "keys", "transfers", "subscriptions", "audit",
     ]  # fmt: skip
@@ -612,7 +612,7 @@ def test_the_page_of_a_broker_and_of_a_key_refresh_by_themselves(root: Client, a
 # --- Stopped --------------------------------------------------------------------------------------------------------
 
 
-def test_suspending_refuses_new_orders_and_leaves_the_old(root: Client, alice: Broker) -> None:
+def test_suspending_rejects_new_orders_and_keeps_resting_ones(root: Client, alice: Broker) -> None:
     resting = place(Side.ASK, 5, "10", by="alice")
 
     assert said(do(root, Broker, "suspend", "alice")) == [("success", "alice suspended.")]
@@ -627,7 +627,7 @@ def test_suspending_refuses_new_orders_and_leaves_the_old(root: Client, alice: B
     ]
 
 
-def test_a_button_is_there_while_it_makes_sense(root: Client, alice: Broker) -> None:
+def test_buttons_depend_on_the_status_of_the_broker(root: Client, alice: Broker) -> None:
     offered = {action: is_offered(root, action_path(Broker, action, "alice"), page(alice)) for action in ACTS}
     assert offered == dict.fromkeys(ACTS, True) | {"reinstate": False}
     do(root, Broker, "suspend", "alice")
@@ -639,7 +639,7 @@ def stop(root: Client, **fields: str) -> Any:
     return do(root, Broker, "stop", "alice", **{"confirmation": "alice"} | fields)
 
 
-def test_the_kill_switch_suspends_and_cancels_everything_of_that_broker(root: Client, alice: Broker) -> None:
+def test_the_kill_switch_suspends_the_broker_and_cancels_all_its_orders(root: Client, alice: Broker) -> None:
     trading.broker("bob")
     trading.instrument("GOOG")
     for number in range(3):
@@ -666,7 +666,7 @@ def test_the_kill_switch_suspends_and_cancels_everything_of_that_broker(root: Cl
 
 
 @pytest.mark.parametrize("confirmation", ["", "Alice", "alice ", "bob"])
-def test_the_kill_switch_wants_the_brokers_id(root: Client, alice: Broker, confirmation: str) -> None:
+def test_the_kill_switch_needs_the_broker_id(root: Client, alice: Broker, confirmation: str) -> None:
     resting = place(Side.BID, 1, "10", by="alice")
     before = state_now()
 
@@ -675,7 +675,7 @@ def test_the_kill_switch_wants_the_brokers_id(root: Client, alice: Broker, confi
     assert Order.objects.get(pk=resting.pk).status == OrderStatus.PENDING
 
 
-def test_no_order_slips_by_the_kill_switch(root: Client, alice: Broker) -> None:
+def test_no_concurrent_order_survives_the_kill_switch(root: Client, alice: Broker) -> None:
     trading.broker("bob")
     begun, refusals = Event(), count()
 
@@ -708,7 +708,7 @@ def test_no_order_slips_by_the_kill_switch(root: Client, alice: Broker) -> None:
     trading.assert_sound()
 
 
-def test_a_kill_switch_that_breaks_off_says_so_and_the_next_press_finishes_it(root: Client, alice: Broker) -> None:
+def test_an_interrupted_kill_switch_says_so_and_can_be_repeated(root: Client, alice: Broker) -> None:
     trading.instrument("GOOG")
     first = place(Side.BID, 1, "10", by="alice")
     second = place(Side.BID, 1, "10", symbol="GOOG", by="alice")
@@ -750,7 +750,7 @@ ACTS = {
 FIELDS = {"cash": "1", "symbol": "AAPL", "quantity": "1", "reference": "r", "scope": "read", "confirmation": "alice"}
 
 
-def test_who_may_only_look_sees_no_button_and_is_refused(client: Client, alice: Broker) -> None:
+def test_viewers_see_no_button_and_are_refused(client: Client, alice: Broker) -> None:
     viewer = sign_in(client, "viewer", ["exchange.view_broker", "exchange.view_apikey"])
     key = ApiKey.objects.get()
     before = state_now()
@@ -767,7 +767,7 @@ def test_who_may_only_look_sees_no_button_and_is_refused(client: Client, alice: 
 
 
 @pytest.mark.parametrize("action", ACTS)
-def test_who_may_do_one_thing_may_do_no_other(client: Client, alice: Broker, action: str) -> None:
+def test_each_action_needs_its_own_permission(client: Client, alice: Broker, action: str) -> None:
     user = sign_in(client, "specialist", ["exchange.view_broker", ACTS[action]])
 
     for other, permission in ACTS.items():
@@ -777,7 +777,7 @@ def test_who_may_do_one_thing_may_do_no_other(client: Client, alice: Broker, act
     assert AuditEntry.objects.filter(actor="specialist").exists()
 
 
-def test_strangers_are_sent_to_the_login(client: Client, alice: Broker) -> None:
+def test_signed_out_visitors_are_redirected_to_the_login(client: Client, alice: Broker) -> None:
     for path in (
         list_url(Broker),
         page(alice),
@@ -789,7 +789,7 @@ def test_strangers_are_sent_to_the_login(client: Client, alice: Broker) -> None:
         assert (response.status_code, response["Location"].startswith("/admin/login/")) == (302, True)
 
 
-def test_an_act_on_nobody_or_on_too_many_is_none(root: Client, alice: Broker) -> None:
+def test_an_action_needs_existing_rows_within_its_limit(root: Client, alice: Broker) -> None:
     trading.broker("bob")
 
     assert root.get(action_path(Broker, "suspend", "nobody")).status_code == 404

@@ -53,7 +53,7 @@ def levels(side: Sequence[tuple[str, int, int]]) -> list[Level]:
 BOTH_SIDES = book(bids=[("10.00", 50, 2), ("9.90", 25, 1)], asks=[("10.10", 100, 1), ("10.30", 20, 4), ("10.40", 1, 1)])
 
 
-def test_a_ladder_cumulates_each_side_and_measures_both_by_the_largest_level() -> None:
+def test_a_ladder_cumulates_each_side_and_scales_bars_to_the_largest_level() -> None:
     bids, asks = charts.ladder(BOTH_SIDES, 2)
 
     assert bids == [LadderLevel(Decimal("10.00"), 50, 2, 50, 50.0), LadderLevel(Decimal("9.90"), 25, 1, 75, 25.0)]
@@ -80,7 +80,7 @@ def test_an_empty_book_has_no_depth() -> None:
     assert charts.depth_chart(book(), TICK) is None
 
 
-def test_a_single_level_stands_in_the_middle() -> None:
+def test_a_single_level_is_in_the_middle() -> None:
     chart = charts.depth_chart(book(asks=[("10.00", 7, 1)]), TICK)
 
     assert chart is not None
@@ -89,7 +89,7 @@ def test_a_single_level_stands_in_the_middle() -> None:
     assert chart.description == "Bids: none; asks: 7 shares from 10.00 to 10.00."
 
 
-def test_the_smallest_and_the_largest_there_are_can_be_drawn() -> None:
+def test_the_smallest_and_largest_values_can_be_drawn() -> None:
     chart = charts.depth_chart(
         book(bids=[("0.0001", 10**12, 1)], asks=[("9999999999999999.9999", 1, 1)]), Decimal("0.0001")
     )
@@ -107,7 +107,7 @@ def candle(minute: int, *prices: str, volume: int = 10) -> Candle:
     return Candle(NOON + minute * MINUTE, open_, high, low, close, volume)
 
 
-def test_candles_stand_where_their_time_prices_and_volume_say() -> None:
+def test_candles_are_positioned_by_time_price_and_volume() -> None:
     candles = [candle(0, "10.00", "11.00", "9.00", "10.50", volume=40), candle(9, "10.50", "10.50", "9.50", "10.00")]
 
     chart = charts.price_chart(candles, TEN_MINUTES, NOON, TICK)
@@ -145,7 +145,7 @@ def test_one_trade_is_a_line_in_the_middle() -> None:
     assert chart.prices == [AxisLabel(76.0, "9.99"), AxisLabel(38.0, "10.00"), AxisLabel(0.0, "10.01")]
 
 
-def test_an_axis_of_prices_begins_above_nothing() -> None:
+def test_a_price_axis_starts_above_zero() -> None:
     chart = charts.price_chart([candle(0, "0.01", "0.01", "0.01", "0.01")], TEN_MINUTES, NOON, TICK)
 
     assert chart is not None
@@ -164,11 +164,11 @@ def test_without_trades_there_is_no_chart() -> None:
         pytest.param(NOON.replace(hour=0, minute=2), NOON.replace(hour=0) - 7 * MINUTE, id="over midnight"),
     ],
 )
-def test_a_span_ends_with_the_step_we_are_in(now: datetime, begin: datetime) -> None:
+def test_a_span_ends_with_the_current_step(now: datetime, begin: datetime) -> None:
     assert TEN_MINUTES.begin(now) == begin
 
 
-def test_the_words_under_a_chart_are_whole_steps_of_the_day() -> None:
+def test_time_labels_are_multiples_of_the_step_since_midnight() -> None:
     chart = charts.price_chart([candle(0, "10", "10", "10", "10")], TEN_MINUTES, NOON - 3 * MINUTE, TICK)
 
     assert chart is not None

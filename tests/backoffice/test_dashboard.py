@@ -98,7 +98,7 @@ def tiles(browser: Client) -> dict[str, tuple[str, str]]:
 # --- Figures --------------------------------------------------------------------------------------------------------
 
 
-def test_orders_trades_value_and_rejects_are_exact_at_once(root: Client) -> None:
+def test_order_trade_turnover_and_rejection_figures_are_exact(root: Client) -> None:
     for name in ("alice", "bob"):
         trading.broker(name)
     trading.place(Side.ASK, 10, "10", by="bob")
@@ -118,7 +118,7 @@ def test_orders_trades_value_and_rejects_are_exact_at_once(root: Client) -> None
     }
 
 
-def test_figures_lead_to_their_lists_but_what_was_refused_is_in_none(root: Client) -> None:
+def test_figures_link_to_their_lists_except_rejected_orders(root: Client) -> None:
     content = root.get(INDEX).content.decode()
 
     cards = re.findall(r'<(a href="[^"]+"|div) class="o-card">\s*<span class="o-card-title">([^<]+)<', content)
@@ -126,7 +126,7 @@ def test_figures_lead_to_their_lists_but_what_was_refused_is_in_none(root: Clien
     assert cards == [(orders, "Orders"), (trades, "Trades"), (trades, "Turnover"), ("div", "Rejected orders")]
 
 
-def test_charts_show_the_last_hour_and_say_it_in_words(root: Client) -> None:
+def test_charts_show_and_describe_the_last_hour(root: Client) -> None:
     trading.instrument()
     minute = database_now().replace(second=0, microsecond=0)
     for ago, orders in ((61, 100), (60, 1), (2, 7), (1, 3), (0, 50)):
@@ -172,7 +172,7 @@ def test_instruments_are_shown_with_price_change_volume_and_open_orders(root: Cl
     assert (state, figures.last_price, figures.change) == ("quiet", Decimal(12), None)
 
 
-def test_only_the_busiest_instruments_are_shown_halted_ones_first(
+def test_halted_instruments_then_the_busiest_are_shown(
     root: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dashboard, "MAX_INSTRUMENTS", 2)
@@ -184,7 +184,7 @@ def test_only_the_busiest_instruments_are_shown_halted_ones_first(
     assert [row.symbol for row, _, _ in seen(root)["market"]["rows"]] == ["A", "B"]
 
 
-def test_who_is_halted_or_quiet_is_found_from_the_tiles(root: Client) -> None:
+def test_tiles_link_to_halted_and_quiet_instruments(root: Client) -> None:
     trading.broker("alice", holdings={"AAPL": 10})
     for symbol in ("BBB", "CCC", "DDD"):
         trading.instrument(symbol)
@@ -201,11 +201,11 @@ def test_who_is_halted_or_quiet_is_found_from_the_tiles(root: Client) -> None:
 # --- What is wrong --------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_wrong_with_an_exchange_that_has_just_begun(root: Client) -> None:
+def test_a_new_exchange_has_no_alarms(root: Client) -> None:
     assert alarms(root) == []
 
 
-def test_halted_instruments_are_told_until_they_are_resumed(root: Client) -> None:
+def test_halted_instruments_raise_an_alarm_until_resumed(root: Client) -> None:
     for symbol in ("AAPL", "GOOG"):
         trading.instrument(symbol)
         services.halt(symbol, by=BY)
@@ -222,7 +222,7 @@ def test_halted_instruments_are_told_until_they_are_resumed(root: Client) -> Non
     ("key", "name"),
     [(heartbeat.BEAT, "beat"), (heartbeat.WORKER, "worker"), (heartbeat.WEBHOOKS, "webhook worker")],
 )
-def test_a_process_that_is_silent_is_told(root: Client, key: str, name: str) -> None:
+def test_a_process_without_heartbeat_raises_an_alarm(root: Client, key: str, name: str) -> None:
     heartbeat._client().delete(key)
     ((text, url),) = alarms(root)
     assert text.startswith(f"No heartbeat from the {name}. It ")
@@ -237,7 +237,7 @@ def test_a_process_that_is_silent_is_told(root: Client, key: str, name: str) -> 
     assert alarms(root) == []
 
 
-def test_a_valkey_that_is_away_is_told_and_nothing_else(root: Client) -> None:
+def test_an_unreachable_valkey_raises_a_single_alarm(root: Client) -> None:
     heartbeat._client().close()
     heartbeat._client.cache_clear()
     with override_settings(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0"):
@@ -255,7 +255,7 @@ def subscribed(broker_id: str) -> Subscription:
     return Subscription.objects.get(pk=subscription.pk)
 
 
-def test_endpoints_that_fail_are_told_until_they_answer_or_are_paused(root: Client) -> None:
+def test_failing_endpoints_raise_an_alarm_until_they_succeed_or_are_paused(root: Client) -> None:
     subscriptions, now = [subscribed(name) for name in ("alice", "bob", "carol")], database_now()
 
     def set_all(**fields: Any) -> None:
@@ -280,7 +280,7 @@ def test_endpoints_that_fail_are_told_until_they_answer_or_are_paused(root: Clie
     assert alarms(root) == []
 
 
-def test_what_failed_long_ago_and_was_never_tried_again_is_forgotten(root: Client) -> None:
+def test_failures_older_than_a_day_raise_no_alarm(root: Client) -> None:
     subscribed("alice")
     Subscription.objects.update(last_failure_at=database_now() - timedelta(hours=25))
 
@@ -295,7 +295,7 @@ def due(subscription: Subscription, seconds: int) -> datetime:
     return made_at
 
 
-def test_deliveries_that_wait_too_long_are_told_until_they_are_sent_or_paused(root: Client) -> None:
+def test_delayed_deliveries_raise_an_alarm_until_sent_or_paused(root: Client) -> None:
     subscription = subscribed("alice")
     due(subscription, 50)
     assert alarms(root) == []
@@ -316,7 +316,7 @@ def test_deliveries_that_wait_too_long_are_told_until_they_are_sent_or_paused(ro
     assert seen(root)["webhooks"]["due"] == "0"
 
 
-def test_what_is_due_is_counted_up_to_a_limit(root: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pending_deliveries_are_counted_up_to_a_limit(root: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dashboard, "MAX_DUE_COUNT", 3)
     subscription = subscribed("alice")
     counted = []
@@ -332,7 +332,7 @@ def run(**fields: Any) -> ReconcileRun:
     return ReconcileRun.objects.create(asked_by="root", asked_at=now, **({"finished_at": now} | fields))
 
 
-def test_the_last_reconciliation_is_told_if_it_found_something(root: Client) -> None:
+def test_the_last_reconciliation_raises_an_alarm_for_differences(root: Client) -> None:
     def findings(*counts: int) -> list[dict[str, Any]]:
         return [{"check": "x", "count": count, "examples": [], "seconds": 0.1} for count in counts]
 
@@ -348,7 +348,7 @@ def test_the_last_reconciliation_is_told_if_it_found_something(root: Client) -> 
     assert alarms(root) == []
 
 
-def test_bars_that_are_not_kept_up_are_told(root: Client) -> None:
+def test_delayed_bars_raise_an_alarm(root: Client) -> None:
     trading.broker("alice")
     trading.place(Side.BID, 1, "1")
     moment = database_now() - timedelta(minutes=3)
@@ -368,13 +368,13 @@ def test_bars_that_are_not_kept_up_are_told(root: Client) -> None:
 # --- Who sees it, and at what cost ----------------------------------------------------------------------------------
 
 
-def test_a_stranger_is_sent_to_the_login(client: Client) -> None:
+def test_a_signed_out_visitor_is_redirected_to_the_login(client: Client) -> None:
     response = client.get(INDEX)
 
     assert (response.status_code, response.headers["Location"]) == (302, "/admin/login/?next=/admin/")
 
 
-def test_who_may_see_nothing_else_sees_the_processes(client: Client) -> None:
+def test_users_without_permissions_see_only_the_processes(client: Client) -> None:
     trading.instrument()
     services.halt("AAPL", by=BY)
     browser = user_with(client)
@@ -398,7 +398,7 @@ def test_who_may_see_nothing_else_sees_the_processes(client: Client) -> None:
         (["orders.view_reconcilerun"], "runs_url"),
     ],
 )
-def test_a_part_is_for_those_who_may_see_what_it_shows(client: Client, permissions: list[str], part: str) -> None:
+def test_a_section_needs_the_permissions_for_its_content(client: Client, permissions: list[str], part: str) -> None:
     browser = user_with(client, *permissions[1:])
     assert part not in seen(browser)
     User.objects.all().delete()
@@ -407,7 +407,7 @@ def test_a_part_is_for_those_who_may_see_what_it_shows(client: Client, permissio
     assert {"cards", "market", "webhooks", "runs_url"} & seen(browser).keys() == {part}
 
 
-def test_it_links_to_every_list_of_the_back_office(root: Client) -> None:
+def test_the_dashboard_links_to_every_list(root: Client) -> None:
     links = root.get(INDEX).content.decode().split('aria-label="All pages"')[1]
 
     lists = [list_url(model) for model in admin.site._registry]
@@ -415,7 +415,7 @@ def test_it_links_to_every_list_of_the_back_office(root: Client) -> None:
     assert [url for url in lists if f'href="{url}"' not in links] == []
 
 
-def test_it_refreshes_by_itself(root: Client) -> None:
+def test_the_dashboard_refreshes_automatically(root: Client) -> None:
     content = root.get(INDEX).content.decode()
 
     live = re.findall(r'id="(\w+)"[^>]*data-live', content)
@@ -423,7 +423,7 @@ def test_it_refreshes_by_itself(root: Client) -> None:
 
 
 @pytest.mark.parametrize("is_superuser", [True, False])
-def test_it_takes_few_queries_whatever_there_is(
+def test_the_dashboard_takes_few_queries_for_any_amount_of_data(
     client: Client, django_assert_max_num_queries: DjangoAssertNumQueries, is_superuser: bool
 ) -> None:
     for number in range(10):
@@ -443,7 +443,7 @@ def test_it_takes_few_queries_whatever_there_is(
 # --- How figures are drawn and written ------------------------------------------------------------------------------
 
 
-def test_a_sparkline_goes_from_left_to_right_with_its_highest_value_at_the_top() -> None:
+def test_a_sparkline_runs_left_to_right_with_the_maximum_at_the_top() -> None:
     chart = sparkline([0, Decimal(5), 10], width=100, height=42)
 
     assert (chart.width, chart.height) == (100, 42)
@@ -451,7 +451,7 @@ def test_a_sparkline_goes_from_left_to_right_with_its_highest_value_at_the_top()
     assert chart.area == "M0.0,41.0 L50.0,21.0 L100.0,1.0 L100.0,42 L0,42 Z"
 
 
-def test_a_sparkline_of_nothing_lies_at_the_bottom() -> None:
+def test_a_sparkline_of_zeros_is_at_the_bottom() -> None:
     assert sparkline([0, 0], width=10, height=42).line == "M0.0,41.0 L10.0,41.0"
     assert sparkline([]).line == ""
 
@@ -467,5 +467,5 @@ def test_a_sparkline_of_nothing_lies_at_the_bottom() -> None:
         (Decimal("5e15"), "5,000.00 tn"),
     ],
 )
-def test_figures_are_short(value: Any, written: str) -> None:
+def test_large_figures_are_abbreviated(value: Any, written: str) -> None:
     assert compact(value) == written

@@ -114,7 +114,7 @@ def bar(minutes_ago: int, *prices: str, volume: int) -> None:
 # --- The list -------------------------------------------------------------------------------------------------------
 
 
-def test_the_list_shows_where_each_instrument_stands(office: Client) -> None:
+def test_the_list_shows_the_figures_of_each_instrument(office: Client) -> None:
     instrument("PETR4", tick="0.001")
     Instrument.objects.filter(pk="PETR4").update(name="Petróleo & Gás")
     place(Side.ASK, 5, "10")
@@ -135,7 +135,7 @@ def test_the_list_shows_where_each_instrument_stands(office: Client) -> None:
     assert f'<a href="{AAPL}"' in html(office, LIST)
 
 
-def test_the_list_is_asked_by_status_pricing_and_name(office: Client) -> None:
+def test_the_list_is_filtered_by_status_pricing_and_name(office: Client) -> None:
     instrument("PETR4", pricing=Pricing.MAKER)
     instrument("VALE3")
     Instrument.objects.filter(pk="VALE3").update(name="Vale do Rio Doce")
@@ -151,7 +151,7 @@ def test_the_list_is_asked_by_status_pricing_and_name(office: Client) -> None:
     assert context(office, LIST)["counts"] == [("trading", 2), ("halted", 1)]
 
 
-def test_the_list_is_asked_for_what_is_quiet(office: Client) -> None:
+def test_the_list_is_filtered_by_instruments_without_trades(office: Client) -> None:
     for symbol in ("HALT", "PETR4"):
         instrument(symbol)
     set_status("HALT", InstrumentStatus.HALTED)
@@ -169,11 +169,11 @@ def test_the_list_is_asked_for_what_is_quiet(office: Client) -> None:
     ("query", "status"),
     [("quiet=no", 200), ("o=99&p=x", 200), ("last=1", 400), ("status=%00", 400), ("name__regex=(", 400)],
 )
-def test_the_list_is_asked_by_its_filters_alone(office: Client, query: str, status: int) -> None:
+def test_the_list_accepts_its_own_filters_only(office: Client, query: str, status: int) -> None:
     assert office.get(f"{LIST}?{query}").status_code == status
 
 
-def test_the_list_asks_as_often_for_fifty_instruments_as_for_one(office: Client) -> None:
+def test_the_list_takes_as_many_queries_for_fifty_instruments_as_for_one(office: Client) -> None:
     with CaptureQueriesContext(connection) as for_one:
         office.get(LIST)
     for number in range(60):
@@ -188,7 +188,7 @@ def test_the_list_asks_as_often_for_fifty_instruments_as_for_one(office: Client)
 # --- The page -------------------------------------------------------------------------------------------------------
 
 
-def test_the_ladder_is_the_book(office: Client) -> None:
+def test_the_ladder_shows_the_order_book(office: Client) -> None:
     place(Side.ASK, 10, "10.30")
     place(Side.ASK, 20, "10.20")
     place(Side.ASK, 5, "10.20")
@@ -238,7 +238,7 @@ def test_the_tape_is_newest_first_with_the_taker_in_its_colour(office: Client) -
     assert f'href="{page(Trade.objects.latest("id"))}"' in html(office)
 
 
-def test_the_chart_shows_the_span_that_is_asked_for(office: Client) -> None:
+def test_the_chart_shows_the_requested_span(office: Client) -> None:
     bar(0, "10", "12", "9", "11", volume=5)
     bar(90, "10", "10", "10", "10", volume=1)
     bar(600, "8", "8", "8", "8", volume=1)
@@ -254,7 +254,7 @@ def test_the_chart_shows_the_span_that_is_asked_for(office: Client) -> None:
     assert context(office)["prices"].description == "From 10.00 to 11.00, between 9.00 and 12.00; 5 shares."
 
 
-def test_the_figures_are_those_of_the_market(office: Client) -> None:
+def test_the_page_shows_the_market_figures(office: Client) -> None:
     place(Side.ASK, 5, "10")
     place(Side.BID, 5, "10")
     place(Side.BID, 5, "9")
@@ -268,7 +268,7 @@ def test_the_figures_are_those_of_the_market(office: Client) -> None:
     assert (figures.change, figures.open_orders) == (Decimal("0.00"), 2)
 
 
-def test_nothing_has_happened_yet(office: Client) -> None:
+def test_a_new_instrument_shows_placeholders(office: Client) -> None:
     text = html(office)
 
     for each in ("never traded", "No asks.", "No bids.", "The order book is empty.", "No trades yet."):
@@ -276,13 +276,13 @@ def test_nothing_has_happened_yet(office: Client) -> None:
     assert "No trades in the last 1 hour." in text
 
 
-def test_a_halt_is_plain_to_see(office: Client) -> None:
+def test_a_halt_is_shown_with_its_reason(office: Client) -> None:
     set_status("AAPL", InstrumentStatus.HALTED, "<news> pending")
 
     assert "<strong>Halted.</strong> &lt;news&gt; pending" in html(office)
 
 
-def test_the_page_leads_on(office: Client) -> None:
+def test_the_page_links_to_orders_and_trades(office: Client) -> None:
     text = html(office)
 
     assert 'href="/admin/orders/order/?symbol=AAPL"' in text
@@ -293,13 +293,13 @@ def test_an_instrument_that_is_not_listed_has_no_page(office: Client) -> None:
     assert office.get(f"{LIST}NONE/change/").status_code == 404
 
 
-def test_the_page_refreshes_by_itself(office: Client) -> None:
+def test_the_page_refreshes_automatically(office: Client) -> None:
     live = re.findall(r'id="([^"]+)"[^>]*data-live', html(office))
 
     assert live == ["quote", "prices", "depth", "book", "tape", "rules", "audit"]
 
 
-def test_the_page_asks_less_than_twenty_times(office: Client) -> None:
+def test_the_page_takes_fewer_than_twenty_queries(office: Client) -> None:
     for number in range(20):
         place(Side.ASK, 5, f"{10 + number}")
         place(Side.BID, 5, f"{10 + number}")
@@ -335,7 +335,7 @@ def test_an_instrument_is_listed(office: Client) -> None:
     assert told() == [("olga", "instrument.list", "PETR4", REASON)]
 
 
-def test_what_is_wrong_with_a_new_instrument_is_told_of_each_field(office: Client) -> None:
+def test_errors_of_a_new_instrument_are_shown_per_field(office: Client) -> None:
     bad = {"symbol": "petr4", "name": "x" * 101, "tick_size": "0.00001", "lot_size": "0", "pricing": "mine"}
 
     response = do(office, Instrument, "list", reason=" ", **bad)
@@ -378,7 +378,7 @@ def test_a_symbol_is_listed_once(office: Client) -> None:
     assert told() == []
 
 
-def test_editing_begins_with_what_is_there(office: Client) -> None:
+def test_the_edit_form_starts_with_the_current_values(office: Client) -> None:
     form = office.get(action_path(Instrument, "edit", "AAPL")).context["form"]
 
     assert {name: str(form[name].value()) for name in RULES} == {
@@ -398,7 +398,7 @@ def test_an_instrument_is_edited(office: Client) -> None:
     assert "instrument.edit" in html(office)  # among the latest acts
 
 
-def test_rules_that_the_book_would_break_are_refused_by_field(office: Client) -> None:
+def test_rules_that_open_orders_violate_are_rejected_per_field(office: Client) -> None:
     place(Side.BID, 7, "10.01")
 
     assert set(wrong(do(office, Instrument, "edit", "AAPL", **RULES))) == {"tick_size", "lot_size"}
@@ -425,12 +425,12 @@ def test_halt_and_resume(office: Client) -> None:
 
 
 @pytest.mark.parametrize("action", ["halt", "resume", "edit"])
-def test_without_a_reason_nothing_is_done(office: Client, action: str) -> None:
+def test_actions_need_a_reason(office: Client, action: str) -> None:
     assert wrong(do(office, Instrument, action, "AAPL", reason="", **RULES)) == {"reason": ["This field is required."]}
     assert (status(), rules("AAPL"), told()) == (("trading", ""), ("AAPL", "0.0100", 1, "seller"), [])
 
 
-def test_several_are_halted_at_once(office: Client) -> None:
+def test_several_instruments_are_halted_at_once(office: Client) -> None:
     for symbol in ("PETR4", "VALE3"):
         instrument(symbol)
 
@@ -441,7 +441,7 @@ def test_several_are_halted_at_once(office: Client) -> None:
     assert [status(symbol)[0] for symbol in ("AAPL", "PETR4", "VALE3")] == ["halted", "trading", "halted"]
 
 
-def test_what_is_held_up_is_told_and_the_others_are_halted(office: Client) -> None:
+def test_a_locked_instrument_is_reported_and_the_others_are_halted(office: Client) -> None:
     instrument("PETR4")
     with holding("AAPL"):
         response = do(office, Instrument, "halt", "AAPL", "PETR4")
@@ -452,7 +452,7 @@ def test_what_is_held_up_is_told_and_the_others_are_halted(office: Client) -> No
     assert (status("AAPL")[0], status("PETR4")[0]) == ("trading", "halted")
 
 
-def test_everything_is_halted(office: Client) -> None:
+def test_all_instruments_are_halted(office: Client) -> None:
     for symbol in ("PETR4", "VALE3"):
         instrument(symbol)
     set_status("VALE3", InstrumentStatus.HALTED, "before")
@@ -468,12 +468,12 @@ def test_everything_is_halted(office: Client) -> None:
 
 
 @pytest.mark.parametrize("confirmation", ["", "halt", "HALTED", "yes"])
-def test_everything_is_halted_on_purpose_only(office: Client, confirmation: str) -> None:
+def test_halting_all_instruments_needs_a_confirmation(office: Client, confirmation: str) -> None:
     assert list(wrong(do(office, Instrument, "halt-all", confirmation=confirmation))) == ["confirmation"]
     assert status() == ("trading", "")
 
 
-def test_when_everything_is_halted_there_is_nothing_to_halt(office: Client) -> None:
+def test_halting_all_instruments_warns_if_none_are_trading(office: Client) -> None:
     set_status("AAPL", InstrumentStatus.HALTED)
 
     response = do(office, Instrument, "halt-all", confirmation="HALT")
@@ -485,7 +485,7 @@ ACTS = {"list": "", "edit": "AAPL", "halt": "AAPL", "resume": "AAPL", "halt-all"
 
 
 @pytest.mark.parametrize("action", ACTS)
-def test_who_may_only_look_sees_no_button_and_is_refused(client: Client, action: str) -> None:
+def test_viewers_see_no_button_and_are_refused(client: Client, action: str) -> None:
     viewer = sign_in(client, "vera", VIEW)
     set_status("AAPL", InstrumentStatus.HALTED if action == "resume" else InstrumentStatus.TRADING)
     path = action_path(Instrument, action, *filter(None, [ACTS[action]]))
@@ -498,5 +498,5 @@ def test_who_may_only_look_sees_no_button_and_is_refused(client: Client, action:
 
 
 @pytest.mark.parametrize("path", [LIST, AAPL])
-def test_who_may_not_look_sees_nothing(client: Client, path: str) -> None:
+def test_users_without_view_permission_are_refused(client: Client, path: str) -> None:
     assert sign_in(client, "vera", ["exchange.view_broker"]).get(path).status_code == 403

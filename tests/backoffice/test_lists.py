@@ -90,7 +90,7 @@ def newer(page: Listing) -> str:
 
 @pytest.mark.parametrize("count", [0, 1, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE, 23])
 @pytest.mark.parametrize("keyset", [BY_REFERENCE, BY_REFERENCE.reversed(), NEWEST_FIRST, Keyset(("-id", UUID))])
-def test_pages_forwards_have_every_row_once(keyset: Keyset, count: int) -> None:
+def test_forward_pages_contain_every_row_once(keyset: Keyset, count: int) -> None:
     write(count)
     expected = [int(row.reference) for row in Transfer.objects.order_by(*keyset.ordering)]
     pages = list(walk(everything(keyset), "", older))
@@ -101,7 +101,7 @@ def test_pages_forwards_have_every_row_once(keyset: Keyset, count: int) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, PAGE, PAGE + 1, 23])
 @pytest.mark.parametrize("keyset", [BY_REFERENCE, NEWEST_FIRST])
-def test_pages_backwards_from_the_last_end_with_the_first_page(keyset: Keyset, count: int) -> None:
+def test_backward_pages_contain_every_row_and_end_with_the_first_page(keyset: Keyset, count: int) -> None:
     write(count)
     expected = [int(row.reference) for row in Transfer.objects.order_by(*keyset.ordering)]
     pages = list(walk(everything(keyset), "last=1", newer))
@@ -113,14 +113,14 @@ def test_pages_backwards_from_the_last_end_with_the_first_page(keyset: Keyset, c
     assert ending == expected[len(expected) - len(ending) :]
 
 
-def test_previous_is_where_one_came_from() -> None:
+def test_the_previous_page_is_the_one_before() -> None:
     write(23)
     forwards = list(walk(everything(), "", older))
     third = listing(everything(), listing(everything(), listing(everything()).older_url).older_url)
     assert [seen(third), *list(walk(everything(), third.newer_url, newer))] == forwards[2::-1]
 
 
-def test_there_is_a_link_where_there_is_more_and_only_there() -> None:
+def test_links_exist_only_where_there_are_more_rows() -> None:
     write(11)
     first = listing(everything())
     middle = listing(everything(), first.older_url)
@@ -131,7 +131,7 @@ def test_there_is_a_link_where_there_is_more_and_only_there() -> None:
     assert listing(everything(), last.last_url).older_url == ""
 
 
-def test_rows_that_come_meanwhile_shift_nothing() -> None:
+def test_new_rows_do_not_shift_pages() -> None:
     write(15)
     way = everything(BY_REFERENCE.reversed())
     second = listing(way, listing(way).older_url)
@@ -145,7 +145,7 @@ def test_rows_that_come_meanwhile_shift_nothing() -> None:
 # --- What no index serves -------------------------------------------------------------------------------------------
 
 
-def test_what_no_index_serves_is_looked_for_in_a_window_at_a_time() -> None:
+def test_unindexed_conditions_are_scanned_in_windows() -> None:
     """Nothing is missed on the way, and an empty page says that it did not look at everything."""
     write(100)
     way = everything(among=Q(reference__in=["0003", "0019", "0020", "0059", "0060", "0099"]))
@@ -154,7 +154,7 @@ def test_what_no_index_serves_is_looked_for_in_a_window_at_a_time() -> None:
     assert list(walk(way, "", older)) == [[3, 19], [20], [59], [60], [99]]
 
 
-def test_the_windows_backwards_are_as_wide() -> None:
+def test_backward_windows_have_the_same_size() -> None:
     write(100)
     way = everything(among=Q(reference__in=["0000", "0040", "0099"]))
     last = listing(way, "last=1")
@@ -163,7 +163,7 @@ def test_the_windows_backwards_are_as_wide() -> None:
     assert list(walk(way, "last=1", newer)) == [[99], [], [40], [], [0]]
 
 
-def test_an_empty_window_leads_back_to_the_row_it_began_after() -> None:
+def test_an_empty_window_links_back_to_the_row_before_it() -> None:
     write(100)
     way = everything(among=Q(reference__in=["0019", "0090"]))
     second = listing(way, listing(way).older_url)
@@ -174,13 +174,13 @@ def test_an_empty_window_leads_back_to_the_row_it_began_after() -> None:
     assert 90 in seen(listing(way, back.older_url))
 
 
-def test_a_page_that_is_full_does_not_say_that_it_gave_up() -> None:
+def test_a_full_page_does_not_report_a_scan() -> None:
     write(100)
     page = listing(everything(among=Q(cash__gt=0)))
     assert (len(seen(page)), page.page.scanned_rows) == (PAGE, 0)
 
 
-def test_a_window_is_read_no_further_than_it_is_wide() -> None:
+def test_a_scan_reads_no_more_rows_than_its_window() -> None:
     """Told by PostgreSQL itself: rows that the statement read, by the index that it takes with large tables."""
     write(100)
     with CaptureQueriesContext(connection) as queries:
@@ -203,13 +203,13 @@ def both(among: Q | None = None) -> KeysetQuery:
     return KeysetQuery(part[0], BY_REFERENCE, among or Q(), [part[1]])
 
 
-def test_what_several_indexes_find_is_merged_and_shown_once() -> None:
+def test_rows_of_several_indexes_are_merged_without_duplicates() -> None:
     write(50)
     assert [number for page in walk(both(), "", older) for number in page] == list(range(50))
     assert [number for page in reversed(list(walk(both(), "last=1", newer))) for number in page] == list(range(50))
 
 
-def test_windows_of_several_end_at_the_nearest() -> None:
+def test_merged_windows_end_at_the_nearest_limit() -> None:
     write(100)
     way = both(Q(reference__in=["0010", "0045", "0070"]))
     assert [number for page in walk(way, "", older) for number in page] == [10, 45, 70]
@@ -224,13 +224,13 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("query", HOSTILE)
-def test_a_cursor_that_is_not_ours_is_the_first_page(query: str) -> None:
+def test_an_invalid_cursor_shows_the_first_page(query: str) -> None:
     write(11)
     assert seen(listing(everything(), query)) in ([0, 1, 2, 3, 4], [6, 7, 8, 9, 10])
     assert (seen(listing(everything(), query)) == [6, 7, 8, 9, 10]) == query.startswith("last")
 
 
-def test_a_cursor_of_another_way_is_ignored() -> None:
+def test_a_cursor_of_another_query_is_ignored() -> None:
     write(11)
     of_another = listing(everything(NEWEST_FIRST)).older_url
     assert seen(listing(everything(), of_another)) == [0, 1, 2, 3, 4]
@@ -241,7 +241,7 @@ BAD_AMOUNTS = ['["NaN"]', '["Infinity"]', '["1e400"]', '["1e17"]', "[1e300]"]
 
 
 @pytest.mark.parametrize("position", BAD_AMOUNTS)
-def test_an_amount_that_no_column_holds_is_no_cursor(position: str) -> None:
+def test_an_out_of_range_amount_is_no_valid_cursor(position: str) -> None:
     write(3)
     cursor = base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
     assert seen(listing(everything(Keyset(("cash", Decimal))), f"after={cursor}")) == [0, 1, 2]
@@ -263,7 +263,7 @@ def test_no_input_fails(client: Client, model: Any) -> None:
         assert client.get(f"{list_url(model)}?{query}").status_code == 200, query
 
 
-def test_bad_filters_show_nothing_and_say_why(client: Client) -> None:
+def test_invalid_filters_show_no_rows_and_their_errors(client: Client) -> None:
     admin_client.sign_in(client)
     page: Any = client.get(f"{list_url(Order)}?side=both&since=yesterday")
     assert page.context["listing"].page.rows == []
@@ -276,7 +276,7 @@ def test_bad_filters_show_nothing_and_say_why(client: Client) -> None:
 # --- Filters in links -----------------------------------------------------------------------------------------------
 
 
-def test_pages_keep_the_filters_and_nothing_else() -> None:
+def test_page_links_keep_the_filters_only() -> None:
     write(20)
     page = listing(everything(), "q=a+b%26c&page=7&nonsense=1")
     for url in (page.first_url, page.older_url, page.last_url):
@@ -284,7 +284,7 @@ def test_pages_keep_the_filters_and_nothing_else() -> None:
         assert {"page", "nonsense"}.isdisjoint(QueryDict(url[1:]))
 
 
-def test_each_filter_in_force_is_shown_with_the_list_without_it(client: Client) -> None:
+def test_each_active_filter_links_to_the_list_without_it(client: Client) -> None:
     admin_client.sign_in(client)
     page: Any = client.get(f"{list_url(Order)}?side=bid&status=partially_filled&symbol=&broker=alice")
     assert page.context["listing"].active_filters == [
@@ -294,7 +294,7 @@ def test_each_filter_in_force_is_shown_with_the_list_without_it(client: Client) 
     ]
 
 
-def test_times_are_asked_for_and_said_to_be_in_utc(client: Client) -> None:
+def test_time_filters_are_labelled_utc(client: Client) -> None:
     admin_client.sign_in(client)
     shown = client.get(list_url(Order)).content.decode()
     assert "From (UTC)" in shown
@@ -306,7 +306,7 @@ def test_times_are_asked_for_and_said_to_be_in_utc(client: Client) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 6, 7, 8, 50])
-def test_batches_have_every_row_once(count: int) -> None:
+def test_batches_contain_every_row_once(count: int) -> None:
     write(count)
     found = list(batches(everything(NEWEST_FIRST), "reference", "cash"))
     assert [row for batch in found for row in batch] == list(
@@ -315,7 +315,7 @@ def test_batches_have_every_row_once(count: int) -> None:
     assert all(len(batch) <= 7 for batch in found)
 
 
-def test_batches_go_on_where_nothing_was_found() -> None:
+def test_batches_continue_after_empty_windows() -> None:
     write(100)
     found = list(batches(everything(among=Q(reference__in=["0001", "0099"])), "reference"))
     assert [row for batch in found for row in batch] == [("0001",), ("0099",)]
@@ -327,7 +327,7 @@ def test_batches_of_several_indexes_are_merged() -> None:
     assert [row for batch in batches(both(), "reference") for row in batch] == [(f"{n:04}",) for n in range(50)]
 
 
-def test_page_of_asks_twice_at_most() -> None:
+def test_a_page_takes_at_most_two_queries() -> None:
     write(100)
     for way, count in ((everything(), 1), (everything(among=Q(cash__gt=50)), 2)):
         for query in ("", "last=1"):
@@ -337,7 +337,7 @@ def test_page_of_asks_twice_at_most() -> None:
             assert all("count(" not in query["sql"].lower() for query in queries)
 
 
-def test_pairs_of_neighbouring_pages_meet() -> None:
+def test_neighbouring_pages_are_contiguous() -> None:
     write(37)
     for one, other in pairwise(walk(everything(), "", older)):
         assert one[-1] + 1 == other[0]

@@ -65,7 +65,7 @@ def later(by: timedelta) -> None:
 # --- The form -------------------------------------------------------------------------------------------------------
 
 
-def test_the_form_is_djangos_and_leads_where_one_wanted_to_go(olga: User) -> None:
+def test_the_login_form_redirects_to_the_requested_page(olga: User) -> None:
     browser = Client(enforce_csrf_checks=True)
     page = browser.get("/admin/login/", {"next": INSIDE}).content.decode()
     fields = re.findall(r'<input[^>]* name="(\w+)"', page)
@@ -87,7 +87,7 @@ def test_the_form_is_djangos_and_leads_where_one_wanted_to_go(olga: User) -> Non
 # --- Attempts -------------------------------------------------------------------------------------------------------
 
 
-def test_who_fails_too_often_is_locked_out_with_the_right_password_too(olga: User) -> None:
+def test_too_many_failures_lock_out_even_the_correct_password(olga: User) -> None:
     assert fail("olga", LIMIT) == [200] * (LIMIT - 1) + [429]
     answer = attempt("olga", PASSWORD)
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, "900")
@@ -102,7 +102,7 @@ def test_who_fails_too_often_is_locked_out_with_the_right_password_too(olga: Use
     assert attempt("olga", PASSWORD, address="192.0.2.2").status_code == 302  # nobody is kept out from elsewhere
 
 
-def test_a_lock_out_ends_in_its_time_however_often_one_tries_meanwhile(olga: User) -> None:
+def test_a_lockout_is_not_extended_by_further_attempts(olga: User) -> None:
     fail("olga", LIMIT)
     later(real_settings.LOGIN_LOCKOUT - timedelta(seconds=30))
     assert fail("olga", 2) == [429, 429]
@@ -111,13 +111,13 @@ def test_a_lock_out_ends_in_its_time_however_often_one_tries_meanwhile(olga: Use
     assert attempt("olga", PASSWORD).status_code == 302
 
 
-def test_a_lock_out_is_ended_by_a_command(olga: User) -> None:
+def test_a_lockout_is_lifted_by_a_command(olga: User) -> None:
     fail("olga", LIMIT)
     call_command("axes_reset_username", "olga")
     assert attempt("olga", PASSWORD).status_code == 302
 
 
-def test_a_login_forgives_its_user_and_nobody_else(olga: User) -> None:
+def test_a_login_resets_the_failures_of_its_user_only(olga: User) -> None:
     fail("olga", LIMIT - 1)
     fail("vera", LIMIT - 1)
     assert attempt("olga", PASSWORD).status_code == 302
@@ -125,20 +125,20 @@ def test_a_login_forgives_its_user_and_nobody_else(olga: User) -> None:
     assert fail("vera", 1) == [429]
 
 
-def test_an_address_has_a_limit_whoever_it_tries_to_be(olga: User, settings: Settings) -> None:
+def test_an_address_has_a_limit_for_all_users_together(olga: User, settings: Settings) -> None:
     settings.LOGIN_FAILURES_OF_ADDRESS = 4
     assert [fail(f"name-{number}", 1) for number in range(4)] == [[200], [200], [200], [429]]
     assert attempt("olga", PASSWORD).status_code == 429
     assert attempt("olga", PASSWORD, address="192.0.2.2").status_code == 302
 
 
-def test_a_browser_by_another_name_is_the_same_address(olga: User) -> None:
+def test_failures_are_counted_regardless_of_the_user_agent(olga: User) -> None:
     for number in range(LIMIT - 1):
         assert fail("olga", 1, HTTP_USER_AGENT=f"browser {number}") == [200]
     assert fail("olga", 1, HTTP_USER_AGENT="another") == [429]
 
 
-def test_behind_a_proxy_the_address_is_the_clients(olga: User, settings: Settings) -> None:
+def test_behind_a_trusted_proxy_the_client_address_counts(olga: User, settings: Settings) -> None:
     there, elsewhere = ({"HTTP_X_FORWARDED_FOR": f"203.0.113.9, 198.51.100.{number}"} for number in (1, 2))
     assert fail("olga", LIMIT, **there)[-1] == 429
     assert attempt("olga", PASSWORD, **elsewhere).status_code == 429  # nobody is believed
@@ -149,7 +149,7 @@ def test_behind_a_proxy_the_address_is_the_clients(olga: User, settings: Setting
 
 
 @pytest.mark.parametrize("address", ["", "unknown", "[2001:db8::1]"])
-def test_an_address_that_is_none_is_counted_all_the_same(olga: User, address: str) -> None:
+def test_failures_from_an_invalid_address_are_counted(olga: User, address: str) -> None:
     assert fail("olga", LIMIT, address=address)[-1] == 429
     assert attempt("olga", PASSWORD, address=address).status_code == 429
 
@@ -163,18 +163,18 @@ def test_an_ipv6_address_is_counted_by_its_network(olga: User) -> None:
     assert attempt("olga", PASSWORD, address=f"{there}::1").status_code == 302
 
 
-def test_an_ipv4_address_is_the_same_when_ipv6_maps_it(olga: User) -> None:
+def test_an_ipv4_mapped_address_counts_as_ipv4(olga: User) -> None:
     assert fail("olga", LIMIT, address="::ffff:192.0.2.1")[-1] == 429
     assert attempt("olga", PASSWORD, address="192.0.2.1").status_code == 429
     assert attempt("olga", PASSWORD, address="::ffff:192.0.2.2").status_code == 302
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "a\0b", "\N{SNOWMAN}", ""])
-def test_no_name_is_an_error_of_ours(name: str) -> None:
+def test_no_user_name_causes_a_server_error(name: str) -> None:
     assert attempt(name, "wrong").status_code == 200
 
 
-def test_a_name_too_long_to_be_one_is_counted_as_far_as_it_goes() -> None:
+def test_a_name_that_is_too_long_is_truncated_and_counted() -> None:
     assert fail("a" * 300, LIMIT)[-1] == 429
 
 
@@ -211,14 +211,14 @@ def test_a_known_device_has_a_limit_of_its_own(olga: User) -> None:
     assert (log_in_again(other), attempt("olga", PASSWORD).status_code) == (302, 302)
 
 
-def test_a_known_device_means_nothing_to_other_users(olga: User) -> None:
+def test_a_known_device_counts_for_its_own_user_only(olga: User) -> None:
     users.user(VIEWER, "vera", password=PASSWORD)
     fail("olga", LIMIT)
     browsers = [known_browser("vera") for _ in range(2)]
     assert [log_in_again(browser, "olga") for browser in browsers] == [429, 429]
 
 
-def test_a_new_password_makes_a_known_device_a_strange_one(olga: User) -> None:
+def test_a_new_password_invalidates_known_devices(olga: User) -> None:
     browser, new = known_browser(), "loud green mountains"
     olga.set_password(new)
     olga.save()
@@ -227,21 +227,21 @@ def test_a_new_password_makes_a_known_device_a_strange_one(olga: User) -> None:
 
 
 @pytest.mark.parametrize("cookie", ["", "x", "WzEsIm9sZ2EiLCIiXQ:1vPabc:forged"])
-def test_a_cookie_that_is_not_ours_is_nobodys(olga: User, cookie: str) -> None:
+def test_a_forged_device_cookie_is_ignored(olga: User, cookie: str) -> None:
     fail("olga", LIMIT)
     browser = Client(REMOTE_ADDR="192.0.2.1")
     browser.cookies["known_device"] = cookie
     assert log_in_again(browser) == 429
 
 
-def test_a_device_is_forgotten_in_time(olga: User, settings: Settings) -> None:
+def test_a_known_device_expires(olga: User, settings: Settings) -> None:
     browser = known_browser()
     fail("olga", LIMIT)
     settings.KNOWN_DEVICE_AGE = timedelta(seconds=-1)
     assert log_in_again(browser) == 429
 
 
-def test_only_a_full_login_makes_a_known_device_and_no_script_reads_it(olga: User, settings: Settings) -> None:
+def test_only_a_complete_login_sets_the_protected_device_cookie(olga: User, settings: Settings) -> None:
     settings.SESSION_COOKIE_SECURE = True
     cookie = attempt("olga", PASSWORD).cookies["known_device"]
     kept = [cookie[name] for name in ("httponly", "secure", "samesite", "path", "max-age")]
@@ -297,7 +297,7 @@ def test_a_flood_of_logins_stops_no_orders_and_ends_in_a_lockout(server: live.Se
 
 
 @pytest.mark.django_db(transaction=True)
-def test_every_cookie_comes_and_goes(backoffice: live.Server) -> None:
+def test_login_cookies_are_set_and_accepted_over_a_real_connection(backoffice: live.Server) -> None:
     password = PBKDF2PasswordHasher().encode(PASSWORD, "salt")  # as the server hashes, where this test would not
     User.objects.create(username="root", is_staff=True, is_superuser=True, password=password)
     with closing(HTTPConnection("127.0.0.1", backoffice.port, timeout=PATIENCE_SECONDS)) as http:
@@ -319,7 +319,7 @@ def test_every_cookie_comes_and_goes(backoffice: live.Server) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_without_a_connection_a_page_says_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_database_connection_pages_return_503(monkeypatch: pytest.MonkeyPatch) -> None:
     browser = users.browser(VIEWER)
     browser.raise_request_exception = False
     connection.close()
@@ -347,7 +347,7 @@ def age_by(browser: Client, by: timedelta) -> SessionStore:
     return session
 
 
-def test_a_session_ends_when_it_is_old_enough_whatever_is_done_in_it() -> None:
+def test_a_session_ends_at_a_fixed_time_regardless_of_activity() -> None:
     browser = users.browser(VIEWER)
     whole = timedelta(seconds=real_settings.SESSION_COOKIE_AGE)
     assert whole == timedelta(hours=12)
@@ -360,7 +360,7 @@ def test_a_session_ends_when_it_is_old_enough_whatever_is_done_in_it() -> None:
     assert browser.get(INSIDE).headers["Location"] == f"/admin/login/?next={INSIDE}"
 
 
-def test_a_login_begins_a_new_one_and_a_new_password_does_not(olga: User) -> None:
+def test_a_login_restarts_the_session_age_and_a_new_password_does_not(olga: User) -> None:
     browser = Client()
     form = {"username": "olga", "password": PASSWORD}
     browser.post("/admin/login/", form)
@@ -374,7 +374,7 @@ def test_a_login_begins_a_new_one_and_a_new_password_does_not(olga: User) -> Non
     assert datetime.now(UTC).timestamp() - SessionStore(browser.cookies["sessionid"].value)["began"] < 60
 
 
-def test_cookies_end_with_the_browser_and_no_script_reads_them(olga: User) -> None:
+def test_cookies_end_with_the_browser_session_and_are_http_only(olga: User) -> None:
     answer = attempt("olga", PASSWORD)
     session = answer.cookies["sessionid"]
     assert (session["expires"], session["max-age"]) == ("", "")
@@ -382,7 +382,7 @@ def test_cookies_end_with_the_browser_and_no_script_reads_them(olga: User) -> No
         assert (answer.cookies[name]["httponly"], answer.cookies[name]["samesite"]) == (True, "Lax")
 
 
-def test_what_has_ended_is_removed_so_many_at_a_time(settings: Settings) -> None:
+def test_ended_sessions_and_old_failures_are_deleted_in_batches(settings: Settings) -> None:
     settings.CLEAN_UP_ROWS = 2
     browser = users.browser(VIEWER)
     now = datetime.now(UTC)
@@ -400,7 +400,7 @@ def test_what_has_ended_is_removed_so_many_at_a_time(settings: Settings) -> None
     assert [each.username for each in AccessAttempt.objects.all()] == ["new"]
 
 
-def test_beat_has_it_removed() -> None:
+def test_beat_schedules_the_cleanup() -> None:
     schedule = import_module("config.celery").app.conf.beat_schedule
     assert schedule["clean_up"]["task"] == "backoffice.tasks.clean_up" == tasks.clean_up.name
 
@@ -421,7 +421,7 @@ POLICY = {
 }
 
 
-def test_pages_load_nothing_from_elsewhere_and_are_not_cached() -> None:
+def test_pages_have_a_strict_content_policy_and_are_not_cached() -> None:
     browser = users.browser(VIEWER)
     for path in ("/admin/login/", "/admin/", INSIDE, "/admin/nothing/", "/stocks"):
         answer = browser.get(path)
@@ -452,7 +452,7 @@ def test_forms_need_their_token() -> None:
 
 
 @pytest.mark.parametrize("path", ["/admin/", "/admin/login/"])
-def test_what_the_database_cannot_store_is_400(path: str) -> None:
+def test_values_that_the_database_cannot_store_are_400(path: str) -> None:
     assert (
         Client(raise_request_exception=False).get(path, HTTP_COOKIE='sessionid="\\000abcdefghijk"').status_code == 400
     )
@@ -478,7 +478,7 @@ def in_production(*command: str, **more: str) -> "subprocess.CompletedProcess[st
 
 @pytest.mark.processes
 @pytest.mark.parametrize("process", ["api", "backoffice"])
-def test_the_checks_for_deployment_find_nothing(process: str) -> None:
+def test_the_deployment_checks_pass(process: str) -> None:
     check = ("manage.py", "check", "--deploy", "--fail-level", "WARNING", "--settings", f"config.settings.{process}")
     done = in_production(*check)
     assert (done.returncode, "no issues" in done.stdout) == (0, True), done.stderr
@@ -486,7 +486,7 @@ def test_the_checks_for_deployment_find_nothing(process: str) -> None:
 
 
 @pytest.mark.processes
-def test_a_proxy_that_is_not_trusted_is_warned_about() -> None:
+def test_an_untrusted_proxy_causes_a_warning() -> None:
     warned = in_production("manage.py", "check", "--deploy", "--fail-level", "WARNING", TRUSTED_PROXIES="0")
     assert (warned.returncode, "backoffice.W001" in warned.stderr) == (1, True)
 

@@ -59,7 +59,7 @@ def found(client: Client, **asked: Any) -> list[UUID]:
 # --- The list -------------------------------------------------------------------------------------------------------
 
 
-def test_each_filter_finds_what_it_says_and_nothing_else(root: Client, market: None) -> None:
+def test_each_filter_finds_exactly_the_matching_rows(root: Client, market: None) -> None:
     bid = place(Side.BID, 5, "10")
     filled = place(Side.ASK, 2, "10", by="bob")
     goog = place(Side.ASK, 7, "20", symbol="GOOG", by="bob", time_in_force=TimeInForce.DAY)
@@ -87,7 +87,7 @@ def test_each_filter_finds_what_it_says_and_nothing_else(root: Client, market: N
     assert found(root, broker="nobody") == found(root, symbol="NONE") == []
 
 
-def test_what_works_in_a_book_is_listed_by_priority(root: Client, market: None) -> None:
+def test_working_orders_of_a_book_are_listed_by_priority(root: Client, market: None) -> None:
     worst, best = place(Side.BID, 1, "8"), place(Side.BID, 1, "9")
     late, early = place(Side.ASK, 1, "11"), place(Side.ASK, 1, "10.5")
     later = place(Side.ASK, 1, "10.5", by="bob")
@@ -99,7 +99,7 @@ def test_what_works_in_a_book_is_listed_by_priority(root: Client, market: None) 
     assert found(root, status="working", broker="alice", symbol="AAPL") == ids(early, late, best, worst)
 
 
-def test_what_works_is_found_however_old_it_is(root: Client, market: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_working_orders_are_found(root: Client, market: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lists, "MAX_SCANNED_ROWS", 3)
     old = place(Side.BID, 1, "5")
     for _ in range(5):
@@ -109,7 +109,7 @@ def test_what_works_is_found_however_old_it_is(root: Client, market: None, monke
     assert found(root, status="pending", symbol="AAPL", side="bid") == ids(old)
 
 
-def test_times_are_from_one_to_before_the_other_on_every_way(root: Client, market: None) -> None:
+def test_periods_include_their_start_and_exclude_their_end_in_every_query(root: Client, market: None) -> None:
     first, second, third = (place(Side.BID, 1, "5", client_order_id=f"c{n}") for n in range(3))
     noon = timezone.now().replace(second=0, microsecond=0) - timedelta(days=2)
     for order, hours in ((first, 0), (second, 1), (third, 2)):
@@ -133,7 +133,7 @@ def move(order: Order, at: Any) -> None:
     Order.objects.filter(pk=order.pk).update(id=new_id, created_at=at)
 
 
-def test_an_id_made_before_the_lock_does_not_hide_an_order(root: Client, market: None) -> None:
+def test_an_id_older_than_the_order_does_not_hide_it(root: Client, market: None) -> None:
     order = place(Side.BID, 1, "5")
     at = timezone.now().replace(microsecond=0) - timedelta(days=1)
     move(order, at - timedelta(seconds=50))
@@ -145,7 +145,7 @@ def test_an_id_made_before_the_lock_does_not_hide_an_order(root: Client, market:
 # --- The search -----------------------------------------------------------------------------------------------------
 
 
-def test_an_order_is_found_by_whatever_it_is_known_by(root: Client, market: None) -> None:
+def test_the_search_finds_order_ids_client_order_ids_and_document_numbers(root: Client, market: None) -> None:
     one = place(Side.BID, 1, "5", client_order_id="mine-1", document_number="A1")
     other = place(Side.BID, 1, "6", client_order_id="mine-1", document_number="B2", by="bob")
     third = place(Side.BID, 1, "7", client_order_id="A1", document_number="C3", by="bob")
@@ -159,7 +159,7 @@ def test_an_order_is_found_by_whatever_it_is_known_by(root: Client, market: None
     assert found(root, q="mine") == found(root, q="no such thing!") == found(root, q=str(UUID(int=0))) == []
 
 
-def test_the_search_for_a_client_order_id_takes_one_look_for_each_broker(root: Client, market: None) -> None:
+def test_the_search_for_a_client_order_id_uses_its_index(root: Client, market: None) -> None:
     place(Side.BID, 1, "5", client_order_id="mine-1")
     with CaptureQueriesContext(connection) as queries:
         found(root, q="mine-1")
@@ -226,7 +226,7 @@ def told(client: Client, order: Order) -> list[tuple[int, list[str]] | None]:
     ]
 
 
-def test_the_life_of_an_order_that_was_filled(root: Client, market: None) -> None:
+def test_the_history_shows_all_fills(root: Client, market: None) -> None:
     place(Side.ASK, 2, "9.5", by="bob")
     order = place(Side.BID, 5, "10")
     place(Side.ASK, 3, "10", by="bob")
@@ -237,7 +237,7 @@ def test_the_life_of_an_order_that_was_filled(root: Client, market: None) -> Non
     ]
 
 
-def test_the_end_of_an_order_tells_why_and_by_whom(root: Client, market: None) -> None:
+def test_the_history_shows_reason_and_operator_of_the_end(root: Client, market: None) -> None:
     by_broker, by_operator, expired = (place(Side.BID, 5, "10") for _ in range(3))
     trading.cancel(by_broker)
     do(root, Order, "cancel", by_operator.pk, reason="asked by telephone")
@@ -249,7 +249,7 @@ def test_the_end_of_an_order_tells_why_and_by_whom(root: Client, market: None) -
     assert story(root, expired)[1:] == [("Expired", "5 unfilled")]
 
 
-def test_what_its_broker_was_told_is_found_beside_what_others_were(root: Client, market: None) -> None:
+def test_the_history_finds_the_events_and_deliveries_of_each_fill(root: Client, market: None) -> None:
     webhook_services.subscribe(
         "alice", url="http://127.0.0.1:9/", events=[EventType.TRADE_EXECUTED, EventType.ORDER_CANCELLED]
     )
@@ -275,14 +275,14 @@ def test_what_its_broker_was_told_is_found_beside_what_others_were(root: Client,
     assert told(root, order) == [(2, ["failed", "due"]), (3, ["due"])]
 
 
-def test_what_cannot_rest_is_not_said_to_have_been_told_of_its_end(root: Client, market: None) -> None:
+def test_orders_that_never_rested_have_no_closing_event(root: Client, market: None) -> None:
     order = place(Side.BID, 5, None)
     assert order.cancel_reason == CancelReason.NO_LIQUIDITY
     assert story(root, order)[1:] == [("Cancelled", "no liquidity, 5 unfilled")]
     assert told(root, order) == []
 
 
-def test_events_are_looked_through_no_further_than_is_said(
+def test_the_search_for_events_stops_at_its_limit(
     root: Client, market: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = place(Side.BID, 5, "10")
@@ -295,7 +295,7 @@ def test_events_are_looked_through_no_further_than_is_said(
     assert "not found among the next 1 events" in root.get(page(order)).content.decode()
 
 
-def test_the_page_of_an_order_refreshes_by_itself(root: Client, market: None) -> None:
+def test_the_page_of_an_order_refreshes_automatically(root: Client, market: None) -> None:
     assert live_parts(root.get(page(place(Side.BID, 5, "10")))) == ["figures", "queue", "history", "trades", "audit"]
 
 
@@ -311,7 +311,7 @@ def queue_position_of(client: Client, order: Order) -> tuple[int, ...] | None:
 
 
 @pytest.mark.parametrize(("side", "better", "own", "worse"), [(Side.BID, "11", "10", "9"), (Side.ASK, "9", "10", "11")])
-def test_a_resting_order_has_its_place(
+def test_a_resting_order_has_a_queue_position(
     root: Client, market: None, side: Side, better: str, own: str, worse: str
 ) -> None:
     place(side, 4, own)
@@ -333,7 +333,7 @@ def test_a_resting_order_has_its_place(
     assert queue_position_of(root, timed) == (3, 18, 2, 3, 10)
 
 
-def test_what_is_past_its_time_is_not_before_anybody(root: Client, market: None) -> None:
+def test_expired_orders_do_not_count_in_the_queue_position(root: Client, market: None) -> None:
     timed = place(Side.BID, 8, "10", time_in_force=TimeInForce.GTD, expires_at=timezone.now() + timedelta(hours=1))
     order = place(Side.BID, 1, "10")
     assert queue_position_of(root, order) == (1, 8, 0, 0, 0)
@@ -341,7 +341,7 @@ def test_what_is_past_its_time_is_not_before_anybody(root: Client, market: None)
     assert queue_position_of(root, order) == (0, 0, 0, 0, 0)
 
 
-def test_no_more_are_counted_than_is_said(root: Client, market: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_queue_position_is_counted_up_to_a_limit(root: Client, market: None, monkeypatch: pytest.MonkeyPatch) -> None:
     place(Side.BID, 1, "11")
     for _ in range(3):
         place(Side.BID, 1, "10")
@@ -382,7 +382,7 @@ def test_without_a_reason_nothing_is_cancelled(root: Client, market: None) -> No
     assert on_record() == []
 
 
-def test_many_are_cancelled_and_those_that_were_not_are_named(root: Client, market: None) -> None:
+def test_a_bulk_cancellation_names_the_orders_not_cancelled(root: Client, market: None) -> None:
     orders = [place(Side.BID, 1, "10") for _ in range(4)]
     filled = place(Side.BID, 1, "11")
     place(Side.ASK, 1, "11", by="bob")
@@ -393,7 +393,7 @@ def test_many_are_cancelled_and_those_that_were_not_are_named(root: Client, mark
     assert [subject for _, _, subject, _ in on_record()] == [str(order.pk) for order in orders[:3]]
 
 
-def test_of_many_that_were_refused_some_are_named(root: Client, market: None) -> None:
+def test_a_bulk_cancellation_names_a_limited_number_of_orders(root: Client, market: None) -> None:
     orders = [place(Side.BID, 1, "10") for _ in range(8)]
     for order in orders:
         trading.cancel(order)
@@ -404,7 +404,7 @@ def test_of_many_that_were_refused_some_are_named(root: Client, market: None) ->
     assert message.endswith("and 3 more.")
 
 
-def test_all_that_may_be_selected_are_cancelled_in_one_act(root: Client, market: None) -> None:
+def test_the_maximum_number_of_orders_is_cancelled_in_one_action(root: Client, market: None) -> None:
     commands = [trading.order(Side.BID, 1, "10") for _ in range(500)]
     service.execute(commands)
     chosen = [command.order_id for command in commands]
@@ -413,27 +413,27 @@ def test_all_that_may_be_selected_are_cancelled_in_one_act(root: Client, market:
     assert root.get(action_path(Order, "cancel", *chosen, UUID(int=1))).status_code == 404
 
 
-def test_the_order_that_was_filled_meanwhile_is_refused_on_the_form(root: Client, market: None) -> None:
+def test_cancelling_a_filled_order_is_rejected_on_the_form(root: Client, market: None) -> None:
     order = place(Side.BID, 1, "10")
     assert is_offered(root, action_path(Order, "cancel", order.pk), page(order))
     place(Side.ASK, 1, "10", by="bob")
     assert wrong(do(root, Order, "cancel", order.pk)) == {"__all__": ["The order is already filled."]}
 
 
-def test_a_busy_book_is_told_on_the_form(root: Client, market: None, settings: Settings) -> None:
+def test_a_busy_book_is_reported_on_the_form(root: Client, market: None, settings: Settings) -> None:
     order = place(Side.BID, 1, "10")
     settings.SEQUENCER_QUEUE_REQUESTS = 0
     assert list(wrong(do(root, Order, "cancel", order.pk))) == ["__all__"]
     assert on_record() == []
 
 
-def test_a_halted_instrument_cancels_all_the_same(root: Client, market: None) -> None:
+def test_orders_of_a_halted_instrument_can_be_cancelled(root: Client, market: None) -> None:
     order = place(Side.BID, 1, "10")
     exchange_services.halt("AAPL", "news", by=trading.BY)
     assert said(do(root, Order, "cancel", order.pk)) == [("success", "Order cancelled.")]
 
 
-def test_who_may_only_look_sees_no_button_and_is_refused(client: Client, market: None) -> None:
+def test_viewers_see_no_button_and_are_refused(client: Client, market: None) -> None:
     order = place(Side.BID, 1, "10")
     viewer = sign_in(client, "vera", ["orders.view_order"])
     path = action_path(Order, "cancel", order.pk)
@@ -445,14 +445,14 @@ def test_who_may_only_look_sees_no_button_and_is_refused(client: Client, market:
     assert on_record() == []
 
 
-def test_who_may_not_look_is_refused_everywhere(client: Client, market: None) -> None:
+def test_users_without_view_permission_are_refused_everywhere(client: Client, market: None) -> None:
     order = place(Side.BID, 1, "10")
     nobody = sign_in(client, "nobody", ["orders.view_trade"])
     for path in (list_url(Order), page(order), action_path(Order, "cancel", order.pk), action_path(Order, "export")):
         assert nobody.get(path).status_code == 403
 
 
-def test_the_list_offers_to_select_what_can_be_cancelled(root: Client, market: None) -> None:
+def test_only_cancellable_orders_can_be_selected(root: Client, market: None) -> None:
     orders = [place(Side.BID, 1, "10") for _ in range(3)]
     trading.cancel(orders[2])
     listed = root.get(list_url(Order)).content.decode()
@@ -466,7 +466,7 @@ def test_the_page_of_an_unknown_order_is_not_found(root: Client) -> None:
         assert root.get(f"{list_url(Order)}{key}/change/").status_code == 404
 
 
-def test_an_act_within_the_admins_transaction_would_be_refused(root: Client, market: None) -> None:
+def test_the_write_path_rejects_an_outer_transaction(root: Client, market: None) -> None:
     """The write path has a transaction of its own kind: nothing may be around it."""
     order = place(Side.BID, 1, "10")
     with transaction.atomic(), pytest.raises(RuntimeError, match="cannot be part of another"):

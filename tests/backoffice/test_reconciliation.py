@@ -49,7 +49,7 @@ def findings(*counts: int) -> list[dict[str, Any]]:
     ]
 
 
-def test_from_the_button_to_the_verdict(celery: Celery) -> None:
+def test_the_button_starts_a_run_and_its_result_is_shown(celery: Celery) -> None:
     celery.worker().start()
     client = signed_in("view_reconcilerun", "run_reconcile")
     assert "No runs yet." in page(client)
@@ -67,12 +67,12 @@ def test_from_the_button_to_the_verdict(celery: Celery) -> None:
     )
 
 
-def test_no_reason_is_needed(celery: Celery) -> None:
+def test_the_reason_is_optional(celery: Celery) -> None:
     assert signed_in("view_reconcilerun", "run_reconcile").post(START, {}).status_code == 302
     assert ReconcileRun.objects.get().asked_by == "olga"
 
 
-def test_a_second_one_is_refused_on_the_form(celery: Celery) -> None:
+def test_a_second_run_is_rejected_on_the_form(celery: Celery) -> None:
     runs.start(by=Actor(ActorKind.USER, "otto"))
 
     answer = signed_in("view_reconcilerun", "run_reconcile").post(START, {})
@@ -82,7 +82,7 @@ def test_a_second_one_is_refused_on_the_form(celery: Celery) -> None:
     assert ReconcileRun.objects.count() == 1
 
 
-def test_who_may_only_look_has_no_button(celery: Celery) -> None:
+def test_viewers_have_no_button(celery: Celery) -> None:
     client = signed_in("view_reconcilerun")
 
     assert START not in page(client)
@@ -91,7 +91,7 @@ def test_who_may_only_look_has_no_button(celery: Celery) -> None:
     assert not ReconcileRun.objects.exists()
 
 
-def test_who_may_not_look_sees_nothing() -> None:
+def test_users_without_view_permission_are_refused() -> None:
     made = run(started_at=NOON)
     client = signed_in("run_reconcile")
 
@@ -124,7 +124,7 @@ def test_who_may_not_look_sees_nothing() -> None:
     ],
     ids=["waiting", "running", "running, with differences", "agrees", "one difference", "many", "broke off"],
 )
-def test_it_says_how_it_stands_on_top_and_on_a_page_of_its_own(fields: dict[str, Any], says: list[str]) -> None:
+def test_the_list_and_the_run_page_show_the_state_of_a_run(fields: dict[str, Any], says: list[str]) -> None:
     made = run(**fields)
     client = signed_in("view_reconcilerun")
 
@@ -134,7 +134,7 @@ def test_it_says_how_it_stands_on_top_and_on_a_page_of_its_own(fields: dict[str,
     assert ('id="run" data-live' in page(client, f"{LIST}{made.pk}/change/")) == (made.finished_at is None)
 
 
-def test_the_last_is_on_top_and_all_are_below() -> None:
+def test_the_latest_run_is_on_top_of_all_runs() -> None:
     first = run(started_at=NOON, finished_at=NOON, findings=findings(*[0] * CHECKS))
     last = run(started_at=NOON, finished_at=NOON, findings=findings(3))
 
@@ -146,7 +146,7 @@ def test_the_last_is_on_top_and_all_are_below() -> None:
     assert places == sorted(places)
 
 
-def test_what_differs_comes_first() -> None:
+def test_checks_with_differences_come_first() -> None:
     made = run(started_at=NOON, finished_at=NOON, findings=findings(0, 0, 1))
 
     content = page(signed_in("view_reconcilerun"), f"{LIST}{made.pk}/change/")
@@ -155,7 +155,7 @@ def test_what_differs_comes_first() -> None:
     assert content.index(third) < content.index(first)
 
 
-def test_the_pages_ask_little_of_the_database(django_assert_max_num_queries: Any) -> None:
+def test_the_pages_take_few_queries(django_assert_max_num_queries: Any) -> None:
     made = run(started_at=NOON, findings=findings(1))
     client = signed_in("view_reconcilerun", "run_reconcile")
 

@@ -111,7 +111,7 @@ def test_a_group_has_the_permissions_of_its_role_and_no_other(role: str) -> None
     assert {f"{model._meta.app_label}.view_{model._meta.model_name}" for model in registered()} <= views
 
 
-def test_every_permission_to_act_is_somebodys() -> None:
+def test_every_action_permission_belongs_to_a_role() -> None:
     """One that a model gains needs a migration which gives it to a group."""
     default = ("add_", "change_", "delete_", "view_")
     for permission in Permission.objects.filter(content_type__app_label__in=OURS).select_related("content_type"):
@@ -119,7 +119,7 @@ def test_every_permission_to_act_is_somebodys() -> None:
             assert f"{permission.content_type.app_label}.{permission.codename}" in WHO_MAY
 
 
-def test_only_what_is_meant_to_has_pages() -> None:
+def test_only_the_intended_models_are_registered() -> None:
     """No pages of Django's own that write rows: theirs is no record."""
     assert set(admin.site._registry) - set(registered()) == {User}
 
@@ -127,7 +127,7 @@ def test_only_what_is_meant_to_has_pages() -> None:
 # --- Acts -----------------------------------------------------------------------------------------------------------
 
 
-def test_no_act_is_for_others_by_its_own_address_either(market: None) -> None:
+def test_actions_are_refused_without_permission_at_their_own_urls(market: None) -> None:
     browsers = everybody()
     before = everything()
     for model, action in operator_actions():
@@ -143,7 +143,7 @@ def test_no_act_is_for_others_by_its_own_address_either(market: None) -> None:
 @pytest.mark.parametrize(
     ("model", "action"), list(operator_actions()), ids=lambda each: getattr(each, "name", each.__class__)
 )
-def test_an_act_is_for_those_who_may(market: None, model: type[Model], action: OperatorAction) -> None:
+def test_actions_are_allowed_for_their_roles(market: None, model: type[Model], action: OperatorAction) -> None:
     users.user(VIEWER)  # one to action on
     for who in WHO_MAY[action.permission]:
         for answer in answers(users.browser(who), model, action):
@@ -158,7 +158,7 @@ def answers(browser: Client, model: type[Model], action: OperatorAction) -> Iter
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_nobody_sees_a_button_that_they_may_not_press(market: None, role: str) -> None:
+def test_buttons_are_hidden_without_permission(market: None, role: str) -> None:
     browser = users.browser(role)
     for model in registered():
         pages = [reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist")]
@@ -174,7 +174,7 @@ def test_nobody_sees_a_button_that_they_may_not_press(market: None, role: str) -
 # --- Pages ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_page_is_for_those_who_may_see_it(market: None) -> None:
+def test_pages_need_their_view_permission(market: None) -> None:
     users.user(VIEWER)
     browsers = everybody()
     models: list[type[Model]] = [*registered(), User]
@@ -193,7 +193,7 @@ def test_a_page_is_for_those_who_may_see_it(market: None) -> None:
 
 
 @pytest.mark.parametrize("model", registered(), ids=lambda model: model.__name__)
-def test_nobody_writes_rows_past_the_services(market: None, model: type[Model]) -> None:
+def test_add_and_delete_forms_are_off(market: None, model: type[Model]) -> None:
     name = f"{model._meta.app_label}_{model._meta.model_name}"
     row = model._default_manager.first()
     browser = users.browser(users.SUPERUSER)
@@ -209,7 +209,7 @@ PLAIN += [f"{name}/export/" for name in ("orders/order", "orders/trade", "exchan
 
 
 @pytest.mark.parametrize("path", [f"/admin/{path}" for path in PLAIN])
-def test_a_stranger_is_sent_to_the_login_everywhere(path: str) -> None:
+def test_signed_out_visitors_are_redirected_to_the_login_everywhere(path: str) -> None:
     assert is_the_login(Client().get(path))
     outsider = Client()
     outsider.force_login(User.objects.create_user("outsider"))
@@ -217,7 +217,7 @@ def test_a_stranger_is_sent_to_the_login_everywhere(path: str) -> None:
 
 
 @pytest.mark.parametrize("asked", ["", "?s=a", "?s=a&page=abc", "?s=a&page=0", "?s=a&page=99", "?s=a&extended=1"])
-def test_there_is_no_search_of_everything(asked: str) -> None:
+def test_the_global_search_is_off(asked: str) -> None:
     assert users.browser(users.SUPERUSER).get(f"/admin/search/{asked}").status_code == 404
 
 
@@ -225,14 +225,14 @@ def test_there_is_no_search_of_everything(asked: str) -> None:
 
 
 @pytest.mark.parametrize("model", [Order, Trade, Instrument, Broker, Subscription, Delivery, Event, AuditEntry])
-def test_the_list_of_what_moves_refreshes_by_itself(root: Client, model: type[Model]) -> None:
+def test_live_lists_refresh_automatically(root: Client, model: type[Model]) -> None:
     assert "rows" in live_parts(root.get(list_url(model)))
 
 
 # --- Refusals -------------------------------------------------------------------------------------------------------
 
 
-def test_a_refusal_looks_like_the_back_office_and_leads_back_to_it() -> None:
+def test_error_pages_use_the_layout_and_link_to_the_dashboard() -> None:
     browser = users.browser(VIEWER)
     for path, status in (("/admin/nothing/", 404), ("/admin/auth/user/", 403), ("/admin/orders/order/x/change/", 404)):
         answer = browser.get(path)
@@ -243,12 +243,12 @@ def test_a_refusal_looks_like_the_back_office_and_leads_back_to_it() -> None:
 
 
 @pytest.mark.parametrize("path", [*PLAIN, "exchange/broker/x/change/", "exchange/broker/stop/?id=x", "login/"])
-def test_nothing_is_kept_by_a_cache(path: str) -> None:
+def test_responses_are_never_cached(path: str) -> None:
     for browser in (users.browser(VIEWER), Client()):
         assert "no-store" in browser.get(f"/admin/{path}").headers["Cache-Control"]
 
 
-def test_a_form_from_elsewhere_is_refused_with_a_page() -> None:
+def test_a_form_without_csrf_token_is_rejected_with_a_page() -> None:
     browser = Client(enforce_csrf_checks=True)
     browser.force_login(users.user(OPERATOR))
     answer = browser.post("/admin/password_change/", {"old_password": "x"})

@@ -61,7 +61,7 @@ def ids(*trades: Trade) -> list[UUID]:
 # --- The list -------------------------------------------------------------------------------------------------------
 
 
-def test_each_filter_finds_what_it_says_and_nothing_else(root: Client, market: None) -> None:
+def test_each_filter_finds_exactly_the_matching_rows(root: Client, market: None) -> None:
     first = trade("alice", "bob")
     second = trade("bob", "alice", symbol="GOOG")
     third = trade("bob", "carl")
@@ -91,7 +91,7 @@ def test_all_trades_of_an_order_are_found_newest_first(root: Client, market: Non
     assert len(expected) == 4
 
 
-def test_times_are_from_one_to_before_the_other_on_every_way(root: Client, market: None) -> None:
+def test_periods_include_their_start_and_exclude_their_end_in_every_query(root: Client, market: None) -> None:
     noon = timezone.now().replace(second=0, microsecond=0) - timedelta(days=2)
     trades = [trade("alice", "bob") for _ in range(3)]
     for hours, each in enumerate(trades):
@@ -162,7 +162,7 @@ def test_a_trade_cannot_be_changed_by_anybody(root: Client, market: None) -> Non
     assert trading.everything() == before
 
 
-def test_who_may_not_look_is_refused_everywhere(client: Client, market: None) -> None:
+def test_users_without_view_permission_are_refused_everywhere(client: Client, market: None) -> None:
     one = trade("alice", "bob")
     nobody = sign_in(client, "nobody", ["orders.view_order"])
     for path in (list_url(Trade), page(one), action_path(Trade, "export")):
@@ -181,7 +181,7 @@ def exported(client: Client, model: Any = Trade, **asked: Any) -> list[dict[str,
     return list(csv.DictReader(io.StringIO(b"".join(answer.streaming_content).decode(), newline="")))
 
 
-def test_the_file_has_all_of_a_trade(root: Client, market: None) -> None:
+def test_the_export_contains_every_field_of_a_trade(root: Client, market: None) -> None:
     one = trade("alice", "bob", 3, taker=Side.BID)
     Trade.objects.update(price="10.1234", executed_at="2026-02-16T16:29:00.000001Z")
     assert exported(root) == [
@@ -203,7 +203,7 @@ def test_the_file_has_all_of_a_trade(root: Client, market: None) -> None:
         assert answer["Content-Disposition"].endswith('Z.csv"')
 
 
-def test_the_file_has_what_the_filters_ask_for_and_all_of_it(
+def test_the_export_contains_all_matching_rows(
     root: Client, market: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lists, "BATCH_ROWS", 3)
@@ -224,7 +224,7 @@ def test_the_file_has_what_the_filters_ask_for_and_all_of_it(
     )
 
 
-def test_bad_filters_lead_back_to_the_list(root: Client) -> None:
+def test_an_export_with_invalid_filters_redirects_to_the_list(root: Client) -> None:
     answer: Any = root.get(f"{action_path(Trade, 'export')}?side=both&symbol=AAPL")
     assert (answer.status_code, answer["Location"]) == (302, f"{list_url(Trade)}?side=both&symbol=AAPL")
 
@@ -233,16 +233,16 @@ FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "=1", "+1"]
 
 
 @pytest.mark.parametrize("text", [*FORMULAS, 'a "b", c', "a\r\nb", "a=1", "é €", "'=1", ""])
-def test_a_text_comes_back_as_it_was_and_no_spreadsheet_runs_it(text: str) -> None:
+def test_texts_are_exported_unchanged_except_formulas(text: str) -> None:
     (cell,) = next(csv.reader(io.StringIO(exports._lines([exports._cells((text,))]), newline="")), [""])
     assert cell == (f"'{text}" if text in FORMULAS else text)
 
 
-def test_an_amount_below_nothing_is_a_number() -> None:
+def test_negative_amounts_are_exported_as_numbers() -> None:
     assert exports._cells((Decimal("-1.5000"), None, -3)) == [Decimal("-1.50"), None, -3]
 
 
-def test_an_order_named_like_a_formula_is_harmless_in_the_file(root: Client, market: None) -> None:
+def test_a_client_order_id_like_a_formula_is_escaped(root: Client, market: None) -> None:
     place(Side.BID, 1, "5", client_order_id="-cmd")
     (line,) = exported(root, Order)
     assert (line["client_order_id"], line["status"], line["price"], line["cancelled_at"]) == (
@@ -253,7 +253,7 @@ def test_an_order_named_like_a_formula_is_harmless_in_the_file(root: Client, mar
     )
 
 
-def test_exports_beyond_their_places_are_told_to_come_back_and_pages_go_on(
+def test_exports_beyond_the_limit_get_503_and_pages_still_work(
     root: Client, market: None, settings: Settings
 ) -> None:
     with ExitStack() as downloads:
@@ -296,7 +296,7 @@ def memory_of(pid: int) -> int:
     return sum(int(line.split()[1]) for text in peaks for line in text.splitlines() if line.startswith("VmHWM"))
 
 
-def test_a_long_file_begins_at_once_takes_no_memory_and_holds_nobody_up(
+def test_a_long_export_starts_at_once_in_constant_memory_without_blocking_others(
     backoffice: live.Server, client: Client, db: None
 ) -> None:
     with connection.cursor() as cursor:
@@ -348,7 +348,7 @@ def impatient(db: None, tmp_path: Path) -> Iterator[live.Server]:
         running.stop()
 
 
-def test_who_takes_nothing_is_closed_in_time_and_knows(impatient: live.Server, client: Client) -> None:
+def test_a_client_that_reads_nothing_is_disconnected_with_a_truncated_file(impatient: live.Server, client: Client) -> None:
     with connection.cursor() as cursor:
         for first in range(1, MANY, AT_A_TIME):
             cursor.execute(_MANY_TRADES, [first, first + AT_A_TIME - 1])

@@ -90,11 +90,11 @@ def asks_for(browser: Client, where: str, path: str = INSIDE) -> bool:
 # --- Who is asked ---------------------------------------------------------------------------------------------------
 
 
-def test_who_has_not_enrolled_comes_in_where_it_is_not_required() -> None:
+def test_an_optional_second_factor_is_not_requested() -> None:
     assert users.browser(OPERATOR).get(INSIDE).status_code == 200
 
 
-def test_where_it_is_required_one_enrols_before_anything_else(settings: Settings) -> None:
+def test_a_required_second_factor_must_be_set_up_first(settings: Settings) -> None:
     settings.TWO_FACTOR_REQUIRED = True
     browser = users.browser(OPERATOR)
     assert asks_for(browser, SETUP)
@@ -105,7 +105,7 @@ def test_where_it_is_required_one_enrols_before_anything_else(settings: Settings
     assert browser.get(INSIDE).status_code == 200
 
 
-def test_who_has_enrolled_is_asked_in_every_other_session_old_or_new() -> None:
+def test_an_enrolled_user_must_verify_every_other_session() -> None:
     old, browser = users.browser(OPERATOR), users.browser(OPERATOR)
     assert old.get(INSIDE).status_code == 200
     key, _ = enrol(browser)
@@ -135,7 +135,7 @@ def test_nothing_is_shown_or_done_before_the_second_step() -> None:
     assert 'href="/admin/orders/order/"' not in browser.get(STEP).content.decode()
 
 
-def test_one_may_leave_before_the_second_step() -> None:
+def test_logging_out_is_possible_before_the_second_step() -> None:
     enrolled()
     browser = users.browser(OPERATOR)
     assert browser.post("/admin/logout/").status_code == 200
@@ -145,7 +145,7 @@ def test_one_may_leave_before_the_second_step() -> None:
 # --- What lets in ---------------------------------------------------------------------------------------------------
 
 
-def test_a_code_lets_in_once() -> None:
+def test_a_code_is_accepted_once() -> None:
     key, _ = enrolled()
     first, second = users.browser(OPERATOR), users.browser(OPERATOR)
     code = code_of(key, ahead=1)
@@ -164,7 +164,7 @@ def test_the_code_that_enrolled_is_used_up() -> None:
     assert asks_for(other, STEP)
 
 
-def test_a_recovery_code_lets_in_once(settings: Settings) -> None:
+def test_a_recovery_code_is_accepted_once(settings: Settings) -> None:
     settings.RECOVERY_CODES = 3
     _, codes = enrolled()
     assert len(set(codes)) == 3
@@ -179,7 +179,7 @@ def test_a_recovery_code_lets_in_once(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("of_recovery", [False, True])
-def test_after_a_wrong_code_the_right_one_must_wait(of_recovery: bool) -> None:
+def test_a_wrong_code_delays_the_next_attempt(of_recovery: bool) -> None:
     key, codes = enrolled()
     wrong, right = ("aaaaaaaa", codes[0]) if of_recovery else (wrong_code(key), code_of(key, ahead=1))
     browser = users.browser(OPERATOR)
@@ -192,14 +192,14 @@ def test_after_a_wrong_code_the_right_one_must_wait(of_recovery: bool) -> None:
 
 
 @pytest.mark.parametrize("code", ["", "abcdef", "12345", "1234567", "\0", "x" * 21, "½" * 6])
-def test_what_is_no_code_is_refused(code: str) -> None:
+def test_malformed_codes_are_rejected(code: str) -> None:
     enrolled()
     browser = users.browser(OPERATOR)
     assert browser.post(STEP, {"code": code}).status_code == 200
     assert asks_for(browser, STEP)
 
 
-def test_anothers_code_does_not_let_in() -> None:
+def test_codes_of_other_users_are_rejected() -> None:
     enrolled()
     key, codes = enrolled(ADMINISTRATOR)
     browser = users.browser(OPERATOR)
@@ -209,7 +209,7 @@ def test_anothers_code_does_not_let_in() -> None:
 
 
 @pytest.mark.parametrize("evil", ["https://elsewhere.example/", "//elsewhere.example/", "javascript:alert(1)", ""])
-def test_it_leads_to_pages_of_ours_only(evil: str) -> None:
+def test_the_second_step_redirects_to_own_pages_only(evil: str) -> None:
     key, _ = enrolled()
     browser = users.browser(OPERATOR)
     assert 'name="next" value="/admin/"' in browser.get(STEP, {"next": evil}).content.decode()
@@ -231,7 +231,7 @@ def test_the_session_gets_a_new_key_with_the_second_step() -> None:
 # --- Enrolling ------------------------------------------------------------------------------------------------------
 
 
-def test_enrolling_shows_what_an_authenticator_needs_and_recovery_codes_once() -> None:
+def test_enrolling_shows_the_secret_and_the_recovery_codes_once() -> None:
     browser = users.browser(OPERATOR)
     page = browser.get(SETUP)
     assert "<svg" in page.content.decode()
@@ -251,13 +251,13 @@ def test_enrolling_shows_what_an_authenticator_needs_and_recovery_codes_once() -
     assert key.hex() not in str(entry.after)
 
 
-def test_a_secret_is_seen_by_the_session_that_enrols_alone() -> None:
+def test_the_secret_is_shown_to_the_enrolling_session_only() -> None:
     """Else whoever knows the password could read, before, the secret that its owner enrols later."""
     keys = {secret_of(users.browser(OPERATOR).get(SETUP)) for _ in range(2)}
     assert len(keys) == 2
 
 
-def test_a_new_authenticator_takes_the_place_of_the_old_one_and_of_its_sessions() -> None:
+def test_a_new_authenticator_replaces_the_old_one_and_its_sessions() -> None:
     first = users.browser(OPERATOR)
     old_key, answer = enrol(first)
     second = users.browser(OPERATOR)
@@ -275,7 +275,7 @@ def test_a_new_authenticator_takes_the_place_of_the_old_one_and_of_its_sessions(
 # --- Its end --------------------------------------------------------------------------------------------------------
 
 
-def test_an_administrator_resets_it_with_a_reason() -> None:
+def test_an_administrator_resets_a_second_factor_with_a_reason() -> None:
     verified = users.browser(OPERATOR)
     enrol(verified)
     user = User.objects.get(username=OPERATOR)
@@ -308,14 +308,14 @@ def test_a_reset_ends_every_session_of_the_user_and_no_other(settings: Settings,
     assert other.get(INSIDE).status_code == 200
 
 
-def test_who_resets_their_own_is_out() -> None:
+def test_resetting_the_own_second_factor_logs_out() -> None:
     browser = users.browser(ADMINISTRATOR)
     enrol(browser)
     reset(ADMINISTRATOR, browser)
     assert browser.get(INSIDE).headers["Location"] == f"/admin/login/?next={INSIDE}"
 
 
-def test_who_enrols_while_it_is_reset_does_not_come_in(transactional_db: None) -> None:
+def test_enrolling_during_a_reset_fails(transactional_db: None) -> None:
     browser = users.browser(OPERATOR)
     enrol(browser)
     user = User.objects.get(username=OPERATOR)
@@ -348,7 +348,7 @@ def wait_until_it_waits() -> None:
 
 
 @pytest.mark.parametrize("before", ["", "%2B", "%20", "0" * 10])
-def test_a_superusers_is_reset_by_superusers_only(before: str) -> None:
+def test_only_superusers_reset_the_second_factor_of_a_superuser(before: str) -> None:
     """However their id is written."""
     enrolled(users.SUPERUSER)
     reset = f"/admin/auth/user/reset-second-factor/?id={before}{User.objects.get(username=users.SUPERUSER).pk}"
@@ -358,12 +358,12 @@ def test_a_superusers_is_reset_by_superusers_only(before: str) -> None:
 
 
 @pytest.mark.parametrize("ids", ["x", "1&id=x", "99999999999", "\0", "-1", "²"])
-def test_a_reset_of_nobody_is_404(ids: str) -> None:
+def test_a_reset_of_an_unknown_user_is_404(ids: str) -> None:
     browser = users.browser(ADMINISTRATOR)
     assert browser.get(f"/admin/auth/user/reset-second-factor/?id={ids}").status_code == 404
 
 
-def test_every_way_to_take_the_second_step_makes_a_known_device() -> None:
+def test_every_second_step_sets_the_device_cookie() -> None:
     browser = users.browser(OPERATOR)
     key, answer = enrol(browser)
     assert "known_device" in answer.cookies

@@ -54,7 +54,7 @@ def entry() -> AuditEntry:
     return AuditEntry.objects.get()
 
 
-def test_an_administrator_admits_somebody_who_then_comes_in() -> None:
+def test_an_administrator_adds_a_user_who_can_log_in() -> None:
     browser = users.browser(ADMINISTRATOR)
     form = {"username": "vera", "password1": PASSWORD, "password2": PASSWORD, "groups": [group(VIEWER)]}
     assert saved(browser.post(ADD, form | {"first_name": "Vera", "reason": "new on the desk"}, REMOTE_ADDR="192.0.2.7"))
@@ -82,14 +82,14 @@ def test_an_administrator_admits_somebody_who_then_comes_in() -> None:
 
 
 @pytest.mark.parametrize("password", ["short", "password1234", "administrator", "veraveravera"])
-def test_a_password_that_is_easily_guessed_is_refused(password: str) -> None:
+def test_a_weak_password_is_rejected(password: str) -> None:
     form = {"username": "veraveravera", "password1": password, "password2": password}
     assert not saved(users.browser(ADMINISTRATOR).post(ADD, form))
     assert not User.objects.filter(username="veraveravera").exists()
     assert not AuditEntry.objects.exists()
 
 
-def test_a_change_tells_before_and_after_of_what_it_changed_and_no_more() -> None:
+def test_a_change_records_before_and_after_of_the_changed_fields_only() -> None:
     user = users.user(VIEWER)
     browser = users.browser(ADMINISTRATOR)
     sent = fields_of(user, last_name="Vega", groups=[group(OPERATOR)], is_active=None, reason="moves on")
@@ -103,14 +103,14 @@ def test_a_change_tells_before_and_after_of_what_it_changed_and_no_more() -> Non
     assert AuditEntry.objects.count() == 1
 
 
-def test_who_is_deactivated_is_out_at_once() -> None:
+def test_a_deactivated_user_is_logged_out_immediately() -> None:
     user, theirs = users.user(VIEWER), users.browser(VIEWER)
     assert theirs.get("/admin/").status_code == 200
     users.browser(ADMINISTRATOR).post(change_of(user), fields_of(user, is_active=None))
     assert theirs.get("/admin/").status_code == 302
 
 
-def test_a_removal_tells_who_it_was() -> None:
+def test_a_removal_records_the_removed_user() -> None:
     user = users.user(VIEWER)
     browser = users.browser(ADMINISTRATOR)
     assert f'href="{removal_of(user)}"' in browser.get(change_of(user)).content.decode()
@@ -125,7 +125,7 @@ def test_a_removal_tells_who_it_was() -> None:
     assert told.before["groups"] == [VIEWER]
 
 
-def test_a_new_password_is_told_of_and_never_itself() -> None:
+def test_a_password_change_is_recorded_without_the_password() -> None:
     user = users.user(VIEWER)
     browser = users.browser(ADMINISTRATOR)
     path = f"/admin/auth/user/{user.pk}/password/"
@@ -152,7 +152,7 @@ def test_a_removal_and_a_new_password_need_a_reason(reason: str) -> None:
     assert not AuditEntry.objects.exists()
 
 
-def test_ones_own_new_password_is_told_of_too() -> None:
+def test_a_change_of_the_own_password_is_recorded() -> None:
     users.user(VIEWER, "vera", password=PASSWORD)
     browser = users.browser(VIEWER, "vera")
     new = "loud green mountains"
@@ -171,7 +171,7 @@ def test_ones_own_new_password_is_told_of_too() -> None:
 EVERYTHING = {"is_superuser": "on", "is_staff": "on"}
 
 
-def test_an_administrator_makes_no_superusers_and_gives_no_single_permissions() -> None:
+def test_an_administrator_cannot_grant_superuser_status_or_single_permissions() -> None:
     user = users.user(VIEWER)
     browser = users.browser(ADMINISTRATOR)
     powers = EVERYTHING | {"user_permissions": list(Permission.objects.values_list("pk", flat=True)[:3])}
@@ -184,7 +184,7 @@ def test_an_administrator_makes_no_superusers_and_gives_no_single_permissions() 
         assert not {'name="is_superuser"', 'name="user_permissions"'} & set(browser.get(page).content.decode().split())
 
 
-def test_superusers_are_out_of_an_administrators_reach() -> None:
+def test_an_administrator_cannot_change_superusers() -> None:
     root = users.user(SUPERUSER)
     browser = users.browser(ADMINISTRATOR)
     before = list(User.objects.order_by("pk").values())
@@ -201,7 +201,7 @@ def test_superusers_are_out_of_an_administrators_reach() -> None:
     assert not AuditEntry.objects.exists()
 
 
-def test_a_superuser_makes_superusers() -> None:
+def test_a_superuser_can_grant_superuser_status() -> None:
     user = users.user(VIEWER)
     assert saved(users.browser(SUPERUSER).post(change_of(user), fields_of(user, **EVERYTHING)))
     told = entry()
@@ -209,7 +209,7 @@ def test_a_superuser_makes_superusers() -> None:
 
 
 @pytest.mark.parametrize("role", [ADMINISTRATOR, SUPERUSER])
-def test_nobody_changes_their_own_rights_or_removes_themselves(role: str) -> None:
+def test_users_cannot_change_their_own_permissions_or_remove_themselves(role: str) -> None:
     user, browser = users.user(role), users.browser(role)
     rights = {"is_active": None, "groups": [group(VIEWER)], "is_superuser": "on", "is_staff": None}
     assert saved(browser.post(change_of(user), fields_of(user, **rights, first_name="Ada")))
@@ -220,7 +220,7 @@ def test_nobody_changes_their_own_rights_or_removes_themselves(role: str) -> Non
     assert [each.name for each in User.objects.get(pk=user.pk).groups.all()] == [role] * (role == ADMINISTRATOR)
 
 
-def test_no_hash_of_a_password_is_shown() -> None:
+def test_password_hashes_are_never_shown() -> None:
     user = users.user(VIEWER, "vera", password=PASSWORD)
     root = users.user(SUPERUSER, "root", password=PASSWORD)
     browser = users.browser(ADMINISTRATOR)
@@ -229,7 +229,7 @@ def test_no_hash_of_a_password_is_shown() -> None:
     assert browser.get("/admin/auth/user/?password__startswith=md5").status_code in (302, 400)
 
 
-def test_a_change_and_its_entry_are_one(transactional_db: None) -> None:
+def test_a_change_and_its_audit_entry_are_atomic(transactional_db: None) -> None:
     """The database refuses the entry, as it would when its disk is full: then there is no change either."""
     user = users.user(VIEWER)
     browser = users.browser(ADMINISTRATOR)
@@ -251,7 +251,7 @@ def test_a_change_and_its_entry_are_one(transactional_db: None) -> None:
     assert list(User.objects.order_by("pk").values()) == before
 
 
-def test_the_list_tells_of_each_what_they_may_do_in_a_few_queries(django_assert_max_num_queries: Any) -> None:
+def test_the_list_shows_the_groups_in_few_queries(django_assert_max_num_queries: Any) -> None:
     for number in range(30):
         users.user(VIEWER, f"viewer-{number}")
     browser = users.browser(ADMINISTRATOR)
@@ -277,11 +277,11 @@ def test_the_list_tells_of_each_what_they_may_do_in_a_few_queries(django_assert_
         "is_superuser__exact=%00",
     ],
 )
-def test_the_list_is_asked_by_its_filters_alone(asked: str) -> None:
+def test_the_list_accepts_its_own_filters_only(asked: str) -> None:
     assert users.browser(ADMINISTRATOR).get(f"/admin/auth/user/?{asked}").status_code in (200, 302, 400)
 
 
-def test_the_list_is_filtered_by_group_and_by_state() -> None:
+def test_the_list_is_filtered_by_group_and_status() -> None:
     browser = users.browser(ADMINISTRATOR)
     users.user(VIEWER)
     users.user(SUPERUSER)

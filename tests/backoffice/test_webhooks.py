@@ -91,7 +91,7 @@ def told(broker_id: str, receiver: Receiver, behaviour: Any, count: int = 1) -> 
 # --- Subscriptions --------------------------------------------------------------------------------------------------
 
 
-def test_subscriptions_are_found_by_what_they_are(root: Client, receiver: Receiver) -> None:
+def test_subscriptions_are_found_by_each_filter(root: Client, receiver: Receiver) -> None:
     alice = subscribe("alice", receiver.url("/a"))
     bob = subscribe("bob", receiver.url("/b"), EventType.ORDER_EXPIRED)
     gone = subscribe("carol", receiver.url("/gone"))
@@ -113,7 +113,7 @@ def test_subscriptions_are_found_by_what_they_are(root: Client, receiver: Receiv
     assert root.get(list_url(Subscription, url__startswith="http")).status_code == 400
 
 
-def test_those_that_fail_are_found_and_said_to(root: Client, receiver: Receiver) -> None:
+def test_failing_subscriptions_are_found_and_marked(root: Client, receiver: Receiver) -> None:
     told("alice", receiver, answer(500), 3)
     told("bob", receiver, answer(), 2)
     told("carol", receiver, close)
@@ -133,7 +133,7 @@ def test_those_that_fail_are_found_and_said_to(root: Client, receiver: Receiver)
     }
 
 
-def test_hours_count_to_the_hour_and_the_day(root: Client, receiver: Receiver) -> None:
+def test_failures_are_counted_per_hour_and_per_day(root: Client, receiver: Receiver) -> None:
     webhook_id = subscribe("alice", receiver.url())
     began = timezone.now().replace(minute=0, second=0, microsecond=0)
     for ago, completed, failed in [(0, 10, 1), (1, 20, 2), (2, 40, 4), (24, 80, 8), (25, 160, 16)]:
@@ -165,11 +165,11 @@ def test_hours_count_to_the_hour_and_the_day(root: Client, receiver: Receiver) -
         (10_000, 9_999, "99.9 %"),
     ],
 )
-def test_a_share_never_hides_a_failure_or_a_success(completed: int | None, failed: int | None, share: str) -> None:
+def test_the_failed_share_is_never_rounded_to_0_or_100_percent(completed: int | None, failed: int | None, share: str) -> None:
     assert health.failed_share(completed, failed) == share
 
 
-def test_what_is_due_is_counted_up_to_a_limit(
+def test_pending_deliveries_are_counted_up_to_a_limit(
     root: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health, "MAX_DUE_COUNT", 3)
@@ -185,7 +185,7 @@ def test_what_is_due_is_counted_up_to_a_limit(
     assert row.due_ids[0] == oldest.pk
 
 
-def test_the_page_of_a_subscription_shows_what_became_of_its_deliveries(root: Client, receiver: Receiver) -> None:
+def test_the_page_of_a_subscription_shows_its_latest_deliveries(root: Client, receiver: Receiver) -> None:
     failed = told("alice", receiver, answer(503), 2)
     delivered = told("alice", receiver, answer(204), 2)
     told("bob", receiver, answer(418), 2)
@@ -201,7 +201,7 @@ def test_the_page_of_a_subscription_shows_what_became_of_its_deliveries(root: Cl
     assert ">418<" not in content
 
 
-def test_the_pages_of_a_subscription_and_of_a_delivery_refresh_by_themselves(root: Client, receiver: Receiver) -> None:
+def test_the_pages_of_a_subscription_and_of_a_delivery_refresh_automatically(root: Client, receiver: Receiver) -> None:
     (delivery,) = told("alice", receiver, answer(503), 1)
     assert live_parts(root.get(page(delivery.subscription))) == [
         "figures", "chart", "facts", "failed", "latest", "due", "audit",
@@ -243,7 +243,7 @@ def outcomes(receiver: Receiver) -> dict[str, list[Delivery]]:
     }
 
 
-def test_deliveries_are_found_by_what_became_of_them(root: Client, outcomes: dict[str, list[Delivery]]) -> None:
+def test_deliveries_are_found_by_state_and_outcome(root: Client, outcomes: dict[str, list[Delivery]]) -> None:
     def found(**asked: Any) -> list[UUID]:
         return [row.pk for row in shown(root, Delivery, **asked)]
 
@@ -318,7 +318,7 @@ def test_deliveries_are_found_by_the_time_of_their_ids(root: Client, receiver: R
         assert [row.pk for row in rows] == [ids[2], ids[1]]
 
 
-def test_the_page_of_a_delivery_tells_all(root: Client, receiver: Receiver) -> None:
+def test_the_page_of_a_delivery_shows_outcome_payload_and_response(root: Client, receiver: Receiver) -> None:
     (row,) = told("alice", receiver, answer(500, body=b"<b>no room</b>"))
     content = text(root, row)
     event = row.event
@@ -341,7 +341,7 @@ def test_the_page_of_a_delivery_tells_all(root: Client, receiver: Receiver) -> N
     assert "Response bodies are deleted after 14 days." in text(root, Delivery.objects.get(pk=old))
 
 
-def test_a_delivery_without_an_answer_says_why(root: Client, outcomes: dict[str, list[Delivery]]) -> None:
+def test_a_delivery_without_a_response_shows_the_reason(root: Client, outcomes: dict[str, list[Delivery]]) -> None:
     assert "The receiver closed the connection before it responded." in text(root, outcomes["failed"][-1])
     assert "No response." in text(root, outcomes["failed"][-1])
     assert "Pending." in text(root, outcomes["due"][0])
@@ -419,7 +419,7 @@ def test_a_subscription_is_paused_and_resumed_with_a_reason(root: Client, receiv
     }
 
 
-def test_several_selected_deliveries_are_made_again(root: Client, receiver: Receiver) -> None:
+def test_several_selected_deliveries_are_redelivered(root: Client, receiver: Receiver) -> None:
     rows = told("alice", receiver, answer(500), 3)
     receiver.on("/alice", answer(200))
 
@@ -431,7 +431,7 @@ def test_several_selected_deliveries_are_made_again(root: Client, receiver: Rece
     assert AuditEntry.objects.filter(action="delivery.redeliver", reason=REASON).count() == 2
 
 
-def test_what_cannot_be_made_again_is_said(root: Client, outcomes: dict[str, list[Delivery]]) -> None:
+def test_deliveries_that_cannot_be_redelivered_are_skipped(root: Client, outcomes: dict[str, list[Delivery]]) -> None:
     (due,), (gone,), failed = outcomes["due"], outcomes["discarded"], outcomes["failed"][0]
     for row in (due, gone, *outcomes["in_flight"]):
         assert not is_offered(root, action_path(Delivery, "redeliver", row.pk), page(row))
@@ -444,7 +444,7 @@ def test_what_cannot_be_made_again_is_said(root: Client, outcomes: dict[str, lis
     assert Delivery.objects.exclude(redelivery_of=None).count() == 1
 
 
-def test_the_latest_that_failed_are_made_again_but_none_twice(root: Client, receiver: Receiver) -> None:
+def test_the_latest_failed_deliveries_are_redelivered_once(root: Client, receiver: Receiver) -> None:
     rows = told("alice", receiver, answer(500), 5)
     told("bob", receiver, answer(500), 2)
     webhook_id = rows[0].subscription_id
@@ -471,7 +471,7 @@ def test_the_latest_that_failed_are_made_again_but_none_twice(root: Client, rece
     ],
     ids=lambda each: getattr(each, "name", None),
 )
-def test_who_may_only_look_presses_nothing(
+def test_viewers_cannot_act(
     client: Client, receiver: Receiver, model: Any, action: Any, permission: str
 ) -> None:
     (delivery,) = told("alice", receiver, answer(500))
@@ -491,7 +491,7 @@ def test_who_may_only_look_presses_nothing(
 
 
 @pytest.mark.parametrize("model", [Subscription, Delivery, Event])
-def test_nothing_is_seen_without_permission(client: Client, receiver: Receiver, model: Any) -> None:
+def test_users_without_permission_see_nothing(client: Client, receiver: Receiver, model: Any) -> None:
     told("alice", receiver, answer(500))
     nobody = sign_in(client, "vera", [])
     row = model.objects.first()
@@ -514,7 +514,7 @@ FILTERS: list[tuple[Any, dict[str, str]]] = [
 ]
 
 
-def test_a_list_asks_the_same_of_ten_rows_as_of_one(root: Client, receiver: Receiver) -> None:
+def test_the_number_of_queries_is_independent_of_the_number_of_rows(root: Client, receiver: Receiver) -> None:
     counts: list[list[int]] = []
     for _ in range(2):
         told("alice", receiver, answer(500), 3)

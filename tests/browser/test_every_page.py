@@ -84,7 +84,7 @@ def _url_names(patterns: Sequence[URLPattern | URLResolver]) -> Iterator[str]:
             yield pattern.name
 
 
-def test_the_tab_key_walks_through_a_page_and_enter_acts(signed_in: SignIn) -> None:
+def test_a_page_is_usable_by_keyboard(signed_in: SignIn) -> None:
     trading.broker("alice")
     page = signed_in("superuser")
     page.goto("/admin/exchange/instrument/AAPL/change/")

@@ -69,7 +69,7 @@ def on_record(action: Action) -> list[tuple[str, str, str]]:
     return list(entries.values_list("actor", "subject", "reason"))
 
 
-def test_an_order_placed_over_rest_appears_by_itself_and_is_cancelled_with_a_reason(
+def test_an_order_placed_over_rest_appears_automatically_and_is_cancelled_with_a_reason(
     signed_in: SignIn, server: Server
 ) -> None:
     key = trading.broker("alice")
@@ -106,7 +106,7 @@ def test_an_instrument_is_halted_and_resumed(signed_in: SignIn, server: Server) 
     assert on_record(Action.INSTRUMENT_HALT) == [("the-operator", "AAPL", "news pending")]
 
 
-def test_the_kill_switch_leaves_nothing_open(signed_in: SignIn, server: Server) -> None:
+def test_the_kill_switch_leaves_no_open_orders(signed_in: SignIn, server: Server) -> None:
     key = trading.broker("alice")
     for _ in range(3):
         ask(server, key)
@@ -149,7 +149,7 @@ def test_a_key_is_issued_shown_once_and_trades_until_it_is_revoked(signed_in: Si
     assert ask(server, key)[0] == 401
 
 
-def test_a_failed_delivery_is_seen_on_the_dashboard_and_delivered_again(
+def test_a_failed_delivery_is_shown_on_the_dashboard_and_redelivered(
     signed_in: SignIn, server: Server, celery: Celery, receiver: Receiver
 ) -> None:
     key = trading.broker("alice")
@@ -172,7 +172,7 @@ def test_a_failed_delivery_is_seen_on_the_dashboard_and_delivered_again(
     assert second.event_id == first.event_id
 
 
-def test_a_viewer_is_refused_every_act_at_its_own_address_too(signed_in: SignIn, server: Server) -> None:
+def test_a_viewer_is_refused_every_action_at_its_own_url(signed_in: SignIn, server: Server) -> None:
     """With a valid CSRF token. What the other roles may do: `tests/backoffice/test_roles.py`."""
     key = trading.broker("alice")
     webhooks.subscribe("alice", url="http://127.0.0.1:9/", events=[EventType.ORDER_CANCELLED])
@@ -192,7 +192,7 @@ def test_a_viewer_is_refused_every_act_at_its_own_address_too(signed_in: SignIn,
     assert everything() == before
 
 
-def test_a_viewer_looks_and_cannot_act(signed_in: SignIn, server: Server) -> None:
+def test_a_viewer_sees_pages_without_actions(signed_in: SignIn, server: Server) -> None:
     _, placed = ask(server, trading.broker("alice"))
     page = signed_in(VIEWER)
     for path in (

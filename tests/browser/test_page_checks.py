@@ -16,7 +16,7 @@ def complaints(browser: Browser, html: str) -> list[str]:
     return found
 
 
-def test_errors_of_scripts_are_heard(browser: Browser) -> None:
+def test_script_errors_are_reported(browser: Browser) -> None:
     (thrown,) = complaints(browser, "<script>throw new Error('torn')</script>")
     (logged,) = complaints(browser, "<script>console.error('worn')</script>")
 
@@ -25,17 +25,17 @@ def test_errors_of_scripts_are_heard(browser: Browser) -> None:
     assert complaints(browser, "<script>console.log('fine')</script>") == []
 
 
-def test_what_the_policy_refuses_is_heard(browser: Browser) -> None:
+def test_violations_of_the_content_policy_are_reported(browser: Browser) -> None:
     (refused,) = complaints(browser, f"{REFUSING}<script>1</script>")
 
     assert "Content Security Policy" in refused
 
 
-def test_nothing_is_loaded_from_elsewhere(browser: Browser) -> None:
+def test_requests_to_other_hosts_are_reported(browser: Browser) -> None:
     assert any("ERR_NAME_NOT_RESOLVED" in each for each in complaints(browser, "<img alt='' src='http://a.example/'>"))
 
 
-def test_grave_faults_of_accessibility_are_found(browser: Browser) -> None:
+def test_serious_accessibility_faults_are_reported(browser: Browser) -> None:
     page = browser.new_page()
     page.set_content("<html lang='en'><title>A</title><main><h1>A</h1><img src='data:,'><input></main></html>")
     faults = accessibility_faults(page)

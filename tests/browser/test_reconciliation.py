@@ -10,7 +10,7 @@ from tests.celery_processes import Celery, start_all
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-def test_it_is_asked_for_by_keyboard_and_tells_its_verdict(signed_in: SignIn, celery: Celery) -> None:
+def test_a_run_is_started_by_keyboard_and_shows_its_result(signed_in: SignIn, celery: Celery) -> None:
     page = signed_in("superuser")
     page.goto("/admin/orders/reconcilerun/")
     page.get_by_role("link", name="Run reconciliation").press("Enter")

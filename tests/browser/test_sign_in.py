@@ -12,7 +12,7 @@ from tests.browser.page_checks import assert_accessible
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-def test_somebody_signs_in_and_sees_the_dashboard(signed_in: SignIn) -> None:
+def test_a_user_signs_in_and_sees_the_dashboard(signed_in: SignIn) -> None:
     page = signed_in("superuser")
 
     expect(page.get_by_role("heading", name="Dashboard", level=1)).to_be_visible()
@@ -23,7 +23,7 @@ def test_somebody_signs_in_and_sees_the_dashboard(signed_in: SignIn) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_wrong_password_leads_nowhere(open_page: Callable[[], Page], scheme: Literal["light", "dark"]) -> None:
+def test_a_wrong_password_is_rejected(open_page: Callable[[], Page], scheme: Literal["light", "dark"]) -> None:
     page = open_page()
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
     page.goto("/admin/")

@@ -14,7 +14,7 @@ from tests.live import Server
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-def test_somebody_is_admitted_enrols_and_is_let_in_by_a_code(
+def test_a_new_user_enrols_and_logs_in_with_a_code(
     signed_in: SignIn, open_page: Callable[[], Page], backoffice: Server
 ) -> None:
     administrator = signed_in("administrator")
@@ -65,7 +65,7 @@ def _admit(page: Page, name: str) -> None:
     assert_accessible(page)
 
 
-def test_ones_own_password_is_changed(signed_in: SignIn) -> None:
+def test_a_user_changes_the_own_password(signed_in: SignIn) -> None:
     page = signed_in("viewer")
     page.goto("/admin/password_change/")
     assert_accessible(page)

@@ -56,7 +56,7 @@ def aapl() -> Figures:
     return market_watch.figures_of(["AAPL"])["AAPL"]
 
 
-def test_without_an_order_there_is_nothing_to_show() -> None:
+def test_without_orders_the_figures_are_empty() -> None:
     figures = aapl()
 
     assert (figures.best_bid, figures.best_ask, figures.spread) == (None, None, None)
@@ -65,7 +65,7 @@ def test_without_an_order_there_is_nothing_to_show() -> None:
     assert (figures.trades, figures.volume, figures.value, figures.open_orders) == (0, 0, Decimal(0), 0)
 
 
-def test_the_best_prices_and_what_is_between_them() -> None:
+def test_best_prices_and_spread() -> None:
     for price in ("10.10", "10.30", "10.20"):
         place(Side.ASK, 1, price)
     best = place(Side.BID, 1, "9.95")
@@ -86,7 +86,7 @@ def test_one_side_has_no_spread() -> None:
     assert (figures.best_bid, figures.best_ask, figures.spread) == (None, Decimal("10.10"), None)
 
 
-def test_an_order_whose_time_has_passed_is_no_best_price() -> None:
+def test_an_expired_order_is_no_best_price() -> None:
     resting = place(Side.BID, 1, "9.95")
     type(resting).objects.filter(pk=resting.pk).update(expires_at=database_now())
 
@@ -104,20 +104,20 @@ def test_the_change_is_from_the_last_trade_of_the_day_before() -> None:
     assert (figures.change, figures.change_percent) == (Decimal("2.00"), Decimal("20.00"))
 
 
-def test_on_its_first_day_the_change_is_from_the_first_trade() -> None:
+def test_on_the_first_day_the_change_is_from_the_first_trade() -> None:
     trade("12", at=midnight())
     trade("11")
 
     assert (aapl().change, aapl().change_percent) == (Decimal("-1.00"), Decimal("-8.33"))
 
 
-def test_one_trade_has_changed_nothing() -> None:
+def test_after_one_trade_the_change_is_zero() -> None:
     trade("12")
 
     assert (aapl().change, aapl().change_percent) == (Decimal("0.00"), Decimal("0.00"))
 
 
-def test_on_a_day_without_a_trade_nothing_has_changed() -> None:
+def test_on_a_day_without_trades_there_is_no_change() -> None:
     trade("10", at=midnight() - timedelta(hours=3))
     trade("12", at=midnight() - timedelta(hours=2))
 
@@ -130,7 +130,7 @@ def test_on_a_day_without_a_trade_nothing_has_changed() -> None:
     )
 
 
-def test_open_orders_are_those_of_all_brokers_in_this_instrument() -> None:
+def test_open_orders_are_counted_for_all_brokers_of_the_instrument() -> None:
     instrument("PETR4")
     broker("bob", holdings={"PETR4": 10})
     for price in ("9", "10"):
@@ -147,7 +147,7 @@ def test_open_orders_are_those_of_all_brokers_in_this_instrument() -> None:
     assert aapl().open_orders == 3
 
 
-def test_sums_of_the_day_are_those_of_its_bars() -> None:
+def test_daily_sums_come_from_the_bars_of_the_day() -> None:
     bar(midnight() - MINUTE, "99", "99", "1", "50", volume=1_000)
     bar(midnight(), "10", "12", "9", "11", volume=30, trades=3)
     bar(midnight() + MINUTE, volume=0, trades=0)  # orders only
@@ -158,7 +158,7 @@ def test_sums_of_the_day_are_those_of_its_bars() -> None:
     assert (figures.trades, figures.volume, figures.value) == (5, 42, Decimal(420))
 
 
-def test_all_instruments_are_asked_about_at_once() -> None:
+def test_all_instruments_are_read_in_one_query() -> None:
     instrument("PETR4", tick="0.0001", lot=10)
     broker("bob", holdings={"PETR4": 100})
     place(Side.ASK, 10, "30.1234", by="bob", symbol="PETR4")
@@ -178,7 +178,7 @@ def test_all_instruments_are_asked_about_at_once() -> None:
 # --- Quiet ----------------------------------------------------------------------------------------------------------
 
 
-def test_quiet_is_what_trades_and_has_not_traded_for_a_while() -> None:
+def test_an_instrument_in_trading_without_recent_trades_is_quiet() -> None:
     def quiet(now: datetime) -> list[str]:
         return [each.pk for each in Instrument.objects.filter(market_watch.is_quiet(now)).order_by("symbol")]
 
@@ -195,7 +195,7 @@ def test_quiet_is_what_trades_and_has_not_traded_for_a_while() -> None:
 # --- Candles --------------------------------------------------------------------------------------------------------
 
 
-def test_candles_are_made_of_the_bars_in_them() -> None:
+def test_candles_aggregate_their_bars() -> None:
     begin = midnight()
     bar(begin - MINUTE, "1", "1", "1", "1", volume=1)
     bar(begin, "10", "12", "10", "11", volume=5)
@@ -212,7 +212,7 @@ def test_candles_are_made_of_the_bars_in_them() -> None:
     assert str(candles[0].open) == "10.00"
 
 
-def test_candles_of_another_instrument_are_not_ours() -> None:
+def test_candles_contain_their_own_instrument_only() -> None:
     instrument("PETR4")
     bar(midnight(), "1", "1", "1", "1", volume=1, symbol="PETR4")
 
