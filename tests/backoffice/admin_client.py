@@ -1,4 +1,4 @@
-"""The back office as its users' browsers see it: who is signed in, which rows a list shows, what came of an action."""
+"""Helpers to use the back office through Django's test client."""
 
 import re
 from typing import Any
@@ -10,11 +10,11 @@ from django.test import Client
 from backoffice.links import list_url, page_url
 
 REASON = "as agreed by telephone"
-ADDRESS = "127.0.0.1"  # of Django's client
+ADDRESS = "127.0.0.1"  # of Django's test client
 
 
 def sign_in(client: Client, name: str = "root", permissions: list[str] | None = None) -> Client:
-    """A superuser's browser, or that of a user who may do just this."""
+    """Sign in a superuser or, with `permissions`, a user with only these."""
     user = User.objects.create(username=name, is_staff=True, is_superuser=permissions is None)
     for each in permissions or []:
         app, _, codename = each.partition(".")
@@ -23,9 +23,9 @@ def sign_in(client: Client, name: str = "root", permissions: list[str] | None = 
     return client
 
 
-def shown(client: Client, model: type[Model], **asked: Any) -> list[Any]:
-    """The rows that a list shows."""
-    response: Any = client.get(list_url(model, **asked))
+def listed_rows(client: Client, model: type[Model], **filters: Any) -> list[Any]:
+    """Return the rows of a list with these filters."""
+    response: Any = client.get(list_url(model, **filters))
     assert response.status_code == 200
     if listing := response.context.get("listing"):
         assert listing.form.errors == {}
@@ -33,50 +33,50 @@ def shown(client: Client, model: type[Model], **asked: Any) -> list[Any]:
 
 
 def rows(response: Any) -> list[Any]:
-    """The rows of a list, Django's or one by keyset."""
+    """Return the rows of a changelist or of a keyset list."""
     listing = response.context.get("listing")
     return list(listing.page.rows if listing else response.context["cl"].result_list)
 
 
 def cells(response: Any) -> list[list[str]]:
-    """The columns of each row that Django's list shows."""
+    """Return the cells of each row of a changelist."""
     changelist = response.context["cl"]
     return [[str(column(row)) for column in changelist.list_display if callable(column)] for row in rows(response)]
 
 
 def action_path(model: type[Model], action: str, *rows: Any) -> str:
-    """The page of an action on these rows."""
+    """Return the URL of an action on these rows."""
     return f"{list_url(model)}{action}/" + ("?" + "&".join(f"id={row}" for row in rows) if rows else "")
 
 
-def do(client: Client, model: type[Model], action: str, *rows: Any, **fields: Any) -> Any:
-    """Fill in an action's form, with a reason unless told otherwise, and press its button; the page after that."""
+def perform(client: Client, model: type[Model], action: str, *rows: Any, **fields: Any) -> Any:
+    """Submit an action's form, with a default reason, and follow the redirect."""
     return client.post(action_path(model, action, *rows), {"reason": REASON} | fields, follow=True)
 
 
-def said(response: Any) -> list[tuple[str, str]]:
-    """What an action that was done says, and how."""
-    assert response.redirect_chain, wrong(response)
+def result_messages(response: Any) -> list[tuple[str, str]]:
+    """Return the levels and texts of the messages after a successful action."""
+    assert response.redirect_chain, form_errors(response)
     return [(message.level_tag, message.message) for message in response.context["messages"]]
 
 
-def wrong(response: Any) -> dict[str, list[str]]:
-    """What a form that was refused says of each field; `__all__`: of the whole."""
+def form_errors(response: Any) -> dict[str, list[str]]:
+    """Return the errors of a rejected form by field. `__all__` is the form as a whole."""
     assert response.status_code == 200
     found = {name: [str(each) for each in errors] for name, errors in response.context["form"].errors.items()}
     assert all(error in response.content.decode().replace("&#x27;", "'") for each in found.values() for error in each)
     return found
 
 
-def is_offered(client: Client, path_of_act: str, page: str) -> bool:
-    """Whether a page has the action's button."""
+def has_button(client: Client, path_of_act: str, page: str) -> bool:
+    """True if a page has the action's button."""
     response = client.get(page)
     assert response.status_code == 200
     return f'href="{path_of_act}"' in response.content.decode()
 
 
 def live_parts(response: Any) -> list[str]:
-    """What of a page refreshes by itself."""
+    """Return the ids of the elements that refresh automatically."""
     return re.findall(r'id="(\w+)"[^>]*data-live', response.content.decode())
 
 

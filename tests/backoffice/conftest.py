@@ -9,11 +9,11 @@ from tests.backoffice.admin_client import sign_in
 
 @pytest.fixture
 def root(client: Client) -> Client:
-    """A superuser's browser."""
+    """The browser of a superuser."""
     return sign_in(client)
 
 
 @pytest.fixture
 def quick_passwords(settings: Settings) -> None:
-    """Passwords are hashed in no time, where a good hash takes a third of a second."""
+    """Use a fast password hash: a secure one takes a third of a second."""
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

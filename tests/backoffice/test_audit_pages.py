@@ -1,4 +1,4 @@
-"""The audit in the back office: every action is found, shown with what it changed, and can be taken along."""
+"""The audit log in the back office: list, filters, entry page and CSV export."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ from exchange.rules import Scope
 from orders.enums import Side
 from orders.models import Order
 from tests import trading
-from tests.backoffice.admin_client import ADDRESS, REASON, action_path, do, page, shown, sign_in
+from tests.backoffice.admin_client import ADDRESS, REASON, action_path, listed_rows, page, perform, sign_in
 from tests.exchange.client import Client as ApiClient
 from tests.trading import BY, place
 
@@ -36,7 +36,7 @@ ROBOT = Actor(ActorKind.KEY, "0123456789ab", "192.0.2.8", "request-2")
 
 
 def write(by: Actor, action: Action, subject: str, **more: Any) -> AuditEntry:
-    """Put an action on record, as services do."""
+    """Record an action as services do."""
     with transaction.atomic():
         audit.record(Entry.of(by, action, subject, **more))
     return AuditEntry.objects.latest("id")
@@ -91,20 +91,20 @@ def test_entries_are_found_by_each_filter(root: Client) -> None:
     third = write(MARY, Action.BROKER_REINSTATE, "alice")
     fourth = write(Actor(ActorKind.COMMAND, "mary"), Action.BROKER_REINSTATE, "alice")
 
-    assert shown(root, AuditEntry) == [fourth, third, second, first]
-    assert shown(root, AuditEntry, q="alice") == [fourth, third, first]
-    assert shown(root, AuditEntry, q="ali") == []
-    assert shown(root, AuditEntry, actor="mary") == [fourth, third, first]
-    assert shown(root, AuditEntry, actor="mary", kind="user") == [third, first]
-    assert shown(root, AuditEntry, kind="key") == [second]
-    assert shown(root, AuditEntry, action="broker.suspend") == [second, first]
-    assert shown(root, AuditEntry, action="broker.suspend", q="alice", actor="mary", kind="user") == [first]
-    assert shown(root, AuditEntry, actor="0123456789ab", action="broker.reinstate") == []
+    assert listed_rows(root, AuditEntry) == [fourth, third, second, first]
+    assert listed_rows(root, AuditEntry, q="alice") == [fourth, third, first]
+    assert listed_rows(root, AuditEntry, q="ali") == []
+    assert listed_rows(root, AuditEntry, actor="mary") == [fourth, third, first]
+    assert listed_rows(root, AuditEntry, actor="mary", kind="user") == [third, first]
+    assert listed_rows(root, AuditEntry, kind="key") == [second]
+    assert listed_rows(root, AuditEntry, action="broker.suspend") == [second, first]
+    assert listed_rows(root, AuditEntry, action="broker.suspend", q="alice", actor="mary", kind="user") == [first]
+    assert listed_rows(root, AuditEntry, actor="0123456789ab", action="broker.reinstate") == []
     since, until = second.at.isoformat(), fourth.at.isoformat()
-    assert shown(root, AuditEntry, since=since) == [fourth, third, second]
-    assert shown(root, AuditEntry, since=since, until=until) == [third, second]
-    assert shown(root, AuditEntry, until=until, q="alice") == [third, first]
-    assert shown(root, AuditEntry, since=until, actor="mary") == [fourth]
+    assert listed_rows(root, AuditEntry, since=since) == [fourth, third, second]
+    assert listed_rows(root, AuditEntry, since=since, until=until) == [third, second]
+    assert listed_rows(root, AuditEntry, until=until, q="alice") == [third, first]
+    assert listed_rows(root, AuditEntry, since=until, actor="mary") == [fourth]
 
 
 def test_invalid_filters_are_reported(root: Client) -> None:
@@ -123,9 +123,9 @@ def test_each_filter_uses_an_index(root: Client) -> None:
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE exchange_auditentry")
 
-    def plan(**asked: Any) -> str:
+    def plan(**filters: Any) -> str:
         with CaptureQueriesContext(connection) as queries:
-            shown(root, AuditEntry, **asked)
+            listed_rows(root, AuditEntry, **filters)
         (statement,) = [each["sql"] for each in queries if 'FROM "exchange_auditentry"' in each["sql"]][-1:]
         with connection.cursor() as cursor:
             cursor.execute("EXPLAIN " + statement.replace("%", "%%"))
@@ -133,8 +133,8 @@ def test_each_filter_uses_an_index(root: Client) -> None:
 
     assert "audit_newest_of_subject" in plan(q="b7")
     assert "audit_newest_of_actor" in plan(actor="nobody")
-    for asked in ({}, {"since": "2026-01-01T00:00"}, {"kind": "user"}):
-        found = plan(**asked)
+    for filters in ({}, {"since": "2026-01-01T00:00"}, {"kind": "user"}):
+        found = plan(**filters)
         assert "exchange_auditentry_pkey" in found
         assert "Sort" not in found
 
@@ -145,7 +145,7 @@ def test_an_entry_s_id_begins_with_its_time() -> None:
     assert first_id_at(entry.at, shift=-second) < entry.pk < first_id_at(entry.at, shift=second)
 
 
-# --- A page ---------------------------------------------------------------------------------------------------------
+# --- The page of an entry -------------------------------------------------------------------------------------------
 
 
 def test_values_before_and_after_are_shown_side_by_side(root: Client) -> None:
@@ -169,8 +169,8 @@ def test_values_before_and_after_are_shown_side_by_side(root: Client) -> None:
     assert "<ins>suspended</ins>" in text
     assert text.count("<ins>") == 3
     assert text.count("<del>") == 2
-    for told in ("mary", "192.0.2.7", "request-1", "broker.suspend", page_url(Broker, "alice"), "&lt;b&gt;why"):
-        assert told in text
+    for expected in ("mary", "192.0.2.7", "request-1", "broker.suspend", page_url(Broker, "alice"), "&lt;b&gt;why"):
+        assert expected in text
 
 
 def test_an_entry_without_values_has_a_page(root: Client) -> None:
@@ -185,7 +185,7 @@ def test_entries_of_an_operator_key_link_to_the_key(root: Client) -> None:
     operator.post("/brokers/alice/suspend", {"reason": "over REST"})
     operator.post("/brokers/alice/transfers", {"reference": "r", "cash": "5", "reason": "paid in"})
 
-    transfer, suspension = shown(root, AuditEntry, actor=key.pk, kind="key")
+    transfer, suspension = listed_rows(root, AuditEntry, actor=key.pk, kind="key")
 
     assert (suspension.action, suspension.subject, suspension.reason) == ("broker.suspend", "alice", "over REST")
     assert (transfer.action, transfer.subject, transfer.reason) == ("broker.transfer", "alice", "paid in")
@@ -197,18 +197,18 @@ def test_entries_of_an_operator_key_link_to_the_key(root: Client) -> None:
 
 def test_actions_of_a_user_are_recorded_with_user_and_address(root: Client) -> None:
     trading.broker("alice")
-    do(root, Broker, "suspend", "alice")
+    perform(root, Broker, "suspend", "alice")
 
     entry = AuditEntry.objects.latest("id")
     assert (entry.actor_kind, entry.actor, entry.address, entry.reason) == ("user", "root", ADDRESS, REASON)
     assert entry.request_id != ""
 
 
-# --- About one thing ------------------------------------------------------------------------------------------------
+# --- Latest entries -------------------------------------------------------------------------------------------------
 
 
 def test_the_latest_entries_are_of_the_same_kind_only() -> None:
-    trading.broker("AAPL", holdings={"AAPL": 1})  # a broker may be called like an instrument
+    trading.broker("AAPL", holdings={"AAPL": 1})  # a broker ID can equal a symbol
     broker, instrument = Broker.objects.get(), Instrument.objects.get()
     key = ApiKey.objects.get()
     halted = write(MARY, Action.INSTRUMENT_HALT, "AAPL")
@@ -233,7 +233,7 @@ def test_the_latest_entries_of_an_order_include_its_cancellation() -> None:
     assert latest_entries(Order.objects.get()) == [entry]
 
 
-# --- Nothing can be done to it --------------------------------------------------------------------------------------
+# --- Read-only ------------------------------------------------------------------------------------------------------
 
 
 def test_entries_cannot_be_changed(root: Client) -> None:
@@ -256,11 +256,11 @@ def test_users_without_view_permission_are_refused(client: Client) -> None:
         assert user.get(path).status_code == 403
 
 
-# --- Taken along ----------------------------------------------------------------------------------------------------
+# --- CSV export -----------------------------------------------------------------------------------------------------
 
 
-def exported(client: Client, **asked: Any) -> list[dict[str, str]]:
-    query = list_url(AuditEntry, **asked).partition("?")[2]
+def exported(client: Client, **filters: Any) -> list[dict[str, str]]:
+    query = list_url(AuditEntry, **filters).partition("?")[2]
     response: Any = client.get(f"{action_path(AuditEntry, 'export')}?{query}")
     assert response.status_code == 200
     assert response.streaming
@@ -293,9 +293,7 @@ def test_the_export_contains_every_field_of_the_matching_entries(root: Client) -
     assert [each["subject"] for each in exported(root)] == ["AAPL", "alice"]
 
 
-def test_the_export_contains_every_entry_once(
-    root: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_export_contains_every_entry_once(root: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lists, "MAX_SCANNED_ROWS", 70)
     monkeypatch.setattr(lists, "BATCH_ROWS", 300)
     with transaction.atomic():

@@ -1,4 +1,4 @@
-"""Brokers, transfers and keys in the back office: what is shown of them, and that each action does what it says."""
+"""Brokers, transfers and keys in the back office: lists, pages and actions."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -31,15 +31,15 @@ from tests.backoffice.admin_client import (
     REASON,
     action_path,
     cells,
-    do,
-    is_offered,
+    form_errors,
+    has_button,
+    listed_rows,
     live_parts,
     page,
+    perform,
+    result_messages,
     rows,
-    said,
-    shown,
     sign_in,
-    wrong,
 )
 from tests.exchange.client import Client as ApiClient
 from tests.trading import BY, at_once, attempt, in_thread, order, place
@@ -52,16 +52,16 @@ MAX_QUERIES = 20
 
 @pytest.fixture
 def alice(db: None) -> Broker:
-    """1,000,000 in cash and 10,000 shares of AAPL."""
+    """A broker with 1,000,000 in cash and 10,000 shares of AAPL."""
     trading.broker("alice")
     return Broker.objects.get(pk="alice")
 
 
-def entries() -> list[tuple[Any, ...]]:
-    """What the user `root` did, as it is on record."""
-    told = AuditEntry.objects.filter(actor="root").order_by("id")
-    assert {(entry.actor_kind, entry.address) for entry in told} <= {("user", ADDRESS)}
-    return list(told.values_list("action", "subject", "reason", "before", "after"))
+def audit_entries() -> list[tuple[Any, ...]]:
+    """Return the audit entries of the user `root`."""
+    entries = AuditEntry.objects.filter(actor="root").order_by("id")
+    assert {(entry.actor_kind, entry.address) for entry in entries} <= {("user", ADDRESS)}
+    return list(entries.values_list("action", "subject", "reason", "before", "after"))
 
 
 def journal(broker_id: str) -> list[tuple[Any, ...]]:
@@ -69,13 +69,13 @@ def journal(broker_id: str) -> list[tuple[Any, ...]]:
     return list(rows.values_list("reference", "cash", "instrument", "quantity", "reason"))
 
 
-def refused(response: Any, before: Any, **errors: list[str]) -> None:
-    """The form says just this, and nothing was written."""
-    assert wrong(response) == errors
+def assert_rejected(response: Any, before: Any, **errors: list[str]) -> None:
+    """Assert that the form shows exactly these errors and nothing was written."""
+    assert form_errors(response) == errors
     assert (trading.everything(), AuditEntry.objects.count(), Transfer.objects.count()) == before
 
 
-def state_now() -> Any:
+def stored_state() -> Any:
     return trading.everything(), AuditEntry.objects.count(), Transfer.objects.count()
 
 
@@ -85,7 +85,7 @@ def state_now() -> Any:
 def test_the_list_shows_balances_and_activity_of_each_broker(root: Client, alice: Broker) -> None:
     trading.broker("bob", cash=5, holdings={})
     place(Side.ASK, 5, "10", by="alice")
-    place(Side.BID, 3, "11", by="alice")  # trades with itself: a purchase and a sale
+    place(Side.BID, 3, "11", by="alice")  # trades with itself: counts on both sides
     place(Side.ASK, 7, "12.5", by="alice")
     place(Side.BID, 2, "9", by="alice")
 
@@ -132,11 +132,11 @@ def test_brokers_are_found_by_status_and_id(root: Client, alice: Broker) -> None
         trading.broker(broker_id)
     services.suspend("bobby", cancel_orders=False, by=BY)
 
-    assert [row.pk for row in shown(root, Broker)] == ["alice", "bob", "bobby"]
-    assert [row.pk for row in shown(root, Broker, q="bob")] == ["bob", "bobby"]
-    assert [row.pk for row in shown(root, Broker, q="BOB", status__exact="active")] == ["bob"]
-    assert [row.pk for row in shown(root, Broker, status__exact="suspended")] == ["bobby"]
-    assert shown(root, Broker, status__exact="dead") == []
+    assert [row.pk for row in listed_rows(root, Broker)] == ["alice", "bob", "bobby"]
+    assert [row.pk for row in listed_rows(root, Broker, q="bob")] == ["bob", "bobby"]
+    assert [row.pk for row in listed_rows(root, Broker, q="BOB", status__exact="active")] == ["bob"]
+    assert [row.pk for row in listed_rows(root, Broker, status__exact="suspended")] == ["bobby"]
+    assert listed_rows(root, Broker, status__exact="dead") == []
 
 
 # --- The page -------------------------------------------------------------------------------------------------------
@@ -153,9 +153,9 @@ def test_the_page_of_a_broker_shows_all_sections(root: Client, alice: Broker) ->
 
     response = root.get(page(alice))
 
-    told = response.context
-    assert (told["available"], told["open_orders"]) == (Decimal(1_000_000) + 21 - 40, 2)
-    assert told["holdings"] == [
+    context = response.context
+    assert (context["available"], context["open_orders"]) == (Decimal(1_000_000) + 21 - 40, 2)
+    assert context["holdings"] == [
         {
             "symbol": "AAPL",
             "url": page_url(Instrument, "AAPL"),
@@ -165,20 +165,25 @@ def test_the_page_of_a_broker_shows_all_sections(root: Client, alice: Broker) ->
             "open_orders": 2,
         }
     ]
-    assert told["orders"] == [bid, resting]
-    assert [(each["side"], each["count"], each["value"]) for each in told["sides"]] == [
+    assert context["orders"] == [bid, resting]
+    assert [(each["side"], each["count"], each["value"]) for each in context["sides"]] == [
         (Side.BID, 0, Decimal(0)),
         (Side.ASK, 1, Decimal(21)),
     ]
-    assert [each.reference for each in told["transfers"]] == ["initial/alice/AAPL", "initial/alice/cash"]
-    assert [key.broker_id for key, *_ in told["keys"]] == ["alice"]
-    assert list(told["subscriptions"]) == [subscription]
-    assert [(entry.action, entry.subject) for entry in told["audit"]] == [("broker.admit", "alice")]
+    assert [each.reference for each in context["transfers"]] == ["initial/alice/AAPL", "initial/alice/cash"]
+    assert [key.broker_id for key, *_ in context["keys"]] == ["alice"]
+    assert list(context["subscriptions"]) == [subscription]
+    assert [(entry.action, entry.subject) for entry in context["audit"]] == [("broker.admit", "alice")]
     text = response.content.decode()
-    links = [told["orders_url"], told["open_orders_url"], told["trades_url"], *(each["url"] for each in told["sides"])]
+    links = [
+        context["orders_url"],
+        context["open_orders_url"],
+        context["trades_url"],
+        *(each["url"] for each in context["sides"]),
+    ]
     assert [len(rows(root.get(url))) for url in links] == [2, 2, 1, 0, 1]
     assert all(escape(url) in text for url in links)
-    for row in (bid, resting, subscription, *told["transfers"], told["keys"][0][0], *told["audit"]):
+    for row in (bid, resting, subscription, *context["transfers"], context["keys"][0][0], *context["audit"]):
         assert page(row) in text
 
 
@@ -202,7 +207,7 @@ def test_pages_take_few_queries_however_many_rows_there_are(root: Client, model:
             assert root.get(path).status_code == 200
         assert len(queries) < MAX_QUERIES
         has_counted = any("count(*)" in query["sql"].lower().split(" from ")[0] for query in queries)
-        assert has_counted == (path == list_url(model) and model is not Transfer)  # Django counts what is small
+        assert has_counted == (path == list_url(model) and model is not Transfer)  # Django's changelist counts rows
 
 
 @pytest.mark.parametrize("broker_id", ["a_5Fb", "a-b_c", "_", "-"])
@@ -211,18 +216,18 @@ def test_broker_ids_with_underscores_and_hyphens_have_pages(root: Client, broker
     trading.broker("a_b")
 
     assert root.get(page_url(Broker, broker_id)).context["row"].pk == broker_id
-    response = do(root, Broker, "suspend", broker_id)
+    response = perform(root, Broker, "suspend", broker_id)
     assert (response.context["row"].pk, response.context["row"].status) == (broker_id, BrokerStatus.SUSPENDED)
     assert root.get(page_url(Broker, "nobody")).status_code == 404
 
 
-# --- Admitted -------------------------------------------------------------------------------------------------------
+# --- Admission ------------------------------------------------------------------------------------------------------
 
 ADMIT = {"broker_id": "carol", "initial_cash": "1000.5", "initial_holdings": "AAPL 100\r\n\r\n  NEW.1   7  \r\n"}
 
 
 def secret_of(response: Any) -> str:
-    """The key that a page shows, once: nobody may keep the page."""
+    """Return the key that a page shows. The page must not be cached."""
     assert response.status_code == 200
     assert "no-store" in response["Cache-Control"]
     (secret,) = re.findall(r"brs_[0-9a-f]{12}_[0-9a-f]{64}", response.content.decode())
@@ -232,7 +237,7 @@ def secret_of(response: Any) -> str:
 def test_a_broker_is_admitted_with_cash_shares_and_a_key(root: Client) -> None:
     trading.instrument("AAPL")
 
-    response = do(root, Broker, "admit", **ADMIT)
+    response = perform(root, Broker, "admit", **ADMIT)
 
     key = secret_of(response)
     assert trading.balance("carol") == (Decimal("1000.5"), 0)
@@ -244,7 +249,7 @@ def test_a_broker_is_admitted_with_cash_shares_and_a_key(root: Client) -> None:
     ]
     assert api.placed(ApiClient(key), api.limit("bid", 1, "10") | {"broker_id": "carol"})["status"] == "pending"
     assert page_url(Broker, "carol") in response.content.decode()
-    ((action, subject, reason, before, after),) = entries()
+    ((action, subject, reason, before, after),) = audit_entries()
     assert (action, subject, reason, before) == ("broker.admit", "carol", REASON, None)
     assert (after["cash"], after["holdings"]) == ("1000.50", {"AAPL": 100, "NEW.1": 7})
     assert key not in str(AuditEntry.objects.values_list())
@@ -276,17 +281,15 @@ def test_a_broker_is_admitted_with_cash_shares_and_a_key(root: Client) -> None:
         ("reason", "x" * 201, "Ensure this value has at most 200 characters (it has 201)."),
     ],
 )
-def test_errors_of_a_new_broker_are_shown_per_field(
-    root: Client, field: str, value: str, sentence: str
-) -> None:
-    before = state_now()
-    refused(do(root, Broker, "admit", **ADMIT | {field: value}), before, **{field: [sentence]})
+def test_errors_of_a_new_broker_are_shown_per_field(root: Client, field: str, value: str, sentence: str) -> None:
+    before = stored_state()
+    assert_rejected(perform(root, Broker, "admit", **ADMIT | {field: value}), before, **{field: [sentence]})
 
 
 def test_all_errors_are_shown_at_once(root: Client) -> None:
     fields = {"broker_id": "?", "initial_cash": "x", "initial_holdings": "a 1\nB x", "reason": " "}
 
-    assert {name: len(each) for name, each in wrong(do(root, Broker, "admit", **fields)).items()} == {
+    assert {name: len(each) for name, each in form_errors(perform(root, Broker, "admit", **fields)).items()} == {
         "broker_id": 1,
         "initial_cash": 1,
         "initial_holdings": 2,
@@ -295,36 +298,38 @@ def test_all_errors_are_shown_at_once(root: Client) -> None:
 
 
 def test_a_broker_is_not_admitted_twice(root: Client, alice: Broker) -> None:
-    before = state_now()
-    response = do(root, Broker, "admit", **ADMIT | {"broker_id": "alice"})
+    before = stored_state()
+    response = perform(root, Broker, "admit", **ADMIT | {"broker_id": "alice"})
 
-    refused(response, before, __all__=["A broker alice exists already."])
+    assert_rejected(response, before, __all__=["A broker alice exists already."])
 
 
 # --- Transfers ------------------------------------------------------------------------------------------------------
 
 
 def cash(root: Client, amount: str, reference: str = "wire-1", **more: str) -> Any:
-    return do(root, Broker, "transfer-cash", "alice", cash=amount, reference=reference, **more)
+    return perform(root, Broker, "transfer-cash", "alice", cash=amount, reference=reference, **more)
 
 
 def shares(root: Client, quantity: str, symbol: str = "AAPL", reference: str = "move-1", **more: str) -> Any:
-    return do(root, Broker, "transfer-shares", "alice", quantity=quantity, symbol=symbol, reference=reference, **more)
+    return perform(
+        root, Broker, "transfer-shares", "alice", quantity=quantity, symbol=symbol, reference=reference, **more
+    )
 
 
 def test_cash_is_booked_to_the_last_digit(root: Client, alice: Broker) -> None:
-    assert said(cash(root, "250.2501", "in")) == [("success", "in booked: +250.2501 cash.")]
+    assert result_messages(cash(root, "250.2501", "in")) == [("success", "in booked: +250.2501 cash.")]
     assert trading.balance("alice") == (Decimal("1000250.2501"), 0)
-    assert said(cash(root, "-1000250.2501", "out")) == [("success", "out booked: -1,000,250.2501 cash.")]
+    assert result_messages(cash(root, "-1000250.2501", "out")) == [("success", "out booked: -1,000,250.2501 cash.")]
     assert trading.balance("alice") == (0, 0)
     assert journal("alice")[2:] == [
         ("in", Decimal("250.2501"), None, None, REASON),
         ("out", Decimal("-1000250.2501"), None, None, REASON),
     ]
-    assert [(action, subject, reason) for action, subject, reason, *_ in entries()] == [
+    assert [(action, subject, reason) for action, subject, reason, *_ in audit_entries()] == [
         ("broker.transfer", "alice", REASON)
     ] * 2
-    assert [(before["cash"], after["cash"]) for *_, before, after in entries()] == [
+    assert [(before["cash"], after["cash"]) for *_, before, after in audit_entries()] == [
         ("1000000.00", "1000250.2501"),
         ("1000250.2501", "0.00"),
     ]
@@ -333,48 +338,50 @@ def test_cash_is_booked_to_the_last_digit(root: Client, alice: Broker) -> None:
 def test_shares_are_deposited_and_withdrawn(root: Client, alice: Broker) -> None:
     trading.instrument("GOOG")
 
-    assert said(shares(root, "1000000000000", "GOOG", "in")) == [
+    assert result_messages(shares(root, "1000000000000", "GOOG", "in")) == [
         ("success", "in booked: +1,000,000,000,000 shares of GOOG.")
     ]
-    assert said(shares(root, "-10000", "AAPL", "out")) == [("success", "out booked: -10,000 shares of AAPL.")]
+    assert result_messages(shares(root, "-10000", "AAPL", "out")) == [
+        ("success", "out booked: -10,000 shares of AAPL.")
+    ]
     assert (trading.shares("alice", "GOOG"), trading.shares("alice")) == ((10**12, 0), (0, 0))
-    assert len(entries()) == 2
+    assert len(audit_entries()) == 2
 
 
 def test_a_repeated_transfer_is_reported_and_not_booked(root: Client, alice: Broker) -> None:
     cash(root, "5")
-    booked, before = Transfer.objects.get(reference="wire-1"), state_now()
+    booked, before = Transfer.objects.get(reference="wire-1"), stored_state()
 
-    ((level, sentence),) = said(cash(root, "5.00"))
+    ((level, sentence),) = result_messages(cash(root, "5.00"))
 
     at = f"{booked.created_at:%Y-%m-%d %H:%M:%S}"
     assert (level, sentence) == ("warning", f"wire-1 was already booked at {at} UTC. Nothing was changed.")
-    assert state_now() == before
+    assert stored_state() == before
 
 
 def test_a_reused_reference_is_rejected_with_the_differing_fields(root: Client, alice: Broker) -> None:
     trading.broker("bob")
     cash(root, "5")
-    before = state_now()
+    before = stored_state()
 
     differs = "Differs from the transfer booked first."
-    refused(cash(root, "6", reason="other"), before, cash=[differs], reason=[differs])
+    assert_rejected(cash(root, "6", reason="other"), before, cash=[differs], reason=[differs])
     other_kind = {"symbol": [differs], "quantity": [differs], "__all__": [f"cash: {differs}"]}
-    refused(shares(root, "1", reference="wire-1"), before, **other_kind)
-    of_bob = do(root, Broker, "transfer-cash", "bob", cash="5", reference="wire-1")
-    refused(of_bob, before, __all__=[f"broker_id: {differs}"])
+    assert_rejected(shares(root, "1", reference="wire-1"), before, **other_kind)
+    of_bob = perform(root, Broker, "transfer-cash", "bob", cash="5", reference="wire-1")
+    assert_rejected(of_bob, before, __all__=[f"broker_id: {differs}"])
 
 
 def test_reserved_cash_and_shares_cannot_be_withdrawn(root: Client, alice: Broker) -> None:
     place(Side.BID, 10, "99.99", by="alice")
     place(Side.ASK, 9_000, "500", by="alice")
-    before = state_now()
+    before = stored_state()
 
-    refused(cash(root, "-999000.11"), before, __all__=["Insufficient cash: 999000.10 available."])
-    refused(shares(root, "-1001"), before, __all__=["Insufficient shares: 1000 AAPL available."])
-    refused(shares(root, "1", "NONE"), before, __all__=["No instrument NONE is listed."])
-    assert said(cash(root, "-999000.10"))[0][0] == "success"
-    assert said(shares(root, "-1000"))[0][0] == "success"
+    assert_rejected(cash(root, "-999000.11"), before, __all__=["Insufficient cash: 999000.10 available."])
+    assert_rejected(shares(root, "-1001"), before, __all__=["Insufficient shares: 1000 AAPL available."])
+    assert_rejected(shares(root, "1", "NONE"), before, __all__=["No instrument NONE is listed."])
+    assert result_messages(cash(root, "-999000.10"))[0][0] == "success"
+    assert result_messages(shares(root, "-1000"))[0][0] == "success"
     assert trading.balance("alice") == (Decimal("999.9"), Decimal("999.9"))
 
 
@@ -397,10 +404,10 @@ def test_reserved_cash_and_shares_cannot_be_withdrawn(root: Client, alice: Broke
 def test_errors_of_a_transfer_are_shown_per_field(
     root: Client, alice: Broker, action: str, field: str, value: str, sentence: str
 ) -> None:
-    before = state_now()
+    before = stored_state()
     book: Any = partial(cash, amount="1") if action == "cash" else partial(shares, quantity="1")
     fields = {"cash": "amount"} if action == "cash" else {}
-    refused(book(root, **{fields.get(field, field): value}), before, **{field: [sentence]})
+    assert_rejected(book(root, **{fields.get(field, field): value}), before, **{field: [sentence]})
 
 
 def test_a_locked_broker_is_reported_as_busy(root: Client, alice: Broker) -> None:
@@ -414,13 +421,13 @@ def test_a_locked_broker_is_reported_as_busy(root: Client, alice: Broker) -> Non
 
     holding = in_thread(hold)
     held.wait(trading.PATIENCE_SECONDS)
-    before = state_now()
+    before = stored_state()
     try:
         response = cash(root, "1")
     finally:
         done.set()
         holding.result(trading.PATIENCE_SECONDS)
-    refused(response, before, __all__=["The exchange is busy and did not do this; try again shortly."])
+    assert_rejected(response, before, __all__=["The exchange is busy and did not do this; try again shortly."])
 
 
 def test_transfers_are_listed_and_found(root: Client, alice: Broker) -> None:
@@ -429,10 +436,10 @@ def test_transfers_are_listed_and_found(root: Client, alice: Broker) -> None:
     shares(root, "1", "GOOG", "move-1")
     all_, wire = Transfer.objects.order_by("-id"), Transfer.objects.get(reference="wire-1")
 
-    def references(**asked: Any) -> list[str]:
-        return [row.reference for row in shown(root, Transfer, **asked)]
+    def references(**filters: Any) -> list[str]:
+        return [row.reference for row in listed_rows(root, Transfer, **filters)]
 
-    assert shown(root, Transfer) == list(all_)
+    assert listed_rows(root, Transfer) == list(all_)
     assert references()[:2] == ["move-1", "wire-1"]
     assert references(broker="bob") == ["initial/bob/GOOG", "initial/bob/cash"]
     assert references(kind="shares", broker="alice") == ["move-1", "initial/alice/AAPL"]
@@ -447,12 +454,12 @@ def test_transfer_periods_include_their_start_and_exclude_their_end(root: Client
     cash(root, "2", "wire-2")
     first, second = Transfer.objects.filter(cash__lt=3).order_by("created_at")
 
-    for asked in ({}, {"broker": "alice"}):
+    for filters in ({}, {"broker": "alice"}):
         since, until = first.created_at.isoformat(), second.created_at.isoformat()
-        assert shown(root, Transfer, since=since, **asked) == [second, first]
-        assert shown(root, Transfer, since=since, until=until, **asked) == [first]
-        assert shown(root, Transfer, until="2001-01-01T00:00", **asked) == []
-        assert shown(root, Transfer, since="9999-12-31T23:59:59", until="0001-01-01 00:00", **asked) == []
+        assert listed_rows(root, Transfer, since=since, **filters) == [second, first]
+        assert listed_rows(root, Transfer, since=since, until=until, **filters) == [first]
+        assert listed_rows(root, Transfer, until="2001-01-01T00:00", **filters) == []
+        assert listed_rows(root, Transfer, since="9999-12-31T23:59:59", until="0001-01-01 00:00", **filters) == []
 
 
 def test_the_page_of_a_transfer_links_to_its_broker_and_instrument(root: Client, alice: Broker) -> None:
@@ -469,7 +476,7 @@ def test_the_page_of_a_transfer_links_to_its_broker_and_instrument(root: Client,
 
 
 def issue(root: Client, **fields: str) -> Any:
-    return do(root, Broker, "issue-key", "alice", **{"scope": "trade"} | fields)
+    return perform(root, Broker, "issue-key", "alice", **{"scope": "trade"} | fields)
 
 
 def answers(key: str) -> int:
@@ -494,7 +501,7 @@ def test_a_key_is_issued_works_and_is_shown_once(root: Client, alice: Broker) ->
         assert key not in text
         assert key.split("_")[2] not in text
         assert bytes(stored.secret_hash).hex() not in text
-    ((action, subject, reason, before, after),) = entries()
+    ((action, subject, reason, before, after),) = audit_entries()
     assert (action, subject, reason, before) == ("key.issue", stored.pk, REASON, None)
     assert (after["broker_id"], after["name"], after["scopes"]) == ("alice", "night desk", ["trade"])
 
@@ -524,8 +531,8 @@ def test_a_read_key_cannot_place_orders(root: Client, alice: Broker) -> None:
 def test_errors_of_a_key_are_shown_per_field(
     root: Client, alice: Broker, field: str, value: str, sentence: str
 ) -> None:
-    before, keys = state_now(), ApiKey.objects.count()
-    refused(issue(root, **{field: value}), before, **{field: [sentence]})
+    before, keys = stored_state(), ApiKey.objects.count()
+    assert_rejected(issue(root, **{field: value}), before, **{field: [sentence]})
     assert ApiKey.objects.count() == keys
 
 
@@ -534,23 +541,25 @@ def test_revoked_keys_stop_working(root: Client, alice: Broker) -> None:
     prefixes = [key.split("_")[1] for key in (first, second, third)]
     assert [answers(key) for key in (first, second, third)] == [200, 200, 200]
 
-    one = do(root, ApiKey, "revoke", prefixes[0])
-    assert said(one) == [("success", f"Key {prefixes[0]} revoked.")]
+    one = perform(root, ApiKey, "revoke", prefixes[0])
+    assert result_messages(one) == [("success", f"Key {prefixes[0]} revoked.")]
     assert one.context["row"].pk == prefixes[0]
     assert [answers(key) for key in (first, second, third)] == [401, 200, 200]
     revoked_at = ApiKey.objects.get(pk=prefixes[0]).revoked_at
-    assert said(do(root, ApiKey, "revoke", *prefixes)) == [("success", "2 keys revoked.")]
+    assert result_messages(perform(root, ApiKey, "revoke", *prefixes)) == [("success", "2 keys revoked.")]
     assert [answers(key) for key in (first, second, third)] == [401, 401, 401]
     assert ApiKey.objects.get(pk=prefixes[0]).revoked_at == revoked_at
-    assert said(do(root, ApiKey, "revoke", *prefixes)) == [("warning", "The selected keys were already revoked.")]
-    assert sorted(subject for action, subject, *_ in entries() if action == "key.revoke") == sorted(prefixes)
+    assert result_messages(perform(root, ApiKey, "revoke", *prefixes)) == [
+        ("warning", "The selected keys were already revoked.")
+    ]
+    assert sorted(subject for action, subject, *_ in audit_entries() if action == "key.revoke") == sorted(prefixes)
 
 
 def test_an_operators_key_is_revoked_too(root: Client) -> None:
     key, secret = exchange_services.issue_key(None, scopes=[Scope.OPERATOR], by=BY)
 
     assert ApiClient(secret).get("/brokers").status == 200
-    assert said(do(root, ApiKey, "revoke", key.pk)) == [("success", f"Key {key.pk} revoked.")]
+    assert result_messages(perform(root, ApiKey, "revoke", key.pk)) == [("success", f"Key {key.pk} revoked.")]
     assert ApiClient(secret).get("/brokers").status == 401
 
 
@@ -561,16 +570,16 @@ def test_keys_are_listed_and_found_by_state(root: Client, alice: Broker) -> None
     gone = ApiKey.objects.get(name="gone")
     desk = ApiKey.objects.get(name="desk")
     ApiKey.objects.filter(pk=gone.pk).update(expires_at=timezone.now())
-    do(root, ApiKey, "revoke", first.pk)
+    perform(root, ApiKey, "revoke", first.pk)
     operators, _ = exchange_services.issue_key(None, name="desk of operators", scopes=[Scope.OPERATOR], by=BY)
 
-    assert shown(root, ApiKey) == [operators, desk, gone, first]
-    assert shown(root, ApiKey, broker="alice") == [desk, gone, first]
-    assert shown(root, ApiKey, state="live") == [operators, desk]
-    assert shown(root, ApiKey, state="expired") == [gone]
-    assert shown(root, ApiKey, state="revoked") == [first]
-    assert shown(root, ApiKey, q="desk") == [operators, desk]
-    assert shown(root, ApiKey, q=gone.pk) == [gone]
+    assert listed_rows(root, ApiKey) == [operators, desk, gone, first]
+    assert listed_rows(root, ApiKey, broker="alice") == [desk, gone, first]
+    assert listed_rows(root, ApiKey, state="live") == [operators, desk]
+    assert listed_rows(root, ApiKey, state="expired") == [gone]
+    assert listed_rows(root, ApiKey, state="revoked") == [first]
+    assert listed_rows(root, ApiKey, q="desk") == [operators, desk]
+    assert listed_rows(root, ApiKey, q=gone.pk) == [gone]
     assert [(key.pk, str(state), bool(url)) for key, state, url in root.get(page(alice)).context["keys"]] == [
         (desk.pk, "live", True),
         (gone.pk, "expired", True),
@@ -609,34 +618,34 @@ def test_the_pages_of_a_broker_and_of_a_key_refresh_automatically(root: Client, 
     assert live_parts(root.get(page(ApiKey.objects.get()))) == ["key", "audit"]
 
 
-# --- Stopped --------------------------------------------------------------------------------------------------------
+# --- Suspension and kill switch -------------------------------------------------------------------------------------
 
 
 def test_suspending_rejects_new_orders_and_keeps_resting_ones(root: Client, alice: Broker) -> None:
     resting = place(Side.ASK, 5, "10", by="alice")
 
-    assert said(do(root, Broker, "suspend", "alice")) == [("success", "alice suspended.")]
+    assert result_messages(perform(root, Broker, "suspend", "alice")) == [("success", "alice suspended.")]
     assert isinstance(attempt(order(Side.ASK, 5, "10", by="alice")), BrokerSuspended)
     resting.refresh_from_db()
     assert resting.status == OrderStatus.PENDING
-    assert said(do(root, Broker, "reinstate", "alice")) == [("success", "alice reinstated.")]
+    assert result_messages(perform(root, Broker, "reinstate", "alice")) == [("success", "alice reinstated.")]
     assert isinstance(attempt(order(Side.ASK, 5, "10", by="alice")), Accepted)
-    assert entries() == [
+    assert audit_entries() == [
         ("broker.suspend", "alice", REASON, {"status": "active"}, {"status": "suspended"}),
         ("broker.reinstate", "alice", REASON, {"status": "suspended"}, {"status": "active"}),
     ]
 
 
 def test_buttons_depend_on_the_status_of_the_broker(root: Client, alice: Broker) -> None:
-    offered = {action: is_offered(root, action_path(Broker, action, "alice"), page(alice)) for action in ACTS}
+    offered = {action: has_button(root, action_path(Broker, action, "alice"), page(alice)) for action in ACTS}
     assert offered == dict.fromkeys(ACTS, True) | {"reinstate": False}
-    do(root, Broker, "suspend", "alice")
-    offered = {action: is_offered(root, action_path(Broker, action, "alice"), page(alice)) for action in ACTS}
+    perform(root, Broker, "suspend", "alice")
+    offered = {action: has_button(root, action_path(Broker, action, "alice"), page(alice)) for action in ACTS}
     assert offered == dict.fromkeys(ACTS, True) | {"suspend": False}
 
 
 def stop(root: Client, **fields: str) -> Any:
-    return do(root, Broker, "stop", "alice", **{"confirmation": "alice"} | fields)
+    return perform(root, Broker, "stop", "alice", **{"confirmation": "alice"} | fields)
 
 
 def test_the_kill_switch_suspends_the_broker_and_cancels_all_its_orders(root: Client, alice: Broker) -> None:
@@ -648,7 +657,7 @@ def test_the_kill_switch_suspends_the_broker_and_cancels_all_its_orders(root: Cl
     bobs = place(Side.BID, 1, "9", by="bob")
 
     assert "alice: active, open orders: 6" in root.get(action_path(Broker, "stop", "alice")).content.decode()
-    assert said(stop(root)) == [("success", "alice suspended, 6 orders cancelled.")]
+    assert result_messages(stop(root)) == [("success", "alice suspended, 6 orders cancelled.")]
 
     of_alice = Order.objects.filter(broker=alice)
     assert set(of_alice.values_list("status", "cancel_reason")) == {
@@ -658,20 +667,20 @@ def test_the_kill_switch_suspends_the_broker_and_cancels_all_its_orders(root: Cl
     bobs.refresh_from_db()
     assert bobs.status == OrderStatus.PENDING
     assert isinstance(attempt(order(Side.ASK, 5, "10", by="alice")), BrokerSuspended)
-    assert {(action, subject, reason) for action, subject, reason, *_ in entries()} == {
+    assert {(action, subject, reason) for action, subject, reason, *_ in audit_entries()} == {
         ("broker.suspend", "alice", REASON),
         ("broker.cancel_orders", "alice", REASON),
     }
-    assert said(stop(root)) == [("success", "alice suspended, 0 orders cancelled.")]
+    assert result_messages(stop(root)) == [("success", "alice suspended, 0 orders cancelled.")]
 
 
 @pytest.mark.parametrize("confirmation", ["", "Alice", "alice ", "bob"])
 def test_the_kill_switch_needs_the_broker_id(root: Client, alice: Broker, confirmation: str) -> None:
     resting = place(Side.BID, 1, "10", by="alice")
-    before = state_now()
+    before = stored_state()
 
     sentence = "Does not match. Type alice exactly." if confirmation else "This field is required."
-    refused(stop(root, confirmation=confirmation), before, confirmation=[sentence])
+    assert_rejected(stop(root, confirmation=confirmation), before, confirmation=[sentence])
     assert Order.objects.get(pk=resting.pk).status == OrderStatus.PENDING
 
 
@@ -680,7 +689,7 @@ def test_no_concurrent_order_survives_the_kill_switch(root: Client, alice: Broke
     begun, refusals = Event(), count()
 
     def place_on(side: Side, price: str) -> int:
-        """Place until the broker is suspended; how many were accepted."""
+        """Place orders until the broker is suspended. Return the number of accepted orders."""
         for accepted in count():
             if accepted == 5:
                 begun.set()
@@ -702,7 +711,7 @@ def test_no_concurrent_order_survives_the_kill_switch(root: Client, alice: Broke
     orders = Order.objects.filter(broker=alice)
     assert orders.count() == sum(placed) >= 8
     assert not orders.working().exists()
-    assert said(response) == [("success", f"alice suspended, {sum(placed):,} orders cancelled.")]
+    assert result_messages(response) == [("success", f"alice suspended, {sum(placed):,} orders cancelled.")]
     assert trading.balance("alice")[1] == trading.shares("alice")[1] == 0
     assert next(refusals) == 8
     trading.assert_sound()
@@ -728,16 +737,16 @@ def test_an_interrupted_kill_switch_says_so_and_can_be_repeated(root: Client, al
         done.set()
         holding.result(trading.PATIENCE_SECONDS)
 
-    assert wrong(response) == {
+    assert form_errors(response) == {
         "__all__": ["The broker is suspended, but some of its orders may still be open. Submit again to cancel them."]
     }
     assert Broker.objects.get(pk="alice").status == BrokerStatus.SUSPENDED
     assert [Order.objects.get(pk=each.pk).status for each in (first, second)] == ["cancelled", "pending"]
-    assert said(stop(root)) == [("success", "alice suspended, 1 order cancelled.")]
+    assert result_messages(stop(root)) == [("success", "alice suspended, 1 order cancelled.")]
     assert not Order.objects.working().exists()
 
 
-# --- Who may --------------------------------------------------------------------------------------------------------
+# --- Permissions ----------------------------------------------------------------------------------------------------
 
 ACTS = {
     "transfer-cash": "exchange.book_transfer",
@@ -753,7 +762,7 @@ FIELDS = {"cash": "1", "symbol": "AAPL", "quantity": "1", "reference": "r", "sco
 def test_viewers_see_no_button_and_are_refused(client: Client, alice: Broker) -> None:
     viewer = sign_in(client, "viewer", ["exchange.view_broker", "exchange.view_apikey"])
     key = ApiKey.objects.get()
-    before = state_now()
+    before = stored_state()
 
     paths = [action_path(Broker, action, "alice") for action in ACTS]
     paths += [action_path(Broker, "admit"), action_path(ApiKey, "revoke", key.pk)]
@@ -763,7 +772,7 @@ def test_viewers_see_no_button_and_are_refused(client: Client, alice: Broker) ->
     for looked_at in (page(alice), list_url(Broker), page(key), list_url(ApiKey)):
         text = unescape(viewer.get(looked_at).content.decode())
         assert not any(path.partition("?")[0] in text for path in paths)
-    assert state_now() == before
+    assert stored_state() == before
 
 
 @pytest.mark.parametrize("action", ACTS)

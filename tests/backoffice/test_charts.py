@@ -1,4 +1,4 @@
-"""Charts: where things stand, in percent of the box; exact, and defined for a market that hardly moves."""
+"""Charts: positions in percent of the box, also for markets that hardly move."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -38,11 +38,11 @@ def test_an_axis_has_round_numbers(low: str, high: str, least: str, expected: li
     assert charts.ticks(Decimal(low), Decimal(high), 5, Decimal(least)) == expected
 
 
-# --- The book -------------------------------------------------------------------------------------------------------
+# --- Order book -----------------------------------------------------------------------------------------------------
 
 
 def book(*, bids: Sequence[tuple[str, int, int]] = (), asks: Sequence[tuple[str, int, int]] = ()) -> BookSnapshot:
-    """A book with these prices, quantities and counts of orders."""
+    """Return a book with these prices, quantities and order counts."""
     return BookSnapshot("AAPL", levels(bids), levels(asks), spread=None, sequence=0, snapshot_at=NOON)
 
 

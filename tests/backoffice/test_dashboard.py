@@ -1,4 +1,4 @@
-"""The dashboard: exact figures in few queries, and every thing that is wrong, until it is right again."""
+"""The dashboard: exact figures in few queries, and alarms while a problem lasts."""
 
 import re
 from collections.abc import Iterator
@@ -63,7 +63,7 @@ def root(client: Client) -> Client:
 
 
 def user_with(client: Client, *permissions: str) -> Client:
-    """Somebody who may see just this."""
+    """Sign in a user with only these permissions."""
     user = User.objects.create(username="some", is_staff=True)
     for each in permissions:
         app, _, codename = each.partition(".")
@@ -73,24 +73,24 @@ def user_with(client: Client, *permissions: str) -> Client:
 
 
 def seen(browser: Client) -> Any:
-    """What the page was made of."""
+    """Return the template context of the dashboard."""
     response = browser.get(INDEX)
     assert response.status_code == 200
     return response.context
 
 
 def alarms(browser: Client) -> list[tuple[str, str]]:
-    """What the page says is wrong, and where that leads; the page itself has it, too."""
+    """Return the texts and URLs of the alarms. The rendered page contains them too."""
     response = browser.get(INDEX)
     text, found = response.content.decode(), [(each.text, each.url) for each in response.context["alarms"]]
     assert all(f'href="{url}"' in text for _, url in found)
-    assert all(said.replace("'", "&#x27;") in text for said, _ in found)
+    assert all(message.replace("'", "&#x27;") in text for message, _ in found)
     assert ("All systems normal" in text) is not bool(found)
     return found
 
 
 def tiles(browser: Client) -> dict[str, tuple[str, str]]:
-    """What stands on each tile, and where that leads."""
+    """Return the figure and URL of each tile, by title."""
     tile = r'<div class="o-tile[^>]*><span>([^<]+)</span><strong[^>]*>(?:<a class="o-link" href="([^"]+)">)?([^<]+)<'
     return {title: (figure, url) for title, url, figure in re.findall(tile, browser.get(INDEX).content.decode())}
 
@@ -106,7 +106,7 @@ def test_order_trade_turnover_and_rejection_figures_are_exact(root: Client) -> N
     rejection_counts.add(3)
     rejection_counts.flush()
     roll_up()
-    trading.place(Side.BID, 2, "12.50")  # after the bars were made
+    trading.place(Side.BID, 2, "12.50")  # after the bars were written
 
     cards = {card.title: (card.last_minute, card.today) for card in seen(root)["cards"]}
 
@@ -134,7 +134,7 @@ def test_charts_show_and_describe_the_last_hour(root: Client) -> None:
 
     card = seen(root)["cards"][0]
 
-    assert card.description in (  # a minute may have passed meanwhile
+    assert card.description in (  # the minute may have changed
         "Orders per minute in the last hour: 3 in the last full minute, maximum 7, total 11",
         "Orders per minute in the last hour: 50 in the last full minute, maximum 50, total 60",
     )
@@ -154,11 +154,11 @@ def test_instruments_are_shown_with_price_change_volume_and_open_orders(root: Cl
     roll_up()
 
     market = seen(root)["market"]
-    told = [
+    shown = [
         (row.symbol, state, figures.last_price, figures.change_percent, figures.volume, figures.open_orders)
         for row, state, figures in market["rows"]
     ]
-    assert told == [
+    assert shown == [
         ("AAPL", "trading", Decimal(12), Decimal(20), 10, 0),
         ("GOOG", "quiet", None, None, 0, 1),
         ("IDLE", "quiet", None, None, 0, 0),
@@ -172,9 +172,7 @@ def test_instruments_are_shown_with_price_change_volume_and_open_orders(root: Cl
     assert (state, figures.last_price, figures.change) == ("quiet", Decimal(12), None)
 
 
-def test_halted_instruments_then_the_busiest_are_shown(
-    root: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_halted_instruments_then_the_busiest_are_shown(root: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dashboard, "MAX_INSTRUMENTS", 2)
     for symbol, volume in (("A", 1), ("B", 3), ("C", 2)):
         trading.instrument(symbol)
@@ -198,7 +196,7 @@ def test_tiles_link_to_halted_and_quiet_instruments(root: Client) -> None:
         assert [row.pk for row in rows(root.get(url))] == symbols
 
 
-# --- What is wrong --------------------------------------------------------------------------------------------------
+# --- Alarms ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_new_exchange_has_no_alarms(root: Client) -> None:
@@ -230,7 +228,7 @@ def test_a_process_without_heartbeat_raises_an_alarm(root: Client, key: str, nam
 
     heartbeat._client().set(key, 1, px=heartbeat.REMEMBERED_MS - 3_600_000)
     ((text, _),) = alarms(root)
-    since = [database_now() - timedelta(minutes=minutes) for minutes in (60, 61)]  # one may have passed meanwhile
+    since = [database_now() - timedelta(minutes=minutes) for minutes in (60, 61)]  # the minute may have changed
     assert any(text.startswith(f"No heartbeat from the {name} since {each:%Y-%m-%d %H:%M} UTC. It ") for each in since)
 
     heartbeat.mark(key)
@@ -288,7 +286,7 @@ def test_failures_older_than_a_day_raise_no_alarm(root: Client) -> None:
 
 
 def due(subscription: Subscription, seconds: int) -> datetime:
-    """A delivery that has been due for so long; since when."""
+    """Create a delivery that has been pending this long. Return its creation time."""
     made_at = database_now() - timedelta(seconds=seconds)
     for_id = UUID(int=int(made_at.timestamp() * 1000) << 80 | 7 << 76 | 2 << 62 | Delivery.objects.count())
     Delivery.objects.create(id=for_id, event_id=for_id, subscription=subscription)
@@ -301,8 +299,8 @@ def test_delayed_deliveries_raise_an_alarm_until_sent_or_paused(root: Client) ->
     assert alarms(root) == []
 
     oldest = due(subscription, 200)
-    told = f"Webhook deliveries are delayed. The oldest has been pending since {oldest:%Y-%m-%d %H:%M} UTC."
-    assert alarms(root) == [(told, "/admin/webhooks/delivery/?state=due")]
+    text = f"Webhook deliveries are delayed. The oldest has been pending since {oldest:%Y-%m-%d %H:%M} UTC."
+    assert alarms(root) == [(text, "/admin/webhooks/delivery/?state=due")]
     assert tiles(root)["Pending deliveries"] == ("2", "/admin/webhooks/delivery/?state=due")
     assert tiles(root)["Oldest pending"] == ("3 min", "")
 
@@ -337,7 +335,7 @@ def test_the_last_reconciliation_raises_an_alarm_for_differences(root: Client) -
         return [{"check": "x", "count": count, "examples": [], "seconds": 0.1} for count in counts]
 
     bad = run(findings=findings(0, 2, 1))
-    run(finished_at=None, findings=findings(0))  # under way
+    run(finished_at=None, findings=findings(0))  # in progress
     page = "/admin/orders/reconcilerun/{}/change/"
     assert alarms(root) == [("The last reconciliation found 3 differences.", page.format(bad.pk))]
 
@@ -365,7 +363,7 @@ def test_delayed_bars_raise_an_alarm(root: Client) -> None:
     assert alarms(root) == []
 
 
-# --- Who sees it, and at what cost ----------------------------------------------------------------------------------
+# --- Permissions and queries ----------------------------------------------------------------------------------------
 
 
 def test_a_signed_out_visitor_is_redirected_to_the_login(client: Client) -> None:
@@ -440,7 +438,7 @@ def test_the_dashboard_takes_few_queries_for_any_amount_of_data(
     assert {"cards", "market", "webhooks", "runs_url"} <= context.keys()
 
 
-# --- How figures are drawn and written ------------------------------------------------------------------------------
+# --- Formats --------------------------------------------------------------------------------------------------------
 
 
 def test_a_sparkline_runs_left_to_right_with_the_maximum_at_the_top() -> None:

@@ -1,4 +1,4 @@
-"""Instruments in the back office: what their list and their pages show, and what operators do to them there."""
+"""Instruments in the back office: list, page and actions."""
 
 import re
 from collections.abc import Iterator
@@ -25,14 +25,14 @@ from tests.backoffice.admin_client import (
     REASON,
     action_path,
     cells,
-    do,
-    is_offered,
+    form_errors,
+    has_button,
+    listed_rows,
     page,
+    perform,
+    result_messages,
     rows,
-    said,
-    shown,
     sign_in,
-    wrong,
 )
 from tests.trading import PATIENCE_SECONDS, broker, in_thread, instrument, place
 
@@ -59,8 +59,8 @@ def d(*prices: str) -> list[Decimal]:
     return [Decimal(price) for price in prices]
 
 
-def symbols(client: Client, **asked: Any) -> list[str]:
-    return [row.symbol for row in shown(client, Instrument, **asked)]
+def symbols(client: Client, **filters: Any) -> list[str]:
+    return [row.symbol for row in listed_rows(client, Instrument, **filters)]
 
 
 def status(symbol: str = "AAPL") -> tuple[str, str]:
@@ -79,7 +79,7 @@ def context(client: Client, path: str = AAPL) -> Any:
 
 
 def html(client: Client, path: str = AAPL) -> str:
-    """A page as one reads it: without what only arranges it."""
+    """Return the HTML of a page with normalised white space."""
     response = client.get(path)
     assert response.status_code == 200
     return " ".join(response.content.decode().split())
@@ -87,7 +87,7 @@ def html(client: Client, path: str = AAPL) -> str:
 
 @contextmanager
 def holding(symbol: str) -> Iterator[None]:
-    """The instrument's row is locked meanwhile, by another session."""
+    """Lock the instrument's row in another session."""
     is_held, may_end = Event(), Event()
 
     def hold() -> None:
@@ -204,7 +204,7 @@ def test_the_ladder_shows_the_order_book(office: Client) -> None:
         LadderLevel(Decimal("10.00"), 25, 1, 25, 100.0),
         LadderLevel(Decimal("9.90"), 10, 1, 35, 40.0),
     ]
-    assert shown["asks"] == [  # the best of both sides meet
+    assert shown["asks"] == [  # the best prices are adjacent
         LadderLevel(Decimal("10.30"), 10, 1, 35, 40.0),
         LadderLevel(Decimal("10.20"), 25, 2, 25, 100.0),
     ]
@@ -310,13 +310,13 @@ def test_the_page_takes_fewer_than_twenty_queries(office: Client) -> None:
     assert len(queries) < 20
 
 
-# --- What is done there ---------------------------------------------------------------------------------------------
+# --- Actions --------------------------------------------------------------------------------------------------------
 
 RULES = {"name": "Petrobras", "tick_size": "0.05", "lot_size": "100", "pricing": "maker"}
 
 
-def told() -> list[tuple[str, str, str, str]]:
-    """What is on record, newest last."""
+def audit_entries() -> list[tuple[str, str, str, str]]:
+    """Return the audit entries, newest last."""
     names = ("actor", "action", "subject", "reason")
     return list(AuditEntry.objects.filter(actor="olga").order_by("id").values_list(*names))
 
@@ -327,20 +327,20 @@ def rules(symbol: str) -> tuple[str, str, int, str]:
 
 
 def test_an_instrument_is_listed(office: Client) -> None:
-    response = do(office, Instrument, "list", symbol="PETR4", **RULES)
+    response = perform(office, Instrument, "list", symbol="PETR4", **RULES)
 
-    assert said(response) == [("success", "PETR4 listed.")]
+    assert result_messages(response) == [("success", "PETR4 listed.")]
     assert response.redirect_chain == [(f"{LIST}PETR4/change/", 302)]
     assert rules("PETR4") == ("Petrobras", "0.0500", 100, "maker")
-    assert told() == [("olga", "instrument.list", "PETR4", REASON)]
+    assert audit_entries() == [("olga", "instrument.list", "PETR4", REASON)]
 
 
 def test_errors_of_a_new_instrument_are_shown_per_field(office: Client) -> None:
     bad = {"symbol": "petr4", "name": "x" * 101, "tick_size": "0.00001", "lot_size": "0", "pricing": "mine"}
 
-    response = do(office, Instrument, "list", reason=" ", **bad)
+    response = perform(office, Instrument, "list", reason=" ", **bad)
 
-    assert wrong(response) == {
+    assert form_errors(response) == {
         "symbol": ["Use capital letters, digits and dots, at most 12."],
         "name": ["Ensure this value has at most 100 characters (it has 101)."],
         "tick_size": ["Enter a number below 10^16 with at most 4 decimals, such as 1000.50."],
@@ -364,18 +364,18 @@ def test_errors_of_a_new_instrument_are_shown_per_field(office: Client) -> None:
     ],
 )
 def test_the_limits_are_those_of_the_api(office: Client, field: str, value: str, error: str) -> None:
-    response = do(office, Instrument, "list", **{"symbol": "PETR4", **RULES, field: value})
+    response = perform(office, Instrument, "list", **{"symbol": "PETR4", **RULES, field: value})
 
-    found = wrong(response)
+    found = form_errors(response)
     assert list(found) == [field]
     assert found[field][0].startswith(error)
 
 
 def test_a_symbol_is_listed_once(office: Client) -> None:
-    response = do(office, Instrument, "list", symbol="AAPL", **RULES)
+    response = perform(office, Instrument, "list", symbol="AAPL", **RULES)
 
-    assert wrong(response) == {"__all__": ["An instrument AAPL is listed already."]}
-    assert told() == []
+    assert form_errors(response) == {"__all__": ["An instrument AAPL is listed already."]}
+    assert audit_entries() == []
 
 
 def test_the_edit_form_starts_with_the_current_values(office: Client) -> None:
@@ -390,35 +390,37 @@ def test_the_edit_form_starts_with_the_current_values(office: Client) -> None:
 
 
 def test_an_instrument_is_edited(office: Client) -> None:
-    response = do(office, Instrument, "edit", "AAPL", **RULES)
+    response = perform(office, Instrument, "edit", "AAPL", **RULES)
 
-    assert said(response) == [("success", "Rules of AAPL changed.")]
+    assert result_messages(response) == [("success", "Rules of AAPL changed.")]
     assert rules("AAPL") == ("Petrobras", "0.0500", 100, "maker")
-    assert told() == [("olga", "instrument.edit", "AAPL", REASON)]
-    assert "instrument.edit" in html(office)  # among the latest acts
+    assert audit_entries() == [("olga", "instrument.edit", "AAPL", REASON)]
+    assert "instrument.edit" in html(office)  # among the recent actions
 
 
 def test_rules_that_open_orders_violate_are_rejected_per_field(office: Client) -> None:
     place(Side.BID, 7, "10.01")
 
-    assert set(wrong(do(office, Instrument, "edit", "AAPL", **RULES))) == {"tick_size", "lot_size"}
+    assert set(form_errors(perform(office, Instrument, "edit", "AAPL", **RULES))) == {"tick_size", "lot_size"}
     assert rules("AAPL") == ("AAPL", "0.0100", 1, "seller")
-    assert told() == []
+    assert audit_entries() == []
 
 
 def test_halt_and_resume(office: Client) -> None:
     halt, resume = action_path(Instrument, "halt", "AAPL"), action_path(Instrument, "resume", "AAPL")
-    assert (is_offered(office, halt, AAPL), is_offered(office, resume, AAPL)) == (True, False)
+    assert (has_button(office, halt, AAPL), has_button(office, resume, AAPL)) == (True, False)
 
-    assert said(do(office, Instrument, "halt", "AAPL")) == [("success", "AAPL halted.")]
+    assert result_messages(perform(office, Instrument, "halt", "AAPL")) == [("success", "AAPL halted.")]
 
     assert status() == ("halted", REASON)
-    assert (is_offered(office, halt, AAPL), is_offered(office, resume, AAPL)) == (False, True)
+    assert (has_button(office, halt, AAPL), has_button(office, resume, AAPL)) == (False, True)
 
-    assert said(do(office, Instrument, "resume", "AAPL", reason="news are out")) == [("success", "AAPL resumed.")]
+    assert result_messages(perform(office, Instrument, "resume", "AAPL", reason="news are out")) == [
+        ("success", "AAPL resumed.")
+    ]
 
     assert status()[0] == "trading"
-    assert told() == [
+    assert audit_entries() == [
         ("olga", "instrument.halt", "AAPL", REASON),
         ("olga", "instrument.resume", "AAPL", "news are out"),
     ]
@@ -426,17 +428,19 @@ def test_halt_and_resume(office: Client) -> None:
 
 @pytest.mark.parametrize("action", ["halt", "resume", "edit"])
 def test_actions_need_a_reason(office: Client, action: str) -> None:
-    assert wrong(do(office, Instrument, action, "AAPL", reason="", **RULES)) == {"reason": ["This field is required."]}
-    assert (status(), rules("AAPL"), told()) == (("trading", ""), ("AAPL", "0.0100", 1, "seller"), [])
+    assert form_errors(perform(office, Instrument, action, "AAPL", reason="", **RULES)) == {
+        "reason": ["This field is required."]
+    }
+    assert (status(), rules("AAPL"), audit_entries()) == (("trading", ""), ("AAPL", "0.0100", 1, "seller"), [])
 
 
 def test_several_instruments_are_halted_at_once(office: Client) -> None:
     for symbol in ("PETR4", "VALE3"):
         instrument(symbol)
 
-    response = do(office, Instrument, "halt", "VALE3", "AAPL")
+    response = perform(office, Instrument, "halt", "VALE3", "AAPL")
 
-    assert said(response) == [("success", "AAPL, VALE3 halted.")]
+    assert result_messages(response) == [("success", "AAPL, VALE3 halted.")]
     assert response.redirect_chain == [(LIST, 302)]
     assert [status(symbol)[0] for symbol in ("AAPL", "PETR4", "VALE3")] == ["halted", "trading", "halted"]
 
@@ -444,9 +448,9 @@ def test_several_instruments_are_halted_at_once(office: Client) -> None:
 def test_a_locked_instrument_is_reported_and_the_others_are_halted(office: Client) -> None:
     instrument("PETR4")
     with holding("AAPL"):
-        response = do(office, Instrument, "halt", "AAPL", "PETR4")
+        response = perform(office, Instrument, "halt", "AAPL", "PETR4")
 
-    ((level, message),) = said(response)
+    ((level, message),) = result_messages(response)
     assert level == "warning"
     assert message.startswith("PETR4 halted. Could not confirm: AAPL.")
     assert (status("AAPL")[0], status("PETR4")[0]) == ("trading", "halted")
@@ -458,27 +462,27 @@ def test_all_instruments_are_halted(office: Client) -> None:
     set_status("VALE3", InstrumentStatus.HALTED, "before")
     assert "2 instruments are trading." in html(office, action_path(Instrument, "halt-all"))
 
-    response = do(office, Instrument, "halt-all", confirmation="HALT")
+    response = perform(office, Instrument, "halt-all", confirmation="HALT")
 
-    assert said(response) == [("success", "AAPL, PETR4 halted.")]
+    assert result_messages(response) == [("success", "AAPL, PETR4 halted.")]
     assert [status(symbol) for symbol in ("AAPL", "PETR4", "VALE3")] == [("halted", REASON)] * 2 + [
         ("halted", "before")
     ]
-    assert told() == [("olga", "instrument.halt", symbol, REASON) for symbol in ("AAPL", "PETR4")]
+    assert audit_entries() == [("olga", "instrument.halt", symbol, REASON) for symbol in ("AAPL", "PETR4")]
 
 
 @pytest.mark.parametrize("confirmation", ["", "halt", "HALTED", "yes"])
 def test_halting_all_instruments_needs_a_confirmation(office: Client, confirmation: str) -> None:
-    assert list(wrong(do(office, Instrument, "halt-all", confirmation=confirmation))) == ["confirmation"]
+    assert list(form_errors(perform(office, Instrument, "halt-all", confirmation=confirmation))) == ["confirmation"]
     assert status() == ("trading", "")
 
 
 def test_halting_all_instruments_warns_if_none_are_trading(office: Client) -> None:
     set_status("AAPL", InstrumentStatus.HALTED)
 
-    response = do(office, Instrument, "halt-all", confirmation="HALT")
+    response = perform(office, Instrument, "halt-all", confirmation="HALT")
 
-    assert said(response) == [("warning", "No instruments were trading.")]
+    assert result_messages(response) == [("warning", "No instruments were trading.")]
 
 
 ACTS = {"list": "", "edit": "AAPL", "halt": "AAPL", "resume": "AAPL", "halt-all": ""}
@@ -490,7 +494,7 @@ def test_viewers_see_no_button_and_are_refused(client: Client, action: str) -> N
     set_status("AAPL", InstrumentStatus.HALTED if action == "resume" else InstrumentStatus.TRADING)
     path = action_path(Instrument, action, *filter(None, [ACTS[action]]))
 
-    assert not any(is_offered(viewer, path, each) for each in (LIST, AAPL))
+    assert not any(has_button(viewer, path, each) for each in (LIST, AAPL))
     assert f"{LIST}{action}/" not in html(viewer, LIST)
     assert viewer.get(path).status_code == 403
     assert viewer.post(path, {"reason": REASON, "symbol": "X", "confirmation": "HALT", **RULES}).status_code == 403

@@ -1,4 +1,4 @@
-"""Lists of the back office: every row is on one page and on no other, from either end, however many there are."""
+"""Keyset lists: every row is on exactly one page, in both directions."""
 
 import base64
 from collections.abc import Callable, Iterator
@@ -33,14 +33,14 @@ PAGE, WINDOW = 5, 20
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages and windows that a test can fill."""
+    """Small pages and windows."""
     monkeypatch.setattr(lists, "PAGE_ROWS", PAGE)
     monkeypatch.setattr(lists, "MAX_SCANNED_ROWS", WINDOW)
     monkeypatch.setattr(lists, "BATCH_ROWS", 7)
 
 
 def write(count: int, *, first: int = 0, broker: str = "alice") -> None:
-    """So many rows with the references 0000, 0001, …, two at each time."""
+    """Create rows with the references 0000, 0001, …, two per time."""
     Broker.objects.get_or_create(pk=broker, defaults={"created_at": NOON, "updated_at": NOON})
     Transfer.objects.bulk_create(
         Transfer(
@@ -53,26 +53,26 @@ def write(count: int, *, first: int = 0, broker: str = "alice") -> None:
     )
 
 
-def everything(keyset: Keyset = BY_REFERENCE, among: Q | None = None) -> KeysetQuery:
-    return KeysetQuery(Transfer.objects.all(), keyset, among or Q())
+def all_transfers(keyset: Keyset = BY_REFERENCE, unindexed: Q | None = None) -> KeysetQuery:
+    return KeysetQuery(Transfer.objects.all(), keyset, unindexed or Q())
 
 
-def listing(way: KeysetQuery, query: str = "") -> Listing:
-    """What a request with this query gets."""
+def listing(keyset_query: KeysetQuery, query: str = "") -> Listing:
+    """Return the listing for a request with this query."""
     request = HttpRequest()
     request.GET = QueryDict(query.lstrip("?"))
-    return lists.build_listing(request, [column("Reference", "reference")], FilterForm, lambda _: way)
+    return lists.build_listing(request, [column("Reference", "reference")], FilterForm, lambda _: keyset_query)
 
 
-def seen(page: ListPage | Listing) -> list[int]:
+def references(page: ListPage | Listing) -> list[int]:
     return [int(row.reference) for row in (page.page if isinstance(page, Listing) else page).rows]
 
 
-def walk(way: KeysetQuery, query: str, link: Callable[[Listing], str]) -> Iterator[list[int]]:
-    """The pages from this one on, each reached by a link of the one before."""
+def walk(keyset_query: KeysetQuery, query: str, link: Callable[[Listing], str]) -> Iterator[list[int]]:
+    """Yield the pages from this one on, following links."""
     while True:
-        page = listing(way, query)
-        yield seen(page)
+        page = listing(keyset_query, query)
+        yield references(page)
         if not (query := link(page)):
             return
 
@@ -85,7 +85,7 @@ def newer(page: Listing) -> str:
     return page.newer_url
 
 
-# --- From page to page ----------------------------------------------------------------------------------------------
+# --- Pagination -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [0, 1, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE, 23])
@@ -93,7 +93,7 @@ def newer(page: Listing) -> str:
 def test_forward_pages_contain_every_row_once(keyset: Keyset, count: int) -> None:
     write(count)
     expected = [int(row.reference) for row in Transfer.objects.order_by(*keyset.ordering)]
-    pages = list(walk(everything(keyset), "", older))
+    pages = list(walk(all_transfers(keyset), "", older))
     assert [number for page in pages for number in page] == expected
     assert all(len(page) == PAGE for page in pages[:-1])
     assert len(pages) == max(1, -(-count // PAGE))
@@ -104,7 +104,7 @@ def test_forward_pages_contain_every_row_once(keyset: Keyset, count: int) -> Non
 def test_backward_pages_contain_every_row_and_end_with_the_first_page(keyset: Keyset, count: int) -> None:
     write(count)
     expected = [int(row.reference) for row in Transfer.objects.order_by(*keyset.ordering)]
-    pages = list(walk(everything(keyset), "last=1", newer))
+    pages = list(walk(all_transfers(keyset), "last=1", newer))
     assert pages[0] == expected[-PAGE:]
     assert pages[-1] == expected[:PAGE]
     assert {number for page in pages for number in page} == set(expected)
@@ -115,76 +115,76 @@ def test_backward_pages_contain_every_row_and_end_with_the_first_page(keyset: Ke
 
 def test_the_previous_page_is_the_one_before() -> None:
     write(23)
-    forwards = list(walk(everything(), "", older))
-    third = listing(everything(), listing(everything(), listing(everything()).older_url).older_url)
-    assert [seen(third), *list(walk(everything(), third.newer_url, newer))] == forwards[2::-1]
+    forwards = list(walk(all_transfers(), "", older))
+    third = listing(all_transfers(), listing(all_transfers(), listing(all_transfers()).older_url).older_url)
+    assert [references(third), *list(walk(all_transfers(), third.newer_url, newer))] == forwards[2::-1]
 
 
 def test_links_exist_only_where_there_are_more_rows() -> None:
     write(11)
-    first = listing(everything())
-    middle = listing(everything(), first.older_url)
-    last = listing(everything(), middle.older_url)
+    first = listing(all_transfers())
+    middle = listing(all_transfers(), first.older_url)
+    last = listing(all_transfers(), middle.older_url)
     ends = [(bool(page.newer_url), bool(page.older_url)) for page in (first, middle, last)]
     assert ends == [(False, True), (True, True), (True, False)]
-    assert seen(listing(everything(), last.last_url)) == [6, 7, 8, 9, 10]
-    assert listing(everything(), last.last_url).older_url == ""
+    assert references(listing(all_transfers(), last.last_url)) == [6, 7, 8, 9, 10]
+    assert listing(all_transfers(), last.last_url).older_url == ""
 
 
 def test_new_rows_do_not_shift_pages() -> None:
     write(15)
-    way = everything(BY_REFERENCE.reversed())
-    second = listing(way, listing(way).older_url)
-    assert seen(second) == [9, 8, 7, 6, 5]
+    keyset_query = all_transfers(BY_REFERENCE.reversed())
+    second = listing(keyset_query, listing(keyset_query).older_url)
+    assert references(second) == [9, 8, 7, 6, 5]
     write(4, first=15)
-    assert seen(listing(way, second.older_url)) == [4, 3, 2, 1, 0]
-    assert seen(listing(way, second.newer_url)) == [14, 13, 12, 11, 10]
-    assert seen(listing(way, listing(way, second.newer_url).newer_url)) == [18, 17, 16, 15, 14]
+    assert references(listing(keyset_query, second.older_url)) == [4, 3, 2, 1, 0]
+    assert references(listing(keyset_query, second.newer_url)) == [14, 13, 12, 11, 10]
+    assert references(listing(keyset_query, listing(keyset_query, second.newer_url).newer_url)) == [18, 17, 16, 15, 14]
 
 
-# --- What no index serves -------------------------------------------------------------------------------------------
+# --- Scans without an index -----------------------------------------------------------------------------------------
 
 
 def test_unindexed_conditions_are_scanned_in_windows() -> None:
-    """Nothing is missed on the way, and an empty page says that it did not look at everything."""
+    """No row is missed, and a page says that the scan was cut off."""
     write(100)
-    way = everything(among=Q(reference__in=["0003", "0019", "0020", "0059", "0060", "0099"]))
-    first = listing(way)
-    assert (seen(first), first.page.scanned_rows, first.scan_url) == ([3, 19], WINDOW, first.older_url)
-    assert list(walk(way, "", older)) == [[3, 19], [20], [59], [60], [99]]
+    keyset_query = all_transfers(unindexed=Q(reference__in=["0003", "0019", "0020", "0059", "0060", "0099"]))
+    first = listing(keyset_query)
+    assert (references(first), first.page.scanned_rows, first.scan_url) == ([3, 19], WINDOW, first.older_url)
+    assert list(walk(keyset_query, "", older)) == [[3, 19], [20], [59], [60], [99]]
 
 
 def test_backward_windows_have_the_same_size() -> None:
     write(100)
-    way = everything(among=Q(reference__in=["0000", "0040", "0099"]))
-    last = listing(way, "last=1")
-    assert (seen(last), last.page.scanned_rows, last.scan_url) == ([99], WINDOW, last.newer_url)
+    keyset_query = all_transfers(unindexed=Q(reference__in=["0000", "0040", "0099"]))
+    last = listing(keyset_query, "last=1")
+    assert (references(last), last.page.scanned_rows, last.scan_url) == ([99], WINDOW, last.newer_url)
     assert last.older_url == ""
-    assert list(walk(way, "last=1", newer)) == [[99], [], [40], [], [0]]
+    assert list(walk(keyset_query, "last=1", newer)) == [[99], [], [40], [], [0]]
 
 
 def test_an_empty_window_links_back_to_the_row_before_it() -> None:
     write(100)
-    way = everything(among=Q(reference__in=["0019", "0090"]))
-    second = listing(way, listing(way).older_url)
-    assert (seen(second), second.page.scanned_rows) == ([], WINDOW)
-    assert seen(listing(way, second.newer_url)) == [19]
-    back = listing(way, listing(way, "last=1").newer_url)
-    assert seen(back) == []
-    assert 90 in seen(listing(way, back.older_url))
+    keyset_query = all_transfers(unindexed=Q(reference__in=["0019", "0090"]))
+    second = listing(keyset_query, listing(keyset_query).older_url)
+    assert (references(second), second.page.scanned_rows) == ([], WINDOW)
+    assert references(listing(keyset_query, second.newer_url)) == [19]
+    back = listing(keyset_query, listing(keyset_query, "last=1").newer_url)
+    assert references(back) == []
+    assert 90 in references(listing(keyset_query, back.older_url))
 
 
 def test_a_full_page_does_not_report_a_scan() -> None:
     write(100)
-    page = listing(everything(among=Q(cash__gt=0)))
-    assert (len(seen(page)), page.page.scanned_rows) == (PAGE, 0)
+    page = listing(all_transfers(unindexed=Q(cash__gt=0)))
+    assert (len(references(page)), page.page.scanned_rows) == (PAGE, 0)
 
 
 def test_a_scan_reads_no_more_rows_than_its_window() -> None:
-    """Told by PostgreSQL itself: rows that the statement read, by the index that it takes with large tables."""
+    """Checked by PostgreSQL's count of the rows read, with the index that it uses for large tables."""
     write(100)
     with CaptureQueriesContext(connection) as queries:
-        listing(everything(among=Q(cash=0)))
+        listing(all_transfers(unindexed=Q(cash=0)))
     (_, read) = queries.captured_queries
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SET LOCAL enable_seqscan = off")
@@ -193,29 +193,31 @@ def test_a_scan_reads_no_more_rows_than_its_window() -> None:
     assert f"Rows Removed by Filter: {WINDOW}" in plan, plan
 
 
-# --- Several indexes ------------------------------------------------------------------------------------------------
+# --- Merged indexes -------------------------------------------------------------------------------------------------
 
 
-def both(among: Q | None = None) -> KeysetQuery:
-    """What two conditions find, some rows by both."""
+def overlapping_parts(unindexed: Q | None = None) -> KeysetQuery:
+    """Return a query of two parts with common rows."""
     rows = Transfer.objects.all()
     part = [rows.filter(cash__lte=30), rows.filter(cash__gte=21)]
-    return KeysetQuery(part[0], BY_REFERENCE, among or Q(), [part[1]])
+    return KeysetQuery(part[0], BY_REFERENCE, unindexed or Q(), [part[1]])
 
 
 def test_rows_of_several_indexes_are_merged_without_duplicates() -> None:
     write(50)
-    assert [number for page in walk(both(), "", older) for number in page] == list(range(50))
-    assert [number for page in reversed(list(walk(both(), "last=1", newer))) for number in page] == list(range(50))
+    assert [number for page in walk(overlapping_parts(), "", older) for number in page] == list(range(50))
+    assert [number for page in reversed(list(walk(overlapping_parts(), "last=1", newer))) for number in page] == list(
+        range(50)
+    )
 
 
 def test_merged_windows_end_at_the_nearest_limit() -> None:
     write(100)
-    way = both(Q(reference__in=["0010", "0045", "0070"]))
-    assert [number for page in walk(way, "", older) for number in page] == [10, 45, 70]
+    keyset_query = overlapping_parts(Q(reference__in=["0010", "0045", "0070"]))
+    assert [number for page in walk(keyset_query, "", older) for number in page] == [10, 45, 70]
 
 
-# --- Whatever is asked ----------------------------------------------------------------------------------------------
+# --- Invalid input --------------------------------------------------------------------------------------------------
 
 HOSTILE = [
     "after=x", "after=%00", "before=%00", "after=" + "x" * 10_000, "after=W10", "before=bnVsbA", "last=x%00",
@@ -226,15 +228,15 @@ HOSTILE = [
 @pytest.mark.parametrize("query", HOSTILE)
 def test_an_invalid_cursor_shows_the_first_page(query: str) -> None:
     write(11)
-    assert seen(listing(everything(), query)) in ([0, 1, 2, 3, 4], [6, 7, 8, 9, 10])
-    assert (seen(listing(everything(), query)) == [6, 7, 8, 9, 10]) == query.startswith("last")
+    assert references(listing(all_transfers(), query)) in ([0, 1, 2, 3, 4], [6, 7, 8, 9, 10])
+    assert (references(listing(all_transfers(), query)) == [6, 7, 8, 9, 10]) == query.startswith("last")
 
 
 def test_a_cursor_of_another_query_is_ignored() -> None:
     write(11)
-    of_another = listing(everything(NEWEST_FIRST)).older_url
-    assert seen(listing(everything(), of_another)) == [0, 1, 2, 3, 4]
-    assert seen(listing(everything(Keyset(("-id", UUID))), of_another)) == [10, 9, 8, 7, 6]
+    of_another = listing(all_transfers(NEWEST_FIRST)).older_url
+    assert references(listing(all_transfers(), of_another)) == [0, 1, 2, 3, 4]
+    assert references(listing(all_transfers(Keyset(("-id", UUID))), of_another)) == [10, 9, 8, 7, 6]
 
 
 BAD_AMOUNTS = ['["NaN"]', '["Infinity"]', '["1e400"]', '["1e17"]', "[1e300]"]
@@ -244,7 +246,7 @@ BAD_AMOUNTS = ['["NaN"]', '["Infinity"]', '["1e400"]', '["1e17"]', "[1e300]"]
 def test_an_out_of_range_amount_is_no_valid_cursor(position: str) -> None:
     write(3)
     cursor = base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
-    assert seen(listing(everything(Keyset(("cash", Decimal))), f"after={cursor}")) == [0, 1, 2]
+    assert references(listing(all_transfers(Keyset(("cash", Decimal))), f"after={cursor}")) == [0, 1, 2]
 
 
 HOSTILE_FILTERS = [
@@ -273,12 +275,12 @@ def test_invalid_filters_show_no_rows_and_their_errors(client: Client) -> None:
     assert "No results: a filter is invalid." in shown
 
 
-# --- Filters in links -----------------------------------------------------------------------------------------------
+# --- Links ----------------------------------------------------------------------------------------------------------
 
 
 def test_page_links_keep_the_filters_only() -> None:
     write(20)
-    page = listing(everything(), "q=a+b%26c&page=7&nonsense=1")
+    page = listing(all_transfers(), "q=a+b%26c&page=7&nonsense=1")
     for url in (page.first_url, page.older_url, page.last_url):
         assert QueryDict(url[1:])["q"] == "a b&c"
         assert {"page", "nonsense"}.isdisjoint(QueryDict(url[1:]))
@@ -302,13 +304,13 @@ def test_time_filters_are_labelled_utc(client: Client) -> None:
     assert shown.count('type="datetime-local"') == 2
 
 
-# --- All of it ------------------------------------------------------------------------------------------------------
+# --- Batches --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [0, 6, 7, 8, 50])
 def test_batches_contain_every_row_once(count: int) -> None:
     write(count)
-    found = list(batches(everything(NEWEST_FIRST), "reference", "cash"))
+    found = list(batches(all_transfers(NEWEST_FIRST), "reference", "cash"))
     assert [row for batch in found for row in batch] == list(
         Transfer.objects.order_by("-created_at", "-id").values_list("reference", "cash")
     )
@@ -317,27 +319,29 @@ def test_batches_contain_every_row_once(count: int) -> None:
 
 def test_batches_continue_after_empty_windows() -> None:
     write(100)
-    found = list(batches(everything(among=Q(reference__in=["0001", "0099"])), "reference"))
+    found = list(batches(all_transfers(unindexed=Q(reference__in=["0001", "0099"])), "reference"))
     assert [row for batch in found for row in batch] == [("0001",), ("0099",)]
     assert [len(batch) for batch in found] == [1, 0, 0, 0, 1]
 
 
 def test_batches_of_several_indexes_are_merged() -> None:
     write(50)
-    assert [row for batch in batches(both(), "reference") for row in batch] == [(f"{n:04}",) for n in range(50)]
+    assert [row for batch in batches(overlapping_parts(), "reference") for row in batch] == [
+        (f"{n:04}",) for n in range(50)
+    ]
 
 
 def test_a_page_takes_at_most_two_queries() -> None:
     write(100)
-    for way, count in ((everything(), 1), (everything(among=Q(cash__gt=50)), 2)):
+    for keyset_query, count in ((all_transfers(), 1), (all_transfers(unindexed=Q(cash__gt=50)), 2)):
         for query in ("", "last=1"):
             with CaptureQueriesContext(connection) as queries:
-                read_page(way, QueryDict(query))
+                read_page(keyset_query, QueryDict(query))
             assert len(queries) == count
             assert all("count(" not in query["sql"].lower() for query in queries)
 
 
 def test_neighbouring_pages_are_contiguous() -> None:
     write(37)
-    for one, other in pairwise(walk(everything(), "", older)):
+    for one, other in pairwise(walk(all_transfers(), "", older)):
         assert one[-1] + 1 == other[0]

@@ -1,4 +1,4 @@
-"""The login: how often it may be tried, how long it lasts, and what browsers are told to keep to."""
+"""The login: limits, sessions, cookies and security headers."""
 
 import json
 import os
@@ -52,13 +52,13 @@ def attempt(name: str, password: str, address: str = "192.0.2.1", **headers: Any
     return Client().post("/admin/login/", form, REMOTE_ADDR=address, **headers)
 
 
-def fail(name: str, times: int, **more: str) -> list[int]:
-    """Try a wrong password; the answers' statuses."""
+def fail_logins(name: str, times: int, **more: str) -> list[int]:
+    """Try a wrong password several times. Return the response statuses."""
     return [attempt(name, "wrong", **more).status_code for _ in range(times)]
 
 
-def later(by: timedelta) -> None:
-    """Let time pass for what was tried."""
+def pass_time(by: timedelta) -> None:
+    """Move the recorded attempts into the past."""
     AccessAttempt.objects.update(attempt_time=F("attempt_time") - by)
 
 
@@ -84,79 +84,79 @@ def test_the_login_form_redirects_to_the_requested_page(olga: User) -> None:
     assert (answer.status_code, answer.headers["Location"]) == (302, "/admin/")
 
 
-# --- Attempts -------------------------------------------------------------------------------------------------------
+# --- Limits ---------------------------------------------------------------------------------------------------------
 
 
 def test_too_many_failures_lock_out_even_the_correct_password(olga: User) -> None:
-    assert fail("olga", LIMIT) == [200] * (LIMIT - 1) + [429]
+    assert fail_logins("olga", LIMIT) == [200] * (LIMIT - 1) + [429]
     answer = attempt("olga", PASSWORD)
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, "900")
     assert "sessionid" not in answer.cookies
-    told = answer.content.decode()
-    assert "Logins are blocked for 15 minutes" in told
-    assert "axes_reset_username" in told
-    assert "office.css" in told
+    content = answer.content.decode()
+    assert "Logins are blocked for 15 minutes" in content
+    assert "axes_reset_username" in content
+    assert "office.css" in content
 
     users.user(VIEWER, "vera", password=PASSWORD)
     assert attempt("vera", PASSWORD).status_code == 302  # from the same address
-    assert attempt("olga", PASSWORD, address="192.0.2.2").status_code == 302  # nobody is kept out from elsewhere
+    assert attempt("olga", PASSWORD, address="192.0.2.2").status_code == 302  # other addresses are not locked out
 
 
 def test_a_lockout_is_not_extended_by_further_attempts(olga: User) -> None:
-    fail("olga", LIMIT)
-    later(real_settings.LOGIN_LOCKOUT - timedelta(seconds=30))
-    assert fail("olga", 2) == [429, 429]
+    fail_logins("olga", LIMIT)
+    pass_time(real_settings.LOGIN_LOCKOUT - timedelta(seconds=30))
+    assert fail_logins("olga", 2) == [429, 429]
     assert attempt("olga", PASSWORD).status_code == 429
-    later(timedelta(seconds=31))
+    pass_time(timedelta(seconds=31))
     assert attempt("olga", PASSWORD).status_code == 302
 
 
 def test_a_lockout_is_lifted_by_a_command(olga: User) -> None:
-    fail("olga", LIMIT)
+    fail_logins("olga", LIMIT)
     call_command("axes_reset_username", "olga")
     assert attempt("olga", PASSWORD).status_code == 302
 
 
 def test_a_login_resets_the_failures_of_its_user_only(olga: User) -> None:
-    fail("olga", LIMIT - 1)
-    fail("vera", LIMIT - 1)
+    fail_logins("olga", LIMIT - 1)
+    fail_logins("vera", LIMIT - 1)
     assert attempt("olga", PASSWORD).status_code == 302
-    assert fail("olga", LIMIT - 1) == [200] * (LIMIT - 1)
-    assert fail("vera", 1) == [429]
+    assert fail_logins("olga", LIMIT - 1) == [200] * (LIMIT - 1)
+    assert fail_logins("vera", 1) == [429]
 
 
 def test_an_address_has_a_limit_for_all_users_together(olga: User, settings: Settings) -> None:
     settings.LOGIN_FAILURES_OF_ADDRESS = 4
-    assert [fail(f"name-{number}", 1) for number in range(4)] == [[200], [200], [200], [429]]
+    assert [fail_logins(f"name-{number}", 1) for number in range(4)] == [[200], [200], [200], [429]]
     assert attempt("olga", PASSWORD).status_code == 429
     assert attempt("olga", PASSWORD, address="192.0.2.2").status_code == 302
 
 
 def test_failures_are_counted_regardless_of_the_user_agent(olga: User) -> None:
     for number in range(LIMIT - 1):
-        assert fail("olga", 1, HTTP_USER_AGENT=f"browser {number}") == [200]
-    assert fail("olga", 1, HTTP_USER_AGENT="another") == [429]
+        assert fail_logins("olga", 1, HTTP_USER_AGENT=f"browser {number}") == [200]
+    assert fail_logins("olga", 1, HTTP_USER_AGENT="another") == [429]
 
 
 def test_behind_a_trusted_proxy_the_client_address_counts(olga: User, settings: Settings) -> None:
     there, elsewhere = ({"HTTP_X_FORWARDED_FOR": f"203.0.113.9, 198.51.100.{number}"} for number in (1, 2))
-    assert fail("olga", LIMIT, **there)[-1] == 429
-    assert attempt("olga", PASSWORD, **elsewhere).status_code == 429  # nobody is believed
+    assert fail_logins("olga", LIMIT, **there)[-1] == 429
+    assert attempt("olga", PASSWORD, **elsewhere).status_code == 429  # the header is not trusted
     AccessAttempt.objects.all().delete()
     settings.TRUSTED_PROXIES = 1
-    assert fail("olga", LIMIT, **there)[-1] == 429
+    assert fail_logins("olga", LIMIT, **there)[-1] == 429
     assert attempt("olga", PASSWORD, **elsewhere).status_code == 302
 
 
 @pytest.mark.parametrize("address", ["", "unknown", "[2001:db8::1]"])
 def test_failures_from_an_invalid_address_are_counted(olga: User, address: str) -> None:
-    assert fail("olga", LIMIT, address=address)[-1] == 429
+    assert fail_logins("olga", LIMIT, address=address)[-1] == 429
     assert attempt("olga", PASSWORD, address=address).status_code == 429
 
 
 def test_an_ipv6_address_is_counted_by_its_network(olga: User) -> None:
     there, elsewhere = "2001:db8:1:2", "2001:db8:1:3"
-    assert [fail("olga", 1, address=f"{there}::{number}") for number in range(LIMIT)][-1] == [429]
+    assert [fail_logins("olga", 1, address=f"{there}::{number}") for number in range(LIMIT)][-1] == [429]
     assert attempt("olga", PASSWORD, address=f"{there}:ffff::1").status_code == 429
     assert attempt("olga", PASSWORD, address=f"{elsewhere}::1").status_code == 302
     call_command("axes_reset_ip", f"{there}::")
@@ -164,7 +164,7 @@ def test_an_ipv6_address_is_counted_by_its_network(olga: User) -> None:
 
 
 def test_an_ipv4_mapped_address_counts_as_ipv4(olga: User) -> None:
-    assert fail("olga", LIMIT, address="::ffff:192.0.2.1")[-1] == 429
+    assert fail_logins("olga", LIMIT, address="::ffff:192.0.2.1")[-1] == 429
     assert attempt("olga", PASSWORD, address="192.0.2.1").status_code == 429
     assert attempt("olga", PASSWORD, address="::ffff:192.0.2.2").status_code == 302
 
@@ -175,14 +175,14 @@ def test_no_user_name_causes_a_server_error(name: str) -> None:
 
 
 def test_a_name_that_is_too_long_is_truncated_and_counted() -> None:
-    assert fail("a" * 300, LIMIT)[-1] == 429
+    assert fail_logins("a" * 300, LIMIT)[-1] == 429
 
 
 # --- Known devices --------------------------------------------------------------------------------------------------
 
 
 def known_browser(name: str = "olga", address: str = "192.0.2.1") -> Client:
-    """A browser in which the user has logged in before, and is no longer."""
+    """Return a browser in which the user logged in and out before."""
     browser = Client(REMOTE_ADDR=address)
     assert browser.post("/admin/login/", {"username": name, "password": PASSWORD}).status_code == 302
     browser.post("/admin/logout/")
@@ -196,12 +196,12 @@ def log_in_again(browser: Client, name: str = "olga", password: str = PASSWORD) 
 def test_others_at_the_address_do_not_lock_out_a_known_device(olga: User, settings: Settings) -> None:
     settings.LOGIN_FAILURES_OF_ADDRESS = LIMIT + 3
     browser = known_browser()
-    fail("olga", LIMIT)
+    fail_logins("olga", LIMIT)
     for number in range(4):
-        fail(f"name-{number}", 1)
+        fail_logins(f"name-{number}", 1)
     assert attempt("olga", PASSWORD).status_code == 429
     assert log_in_again(browser) == 302
-    assert attempt("olga", PASSWORD).status_code == 429  # it forgave nobody else
+    assert attempt("olga", PASSWORD).status_code == 429  # other failures still count
 
 
 def test_a_known_device_has_a_limit_of_its_own(olga: User) -> None:
@@ -213,7 +213,7 @@ def test_a_known_device_has_a_limit_of_its_own(olga: User) -> None:
 
 def test_a_known_device_counts_for_its_own_user_only(olga: User) -> None:
     users.user(VIEWER, "vera", password=PASSWORD)
-    fail("olga", LIMIT)
+    fail_logins("olga", LIMIT)
     browsers = [known_browser("vera") for _ in range(2)]
     assert [log_in_again(browser, "olga") for browser in browsers] == [429, 429]
 
@@ -222,13 +222,13 @@ def test_a_new_password_invalidates_known_devices(olga: User) -> None:
     browser, new = known_browser(), "loud green mountains"
     olga.set_password(new)
     olga.save()
-    fail("olga", LIMIT)
+    fail_logins("olga", LIMIT)
     assert log_in_again(browser, password=new) == 429
 
 
 @pytest.mark.parametrize("cookie", ["", "x", "WzEsIm9sZ2EiLCIiXQ:1vPabc:forged"])
 def test_a_forged_device_cookie_is_ignored(olga: User, cookie: str) -> None:
-    fail("olga", LIMIT)
+    fail_logins("olga", LIMIT)
     browser = Client(REMOTE_ADDR="192.0.2.1")
     browser.cookies["known_device"] = cookie
     assert log_in_again(browser) == 429
@@ -236,7 +236,7 @@ def test_a_forged_device_cookie_is_ignored(olga: User, cookie: str) -> None:
 
 def test_a_known_device_expires(olga: User, settings: Settings) -> None:
     browser = known_browser()
-    fail("olga", LIMIT)
+    fail_logins("olga", LIMIT)
     settings.KNOWN_DEVICE_AGE = timedelta(seconds=-1)
     assert log_in_again(browser) == 429
 
@@ -251,11 +251,11 @@ def test_only_a_complete_login_sets_the_protected_device_cookie(olga: User, sett
     assert "known_device" not in attempt("olga", PASSWORD).cookies
 
 
-# --- Many at once ---------------------------------------------------------------------------------------------------
+# --- Concurrent logins ----------------------------------------------------------------------------------------------
 
-LOGINS = 40  # at once: more than there are threads
+LOGINS = 40  # more than there are threads
 PATIENCE_SECONDS = 60.0
-AT_ONCE_SECONDS = 5.0  # on however slow a machine
+AT_ONCE_SECONDS = 5.0  # with a margin for slow machines
 
 
 def log_in(server: live.Server, name: str, password: str) -> HTTPResponse:
@@ -292,13 +292,13 @@ def test_a_flood_of_logins_stops_no_orders_and_ends_in_a_lockout(server: live.Se
         (200, None), (429, "900"), (503, "1")
     }  # fmt: skip
     tried = AccessAttempt.objects.get().failures_since_start
-    assert LIMIT <= tried < LIMIT + gunicorn.threads  # those that were under way when the limit was reached
+    assert LIMIT <= tried < LIMIT + gunicorn.threads  # attempts in progress when the limit was reached
     assert log_in(backoffice, "olga", PASSWORD).status == 429
 
 
 @pytest.mark.django_db(transaction=True)
 def test_login_cookies_are_set_and_accepted_over_a_real_connection(backoffice: live.Server) -> None:
-    password = PBKDF2PasswordHasher().encode(PASSWORD, "salt")  # as the server hashes, where this test would not
+    password = PBKDF2PasswordHasher().encode(PASSWORD, "salt")  # as the server hashes, not as this test
     User.objects.create(username="root", is_staff=True, is_superuser=True, password=password)
     with closing(HTTPConnection("127.0.0.1", backoffice.port, timeout=PATIENCE_SECONDS)) as http:
         http.request("GET", "/admin/login/")
@@ -308,10 +308,10 @@ def test_login_cookies_are_set_and_accepted_over_a_real_connection(backoffice: l
         form = urlencode({"username": "root", "password": PASSWORD, "csrfmiddlewaretoken": token})
         named = {"Content-Type": "application/x-www-form-urlencoded", "Cookie": f"csrftoken={token}"}
         http.request("POST", "/admin/login/?next=/admin/", form, named)
-        told = http.getresponse()
-        told.read()
-        assert (told.status, told.headers["Location"]) == (302, "/admin/")
-        cookies = [SimpleCookie(line) for line in told.headers.get_all("Set-Cookie", [])]
+        login = http.getresponse()
+        login.read()
+        assert (login.status, login.headers["Location"]) == (302, "/admin/")
+        cookies = [SimpleCookie(line) for line in login.headers.get_all("Set-Cookie", [])]
         assert sorted(name for cookie in cookies for name in cookie) == ["csrftoken", "known_device", "sessionid"]
         sent = "; ".join(cookie.output(header="", attrs=[]).strip() for cookie in cookies)
         http.request("GET", "/admin/", headers={"Cookie": sent})
@@ -339,7 +339,7 @@ def test_without_a_database_connection_pages_return_503(monkeypatch: pytest.Monk
 
 
 def age_by(browser: Client, by: timedelta) -> SessionStore:
-    """Let time pass for a session, which then is written to, as by a message."""
+    """Age a session and write to it, as a message would."""
     session = SessionStore(browser.cookies["sessionid"].value)
     session["began"] -= by.total_seconds()
     session["written"] = True
@@ -388,8 +388,8 @@ def test_ended_sessions_and_old_failures_are_deleted_in_batches(settings: Settin
     now = datetime.now(UTC)
     for number in range(3):
         Session.objects.create(session_key=f"old-{number}", session_data="", expire_date=now - timedelta(seconds=1))
-    fail("old", 1)
-    later(real_settings.LOGIN_LOCKOUT + timedelta(seconds=1))
+    fail_logins("old", 1)
+    pass_time(real_settings.LOGIN_LOCKOUT + timedelta(seconds=1))
     fresh = {"username": "new", "ip_address": "192.0.2.1", "failures_since_start": 1}
     AccessAttempt.objects.create(**fresh)
 
@@ -405,7 +405,7 @@ def test_beat_schedules_the_cleanup() -> None:
     assert schedule["clean_up"]["task"] == "backoffice.tasks.clean_up" == tasks.clean_up.name
 
 
-# --- What browsers are told -----------------------------------------------------------------------------------------
+# --- Security headers and settings ----------------------------------------------------------------------------------
 
 POLICY = {
     "default-src 'self'",
@@ -459,7 +459,7 @@ def test_values_that_the_database_cannot_store_are_400(path: str) -> None:
 
 
 def production(**more: str) -> dict[str, str]:
-    """An environment as production has it."""
+    """Return the environment of a production process."""
     names = ("SECURE_COOKIES", "TWO_FACTOR_REQUIRED", "WEBHOOK_ADDRESSES", "DEBUG")
     kept = {name: value for name, value in os.environ.items() if name not in names}
     return (
@@ -482,7 +482,7 @@ def test_the_deployment_checks_pass(process: str) -> None:
     check = ("manage.py", "check", "--deploy", "--fail-level", "WARNING", "--settings", f"config.settings.{process}")
     done = in_production(*check)
     assert (done.returncode, "no issues" in done.stdout) == (0, True), done.stderr
-    assert in_production(*check, SECURE_COOKIES="0").returncode == 1  # they would
+    assert in_production(*check, SECURE_COOKIES="0").returncode == 1  # the checks do find problems
 
 
 @pytest.mark.processes
@@ -493,5 +493,5 @@ def test_an_untrusted_proxy_causes_a_warning() -> None:
 
 @pytest.mark.processes
 def test_in_production_a_second_factor_is_required() -> None:
-    told = in_production("-c", "from config.settings import backoffice; print(backoffice.TWO_FACTOR_REQUIRED)")
-    assert told.stdout == "True\n"
+    done = in_production("-c", "from config.settings import backoffice; print(backoffice.TWO_FACTOR_REQUIRED)")
+    assert done.stdout == "True\n"

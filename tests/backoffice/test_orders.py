@@ -1,4 +1,4 @@
-"""Orders in the back office: found by what they are known by, told from their arrival to their end, and cancelled."""
+"""Orders in the back office: search, filters, history, queue position and cancellation."""
 
 from datetime import timedelta
 from typing import Any
@@ -23,14 +23,14 @@ from tests import trading
 from tests.backoffice.admin_client import (
     REASON,
     action_path,
-    do,
-    is_offered,
+    form_errors,
+    has_button,
+    listed_rows,
     live_parts,
     page,
-    said,
-    shown,
+    perform,
+    result_messages,
     sign_in,
-    wrong,
 )
 from tests.trading import place
 from webhooks import services as webhook_services
@@ -52,8 +52,8 @@ def ids(*orders: Order) -> list[UUID]:
     return [order.pk for order in orders]
 
 
-def found(client: Client, **asked: Any) -> list[UUID]:
-    return [order.pk for order in shown(client, Order, **asked)]
+def found(client: Client, **filters: Any) -> list[UUID]:
+    return [order.pk for order in listed_rows(client, Order, **filters)]
 
 
 # --- The list -------------------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def test_each_filter_finds_exactly_the_matching_rows(root: Client, market: None)
     filled = place(Side.ASK, 2, "10", by="bob")
     goog = place(Side.ASK, 7, "20", symbol="GOOG", by="bob", time_in_force=TimeInForce.DAY)
     missed = place(Side.BID, 1, None, symbol="GOOG", document_number="X1")  # filled by goog
-    nothing = place(Side.ASK, 1, None, symbol="GOOG", by="bob")  # nobody bids
+    nothing = place(Side.ASK, 1, None, symbol="GOOG", by="bob")  # no bids
     closed = place(Side.BID, 3, "9")
     trading.cancel(closed)
 
@@ -115,20 +115,20 @@ def test_periods_include_their_start_and_exclude_their_end_in_every_query(root: 
     for order, hours in ((first, 0), (second, 1), (third, 2)):
         move(order, noon + timedelta(hours=hours))
     first, second, third = Order.objects.order_by("created_at")
-    asked = {
+    period = {
         "since": f"{noon + timedelta(hours=1):%Y-%m-%dT%H:%M}",
         "until": f"{noon + timedelta(hours=2):%Y-%m-%dT%H:%M}",
     }
-    for way in ({}, {"broker": "alice"}, {"symbol": "AAPL"}, {"status": "working"}, {"q": "12345678900"}):
-        assert found(root, **asked, **way) == ids(second), way
-        assert found(root, since=asked["since"], **way) == (
-            ids(second, third) if way.get("status") else ids(third, second)
+    for filters in ({}, {"broker": "alice"}, {"symbol": "AAPL"}, {"status": "working"}, {"q": "12345678900"}):
+        assert found(root, **period, **filters) == ids(second), filters
+        assert found(root, since=period["since"], **filters) == (
+            ids(second, third) if filters.get("status") else ids(third, second)
         )
-        assert found(root, until=asked["since"], **way) == ids(first)
+        assert found(root, until=period["since"], **filters) == ids(first)
 
 
 def move(order: Order, at: Any) -> None:
-    """Have it placed at another time, with an id of that time."""
+    """Move an order to another time, with an ID of that time."""
     new_id = UUID(int=(int(at.timestamp() * 1000) << 80) | (order.pk.int & (1 << 80) - 1))
     Order.objects.filter(pk=order.pk).update(id=new_id, created_at=at)
 
@@ -151,10 +151,10 @@ def test_the_search_finds_order_ids_client_order_ids_and_document_numbers(root: 
     third = place(Side.BID, 1, "7", client_order_id="A1", document_number="C3", by="bob")
     assert found(root, q=str(one.pk)) == ids(one)
     assert found(root, q=str(one.pk).upper().replace("-", "")) == ids(one)
-    assert found(root, q="mine-1") == ids(other, one)  # of every broker
+    assert found(root, q="mine-1") == ids(other, one)  # of all brokers
     assert found(root, q="mine-1", broker="bob") == ids(other)
     assert found(root, q="B2") == ids(other)
-    assert found(root, q="A1") == ids(third, one)  # one broker's id, another's document
+    assert found(root, q="A1") == ids(third, one)  # a client order ID and a document number
     assert found(root, q="A1", side="ask") == []
     assert found(root, q="mine") == found(root, q="no such thing!") == found(root, q=str(UUID(int=0))) == []
 
@@ -165,13 +165,13 @@ def test_the_search_for_a_client_order_id_uses_its_index(root: Client, market: N
         found(root, q="mine-1")
     (probe,) = [query["sql"] for query in queries if "exchange_broker" in query["sql"] and "LATERAL" in query["sql"]]
     with transaction.atomic(), connection.cursor() as cursor:
-        cursor.execute("SET LOCAL enable_seqscan = off")  # this table is too small for the planner to take its index
+        cursor.execute("SET LOCAL enable_seqscan = off")  # the table is too small for the planner to choose an index
         cursor.execute(f"EXPLAIN {probe}")
         plan = "\n".join(line for (line,) in cursor.fetchall())
     assert "order_client_order_id_unique" in plan, plan
 
 
-# --- What it costs --------------------------------------------------------------------------------------------------
+# --- Queries --------------------------------------------------------------------------------------------------------
 
 FILTERS: list[dict[str, Any]] = [
     {}, {"last": 1}, {"status": "working"}, {"status": "filled"}, {"symbol": "AAPL"}, {"side": "bid"},
@@ -183,14 +183,14 @@ FILTERS: list[dict[str, Any]] = [
 def test_a_list_takes_few_queries_and_counts_nothing(root: Client, market: None) -> None:
     for number in range(70):
         place(Side.BID, 1, "5", client_order_id=f"c{number}")
-    for asked in FILTERS:
+    for filters in FILTERS:
         with CaptureQueriesContext(connection) as queries:
-            assert root.get(list_url(Order, **asked)).status_code == 200
-        assert len(queries) < MAX_QUERIES, asked
+            assert root.get(list_url(Order, **filters)).status_code == 200
+        assert len(queries) < MAX_QUERIES, filters
         own = [query for query in queries if "orders_order" in query["sql"]]
-        most = 5 if "q" in asked else 2  # who is named so, and for each index where to stop and the rows
-        assert len(own) <= most, asked
-        assert not any("count(" in query["sql"].lower() for query in queries), asked
+        most = 5 if "q" in filters else 2  # the lookup of the term, and per index the scan limit and the rows
+        assert len(own) <= most, filters
+        assert not any("count(" in query["sql"].lower() for query in queries), filters
 
 
 def test_the_page_of_an_order_takes_few_queries(root: Client, market: None) -> None:
@@ -207,17 +207,17 @@ def test_the_page_of_an_order_takes_few_queries(root: Client, market: None) -> N
     assert f'href="{list_url(Trade, q=order.pk)}"' in answer.content.decode()
 
 
-# --- Its life -------------------------------------------------------------------------------------------------------
+# --- History --------------------------------------------------------------------------------------------------------
 
 
-def story(client: Client, order: Order) -> list[tuple[str, str]]:
+def history_of(client: Client, order: Order) -> list[tuple[str, str]]:
     answer: Any = client.get(page(order))
     assert answer.status_code == 200
     return [(entry.title, entry.detail) for entry in answer.context["history"]]
 
 
-def told(client: Client, order: Order) -> list[tuple[int, list[str]] | None]:
-    """Of each moment that was told: the event's number, and the states of its deliveries."""
+def history_events(client: Client, order: Order) -> list[tuple[int, list[str]] | None]:
+    """Return the sequence and the delivery states of each event in the history."""
     answer: Any = client.get(page(order))
     lookups = [entry.event_lookup for entry in answer.context["history"] if entry.event_lookup]
     return [
@@ -230,7 +230,7 @@ def test_the_history_shows_all_fills(root: Client, market: None) -> None:
     place(Side.ASK, 2, "9.5", by="bob")
     order = place(Side.BID, 5, "10")
     place(Side.ASK, 3, "10", by="bob")
-    assert story(root, order) == [
+    assert history_of(root, order) == [
         ("Accepted", "bid 5 at 10.00, gtc, book sequence 2"),
         ("Filled", "2 at 9.50 as taker, 3 remaining"),
         ("Filled", "3 at 10.00 as maker, 0 remaining"),
@@ -240,13 +240,15 @@ def test_the_history_shows_all_fills(root: Client, market: None) -> None:
 def test_the_history_shows_reason_and_operator_of_the_end(root: Client, market: None) -> None:
     by_broker, by_operator, expired = (place(Side.BID, 5, "10") for _ in range(3))
     trading.cancel(by_broker)
-    do(root, Order, "cancel", by_operator.pk, reason="asked by telephone")
+    perform(root, Order, "cancel", by_operator.pk, reason="asked by telephone")
     Order.objects.filter(pk=expired.pk).update(
         status=OrderStatus.EXPIRED, expired_at=timezone.now(), expires_at=timezone.now()
     )
-    assert story(root, by_broker)[1:] == [("Cancelled", "by broker, 5 unfilled")]
-    assert story(root, by_operator)[1:] == [("Cancelled", "by operator, 5 unfilled: user root, “asked by telephone”")]
-    assert story(root, expired)[1:] == [("Expired", "5 unfilled")]
+    assert history_of(root, by_broker)[1:] == [("Cancelled", "by broker, 5 unfilled")]
+    assert history_of(root, by_operator)[1:] == [
+        ("Cancelled", "by operator, 5 unfilled: user root, “asked by telephone”")
+    ]
+    assert history_of(root, expired)[1:] == [("Expired", "5 unfilled")]
 
 
 def test_the_history_finds_the_events_and_deliveries_of_each_fill(root: Client, market: None) -> None:
@@ -255,7 +257,7 @@ def test_the_history_finds_the_events_and_deliveries_of_each_fill(root: Client, 
     )
     neighbour = place(Side.BID, 1, "11")
     order = place(Side.BID, 5, "10")
-    place(Side.ASK, 3, "10", by="bob")  # one trade with each
+    place(Side.ASK, 3, "10", by="bob")  # one trade with each order
     trading.cancel(order)
     trades, cancelled = (
         Delivery.objects.filter(event__type="trade.executed").order_by("id"),
@@ -266,30 +268,28 @@ def test_the_history_finds_the_events_and_deliveries_of_each_fill(root: Client, 
     )
     assert cancelled.event.type == "order.cancelled"
 
-    assert told(root, order) == [(2, ["failed"]), (3, ["due"])]
-    assert told(root, neighbour) == [(1, ["due"])]
+    assert history_events(root, order) == [(2, ["failed"]), (3, ["due"])]
+    assert history_events(root, neighbour) == [(1, ["due"])]
     (resting,) = Order.objects.filter(broker="bob")
-    assert told(root, resting) == [(1, []), (2, [])]  # not subscribed
+    assert history_events(root, resting) == [(1, []), (2, [])]  # not subscribed
     assert page_url(Delivery, trades[1].pk) in root.get(page(order)).content.decode()
     assert webhook_services.redeliver([trades[1].pk], by=trading.BY, reason="they ask") == 1
-    assert told(root, order) == [(2, ["failed", "due"]), (3, ["due"])]
+    assert history_events(root, order) == [(2, ["failed", "due"]), (3, ["due"])]
 
 
 def test_orders_that_never_rested_have_no_closing_event(root: Client, market: None) -> None:
     order = place(Side.BID, 5, None)
     assert order.cancel_reason == CancelReason.NO_LIQUIDITY
-    assert story(root, order)[1:] == [("Cancelled", "no liquidity, 5 unfilled")]
-    assert told(root, order) == []
+    assert history_of(root, order)[1:] == [("Cancelled", "no liquidity, 5 unfilled")]
+    assert history_events(root, order) == []
 
 
-def test_the_search_for_events_stops_at_its_limit(
-    root: Client, market: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_search_for_events_stops_at_its_limit(root: Client, market: None, monkeypatch: pytest.MonkeyPatch) -> None:
     order = place(Side.BID, 5, "10")
     place(Side.ASK, 5, "10", by="bob")
     (event,) = Event.objects.filter(broker="alice")
-    Event.objects.filter(pk=event.pk).update(broker="bob", sequence=100)  # as if it were not there
-    assert told(root, order) == [None]
+    Event.objects.filter(pk=event.pk).update(broker="bob", sequence=100)  # hide it from the search
+    assert history_events(root, order) == [None]
     assert "No event found." in root.get(page(order)).content.decode()
     monkeypatch.setattr(order_history, "MAX_SCANNED_EVENTS", 1)
     assert "not found among the next 1 events" in root.get(page(order)).content.decode()
@@ -299,7 +299,7 @@ def test_the_page_of_an_order_refreshes_automatically(root: Client, market: None
     assert live_parts(root.get(page(place(Side.BID, 5, "10")))) == ["figures", "queue", "history", "trades", "audit"]
 
 
-# --- Its place ------------------------------------------------------------------------------------------------------
+# --- Queue position -------------------------------------------------------------------------------------------------
 
 
 def queue_position_of(client: Client, order: Order) -> tuple[int, ...] | None:
@@ -317,12 +317,12 @@ def test_a_resting_order_has_a_queue_position(
     place(side, 4, own)
     place(side, 5, own, by="bob")
     order = place(side, 7, own)
-    place(side, 9, own)  # after it
+    place(side, 9, own)  # behind it
     place(side, 1, worse)
     place(side, 2, better)
     place(side, 3, better)
     place(side, 6, "12" if side is Side.BID else "8")
-    place(side.opposite, 1, better if side is Side.BID else "8", by="bob")  # takes one of the best
+    place(side.opposite, 1, better if side is Side.BID else "8", by="bob")  # takes one of the best orders
     place(Side.BID, 50, "5", symbol="GOOG")
     timed = place(side, 8, own, time_in_force=TimeInForce.GTD, expires_at=timezone.now() + timedelta(hours=1))
     assert queue_position_of(root, order) == (2, 9, 2, 3, 10)
@@ -341,7 +341,9 @@ def test_expired_orders_do_not_count_in_the_queue_position(root: Client, market:
     assert queue_position_of(root, order) == (0, 0, 0, 0, 0)
 
 
-def test_the_queue_position_is_counted_up_to_a_limit(root: Client, market: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_queue_position_is_counted_up_to_a_limit(
+    root: Client, market: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place(Side.BID, 1, "11")
     for _ in range(3):
         place(Side.BID, 1, "10")
@@ -351,10 +353,10 @@ def test_the_queue_position_is_counted_up_to_a_limit(root: Client, market: None,
     assert "more may be ahead" in root.get(page(order)).content.decode()
 
 
-# --- Cancelling -----------------------------------------------------------------------------------------------------
+# --- Cancellation ---------------------------------------------------------------------------------------------------
 
 
-def on_record() -> list[tuple[str, str, str, str]]:
+def audit_entries() -> list[tuple[str, str, str, str]]:
     return list(
         AuditEntry.objects.filter(action="order.cancel")
         .order_by("id")
@@ -365,21 +367,21 @@ def on_record() -> list[tuple[str, str, str, str]]:
 def test_one_order_is_cancelled_with_a_reason(root: Client, market: None) -> None:
     order = place(Side.BID, 5, "10")
     place(Side.ASK, 2, "10", by="bob")
-    assert said(do(root, Order, "cancel", order.pk)) == [("success", "Order cancelled.")]
+    assert result_messages(perform(root, Order, "cancel", order.pk)) == [("success", "Order cancelled.")]
     order.refresh_from_db()
     assert (order.status, order.cancel_reason, order.filled_quantity) == ("cancelled", "by_operator", 2)
     assert trading.balance("alice")[1] == 0
-    assert on_record() == [("user", "root", str(order.pk), REASON)]
-    assert not is_offered(root, action_path(Order, "cancel", order.pk), page(order))
+    assert audit_entries() == [("user", "root", str(order.pk), REASON)]
+    assert not has_button(root, action_path(Order, "cancel", order.pk), page(order))
 
 
 def test_without_a_reason_nothing_is_cancelled(root: Client, market: None) -> None:
     order = place(Side.BID, 5, "10")
     before = trading.everything()
     for reason in ("", "   ", "x" * 201):
-        assert set(wrong(do(root, Order, "cancel", order.pk, reason=reason))) == {"reason"}
+        assert set(form_errors(perform(root, Order, "cancel", order.pk, reason=reason))) == {"reason"}
     assert trading.everything() == before
-    assert on_record() == []
+    assert audit_entries() == []
 
 
 def test_a_bulk_cancellation_names_the_orders_not_cancelled(root: Client, market: None) -> None:
@@ -387,17 +389,17 @@ def test_a_bulk_cancellation_names_the_orders_not_cancelled(root: Client, market
     filled = place(Side.BID, 1, "11")
     place(Side.ASK, 1, "11", by="bob")
     trading.cancel(orders[3])
-    answer = do(root, Order, "cancel", *ids(*orders, filled))
+    answer = perform(root, Order, "cancel", *ids(*orders, filled))
     refused = [f"{orders[3].pk}: The order is already cancelled.", f"{filled.pk}: The order is already filled."]
-    assert said(answer) == [("warning", " ".join(["3 of 5 orders cancelled. Not cancelled:", *refused]))]
-    assert [subject for _, _, subject, _ in on_record()] == [str(order.pk) for order in orders[:3]]
+    assert result_messages(answer) == [("warning", " ".join(["3 of 5 orders cancelled. Not cancelled:", *refused]))]
+    assert [subject for _, _, subject, _ in audit_entries()] == [str(order.pk) for order in orders[:3]]
 
 
 def test_a_bulk_cancellation_names_a_limited_number_of_orders(root: Client, market: None) -> None:
     orders = [place(Side.BID, 1, "10") for _ in range(8)]
     for order in orders:
         trading.cancel(order)
-    ((level, message),) = said(do(root, Order, "cancel", *ids(*orders)))
+    ((level, message),) = result_messages(perform(root, Order, "cancel", *ids(*orders)))
     assert level == "warning"
     assert message.startswith("0 of 8 orders cancelled. Not cancelled:")
     assert [str(order.pk) in message for order in orders] == [True] * 5 + [False] * 3
@@ -408,41 +410,41 @@ def test_the_maximum_number_of_orders_is_cancelled_in_one_action(root: Client, m
     commands = [trading.order(Side.BID, 1, "10") for _ in range(500)]
     service.execute(commands)
     chosen = [command.order_id for command in commands]
-    assert said(do(root, Order, "cancel", *chosen)) == [("success", "500 orders cancelled.")]
-    assert len(on_record()) == 500
+    assert result_messages(perform(root, Order, "cancel", *chosen)) == [("success", "500 orders cancelled.")]
+    assert len(audit_entries()) == 500
     assert root.get(action_path(Order, "cancel", *chosen, UUID(int=1))).status_code == 404
 
 
 def test_cancelling_a_filled_order_is_rejected_on_the_form(root: Client, market: None) -> None:
     order = place(Side.BID, 1, "10")
-    assert is_offered(root, action_path(Order, "cancel", order.pk), page(order))
+    assert has_button(root, action_path(Order, "cancel", order.pk), page(order))
     place(Side.ASK, 1, "10", by="bob")
-    assert wrong(do(root, Order, "cancel", order.pk)) == {"__all__": ["The order is already filled."]}
+    assert form_errors(perform(root, Order, "cancel", order.pk)) == {"__all__": ["The order is already filled."]}
 
 
 def test_a_busy_book_is_reported_on_the_form(root: Client, market: None, settings: Settings) -> None:
     order = place(Side.BID, 1, "10")
     settings.SEQUENCER_QUEUE_REQUESTS = 0
-    assert list(wrong(do(root, Order, "cancel", order.pk))) == ["__all__"]
-    assert on_record() == []
+    assert list(form_errors(perform(root, Order, "cancel", order.pk))) == ["__all__"]
+    assert audit_entries() == []
 
 
 def test_orders_of_a_halted_instrument_can_be_cancelled(root: Client, market: None) -> None:
     order = place(Side.BID, 1, "10")
     exchange_services.halt("AAPL", "news", by=trading.BY)
-    assert said(do(root, Order, "cancel", order.pk)) == [("success", "Order cancelled.")]
+    assert result_messages(perform(root, Order, "cancel", order.pk)) == [("success", "Order cancelled.")]
 
 
 def test_viewers_see_no_button_and_are_refused(client: Client, market: None) -> None:
     order = place(Side.BID, 1, "10")
     viewer = sign_in(client, "vera", ["orders.view_order"])
     path = action_path(Order, "cancel", order.pk)
-    assert not is_offered(viewer, path, page(order))
+    assert not has_button(viewer, path, page(order))
     listed = viewer.get(list_url(Order)).content.decode()
     assert "Cancel selected orders" not in listed
     assert 'name="id"' not in listed
     assert (viewer.get(path).status_code, viewer.post(path, {"reason": "no"}).status_code) == (403, 403)
-    assert on_record() == []
+    assert audit_entries() == []
 
 
 def test_users_without_view_permission_are_refused_everywhere(client: Client, market: None) -> None:
@@ -467,7 +469,7 @@ def test_the_page_of_an_unknown_order_is_not_found(root: Client) -> None:
 
 
 def test_the_write_path_rejects_an_outer_transaction(root: Client, market: None) -> None:
-    """The write path has a transaction of its own kind: nothing may be around it."""
+    """The write path opens its own durable transaction."""
     order = place(Side.BID, 1, "10")
     with transaction.atomic(), pytest.raises(RuntimeError, match="cannot be part of another"):
         trading.cancel(order)

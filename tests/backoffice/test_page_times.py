@@ -1,4 +1,4 @@
-"""Every page and every filter of the back office, as the bench asks for them: few queries, whatever it shows."""
+"""Every page and every filter of the back office, as requested by the bench, takes few queries."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -20,19 +20,19 @@ pytestmark = pytest.mark.django_db(transaction=True)
 def test_every_page_takes_fewer_than_twenty_queries_and_every_filter_matches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    client = Remembering()
+    client = RecordingClient()
     monkeypatch.setattr(page_times, "TIMES", 1)
     url = celery_processes.environment()["DATABASE_URL"]
     history.load_history(url, orders=60, trades=40, deliveries=40, resting=24, symbols=2)
     client.force_login(User.objects.create_superuser("bench"))
     pages.furnish(acts=20)
 
-    known = page_times.terms()  # which depend on the time
+    known = page_times.terms()  # they depend on the time
     monkeypatch.setattr(page_times, "terms", lambda: known)
 
     found = page_times.paths()
     measured = [page_times.measure(client, path) for path in found]
-    asked = {
+    path_of = {
         (parts.path, name, value): path
         for path, parts in ((path, urlsplit(path)) for path in found)
         for name, value in parse_qsl(parts.query)
@@ -40,25 +40,25 @@ def test_every_page_takes_fewer_than_twenty_queries_and_every_filter_matches(
 
     assert {"/admin/", "/admin/orders/order/?last=1", "/admin/orders/order/?status=working"} <= set(found)
     assert [each for each in measured if each.queries >= page_times.QUERIES_MAX] == []
-    assert set(filters()) - {(path, name) for path, name, _ in asked} == set()
+    assert set(filters()) - {(path, name) for path, name, _ in path_of} == set()
     for term in terms():
-        assert rows(client.answers[asked[term]]), term
+        assert rows(client.responses[path_of[term]]), term
 
 
-class Remembering(Client):
-    """A browser that keeps each path's answer."""
+class RecordingClient(Client):
+    """Client that keeps the response of each path."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.answers: dict[str, Any] = {}
+        self.responses: dict[str, Any] = {}
 
     def get(self, path: str, **more: Any) -> Any:  # type: ignore[override]
-        self.answers[path] = super().get(path, **more)
-        return self.answers[path]
+        self.responses[path] = super().get(path, **more)
+        return self.responses[path]
 
 
 def filters() -> Iterator[tuple[str, str]]:
-    """Each field of each form of filters."""
+    """Yield each field of each filter form."""
     for model, owner in pages.registry().items():
         if isinstance(owner, KeysetModelAdmin):
             yield from ((list_url(model), name) for name in owner.form_class().fields)

@@ -1,4 +1,4 @@
-"""The page of the reconciliation: its button, its progress, its verdict in plain words, and the runs before."""
+"""The reconciliation page: button, progress, result and previous runs."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -23,7 +23,7 @@ CHECKS = len(checks.CHECKS)
 
 
 def signed_in(*permissions: str) -> Client:
-    """A browser of somebody who may do this and nothing else."""
+    """Return the client of a user with only these permissions."""
     user = User.objects.create_user("olga", password=None, is_staff=True)
     user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
     client = Client()
@@ -38,7 +38,7 @@ def page(client: Client, path: str = LIST) -> str:
 
 
 def run(**fields: Any) -> ReconcileRun:
-    """A run of noon."""
+    """Create a run requested at noon."""
     return ReconcileRun.objects.create(**{"asked_by": "olga", "asked_at": NOON, "checks": CHECKS} | fields)
 
 

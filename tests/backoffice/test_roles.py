@@ -1,6 +1,6 @@
-"""Who may do what in the back office: every action and every page, by its own address, for every role.
+"""Permissions of the roles: every action and every page, requested at its own URL.
 
-The operator_actions and pages are those that are registered, whoever adds them; who may is said here, by permission.
+Actions and pages are taken from the registry. The roles of each permission are listed here.
 """
 
 import re
@@ -32,7 +32,7 @@ from webhooks.models import Delivery, Event, EventType, Subscription
 pytestmark = pytest.mark.django_db
 
 OPERATORS, ADMINISTRATORS = {OPERATOR, ADMINISTRATOR}, {ADMINISTRATOR}
-WHO_MAY = {
+ROLES_BY_PERMISSION = {
     "exchange.admit_broker": OPERATORS,
     "exchange.suspend_broker": OPERATORS,
     "exchange.stop_broker": OPERATORS,
@@ -58,7 +58,7 @@ INLINE = re.compile(r"<script(?![^>]*\bsrc=)[^>]*>|<[^>]+\son[a-z]+=", re.I)
 
 
 def operator_actions() -> Iterator[tuple[type[Model], OperatorAction]]:
-    """Every action of every page there is."""
+    """Yield every registered action."""
     for model, pages in admin.site._registry.items():
         for action in getattr(pages, "operator_actions", ()):
             yield model, action
@@ -68,8 +68,8 @@ def registered() -> list[type[Model]]:
     return [model for model, pages in admin.site._registry.items() if isinstance(pages, ExchangeModelAdmin)]
 
 
-def everybody() -> dict[str, Client]:
-    """A browser of each role; of somebody in no group; of a user who is not of the staff; of nobody."""
+def browsers_of_all_roles() -> dict[str, Client]:
+    """Return the browsers of each role, of a user without groups, of a non-staff user, and of a visitor."""
     outsider = Client()
     outsider.force_login(User.objects.create_user("outsider"))
     return {role: users.browser(role) for role in ROLES} | {
@@ -81,22 +81,22 @@ def everybody() -> dict[str, Client]:
 
 @pytest.fixture
 def market(transactional_db: None) -> None:
-    """Something for operator_actions to be about."""
+    """Rows that the actions apply to."""
     trading.instrument()
     trading.broker("alice")
     place(Side.ASK, 5, "10")
     webhooks.subscribe("alice", url="http://127.0.0.1:9/", events=[EventType.ORDER_EXPIRED])
 
 
-def everything() -> Any:
+def stored_state() -> Any:
     return trading.everything(), list(User.objects.order_by("pk").values()), AuditEntry.objects.count()
 
 
-def is_the_login(answer: Any) -> bool:
+def is_login_redirect(answer: Any) -> bool:
     return bool(answer.status_code == 302 and answer.headers["Location"].startswith("/admin/login/?next=/admin/"))
 
 
-# --- The groups -----------------------------------------------------------------------------------------------------
+# --- Groups ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -105,53 +105,53 @@ def test_a_group_has_the_permissions_of_its_role_and_no_other(role: str) -> None
     views = {f"{label}.{codename}" for label, codename in granted if label in OURS and codename.startswith("view_")}
     others = {".".join(permission) for permission in granted} - views
 
-    assert others == {permission for permission, who in WHO_MAY.items() if role in who}
+    assert others == {permission for permission, who in ROLES_BY_PERMISSION.items() if role in who}
     ours = Permission.objects.filter(content_type__app_label__in=OURS, codename__startswith="view_")
     assert views == {f"{label}.{name}" for label, name in ours.values_list("content_type__app_label", "codename")}
     assert {f"{model._meta.app_label}.view_{model._meta.model_name}" for model in registered()} <= views
 
 
 def test_every_action_permission_belongs_to_a_role() -> None:
-    """One that a model gains needs a migration which gives it to a group."""
+    """A new permission needs a migration that grants it to a group."""
     default = ("add_", "change_", "delete_", "view_")
     for permission in Permission.objects.filter(content_type__app_label__in=OURS).select_related("content_type"):
         if not permission.codename.startswith(default):
-            assert f"{permission.content_type.app_label}.{permission.codename}" in WHO_MAY
+            assert f"{permission.content_type.app_label}.{permission.codename}" in ROLES_BY_PERMISSION
 
 
 def test_only_the_intended_models_are_registered() -> None:
-    """No pages of Django's own that write rows: theirs is no record."""
+    """Django's own admin pages would write rows without audit entries."""
     assert set(admin.site._registry) - set(registered()) == {User}
 
 
-# --- Acts -----------------------------------------------------------------------------------------------------------
+# --- Actions --------------------------------------------------------------------------------------------------------
 
 
 def test_actions_are_refused_without_permission_at_their_own_urls(market: None) -> None:
-    browsers = everybody()
-    before = everything()
+    browsers = browsers_of_all_roles()
+    before = stored_state()
     for model, action in operator_actions():
-        for who in browsers.keys() - WHO_MAY[action.permission]:
-            for answer in answers(browsers[who], model, action):
+        for who in browsers.keys() - ROLES_BY_PERMISSION[action.permission]:
+            for answer in responses(browsers[who], model, action):
                 if who in ("stranger", "outsider"):
-                    assert is_the_login(answer), (action.name, who)
+                    assert is_login_redirect(answer), (action.name, who)
                 else:
                     assert answer.status_code == 403, (action.name, who)
-    assert everything() == before
+    assert stored_state() == before
 
 
 @pytest.mark.parametrize(
     ("model", "action"), list(operator_actions()), ids=lambda each: getattr(each, "name", each.__class__)
 )
 def test_actions_are_allowed_for_their_roles(market: None, model: type[Model], action: OperatorAction) -> None:
-    users.user(VIEWER)  # one to action on
-    for who in WHO_MAY[action.permission]:
-        for answer in answers(users.browser(who), model, action):
+    users.user(VIEWER)  # a user to act on
+    for who in ROLES_BY_PERMISSION[action.permission]:
+        for answer in responses(users.browser(who), model, action):
             assert answer.status_code in (200, 302), who
 
 
-def answers(browser: Client, model: type[Model], action: OperatorAction) -> Iterator[Any]:
-    """The page that asks about an action, of a row if it is about one, and then the action done, without a reason."""
+def responses(browser: Client, model: type[Model], action: OperatorAction) -> Iterator[Any]:
+    """Yield the responses of the action's page and of a submission without a reason."""
     row = model._default_manager.first() if action.max_subjects else None
     yield browser.get(action_url(model, action, row) if row else action_url(model, action))
     yield browser.post(action_url(model, action), {"reason": ""})
@@ -167,7 +167,7 @@ def test_buttons_are_hidden_without_permission(market: None, role: str) -> None:
         for page in pages:
             content = browser.get(page).content.decode()
             for of, action in operator_actions():
-                if role not in WHO_MAY[action.permission]:
+                if role not in ROLES_BY_PERMISSION[action.permission]:
                     assert action_url(of, action) not in content, (page, action.name)
 
 
@@ -176,7 +176,7 @@ def test_buttons_are_hidden_without_permission(market: None, role: str) -> None:
 
 def test_pages_need_their_view_permission(market: None) -> None:
     users.user(VIEWER)
-    browsers = everybody()
+    browsers = browsers_of_all_roles()
     models: list[type[Model]] = [*registered(), User]
     for model in models:
         name = f"{model._meta.app_label}_{model._meta.model_name}"
@@ -186,10 +186,10 @@ def test_pages_need_their_view_permission(market: None) -> None:
         for path, (who, browser) in product([reverse(f"admin:{name}_changelist"), *change], browsers.items()):
             answer = browser.get(path)
             if who in ("stranger", "outsider"):
-                assert is_the_login(answer), (who, path)
+                assert is_login_redirect(answer), (who, path)
             else:
                 assert answer.status_code == (200 if who in may else 403), (who, path)
-                assert not INLINE.search(answer.content.decode()), (who, path)  # a browser would not run it
+                assert not INLINE.search(answer.content.decode()), (who, path)  # blocked by the content security policy
 
 
 @pytest.mark.parametrize("model", registered(), ids=lambda model: model.__name__)
@@ -197,10 +197,10 @@ def test_add_and_delete_forms_are_off(market: None, model: type[Model]) -> None:
     name = f"{model._meta.app_label}_{model._meta.model_name}"
     row = model._default_manager.first()
     browser = users.browser(users.SUPERUSER)
-    before = everything()
+    before = stored_state()
     for path in [reverse(f"admin:{name}_add"), *([reverse(f"admin:{name}_delete", args=[row.pk])] if row else [])]:
         assert [browser.get(path).status_code, browser.post(path, {"post": "yes"}).status_code] == [403, 403]
-    assert everything() == before
+    assert stored_state() == before
 
 
 PLAIN = ["", "password_change/", "password_change/done/", "two-factor/", "two-factor/setup/", "search/", "jsi18n/"]
@@ -210,18 +210,18 @@ PLAIN += [f"{name}/export/" for name in ("orders/order", "orders/trade", "exchan
 
 @pytest.mark.parametrize("path", [f"/admin/{path}" for path in PLAIN])
 def test_signed_out_visitors_are_redirected_to_the_login_everywhere(path: str) -> None:
-    assert is_the_login(Client().get(path))
+    assert is_login_redirect(Client().get(path))
     outsider = Client()
     outsider.force_login(User.objects.create_user("outsider"))
-    assert is_the_login(outsider.get(path))
+    assert is_login_redirect(outsider.get(path))
 
 
-@pytest.mark.parametrize("asked", ["", "?s=a", "?s=a&page=abc", "?s=a&page=0", "?s=a&page=99", "?s=a&extended=1"])
-def test_the_global_search_is_off(asked: str) -> None:
-    assert users.browser(users.SUPERUSER).get(f"/admin/search/{asked}").status_code == 404
+@pytest.mark.parametrize("filters", ["", "?s=a", "?s=a&page=abc", "?s=a&page=0", "?s=a&page=99", "?s=a&extended=1"])
+def test_the_global_search_is_off(filters: str) -> None:
+    assert users.browser(users.SUPERUSER).get(f"/admin/search/{filters}").status_code == 404
 
 
-# --- Living ---------------------------------------------------------------------------------------------------------
+# --- Refresh --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", [Order, Trade, Instrument, Broker, Subscription, Delivery, Event, AuditEntry])
@@ -229,7 +229,7 @@ def test_live_lists_refresh_automatically(root: Client, model: type[Model]) -> N
     assert "rows" in live_parts(root.get(list_url(model)))
 
 
-# --- Refusals -------------------------------------------------------------------------------------------------------
+# --- Error pages ----------------------------------------------------------------------------------------------------
 
 
 def test_error_pages_use_the_layout_and_link_to_the_dashboard() -> None:

@@ -16,7 +16,7 @@ from orders.enums import Side
 from orders.models import Order, ReconcileRun
 from orders.reconciliation.checks import CHECKS
 from tests import trading
-from tests.backoffice.admin_client import action_path, do, page, shown, sign_in
+from tests.backoffice.admin_client import action_path, listed_rows, page, perform, sign_in
 from tests.trading import place
 from webhooks import services as webhook_services
 from webhooks.models import Delivery, Event, EventType, Subscription
@@ -85,7 +85,7 @@ def test_pages_use_the_texts_of_the_market(root: Client) -> None:
 
 
 def test_a_secret_can_be_copied(root: Client) -> None:
-    content = text(do(root, Broker, "issue-key", "alice", scope="read"))
+    content = text(perform(root, Broker, "issue-key", "alice", scope="read"))
 
     assert "Done, I've copied it" in content
     assert '<button class="o-button" type="button" data-copies="secret">Copy</button>' in content
@@ -95,30 +95,30 @@ def test_a_secret_can_be_copied(root: Client) -> None:
 def test_errors_say_what_is_wrong_and_what_to_do(root: Client) -> None:
     cash, reserved = trading.balance("alice")
 
-    transfer = do(root, Broker, "transfer-cash", "alice", cash="-2000000", reference="wire-1")
-    stop = do(root, Broker, "stop", "alice", confirmation="bob")
+    transfer = perform(root, Broker, "transfer-cash", "alice", cash="-2000000", reference="wire-1")
+    stop = perform(root, Broker, "stop", "alice", confirmation="bob")
 
     assert f"Insufficient cash: {cash - reserved:.2f} available." in text(transfer)
     assert "Does not match. Type alice exactly." in text(stop)
 
 
 def test_orders_that_block_a_tick_size_are_counted_and_linked(root: Client) -> None:
-    content = text(do(root, Instrument, "edit", "AAPL", **RULES))
+    content = text(perform(root, Instrument, "edit", "AAPL", **RULES))
 
     url = f"{list_url(Order)}?symbol=AAPL&status=working&off_tick=0.05"
     assert "2 open orders are off this tick (for example 99.84). Cancel them first." in content
     assert f'<a class="o-link" href="{url}">Show orders</a>' in content
-    listed = shown(root, Order, symbol="AAPL", status="working", off_tick="0.05")
+    listed = listed_rows(root, Order, symbol="AAPL", status="working", off_tick="0.05")
     assert [order.price for order in listed] == [Decimal("99.86"), Decimal("99.84")]
     assert "Cancel selected orders" in text(root.get(url))
 
 
 def test_orders_that_block_a_lot_size_are_counted_and_linked(root: Client) -> None:
-    content = text(do(root, Instrument, "edit", "AAPL", **RULES | {"tick_size": "0.01", "lot_size": "5"}))
+    content = text(perform(root, Instrument, "edit", "AAPL", **RULES | {"tick_size": "0.01", "lot_size": "5"}))
 
     assert "1 open order is off this lot (3 remaining). Cancel it first." in content
     assert f'href="{list_url(Order)}?symbol=AAPL&status=working&off_lot=5"' in content
-    assert [order.remaining_quantity for order in shown(root, Order, off_lot="5", status="working")] == [3]
+    assert [order.remaining_quantity for order in listed_rows(root, Order, off_lot="5", status="working")] == [3]
 
 
 def test_all_failing_endpoints_are_counted(root: Client) -> None:

@@ -1,4 +1,4 @@
-"""Trades in the back office: both sides of each, found by either, and all of them as a file."""
+"""Trades in the back office: list, page with both sides, and CSV export."""
 
 import csv
 import http.client
@@ -27,7 +27,7 @@ from config.local.processes import wait_until
 from orders.enums import Side
 from orders.models import Order, Trade
 from tests import live, trading
-from tests.backoffice.admin_client import action_path, page, shown, sign_in
+from tests.backoffice.admin_client import action_path, listed_rows, page, sign_in
 from tests.trading import place
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -43,15 +43,15 @@ def market(db: None) -> None:
 
 
 def trade(bid: str, ask: str, quantity: int = 1, *, symbol: str = "AAPL", taker: Side = Side.ASK) -> Trade:
-    """A trade between these two; what the taker's side says came last."""
+    """Make a trade between two brokers. The order of the taker's side is placed last."""
     sides = [(Side.BID, bid), (Side.ASK, ask)]
     for side, by in sides if taker is Side.ASK else sides[::-1]:
         place(side, quantity, "10", by=by, symbol=symbol)
     return Trade.objects.latest("id")
 
 
-def found(client: Client, **asked: Any) -> list[UUID]:
-    return [row.pk for row in shown(client, Trade, **asked)]
+def found(client: Client, **filters: Any) -> list[UUID]:
+    return [row.pk for row in listed_rows(client, Trade, **filters)]
 
 
 def ids(*trades: Trade) -> list[UUID]:
@@ -73,7 +73,7 @@ def test_each_filter_finds_exactly_the_matching_rows(root: Client, market: None)
     assert found(root, broker="alice", side="bid") == ids(own, first)
     assert found(root, broker="alice", side="ask") == ids(own, second)
     assert found(root, broker="alice", symbol="GOOG") == ids(second)
-    assert found(root, side="ask") == ids(own, third, second, first)  # no broker, so nobody's side
+    assert found(root, side="ask") == ids(own, third, second, first)  # without a broker, the side is ignored
     assert found(root, q=str(third.pk)) == ids(third)
     assert found(root, q=str(first.bid_order_id)) == found(root, q=str(first.ask_order_id)) == ids(first)
     assert found(root, q=str(first.bid_order_id), broker="carl") == []
@@ -100,14 +100,14 @@ def test_periods_include_their_start_and_exclude_their_end_in_every_query(root: 
         Trade.objects.filter(pk=each.pk).update(id=new_id, executed_at=at)
     first, second, third = Trade.objects.order_by("executed_at")
     one, two = (f"{noon + timedelta(hours=hours):%Y-%m-%dT%H:%M}" for hours in (1, 2))
-    for way in (
+    for filters in (
         {},
         {"broker": "alice"},
         {"broker": "bob", "side": "ask"},
         {"symbol": "AAPL"},
         {"q": second.bid_order_id},
     ):
-        assert found(root, since=one, until=two, **way) == ids(second), way
+        assert found(root, since=one, until=two, **filters) == ids(second), filters
     assert found(root, since=one) == ids(third, second)
     assert found(root, until=one, symbol="AAPL") == ids(first)
 
@@ -122,12 +122,12 @@ FILTERS: list[tuple[dict[str, Any], int]] = [
 def test_a_list_takes_few_queries_and_counts_nothing(root: Client, market: None) -> None:
     for _ in range(60):
         trade("alice", "bob")
-    for asked, count in FILTERS:
+    for filters, count in FILTERS:
         with CaptureQueriesContext(connection) as queries:
-            assert root.get(list_url(Trade, **asked)).status_code == 200
-        assert len(queries) < MAX_QUERIES, asked
-        assert len([query for query in queries if "orders_trade" in query["sql"]]) == count, asked
-        assert not any("count(" in query["sql"].lower() for query in queries), asked
+            assert root.get(list_url(Trade, **filters)).status_code == 200
+        assert len(queries) < MAX_QUERIES, filters
+        assert len([query for query in queries if "orders_trade" in query["sql"]]) == count, filters
+        assert not any("count(" in query["sql"].lower() for query in queries), filters
 
 
 def test_a_row_shows_both_sides(root: Client, market: None) -> None:
@@ -137,7 +137,7 @@ def test_a_row_shows_both_sides(root: Client, market: None) -> None:
         assert f'href="{url}"' in shown_page
     assert f'title="{one.pk}"' in shown_page
     assert f"…{str(one.pk)[-8:]}" in shown_page
-    assert "30.00" in shown_page  # its value
+    assert "30.00" in shown_page  # the value
 
 
 # --- The page of a trade --------------------------------------------------------------------------------------------
@@ -169,11 +169,11 @@ def test_users_without_view_permission_are_refused_everywhere(client: Client, ma
         assert nobody.get(path).status_code == 403
 
 
-# --- As a file ------------------------------------------------------------------------------------------------------
+# --- CSV export -----------------------------------------------------------------------------------------------------
 
 
-def exported(client: Client, model: Any = Trade, **asked: Any) -> list[dict[str, str]]:
-    query = list_url(model, **asked).partition("?")[2]
+def exported(client: Client, model: Any = Trade, **filters: Any) -> list[dict[str, str]]:
+    query = list_url(model, **filters).partition("?")[2]
     answer: Any = client.get(f"{action_path(model, 'export')}?{query}")
     assert (answer.status_code, answer.streaming) == (200, True)
     assert answer["Content-Type"] == "text/csv; charset=utf-8"
@@ -203,9 +203,7 @@ def test_the_export_contains_every_field_of_a_trade(root: Client, market: None) 
         assert answer["Content-Disposition"].endswith('Z.csv"')
 
 
-def test_the_export_contains_all_matching_rows(
-    root: Client, market: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_export_contains_all_matching_rows(root: Client, market: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lists, "BATCH_ROWS", 3)
     monkeypatch.setattr(lists, "MAX_SCANNED_ROWS", 4)
     for number in range(11):
@@ -253,9 +251,7 @@ def test_a_client_order_id_like_a_formula_is_escaped(root: Client, market: None)
     )
 
 
-def test_exports_beyond_the_limit_get_503_and_pages_still_work(
-    root: Client, market: None, settings: Settings
-) -> None:
+def test_exports_beyond_the_limit_get_503_and_pages_still_work(root: Client, market: None, settings: Settings) -> None:
     with ExitStack() as downloads:
         for _ in range(settings.EXPORTS_AT_ONCE):
             downloads.enter_context(closing(root.get(action_path(Trade, "export"))))
@@ -273,11 +269,11 @@ def test_an_export_holds_no_connection_while_its_client_reads(root: Client, mark
         assert connection.connection is None
 
 
-# --- A very long file, over a real socket ---------------------------------------------------------------------------
+# --- Long export over a real connection -----------------------------------------------------------------------------
 
 MANY, AT_A_TIME = 200_000, 10_000
 FIRST_BYTE_SECONDS, WHOLE_SECONDS = 3.0, 120.0
-MEMORY_KIB = 60_000  # the file has 30 MB, its rows many times that
+MEMORY_KIB = 60_000  # the file has 30 MB, its rows in memory many times that
 
 _MANY_TRADES = """
 INSERT INTO orders_trade (
@@ -289,7 +285,7 @@ FROM generate_series(%s, %s) AS n
 
 
 def memory_of(pid: int) -> int:
-    """Of the process and its children, in KiB, the most that each ever had."""
+    """Return the sum of the peak memory of the process and its children, in KiB."""
     peaks = [Path(f"/proc/{pid}/status").read_text()]
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     peaks += [Path(f"/proc/{child}/status").read_text() for child in children]
@@ -312,11 +308,11 @@ def test_a_long_export_starts_at_once_in_constant_memory_without_blocking_others
 
     with closing(http.client.HTTPConnection("127.0.0.1", backoffice.port, timeout=WHOLE_SECONDS)) as wire:
         assert status_of_a_page() == 200
-        before, asked = memory_of(backoffice.pid), time.monotonic()
+        before, started = memory_of(backoffice.pid), time.monotonic()
         wire.request("GET", action_path(Trade, "export"), headers=headers)
         answer = wire.getresponse()
         assert answer.readline().startswith(b"trade_id,executed_at,symbol,")
-        assert time.monotonic() - asked < FIRST_BYTE_SECONDS
+        assert time.monotonic() - started < FIRST_BYTE_SECONDS
         quantities = []
         for line in answer:
             quantities.append(int(line.split(b",")[4]))
@@ -335,9 +331,9 @@ from config.gunicorn import *
 
 
 @pytest.fixture
-def impatient(db: None, tmp_path: Path) -> Iterator[live.Server]:
-    """A back office that waits for its clients a second."""
-    config = tmp_path / "impatient.py"
+def impatient_backoffice(db: None, tmp_path: Path) -> Iterator[live.Server]:
+    """Run a back office with a client timeout of one second."""
+    config = tmp_path / "impatient_backoffice.py"
     config.write_text(IMPATIENT)
     running = live.backoffice(tmp_path / "backoffice.log")
     running.child.argv = [str(config) if each == "python:config.gunicorn" else each for each in running.child.argv]
@@ -348,7 +344,9 @@ def impatient(db: None, tmp_path: Path) -> Iterator[live.Server]:
         running.stop()
 
 
-def test_a_client_that_reads_nothing_is_disconnected_with_a_truncated_file(impatient: live.Server, client: Client) -> None:
+def test_a_client_that_reads_nothing_is_disconnected_with_a_truncated_file(
+    impatient_backoffice: live.Server, client: Client
+) -> None:
     with connection.cursor() as cursor:
         for first in range(1, MANY, AT_A_TIME):
             cursor.execute(_MANY_TRADES, [first, first + AT_A_TIME - 1])
@@ -356,10 +354,10 @@ def test_a_client_that_reads_nothing_is_disconnected_with_a_truncated_file(impat
     head = f"GET {action_path(Trade, 'export')} HTTP/1.1\r\nHost: localhost\r\nCookie: sessionid={session}\r\n\r\n"
     with closing(socket.socket()) as silent:
         silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-        silent.connect(("127.0.0.1", impatient.port))
+        silent.connect(("127.0.0.1", impatient_backoffice.port))
         silent.sendall(head.encode())
         assert silent.recv(15) == b"HTTP/1.1 200 OK"
-        log = impatient.child.log
+        log = impatient_backoffice.child.log
         assert wait_until(lambda: "Resource temporarily unavailable" in log.read_text(), WHOLE_SECONDS)
         received = b"".join(iter(partial(silent.recv, 2**16), b""))
-    assert not received.endswith(b"\r\n0\r\n\r\n")  # a part does not pass for the whole
+    assert not received.endswith(b"\r\n0\r\n\r\n")  # the client can tell that the file is incomplete

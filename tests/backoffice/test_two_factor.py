@@ -1,4 +1,4 @@
-"""The second step of a login: who is asked for it, what lets in, and what ends it."""
+"""Second login step: requirement, verification, enrolment and reset."""
 
 import re
 import time
@@ -31,7 +31,7 @@ STEP, SETUP = "/admin/two-factor/", "/admin/two-factor/setup/"
 
 
 def code_of(key: bytes, *, ahead: int = 0) -> str:
-    """What an authenticator shows, or will so many steps from now."""
+    """Return the authenticator's code, optionally some steps ahead."""
     totp = TOTP(key)
     totp.time = time.time() + ahead * 30
     return f"{totp.token():06d}"
@@ -43,13 +43,13 @@ def wrong_code(key: bytes) -> str:
 
 
 def secret_of(page: Any) -> bytes:
-    """The secret on the page that enrols."""
+    """Return the secret on the enrolment page."""
     (shown,) = re.findall(r'id="secret">([A-Z2-7 ]+)<', page.content.decode())
     return b32decode(shown.replace(" ", ""))
 
 
 def enrol(browser: Client, **form: str) -> tuple[bytes, Any]:
-    """Enrol the browser's user; the authenticator's key, and the answer."""
+    """Enrol the browser's user. Return the authenticator's key and the response."""
     key = secret_of(browser.get(SETUP))
     return key, browser.post(SETUP, {"code": code_of(key), **form})
 
@@ -59,13 +59,13 @@ def codes_in(answer: Any) -> list[str]:
 
 
 def enrolled(role: str = OPERATOR) -> tuple[bytes, list[str]]:
-    """Somebody who has enrolled; their key, and their recovery codes."""
+    """Enrol a user. Return the key and the recovery codes."""
     key, answer = enrol(users.browser(role))
     return key, codes_in(answer)
 
 
 def reset(name: str, browser: Client | None = None) -> None:
-    """Reset the second factor of the user with this name, in this browser or that of another administrator."""
+    """Reset the second factor of a user, in this browser or in another administrator's."""
     path = f"/admin/auth/user/reset-second-factor/?id={User.objects.get(username=name).pk}"
     if browser is None:
         browser = users.browser(ADMINISTRATOR, "ada")
@@ -73,21 +73,21 @@ def reset(name: str, browser: Client | None = None) -> None:
     assert browser.post(path, {"reason": "lost"}).status_code == 302
 
 
-def calm() -> None:
-    """Let enough time pass after a wrong code."""
+def end_throttling() -> None:
+    """End the delay after a wrong code."""
     for model in (TOTPDevice, StaticDevice):
         for device in model.objects.filter(throttling_failure_timestamp__isnull=False):
             device.throttling_failure_timestamp -= timedelta(minutes=10)
             device.save()
 
 
-def asks_for(browser: Client, where: str, path: str = INSIDE) -> bool:
-    """Whether the way in leads to this step, which remembers where one wanted to go."""
+def redirects_to(browser: Client, where: str, path: str = INSIDE) -> bool:
+    """True if a page redirects to this step, which keeps the requested path."""
     answer = browser.get(path, follow=True)
     return bool(answer.redirect_chain) and answer.redirect_chain[-1][0] == f"{where}?next={path.replace('/', '%2F')}"
 
 
-# --- Who is asked ---------------------------------------------------------------------------------------------------
+# --- Requirement ----------------------------------------------------------------------------------------------------
 
 
 def test_an_optional_second_factor_is_not_requested() -> None:
@@ -97,8 +97,8 @@ def test_an_optional_second_factor_is_not_requested() -> None:
 def test_a_required_second_factor_must_be_set_up_first(settings: Settings) -> None:
     settings.TWO_FACTOR_REQUIRED = True
     browser = users.browser(OPERATOR)
-    assert asks_for(browser, SETUP)
-    assert asks_for(browser, SETUP, "/admin/")
+    assert redirects_to(browser, SETUP)
+    assert redirects_to(browser, SETUP, "/admin/")
     assert browser.get(STEP).headers["Location"] == f"{SETUP}?next=%2Fadmin%2F"
     _, answer = enrol(browser, next=INSIDE)
     assert f'href="{INSIDE}"' in answer.content.decode()
@@ -110,14 +110,14 @@ def test_an_enrolled_user_must_verify_every_other_session() -> None:
     assert old.get(INSIDE).status_code == 200
     key, _ = enrol(browser)
     assert browser.get(INSIDE).status_code == 200
-    assert asks_for(old, STEP)
+    assert redirects_to(old, STEP)
     new = users.browser(OPERATOR)
-    assert asks_for(new, STEP)
+    assert redirects_to(new, STEP)
     assert new.get("/admin/login/").headers["Location"] == f"{STEP}?next=%2Fadmin%2F"
     answer = new.post(STEP, {"code": code_of(key, ahead=1), "next": INSIDE})
     assert (answer.status_code, answer.headers["Location"]) == (302, INSIDE)
     assert new.get(INSIDE).status_code == 200
-    assert asks_for(old, STEP)
+    assert redirects_to(old, STEP)
 
 
 def test_nothing_is_shown_or_done_before_the_second_step() -> None:
@@ -127,8 +127,8 @@ def test_nothing_is_shown_or_done_before_the_second_step() -> None:
     for path in ("/admin/", INSIDE, "/admin/password_change/", f"/admin/auth/user/remove/?id={other.pk}"):
         for answer in (browser.get(path), browser.post(path, {"reason": "x"})):
             assert answer.headers["Location"] == f"/admin/login/?next={quote(path)}"
-    assert asks_for(browser, STEP, SETUP.replace(SETUP, INSIDE))
-    assert browser.get(SETUP).headers["Location"] == f"{STEP}?next=%2Fadmin%2F"  # to replace it one must have it
+    assert redirects_to(browser, STEP, SETUP.replace(SETUP, INSIDE))
+    assert browser.get(SETUP).headers["Location"] == f"{STEP}?next=%2Fadmin%2F"  # replacing it needs verification
     key = b"k" * 20
     assert browser.post(SETUP, {"code": code_of(key)}).headers["Location"] == f"{STEP}?next=%2Fadmin%2F"
     assert User.objects.filter(pk=other.pk).exists()
@@ -142,7 +142,7 @@ def test_logging_out_is_possible_before_the_second_step() -> None:
     assert browser.get(STEP).headers["Location"] == f"/admin/login/?next={STEP}"
 
 
-# --- What lets in ---------------------------------------------------------------------------------------------------
+# --- Verification ---------------------------------------------------------------------------------------------------
 
 
 def test_a_code_is_accepted_once() -> None:
@@ -151,7 +151,7 @@ def test_a_code_is_accepted_once() -> None:
     code = code_of(key, ahead=1)
     assert first.post(STEP, {"code": f" {code[:3]} {code[3:]}"}).status_code == 302
     assert second.post(STEP, {"code": code}).status_code == 200
-    assert asks_for(second, STEP)
+    assert redirects_to(second, STEP)
 
 
 def test_the_code_that_enrolled_is_used_up() -> None:
@@ -161,7 +161,7 @@ def test_the_code_that_enrolled_is_used_up() -> None:
     browser.post(SETUP, {"code": code})
     other = users.browser(OPERATOR)
     assert other.post(STEP, {"code": code}).status_code == 200
-    assert asks_for(other, STEP)
+    assert redirects_to(other, STEP)
 
 
 def test_a_recovery_code_is_accepted_once(settings: Settings) -> None:
@@ -173,7 +173,7 @@ def test_a_recovery_code_is_accepted_once(settings: Settings) -> None:
     assert browser.get(INSIDE).status_code == 200
     other = users.browser(OPERATOR)
     assert other.post(STEP, {"code": codes[0]}).status_code == 200
-    calm()
+    end_throttling()
     assert other.post(STEP, {"code": codes[1]}).status_code == 302
     assert StaticToken.objects.count() == 1
 
@@ -187,7 +187,7 @@ def test_a_wrong_code_delays_the_next_attempt(of_recovery: bool) -> None:
         answer = browser.post(STEP, {"code": wrong})
         assert (answer.status_code, "code is invalid" in answer.content.decode()) == (200, True)
     assert browser.post(STEP, {"code": right}).status_code == 200
-    calm()
+    end_throttling()
     assert browser.post(STEP, {"code": right}).status_code == 302
 
 
@@ -196,7 +196,7 @@ def test_malformed_codes_are_rejected(code: str) -> None:
     enrolled()
     browser = users.browser(OPERATOR)
     assert browser.post(STEP, {"code": code}).status_code == 200
-    assert asks_for(browser, STEP)
+    assert redirects_to(browser, STEP)
 
 
 def test_codes_of_other_users_are_rejected() -> None:
@@ -205,7 +205,7 @@ def test_codes_of_other_users_are_rejected() -> None:
     browser = users.browser(OPERATOR)
     for code in (code_of(key, ahead=1), codes[0]):
         assert browser.post(STEP, {"code": code}).status_code == 200
-    assert asks_for(browser, STEP)
+    assert redirects_to(browser, STEP)
 
 
 @pytest.mark.parametrize("evil", ["https://elsewhere.example/", "//elsewhere.example/", "javascript:alert(1)", ""])
@@ -228,7 +228,7 @@ def test_the_session_gets_a_new_key_with_the_second_step() -> None:
     assert stolen.get(INSIDE).headers["Location"] == f"/admin/login/?next={INSIDE}"
 
 
-# --- Enrolling ------------------------------------------------------------------------------------------------------
+# --- Enrolment ------------------------------------------------------------------------------------------------------
 
 
 def test_enrolling_shows_the_secret_and_the_recovery_codes_once() -> None:
@@ -236,7 +236,7 @@ def test_enrolling_shows_the_secret_and_the_recovery_codes_once() -> None:
     page = browser.get(SETUP)
     assert "<svg" in page.content.decode()
     key = secret_of(page)
-    assert secret_of(browser.get(SETUP)) == key  # a slip of the finger does not cost a new scan
+    assert secret_of(browser.get(SETUP)) == key  # a typo does not require a new scan
     assert browser.post(SETUP, {"code": wrong_code(key)}).status_code == 200
     assert not TOTPDevice.objects.exists()
 
@@ -252,7 +252,7 @@ def test_enrolling_shows_the_secret_and_the_recovery_codes_once() -> None:
 
 
 def test_the_secret_is_shown_to_the_enrolling_session_only() -> None:
-    """Else whoever knows the password could read, before, the secret that its owner enrols later."""
+    """Otherwise another session with the password could read the secret before the owner enrols it."""
     keys = {secret_of(users.browser(OPERATOR).get(SETUP)) for _ in range(2)}
     assert len(keys) == 2
 
@@ -265,14 +265,14 @@ def test_a_new_authenticator_replaces_the_old_one_and_its_sessions() -> None:
     assert second.get(INSIDE).status_code == 200
     key, _ = enrol(first)
     assert first.get(INSIDE).status_code == 200
-    assert asks_for(second, STEP)
+    assert redirects_to(second, STEP)
     assert second.post(STEP, {"code": code_of(old_key, ahead=1)}).status_code == 200
     assert second.post(STEP, {"code": codes_in(answer)[1]}).status_code == 200
-    calm()
+    end_throttling()
     assert second.post(STEP, {"code": code_of(key, ahead=1)}).status_code == 302
 
 
-# --- Its end --------------------------------------------------------------------------------------------------------
+# --- Reset ----------------------------------------------------------------------------------------------------------
 
 
 def test_an_administrator_resets_a_second_factor_with_a_reason() -> None:
@@ -295,7 +295,7 @@ def test_an_administrator_resets_a_second_factor_with_a_reason() -> None:
 
 @pytest.mark.parametrize("is_required", [True, False])
 def test_a_reset_ends_every_session_of_the_user_and_no_other(settings: Settings, is_required: bool) -> None:
-    """Else who holds one could enrol an authenticator of their own, without the password."""
+    """Otherwise a remaining session could enrol another authenticator without the password."""
     settings.TWO_FACTOR_REQUIRED = is_required
     old, verified, halfway, other = (users.browser(role) for role in [OPERATOR] * 3 + [users.VIEWER])
     enrol(verified)
@@ -330,26 +330,26 @@ def test_enrolling_during_a_reset_fails(transactional_db: None) -> None:
     with ThreadPoolExecutor(1) as pool:
         with transaction.atomic():
             two_factor.reset(user, by=trading.BY, reason="lost")
-            answer = pool.submit(enrol_again)  # its session is there still
-            wait_until_it_waits()
+            answer = pool.submit(enrol_again)  # its session still exists
+            wait_for_a_blocked_session()
         assert answer.result().status_code == 400
     assert not TOTPDevice.objects.exists()
     assert browser.get(SETUP).headers["Location"] == f"/admin/login/?next={SETUP}"
 
 
-def wait_until_it_waits() -> None:
+def wait_for_a_blocked_session() -> None:
     for _ in range(200):
         with connection.cursor() as cursor:
             cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
             if cursor.fetchone() == (1,):
                 return
         time.sleep(0.02)
-    raise AssertionError("it does not wait")
+    raise AssertionError("no session waits for a lock")
 
 
 @pytest.mark.parametrize("before", ["", "%2B", "%20", "0" * 10])
 def test_only_superusers_reset_the_second_factor_of_a_superuser(before: str) -> None:
-    """However their id is written."""
+    """Regardless of how the ID is written."""
     enrolled(users.SUPERUSER)
     reset = f"/admin/auth/user/reset-second-factor/?id={before}{User.objects.get(username=users.SUPERUSER).pk}"
     browser = users.browser(ADMINISTRATOR)
@@ -369,5 +369,5 @@ def test_every_second_step_sets_the_device_cookie() -> None:
     assert "known_device" in answer.cookies
     again = users.browser(OPERATOR)
     assert "known_device" not in again.post(STEP, {"code": wrong_code(key)}).cookies
-    calm()
+    end_throttling()
     assert "known_device" in again.post(STEP, {"code": code_of(key, ahead=1)}).cookies

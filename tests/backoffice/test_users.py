@@ -1,4 +1,4 @@
-"""People: who admits whom, what nobody may give, and that each change is on record in its own transaction."""
+"""Users: administration, permission limits, and audit entries in the same transaction."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def group(name: str) -> int:
 
 
 def fields_of(user: User, **changed: Any) -> dict[str, Any]:
-    """What the form of a user sends, with what is changed of it."""
+    """Return the form data of a user with these changes."""
     sent: dict[str, Any] = {
         "username": user.username,
         "first_name": user.first_name,
@@ -44,27 +44,34 @@ def fields_of(user: User, **changed: Any) -> dict[str, Any]:
     return {name: value for name, value in (sent | changed).items() if value is not None}
 
 
-def saved(answer: Any) -> bool:
+def is_saved(answer: Any) -> bool:
     assert answer.status_code in (200, 302, 403)
     return bool(answer.status_code == 302)
 
 
-def entry() -> AuditEntry:
-    """The only entry there is."""
+def only_entry() -> AuditEntry:
+    """Return the only audit entry."""
     return AuditEntry.objects.get()
 
 
 def test_an_administrator_adds_a_user_who_can_log_in() -> None:
     browser = users.browser(ADMINISTRATOR)
     form = {"username": "vera", "password1": PASSWORD, "password2": PASSWORD, "groups": [group(VIEWER)]}
-    assert saved(browser.post(ADD, form | {"first_name": "Vera", "reason": "new on the desk"}, REMOTE_ADDR="192.0.2.7"))
+    assert is_saved(
+        browser.post(ADD, form | {"first_name": "Vera", "reason": "new on the desk"}, REMOTE_ADDR="192.0.2.7")
+    )
 
     vera = User.objects.get(username="vera")
     assert (vera.is_active, vera.is_staff, vera.is_superuser) == (True, True, False)
-    told = entry()
-    assert (told.actor_kind, told.actor, told.address) == (ActorKind.USER, ADMINISTRATOR, "192.0.2.7")
-    assert (told.action, told.subject, told.reason, told.before) == (Action.USER_ADD, "vera", "new on the desk", None)
-    assert told.after == {
+    entry = only_entry()
+    assert (entry.actor_kind, entry.actor, entry.address) == (ActorKind.USER, ADMINISTRATOR, "192.0.2.7")
+    assert (entry.action, entry.subject, entry.reason, entry.before) == (
+        Action.USER_ADD,
+        "vera",
+        "new on the desk",
+        None,
+    )
+    assert entry.after == {
         "username": "vera",
         "first_name": "Vera",
         "last_name": "",
@@ -84,7 +91,7 @@ def test_an_administrator_adds_a_user_who_can_log_in() -> None:
 @pytest.mark.parametrize("password", ["short", "password1234", "administrator", "veraveravera"])
 def test_a_weak_password_is_rejected(password: str) -> None:
     form = {"username": "veraveravera", "password1": password, "password2": password}
-    assert not saved(users.browser(ADMINISTRATOR).post(ADD, form))
+    assert not is_saved(users.browser(ADMINISTRATOR).post(ADD, form))
     assert not User.objects.filter(username="veraveravera").exists()
     assert not AuditEntry.objects.exists()
 
@@ -93,13 +100,13 @@ def test_a_change_records_before_and_after_of_the_changed_fields_only() -> None:
     user = users.user(VIEWER)
     browser = users.browser(ADMINISTRATOR)
     sent = fields_of(user, last_name="Vega", groups=[group(OPERATOR)], is_active=None, reason="moves on")
-    assert saved(browser.post(change_of(user), sent))
+    assert is_saved(browser.post(change_of(user), sent))
 
-    told = entry()
-    assert (told.action, told.subject, told.reason) == (Action.USER_CHANGE, VIEWER, "moves on")
-    assert told.before == {"last_name": "", "is_active": True, "groups": [VIEWER]}
-    assert told.after == {"last_name": "Vega", "is_active": False, "groups": [OPERATOR]}
-    assert saved(browser.post(change_of(user), fields_of(User.objects.get(pk=user.pk))))  # nothing
+    entry = only_entry()
+    assert (entry.action, entry.subject, entry.reason) == (Action.USER_CHANGE, VIEWER, "moves on")
+    assert entry.before == {"last_name": "", "is_active": True, "groups": [VIEWER]}
+    assert entry.after == {"last_name": "Vega", "is_active": False, "groups": [OPERATOR]}
+    assert is_saved(browser.post(change_of(user), fields_of(User.objects.get(pk=user.pk))))  # no change
     assert AuditEntry.objects.count() == 1
 
 
@@ -114,15 +121,15 @@ def test_a_removal_records_the_removed_user() -> None:
     user = users.user(VIEWER)
     browser = users.browser(ADMINISTRATOR)
     assert f'href="{removal_of(user)}"' in browser.get(change_of(user)).content.decode()
-    assert browser.post(f"/admin/auth/user/{user.pk}/delete/", {"post": "yes"}).status_code == 403  # asks for no reason
+    assert browser.post(f"/admin/auth/user/{user.pk}/delete/", {"post": "yes"}).status_code == 403  # no reason
     answer = browser.post(removal_of(user), {"reason": "left"})
     assert (answer.status_code, answer.headers["Location"]) == (302, "/admin/auth/user/")
     assert browser.post(removal_of(user), {"reason": "left"}).status_code == 404
     assert not User.objects.filter(pk=user.pk).exists()
-    told = entry()
-    assert (told.action, told.subject, told.reason, told.after) == (Action.USER_DELETE, VIEWER, "left", None)
-    assert told.before is not None
-    assert told.before["groups"] == [VIEWER]
+    entry = only_entry()
+    assert (entry.action, entry.subject, entry.reason, entry.after) == (Action.USER_DELETE, VIEWER, "left", None)
+    assert entry.before is not None
+    assert entry.before["groups"] == [VIEWER]
 
 
 def test_a_password_change_is_recorded_without_the_password() -> None:
@@ -130,14 +137,14 @@ def test_a_password_change_is_recorded_without_the_password() -> None:
     browser = users.browser(ADMINISTRATOR)
     path = f"/admin/auth/user/{user.pk}/password/"
     assert 'name="reason"' in browser.get(path).content.decode()
-    assert not saved(browser.post(path, {"password1": PASSWORD, "password2": "another", "reason": "lost"}))
+    assert not is_saved(browser.post(path, {"password1": PASSWORD, "password2": "another", "reason": "lost"}))
     assert not AuditEntry.objects.exists()
-    assert saved(browser.post(path, {"password1": PASSWORD, "password2": PASSWORD, "reason": " lost "}))
+    assert is_saved(browser.post(path, {"password1": PASSWORD, "password2": PASSWORD, "reason": " lost "}))
     assert User.objects.get(pk=user.pk).check_password(PASSWORD)
-    told = entry()
-    assert (told.action, told.actor, told.subject) == (Action.USER_CHANGE, ADMINISTRATOR, VIEWER)
-    assert told.reason == "lost"
-    assert (told.before, told.after) == (None, {"password": "changed"})
+    entry = only_entry()
+    assert (entry.action, entry.actor, entry.subject) == (Action.USER_CHANGE, ADMINISTRATOR, VIEWER)
+    assert entry.reason == "lost"
+    assert (entry.before, entry.after) == (None, {"password": "changed"})
 
 
 @pytest.mark.parametrize("reason", ["", " ", "\0", "x" * (MAX_REASON_LENGTH + 1)])
@@ -146,8 +153,8 @@ def test_a_removal_and_a_new_password_need_a_reason(reason: str) -> None:
     browser = users.browser(ADMINISTRATOR)
     before = User.objects.filter(pk=user.pk).values().get()
     new = {"password1": PASSWORD, "password2": PASSWORD}
-    assert not saved(browser.post(removal_of(user), {"reason": reason}))
-    assert not saved(browser.post(f"/admin/auth/user/{user.pk}/password/", new | {"reason": reason}))
+    assert not is_saved(browser.post(removal_of(user), {"reason": reason}))
+    assert not is_saved(browser.post(f"/admin/auth/user/{user.pk}/password/", new | {"reason": reason}))
     assert User.objects.filter(pk=user.pk).values().get() == before
     assert not AuditEntry.objects.exists()
 
@@ -157,16 +164,16 @@ def test_a_change_of_the_own_password_is_recorded() -> None:
     browser = users.browser(VIEWER, "vera")
     new = "loud green mountains"
     form = {"old_password": "wrong", "new_password1": new, "new_password2": new}
-    assert not saved(browser.post("/admin/password_change/", form))
+    assert not is_saved(browser.post("/admin/password_change/", form))
     assert not AuditEntry.objects.exists()
-    assert saved(browser.post("/admin/password_change/", form | {"old_password": PASSWORD}))
-    told = entry()
-    assert (told.action, told.actor, told.subject) == (Action.USER_CHANGE, "vera", "vera")
-    assert (told.before, told.after) == (None, {"password": "changed"})
+    assert is_saved(browser.post("/admin/password_change/", form | {"old_password": PASSWORD}))
+    entry = only_entry()
+    assert (entry.action, entry.actor, entry.subject) == (Action.USER_CHANGE, "vera", "vera")
+    assert (entry.before, entry.after) == (None, {"password": "changed"})
     assert browser.get("/admin/").status_code == 200
 
 
-# --- What nobody may give -------------------------------------------------------------------------------------------
+# --- Permission limits ----------------------------------------------------------------------------------------------
 
 EVERYTHING = {"is_superuser": "on", "is_staff": "on"}
 
@@ -175,9 +182,9 @@ def test_an_administrator_cannot_grant_superuser_status_or_single_permissions() 
     user = users.user(VIEWER)
     browser = users.browser(ADMINISTRATOR)
     powers = EVERYTHING | {"user_permissions": list(Permission.objects.values_list("pk", flat=True)[:3])}
-    assert saved(browser.post(change_of(user), fields_of(user, **powers)))
+    assert is_saved(browser.post(change_of(user), fields_of(user, **powers)))
     form = {"username": "new", "password1": PASSWORD, "password2": PASSWORD}
-    assert saved(browser.post(ADD, form | powers))
+    assert is_saved(browser.post(ADD, form | powers))
     for each in User.objects.filter(username__in=[VIEWER, "new"]):
         assert (each.is_superuser, each.user_permissions.count()) == (False, 0)
     for page in (ADD, change_of(user)):
@@ -188,7 +195,7 @@ def test_an_administrator_cannot_change_superusers() -> None:
     root = users.user(SUPERUSER)
     browser = users.browser(ADMINISTRATOR)
     before = list(User.objects.order_by("pk").values())
-    assert browser.get(change_of(root)).status_code == 200  # to look at
+    assert browser.get(change_of(root)).status_code == 200  # read-only
     for path, form in {
         change_of(root): fields_of(root, is_active=None),
         removal_of(root): {"reason": "x"},
@@ -203,18 +210,18 @@ def test_an_administrator_cannot_change_superusers() -> None:
 
 def test_a_superuser_can_grant_superuser_status() -> None:
     user = users.user(VIEWER)
-    assert saved(users.browser(SUPERUSER).post(change_of(user), fields_of(user, **EVERYTHING)))
-    told = entry()
-    assert (told.before, told.after) == ({"is_superuser": False}, {"is_superuser": True})
+    assert is_saved(users.browser(SUPERUSER).post(change_of(user), fields_of(user, **EVERYTHING)))
+    entry = only_entry()
+    assert (entry.before, entry.after) == ({"is_superuser": False}, {"is_superuser": True})
 
 
 @pytest.mark.parametrize("role", [ADMINISTRATOR, SUPERUSER])
 def test_users_cannot_change_their_own_permissions_or_remove_themselves(role: str) -> None:
     user, browser = users.user(role), users.browser(role)
     rights = {"is_active": None, "groups": [group(VIEWER)], "is_superuser": "on", "is_staff": None}
-    assert saved(browser.post(change_of(user), fields_of(user, **rights, first_name="Ada")))
-    told = entry()
-    assert (told.before, told.after) == ({"first_name": ""}, {"first_name": "Ada"})
+    assert is_saved(browser.post(change_of(user), fields_of(user, **rights, first_name="Ada")))
+    entry = only_entry()
+    assert (entry.before, entry.after) == ({"first_name": ""}, {"first_name": "Ada"})
     assert removal_of(user) not in browser.get(change_of(user)).content.decode()
     assert browser.post(removal_of(user), {"reason": "x"}).status_code == 403
     assert [each.name for each in User.objects.get(pk=user.pk).groups.all()] == [role] * (role == ADMINISTRATOR)
@@ -230,7 +237,7 @@ def test_password_hashes_are_never_shown() -> None:
 
 
 def test_a_change_and_its_audit_entry_are_atomic(transactional_db: None) -> None:
-    """The database refuses the entry, as it would when its disk is full: then there is no change either."""
+    """If the database rejects the entry, as with a full disk, the change is rolled back."""
     user = users.user(VIEWER)
     browser = users.browser(ADMINISTRATOR)
     browser.raise_request_exception = False
@@ -262,7 +269,7 @@ def test_the_list_shows_the_groups_in_few_queries(django_assert_max_num_queries:
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "filters",
     [
         "date_joined__year=99999999",
         "id__range=1",
@@ -277,8 +284,8 @@ def test_the_list_shows_the_groups_in_few_queries(django_assert_max_num_queries:
         "is_superuser__exact=%00",
     ],
 )
-def test_the_list_accepts_its_own_filters_only(asked: str) -> None:
-    assert users.browser(ADMINISTRATOR).get(f"/admin/auth/user/?{asked}").status_code in (200, 302, 400)
+def test_the_list_accepts_its_own_filters_only(filters: str) -> None:
+    assert users.browser(ADMINISTRATOR).get(f"/admin/auth/user/?{filters}").status_code in (200, 302, 400)
 
 
 def test_the_list_is_filtered_by_group_and_status() -> None:
@@ -288,8 +295,8 @@ def test_the_list_is_filtered_by_group_and_status() -> None:
     away = users.user(OPERATOR)
     User.objects.filter(pk=away.pk).update(is_active=False)
 
-    def found(asked: str) -> list[str]:
-        return [user.username for user in browser.get(f"/admin/auth/user/?{asked}").context["cl"].result_list]
+    def found(filters: str) -> list[str]:
+        return [user.username for user in browser.get(f"/admin/auth/user/?{filters}").context["cl"].result_list]
 
     assert found("") == [ADMINISTRATOR, OPERATOR, SUPERUSER, VIEWER]
     assert found("groups__isnull=True") == [SUPERUSER]

@@ -1,4 +1,4 @@
-"""The pages of webhooks: what they show of subscriptions, deliveries and events, how they find it, and what is done."""
+"""Pages of subscriptions, deliveries and events: lists, filters, pages and actions."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -26,14 +26,14 @@ from tests import trading
 from tests.backoffice.admin_client import (
     REASON,
     action_path,
-    do,
-    is_offered,
+    form_errors,
+    has_button,
+    listed_rows,
     live_parts,
     page,
-    said,
-    shown,
+    perform,
+    result_messages,
     sign_in,
-    wrong,
 )
 from tests.receiver import Receiver, answer, close
 from tests.trading import place
@@ -55,18 +55,18 @@ def _brokers(transactional_db: None) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_lingering(settings: Settings) -> None:
-    """A dispatcher ends as soon as nothing is due."""
+    """Dispatchers end as soon as nothing is pending."""
     settings.WEBHOOK_LINGER_SECONDS = 0.0
 
 
 @pytest.fixture(autouse=True)
 def _nobody_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is sent, the test sends."""
+    """Only the test sends deliveries."""
     monkeypatch.setattr(wakeup, "ask", lambda: None)
 
 
 def text(client: Client, row: Any) -> str:
-    """What a row's page says; each page asks little."""
+    """Return the HTML of a row's page, which takes few queries."""
     with CaptureQueriesContext(connection) as queries:
         response = client.get(page(row))
     assert response.status_code == 200
@@ -75,12 +75,12 @@ def text(client: Client, row: Any) -> str:
 
 
 def audit_entries() -> QuerySet[AuditEntry]:
-    """What is on record about webhooks, oldest first."""
+    """Return the audit entries about webhooks, oldest first."""
     return AuditEntry.objects.exclude(action=Action.BROKER_ADMIT).order_by("id")
 
 
-def told(broker_id: str, receiver: Receiver, behaviour: Any, count: int = 1) -> list[Delivery]:
-    """So many trades told to a broker whose receiver behaves like this; the deliveries, oldest first."""
+def deliver(broker_id: str, receiver: Receiver, behaviour: Any, count: int = 1) -> list[Delivery]:
+    """Deliver trades to a receiver with this behaviour. Return the deliveries, oldest first."""
     before = set(Delivery.objects.values_list("pk", flat=True))
     subscribe(broker_id, receiver.on(f"/{broker_id}", behaviour))
     trade(count, of=broker_id)
@@ -96,10 +96,10 @@ def test_subscriptions_are_found_by_each_filter(root: Client, receiver: Receiver
     bob = subscribe("bob", receiver.url("/b"), EventType.ORDER_EXPIRED)
     gone = subscribe("carol", receiver.url("/gone"))
     services.unsubscribe("carol", gone)
-    do(root, Subscription, "pause", bob)
+    perform(root, Subscription, "pause", bob)
 
-    def found(**asked: Any) -> list[UUID]:
-        return [row.pk for row in shown(root, Subscription, **asked)]
+    def found(**filters: Any) -> list[UUID]:
+        return [row.pk for row in listed_rows(root, Subscription, **filters)]
 
     assert found() == [gone, bob, alice]
     assert found(broker="alice") == [alice]
@@ -114,13 +114,13 @@ def test_subscriptions_are_found_by_each_filter(root: Client, receiver: Receiver
 
 
 def test_failing_subscriptions_are_found_and_marked(root: Client, receiver: Receiver) -> None:
-    told("alice", receiver, answer(500), 3)
-    told("bob", receiver, answer(), 2)
-    told("carol", receiver, close)
-    told("carol", receiver, answer())
+    deliver("alice", receiver, answer(500), 3)
+    deliver("bob", receiver, answer(), 2)
+    deliver("carol", receiver, close)
+    deliver("carol", receiver, answer())
 
-    assert {row.broker_id for row in shown(root, Subscription, failing="on")} == {"alice"}
-    rows = {row.broker_id: row for row in shown(root, Subscription)}
+    assert {row.broker_id for row in listed_rows(root, Subscription, failing="on")} == {"alice"}
+    rows = {row.broker_id: row for row in listed_rows(root, Subscription)}
     assert {name: health.health_of(row) for name, row in rows.items()} == {
         "alice": "failing",
         "bob": "ok",
@@ -141,7 +141,7 @@ def test_failures_are_counted_per_hour_and_per_day(root: Client, receiver: Recei
             subscription_id=webhook_id, hour=began - ago * HOUR, completed=completed, failed=failed
         )
 
-    (row,) = shown(root, Subscription)
+    (row,) = listed_rows(root, Subscription)
     assert (row.completed_hour, row.failed_hour) == (30, 3)
     assert (row.completed_day, row.failed_day) == (150, 15)
     chart = health.delivery_chart(row)
@@ -165,7 +165,9 @@ def test_failures_are_counted_per_hour_and_per_day(root: Client, receiver: Recei
         (10_000, 9_999, "99.9 %"),
     ],
 )
-def test_the_failed_share_is_never_rounded_to_0_or_100_percent(completed: int | None, failed: int | None, share: str) -> None:
+def test_the_failed_share_is_never_rounded_to_0_or_100_percent(
+    completed: int | None, failed: int | None, share: str
+) -> None:
     assert health.failed_share(completed, failed) == share
 
 
@@ -175,10 +177,10 @@ def test_pending_deliveries_are_counted_up_to_a_limit(
     monkeypatch.setattr(health, "MAX_DUE_COUNT", 3)
     subscribe("alice", receiver.url())
     trade(3)
-    (row,) = shown(root, Subscription)
+    (row,) = listed_rows(root, Subscription)
     assert (health.due_count(row), health.oldest_due(row)[-2:]) == ("3", " s")
     trade(1)
-    (row,) = shown(root, Subscription)
+    (row,) = listed_rows(root, Subscription)
     assert health.due_count(row) == "3+"
     oldest = Delivery.objects.order_by("pk").first()
     assert oldest is not None
@@ -186,9 +188,9 @@ def test_pending_deliveries_are_counted_up_to_a_limit(
 
 
 def test_the_page_of_a_subscription_shows_its_latest_deliveries(root: Client, receiver: Receiver) -> None:
-    failed = told("alice", receiver, answer(503), 2)
-    delivered = told("alice", receiver, answer(204), 2)
-    told("bob", receiver, answer(418), 2)
+    failed = deliver("alice", receiver, answer(503), 2)
+    delivered = deliver("alice", receiver, answer(204), 2)
+    deliver("bob", receiver, answer(418), 2)
     trade(1)
     row = Subscription.objects.get(broker="alice")
 
@@ -202,7 +204,7 @@ def test_the_page_of_a_subscription_shows_its_latest_deliveries(root: Client, re
 
 
 def test_the_pages_of_a_subscription_and_of_a_delivery_refresh_automatically(root: Client, receiver: Receiver) -> None:
-    (delivery,) = told("alice", receiver, answer(503), 1)
+    (delivery,) = deliver("alice", receiver, answer(503), 1)
     assert live_parts(root.get(page(delivery.subscription))) == [
         "figures", "chart", "facts", "failed", "latest", "due", "audit",
     ]  # fmt: skip
@@ -221,10 +223,10 @@ def test_a_new_subscription_has_a_page(root: Client, receiver: Receiver) -> None
 
 @pytest.fixture
 def outcomes(receiver: Receiver) -> dict[str, list[Delivery]]:
-    """Deliveries of every kind, of two brokers."""
-    delivered = told("alice", receiver, answer(204), 2)
-    failed = told("bob", receiver, answer(500), 2)
-    broken = told("bob", receiver, close, 1)
+    """Deliveries in every state."""
+    delivered = deliver("alice", receiver, answer(204), 2)
+    failed = deliver("bob", receiver, answer(500), 2)
+    broken = deliver("bob", receiver, close, 1)
     gone = subscribe("carol", receiver.url("/carol"))
     trade(1, of="carol")
     services.unsubscribe("carol", gone)
@@ -244,8 +246,8 @@ def outcomes(receiver: Receiver) -> dict[str, list[Delivery]]:
 
 
 def test_deliveries_are_found_by_state_and_outcome(root: Client, outcomes: dict[str, list[Delivery]]) -> None:
-    def found(**asked: Any) -> list[UUID]:
-        return [row.pk for row in shown(root, Delivery, **asked)]
+    def found(**filters: Any) -> list[UUID]:
+        return [row.pk for row in listed_rows(root, Delivery, **filters)]
 
     def ids(rows: Sequence[Delivery]) -> list[UUID]:
         return sorted((row.pk for row in rows), reverse=True)
@@ -254,7 +256,7 @@ def test_deliveries_are_found_by_state_and_outcome(root: Client, outcomes: dict[
     assert found() == ids(everything)
     for word, rows in outcomes.items():
         assert found(state=word) == ids(rows), word
-        assert {row.state for row in shown(root, Delivery, state=word)} == {DeliveryState(word)}
+        assert {row.state for row in listed_rows(root, Delivery, state=word)} == {DeliveryState(word)}
     of_bob, failed = Subscription.objects.get(broker="bob"), outcomes["failed"]
     assert found(broker="bob") == found(subscription=of_bob.pk) == ids(failed)
     assert found(status_code=500) == found(status_code=500, state="failed") == ids(failed[:2])
@@ -269,21 +271,21 @@ def test_deliveries_are_found_by_state_and_outcome(root: Client, outcomes: dict[
 
 
 def test_a_delivery_is_found_by_its_id_its_event_and_its_order(root: Client, receiver: Receiver) -> None:
-    (first, second) = told("alice", receiver, answer(500), 2)
-    do(root, Delivery, "redeliver", first.pk)
+    (first, second) = deliver("alice", receiver, answer(500), 2)
+    perform(root, Delivery, "redeliver", first.pk)
     (again,) = Delivery.objects.filter(redelivery_of=first)
     bid = place(Side.BID, 3, "9")
     trade(1)
 
-    def found(term: object, **asked: Any) -> list[UUID]:
-        return [row.pk for row in shown(root, Delivery, q=term, **asked)]
+    def found(term: object, **filters: Any) -> list[UUID]:
+        return [row.pk for row in listed_rows(root, Delivery, q=term, **filters)]
 
     assert found(first.pk) == [first.pk]
     assert found(first.event_id) == [again.pk, first.pk]
     assert found(first.event_id, state="failed") == [first.pk]
     assert found(second.event.body.split('"order_id":"')[1][:36]) == [second.pk]
     assert found(bid.pk) == []
-    for unknown in ("nonsense", UUID(int=0), UUID(int=2**128 - 1)):  # the last is of the year 10889
+    for unknown in ("nonsense", UUID(int=0), UUID(int=2**128 - 1)):  # the last one has a time in the year 10889
         assert found(unknown) == []
 
 
@@ -295,7 +297,7 @@ def test_all_deliveries_about_an_order_are_found_with_few_queries(root: Client, 
     trade(1)
 
     with CaptureQueriesContext(connection) as queries:
-        rows = shown(root, Delivery, q=ask.pk)
+        rows = listed_rows(root, Delivery, q=ask.pk)
     assert len(rows) == 30
     assert {row.event.sequence for row in rows} == set(range(1, 31))
     assert len(queries) <= MAX_QUERIES
@@ -314,12 +316,12 @@ def test_deliveries_are_found_by_the_time_of_their_ids(root: Client, receiver: R
         )
 
     for state in ("", "failed"):
-        rows = shown(root, Delivery, state=state, since="2026-02-16 13:00", until="2026-02-16 15:00")
+        rows = listed_rows(root, Delivery, state=state, since="2026-02-16 13:00", until="2026-02-16 15:00")
         assert [row.pk for row in rows] == [ids[2], ids[1]]
 
 
 def test_the_page_of_a_delivery_shows_outcome_payload_and_response(root: Client, receiver: Receiver) -> None:
-    (row,) = told("alice", receiver, answer(500, body=b"<b>no room</b>"))
+    (row,) = deliver("alice", receiver, answer(500, body=b"<b>no room</b>"))
     content = text(root, row)
     event = row.event
     for said_ in [
@@ -359,8 +361,8 @@ def test_events_are_found_by_broker_type_time_and_order(root: Client, receiver: 
     traded, cancelled = Event.objects.filter(broker="alice").order_by("sequence")
     (sold,) = Event.objects.filter(broker="bob")
 
-    def found(**asked: Any) -> list[UUID]:
-        return [row.pk for row in shown(root, Event, **asked)]
+    def found(**filters: Any) -> list[UUID]:
+        return [row.pk for row in listed_rows(root, Event, **filters)]
 
     assert found() == sorted([traded.pk, cancelled.pk, sold.pk], reverse=True)
     assert found(broker="alice") == [cancelled.pk, traded.pk]
@@ -375,8 +377,8 @@ def test_events_are_found_by_broker_type_time_and_order(root: Client, receiver: 
 
 
 def test_the_page_of_an_event_shows_its_deliveries(root: Client, receiver: Receiver) -> None:
-    (first,) = told("alice", receiver, answer(500))
-    do(root, Delivery, "redeliver", first.pk)
+    (first,) = deliver("alice", receiver, answer(500))
+    perform(root, Delivery, "redeliver", first.pk)
     drain()
     (again,) = Delivery.objects.filter(redelivery_of=first)
     trade(1)
@@ -389,23 +391,23 @@ def test_the_page_of_an_event_shows_its_deliveries(root: Client, receiver: Recei
     assert "The broker was probably not subscribed to this event type." in text(root, untold)
 
 
-# --- Acts -----------------------------------------------------------------------------------------------------------
+# --- Actions --------------------------------------------------------------------------------------------------------
 
 
 def test_a_subscription_is_paused_and_resumed_with_a_reason(root: Client, receiver: Receiver) -> None:
     webhook_id = subscribe("alice", receiver.url())
     pause, resume = (action_path(Subscription, name, webhook_id) for name in ("pause", "resume"))
     row = Subscription.objects.get()
-    assert (is_offered(root, pause, page(row)), is_offered(root, resume, page(row))) == (True, False)
+    assert (has_button(root, pause, page(row)), has_button(root, resume, page(row))) == (True, False)
 
     named = f"trade.executed of alice to {receiver.url()}"
-    assert said(do(root, Subscription, "pause", webhook_id)) == [("success", f"Paused: {named}.")]
-    assert (is_offered(root, pause, page(row)), is_offered(root, resume, page(row))) == (False, True)
+    assert result_messages(perform(root, Subscription, "pause", webhook_id)) == [("success", f"Paused: {named}.")]
+    assert (has_button(root, pause, page(row)), has_button(root, resume, page(row))) == (False, True)
     trade(1)
     drain()
     assert receiver.requests == []
 
-    assert said(do(root, Subscription, "resume", webhook_id)) == [("success", f"Resumed: {named}.")]
+    assert result_messages(perform(root, Subscription, "resume", webhook_id)) == [("success", f"Resumed: {named}.")]
     drain()
     assert len(receiver.requests) == 1
     assert list(audit_entries().values_list("actor", "action", "subject", "reason", "address")) == [
@@ -413,52 +415,54 @@ def test_a_subscription_is_paused_and_resumed_with_a_reason(root: Client, receiv
         ("root", "webhook.resume", str(webhook_id), REASON, "127.0.0.1"),
     ]
     services.unsubscribe("alice", webhook_id)
-    assert (is_offered(root, pause, page(row)), is_offered(root, resume, page(row))) == (False, False)
-    assert wrong(do(root, Subscription, "pause", webhook_id)) == {
+    assert (has_button(root, pause, page(row)), has_button(root, resume, page(row))) == (False, False)
+    assert form_errors(perform(root, Subscription, "pause", webhook_id)) == {
         "__all__": ["This webhook was deleted: nothing is sent to it any more."]
     }
 
 
 def test_several_selected_deliveries_are_redelivered(root: Client, receiver: Receiver) -> None:
-    rows = told("alice", receiver, answer(500), 3)
+    rows = deliver("alice", receiver, answer(500), 3)
     receiver.on("/alice", answer(200))
 
-    done = do(root, Delivery, "redeliver", *[row.pk for row in rows[:2]])
-    assert said(done) == [("success", "2 events queued for redelivery.")]
+    done = perform(root, Delivery, "redeliver", *[row.pk for row in rows[:2]])
+    assert result_messages(done) == [("success", "2 events queued for redelivery.")]
     drain()
-    assert [row.state for row in shown(root, Delivery)] == ["delivered"] * 2 + ["failed"] * 3
-    assert {row.redelivery_of_id for row in shown(root, Delivery, state="delivered")} == {row.pk for row in rows[:2]}
+    assert [row.state for row in listed_rows(root, Delivery)] == ["delivered"] * 2 + ["failed"] * 3
+    assert {row.redelivery_of_id for row in listed_rows(root, Delivery, state="delivered")} == {
+        row.pk for row in rows[:2]
+    }
     assert AuditEntry.objects.filter(action="delivery.redeliver", reason=REASON).count() == 2
 
 
 def test_deliveries_that_cannot_be_redelivered_are_skipped(root: Client, outcomes: dict[str, list[Delivery]]) -> None:
     (due,), (gone,), failed = outcomes["due"], outcomes["discarded"], outcomes["failed"][0]
     for row in (due, gone, *outcomes["in_flight"]):
-        assert not is_offered(root, action_path(Delivery, "redeliver", row.pk), page(row))
-    assert is_offered(root, action_path(Delivery, "redeliver", failed.pk), page(failed))
+        assert not has_button(root, action_path(Delivery, "redeliver", row.pk), page(row))
+    assert has_button(root, action_path(Delivery, "redeliver", failed.pk), page(failed))
 
-    ((level, message),) = said(do(root, Delivery, "redeliver", due.pk, failed.pk))
+    ((level, message),) = result_messages(perform(root, Delivery, "redeliver", due.pk, failed.pk))
     assert (level, message[:39]) == ("warning", "1 of 2 events queued for redelivery. Sk")
-    assert list(wrong(do(root, Delivery, "redeliver", due.pk))) == ["__all__"]
-    assert list(wrong(do(root, Delivery, "redeliver", gone.pk))) == ["__all__"]
+    assert list(form_errors(perform(root, Delivery, "redeliver", due.pk))) == ["__all__"]
+    assert list(form_errors(perform(root, Delivery, "redeliver", gone.pk))) == ["__all__"]
     assert Delivery.objects.exclude(redelivery_of=None).count() == 1
 
 
 def test_the_latest_failed_deliveries_are_redelivered_once(root: Client, receiver: Receiver) -> None:
-    rows = told("alice", receiver, answer(500), 5)
-    told("bob", receiver, answer(500), 2)
+    rows = deliver("alice", receiver, answer(500), 5)
+    deliver("bob", receiver, answer(500), 2)
     webhook_id = rows[0].subscription_id
     services.redeliver([rows[4].pk], by=Actor(ActorKind.COMMAND, "test"), reason="x")
 
-    done = do(root, Subscription, "redeliver-failed", webhook_id, latest=3)
-    assert said(done) == [("success", "2 events queued for redelivery.")]
+    done = perform(root, Subscription, "redeliver-failed", webhook_id, latest=3)
+    assert result_messages(done) == [("success", "2 events queued for redelivery.")]
     again = Delivery.objects.exclude(redelivery_of=None).values_list("redelivery_of", flat=True)
     assert set(again) == {row.pk for row in rows[2:]}
 
-    assert wrong(do(root, Subscription, "redeliver-failed", webhook_id, latest=3)) == {
+    assert form_errors(perform(root, Subscription, "redeliver-failed", webhook_id, latest=3)) == {
         "__all__": ["All recent failed deliveries have already been redelivered."]
     }
-    assert list(wrong(do(root, Subscription, "redeliver-failed", webhook_id, latest=501))) == ["latest"]
+    assert list(form_errors(perform(root, Subscription, "redeliver-failed", webhook_id, latest=501))) == ["latest"]
 
 
 @pytest.mark.parametrize(
@@ -471,35 +475,33 @@ def test_the_latest_failed_deliveries_are_redelivered_once(root: Client, receive
     ],
     ids=lambda each: getattr(each, "name", None),
 )
-def test_viewers_cannot_act(
-    client: Client, receiver: Receiver, model: Any, action: Any, permission: str
-) -> None:
-    (delivery,) = told("alice", receiver, answer(500))
+def test_viewers_cannot_act(client: Client, receiver: Receiver, model: Any, action: Any, permission: str) -> None:
+    (delivery,) = deliver("alice", receiver, answer(500))
     if isinstance(action, ResumeSubscription):
         Subscription.objects.update(paused_at=database_now())
     row = delivery if model is Delivery else delivery.subscription
     path = action_path(model, action.name, row.pk)
     looker = sign_in(client, "vera", [f"webhooks.view_{model._meta.model_name}"])
-    assert not is_offered(looker, path, page(row))
+    assert not has_button(looker, path, page(row))
     assert looker.get(path).status_code == 403
-    assert do(looker, model, action.name, row.pk).status_code == 403
+    assert perform(looker, model, action.name, row.pk).status_code == 403
     assert not audit_entries()
     assert "Select" not in looker.get(list_url(model)).content.decode()
 
     presser = sign_in(Client(), "otto", [f"webhooks.view_{model._meta.model_name}", permission])
-    assert is_offered(presser, path, page(row))
+    assert has_button(presser, path, page(row))
 
 
 @pytest.mark.parametrize("model", [Subscription, Delivery, Event])
 def test_users_without_permission_see_nothing(client: Client, receiver: Receiver, model: Any) -> None:
-    told("alice", receiver, answer(500))
+    deliver("alice", receiver, answer(500))
     nobody = sign_in(client, "vera", [])
     row = model.objects.first()
     assert nobody.get(list_url(model)).status_code == 403
     assert nobody.get(page(row)).status_code == 403
 
 
-# --- What it costs --------------------------------------------------------------------------------------------------
+# --- Queries --------------------------------------------------------------------------------------------------------
 
 
 FILTERS: list[tuple[Any, dict[str, str]]] = [
@@ -517,15 +519,15 @@ FILTERS: list[tuple[Any, dict[str, str]]] = [
 def test_the_number_of_queries_is_independent_of_the_number_of_rows(root: Client, receiver: Receiver) -> None:
     counts: list[list[int]] = []
     for _ in range(2):
-        told("alice", receiver, answer(500), 3)
-        told("bob", receiver, answer(200), 3)
+        deliver("alice", receiver, answer(500), 3)
+        deliver("bob", receiver, answer(200), 3)
         trade(3, of="alice")
         counts.append([])
-        for model, asked in FILTERS:
+        for model, filters in FILTERS:
             with CaptureQueriesContext(connection) as queries:
-                assert root.get(list_url(model, **asked)).status_code == 200
+                assert root.get(list_url(model, **filters)).status_code == 200
             counts[-1].append(len(queries))
             has_counted = any("COUNT(" in query["sql"].upper() for query in queries)
-            assert has_counted == (model is Subscription), (model, asked)  # Django counts what is small
+            assert has_counted == (model is Subscription), (model, filters)  # Django's changelist counts rows
     assert counts[0] == counts[1]
     assert max(counts[0]) <= MAX_QUERIES

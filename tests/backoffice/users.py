@@ -1,4 +1,4 @@
-"""People of the back office, each with the rights of a role."""
+"""Users of the back office with the permissions of a role."""
 
 from django.contrib.auth.models import Group, User
 from django.test import Client
@@ -9,7 +9,7 @@ SUPERUSER = "superuser"
 
 
 def user(role: str, name: str = "", *, password: str | None = None) -> User:
-    """Somebody of this role, called like it unless a name is given; without a password, since hashing takes long."""
+    """Return a user with this role, named after it by default. Without a password, because hashing is slow."""
     found, is_new = User.objects.get_or_create(username=name or role, defaults={"is_staff": True})
     if is_new:
         found.is_superuser = role == SUPERUSER
@@ -20,7 +20,7 @@ def user(role: str, name: str = "", *, password: str | None = None) -> User:
 
 
 def browser(role: str, name: str = "") -> Client:
-    """A browser in which somebody of this role has logged in."""
+    """Return a browser in which a user with this role is logged in."""
     client = Client()
     client.force_login(user(role, name))
     return client

@@ -1,6 +1,6 @@
-"""Takes every page of the back office that runs at a URL, and what has no address: light and dark, wide and on a phone.
+"""Screenshots of every page of the back office at a URL, wide and on a phone, light and dark.
 
-Run by `tests.browser.screenshots` in the environment of that exchange, whose database tells which pages there are.
+Run by `tests.browser.screenshots` in the environment of that exchange, because the pages depend on its database.
 """
 
 import os
@@ -26,21 +26,21 @@ from bench.pages import OfficePage  # noqa: E402
 from config.local.supervisor import say  # noqa: E402
 from exchange.audit import Actor, ActorKind  # noqa: E402
 from tests.browser.chromium import PHONE, WIDE, chromium, code, sign_in  # noqa: E402
-from tests.browser.page_checks import accessibility_faults, complaints_of  # noqa: E402
-from tests.browser.palette import small  # noqa: E402
+from tests.browser.page_checks import accessibility_faults, browser_errors  # noqa: E402
+from tests.browser.palette import with_palette  # noqa: E402
 from webhooks import services as webhooks  # noqa: E402
 from webhooks.models import EventType, Subscription  # noqa: E402
 
 PASSWORD = "only for pictures"  # noqa: S105 (of an exchange that ends with them)
-PEOPLE = {"vera": "viewer", "otto": "operator", "ada": "administrator"}
+USERS = {"vera": "viewer", "otto": "operator", "ada": "administrator"}
 BY = Actor(ActorKind.USER, "otto")
 STAGES: list[tuple[Literal["light", "dark"], str, ViewportSize]] = [
     (scheme, name, size) for scheme in ("light", "dark") for name, size in [("wide", WIDE), ("phone", PHONE)]
 ]
-HEIGHT_MAX, LIST_HEIGHT_MAX = 2_400, 1_100  # pixels: further down a list only goes on
-SETTLED_MS = 300  # fonts and scripts
-# The rows that there is most to see of.
-BEST: dict[str, dict[str, Any]] = {
+HEIGHT_MAX, LIST_HEIGHT_MAX = 2_400, 1_100  # pixels; longer lists are cut off
+SETTLED_MS = 300  # for fonts and scripts
+# The rows with the most content.
+PREFERRED_ROWS: dict[str, dict[str, Any]] = {
     "auth.user": {"username": "otto"},
     "exchange.apikey": {"name": "reporting"},
     "exchange.broker": {"id": "aurora"},
@@ -51,16 +51,16 @@ BEST: dict[str, dict[str, Any]] = {
 }
 
 
-def chosen(model: type[Model]) -> Sequence[Any]:
-    """The newest rows, but first those that there is most to see of."""
-    is_best = When(**BEST.get(model._meta.label_lower, {"pk": None}), then=Value(0))
+def preferred_rows(model: type[Model]) -> Sequence[Any]:
+    """Return the preferred rows, then the newest."""
+    is_best = When(**PREFERRED_ROWS.get(model._meta.label_lower, {"pk": None}), then=Value(0))
     ordering = Case(is_best, default=Value(1), output_field=IntegerField())
     return list(model._default_manager.order_by(ordering, "-pk")[: pages.LOOKED_AT])
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Where all pictures are of one size and one scheme of colours, and what was found wrong there."""
+    """A window size and colour scheme, with the faults found in them."""
 
     browser: Browser
     url: str
@@ -69,36 +69,36 @@ class Stage:
     scheme: Literal["light", "dark"]
     name: str
     size: ViewportSize
-    complaints: list[list[str]] = field(default_factory=list)
+    faults_found: list[list[str]] = field(default_factory=list)
 
     def open(self) -> Page:
-        """A browser that nobody has used."""
+        """Open a page in a new browser context."""
         context = self.browser.new_context(
             base_url=self.url, viewport=self.size, color_scheme=self.scheme, reduced_motion="reduce"
         )
         page = context.new_page()
-        self.complaints.append(complaints_of(page))
+        self.faults_found.append(browser_errors(page))
         return page
 
     def snap(self, page: Page, name: str) -> None:
-        """The whole page, as if the window were as high as it is."""
+        """Save a screenshot of the whole page."""
         page.wait_for_timeout(SETTLED_MS)
         highest = LIST_HEIGHT_MAX if "changelist" in name else HEIGHT_MAX
         height = min(int(page.evaluate("document.documentElement.scrollHeight")), highest)
         page.set_viewport_size({"width": self.size["width"], "height": max(height, self.size["height"])})
         path = self.folder / f"{name}-{self.name}-{self.scheme}.png"
-        path.write_bytes(small(page.screenshot(animations="disabled"), self.studio))
+        path.write_bytes(with_palette(page.screenshot(animations="disabled"), self.studio))
         page.set_viewport_size(self.size)
-        self.complaints.append(accessibility_faults(page))
+        self.faults_found.append(accessibility_faults(page))
 
     @property
     def faults(self) -> list[str]:
-        found = dict.fromkeys(each for several in self.complaints for each in several)
+        found = dict.fromkeys(each for several in self.faults_found for each in several)
         return [f"{self.name}, {self.scheme}: {fault}" for fault in found]
 
 
-def take(browser: Browser, url: str, found: Sequence[OfficePage], folder: Path) -> list[str]:
-    """All pages on every stage; what is wrong with any of them."""
+def capture(browser: Browser, url: str, found: Sequence[OfficePage], folder: Path) -> list[str]:
+    """Capture all pages on every stage. Return the faults."""
     studio = browser.new_page()
     faults = []
     for scheme, name, size in STAGES:
@@ -107,12 +107,12 @@ def take(browser: Browser, url: str, found: Sequence[OfficePage], folder: Path) 
         for each in found:
             answer = administrator.goto(each.path)
             if answer is None or not answer.ok:
-                stage.complaints.append([f"{each.path}: {answer and answer.status}"])
-            if administrator.url == f"{url}{each.path}":  # else it is a picture of another page
+                stage.faults_found.append([f"{each.path}: {answer and answer.status}"])
+            if administrator.url == f"{url}{each.path}":  # not redirected to another page
                 stage.snap(administrator, each.name)
-        _take_key(stage, administrator)
-        _take_second_step(stage)
-        _take_refusals(stage)
+        _capture_key(stage, administrator)
+        _capture_second_step(stage)
+        _capture_error_pages(stage)
         for context in browser.contexts[1:]:
             context.close()
         faults += stage.faults
@@ -126,10 +126,10 @@ def _sign_in(stage: Stage, name: str) -> Page:
     return page
 
 
-# --- What no address leads to, or only on the way in ----------------------------------------------------------------
+# --- Pages without a URL of their own -------------------------------------------------------------------------------
 
 
-def _take_key(stage: Stage, page: Page) -> None:
+def _capture_key(stage: Stage, page: Page) -> None:
     page.goto("/admin/exchange/broker/banyan/change/")
     page.get_by_role("link", name="Issue key for banyan").click()
     page.get_by_label("Name").fill("trading desk")
@@ -139,8 +139,8 @@ def _take_key(stage: Stage, page: Page) -> None:
     stage.snap(page, "exchange-broker-issue-key-shown-once")
 
 
-def _take_second_step(stage: Stage) -> None:
-    """Somebody enrols, and somebody who has enrolled logs in."""
+def _capture_second_step(stage: Stage) -> None:
+    """Capture the enrolment, and the second step of an enrolled user."""
     page = _sign_in(stage, "vera")
     page.goto("/admin/two-factor/setup/")
     page.get_by_role("textbox", name="Code").fill(code(page.locator("#secret").inner_text()))
@@ -159,8 +159,8 @@ def _take_second_step(stage: Stage) -> None:
     stage.snap(page, "login-code")
 
 
-def _take_refusals(stage: Stage) -> None:
-    """In windows whose consoles may tell of a refusal."""
+def _capture_error_pages(stage: Stage) -> None:
+    """Capture error pages in contexts whose console errors are ignored."""
     page = _sign_in(stage, "vera").context.new_page()
     page.goto("/admin/auth/user/")
     stage.snap(page, "not-allowed")
@@ -179,10 +179,10 @@ def _take_refusals(stage: Stage) -> None:
 
 
 def _prepare() -> None:
-    """People, of whom one has enrolled, and a subscription that waits."""
+    """Create users, one of them enrolled, and pause a subscription."""
     User.objects.filter(username="admin").delete()
     User.objects.create_superuser("admin", password=PASSWORD)
-    for name, role in PEOPLE.items():
+    for name, role in USERS.items():
         user = User.objects.create_user(name, password=PASSWORD, is_staff=True)
         user.groups.add(Group.objects.get(name=role))
     TOTPDevice.objects.create(user=User.objects.get(username="otto"))
@@ -192,14 +192,14 @@ def _prepare() -> None:
 
 def main(url: str, target: str) -> int:
     _prepare()
-    found = [page for page in pages.pages(chosen) if page.name != "login"]
+    found = [page for page in pages.pages(preferred_rows) if page.name != "login"]
     os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"  # as in `conftest`
     folder = Path(target)
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()
     with chromium() as browser:
-        faults = take(browser, url, found, folder)
+        faults = capture(browser, url, found, folder)
     for fault in faults:
         say(fault)
     return 1 if faults else 0

@@ -1,4 +1,4 @@
-"""Chromium without a window, which talks to this machine and to nobody else."""
+"""Headless Chromium that connects to this machine only."""
 
 import shutil
 import time
@@ -9,16 +9,16 @@ from contextlib import contextmanager
 from django_otp.oath import TOTP
 from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
-# The first has no window to draw, and takes a fifth less of the processor's time.
+# The first one draws no window and takes a fifth less CPU time.
 PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 PROGRAM = next(filter(None, map(shutil.which, PROGRAMS)), None)
 REASON = "There is no Chromium here: apt-get install chromium-headless-shell"
 WIDE, PHONE = ViewportSize(width=1400, height=900), ViewportSize(width=390, height=844)
-PATIENCE_MS = 15_000  # several times what a page may take, on a machine that has other things to do
+TIMEOUT_MS = 15_000  # several times the limit of a page, for busy machines
 _ARGUMENTS = [
-    "--no-sandbox",  # for root, who has none
+    "--no-sandbox",  # required for root
     "--disable-gpu",
-    "--disable-dev-shm-usage",  # containers have little of it
+    "--disable-dev-shm-usage",  # containers have little shared memory
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
@@ -28,7 +28,7 @@ _ARGUMENTS = [
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A browser. In here this thread has an event loop that runs: see `conftest`."""
+    """Run a browser. This thread then has a running event loop; see `conftest`."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=PROGRAM, args=_ARGUMENTS)
         try:
@@ -38,7 +38,7 @@ def chromium() -> Iterator[Browser]:
 
 
 def sign_in(page: Page, url: str, username: str, password: str) -> None:
-    """Through the form, as anybody; on the dashboard then."""
+    """Sign in through the form and wait for the dashboard."""
     page.goto(f"{url}/admin/")
     page.fill("[name=username]", username)
     page.fill("[name=password]", password)
@@ -47,7 +47,7 @@ def sign_in(page: Page, url: str, username: str, password: str) -> None:
 
 
 def code(secret: str) -> str:
-    """What an authenticator shows that has this secret, as the page writes it."""
+    """Return the authenticator's code for the secret as shown on the page."""
     totp = TOTP(b32decode(secret.replace(" ", "")))
     totp.time = time.time()
     return f"{totp.token():06d}"

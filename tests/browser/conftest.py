@@ -1,8 +1,7 @@
-"""The back office in a real browser: its server, Chromium, and somebody signed in.
+"""Fixtures for the back office in a real browser.
 
-Playwright's calls wait on an event loop that runs in this very thread, for as long as there is a browser. So Django
-must be told that it may be asked from here all the same, and the browser ends with this package: elsewhere tests run
-loops of their own.
+While the browser runs, Playwright runs an event loop in this thread. Django must therefore allow database access here,
+and the browser ends with this package, because other tests run their own loops.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,8 +10,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.backoffice import users
-from tests.browser.chromium import PATIENCE_MS, PROGRAM, REASON, WIDE, chromium, sign_in
-from tests.browser.page_checks import complaints_of
+from tests.browser.chromium import PROGRAM, REASON, TIMEOUT_MS, WIDE, chromium, sign_in
+from tests.browser.page_checks import browser_errors
 from tests.live import Server
 
 PASSWORD = "correct horse battery staple"  # noqa: S105 (of nobody)
@@ -23,7 +22,7 @@ SignIn = Callable[[str], Page]
 def browser() -> Iterator[Browser]:
     if PROGRAM is None:
         pytest.skip(REASON)
-    expect.set_options(timeout=PATIENCE_MS)
+    expect.set_options(timeout=TIMEOUT_MS)
     with pytest.MonkeyPatch.context() as patch, chromium() as running:
         patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
         yield running
@@ -31,15 +30,15 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser, transactional_db: None, backoffice: Server) -> Iterator[Callable[[], Page]]:
-    """Opens a window of a browser that nobody has used; at the end of the test no window may have complained."""
+    """Return a function that opens a page in a new context. The test fails if a page reported an error."""
     contexts, complaints = [], []
 
     def open_one() -> Page:
         context = browser.new_context(base_url=backoffice.url, viewport=WIDE, reduced_motion="reduce")
-        context.set_default_timeout(PATIENCE_MS)
+        context.set_default_timeout(TIMEOUT_MS)
         contexts.append(context)
         page = context.new_page()
-        complaints.append(complaints_of(page))
+        complaints.append(browser_errors(page))
         return page
 
     yield open_one
@@ -50,7 +49,7 @@ def open_page(browser: Browser, transactional_db: None, backoffice: Server) -> I
 
 @pytest.fixture
 def signed_in(open_page: Callable[[], Page], backoffice: Server) -> SignIn:
-    """Signs somebody in who has a role, that of the group of this name, and may do everything as `superuser`."""
+    """Return a function that signs in a user with a role: a group name or `superuser`."""
 
     def sign_in_as(role: str) -> Page:
         user = users.user(role, f"the-{role}", password=PASSWORD)

@@ -1,4 +1,4 @@
-"""A small market in which everything happens that the back office shows, made over REST as its users would."""
+"""A small market for screenshots, created over REST, with data for every page of the back office."""
 
 import random
 import threading
@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.venue import Api, Venue, manage
 
-INSTRUMENTS = {  # with the price that each begins at
+INSTRUMENTS = {  # with their starting prices
     "AAPL": ("Apple Inc.", 148.0),
     "GOOG": ("Alphabet Inc.", 172.5),
     "MSFT": ("Microsoft Corporation", 415.2),
@@ -22,10 +22,10 @@ HALTED, QUIET, SUSPENDED = "NVDA", "VALE3", "cedar"
 BROKERS = ["aurora", "banyan", SUSPENDED, "delta-1"]
 EVENTS = ["trade.executed", "order.expired", "order.cancelled"]
 CASH, SHARES = 50_000_000, 1_000_000
-ORDERS = 500  # before anybody looks
-PAUSE_SECONDS = 0.15  # between those that come while somebody does
+ORDERS = 500  # before the first screenshot
+PAUSE_SECONDS = 0.15  # between later orders
 
-# The trading day so far, minute by minute, as if it had begun hours ago.
+# Bars of the trading day so far, minute by minute.
 _DAY = """
 INSERT INTO orders_bar (minute, symbol, orders, trades, volume, value, open, high, low, close)
 SELECT minute, symbol, 5 + (30 * random())::int, trades, volume, volume * price, price - step, price + 2 * abs(step),
@@ -43,8 +43,8 @@ ON CONFLICT DO NOTHING
 
 
 @dataclass
-class Lively:
-    """Who trades in the market, and at what prices about."""
+class DemoMarket:
+    """The clients of the market and its current prices."""
 
     operator: Api
     brokers: dict[str, Api]
@@ -54,7 +54,7 @@ class Lively:
     dice: random.Random = field(default_factory=lambda: random.Random(5))
 
     def order(self, symbol: str) -> str | None:
-        """Somebody's order; its id, if it was taken."""
+        """Place a random order. Return its ID if it was accepted."""
         dice = self.dice
         price = self.prices[symbol] = self.prices[symbol] * (1 + dice.gauss(0, 0.0004))
         broker_id, side = dice.choice(list(self.brokers)), dice.choice(["bid", "ask"])
@@ -79,7 +79,7 @@ class Lively:
         return order_id
 
     def trade(self, count: int, symbols: list[str]) -> None:
-        """So many orders, of which one in ten is cancelled again."""
+        """Place orders and cancel one in ten."""
         for _ in range(count):
             order_id = self.order(self.dice.choice(symbols))
             if order_id and self.dice.random() < 0.1:
@@ -87,7 +87,7 @@ class Lively:
 
     @contextmanager
     def trading(self) -> Iterator[None]:
-        """In here it goes on, in all that is not halted or quiet."""
+        """Keep trading in a thread, except in halted and quiet instruments."""
         symbols = [symbol for symbol in INSTRUMENTS if symbol not in (HALTED, QUIET)]
         is_over = threading.Event()
 
@@ -104,8 +104,8 @@ class Lively:
             thread.join()
 
 
-def make(venue: Venue) -> Lively:
-    """The market of a venue that has nobody yet, with something of everything."""
+def create(venue: Venue) -> DemoMarket:
+    """Create the market on an empty venue."""
     operator = Api(venue.port, manage(venue.env, "create_operator_key"))
     for symbol, (name, _) in INSTRUMENTS.items():
         operator.made("/stocks", {"symbol": symbol, "name": name})
@@ -116,26 +116,26 @@ def make(venue: Venue) -> Lively:
         )["api_key"]
         for broker_id in BROKERS
     }
-    lively = Lively(operator, {broker_id: Api(venue.port, key) for broker_id, key in keys.items()})
-    _subscribe(lively, f"http://127.0.0.1:{venue.servers.receiver_port}")
-    lively.trade(ORDERS, list(INSTRUMENTS))
-    _operate(lively)
-    _age(venue, lively)
+    market = DemoMarket(operator, {broker_id: Api(venue.port, key) for broker_id, key in keys.items()})
+    _subscribe(market, f"http://127.0.0.1:{venue.servers.receiver_port}")
+    market.trade(ORDERS, list(INSTRUMENTS))
+    _perform_operator_actions(market)
+    _insert_past_bars(venue, market)
     manage(venue.env, "reconcile")
-    return lively
+    return market
 
 
-def _subscribe(lively: Lively, receiver: str) -> None:
-    """Three brokers are told; nobody listens at the address of the third."""
+def _subscribe(market: DemoMarket, receiver: str) -> None:
+    """Subscribe three brokers. The endpoint of the third does not exist."""
     addresses = {"aurora": f"{receiver}/aurora", "banyan": f"{receiver}/hooks", "delta-1": "http://127.0.0.1:9/hooks"}
     for broker_id, url in addresses.items():
         body = {"broker_id": broker_id, "url": url, "events": EVENTS}
-        lively.brokers[broker_id].made("/webhooks", body)
+        market.brokers[broker_id].made("/webhooks", body)
 
 
-def _operate(lively: Lively) -> None:
-    """What operators do of a day."""
-    made = lively.operator.made
+def _perform_operator_actions(market: DemoMarket) -> None:
+    """Perform the operator actions of a day."""
+    made = market.operator.made
     made("/brokers/aurora/transfers", {"reference": "wire-4711", "cash": 250_000, "reason": "wire of the morning"})
     shares = {"reference": "custody-12", "symbol": "AAPL", "quantity": -500, "reason": "to custody"}
     made("/brokers/banyan/transfers", shares)
@@ -144,11 +144,11 @@ def _operate(lively: Lively) -> None:
     made("/stocks/GOOG/halt", {"reason": "news pending"})
     made("/stocks/GOOG/resume", {"reason": "news out"})
     made(f"/stocks/{HALTED}/halt", {"reason": "price moved 12 % in a minute"})
-    del lively.brokers[SUSPENDED]
+    del market.brokers[SUSPENDED]
 
 
-def _age(venue: Venue, lively: Lively) -> None:
+def _insert_past_bars(venue: Venue, market: DemoMarket) -> None:
     with venue.servers.connect(venue.database) as connection:
-        for symbol, price in lively.prices.items():
+        for symbol, price in market.prices.items():
             if symbol != QUIET:
                 connection.execute(_DAY, {"symbol": symbol, "price": price})

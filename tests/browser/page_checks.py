@@ -1,15 +1,15 @@
-"""What a page must not do while it is looked at, and what keeps people out who cannot see it or use no mouse."""
+"""Checks of pages: browser errors and accessibility."""
 
 from collections.abc import Sequence
 
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import ConsoleMessage, Page, Request
 
-GRAVE = ("serious", "critical")
+SERIOUS = ("serious", "critical")
 
 
-def complaints_of(page: Page) -> list[str]:
-    """What the browser finds fault with from now on: errors of scripts, what the CSP refused, what did not load."""
+def browser_errors(page: Page) -> list[str]:
+    """Collect script errors, CSP violations and failed requests from now on."""
     found: list[str] = []
 
     def on_console(message: ConsoleMessage) -> None:
@@ -17,7 +17,7 @@ def complaints_of(page: Page) -> list[str]:
             found.append(f"{message.location.get('url', '')}: {message.text}")
 
     def on_failure(request: Request) -> None:
-        if request.failure != "net::ERR_ABORTED":  # somebody went on to another page
+        if request.failure != "net::ERR_ABORTED":  # navigation to another page
             found.append(f"{request.url}: {request.failure}")
 
     page.on("console", on_console)
@@ -26,9 +26,9 @@ def complaints_of(page: Page) -> list[str]:
     return found
 
 
-def accessibility_faults(page: Page, impacts: Sequence[str] = GRAVE) -> list[str]:
-    """What axe-core finds on the page as it stands: rule, what it is about, and where."""
-    options = {"resultTypes": ["violations"], "selectors": False}  # which take long to write and are not shown here
+def accessibility_faults(page: Page, impacts: Sequence[str] = SERIOUS) -> list[str]:
+    """Return the axe-core violations on the page."""
+    options = {"resultTypes": ["violations"], "selectors": False}  # passes and selectors are slow to compute and unused
     violations = Axe().run(page, options=options).response["violations"]
     return [
         f"{page.url}: {violation['id']} ({violation['impact']}): {violation['help']}: {node['html'][:200]}"
@@ -39,5 +39,5 @@ def accessibility_faults(page: Page, impacts: Sequence[str] = GRAVE) -> list[str
 
 
 def assert_accessible(page: Page) -> None:
-    """No fault that axe-core calls serious or critical."""
+    """Assert that axe-core reports no serious or critical violation."""
     assert accessibility_faults(page) == []

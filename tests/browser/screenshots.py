@@ -1,7 +1,7 @@
-"""`python -m tests.browser.screenshots [FOLDER]`: pictures of every page of the back office, of a small lively market.
+"""`python -m tests.browser.screenshots [FOLDER]`: screenshots of every page of the back office with a demo market.
 
-They go to docs/images/backoffice/ unless told otherwise. It starts an exchange of its own, as the bench does, and exits
-1 when a page has a fault: an error in the browser's console, or one of accessibility.
+The default folder is docs/images/backoffice/. The command starts its own exchange, as the bench does, and exits with 1
+if a page has a fault: an error in the browser's console or an accessibility violation.
 """
 
 import subprocess
@@ -20,9 +20,9 @@ def main(folder: str = str(FOLDER)) -> int:
     if PROGRAM is None:
         raise LocalError(REASON)
     with servers() as on:
-        on.migrated("lively")
-        with venue(on, "lively", has_members=False, has_backoffice=True) as running:
-            market = demo_market.make(running)
+        on.migrated("demo_market")
+        with venue(on, "demo_market", has_members=False, has_backoffice=True) as running:
+            market = demo_market.create(running)
             with market.trading():
                 command = [sys.executable, "-m", "tests.browser.capture", running.backoffice_url, folder]
                 env = {**running.env, "DJANGO_SETTINGS_MODULE": "config.settings.backoffice"}

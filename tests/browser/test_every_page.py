@@ -1,4 +1,4 @@
-"""Every page of the back office, wide and light, and on a phone in the dark: none fails, none keeps anyone out."""
+"""Every page of the back office renders without errors and is accessible, wide and light, and dark on a phone."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -16,7 +16,7 @@ from tests.browser.page_checks import accessibility_faults
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-# Of the rows that no form of Django's adds or deletes, and whose history is the audit; and what shows nothing itself.
+# URLs without a page: Django's disabled add, delete and history views, exports, and redirects.
 _ROWS = [f"exchange_{name}" for name in ("apikey", "auditentry", "broker", "instrument", "transfer")]
 _ROWS += [f"orders_{name}" for name in ("order", "reconcilerun", "trade")]
 _ROWS += [f"webhooks_{name}" for name in ("delivery", "event", "subscription")]
@@ -24,7 +24,7 @@ NO_PAGES = {f"{rows}_{form}" for rows in _ROWS for form in ("add", "delete", "hi
 NO_PAGES |= {f"{rows}_export" for rows in ("orders_order", "orders_trade", "exchange_transfer", "exchange_auditentry")}
 NO_PAGES |= {"logout", "jsi18n", "autocomplete", "view_on_site", "search", "auth_user_delete"}
 
-# What can be pressed or filled in and does not get the focus by the Tab key, or shows no sign of having it.
+# Controls that the Tab key does not reach.
 _OUT_OF_REACH = """() => {
   const kinds = ["a", "button", "input", "select", "textarea", "summary", "[x-on\\\\:click]"];
   const isShown = each => each.checkVisibility({ checkOpacity: true, checkVisibilityCSS: true });
@@ -41,7 +41,7 @@ _FOCUSED = """([tag, text]) => {
 
 @pytest.fixture
 def market(transactional_db: None) -> None:
-    """Something of everything that pages show."""
+    """Data for every page."""
     history.load_history(
         celery_processes.environment()["DATABASE_URL"], orders=20, trades=16, deliveries=16, resting=8, symbols=2
     )
@@ -68,7 +68,7 @@ def test_every_page(signed_in: SignIn, scheme: Literal["light", "dark"], size: V
 
 
 def _names() -> Iterator[str]:
-    """What pages there should be: all URLs of the back office but those that are none, as `bench.pages` calls them."""
+    """Yield the names of all URLs with a page, as `bench.pages` names them."""
     for name in _url_names(admin.site.get_urls()):
         if name == "app_list":
             yield from ("app-auth", "app-exchange", "app-orders", "app-webhooks")
@@ -100,7 +100,7 @@ def test_a_page_is_usable_by_keyboard(signed_in: SignIn) -> None:
 
 
 def _tab_to(page: Page, tag: str, text: str, presses: int = 80) -> None:
-    """Press Tab until this is focused, which must show."""
+    """Press Tab until the element is focused. The focus must be visible."""
     for _ in range(presses):
         page.keyboard.press("Tab")
         if outline := page.evaluate(_FOCUSED, [tag, text]):

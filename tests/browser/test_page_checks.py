@@ -1,15 +1,15 @@
-"""What fails a test that looks at a page does fail it."""
+"""The page checks detect errors and accessibility violations."""
 
 from playwright.sync_api import Browser
 
-from tests.browser.page_checks import accessibility_faults, complaints_of
+from tests.browser.page_checks import accessibility_faults, browser_errors
 
 REFUSING = "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'\">"
 
 
 def complaints(browser: Browser, html: str) -> list[str]:
     page = browser.new_page()
-    found = complaints_of(page)
+    found = browser_errors(page)
     page.set_content(html)
     page.wait_for_timeout(100)
     page.close()

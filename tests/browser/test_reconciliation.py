@@ -1,4 +1,4 @@
-"""The reconciliation as its operator sees it: asked for by keyboard, and its verdict comes without another key."""
+"""A reconciliation in a real browser: started by keyboard, with a result that appears automatically."""
 
 import pytest
 from playwright.sync_api import expect

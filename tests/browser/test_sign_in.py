@@ -1,4 +1,4 @@
-"""The way in, and the first page."""
+"""Login and dashboard in a real browser."""
 
 from collections.abc import Callable
 from typing import Literal

@@ -1,4 +1,4 @@
-"""People in a real browser: admitted, enrolled, let in by a code; no page breaks the policy of what it may load."""
+"""User administration, enrolment and login with a code in a real browser."""
 
 from collections.abc import Callable
 
@@ -37,7 +37,7 @@ def test_a_new_user_enrols_and_logs_in_with_a_code(
     elsewhere.get_by_label("Password").fill(PASSWORD)
     elsewhere.keyboard.press("Enter")
     field = elsewhere.get_by_role("textbox", name="Code")
-    expect(field).to_have_attribute("autofocus", "")  # which a browser that is short of time may leave undone
+    expect(field).to_have_attribute("autofocus", "")  # a busy browser may not set the focus
     assert_accessible(elsewhere)
     field.press_sequentially(recovery)
     field.press("Enter")

@@ -1,4 +1,4 @@
-"""The figures that operators watch, exact against orders placed and trades made."""
+"""Market figures and candles, compared with placed orders and trades."""
 
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -29,7 +29,7 @@ def _alice() -> None:
 
 
 def trade(price: str, quantity: int = 5, *, symbol: str = "AAPL", at: datetime | None = None) -> Trade:
-    """A trade with oneself, now or as if it had been then."""
+    """Make a trade of a broker with itself, optionally moved to another time."""
     place(Side.ASK, quantity, price, symbol=symbol)
     place(Side.BID, quantity, price, symbol=symbol)
     made = Trade.objects.latest("id")
@@ -40,7 +40,7 @@ def trade(price: str, quantity: int = 5, *, symbol: str = "AAPL", at: datetime |
 
 
 def bar(minute: datetime, *prices: str, volume: int, symbol: str = "AAPL", trades: int = 1) -> Bar:
-    """A bar with open, high, low and close; its value is that of its volume at 10."""
+    """Create a bar with open, high, low and close. Its value is its volume at a price of 10."""
     names = ("open", "high", "low", "close")
     ohlc = dict(zip(names, map(Decimal, prices), strict=True)) if prices else {}
     return Bar.objects.create(
