@@ -119,7 +119,7 @@ def test_the_moving_average_covers_limit_orders_accepted_in_the_window(alice: Cl
     placed(alice, limit("ask", 1, "12"))
     placed(alice, limit("ask", 1, "13"))
 
-    assert str(price(alice)["moving_average"]) == "12.00"  # of the latest three
+    assert str(price(alice)["moving_average"]) == "12.00"  # the latest three orders
 
 
 def test_best_prices_exclude_expired_and_cancelled_orders(alice: Client) -> None:

@@ -39,7 +39,7 @@ MORE_THAN_A_BATCH = 2 * settings.SWEEP_BATCH + 1
 SOON_SECONDS = 1.5  # long enough to place all orders
 OUTAGE_SECONDS = float(os.environ.get("BEAT_OUTAGE_SECONDS", "2"))
 HOUR_SECONDS = 3_600
-AHEAD_SECONDS = 30  # of a worker's clock relative to beat's
+AHEAD_SECONDS = 30  # lead of the worker's clock over beat's
 PAUSE_SECONDS = 0.02
 
 

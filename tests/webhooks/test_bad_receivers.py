@@ -238,7 +238,7 @@ def test_a_bad_receiver_delays_neither_orders_nor_other_receivers(
     start_all(celery.webhook_worker(), celery.beat())
     receiver.on(f"/{bad}", behaviour)
     delays = measure(receiver, brokers, others)
-    print(f"beside a bad receiver: {delays}")  # noqa: T201 - shown by -s
+    print(f"beside a bad receiver: {delays}")  # noqa: T201 - pytest -s shows it
 
     assert receiver.max_in_flight[f"/{bad}"] <= LANES_PER_ENDPOINT
     # A wait for the bad receiver would take as long as its timeout.

@@ -1,6 +1,6 @@
 """Invariants under concurrent changes: real threads, real processes, real commits.
 
-Every test ends with a check of all invariants (see conftest.py), so tests assert only what they add to it.
+Every test ends with a check of all invariants (see conftest.py), so tests assert only additional facts.
 """
 
 import os

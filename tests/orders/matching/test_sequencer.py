@@ -54,7 +54,7 @@ SYMBOLS = ["AAPL", "GOOG", "MSFT"]
 BROKERS = ["alice", "bob", "carol"]
 AMPLE = 10**9
 SHORT_SECONDS = 3.0  # immediately, on a busy machine
-LOCK_TIMEOUT_MS = 500  # of connections that wait for a locked row
+LOCK_TIMEOUT_MS = 500  # while a row stays locked
 WAIT_SECONDS = 8.0  # longer than every timeout of the database that a test keeps
 GATE = "GATE"
 
