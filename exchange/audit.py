@@ -1,9 +1,9 @@
-"""The record of what operators do: who, when, from where, what, why, and how it was before and after.
+"""Audit log of operator actions: actor, time, address, action, reason, and the state before and after.
 
-An entry is written in the transaction of the act that it tells, by a function of the database (`sql/record_audit.sql`),
-so that the write path can send it along with the rest. The table only grows: the database itself refuses to change or
-remove an entry. Each entry has a hash of its content and the hash before it, and `manage.py reconcile` verifies the
-chain, so that what got past the database shows.
+Entries are written in the transaction of the action, by a database function (`sql/record_audit.sql`), so that the write
+path can include them in its statement. The table is append-only: a trigger rejects changes. Each entry contains a hash
+of its content and the preceding hash. `manage.py reconcile` verifies this chain, to detect changes made in spite of the
+trigger.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,15 +21,15 @@ from django.db import connection
 from exchange.rules import ChoicesEnum
 
 ADDRESS_LENGTH = 64
-_FORWARDED = {"HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED"}  # what proxies say, if they say anything
-IPV6_PREFIX = 64  # bits: the smallest network that anybody is given
+_FORWARDED = {"HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED"}  # set by proxies
+IPV6_PREFIX = 64  # bits: the smallest network that providers assign
 HASH_BYTES = 32  # SHA-256
 
 _log = structlog.get_logger(__name__)
 
 
 class ActorKind(ChoicesEnum):
-    """How somebody acts: signed in to the back office, with an operator's key over REST, or at the machine itself."""
+    """Kind of actor: a user of the back office, an operator's API key, or a management command."""
 
     USER = "user"
     KEY = "key"
@@ -38,7 +38,7 @@ class ActorKind(ChoicesEnum):
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who acts, and from where: a user's name, a key's prefix or a command; the address is empty at the machine."""
+    """The actor: a user name, key prefix or command, and its address (empty for commands)."""
 
     kind: ActorKind
     name: str
@@ -47,7 +47,7 @@ class Actor:
 
 
 class Action(ChoicesEnum):
-    """What can be done; the word before the dot says what kind of thing the subject is."""
+    """The audited actions. The part before the dot is the type of the subject."""
 
     INSTRUMENT_LIST = "instrument.list"
     INSTRUMENT_EDIT = "instrument.edit"
@@ -73,7 +73,7 @@ class Action(ChoicesEnum):
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """An act, as it is written down; `before` and `after` tell what of the subject it changed."""
+    """A new audit entry. `before` and `after` contain the changed attributes of the subject."""
 
     actor_kind: ActorKind
     actor: str
@@ -99,47 +99,47 @@ class Entry(msgspec.Struct, frozen=True):
         return cls(by.kind, by.name, by.address, by.request_id, action, str(subject), reason, before, after)
 
 
-# For the statement that writes the act, as its last part: it locks the head of the chain until the transaction ends.
-# Gives how many entries that were, null for none.
+# SQL expression for the statement that saves the action. It must be the last part of the transaction, because it locks
+# the head of the chain until the end. Returns the number of entries, or null for none.
 RECORD = "exchange_record_audit(%(audit)s::json)"
 
 
 def encode_entries(entries: Iterable[Entry]) -> str | None:
-    """`entries` as `RECORD` takes them: amounts are strings, since nobody may read them as binary floats."""
-    found = list(entries)
-    return _ENCODER.encode(found).decode() if found else None
+    """Encode entries for `RECORD`. Amounts become strings, so that no reader converts them to binary floats."""
+    entries = list(entries)
+    return _ENCODER.encode(entries).decode() if entries else None
 
 
 def record(*entries: Entry) -> None:
-    """Write entries in the transaction that is open, the act's own, as its last statement."""
+    """Write entries. Must be the last statement of the action's transaction."""
     assert connection.in_atomic_block
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT {RECORD}", {"audit": encode_entries(entries)})
 
 
 def address_of(environ: Mapping[str, Any]) -> str:
-    """The client's address: the socket's, or what the outermost of our own proxies says of it."""
+    """Return the client's address: the socket's, or the one that the outermost trusted proxy reports."""
     proxies: int = settings.TRUSTED_PROXIES
     if not proxies and not _FORWARDED.isdisjoint(environ):
-        _warn_of_a_proxy()
+        _warn_of_untrusted_proxy()
     forwarded: list[str] = environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
-    said = forwarded[-proxies].strip() if len(forwarded) >= proxies > 0 else ""
-    address = said or str(environ.get("REMOTE_ADDR", ""))
-    return address[:ADDRESS_LENGTH]  # with fewer proxies than we are told of it is what the client says
+    reported = forwarded[-proxies].strip() if len(forwarded) >= proxies > 0 else ""
+    address = reported or str(environ.get("REMOTE_ADDR", ""))
+    return address[:ADDRESS_LENGTH]  # the client can set it if there are fewer proxies than TRUSTED_PROXIES
 
 
 @cache
-def _warn_of_a_proxy() -> None:
-    """Say once in each process that clients may share an address."""
+def _warn_of_untrusted_proxy() -> None:
+    """Warn once per process that clients may share an address."""
     _log.warning(
         "proxy_not_trusted",
-        detail="A request was forwarded, but TRUSTED_PROXIES is 0. If a proxy of ours did that, all clients share its"
-        " address, and with it the limits of logins and of requests without a valid key.",
+        detail="A request was forwarded, but TRUSTED_PROXIES is 0. If this server is behind a proxy, all clients share"
+        " the proxy's address, and with it the limits of logins and of requests without a valid key.",
     )
 
 
 def network_of(environ: Mapping[str, Any]) -> str | None:
-    """The client's address, if what is said of it is one; of IPv6 its network, in which a client has all there are."""
+    """Return the client's IP address, or its network for IPv6, because clients control a whole network."""
     try:
         found = ip_address(address_of(environ).strip("[]"))
     except ValueError:
@@ -149,10 +149,10 @@ def network_of(environ: Mapping[str, Any]) -> str | None:
     return str(found)
 
 
-def _encoded(value: object) -> object:
+def _encode_decimal(value: object) -> object:
     if isinstance(value, Decimal):
         return str(value)
     raise TypeError(type(value))
 
 
-_ENCODER = msgspec.json.Encoder(enc_hook=_encoded)  # Decimals become strings by default
+_ENCODER = msgspec.json.Encoder(enc_hook=_encode_decimal)  # Decimals become strings by default

@@ -1,4 +1,4 @@
-"""What the database's clock and its failures mean to us."""
+"""Transactions, clock, timeouts and failures of the database."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,17 +16,17 @@ from exchange.errors import OutcomeUnknown
 
 @contextmanager
 def own_transaction() -> Iterator[CursorWrapper]:
-    """A transaction that begins in one message with its first statement; the caller commits it with its last.
+    """Transaction whose BEGIN is sent with its first statement, and whose COMMIT the caller sends with the last.
 
-    `atomic` sends BEGIN and COMMIT in messages of their own, and waits for both responses. A transaction that was not
-    committed is rolled back. It must not be part of another, and `on_commit` is refused in it. It may be open already,
-    if its beginning had to wait. Losing the connection with the last message leaves the outcome unknown.
+    `atomic` would send BEGIN and COMMIT as separate messages and wait for both responses. A transaction that was not
+    committed is rolled back. It must not be nested, and `on_commit` is not available in it. It may already be open, if
+    the caller began it to wait for a lock. If the connection is lost with the last message, the outcome is unknown.
     """
     with connection.cursor() as cursor:
         is_free = not connection.in_atomic_block and connection.autocommit
         if not is_free or not (_is_idle() or is_transaction_open()):
             raise RuntimeError("A transaction of its own cannot be part of another.")
-        connection.autocommit = False  # Django's only: psycopg's would send BEGIN in a message of its own
+        connection.autocommit = False  # Django's only: psycopg's setting would send BEGIN as a separate message
         try:
             with connection.execute_wrapper(_begin_with_first):
                 yield cursor
@@ -38,7 +38,7 @@ def own_transaction() -> Iterator[CursorWrapper]:
 def _begin_with_first(
     execute: Callable[..., Any], sql: str, parameters: Any, many: bool, context: dict[str, Any]
 ) -> Any:
-    """Put BEGIN in front of the first statement, and skip its empty result."""
+    """Send BEGIN with the first statement, and skip its empty result."""
     if not _is_idle():
         return execute(sql, parameters, many, context)
     result = execute(f"BEGIN; {sql}", parameters, many, context)
@@ -47,12 +47,12 @@ def _begin_with_first(
 
 
 def is_transaction_open() -> bool:
-    """Whether the server is known to be in a transaction, in which nothing has failed."""
+    """True if the server is in a transaction without an error."""
     return _transaction_status() is TransactionStatus.INTRANS
 
 
 def _is_idle() -> bool:
-    """Whether the server is known to have no transaction open."""
+    """True if the server has no open transaction."""
     return _transaction_status() is TransactionStatus.IDLE
 
 
@@ -71,7 +71,7 @@ def _roll_back() -> None:
 
 
 def database_now() -> datetime:
-    """The database's clock, now: not when the transaction began, nor when it started to wait for a lock."""
+    """Return the current time of the database, not the start of the transaction or of a wait for a lock."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT clock_timestamp()")
         (now,) = cursor.fetchone()
@@ -81,19 +81,19 @@ def database_now() -> datetime:
 
 @contextmanager
 def lock_timeout(limit: str) -> Iterator[None]:
-    """Wait for locks no longer than this in here; what runs out of patience is an `OperationalError`."""
+    """Set the lock timeout within the block. A statement that exceeds it raises `OperationalError`."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT set_config('lock_timeout', %s, false)", [limit])
     try:
         yield
-    finally:  # the connection is the pool's, and its next user's
+    finally:  # the connection returns to the pool
         with connection.cursor() as cursor:
             cursor.execute("RESET lock_timeout")
 
 
 @contextmanager
 def already_committed() -> Iterator[None]:
-    """What fails in here fails after a commit: however it fails, nobody may hear that nothing was done."""
+    """Convert database errors after a commit to `OutcomeUnknown`: the request was at least partly executed."""
     try:
         yield
     except (OperationalError, InterfaceError) as error:
@@ -101,7 +101,7 @@ def already_committed() -> Iterator[None]:
 
 
 def is_connection_lost(error: Exception) -> bool:
-    """Whether nothing more will be heard from the server: then what was sent last may have been done."""
+    """True if the connection is lost, so that the last statement may or may not have been executed."""
     cause = error.__cause__
     if not isinstance(cause, psycopg.Error):
         return True
@@ -109,14 +109,14 @@ def is_connection_lost(error: Exception) -> bool:
 
 
 def is_lock_timeout(error: Exception) -> bool:
-    """Whether somebody else held for too long what was to be locked."""
+    """True if a lock could not be taken within the lock timeout."""
     return isinstance(error.__cause__, psycopg.errors.LockNotAvailable)
 
 
 def replace_lost_connections() -> None:
-    """Where one connection was lost the others may be dead too: test the pool now, so that only this request pays.
+    """Test all connections of the pool after one was lost, because the others may be dead too.
 
-    A test at every checkout costs a round trip each time, and waits seconds between one dead connection and the next.
+    Testing at every checkout would cost a round trip each time, and would wait seconds between two dead connections.
     """
     pool: psycopg_pool.ConnectionPool = connection.pool  # type: ignore[attr-defined]  # PostgreSQL's has one
     pool.check()

@@ -1,7 +1,7 @@
-"""Every way the exchange says no: one class per public `code`, its docstring the default sentence.
+"""The errors of the exchange: one class per public `code`, whose docstring is the default message.
 
-The rules return these as values; only the edge that asked for one thing raises them. How each is spoken over HTTP is
-`exchange.http.problems`' business alone.
+The matching rules return them as values; only the caller that submitted one command raises them. Their HTTP status is
+in `exchange.http.problems`.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """What is wrong with one field: its name (dotted where nested), a stable code, and a sentence."""
+    """An error of one field: its name (dotted if nested), a stable code and a sentence."""
 
     field: str
     code: str
@@ -18,7 +18,7 @@ class FieldError:
 
 
 class ExchangeError(Exception):
-    """The request was refused."""
+    """Base class: the request was rejected."""
 
     code: str
 
@@ -29,19 +29,19 @@ class ExchangeError(Exception):
 
 
 class ValidationFailed(ExchangeError):
-    """Some fields of the request break a rule; `errors` names each."""
+    """Some fields are invalid; `errors` names each."""
 
     code = "validation_error"
 
 
 class MalformedRequest(ExchangeError):
-    """The body is not a JSON object in UTF-8."""
+    """The body must be a JSON object in UTF-8."""
 
     code = "malformed_request"
 
 
 class MethodNotAllowed(ExchangeError):
-    """This path does not answer to this method; the Allow header names those it does."""
+    """This path does not support this method; the Allow header lists the supported ones."""
 
     code = "method_not_allowed"
 
@@ -65,25 +65,25 @@ class Unauthenticated(ExchangeError):
 
 
 class BrokerMismatch(ExchangeError):
-    """This key acts for another broker."""
+    """This key belongs to another broker."""
 
     code = "broker_mismatch"
 
 
 class ScopeMissing(ExchangeError):
-    """This key does not have the scope that the request needs."""
+    """This key lacks the scope that the request needs."""
 
     code = "scope_missing"
 
 
 class NotFound(ExchangeError):
-    """There is nothing at this path."""
+    """Not found."""
 
     code = "not_found"
 
 
 class BrokerNotFound(ExchangeError):
-    """There is no such broker."""
+    """Broker not found."""
 
     code = "broker_not_found"
 
@@ -95,67 +95,67 @@ class SymbolNotFound(ExchangeError):
 
 
 class OrderNotFound(ExchangeError):
-    """There is no such order."""
+    """Order not found."""
 
     code = "order_not_found"
 
 
 class KeyNotFound(ExchangeError):
-    """This broker has no key with that prefix."""
+    """Key not found."""
 
     code = "key_not_found"
 
 
 class WebhookNotFound(ExchangeError):
-    """There is no such webhook."""
+    """Webhook not found."""
 
     code = "webhook_not_found"
 
 
 class WebhookDeleted(ExchangeError):
-    """This webhook was deleted: nothing is sent to it any more."""
+    """This webhook is deleted. Nothing is sent to it."""
 
     code = "webhook_deleted"
 
 
 class NothingToRedeliver(ExchangeError):
-    """None of these deliveries can be made again: they are due or on their way, or are being made again already."""
+    """None of these deliveries can be redelivered: they are pending, in flight or already being redelivered."""
 
     code = "nothing_to_redeliver"
 
 
 class BrokerAlreadyExists(ExchangeError):
-    """A broker with this id exists already."""
+    """A broker with this id already exists."""
 
     code = "broker_already_exists"
 
 
 class SymbolAlreadyListed(ExchangeError):
-    """An instrument with this symbol is listed already."""
+    """An instrument with this symbol is already listed."""
 
     code = "symbol_already_listed"
 
 
 class TransferReferenceConflict(ExchangeError):
-    """This reference was used for a different transfer; `errors` names what differs."""
+    """This reference was used for a different transfer; `errors` names the differing fields."""
 
     code = "transfer_reference_conflict"
 
 
 class ClientOrderIdConflict(ExchangeError):
-    """This client_order_id was used for a different order; `errors` names what differs."""
+    """This client_order_id was used for a different order; `errors` names the differing fields."""
 
     code = "client_order_id_conflict"
 
 
 class InsufficientBalance(ExchangeError):
-    """The broker's available cash does not cover this."""
+    """The broker's available cash is insufficient."""
 
     code = "insufficient_balance"
 
 
 class InsufficientHoldings(ExchangeError):
-    """The broker's available shares do not cover this."""
+    """The broker's available shares are insufficient."""
 
     code = "insufficient_holdings"
 
@@ -167,37 +167,37 @@ class InstrumentHalted(ExchangeError):
 
 
 class BrokerSuspended(ExchangeError):
-    """This broker is suspended and may not place orders."""
+    """This broker is suspended and cannot place orders."""
 
     code = "broker_suspended"
 
 
 class TooManyOpenOrders(ExchangeError):
-    """The broker has as many open orders in this instrument as it may; cancel some, or send an ioc or fok order."""
+    """The broker has reached the limit of open orders in this instrument. Cancel some, or send an ioc or fok order."""
 
     code = "too_many_open_orders"
 
 
 class TooManyFills(ExchangeError):
-    """This order would fill more resting orders than one order may; split it."""
+    """This order would fill more resting orders than one order may. Split it."""
 
     code = "too_many_fills"
 
 
 class OrderNotCancellable(ExchangeError):
-    """The order is in a final state."""
+    """The order is already final and cannot be cancelled."""
 
     code = "order_not_cancellable"
 
 
 class ReconcileUnderWay(ExchangeError):
-    """A reconciliation is under way: wait for its verdict."""
+    """A reconciliation is already running. Wait for its result."""
 
     code = "reconcile_under_way"
 
 
 class RateLimited(ExchangeError):
-    """This key sent more than it may, and nothing of this was done; wait for the seconds that Retry-After names."""
+    """The key's rate limit is exceeded. The request was not executed; wait for the seconds in Retry-After."""
 
     code = "rate_limited"
 
@@ -207,18 +207,18 @@ class RateLimited(ExchangeError):
 
 
 class Overloaded(ExchangeError):
-    """The exchange is busy and did not do this; try again shortly."""
+    """The exchange is busy. The request was not executed; try again shortly."""
 
     code = "overloaded"
 
 
 class OutcomeUnknown(ExchangeError):
-    """It is not known whether this was done: repeat it with the same client_order_id, or look it up."""
+    """It is unknown whether the request was executed. Repeat it with the same client_order_id, or look it up."""
 
     code = "outcome_unknown"
 
 
 class InternalError(ExchangeError):
-    """Something went wrong here, and it is not known whether this was done; it has been logged."""
+    """An internal error occurred and was logged. It is unknown whether the request was executed."""
 
     code = "internal_error"

@@ -1,6 +1,6 @@
-"""Whether the processes are alive: each kind leaves a mark in Valkey, and `/readyz` tells how old two of them are.
+"""Heartbeats: each kind of process sets a key in Valkey, and `/readyz` reports the age of two of them.
 
-The age is measured by Valkey alone, as the time a key's expiry has run: no two clocks are ever compared.
+The age is the elapsed part of the key's expiry, so that only Valkey's clock is used.
 """
 
 from contextlib import suppress
@@ -17,13 +17,13 @@ from redis.retry import Retry
 
 BEAT, WORKER = "bourse:heartbeat:beat", "bourse:heartbeat:worker"
 WEB, WEBHOOKS = "bourse:heartbeat:web", "bourse:heartbeat:webhooks"
-REMEMBERED_MS = 24 * 60 * 60 * 1000  # an older mark reads as none
+EXPIRY_MS = 24 * 60 * 60 * 1000  # an older heartbeat counts as none
 TASK = "exchange.heartbeat.record"
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What Valkey knows; an age is None when there is no mark, or nobody to ask."""
+    """Ages of the heartbeats. An age is None without a heartbeat, or if Valkey is unreachable."""
 
     valkey: bool
     beat_age_seconds: float | None
@@ -33,7 +33,7 @@ class Heartbeat:
 
 
 def read() -> Heartbeat:
-    """The marks' ages now, within `VALKEY_TIMEOUT_SECONDS`; never an exception."""
+    """Read the current ages, limited by `VALKEY_TIMEOUT_SECONDS`. Never raises an exception."""
     try:
         with _client().pipeline(transaction=False) as pipeline:
             for key in (BEAT, WORKER, WEB, WEBHOOKS):
@@ -46,12 +46,12 @@ def read() -> Heartbeat:
 
 @shared_task(name=TASK)
 def record() -> None:
-    """Sent by beat and run by a worker: that it runs is the message."""
+    """Record a worker's heartbeat. Beat sends this task."""
     _mark(WORKER)
 
 
 def mark(key: str) -> None:
-    """Leave a mark from what does not depend on Valkey, and goes on without."""
+    """Record a heartbeat, ignoring errors: the process works without Valkey."""
     with suppress(redis.RedisError):
         _mark(key)
 
@@ -62,16 +62,16 @@ def _record_beat(**_: Any) -> None:
 
 
 def _mark(key: str) -> None:
-    _client().set(key, 1, px=REMEMBERED_MS)
+    _client().set(key, 1, px=EXPIRY_MS)
 
 
 def _age(remaining_ms: int) -> float | None:
-    return (REMEMBERED_MS - remaining_ms) / 1000 if remaining_ms >= 0 else None
+    return (EXPIRY_MS - remaining_ms) / 1000 if remaining_ms >= 0 else None
 
 
 @cache
 def _client() -> redis.Redis:
-    """One client per process; its one retry is for a connection that Valkey's restart left behind."""
+    """Return this process's client. It retries once, in case Valkey was restarted since the last use."""
     return redis.Redis.from_url(
         settings.REDIS_URL,
         socket_timeout=settings.VALKEY_TIMEOUT_SECONDS,

@@ -1,7 +1,7 @@
-"""Who trades, what is traded, and what each of them holds.
+"""Brokers, instruments, holdings, transfers, keys and the audit log.
 
-Rows of `Broker`, `Instrument` and `Holding` carry balances and counters. They are never `save()`d once they exist: only
-named columns are written, under the row's lock.
+Rows of `Broker`, `Instrument` and `Holding` carry balances and counters. Never `save()` an existing one: update named
+columns only, under the row's lock.
 """
 
 from decimal import Decimal
@@ -18,7 +18,7 @@ CASH_DIGITS, PRICE_DIGITS, DECIMALS = 30, 20, 4
 
 
 class Broker(models.Model):
-    """A member of the exchange, by the `broker_id` it is known under, with its cash and its event stream's counter."""
+    """A member of the exchange, with its cash and the counter of its event stream. The primary key is `broker_id`."""
 
     id = models.CharField(primary_key=True, max_length=64)
     status = models.CharField(max_length=16, choices=BrokerStatus.choices(), default=BrokerStatus.ACTIVE)
@@ -45,7 +45,7 @@ class Broker(models.Model):
 
 
 class Instrument(models.Model):
-    """What is traded, with the rules its orders obey and the counter of its book's changes."""
+    """A listed security, with the rules of its orders and the counter of changes of its book."""
 
     symbol = models.CharField(primary_key=True, max_length=12)
     name = models.CharField(max_length=MAX_NAME_LENGTH)
@@ -74,16 +74,16 @@ class Instrument(models.Model):
 
 
 class Holding(models.Model):
-    """How many shares of an instrument a broker owns, how many of them its resting asks hold, and its open orders.
+    """A broker's shares of an instrument, the part reserved by its resting asks, and its number of open orders.
 
-    A row with no shares is there for its count of open orders, or was sold out of.
+    A row without shares exists for its count of open orders, or because all shares were sold.
     """
 
     broker = models.ForeignKey(Broker, models.PROTECT, related_name="holdings", db_index=False)
     instrument = models.ForeignKey(Instrument, models.PROTECT, related_name="+", db_column="symbol", db_index=False)
     quantity = models.DecimalField(max_digits=30, decimal_places=0, default=Decimal(0))
     reserved = models.DecimalField(max_digits=30, decimal_places=0, default=Decimal(0))
-    # No constraint keeps it above zero: if it were ever wrong, cancels must go on, and `manage.py reconcile` tells.
+    # Without a constraint: if the count were ever wrong, cancels must still work. `manage.py reconcile` checks it.
     open_orders = models.BigIntegerField(default=0, db_default=0)
 
     class Meta:
@@ -99,7 +99,7 @@ class Holding(models.Model):
 
 
 class Transfer(models.Model):
-    """Cash or shares that came into the exchange or left it: with the trades, the journal of every balance."""
+    """A deposit or withdrawal of cash or shares. Every balance is the sum of transfers and trades."""
 
     id = models.UUIDField(primary_key=True, default=uuid_utils.uuid7, editable=False)
     reference = models.CharField(max_length=120, unique=True)
@@ -128,7 +128,7 @@ class Transfer(models.Model):
 
 
 class ApiKey(models.Model):
-    """A bearer key: shown once, kept as a public prefix and the SHA-256 of its 256-bit secret."""
+    """An API key, stored as a public prefix and the SHA-256 of its 256-bit secret."""
 
     prefix = models.CharField(primary_key=True, max_length=16)
     secret_hash = models.BinaryField(max_length=32)
@@ -157,16 +157,15 @@ class ApiKey(models.Model):
 
 
 class AuditEntry(models.Model):
-    """One act of an operator. Written by `exchange.audit`; the database refuses to change, remove or empty them."""
+    """An operator action, written by `exchange.audit`. The database rejects UPDATE, DELETE and TRUNCATE."""
 
     id = models.UUIDField(primary_key=True, default=uuid_utils.uuid7, editable=False)
-    number = models.BigIntegerField(
-        db_index=True
-    )  # from 1 without a gap; a forged one must not stop acts, so not unique
-    hash = models.BinaryField(max_length=HASH_BYTES)  # of this entry and the hash of the one before
+    # From 1 without gaps. Not unique, because a forged entry must not block further actions.
+    number = models.BigIntegerField(db_index=True)
+    hash = models.BinaryField(max_length=HASH_BYTES)  # of this entry and the preceding hash
     at = models.DateTimeField()
     actor_kind = models.CharField(max_length=8, choices=ActorKind.choices())
-    actor = models.CharField(max_length=150)  # as long as a user's name may be
+    actor = models.CharField(max_length=150)  # the maximum length of a user name
     address = models.CharField(max_length=ADDRESS_LENGTH, blank=True)
     request_id = models.CharField(max_length=64, blank=True)
     action = models.CharField(max_length=32)  # one of `Action`
@@ -187,7 +186,7 @@ class AuditEntry(models.Model):
 
 
 class AuditHead(models.Model):
-    """Number and hash of the last audit entry, in the only row: shows when the last entries were removed."""
+    """Number and hash of the last audit entry, in a single row, to detect the removal of the last entries."""
 
     id = models.SmallIntegerField(primary_key=True, default=1)
     number = models.BigIntegerField(default=0)
@@ -202,7 +201,7 @@ class AuditHead(models.Model):
 
 
 class RejectedOrders(models.Model):
-    """How many orders were refused in the ten seconds from `at`: they leave no other trace. Kept for two days."""
+    """Count of rejected orders in the ten seconds from `at`. They leave no other rows. Kept for two days."""
 
     at = models.DateTimeField(primary_key=True)
     count = models.BigIntegerField()

@@ -137,7 +137,7 @@ def balance_body(broker_id: str) -> BalanceBody:
         )
     )
     if not rows:
-        raise BrokerNotFound(f"There is no broker {broker_id}.")
+        raise BrokerNotFound(f"Broker {broker_id} does not exist.")
     cash, reserved = rows[0]["cash"], rows[0]["reserved_cash"]
     return BalanceBody(
         broker_id=broker_id,

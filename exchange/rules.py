@@ -1,4 +1,4 @@
-"""The words and limits of the contract that models, serializers and the write path share. Standard library only."""
+"""Enums, patterns and limits shared by models, serializers and the write path. Standard library only."""
 
 import re
 from decimal import ROUND_HALF_EVEN, Context, Decimal
@@ -7,11 +7,11 @@ from functools import lru_cache
 
 
 class ChoicesEnum(StrEnum):
-    """A closed set of words, stored and spoken as they are spelled here."""
+    """String enum with Django choices. Its values are stored and sent as they are."""
 
     @classmethod
     def choices(cls) -> list[tuple[str, str]]:
-        """Pairs for a model's or a form's `choices`."""
+        """Return the `choices` of a model or form field."""
         return [(member.value, member.value) for member in cls]
 
 
@@ -26,7 +26,7 @@ class InstrumentStatus(ChoicesEnum):
 
 
 class Pricing(ChoicesEnum):
-    """Whose price two limit orders trade at: the seller's, or the resting order's (the maker's)."""
+    """Price of a trade between two limit orders: the seller's, or the resting order's (the maker's)."""
 
     SELLER = "seller"
     MAKER = "maker"
@@ -53,20 +53,20 @@ MAX_NAME_LENGTH, MAX_REASON_LENGTH = 100, 200
 AMOUNT_INTEGER_DIGITS, AMOUNT_DECIMALS = 16, 4
 
 
-# Enough digits for any amount there is; passed to each operation, since changing a thread's own takes far longer.
+# Precise enough for any amount. Passed to each operation, because changing the thread's context takes far longer.
 _EXACT = Context(prec=80, rounding=ROUND_HALF_EVEN)
 
 
 @lru_cache
 def price_decimals(tick_size: Decimal) -> int:
-    """How many decimals prices of an instrument with this tick are shown with: two, or the tick's own if more."""
+    """Return the decimals of an instrument's prices: two, or those of the tick if there are more."""
     exponent = tick_size.normalize().as_tuple().exponent
     assert isinstance(exponent, int)
     return max(2, -exponent)
 
 
 def rounded(value: Decimal, decimals: int) -> Decimal:
-    """`value` with exactly so many decimals, half to even."""
+    """Round to exactly `decimals` decimals, half to even."""
     return value.quantize(_unit(decimals), context=_EXACT)
 
 
@@ -76,12 +76,12 @@ def _unit(decimals: int) -> Decimal:
 
 
 def round_cash(value: Decimal) -> Decimal:
-    """A cash amount with two decimals, or up to four where it has them."""
+    """Return a cash amount with two decimals, or up to four if needed."""
     exponent = value.normalize().as_tuple().exponent
     assert isinstance(exponent, int)
     return rounded(value, max(2, -exponent))
 
 
 def mean(total: Decimal, count: int, decimals: int) -> Decimal:
-    """`total / count`, rounded half to even once."""
+    """Return `total / count`, rounded once, half to even."""
     return rounded(_EXACT.divide(total, Decimal(count)), decimals)

@@ -1,8 +1,8 @@
-"""What operators do to brokers, instruments and keys: each act one transaction, under the lock of the row it changes.
+"""Operator actions on brokers, instruments and keys: one transaction each, under the lock of the row that it changes.
 
-Transfers and suspensions lock the broker alone, halts the instrument alone. Times come from the database's clock, read
-after the lock. Whatever was done is on record by the same transaction, also what changed nothing: before and after are
-the same then.
+Transfers and suspensions lock only the broker, halts only the instrument. Times are read from the database's clock
+after locking. Each action is recorded in the audit log in the same transaction, also if it changes nothing (`before`
+and `after` are then equal).
 """
 
 from collections.abc import Iterable, Mapping
@@ -40,21 +40,21 @@ _log = structlog.get_logger(__name__)
 def create_broker(
     broker_id: str, *, initial_cash: Decimal, initial_holdings: Mapping[str, int], by: Actor, reason: str = ""
 ) -> tuple[Broker, str]:
-    """Admit a broker with its first cash and shares, both in the journal, and its first key, which is shown once."""
+    """Admit a broker. Returns it and its first key, which is shown once; the initial funds are booked as transfers."""
     with transaction.atomic(durable=True):
         now = database_now()
         broker = Broker(id=broker_id, cash=initial_cash, created_at=now, updated_at=now)
         try:
-            broker.save(force_insert=True)  # waits for a rival's transaction to end
+            broker.save(force_insert=True)  # waits for a concurrent transaction with the same id
         except IntegrityError as error:
-            raise BrokerAlreadyExists(f"A broker {broker_id} exists already.") from error
+            raise BrokerAlreadyExists(f"Broker {broker_id} already exists.") from error
         shares = sorted(initial_holdings.items())
         unlisted = [_new_instrument(symbol, now) for symbol, _ in shares]
-        Instrument.objects.bulk_create(unlisted, ignore_conflicts=True)  # sorted: two of these never wait in a circle
+        Instrument.objects.bulk_create(unlisted, ignore_conflicts=True)  # sorted, to prevent deadlocks
         Holding.objects.bulk_create(Holding(broker=broker, instrument_id=symbol, quantity=n) for symbol, n in shares)
         Transfer.objects.bulk_create(_initial_transfers(broker, shares, now))
         api_key, key = _add_key(broker_id, "", (Scope.TRADE,), None, now)
-        listed = Instrument.objects.filter(pk__in=initial_holdings, created_at=now)  # by us, and not by a rival
+        listed = Instrument.objects.filter(pk__in=initial_holdings, created_at=now)  # by this transaction
         admitted = {
             "status": broker.status,
             "cash": round_cash(broker.cash),
@@ -67,7 +67,7 @@ def create_broker(
 
 
 def _initial_transfers(broker: Broker, shares: Iterable[tuple[str, int]], now: datetime) -> Iterable[Transfer]:
-    """The first lines of a broker's journal; their references have a slash, which an operator's cannot have."""
+    """Yield the transfers of a broker's initial funds. Their references have a slash, which the API does not allow."""
     if broker.cash:
         yield Transfer(
             reference=f"initial/{broker.pk}/cash",
@@ -88,7 +88,7 @@ def _initial_transfers(broker: Broker, shares: Iterable[tuple[str, int]], now: d
 
 
 def set_broker_status(broker_id: str, status: BrokerStatus, *, reason: str, by: Actor) -> None:
-    """Suspend or reinstate a broker; orders placed from now on are decided by it."""
+    """Suspend or reinstate a broker, with effect on all orders placed afterwards."""
     action = Action.BROKER_SUSPEND if status is BrokerStatus.SUSPENDED else Action.BROKER_REINSTATE
     with transaction.atomic(durable=True):
         broker = _lock_broker(broker_id)
@@ -100,14 +100,14 @@ def set_broker_status(broker_id: str, status: BrokerStatus, *, reason: str, by: 
 def _lock_broker(broker_id: str) -> Broker:
     broker = Broker.objects.select_for_update(no_key=True, of=("self",)).filter(pk=broker_id).first()
     if broker is None:
-        raise BrokerNotFound(f"There is no broker {broker_id}.")
+        raise BrokerNotFound(f"Broker {broker_id} does not exist.")
     return broker
 
 
 def require_broker(broker_id: str) -> None:
-    """Refuse what is asked of a broker that does not exist; brokers never go away."""
+    """Raise `BrokerNotFound` if the broker does not exist. Brokers are never deleted."""
     if not Broker.objects.filter(pk=broker_id).exists():
-        raise BrokerNotFound(f"There is no broker {broker_id}.")
+        raise BrokerNotFound(f"Broker {broker_id} does not exist.")
 
 
 def issue_key(
@@ -119,7 +119,7 @@ def issue_key(
     by: Actor,
     reason: str = "",
 ) -> tuple[ApiKey, str]:
-    """A new key of a broker, or of an operator when there is none; the key itself is shown once and not kept."""
+    """Issue a key to a broker, or to an operator without `broker_id`. The key itself is returned once, not stored."""
     with transaction.atomic(durable=True):
         if broker_id is not None:
             require_broker(broker_id)
@@ -149,14 +149,14 @@ def _add_key(
 
 
 def revoke_key(broker_id: str | None, prefix: str, *, by: Actor, reason: str = "") -> None:
-    """End a key, of an operator when there is no broker; ending it again changes nothing."""
+    """Revoke a key of a broker, or of an operator without `broker_id`. Revoking it again changes nothing."""
     with transaction.atomic(durable=True):
         if broker_id is not None:
             require_broker(broker_id)
         keys = ApiKey.objects.filter(broker_id=broker_id, prefix=prefix)
         api_key = keys.select_for_update(no_key=True, of=("self",)).first()
         if api_key is None:
-            raise KeyNotFound(f"{f'Broker {broker_id}' if broker_id else 'No operator'} has no key {prefix}.")
+            raise KeyNotFound(f"Broker {broker_id} has no key {prefix}." if broker_id else "")
         revoked_at = api_key.revoked_at or database_now()
         keys.update(revoked_at=revoked_at)
         before = {"broker_id": broker_id, "name": api_key.name, "revoked_at": api_key.revoked_at}
@@ -178,18 +178,18 @@ def transfer(
     reason: str,
     by: Actor,
 ) -> tuple[Transfer, bool]:
-    """Book cash or shares in or out, once per `reference`; gives the transfer and whether it is new."""
+    """Book a transfer of cash or shares, once per `reference`. Returns the transfer, and whether it is new."""
     wanted = Transfer(
         reference=reference, broker_id=broker_id, cash=cash, instrument_id=symbol, quantity=quantity, reason=reason
     )
     try:
         return _book_once(wanted, by)
     except _ReferenceJustTaken:
-        return _book_once(wanted, by)  # and read what took it
+        return _book_once(wanted, by)  # finds the transfer that took the reference
 
 
 class _ReferenceJustTaken(Exception):
-    """By a transfer of another broker, whose lock we do not wait for."""
+    """A transfer of another broker, which another lock protects, took the reference concurrently."""
 
 
 def _book_once(wanted: Transfer, by: Actor) -> tuple[Transfer, bool]:
@@ -224,12 +224,12 @@ def _require_same(booked: Transfer, wanted: Transfer) -> None:
     differing = [name for name, column in _COMPARED.items() if getattr(booked, column) != getattr(wanted, column)]
     if differing:
         raise TransferReferenceConflict(
-            errors=[FieldError(name, "differs", "Differs from the transfer booked first.") for name in differing]
+            errors=[FieldError(name, "differs", "Differs from the booked transfer.") for name in differing]
         )
 
 
 def _move_cash(broker: Broker, cash: Decimal) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Gives how the balance was, and is."""
+    """Change the cash balance. Returns it before and after, for the audit log."""
     if cash < 0 and broker.cash + cash < broker.reserved_cash:
         available = round_cash(broker.cash - broker.reserved_cash)
         raise InsufficientBalance(f"Insufficient cash: {available} available.")
@@ -239,7 +239,7 @@ def _move_cash(broker: Broker, cash: Decimal) -> tuple[dict[str, Any], dict[str,
 
 
 def _move_shares(wanted: Transfer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The same of the broker's shares."""
+    """Change the holding. Returns it before and after, for the audit log."""
     assert wanted.quantity is not None
     assert wanted.instrument_id is not None
     get_instrument(wanted.instrument_id)
@@ -269,7 +269,7 @@ def list_instrument(
     by: Actor,
     reason: str = "",
 ) -> Instrument:
-    """List a new instrument, named like its symbol unless told otherwise."""
+    """List a new instrument. Its name defaults to the symbol."""
     with transaction.atomic(durable=True):
         instrument = _new_instrument(symbol, database_now())
         instrument.name = name or symbol
@@ -277,14 +277,14 @@ def list_instrument(
         try:
             instrument.save(force_insert=True)
         except IntegrityError as error:
-            raise SymbolAlreadyListed(f"An instrument {symbol} is listed already.") from error
+            raise SymbolAlreadyListed(f"Instrument {symbol} is already listed.") from error
         after = instrument_rules(instrument)
         audit.record(Entry.of(by, Action.INSTRUMENT_LIST, symbol, reason=reason, after=after))
         return instrument
 
 
 def instrument_rules(instrument: Instrument) -> dict[str, Any]:
-    """What an operator may choose of an instrument, as the audit shows it."""
+    """Return the rules of an instrument that operators set, for the audit log."""
     return {
         "name": instrument.name,
         "tick_size": rounded(instrument.tick_size, price_decimals(instrument.tick_size)),
@@ -294,7 +294,7 @@ def instrument_rules(instrument: Instrument) -> dict[str, Any]:
 
 
 def get_instrument(symbol: str) -> Instrument:
-    """The instrument listed under this symbol."""
+    """Return the instrument with this symbol, or raise `SymbolNotFound`."""
     instrument = Instrument.objects.filter(pk=symbol).first()
     if instrument is None:
         raise SymbolNotFound(f"No instrument {symbol} is listed.")
@@ -302,7 +302,7 @@ def get_instrument(symbol: str) -> Instrument:
 
 
 def lock_instrument(symbol: str) -> Instrument:
-    """The instrument, with its book held until the transaction ends."""
+    """Return the instrument, with its book locked until the transaction ends."""
     instrument = Instrument.objects.select_for_update(no_key=True, of=("self",)).filter(pk=symbol).first()
     if instrument is None:
         raise SymbolNotFound(f"No instrument {symbol} is listed.")
@@ -314,29 +314,30 @@ def _new_instrument(symbol: str, now: datetime) -> Instrument:
 
 
 def halt(symbol: str, reason: str = "", *, by: Actor) -> Instrument:
-    """Stop new orders in an instrument; cancels and expiry go on."""
+    """Halt trading: new orders are rejected, cancels and expiry continue."""
     return _set_instrument_status(symbol, InstrumentStatus.HALTED, reason, by)
 
 
 def resume(symbol: str, reason: str = "", *, by: Actor) -> Instrument:
-    """Let an instrument trade again."""
+    """Resume trading in an instrument."""
     return _set_instrument_status(symbol, InstrumentStatus.TRADING, reason, by)
 
 
 def halt_all(reason: str, *, by: Actor) -> tuple[list[str], list[str]]:
-    """Halt whatever trades; the symbols that were halted, and those that could not be.
+    """Halt all trading instruments. Returns the symbols that were halted, and those that could not be.
 
-    Each has a transaction of its own, and a book that is held up does not hold up the others: it is left for the end.
+    Each has its own transaction. Locked books do not delay the others: they are retried at the end.
     """
     trading = Instrument.objects.filter(status=InstrumentStatus.TRADING).order_by("symbol")
     symbols = list(trading.values_list("symbol", flat=True))
     with lock_timeout(settings.HALT_LOCK_TIMEOUT):
-        left = [symbol for symbol in symbols if not _is_halted(symbol, reason, by)]
-    failed = [symbol for symbol in left if not _is_halted(symbol, reason, by)]
+        locked = [symbol for symbol in symbols if not _try_halt(symbol, reason, by)]
+    failed = [symbol for symbol in locked if not _try_halt(symbol, reason, by)]
     return [symbol for symbol in symbols if symbol not in failed], failed
 
 
-def _is_halted(symbol: str, reason: str, by: Actor) -> bool:
+def _try_halt(symbol: str, reason: str, by: Actor) -> bool:
+    """Halt an instrument; False if its lock could not be taken in time or the connection failed."""
     try:
         halt(symbol, reason, by=by)
     except (OperationalError, InterfaceError) as error:

@@ -1,4 +1,4 @@
-"""View sets of brokers, their transfers and keys, of instruments, and of the state of the exchange."""
+"""View sets of brokers, transfers, keys and instruments, and the health and document endpoints."""
 
 from typing import Any
 
@@ -62,16 +62,16 @@ from exchange.serializers import (
 OPERATORS = (Scope.OPERATOR,)
 READERS = (Scope.READ,)
 
-# What `/docs` may load: Swagger UI, which evaluates code and sets styles.
+# Content security policy of `/docs`: Swagger UI evaluates code and sets inline styles.
 _DOCS_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 
 
-@extend_schema_view(list=documented("list_brokers", "All brokers, by id", {200: BrokerPage}))
+@extend_schema_view(list=documented("list_brokers", "List all brokers", {200: BrokerPage}))
 class BrokerViewSet(ListModelMixin, ExchangeViewSet[Broker]):
-    """Brokers, and the balance of each."""
+    """Brokers and their balances."""
 
     queryset = Broker.objects.all()
     lookup_url_kwarg = lookup_value_converter = "broker_id"
@@ -85,17 +85,17 @@ class BrokerViewSet(ListModelMixin, ExchangeViewSet[Broker]):
         broker, key = services.create_broker(**self.body, by=self.actor)
         return Response(new_broker_body(broker, self.body["initial_holdings"], key), status=201)
 
-    @documented("get_balance", "A broker's cash and shares", {200: BalanceBody}, [BrokerNotFound])
+    @documented("get_balance", "Read a broker's balance", {200: BalanceBody}, [BrokerNotFound])
     @action(detail=True)
     def balance(self, request: Request, broker_id: str) -> Response:
         return Response(balance_body(broker_id))
 
 
 @extend_schema_view(
-    list=documented("list_transfers", "A broker's transfers, newest first", {200: TransferPage}, [BrokerNotFound])
+    list=documented("list_transfers", "List a broker's transfers", {200: TransferPage}, [BrokerNotFound])
 )
 class TransferViewSet(ListModelMixin, ExchangeViewSet[Transfer]):
-    """A broker's transfers of cash and shares, in and out."""
+    """A broker's deposits and withdrawals of cash and shares."""
 
     queryset = Transfer.objects.all()
     keyset, page_class = NEWEST_FIRST, TransferPage
@@ -109,7 +109,7 @@ class TransferViewSet(ListModelMixin, ExchangeViewSet[Transfer]):
 
     @documented(
         "create_transfer",
-        "Book cash or shares in or out, once per reference",
+        "Book a transfer",
         {201: TransferBody, 200: TransferBody},
         [BrokerNotFound, SymbolNotFound, TransferReferenceConflict, InsufficientBalance, InsufficientHoldings],
     )
@@ -118,9 +118,7 @@ class TransferViewSet(ListModelMixin, ExchangeViewSet[Transfer]):
         return Response(TransferSerializer(transfer).data, status=201 if is_new else 200)
 
 
-@extend_schema_view(
-    list=documented("list_keys", "A broker's keys, newest first, revoked ones too", {200: KeyPage}, [BrokerNotFound])
-)
+@extend_schema_view(list=documented("list_keys", "List a broker's keys", {200: KeyPage}, [BrokerNotFound]))
 class KeyViewSet(ListModelMixin, ExchangeViewSet[ApiKey]):
     """A broker's API keys."""
 
@@ -135,7 +133,7 @@ class KeyViewSet(ListModelMixin, ExchangeViewSet[ApiKey]):
         services.require_broker(self.kwargs["broker_id"])
         return super().get_queryset().filter(broker_id=self.kwargs["broker_id"])
 
-    @documented("create_key", "Make a key for a broker", {201: NewKeyBody}, [BrokerNotFound])
+    @documented("create_key", "Issue a key to a broker", {201: NewKeyBody}, [BrokerNotFound])
     def create(self, request: Request, broker_id: str) -> Response:
         key, secret = services.issue_key(broker_id, **self.body, by=self.actor)
         return Response(NewKeyBody(**msgspec.structs.asdict(KeySerializer(key).data), api_key=secret), status=201)
@@ -147,11 +145,11 @@ class KeyViewSet(ListModelMixin, ExchangeViewSet[ApiKey]):
 
 
 @extend_schema_view(
-    list=documented("list_stocks", "All instruments, by symbol", {200: StockPage}),
-    retrieve=documented("get_stock", "An instrument and its rules", {200: InstrumentBody}, [SymbolNotFound]),
+    list=documented("list_stocks", "List all instruments", {200: StockPage}),
+    retrieve=documented("get_stock", "Read an instrument", {200: InstrumentBody}, [SymbolNotFound]),
 )
 class InstrumentViewSet(ListModelMixin, RetrieveModelMixin, ExchangeViewSet[Instrument]):
-    """Instruments (`/stocks`), and their halts."""
+    """Instruments (`/stocks`), and halting and resuming them."""
 
     queryset = Instrument.objects.all()
     lookup_url_kwarg = lookup_value_converter = "symbol"
@@ -163,36 +161,36 @@ class InstrumentViewSet(ListModelMixin, RetrieveModelMixin, ExchangeViewSet[Inst
     def get_object(self) -> Instrument:
         return services.get_instrument(self.kwargs["symbol"])
 
-    @documented("create_stock", "List an instrument", {201: InstrumentBody}, [SymbolAlreadyListed])
+    @documented("create_stock", "Create an instrument", {201: InstrumentBody}, [SymbolAlreadyListed])
     def create(self, request: Request) -> Response:
         instrument = services.list_instrument(**self.body, by=self.actor)
         return Response(InstrumentSerializer(instrument).data, status=201)
 
-    @documented("halt_stock", "Refuse new orders in an instrument", {200: InstrumentBody}, [SymbolNotFound])
+    @documented("halt_stock", "Halt trading in an instrument", {200: InstrumentBody}, [SymbolNotFound])
     @action(detail=True, methods=["post"], body_optional=True)
     def halt(self, request: Request, symbol: str) -> Response:
         return Response(InstrumentSerializer(services.halt(symbol, **self.body, by=self.actor)).data)
 
-    @documented("resume_stock", "Take orders in an instrument again", {200: InstrumentBody}, [SymbolNotFound])
+    @documented("resume_stock", "Resume trading in an instrument", {200: InstrumentBody}, [SymbolNotFound])
     @action(detail=True, methods=["post"], body_optional=True)
     def resume(self, request: Request, symbol: str) -> Response:
         return Response(InstrumentSerializer(services.resume(symbol, **self.body, by=self.actor)).data)
 
 
 class SystemViewSet(ExchangeViewSet[Any]):
-    """The state of this process and the OpenAPI document, without a key."""
+    """Health checks and the OpenAPI document, which need no key."""
 
     authentication_classes = ()
     permission_classes = ()
     throttle_classes = ()
 
-    @documented("get_health", "Whether this process lives", {200: HealthBody}, tags=["health"])
+    @documented("get_health", "Check that the process is alive", {200: HealthBody}, tags=["health"])
     @action(detail=False)
     def healthz(self, request: Request) -> Response:
         return Response(HealthBody("ok"))
 
     @documented(
-        "get_readiness", "Whether orders can be taken", {200: ReadinessBody, 503: ReadinessBody}, tags=["health"]
+        "get_readiness", "Check that orders can be accepted", {200: ReadinessBody, 503: ReadinessBody}, tags=["health"]
     )
     @action(detail=False)
     def readyz(self, request: Request) -> Response:
@@ -213,7 +211,7 @@ def _openapi_document() -> bytes:
 
 @extend_schema(exclude=True)
 class DocsView(SpectacularSwaggerSplitView):
-    """Swagger UI, from files of ours."""
+    """Swagger UI, served from local files."""
 
     http_method_names = ["get", "head"]
 
@@ -228,7 +226,7 @@ class DocsView(SpectacularSwaggerSplitView):
 
 
 def to_back_office(request: HttpRequest, rest: str = "") -> HttpResponse:
-    """Redirect to the back office, which has an address of its own, if this process knows it."""
+    """Redirect to the back office if `BACKOFFICE_URL` is set, otherwise respond with 404."""
     if not settings.BACKOFFICE_URL:
         raise Http404
     return HttpResponseRedirect(settings.BACKOFFICE_URL + request.get_full_path(), preserve_request=True)

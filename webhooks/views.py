@@ -1,4 +1,4 @@
-"""A broker's webhooks: the events it subscribes to, and the URL of each."""
+"""View set of a broker's webhooks."""
 
 from uuid import UUID
 
@@ -27,14 +27,14 @@ class WebhookViewSet(ExchangeViewSet[Subscription]):
     body_serializers = {"create": SubscribeSerializer}
     query_serializers = {"list": WebhooksQuerySerializer}
 
-    @documented("list_webhooks", "A broker's webhooks, oldest first", {200: WebhookListBody})
+    @documented("list_webhooks", "List a broker's webhooks", {200: WebhookListBody})
     def list(self, request: Request) -> Response:
         mine = self.get_queryset().filter(broker=self.query["broker_id"]).order_by("created_at", "id")
         return Response(webhook_list_body([*mine]))
 
     @documented(
         "subscribe",
-        "Send events to a URL: one per event, a new one replaces the old one",
+        "Subscribe to events",
         {201: WebhooksBody, 200: WebhooksBody},
     )
     def create(self, request: Request) -> Response:
@@ -42,8 +42,8 @@ class WebhookViewSet(ExchangeViewSet[Subscription]):
         body = WebhooksBody([WebhookBody.of(subscription) for subscription in subscriptions])
         return Response(body, status=201 if any_new else 200)
 
-    @documented("unsubscribe", "Send nothing there any more", {204: None}, [WebhookNotFound])
+    @documented("unsubscribe", "Delete a webhook", {204: None}, [WebhookNotFound])
     def destroy(self, request: Request, webhook_id: UUID) -> Response:
-        assert self.principal.broker_id is not None  # the scope is a broker's
+        assert self.principal.broker_id is not None  # operators have no `trade` scope
         services.unsubscribe(self.principal.broker_id, webhook_id)
         return Response(status=204)

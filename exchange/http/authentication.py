@@ -1,4 +1,4 @@
-"""Bearer keys, as REST framework asks for them."""
+"""DRF authentication with bearer keys."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from exchange.keys import Principal, authenticate_key
 
 
 class ApiKeyAuthentication(BaseAuthentication):
-    """`Authorization: Bearer <key>`; the principal is both user and auth."""
+    """Authentication by `Authorization: Bearer <key>`. The principal is both `user` and `auth`."""
 
     def authenticate(self, request: Request) -> tuple[Principal, Principal]:
         key = bearer_key(request.META)
@@ -22,6 +22,6 @@ class ApiKeyAuthentication(BaseAuthentication):
 
 
 def bearer_key(environ: Mapping[str, Any]) -> str | None:
-    """What a request sends as its key."""
+    """Return the bearer key of a request, if any."""
     scheme, _, key = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else None

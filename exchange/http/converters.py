@@ -1,4 +1,4 @@
-"""What a path may contain: anything else is nobody's path, a plain 404."""
+"""Path converters. A path with a malformed id or symbol does not match, so the response is 404."""
 
 from uuid import UUID
 
@@ -7,7 +7,7 @@ from django.urls import register_converter
 from exchange.rules import BROKER_ID, KEY_PREFIX, SYMBOL
 
 
-class _Word:
+class _StringConverter:
     def to_python(self, value: str) -> str:
         return value
 
@@ -15,20 +15,20 @@ class _Word:
         return value
 
 
-class BrokerIdConverter(_Word):
+class BrokerIdConverter(_StringConverter):
     regex = BROKER_ID.pattern
 
 
-class SymbolConverter(_Word):
+class SymbolConverter(_StringConverter):
     regex = SYMBOL.pattern
 
 
-class KeyPrefixConverter(_Word):
+class KeyPrefixConverter(_StringConverter):
     regex = KEY_PREFIX.pattern
 
 
 class IdConverter:
-    """A UUID in either case."""
+    """UUID in lower or upper case."""
 
     regex = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
 

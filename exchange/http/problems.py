@@ -1,4 +1,4 @@
-"""How each refusal is spoken over HTTP: the only place that knows both the codes and the status numbers."""
+"""HTTP representation of errors: maps exceptions to problem+json, and error codes to status codes."""
 
 from http import HTTPStatus
 from typing import Any
@@ -59,14 +59,14 @@ STATUSES: dict[str, HTTPStatus] = {
     "outcome_unknown": HTTPStatus.GATEWAY_TIMEOUT,
 }
 
-# PostgreSQL gave up before the COMMIT: a lock or statement timed out, or a deadlock was broken.
-_CERTAINLY_NOT_DONE = {"55P03", "57014", "40P01"}
+# PostgreSQL cancelled the statement before the COMMIT: a lock or statement timeout, or a deadlock.
+_NOT_EXECUTED = {"55P03", "57014", "40P01"}
 
 _log = structlog.get_logger(__name__)
 
 
 def problem_from_exception(exception: Exception, context: dict[str, Any]) -> HttpResponse:
-    """REST framework's exception handler: every exception of a view becomes a problem."""
+    """REST framework's exception handler: converts every exception of a view to a problem response."""
     request: Request = context["request"]
     response = problem_response(as_exchange_error(exception), request_id_of(request.META)).as_django()
     if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
@@ -74,46 +74,46 @@ def problem_from_exception(exception: Exception, context: dict[str, Any]) -> Htt
     return response
 
 
-def problem_response(refusal: ExchangeError, request_id: str) -> RenderedResponse:
-    """The response to a request that is refused: `application/problem+json` with the headers that belong to it."""
-    problem = problem_of(refusal, request_id)
+def problem_response(error: ExchangeError, request_id: str) -> RenderedResponse:
+    """Return the `application/problem+json` response to a rejected request, with its headers."""
+    problem = problem_of(error, request_id)
     headers = {"Content-Type": MEDIA_TYPE}
     if problem.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = CHALLENGE
     if problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    if isinstance(refusal, errors.RateLimited):
-        headers["Retry-After"] = str(refusal.retry_after_seconds)
+    if isinstance(error, errors.RateLimited):
+        headers["Retry-After"] = str(error.retry_after_seconds)
     return RenderedResponse(problem.status, headers, encode_json(problem))
 
 
-def problem_of(refusal: ExchangeError, request_id: str) -> Problem:
-    """The problem (RFC 9457) that describes a refusal."""
-    status = STATUSES[refusal.code]
+def problem_of(error: ExchangeError, request_id: str) -> Problem:
+    """Return the problem (RFC 9457) of an error."""
+    status = STATUSES[error.code]
     return Problem(
         type="about:blank",
         title=status.phrase,
         status=status,
-        detail=refusal.detail,
-        code=refusal.code,
+        detail=error.detail,
+        code=error.code,
         request_id=request_id,
-        errors=refusal.errors or msgspec.UNSET,
+        errors=error.errors or msgspec.UNSET,
     )
 
 
 def as_exchange_error(exception: Exception) -> ExchangeError:
-    """Any exception as one of ours; those nobody foresaw are logged."""
+    """Convert any exception to an `ExchangeError`. Unexpected exceptions are logged."""
     if isinstance(exception, ExchangeError):
         return exception
     if isinstance(exception, OperationalError | InterfaceError):
         _log.warning("database_error", error=str(exception))
-        if _is_certainly_not_done(exception):
+        if _was_not_executed(exception):
             return errors.Overloaded()
         replace_lost_connections()
         return errors.OutcomeUnknown()
-    for kind, refusal in _FRAMEWORK.items():
+    for kind, error in _FRAMEWORK.items():
         if isinstance(exception, kind):
-            return refusal()
+            return error()
     _log.error("unexpected", exc_info=exception)
     return errors.InternalError()
 
@@ -127,26 +127,26 @@ _FRAMEWORK: dict[type[Exception], type[ExchangeError]] = {
 }
 
 
-def _is_certainly_not_done(exception: Exception) -> bool:
+def _was_not_executed(exception: Exception) -> bool:
     cause = exception.__cause__
     if _had_no_connection(exception):
         return True
     if not isinstance(cause, psycopg.Error):
         return False
-    failed_to_connect = cause.pgconn is not None  # set then, and only then
-    return failed_to_connect or cause.sqlstate in _CERTAINLY_NOT_DONE
+    failed_to_connect = cause.pgconn is not None  # only set if connecting failed
+    return failed_to_connect or cause.sqlstate in _NOT_EXECUTED
 
 
 def _had_no_connection(exception: BaseException | None) -> bool:
-    """Whether the pool had none to give."""
+    """True if the pool had no free connection."""
     return isinstance(exception, OperationalError) and isinstance(
         exception.__cause__, psycopg_pool.PoolTimeout | psycopg_pool.TooManyRequests
     )
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """Django's `handler400`: what it found suspicious about a request."""
-    return _problem(request, errors.MalformedRequest("The request is not one that can be answered."))
+    """Django's `handler400`, for suspicious requests."""
+    return _problem(request, errors.MalformedRequest("The request is malformed."))
 
 
 def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:
@@ -155,15 +155,15 @@ def permission_denied(request: HttpRequest, exception: Exception) -> HttpRespons
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """Django's `handler404`: paths that are nobody's."""
+    """Django's `handler404`, for unknown paths."""
     return _problem(request, errors.NotFound())
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """Django's `handler500`: what no view handled, such as an error in a middleware."""
+    """Django's `handler500`, for errors outside views, such as in a middleware."""
     _log.exception("unexpected")
     return _problem(request, errors.InternalError())
 
 
-def _problem(request: HttpRequest, refusal: ExchangeError) -> HttpResponse:
-    return problem_response(refusal, request_id_of(request.META)).as_django()
+def _problem(request: HttpRequest, error: ExchangeError) -> HttpResponse:
+    return problem_response(error, request_id_of(request.META)).as_django()

@@ -4,7 +4,7 @@ from rest_framework.routers import Route, SimpleRouter
 
 
 class Router(SimpleRouter):
-    """Paths without a trailing slash, with Django's path converters; `DELETE` on a list is the action `destroy_all`."""
+    """Router without trailing slashes, with Django's path converters. `DELETE` of a list is `destroy_all`."""
 
     routes = [
         Route(

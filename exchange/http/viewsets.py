@@ -1,4 +1,4 @@
-"""The base of the view sets. `initial()` implements the contract's error precedence (contract: "Conventions")."""
+"""Base class of the view sets. `initial()` implements the contract's error precedence (contract: "Conventions")."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
@@ -26,12 +26,12 @@ _NO_PARAMETERS = QueryDict()
 
 
 class ExchangeViewSet(GenericViewSet[Row]):
-    """A view set that declares what its actions take. They find it, validated, in `body`, `query` and `page`."""
+    """View set that declares the input of its actions. The validated input is in `body`, `query` and `page`."""
 
     http_method_names = ["get", "post", "delete", "head"]
-    format_kwarg = None  # there is one format
+    format_kwarg = None  # JSON is the only format
 
-    scopes: ClassVar[Mapping[str, tuple[Scope, ...]]] = {}  # by action: a key needs any one of these
+    scopes: ClassVar[Mapping[str, tuple[Scope, ...]]] = {}  # by action: a key needs one of these
     body_serializers: ClassVar[Mapping[str, type[StrictSerializer]]] = {}  # by action: of a POST
     query_serializers: ClassVar[Mapping[str, type[StrictSerializer]]] = {}  # by action
     filterset_class: ClassVar[type[Filters] | None] = None  # of the action `list`, as are the next two
@@ -45,8 +45,8 @@ class ExchangeViewSet(GenericViewSet[Row]):
     body: dict[str, Any]
     query: dict[str, Any]
     page: PageRequest
-    cost = 0  # tokens that the request takes from its key's limit
-    already_taken = 0  # of these, tokens taken before
+    cost = 0  # tokens that the request takes from its key's rate limit
+    already_taken = 0  # the part of `cost` taken by an earlier `charge`
 
     @cached_property
     def principal(self) -> Principal:
@@ -57,7 +57,7 @@ class ExchangeViewSet(GenericViewSet[Row]):
 
     @cached_property
     def parameters(self) -> QueryDict:
-        """The query parameters. Most requests have none, and to parse an empty query string is not free."""
+        """The query parameters. Most requests have none, and parsing an empty query string is not free."""
         return self.request.query_params if self.request.META["QUERY_STRING"] else _NO_PARAMETERS
 
     @property
@@ -67,7 +67,7 @@ class ExchangeViewSet(GenericViewSet[Row]):
 
     @property
     def default_response_headers(self) -> dict[str, str]:
-        """None: `Allow` is sent with 405 only, and throttles add theirs."""
+        """Empty: `Allow` is sent only with 405, and throttles add their own headers."""
         return {}
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
@@ -82,7 +82,7 @@ class ExchangeViewSet(GenericViewSet[Row]):
         self.charge(rate_limits.tokens_for_body(received))  # 429
         if method not in self.allowed_methods:
             self.http_method_not_allowed(request)  # 405
-        self.data = self._parsed(request) if method == "POST" else {}  # 413, 415, 400 (format)
+        self.data = self._parse_body(request) if method == "POST" else {}  # 413, 415, 400 (format)
         self.charge(self.get_cost())  # 429
         self.check_permissions(request)  # 403
         self.check_fields()  # 400 (fields)
@@ -115,14 +115,14 @@ class ExchangeViewSet(GenericViewSet[Row]):
         errors: list[FieldError] = []
         query_serializer = self.query_serializers.get(self.action)
         if query_serializer is not None:
-            self.query = validate(query_serializer, _taken(parameters, query_serializer._declared_fields), errors)
+            self.query = validate(query_serializer, _pop(parameters, query_serializer._declared_fields), errors)
         if self.action == "list" and self.filterset_class is not None:
-            errors += self.filterset_class.field_errors(_taken(parameters, self.filterset_class.base_filters))
+            errors += self.filterset_class.field_errors(_pop(parameters, self.filterset_class.base_filters))
         if self.action == "list" and self.pagination_class is not None:
-            self.page = parse_page(self.keyset, _taken(parameters, PageQuerySerializer._declared_fields), errors)
+            self.page = parse_page(self.keyset, _pop(parameters, PageQuerySerializer._declared_fields), errors)
         return errors
 
-    def _parsed(self, request: Request) -> dict[str, Any]:
+    def _parse_body(self, request: Request) -> dict[str, Any]:
         if json_media.content_length(request.META):
             assert isinstance(request.data, dict)
             return request.data
@@ -131,5 +131,5 @@ class ExchangeViewSet(GenericViewSet[Row]):
         return {}
 
 
-def _taken(parameters: dict[str, str], names: Iterable[str]) -> dict[str, str]:
+def _pop(parameters: dict[str, str], names: Iterable[str]) -> dict[str, str]:
     return {name: parameters.pop(name) for name in names if name in parameters}

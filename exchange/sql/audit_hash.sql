@@ -1,6 +1,6 @@
--- The hash of an audit entry, which covers its content and the hash before it.
+-- Hash of an audit entry: covers its content and the preceding hash.
 --
--- Independent of the session's settings. A JSON array, because no two different rows have the same one.
+-- Independent of the session's settings. A JSON array is used because different rows never produce the same one.
 CREATE OR REPLACE FUNCTION exchange_audit_hash(previous bytea, entry exchange_auditentry) RETURNS bytea
 LANGUAGE sql STABLE
 RETURN sha256(previous || convert_to(jsonb_build_array(

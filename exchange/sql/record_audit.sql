@@ -1,8 +1,8 @@
--- Appends entries to the audit's chain. Returns their number, or null for null.
+-- Appends entries to the audit log's hash chain. Returns their number, or null for null.
 --
--- The head is locked until the end of the writer's transaction, so this must be its last statement: the order of locks
--- is instruments, brokers, head. It runs with its owner's rights, so that an account which may write entries need not
--- be able to write to the tables. It is strict: without entries, as with every ordinary order, it is not called.
+-- The head is locked until the end of the caller's transaction, so this must be its last statement: the lock order is
+-- instruments, brokers, head. SECURITY DEFINER, so that the caller needs no write access to the tables. STRICT, so that
+-- it is not executed without entries, as for every ordinary order.
 CREATE OR REPLACE FUNCTION exchange_record_audit(entries json) RETURNS int LANGUAGE plpgsql
 STRICT SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE

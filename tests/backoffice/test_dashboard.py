@@ -226,7 +226,7 @@ def test_a_process_without_heartbeat_raises_an_alarm(root: Client, key: str, nam
     assert text.startswith(f"No heartbeat from the {name}. It ")
     assert (url, 'id="processes"' in root.get(INDEX).content.decode()) == ("#processes", True)
 
-    heartbeat._client().set(key, 1, px=heartbeat.REMEMBERED_MS - 3_600_000)
+    heartbeat._client().set(key, 1, px=heartbeat.EXPIRY_MS - 3_600_000)
     ((text, _),) = alarms(root)
     since = [database_now() - timedelta(minutes=minutes) for minutes in (60, 61)]  # the minute may have changed
     assert any(text.startswith(f"No heartbeat from the {name} since {each:%Y-%m-%d %H:%M} UTC. It ") for each in since)

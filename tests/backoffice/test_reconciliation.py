@@ -78,7 +78,7 @@ def test_a_second_run_is_rejected_on_the_form(celery: Celery) -> None:
     answer = signed_in("view_reconcilerun", "run_reconcile").post(START, {})
 
     assert answer.status_code == 200
-    assert "A reconciliation is under way: wait for its verdict." in answer.content.decode()
+    assert "A reconciliation is already running. Wait for its result." in answer.content.decode()
     assert ReconcileRun.objects.count() == 1
 
 

@@ -421,7 +421,7 @@ def test_what_a_command_does_is_on_record(db: None, tmp_path: Path) -> None:
 def test_a_proxy_that_is_not_trusted_is_told_of_once(
     settings: Settings, caplog: pytest.LogCaptureFixture, header: str
 ) -> None:
-    audit._warn_of_a_proxy.cache_clear()
+    audit._warn_of_untrusted_proxy.cache_clear()
     audit.address_of({"REMOTE_ADDR": "192.0.2.1"})
     settings.TRUSTED_PROXIES = 1
     audit.address_of({"REMOTE_ADDR": "192.0.2.1", header: "198.51.100.1"})

@@ -1,4 +1,4 @@
-"""`manage.py create_operator_key`: the only way to an operator's key; printed once, kept nowhere."""
+"""`manage.py create_operator_key`: the only way to create an operator key. It is printed once, and not stored."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ class Command(BaseCommand):
     help = "Create a key with the operator scope and print it."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--name", default="", help="who or what uses it")
+        parser.add_argument("--name", default="", help="name of the key, such as its user or purpose")
 
     def handle(self, *, name: str, **options: Any) -> None:
         _, key = services.issue_key(None, name=name[:MAX_NAME_LENGTH], scopes=[Scope.OPERATOR], by=BY)

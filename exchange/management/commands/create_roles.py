@@ -1,8 +1,8 @@
-"""`manage.py create_roles`: the two accounts of the database, of which neither is a superuser.
+"""`manage.py create_roles`: creates the two database accounts, neither of which is a superuser.
 
-The owner, of DATABASE_OWNER_URL, owns the database and everything in it. The runtime account, of DATABASE_URL, gets its
-rights from `manage.py migrate`. This may run again at any time: it repairs what differs, and takes over a database
-whose tables belong to somebody else. Passwords come from DATABASE_PASSWORD and DATABASE_OWNER_PASSWORD, where set.
+The owner (DATABASE_OWNER_URL) owns the database and everything in it. The runtime account (DATABASE_URL) gets its
+rights from `manage.py migrate`. The command is idempotent: it repairs differences, and takes over a database whose
+tables belong to another account. It sets the passwords in DATABASE_PASSWORD and DATABASE_OWNER_PASSWORD, if present.
 """
 
 import os
@@ -16,8 +16,8 @@ from psycopg import sql
 
 RIGHTS = "LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
 
-# Statements that give the owner what belongs to others. Sequences and indexes follow their tables.
-OTHERS = """
+# Selects statements that change the owner of all tables and functions. Sequences and indexes follow their tables.
+CHANGE_OWNERS = """
 SELECT format('ALTER TABLE %%s OWNER TO %%I', oid::regclass, %(owner)s::text)
 FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v', 'm')
   AND relowner <> %(owner)s::text::regrole
@@ -28,7 +28,7 @@ FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND proowner <> %(owner
 
 
 class Command(BaseCommand):
-    help = "Create the owner and the runtime account of the database; needs a superuser's DATABASE_ADMIN_URL."
+    help = "Create the owner and the runtime account of the database. Requires DATABASE_ADMIN_URL, of a superuser."
     requires_system_checks = ()
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -43,19 +43,19 @@ class Command(BaseCommand):
 
 
 def _create(connection: psycopg.Connection, role: str, password: str | None) -> None:
-    """Create a role, or give an existing one these rights and this password."""
+    """Create a role, or set the rights and password of an existing one."""
     exists = connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).rowcount
     verb = sql.SQL("ALTER" if exists else "CREATE")
     connection.execute(sql.SQL("{} ROLE {} {}").format(verb, sql.Identifier(role), sql.SQL(RIGHTS)))
-    if password:  # sent as its verifier, so that no log can have it
+    if password:  # sent as a SCRAM verifier, so that it cannot appear in a log
         verifier = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
         connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(role), sql.Literal(verifier)))
 
 
 def _hand_over(connection: psycopg.Connection, owner: str) -> None:
-    """Make `owner` the owner of the database and of what is in it, and let nobody else make temporary tables."""
+    """Make `owner` the owner of the database and its objects, and revoke temporary tables from all others."""
     database = sql.Identifier(connection.info.dbname)
     connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(database, sql.Identifier(owner)))
     connection.execute(sql.SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(database))
-    for (statement,) in connection.execute(OTHERS, {"owner": owner}).fetchall():
+    for (statement,) in connection.execute(CHANGE_OWNERS, {"owner": owner}).fetchall():
         connection.execute(statement)

@@ -1,7 +1,7 @@
-"""`manage.py migrate`: Django's, by the owner of the database, which then grants rights to the runtime account.
+"""`manage.py migrate`: runs Django's command as the owner of the database, then grants rights to the runtime account.
 
-The owner is the account of DATABASE_OWNER_URL, the runtime account that of DATABASE_URL. Where they are the same, this
-is Django's command unchanged.
+The owner is the account of DATABASE_OWNER_URL, the runtime account that of DATABASE_URL. If they are the same, this is
+Django's command unchanged.
 """
 
 from typing import Any, Literal
@@ -13,13 +13,13 @@ from django.db import connection, transaction
 from psycopg import sql
 
 ACCOUNT: tuple[Literal["NAME", "USER", "PASSWORD", "HOST", "PORT"], ...] = ("NAME", "USER", "PASSWORD", "HOST", "PORT")
-READ_ONLY = ("django_migrations", "exchange_auditentry", "exchange_audithead")  # a function writes the audit
+READ_ONLY = ("django_migrations", "exchange_auditentry", "exchange_audithead")  # a function writes the audit log
 
 GRANTS = """
 GRANT USAGE ON SCHEMA public TO {role};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role};
 GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO {role};
--- for tables of later migrations, from the moment they are made
+-- for tables of later migrations, from their creation on
 ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {role};
 ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT USAGE, SELECT ON SEQUENCES TO {role};
 """
@@ -31,14 +31,14 @@ class Command(migrate.Command):
         if owner["USER"] == runtime["USER"]:
             super().handle(*args, **options)
             return
-        connection.settings_dict.update({name: owner[name] for name in ACCOUNT})  # data migrations use it, too
+        connection.settings_dict.update({name: owner[name] for name in ACCOUNT})  # data migrations use it too
         super().handle(*args, **options)
         if not options["plan"]:
             _grant(str(runtime["USER"]))
 
 
 def _grant(role: str) -> None:
-    """Let `role` read and write rows, but only read the audit; it gets no right to change or truncate tables."""
+    """Let `role` read and write rows, but only read the audit log. It gets no right to alter or truncate tables."""
     with transaction.atomic(), connection.cursor() as cursor:
         existing = set(connection.introspection.table_names(cursor))
         cursor.execute(sql.SQL(GRANTS).format(role=sql.Identifier(role)))
