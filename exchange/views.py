@@ -161,7 +161,7 @@ class InstrumentViewSet(ListModelMixin, RetrieveModelMixin, ExchangeViewSet[Inst
     def get_object(self) -> Instrument:
         return services.get_instrument(self.kwargs["symbol"])
 
-    @documented("create_stock", "Create an instrument", {201: InstrumentBody}, [SymbolAlreadyListed])
+    @documented("create_stock", "List a new instrument", {201: InstrumentBody}, [SymbolAlreadyListed])
     def create(self, request: Request) -> Response:
         instrument = services.list_instrument(**self.body, by=self.actor)
         return Response(InstrumentSerializer(instrument).data, status=201)
