@@ -301,7 +301,7 @@ def test_a_broker_is_not_admitted_twice(root: Client, alice: Broker) -> None:
     before = stored_state()
     response = perform(root, Broker, "admit", **ADMIT | {"broker_id": "alice"})
 
-    assert_rejected(response, before, __all__=["A broker alice exists already."])
+    assert_rejected(response, before, __all__=["Broker alice already exists."])
 
 
 # --- Transfers ------------------------------------------------------------------------------------------------------
@@ -364,7 +364,7 @@ def test_a_reused_reference_is_rejected_with_the_differing_fields(root: Client, 
     cash(root, "5")
     before = stored_state()
 
-    differs = "Differs from the transfer booked first."
+    differs = "Differs from the booked transfer."
     assert_rejected(cash(root, "6", reason="other"), before, cash=[differs], reason=[differs])
     other_kind = {"symbol": [differs], "quantity": [differs], "__all__": [f"cash: {differs}"]}
     assert_rejected(shares(root, "1", reference="wire-1"), before, **other_kind)
@@ -427,7 +427,7 @@ def test_a_locked_broker_is_reported_as_busy(root: Client, alice: Broker) -> Non
     finally:
         done.set()
         holding.result(trading.PATIENCE_SECONDS)
-    assert_rejected(response, before, __all__=["The exchange is busy and did not do this; try again shortly."])
+    assert_rejected(response, before, __all__=["The exchange is busy. The request was not executed; try again shortly."])
 
 
 def test_transfers_are_listed_and_found(root: Client, alice: Broker) -> None:

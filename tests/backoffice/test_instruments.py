@@ -374,7 +374,7 @@ def test_the_limits_are_those_of_the_api(office: Client, field: str, value: str,
 def test_a_symbol_is_listed_once(office: Client) -> None:
     response = perform(office, Instrument, "list", symbol="AAPL", **RULES)
 
-    assert form_errors(response) == {"__all__": ["An instrument AAPL is listed already."]}
+    assert form_errors(response) == {"__all__": ["Instrument AAPL is already listed."]}
     assert audit_entries() == []
 
 

@@ -417,7 +417,7 @@ def test_a_subscription_is_paused_and_resumed_with_a_reason(root: Client, receiv
     services.unsubscribe("alice", webhook_id)
     assert (has_button(root, pause, page(row)), has_button(root, resume, page(row))) == (False, False)
     assert form_errors(perform(root, Subscription, "pause", webhook_id)) == {
-        "__all__": ["This webhook was deleted: nothing is sent to it any more."]
+        "__all__": ["This webhook is deleted. Nothing is sent to it."]
     }
 
 
