@@ -46,11 +46,11 @@ from orders.enums import Side
 from orders.models import Order, Trade
 from webhooks.models import Subscription
 
-MAX_TRADES_COUNTED = 200  # in the list, per side
-MAX_TRADES_SUMMED = 5_000  # on a broker's page, per side
-MAX_HOLDINGS = 100
-MAX_ROWS = 10  # of tables that link to a full list
-MAX_KEYS = 20
+TRADE_COUNT_LIMIT = 200  # in the list, per side
+TRADE_SUM_LIMIT = 5_000  # on a broker's page, per side
+HOLDING_ROWS = 100
+TABLE_ROWS = 10  # of tables that link to a full list
+KEY_ROWS = 20
 
 _VALUE = ExpressionWrapper(F("price") * F("quantity"), DecimalField(max_digits=CASH_DIGITS, decimal_places=DECIMALS))
 
@@ -95,16 +95,16 @@ class BrokerAdmin(ExchangeModelAdmin):
     def row_context(self, request: HttpRequest, row: Broker) -> dict[str, Any]:
         holdings = _holdings_of(row)
         keys = list(
-            ApiKey.objects.filter(broker=row).defer("secret_hash").order_by("-created_at", "-prefix")[:MAX_KEYS]
+            ApiKey.objects.filter(broker=row).defer("secret_hash").order_by("-created_at", "-prefix")[:KEY_ROWS]
         )
         return {
             "available": row.cash - row.reserved_cash,
             "open_orders": int(row.open_orders),  # type: ignore[attr-defined]  # annotated
             "sides": [_trades_today(row, side) for side in Side],
-            "holdings": holdings[:MAX_HOLDINGS],
-            "more_holdings": len(holdings) > MAX_HOLDINGS,
+            "holdings": holdings[:HOLDING_ROWS],
+            "more_holdings": len(holdings) > HOLDING_ROWS,
             "orders": _latest_open_orders(row),
-            "transfers": Transfer.objects.filter(broker=row).order_by("-created_at", "-id")[:MAX_ROWS],
+            "transfers": Transfer.objects.filter(broker=row).order_by("-created_at", "-id")[:TABLE_ROWS],
             "keys": [(key, key_state(key), _revoke_url(request, key)) for key in keys],
             "subscriptions": list(Subscription.objects.alive().filter(broker=row).order_by("event_type")),
             "audit": latest_entries(row, *keys),
@@ -126,28 +126,28 @@ def today() -> datetime:
 
 
 def _bounded_count(trades: Any) -> Func:
-    """Return an expression that counts trades, up to one more than `MAX_TRADES_COUNTED`."""
-    ids = ArraySubquery(trades.values("pk")[: MAX_TRADES_COUNTED + 1])
+    """Return an expression that counts trades, up to one more than `TRADE_COUNT_LIMIT`."""
+    ids = ArraySubquery(trades.values("pk")[: TRADE_COUNT_LIMIT + 1])
     return Func(ids, function="CARDINALITY", output_field=IntegerField())
 
 
 def _count_text(*counts: int) -> str:
     """Return the sum, with a "+" if one of the counts reached its limit."""
-    more = "+" if max(counts) > MAX_TRADES_COUNTED else ""
-    return f"{sum(min(count, MAX_TRADES_COUNTED) for count in counts):,}{more}"
+    more = "+" if max(counts) > TRADE_COUNT_LIMIT else ""
+    return f"{sum(min(count, TRADE_COUNT_LIMIT) for count in counts):,}{more}"
 
 
 def _trades_today(broker: Broker, side: Side) -> dict[str, Any]:
     """Return the number and value of today's latest trades on one side of the broker."""
     of_today = Trade.objects.fills_of(broker.pk, side).select_related(None).filter(executed_at__gte=today())
-    latest = of_today.annotate(value_of_trade=_VALUE).order_by("-executed_at", "-id")[: MAX_TRADES_SUMMED + 1]
+    latest = of_today.annotate(value_of_trade=_VALUE).order_by("-executed_at", "-id")[: TRADE_SUM_LIMIT + 1]
     found = latest.aggregate(count=Count("pk"), value=Coalesce(Sum("value_of_trade"), Decimal(0)))
     url = list_url(Trade, broker=broker.pk, side=side, since=f"{today():%Y-%m-%dT%H:%M:%S}")
     return {
         "side": side,
         **found,
-        "is_more": found["count"] > MAX_TRADES_SUMMED,
-        "limit": MAX_TRADES_SUMMED,
+        "is_more": found["count"] > TRADE_SUM_LIMIT,
+        "limit": TRADE_SUM_LIMIT,
         "url": url,
     }
 
@@ -158,7 +158,7 @@ def _trades_today(broker: Broker, side: Side) -> dict[str, Any]:
 def _holdings_of(broker: Broker) -> list[dict[str, Any]]:
     """Return a broker's holdings, with one row more than is shown."""
     is_held = Q(quantity__gt=0) | Q(open_orders__gt=0)
-    held = Holding.objects.filter(is_held, broker=broker).order_by("instrument")[: MAX_HOLDINGS + 1]
+    held = Holding.objects.filter(is_held, broker=broker).order_by("instrument")[: HOLDING_ROWS + 1]
     return [
         {
             "symbol": holding.instrument_id,
@@ -175,10 +175,10 @@ def _holdings_of(broker: Broker) -> list[dict[str, Any]]:
 def _latest_open_orders(broker: Broker) -> list[Order]:
     """Return a broker's latest open orders. An index returns the latest of each book."""
     of_book = Order.objects.working().filter(broker=OuterRef("broker"), instrument=OuterRef("instrument"))
-    latest = ArraySubquery(of_book.order_by("-sequence").values("pk")[:MAX_ROWS])
+    latest = ArraySubquery(of_book.order_by("-sequence").values("pk")[:TABLE_ROWS])
     books = Holding.objects.filter(broker=broker, open_orders__gt=0).annotate(latest=latest)
     ids = [pk for each in books.values_list("latest", flat=True) for pk in each]
-    newest = sorted(ids, reverse=True)[:MAX_ROWS]  # version 7 IDs sort by time
+    newest = sorted(ids, reverse=True)[:TABLE_ROWS]  # version 7 IDs sort by time
     return list(Order.objects.filter(pk__in=newest).order_by("-created_at", "-id"))
 
 

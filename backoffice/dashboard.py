@@ -32,7 +32,7 @@ SILENT_AFTER_SECONDS = 15.0  # without a heartbeat, a process counts as not resp
 DUE_TOO_LONG = timedelta(minutes=1)
 FAILING_WITHIN = timedelta(days=1)  # older failures without a later attempt are ignored
 MAX_DUE_COUNT = 10_000
-MAX_INSTRUMENTS, MAX_NAMED = 12, 5
+INSTRUMENT_ROWS, NAMES_IN_TEXT = 12, 5
 CHART_MINUTES = 60
 
 
@@ -131,7 +131,7 @@ def _market(now: datetime) -> DashboardSection:
     instruments: list[Any] = list(Instrument.objects.annotate(is_quiet=market_watch.is_quiet(now)))
     instruments.sort(key=lambda each: (each.status != InstrumentStatus.HALTED, -volumes.get(each.pk, 0), each.pk))
     halted = [each.pk for each in instruments if each.status == InstrumentStatus.HALTED]
-    shown = instruments[:MAX_INSTRUMENTS]
+    shown = instruments[:INSTRUMENT_ROWS]
     figures = market_watch.figures_of([each.pk for each in shown])
     market = {
         "rows": [(each, "quiet" if each.is_quiet else each.status, figures[each.pk]) for each in shown],
@@ -157,8 +157,8 @@ def _halted(symbols: Sequence[str]) -> Alarm:
 
 def _join_names(names: Sequence[str]) -> str:
     """Join the first names, and add the number of the others."""
-    others = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + (f" and {others:,} more" if others > 0 else "")
+    others = len(names) - NAMES_IN_TEXT
+    return ", ".join(names[:NAMES_IN_TEXT]) + (f" and {others:,} more" if others > 0 else "")
 
 
 # --- Webhooks -------------------------------------------------------------------------------------------------------
@@ -168,12 +168,12 @@ def _webhooks(now: datetime) -> DashboardSection:
     due = Delivery.objects.filter(claimed_at=None)[: MAX_DUE_COUNT + 1].count()
     oldest = _oldest_due()
     waited = None if oldest is None else now - time_of_id(oldest)
-    failing = list(_failing(now)[: MAX_NAMED + 1])
-    count = len(failing) if len(failing) <= MAX_NAMED else _failing(now).count()
+    failing = list(_failing(now)[: NAMES_IN_TEXT + 1])
+    count = len(failing) if len(failing) <= NAMES_IN_TEXT else _failing(now).count()
     context = {
         "due": f"{MAX_DUE_COUNT:,}+" if due > MAX_DUE_COUNT else f"{due:,}",
         "oldest_seconds": None if waited is None else waited.total_seconds(),
-        "failing": failing[:MAX_NAMED],
+        "failing": failing[:NAMES_IN_TEXT],
         "failing_count": count,
         "due_url": list_url(Delivery, state=DeliveryState.DUE),
         "failed_url": list_url(Delivery, state=DeliveryState.FAILED),

@@ -28,7 +28,7 @@ from exchange.models import Broker
 from webhooks.models import IS_FAILED, Answer, Delivery, DeliveryError, DeliveryState, Event, EventType, Subscription
 
 LATEST_DELIVERIES = 10  # on the page of a subscription
-MAX_SUBSCRIPTIONS = 1_000  # the latest subscriptions of a broker, which identify its deliveries
+SUBSCRIPTION_LIMIT = 1_000  # the latest subscriptions of a broker, which identify its deliveries
 
 _BY_ID, _BY_SUBSCRIPTION = Keyset(("-id", UUID)), Keyset(("subscription_id", UUID), ("id", UUID))
 
@@ -172,7 +172,7 @@ def _unindexed_condition(filters: dict[str, Any]) -> Q:
 def _subscriptions_of(broker_id: str) -> list[UUID]:
     """Return a broker's subscription IDs. With a join, the planner would read all deliveries of each subscription."""
     return list(
-        Subscription.objects.filter(broker=broker_id).order_by("-pk").values_list("pk", flat=True)[:MAX_SUBSCRIPTIONS]
+        Subscription.objects.filter(broker=broker_id).order_by("-pk").values_list("pk", flat=True)[:SUBSCRIPTION_LIMIT]
     )
 
 

@@ -13,7 +13,7 @@ from backoffice.templatetags.formatting import DASH, age
 from exchange.ids import time_of_id
 from webhooks.models import Delivery, Subscription, SubscriptionHour
 
-MAX_DUE_COUNT = 1_000
+DUE_COUNT_LIMIT = 1_000
 HOUR, CHART_HOURS = timedelta(hours=1), 24
 CHART_WIDTH, CHART_HEIGHT = 480, 96
 
@@ -28,7 +28,7 @@ def with_health(rows: QuerySet[Subscription]) -> QuerySet[Any]:
     """
     hour = timezone.now().replace(minute=0, second=0, microsecond=0)
     return rows.annotate(
-        due_ids=ArraySubquery(due_to(OuterRef("pk")).values("pk")[: MAX_DUE_COUNT + 1]),
+        due_ids=ArraySubquery(due_to(OuterRef("pk")).values("pk")[: DUE_COUNT_LIMIT + 1]),
         completed_hour=_total("completed", hour - HOUR),
         failed_hour=_total("failed", hour - HOUR),
         completed_day=_total("completed", hour - CHART_HOURS * HOUR),
@@ -71,9 +71,9 @@ def failed_share(completed: int | None, failed: int | None) -> str:
 
 
 def due_count(row: Any) -> str:
-    """Return the number of pending deliveries, with a "+" beyond `MAX_DUE_COUNT`."""
+    """Return the number of pending deliveries, with a "+" beyond `DUE_COUNT_LIMIT`."""
     count = len(row.due_ids)
-    return f"{MAX_DUE_COUNT:,}+" if count > MAX_DUE_COUNT else f"{count:,}"
+    return f"{DUE_COUNT_LIMIT:,}+" if count > DUE_COUNT_LIMIT else f"{count:,}"
 
 
 def oldest_due(row: Any) -> str:

@@ -18,7 +18,7 @@ from exchange.rules import MAX_NAME_LENGTH, InstrumentStatus, Pricing, price_dec
 from orders import services
 
 CONFIRMATION = "HALT"
-MAX_NAMED_SYMBOLS = 10  # in a message
+SYMBOLS_IN_MESSAGE = 10  # in a message
 
 
 class InstrumentRulesForm(ReasonForm):
@@ -175,9 +175,9 @@ def _halt_result(verb: str, done: Sequence[str], failed: Sequence[str]) -> Actio
 
 
 def _join_symbols(symbols: Sequence[str]) -> str:
-    """Join the symbols; beyond `MAX_NAMED_SYMBOLS`, give the number of the others."""
-    names = ", ".join(symbols[:MAX_NAMED_SYMBOLS])
-    more = "" if len(symbols) <= MAX_NAMED_SYMBOLS else f" and {len(symbols) - MAX_NAMED_SYMBOLS:,} more"
+    """Join the symbols; beyond `SYMBOLS_IN_MESSAGE`, give the number of the others."""
+    names = ", ".join(symbols[:SYMBOLS_IN_MESSAGE])
+    more = "" if len(symbols) <= SYMBOLS_IN_MESSAGE else f" and {len(symbols) - SYMBOLS_IN_MESSAGE:,} more"
     return f"{names}{more}"
 
 

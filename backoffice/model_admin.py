@@ -34,10 +34,8 @@ class ConditionFilter(SimpleListFilter):
         return [(name, name) for name in self.conditions()]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        chosen = self.value()
-        condition = (
-            Q() if chosen is None else self.conditions().get(chosen, Q(pk=None))
-        )  # an unknown name matches nothing
+        chosen, conditions = self.value(), self.conditions()
+        condition = Q() if chosen is None else conditions.get(chosen, Q(pk=None))  # unknown names match nothing
         return queryset.filter(condition)
 
 

@@ -35,7 +35,7 @@ from orders.matching.commands import CancelOrder
 from orders.models import Order, Trade
 
 WORKING_FILTER = "working"  # filter value for all statuses in which an order can still trade
-MAX_NAMED_REFUSALS = 5  # in the message of a bulk cancellation
+REFUSALS_IN_MESSAGE = 5  # in the message of a bulk cancellation
 
 _BY_ID = Keyset(("-id", UUID))
 
@@ -76,8 +76,8 @@ class CancelWorkingOrders(OperatorAction):
 def _cancel_message(count: int, refusals: Sequence[tuple[Order, ExchangeError]]) -> str:
     if not refusals:
         return "Order cancelled." if count == 1 else f"{count} orders cancelled."
-    named = [f"{order.pk}: {refusal.detail}" for order, refusal in refusals[:MAX_NAMED_REFUSALS]]
-    more = [f"and {len(refusals) - MAX_NAMED_REFUSALS} more."] if len(refusals) > MAX_NAMED_REFUSALS else []
+    named = [f"{order.pk}: {refusal.detail}" for order, refusal in refusals[:REFUSALS_IN_MESSAGE]]
+    more = [f"and {len(refusals) - REFUSALS_IN_MESSAGE} more."] if len(refusals) > REFUSALS_IN_MESSAGE else []
     return " ".join([f"{count - len(refusals)} of {count} orders cancelled. Not cancelled:", *named, *more])
 
 

@@ -17,7 +17,7 @@ from backoffice.webhook_actions import PauseSubscription, RedeliverFailedEvents,
 from exchange.models import Broker
 from webhooks.models import Delivery, DeliveryState, Subscription, SubscriptionState
 
-MAX_DUE = 10
+DUE_ROWS = 10
 
 
 class SubscriptionStateFilter(ConditionFilter):
@@ -73,7 +73,7 @@ class SubscriptionAdmin(ExchangeModelAdmin):
             "due_count": health.due_count(row),
             "oldest_due": health.oldest_due(row),
             "chart": health.delivery_chart(row),
-            "due": list(health.due_to(row.pk).select_related("event").defer("event__body")[:MAX_DUE]),
+            "due": list(health.due_to(row.pk).select_related("event").defer("event__body")[:DUE_ROWS]),
             "latest": latest_deliveries(row, failed=False),
             "latest_failed": latest_deliveries(row, failed=True),
             "broker_url": page_url(Broker, row.broker_id),

@@ -19,7 +19,7 @@ from orders.enums import WORKING, CancelReason, OrderStatus
 from orders.models import Order, Trade
 from webhooks.models import Delivery, Subscription
 
-MAX_FILLS = 50
+FILL_ROWS = 50
 MAX_AHEAD = 10_000  # orders counted ahead of an order
 MAX_SCANNED_EVENTS = 4_000  # per event searched
 
@@ -70,12 +70,12 @@ class OrderFill:
 
 def latest_fills(order: Order) -> tuple[list[OrderFill], bool]:
     """Return the latest fills, newest first, and True if there are earlier ones."""
-    rows = Trade.objects.filter(**{f"{order.side}_order": order.pk}).order_by("-executed_at", "-id")[: MAX_FILLS + 1]
+    rows = Trade.objects.filter(**{f"{order.side}_order": order.pk}).order_by("-executed_at", "-id")[: FILL_ROWS + 1]
     fills, remaining = [], order.remaining_quantity
     for trade in rows:
         fills.append(OrderFill(trade, remaining, trade.taker_side == order.side))
         remaining += trade.quantity
-    return fills[:MAX_FILLS], len(fills) > MAX_FILLS
+    return fills[:FILL_ROWS], len(fills) > FILL_ROWS
 
 
 @dataclass(frozen=True, slots=True)

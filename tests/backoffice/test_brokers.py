@@ -101,8 +101,8 @@ def test_the_list_shows_balances_and_activity_of_each_broker(root: Client, alice
 
 
 def test_trades_are_counted_up_to_a_limit(root: Client, alice: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(brokers, "MAX_TRADES_COUNTED", 2)
-    monkeypatch.setattr(brokers, "MAX_TRADES_SUMMED", 2)
+    monkeypatch.setattr(brokers, "TRADE_COUNT_LIMIT", 2)
+    monkeypatch.setattr(brokers, "TRADE_SUM_LIMIT", 2)
     trading.broker("bob")
 
     def counted() -> list[str]:

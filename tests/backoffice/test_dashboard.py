@@ -173,7 +173,7 @@ def test_instruments_are_shown_with_price_change_volume_and_open_orders(root: Cl
 
 
 def test_halted_instruments_then_the_busiest_are_shown(root: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dashboard, "MAX_INSTRUMENTS", 2)
+    monkeypatch.setattr(dashboard, "INSTRUMENT_ROWS", 2)
     for symbol, volume in (("A", 1), ("B", 3), ("C", 2)):
         trading.instrument(symbol)
         Bar.objects.create(instrument_id=symbol, minute=database_now(), volume=volume)

@@ -201,7 +201,7 @@ def test_the_page_of_an_order_takes_few_queries(root: Client, market: None) -> N
     with CaptureQueriesContext(connection) as queries:
         answer: Any = root.get(page(order))
     assert len(queries) < MAX_QUERIES
-    assert len(answer.context["fills"]) == order_history.MAX_FILLS
+    assert len(answer.context["fills"]) == order_history.FILL_ROWS
     assert answer.context["has_more_fills"]
     assert (answer.context["fills"][0].remaining, answer.context["fills"][-1].remaining) == (40, 89)
     assert f'href="{list_url(Trade, q=order.pk)}"' in answer.content.decode()

@@ -174,7 +174,7 @@ def test_the_failed_share_is_never_rounded_to_0_or_100_percent(
 def test_pending_deliveries_are_counted_up_to_a_limit(
     root: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "MAX_DUE_COUNT", 3)
+    monkeypatch.setattr(health, "DUE_COUNT_LIMIT", 3)
     subscribe("alice", receiver.url())
     trade(3)
     (row,) = listed_rows(root, Subscription)
