@@ -134,7 +134,10 @@ def volumes(since: datetime) -> dict[str, int]:
 
 
 def behind_since(now: datetime) -> datetime | None:
-    """The first minute that the bars miss, or None if they miss nothing older than a minute."""
+    """The minute of the last bar (without bars, of the newest order or trade) if the bars are late, otherwise None.
+
+    Bars are late if they miss an order or trade that is older than a minute.
+    """
     cut_off = _minute_of(now) - MINUTE
     with connection.cursor() as cursor:
         cursor.execute(_NEWEST, {"cut_off": cut_off, "end_id": first_id_at(cut_off)})

@@ -240,6 +240,6 @@ FROM json_to_recordset(%(demands)s::json) AS d(book text, book_side text, worst_
 _FUNDS = """
 SELECT b.id, json_build_object('cash', b.cash, 'reserved_cash', b.reserved_cash, 'holdings', coalesce((
   SELECT json_object_agg(h.symbol, json_build_array(h.quantity, h.reserved)) FROM exchange_holding h
-  WHERE h.broker_id = b.id AND h.symbol = ANY(asked.symbols)), '{}'))::text
-FROM (SELECT %s::text[] AS brokers, %s::text[] AS symbols) asked JOIN exchange_broker b ON b.id = ANY(asked.brokers)
+  WHERE h.broker_id = b.id AND h.symbol = ANY(args.symbols)), '{}'))::text
+FROM (SELECT %s::text[] AS brokers, %s::text[] AS symbols) args JOIN exchange_broker b ON b.id = ANY(args.brokers)
 """

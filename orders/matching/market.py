@@ -63,7 +63,10 @@ class Market:
     changed_positions: dict[tuple[str, str], Position] = field(default_factory=dict)
 
     def apply(self, command: Command) -> Outcome:
-        """Apply one command and return its outcome. A rejected command changes nothing."""
+        """Apply one command and return its outcome.
+
+        A rejected command changes nothing, except that a cancel expires an order past its `expires_at`.
+        """
         match command:
             case PlaceOrder():
                 return self._place(command)
@@ -316,7 +319,7 @@ def _replay(command: PlaceOrder, earlier: OrderState) -> Outcome:
         return Replayed(earlier.id)
     return errors.ClientOrderIdConflict(
         errors=[
-            FieldError(name, "differs", f"The order already placed under this client_order_id has another {name}.")
+            FieldError(name, "differs", f"The earlier order with this client_order_id has another {name}.")
             for name in differing
         ]
     )

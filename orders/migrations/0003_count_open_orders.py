@@ -11,9 +11,9 @@ class Migration(migrations.Migration):
     operations = [
         migrations.RunSQL(
             [
-                # Keeps the write path out: two statements that each change many of these rows could wait for each other.
+                # Blocks the write path: two statements that each change many of these rows could deadlock.
                 "LOCK TABLE exchange_holding IN SHARE ROW EXCLUSIVE MODE",
-                # Safe to run again, should `manage.py reconcile` ever find a wrong count.
+                # Can be run again if `manage.py reconcile` ever finds a wrong count.
                 """
                 INSERT INTO exchange_holding AS h (broker_id, symbol, quantity, reserved, open_orders)
                 SELECT broker_id, symbol, 0, 0, count(o.id) FILTER (WHERE o.status IN ('pending', 'partially_filled'))

@@ -1,4 +1,4 @@
-"""The turns of the processes: a function that waits for one."""
+"""Installs the function that waits for the batch lock of the web processes."""
 
 from pathlib import Path
 

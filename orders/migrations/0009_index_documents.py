@@ -4,7 +4,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
 
-    atomic = False  # orders go on meanwhile
+    atomic = False  # does not block orders
 
     dependencies = [
         ('orders', '0008_add_bars_and_runs'),

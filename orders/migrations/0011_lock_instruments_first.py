@@ -1,6 +1,6 @@
-"""The write path's functions for callers that lock the instruments themselves.
+"""Installs the write path's functions for callers that lock the instruments themselves.
 
-Processes of the version before may run beside those that call these, so its functions stay in the database.
+Processes of the previous version may still run and call the previous functions, so these stay in the database.
 """
 
 from pathlib import Path
