@@ -173,17 +173,17 @@ FROM (
 _EVENTS = """
 SELECT event.id, event.sequence, event.id IS NULL AND further.id IS NOT NULL
 FROM unnest(%(firsts)s::uuid[], %(ends)s::uuid[], %(texts)s::text[])
-  WITH ORDINALITY AS search(first, last, text, number)
+  WITH ORDINALITY AS wanted(first, last, pattern, number)
 LEFT JOIN LATERAL (
   SELECT near.id, near.sequence FROM (
     SELECT id, broker_id, sequence, body FROM webhooks_event
-    WHERE id >= search.first AND id < search.last ORDER BY id LIMIT %(max_events)s
+    WHERE id >= wanted.first AND id < wanted.last ORDER BY id LIMIT %(max_events)s
   ) near
-  WHERE near.broker_id = %(broker_id)s AND strpos(near.body, search.text) > 0 LIMIT 1
+  WHERE near.broker_id = %(broker_id)s AND strpos(near.body, wanted.pattern) > 0 LIMIT 1
 ) event ON true
 LEFT JOIN LATERAL (
-  SELECT id FROM webhooks_event WHERE event.id IS NULL AND id >= search.first AND id < search.last
+  SELECT id FROM webhooks_event WHERE event.id IS NULL AND id >= wanted.first AND id < wanted.last
   ORDER BY id OFFSET %(max_events)s LIMIT 1
 ) further ON true
-ORDER BY search.number
+ORDER BY wanted.number
 """
