@@ -118,15 +118,15 @@ class DeliveryAdmin(KeysetModelAdmin):
 
     def row_context(self, request: HttpRequest, row: Delivery) -> dict[str, Any]:
         answer = Answer.objects.filter(pk=row.pk).first()
-        kept_since = timezone.now() - settings.WEBHOOK_ANSWERS_KEPT
+        kept_since = timezone.now() - settings.WEBHOOK_RESPONSE_RETENTION
         return {
             "error_text": ERROR_TEXTS[DeliveryError(row.error)] if row.error else "",
             "is_lost": is_lost(row),
             "written_at": time_of_id(row.pk),
             "answer": answer,
             "is_answer_dropped": time_of_id(row.pk) < kept_since,
-            "kept_days": settings.WEBHOOK_ANSWERS_KEPT.days,
-            "kept_bytes": settings.WEBHOOK_ANSWER_KEPT_BYTES,
+            "kept_days": settings.WEBHOOK_RESPONSE_RETENTION.days,
+            "kept_bytes": settings.WEBHOOK_RESPONSE_BYTES_STORED,
             "event_deliveries": delivery_attempts.related_deliveries(row),
             "broker_url": page_url(Broker, _broker_id(row)),
             "audit": latest_entries(row),

@@ -30,7 +30,7 @@ _FORMULA_STARTS = tuple(
 )
 
 
-_export_slots = BoundedSemaphore(settings.EXPORTS_AT_ONCE)
+_export_slots = BoundedSemaphore(settings.MAX_CONCURRENT_EXPORTS)
 
 
 class Export:

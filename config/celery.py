@@ -37,10 +37,10 @@ def schedule(sender: Celery, **_: Any) -> None:
         "heartbeat": _every(settings.HEARTBEAT_SECONDS, "exchange.heartbeat.record"),
         "clean_up": _every(settings.CLEAN_UP_EVERY_SECONDS, "backoffice.tasks.clean_up"),
         "sweep_expired": _every(settings.EXPIRY_SWEEP_SECONDS, "orders.tasks.sweep_expired"),
-        "drop_old": _every(settings.WEBHOOK_DROP_EVERY_SECONDS, "webhooks.tasks.drop_old"),
+        "drop_old": _every(settings.WEBHOOK_RETENTION_EVERY_SECONDS, "webhooks.tasks.drop_old"),
         "roll_up": _every(settings.BARS_EVERY_SECONDS, "orders.tasks.roll_up"),
-        "drop_rejects": _every(settings.REJECTS_DROPPED_EVERY_SECONDS, "exchange.tasks.drop_rejects"),
-        "tend_reconcile_runs": _every(settings.RECONCILE_TEND_SECONDS, "orders.tasks.tend_reconcile_runs"),
+        "drop_rejects": _every(settings.REJECTION_RETENTION_EVERY_SECONDS, "exchange.tasks.drop_rejects"),
+        "tend_reconcile_runs": _every(settings.RECONCILE_CHECK_EVERY_SECONDS, "orders.tasks.tend_reconcile_runs"),
         **{
             f"deliver-{shard}": _every(settings.WEBHOOK_DRAIN_EVERY_SECONDS, "webhooks.tasks.deliver", shard)
             for shard in range(settings.WEBHOOK_SHARDS)

@@ -15,8 +15,8 @@ POOL_SIZE = 8  # connections to the database, where the API has DATABASE_POOL_SI
 
 wsgi_app = "config.wsgi:application"
 worker_class = "gthread"
-workers = 1  # limits such as EXPORTS_AT_ONCE hold for the whole site
-threads = 24  # of which exports take EXPORTS_AT_ONCE
+workers = 1  # limits such as MAX_CONCURRENT_EXPORTS hold for the whole site
+threads = 24  # of which exports take MAX_CONCURRENT_EXPORTS
 timeout = 60  # seconds in which the worker has given no sign of life; then it is replaced
 graceful_timeout = 10
 keepalive = 5

@@ -2,8 +2,8 @@
 
 Valid keys are cached for `KEY_CACHE_SECONDS`, by the SHA-256 of the whole key: a request needs no query, and a key that
 another process revokes stops working after that time. Before it ends, the keys in use are queried again, all at once.
-Invalid and revoked keys are rejected for `KEY_REFUSAL_SECONDS` without another query. The times of last use are saved
-periodically, in one statement.
+Invalid and revoked keys are rejected for `INVALID_KEY_CACHE_SECONDS` without another query. The times of last use are
+saved periodically, in one statement.
 """
 
 import hashlib
@@ -85,7 +85,7 @@ class _KeyCache:
             self.by_digest.pop(digest, None)
             self.rejected_until.pop(digest, None)
             self.rejected_until[digest] = until
-            if len(self.rejected_until) > settings.KEY_REFUSALS_REMEMBERED:
+            if len(self.rejected_until) > settings.INVALID_KEY_CACHE_SIZE:
                 del self.rejected_until[next(iter(self.rejected_until))]
 
     def is_rejected(self, digest: bytes, now: float) -> bool:
@@ -171,7 +171,7 @@ def refresh_cache(clock: Callable[[], float] = time.monotonic) -> None:
     every other request.
     """
     now = clock()
-    prefixes = _cache.used_since(now - settings.KEY_RENEWAL_SECONDS)
+    prefixes = _cache.used_since(now - settings.KEY_REFRESH_SECONDS)
     if not prefixes:
         return
     unrevoked = ApiKey.objects.filter(prefix__in=list(prefixes.values()), revoked_at=None)
@@ -213,7 +213,7 @@ def _look_up(key: str, digest: bytes, clock: Callable[[], float]) -> _CachedKey:
     api_key = stored.first()
     expected = bytes(api_key.secret_hash) if api_key else _NO_HASH
     if not hmac.compare_digest(_hash(secret), expected) or api_key is None or api_key.revoked_at is not None:
-        _cache.reject(digest, until=queried_at + settings.KEY_REFUSAL_SECONDS)
+        _cache.reject(digest, until=queried_at + settings.INVALID_KEY_CACHE_SECONDS)
         raise Unauthenticated
     principal = Principal(api_key.broker_id, frozenset(map(Scope, api_key.scopes)), prefix)
     cached = _CachedKey(principal, api_key.expires_at, queried_at + settings.KEY_CACHE_SECONDS)

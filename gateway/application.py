@@ -117,11 +117,11 @@ class Gateway:
         return response
 
     async def _delay(self) -> None:
-        """Delay a response, unless `RATE_LIMIT_PAUSES` responses are delayed already."""
-        if self._delayed_responses < settings.RATE_LIMIT_PAUSES:
+        """Delay a response, unless `RATE_LIMIT_MAX_DELAYED` responses are delayed already."""
+        if self._delayed_responses < settings.RATE_LIMIT_MAX_DELAYED:
             self._delayed_responses += 1
             try:
-                await asyncio.sleep(settings.RATE_LIMIT_PAUSE_SECONDS)
+                await asyncio.sleep(settings.RATE_LIMIT_DELAY_SECONDS)
             finally:
                 self._delayed_responses -= 1
 
@@ -139,7 +139,7 @@ def _run_upkeep(connections: Connections) -> None:
         _run_chore(rejection_counts.flush)
         _run_chore(log_throttle.flush)
         if time.monotonic() >= uses_are_due_at:
-            uses_are_due_at = time.monotonic() + settings.KEY_USE_WRITTEN_SECONDS
+            uses_are_due_at = time.monotonic() + settings.KEY_USE_FLUSH_SECONDS
             _run_chore(save_last_used)
         heartbeat.mark(heartbeat.WEB)
 

@@ -54,7 +54,7 @@ class RequestBodies:
         if not length and not is_chunked:
             return BytesIO()
         try:
-            async with asyncio.timeout(settings.WEB_BODY_SECONDS):
+            async with asyncio.timeout(settings.WEB_BODY_TIMEOUT_SECONDS):
                 if is_chunked:
                     return await self._read_chunks(environ, protocol)
                 if length.isdecimal() and int(length) <= settings.MAX_BATCH_BODY_BYTES:

@@ -60,7 +60,7 @@ def roll_up() -> None:
         now = database_now()
         begin = _first_minute(cursor, now)
         for step in itertools.count():
-            if begin > now or (step >= MIN_STEPS and time.monotonic() - started > settings.BARS_SECONDS):
+            if begin > now or (step >= MIN_STEPS and time.monotonic() - started > settings.BARS_TIME_LIMIT_SECONDS):
                 break
             end = _step_end(cursor, begin, now)
             cursor.execute(ROLL_UP, roll_up_parameters(begin, end))

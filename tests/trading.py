@@ -49,7 +49,7 @@ def broker(broker_id: str, *, cash: Decimal | int = CASH, holdings: dict[str, in
 
 def limit_makers(settings: Settings, makers_max: int) -> None:
     """Let an order, and orders executed together, fill no more resting orders than this."""
-    settings.MAX_MAKERS_READ_AT_ONCE = settings.MAX_MAKERS_PER_LIST = settings.MAX_MAKERS_PER_COMMAND = makers_max
+    settings.MAX_MAKERS_READ_AT_ONCE = settings.MAX_MAKERS_PER_BATCH = settings.MAX_MAKERS_PER_COMMAND = makers_max
 
 
 def order(

@@ -98,7 +98,7 @@ async def send(connector: aiohttp.BaseConnector, delivery: ClaimedDelivery) -> D
     try:
         if settings.WEBHOOK_ADDRESSES is AddressProfile.PUBLIC and not delivery.url.lower().startswith("https:"):
             raise BlockedAddress("http is blocked")
-        async with asyncio.timeout(settings.WEBHOOK_DEADLINE_SECONDS), _connect(connector, delivery.url) as connection:
+        async with asyncio.timeout(settings.WEBHOOK_TIMEOUT_SECONDS), _connect(connector, delivery.url) as connection:
             status, response = await _post(connection, _request(delivery))
             await _read_body(response, body_start)
     except Exception as exception:
@@ -164,9 +164,9 @@ async def _read_body(response: aiohttp.StreamReader, body_start: bytearray) -> N
 
     `body_start` is filled while reading, because a response may be incomplete.
     """
-    left = settings.WEBHOOK_ANSWER_BYTES
+    left = settings.WEBHOOK_RESPONSE_BYTES_READ
     while left > 0 and (chunk := await response.read(left)):
-        body_start += chunk[: settings.WEBHOOK_ANSWER_KEPT_BYTES - len(body_start)]
+        body_start += chunk[: settings.WEBHOOK_RESPONSE_BYTES_STORED - len(body_start)]
         left -= len(chunk)
 
 

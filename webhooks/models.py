@@ -163,7 +163,7 @@ class Delivery(models.Model):
 
 
 class Answer(models.Model):
-    """The beginning of a receiver's response, as text. Kept for `WEBHOOK_ANSWERS_KEPT`."""
+    """The beginning of a receiver's response, as text. Kept for `WEBHOOK_RESPONSE_RETENTION`."""
 
     delivery = models.OneToOneField(
         Delivery, models.CASCADE, primary_key=True, related_name="answer", db_constraint=False

@@ -16,10 +16,11 @@ def delete_old() -> int:
     A response is as old as its delivery, whose id contains its time.
     """
     now = database_now()
-    deleted = _delete_answers(first_id_at(now - settings.WEBHOOK_ANSWERS_KEPT))
+    deleted = _delete_answers(first_id_at(now - settings.WEBHOOK_RESPONSE_RETENTION))
     with connection.cursor() as cursor:
         cursor.execute(
-            _DELETE_HOURS, [settings.WEBHOOK_DROP_BATCH, now - settings.WEBHOOK_ANSWERS_KEPT - timedelta(hours=1)]
+            _DELETE_HOURS,
+            [settings.WEBHOOK_RETENTION_BATCH, now - settings.WEBHOOK_RESPONSE_RETENTION - timedelta(hours=1)],
         )
     return deleted
 
@@ -27,12 +28,12 @@ def delete_old() -> int:
 def _delete_answers(before: UUID) -> int:
     """Delete batches of responses. Each starts after the last, because dead rows remain at the start of the index."""
     deleted, after = 0, UUID(int=0)
-    for _ in range(settings.WEBHOOK_DROP_BATCHES):
+    for _ in range(settings.WEBHOOK_RETENTION_BATCHES):
         with connection.cursor() as cursor:
-            cursor.execute(_DELETE_ANSWERS, [after, before, settings.WEBHOOK_DROP_BATCH])
+            cursor.execute(_DELETE_ANSWERS, [after, before, settings.WEBHOOK_RETENTION_BATCH])
             ids = [id_ for (id_,) in cursor.fetchall()]
         deleted += len(ids)
-        if len(ids) < settings.WEBHOOK_DROP_BATCH:
+        if len(ids) < settings.WEBHOOK_RETENTION_BATCH:
             break
         after = max(ids)
     return deleted

@@ -46,12 +46,12 @@ def _send_requested() -> None:
                     _requested.clear()
                     send(connection)
                     is_lost = False
-                    time.sleep(settings.WEBHOOK_WAKE_UP_PAUSE_SECONDS)
+                    time.sleep(settings.WEBHOOK_WAKE_UP_INTERVAL_SECONDS)
         except Exception as error:  # on any error, this wake-up is lost, and the next one gets a new connection
             if not is_lost:  # once per outage
                 _log.warning("wake_up_lost", error=str(error))
             is_lost = True
-            time.sleep(settings.WEBHOOK_WAKE_UP_PAUSE_SECONDS)
+            time.sleep(settings.WEBHOOK_WAKE_UP_INTERVAL_SECONDS)
 
 
 def connection_with_timeouts(url: str) -> Connection:
@@ -64,7 +64,7 @@ def connection_with_timeouts(url: str) -> Connection:
 def send(connection: Connection) -> None:
     """Send a wake-up for each shard, unless too many are waiting: with no worker, they would fill Valkey in hours."""
     valkey: redis.Redis = connection.default_channel.client  # type: ignore[attr-defined]  # Redis transport
-    if valkey.llen(QUEUE) < settings.WEBHOOK_WAKE_UPS_WAITING:
+    if valkey.llen(QUEUE) < settings.WEBHOOK_WAKE_UPS_QUEUED:
         for shard in range(settings.WEBHOOK_SHARDS):
             current_app.send_task(
                 TASK, (shard,), connection=connection, retry=False, expires=settings.WEBHOOK_MESSAGE_SECONDS

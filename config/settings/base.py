@@ -53,27 +53,27 @@ RATE_LIMIT_BURST = 4_000  # at once, after a pause
 RATE_LIMIT_BYTES_PER_REQUEST = 1_024  # a longer body counts as several; the longest order has 416
 RATE_LIMIT_CANCELS_PER_SECOND = 2_000
 RATE_LIMIT_CANCELS_BURST = 4_000
-RATE_LIMIT_KEYS_REMEMBERED = 10_000
-RATE_LIMIT_SHARE_SECONDS = 0.1  # between the reports of a web process to the others
+RATE_LIMIT_KEYS = 10_000
+RATE_LIMIT_SYNC_SECONDS = 0.1  # between the reports of a web process to the others
 RATE_LIMIT_UNKNOWN_PER_SECOND = 50  # without a valid key, of one client address, in all web processes together
 RATE_LIMIT_UNKNOWN_BURST = 200
 RATE_LIMIT_UNKNOWN_ADDRESSES = 10_000
-RATE_LIMIT_PAUSE_SECONDS = 0.2  # before the refusal: a client that repeats at once is slowed down by it,
-RATE_LIMIT_PAUSES = 100  # so many at a time, each of which holds a connection
+RATE_LIMIT_DELAY_SECONDS = 0.2  # before the refusal: a client that repeats at once is slowed down by it,
+RATE_LIMIT_MAX_DELAYED = 100  # so many at a time, each of which holds a connection
 LOG_UNKNOWN_LINES = 5  # in a second, of requests without a valid key from one address; the others are counted
 LOG_UNKNOWN_ADDRESSES = 100  # told apart in that
 KEY_CACHE_SECONDS = 4.0  # a key that another process revoked is dead after it: within five seconds, says the contract
 KEY_CACHE_SIZE = 10_000
-KEY_REFUSAL_SECONDS = 1.0  # for so long an invalid key is not looked up again
-KEY_REFUSALS_REMEMBERED = 10_000
+INVALID_KEY_CACHE_SECONDS = 1.0  # for so long an invalid key is not looked up again
+INVALID_KEY_CACHE_SIZE = 10_000
 WEB_THREADS = 400  # of a web process, for all but the usual order and cancel
 CONNECTIONS_PER_ADDRESS = 256  # to one web process
-KEY_RENEWAL_SECONDS = 300.0  # for so long after its last use a key is asked about again before it is needed
+KEY_REFRESH_SECONDS = 300.0  # for so long after its last use a key is asked about again before it is needed
 
 # --- Limits of the write path ---------------------------------------------------------------------------------------
 
 MAX_MAKERS_PER_COMMAND = 20_000  # a taker that would fill more resting orders than this is refused
-MAX_MAKERS_PER_LIST = 1_000  # on one side of a book; if a list's takers exceed it, the largest are set aside
+MAX_MAKERS_PER_BATCH = 1_000  # on one side of a book; if a list's takers exceed it, the largest are set aside
 MAX_MAKERS_READ_AT_ONCE = 200  # a fundable order that reaches more is set aside
 MAX_MAKERS_PER_QUOTE = 1_000  # resting orders that a quote looks at
 QUOTE_ORDERS_PER_REQUEST = 25  # for each that it may have to look at, a quote counts as another request
@@ -82,7 +82,7 @@ SEQUENCER_BATCH = 200  # commands in one transaction, unless one request brings 
 SEQUENCER_BATCH_SECONDS = 0.25  # how long a transaction may be expected to take
 SEQUENCER_QUEUE_REQUESTS = 256  # waiting; more are refused,
 SEQUENCER_QUEUE_COMMANDS = 4_000  # as they are when they bring so many already
-SEQUENCER_ASIDE_REQUESTS = 8  # at a time, that fill too many resting orders to be executed with others
+SEQUENCER_DEEP_REQUESTS = 8  # at a time, that fill too many resting orders to be executed with others
 SWEEP_BATCH = 500  # orders cancelled or expired in one transaction
 PRICE_WINDOW = timedelta(minutes=5)
 MOVING_AVERAGE_ORDERS = 1_000
@@ -92,12 +92,12 @@ MOVING_AVERAGE_ORDERS = 1_000
 WEBHOOK_SHARDS = 1  # dispatchers at a time; each endpoint belongs to one of them
 WEBHOOK_CONCURRENCY = 256  # deliveries on their way at a time, of one dispatcher
 WEBHOOK_CONCURRENCY_PER_ENDPOINT = 4  # and per broker and event, whatever URL it has meanwhile
-WEBHOOK_WAKE_UPS_WAITING = 100  # in Valkey; more are not sent
-WEBHOOK_ANSWER_BYTES = 4 * 1024  # read of a receiver's answer
-WEBHOOK_ANSWER_KEPT_BYTES = 1024  # of that, to be looked at in the back office,
-WEBHOOK_ANSWERS_KEPT = timedelta(days=14)  # for so long, as are the hours of the subscriptions' health
-WEBHOOK_DROP_BATCH = 1_000  # rows dropped in one transaction when they are older,
-WEBHOOK_DROP_BATCHES = 200  # and so many of these in one go: well within the time that a task may take
+WEBHOOK_WAKE_UPS_QUEUED = 100  # in Valkey; more are not sent
+WEBHOOK_RESPONSE_BYTES_READ = 4 * 1024  # read of a receiver's answer
+WEBHOOK_RESPONSE_BYTES_STORED = 1024  # of that, to be looked at in the back office,
+WEBHOOK_RESPONSE_RETENTION = timedelta(days=14)  # for so long, as are the hours of the subscriptions' health
+WEBHOOK_RETENTION_BATCH = 1_000  # rows dropped in one transaction when they are older,
+WEBHOOK_RETENTION_BATCHES = 200  # and so many of these in one go: well within the time that a task may take
 WEBHOOK_REDELIVERIES = 500  # by one act
 
 # --- Limits of the back office --------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ WEBHOOK_REDELIVERIES = 500  # by one act
 LOGIN_FAILURES = 5  # of one user from one address
 LOGIN_FAILURES_OF_ADDRESS = 50  # whoever it tries to be
 LOGIN_LOCKOUT = timedelta(minutes=15)
-EXPORTS_AT_ONCE = 8  # each holds a thread of the back office's server while it is downloaded
+MAX_CONCURRENT_EXPORTS = 8  # each holds a thread of the back office's server while it is downloaded
 KNOWN_DEVICE_AGE = timedelta(days=180)  # so long after a login a browser is not locked out for what others do
 SESSION_COOKIE_AGE = 12 * 60 * 60  # from the login on, whatever is done meanwhile: `backoffice.sessions`
 RECOVERY_CODES = 10  # of a user with two-factor login
@@ -117,7 +117,7 @@ CLEAN_UP_ROWS = 10_000  # of a table at a time
 RECONCILE_WORK_MEM = "256MB"  # for each step of a check that sorts or hashes
 RECONCILE_STATEMENT_TIMEOUT_MS = 600_000  # for each check, which may read every trade there ever was
 RECONCILE_TASK_SECONDS = 3_600  # for all of them, in a worker
-RECONCILE_TEND_SECONDS = 2.0  # how often beat looks after runs that wait for a worker, or have lost theirs
+RECONCILE_CHECK_EVERY_SECONDS = 2.0  # how often beat looks after runs that wait for a worker, or have lost theirs
 RECONCILE_MESSAGE_SECONDS = 10.0  # then beat has asked again
 
 # --- Timeouts -------------------------------------------------------------------------------------------------------
@@ -134,12 +134,12 @@ DATABASE_NETWORK_TIMEOUTS = {  # a host or network that went silent, which no ti
 DATABASE_LOCK_TIMEOUT_MS = 2_000
 DATABASE_STATEMENT_TIMEOUT_MS = 15_000
 DATABASE_IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
-SEQUENCER_TURN_SECONDS = 0.25  # so long a list waits for another process' to end
-SEQUENCER_PATIENCE_SECONDS = 5.0  # then a request takes back what still waits,
-SEQUENCER_LAST_PATIENCE_SECONDS = 5.0  # and gives what is under way this long to end
-SEQUENCER_ASIDE_LOCK_TIMEOUT_MS = 100  # of the process's other lists while it executes a deep order
-SEQUENCER_ASIDE_SECONDS = 2.0  # then no more is begun of a request that fills too many resting orders
-WEB_BODY_SECONDS = 30.0  # a request's, to come in
+SEQUENCER_TURN_TIMEOUT_SECONDS = 0.25  # so long a list waits for another process' to end
+SEQUENCER_QUEUE_TIMEOUT_SECONDS = 5.0  # then a request takes back what still waits,
+SEQUENCER_EXECUTION_TIMEOUT_SECONDS = 5.0  # and gives what is under way this long to end
+SEQUENCER_DEEP_LOCK_TIMEOUT_MS = 100  # of the process's other lists while it executes a deep order
+SEQUENCER_DEEP_TIME_LIMIT_SECONDS = 2.0  # then no more is begun of a request that fills too many resting orders
+WEB_BODY_TIMEOUT_SECONDS = 30.0  # a request's, to come in
 VALKEY_TIMEOUT_SECONDS = 0.5
 HEARTBEAT_SECONDS = 1.0
 READINESS_CACHE_SECONDS = 1.0  # for so long `/readyz` repeats its answer
@@ -149,17 +149,19 @@ EXPIRY_MESSAGE_SECONDS = 10.0  # then a sweep has asked again; also how far one 
 EXPIRY_LOCK_TIMEOUT = "200ms"
 HALT_LOCK_TIMEOUT = "200ms"  # of a halt of everything; what is held for longer is left for the end
 BARS_EVERY_SECONDS = 5.0
-BARS_SECONDS = 2.0  # for which they are summed up at a time: the next time goes on, and a worker has other things to do
-REJECTS_DROPPED_EVERY_SECONDS = 3_600.0
-KEY_USE_WRITTEN_SECONDS = 60.0
+BARS_TIME_LIMIT_SECONDS = (
+    2.0  # for which they are summed up at a time: the next time goes on, and a worker has other things to do
+)
+REJECTION_RETENTION_EVERY_SECONDS = 3_600.0
+KEY_USE_FLUSH_SECONDS = 60.0
 TASK_TIME_LIMIT_SECONDS = 30
-WEBHOOK_DEADLINE_SECONDS = 5.0  # of one attempt, from the dial to the end of the answer
+WEBHOOK_TIMEOUT_SECONDS = 5.0  # of one attempt, from the dial to the end of the answer
 WEBHOOK_KEEPALIVE_SECONDS = 1.0  # a connection unused for longer may be closed by the receiver just when it is used
 WEBHOOK_WAKE_UP_TIMEOUT_SECONDS = 0.1  # then the hint is lost, and the next second's drain does without
-WEBHOOK_WAKE_UP_PAUSE_SECONDS = 0.25  # between hints; less than a dispatcher lingers, which needs none
+WEBHOOK_WAKE_UP_INTERVAL_SECONDS = 0.25  # between hints; less than a dispatcher lingers, which needs none
 WEBHOOK_MESSAGE_SECONDS = 10.0
 WEBHOOK_DRAIN_EVERY_SECONDS = 1.0
-WEBHOOK_DROP_EVERY_SECONDS = 60.0
+WEBHOOK_RETENTION_EVERY_SECONDS = 60.0
 WEBHOOK_LOST_AFTER_SECONDS = 60.0  # claimed for so long and without an outcome, a delivery will have none
 WEBHOOK_LINGER_SECONDS = 0.3  # how long a dispatcher with nothing to do waits for more
 WEBHOOK_POLL_SECONDS = 0.03  # how often a busy one looks for more, and notes what became of what it sent

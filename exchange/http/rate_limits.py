@@ -124,9 +124,7 @@ def tokens_for_body(body_bytes: int) -> int:
 
 def requests() -> RateLimit:
     """Limit of all requests of a key except cancels."""
-    return _limit(
-        "requests", settings.RATE_LIMIT_PER_SECOND, settings.RATE_LIMIT_BURST, settings.RATE_LIMIT_KEYS_REMEMBERED
-    )
+    return _limit("requests", settings.RATE_LIMIT_PER_SECOND, settings.RATE_LIMIT_BURST, settings.RATE_LIMIT_KEYS)
 
 
 def cancels() -> RateLimit:
@@ -135,7 +133,7 @@ def cancels() -> RateLimit:
         "cancels",
         settings.RATE_LIMIT_CANCELS_PER_SECOND,
         settings.RATE_LIMIT_CANCELS_BURST,
-        settings.RATE_LIMIT_KEYS_REMEMBERED,
+        settings.RATE_LIMIT_KEYS,
     )
 
 
@@ -153,7 +151,7 @@ def share_forever() -> None:
     """Share this process's rate limits with the other processes."""
     is_shared = True
     while True:
-        time.sleep(settings.RATE_LIMIT_SHARE_SECONDS)
+        time.sleep(settings.RATE_LIMIT_SYNC_SECONDS)
         try:
             if share([requests(), cancels(), unknown(), lookups()], _valkey()):
                 is_shared = True

@@ -131,7 +131,7 @@ def find_deep_orders(cursor: CursorWrapper, takers: Sequence[PlaceOrder], target
 
 
 def largest_takers(commands: Sequence[Command], takers: Sequence[PlaceOrder]) -> list[PlaceOrder]:
-    """The largest takers, chosen so that the others fill at most `MAX_MAKERS_PER_LIST` resting orders of each side.
+    """The largest takers, chosen so that the others fill at most `MAX_MAKERS_PER_BATCH` resting orders of each side.
 
     An order for n shares fills at most n resting orders. It also passes over those that the commands cancel.
     """
@@ -139,7 +139,7 @@ def largest_takers(commands: Sequence[Command], takers: Sequence[PlaceOrder]) ->
         0 if isinstance(command, PlaceOrder) else 1 if isinstance(command, CancelOrder) else settings.SWEEP_BATCH
         for command in commands
     )
-    capacity = Counter({_book_side_of(taker): settings.MAX_MAKERS_PER_LIST - cancelled for taker in takers})
+    capacity = Counter({_book_side_of(taker): settings.MAX_MAKERS_PER_BATCH - cancelled for taker in takers})
     removed = []
     for taker in sorted(takers, key=lambda each: each.quantity):
         if taker.quantity <= capacity[_book_side_of(taker)]:

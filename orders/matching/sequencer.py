@@ -90,14 +90,14 @@ class Sequencer:
     def submit(self, commands: Sequence[Command]) -> list[Outcome]:
         waiter = ThreadWaiter(commands)
         self._enqueue(waiter)
-        if not waiter.wait(settings.SEQUENCER_PATIENCE_SECONDS):
+        if not waiter.wait(settings.SEQUENCER_QUEUE_TIMEOUT_SECONDS):
             self._withdraw(waiter)
-            if not waiter.is_leader and not waiter.wait(settings.SEQUENCER_LAST_PATIENCE_SECONDS):
+            if not waiter.is_leader and not waiter.wait(settings.SEQUENCER_EXECUTION_TIMEOUT_SECONDS):
                 raise OutcomeUnknown
         if waiter.is_leader:
             waiter.wait(0)  # takes the wake-up of a promotion that came after the timeout
             self._run_batch()
-            if not waiter.is_leader and not waiter.wait(settings.SEQUENCER_LAST_PATIENCE_SECONDS):
+            if not waiter.is_leader and not waiter.wait(settings.SEQUENCER_EXECUTION_TIMEOUT_SECONDS):
                 raise OutcomeUnknown
         return waiter.outcomes
 
@@ -108,7 +108,7 @@ class Sequencer:
             waker = self._waker = LoopWaker(loop)
         waiter = LoopWaiter(commands, waker, self._start_leader)
         self._enqueue(waiter)
-        timer = loop.call_later(settings.SEQUENCER_PATIENCE_SECONDS, self._time_out, waiter)
+        timer = loop.call_later(settings.SEQUENCER_QUEUE_TIMEOUT_SECONDS, self._time_out, waiter)
         try:
             await waiter.future
         finally:
@@ -146,7 +146,7 @@ class Sequencer:
             waiter.reject(error)
         else:
             loop = waiter.future.get_loop()
-            loop.call_later(settings.SEQUENCER_LAST_PATIENCE_SECONDS, waiter.reject, OutcomeUnknown())
+            loop.call_later(settings.SEQUENCER_EXECUTION_TIMEOUT_SECONDS, waiter.reject, OutcomeUnknown())
 
     def _start_leader(self) -> None:
         _leader_thread.submit(self._run_batch_in_thread)
@@ -230,11 +230,11 @@ class Sequencer:
     def _submit_deep(self, waiter: Waiter, too_many: TooManyMakers) -> None:
         waiter.is_leader = False  # it waits for the deep thread instead
         with self._mutex:
-            is_admitted = self._deep_requests < settings.SEQUENCER_ASIDE_REQUESTS
+            is_admitted = self._deep_requests < settings.SEQUENCER_DEEP_REQUESTS
             self._deep_requests += is_admitted
         if is_admitted:
             _deep_thread.submit(
-                self._execute_deep, waiter, too_many, time.monotonic() + settings.SEQUENCER_ASIDE_SECONDS
+                self._execute_deep, waiter, too_many, time.monotonic() + settings.SEQUENCER_DEEP_TIME_LIMIT_SECONDS
             )
         else:
             waiter.complete([], rest=Overloaded())

@@ -43,14 +43,14 @@ _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 def begin_with_batch_lock(cursor: CursorWrapper) -> None:
     """Begin a transaction and wait for the batch lock until a timeout. The transaction's end releases the lock."""
-    milliseconds = max(round(settings.SEQUENCER_TURN_SECONDS * 1000), 1)  # 0 would mean no timeout
+    milliseconds = max(round(settings.SEQUENCER_TURN_TIMEOUT_SECONDS * 1000), 1)  # 0 would mean no timeout
     cursor.execute(_BEGIN_WITH_BATCH_LOCK, [milliseconds])
 
 
 def begin_with_short_lock_timeout(cursor: CursorWrapper) -> None:
     """Begin a transaction unless one is open, and set the lock timeout of batches that run beside a deep order."""
     begin = "" if is_transaction_open() else "BEGIN; "
-    cursor.execute(f"{begin}SET LOCAL lock_timeout = {settings.SEQUENCER_ASIDE_LOCK_TIMEOUT_MS:d}")
+    cursor.execute(f"{begin}SET LOCAL lock_timeout = {settings.SEQUENCER_DEEP_LOCK_TIMEOUT_MS:d}")
 
 
 def find_targets(cursor: CursorWrapper, commands: Sequence[Command]) -> dict[UUID, str]:
@@ -80,7 +80,7 @@ def load_market(
     """Read the rows that `commands` can touch in these books, whose instruments are locked, and lock the brokers.
 
     With `skip_busy`, leave out brokers that are locked, instead of waiting. Raise `TooManyMakers` if an order reaches
-    more than `MAX_MAKERS_READ_AT_ONCE` resting orders, or all orders together more than `MAX_MAKERS_PER_LIST` of one
+    more than `MAX_MAKERS_READ_AT_ONCE` resting orders, or all orders together more than `MAX_MAKERS_PER_BATCH` of one
     side; with `allow_deep`, a single command may. No book is read after brokers are locked.
     """
     reader = _Reader(cursor, commands, list(targets), {book.symbol: book for book in books}, skip_busy)
@@ -119,7 +119,7 @@ def _load_for_batch(reader: "_Reader") -> Market:
     funded = fundable_orders(takers, read_funds(reader.cursor, takers), is_alone=len(reader.commands) == 1)
     if deep := find_deep_orders(reader.cursor, funded, reader.targets):
         raise TooManyMakers(deep)
-    market = reader.read(funded, settings.MAX_MAKERS_PER_LIST)
+    market = reader.read(funded, settings.MAX_MAKERS_PER_BATCH)
     if market is None:
         raise TooManyMakers(largest_takers(reader.commands, funded))
     unfunded = {each.order_id for each in takers} - {each.order_id for each in funded}

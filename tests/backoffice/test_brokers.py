@@ -427,7 +427,9 @@ def test_a_locked_broker_is_reported_as_busy(root: Client, alice: Broker) -> Non
     finally:
         done.set()
         holding.result(trading.PATIENCE_SECONDS)
-    assert_rejected(response, before, __all__=["The exchange is busy. The request was not executed; try again shortly."])
+    assert_rejected(
+        response, before, __all__=["The exchange is busy. The request was not executed; try again shortly."]
+    )
 
 
 def test_transfers_are_listed_and_found(root: Client, alice: Broker) -> None:

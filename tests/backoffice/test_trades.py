@@ -253,7 +253,7 @@ def test_a_client_order_id_like_a_formula_is_escaped(root: Client, market: None)
 
 def test_exports_beyond_the_limit_get_503_and_pages_still_work(root: Client, market: None, settings: Settings) -> None:
     with ExitStack() as downloads:
-        for _ in range(settings.EXPORTS_AT_ONCE):
+        for _ in range(settings.MAX_CONCURRENT_EXPORTS):
             downloads.enter_context(closing(root.get(action_path(Trade, "export"))))
         refused = root.get(action_path(Trade, "export"))
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")

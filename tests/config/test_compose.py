@@ -230,7 +230,7 @@ def test_the_back_office_runs_as_in_the_tests_and_comes_after_orders() -> None:
     assert [sys.executable, *here[1:]] == web.backoffice_command(BACKOFFICE_PORT)
     assert service["cpu_shares"] * 8 == 1024  # what the others have unless told otherwise
     assert service["pids_limit"] >= 2 * gunicorn.threads
-    assert gunicorn.threads >= 2 * settings.EXPORTS_AT_ONCE
+    assert gunicorn.threads >= 2 * settings.MAX_CONCURRENT_EXPORTS
 
 
 def test_a_stop_may_take_as_long_as_what_is_in_flight() -> None:

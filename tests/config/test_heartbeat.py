@@ -95,9 +95,9 @@ def test_beat_sends_what_must_be_repeated_and_all_of_it_expires() -> None:
         "orders.tasks.sweep_expired": settings.EXPIRY_SWEEP_SECONDS,
         "orders.tasks.roll_up": settings.BARS_EVERY_SECONDS,
         "backoffice.tasks.clean_up": settings.CLEAN_UP_EVERY_SECONDS,
-        "webhooks.tasks.drop_old": settings.WEBHOOK_DROP_EVERY_SECONDS,
-        "orders.tasks.tend_reconcile_runs": settings.RECONCILE_TEND_SECONDS,
-        "exchange.tasks.drop_rejects": settings.REJECTS_DROPPED_EVERY_SECONDS,
+        "webhooks.tasks.drop_old": settings.WEBHOOK_RETENTION_EVERY_SECONDS,
+        "orders.tasks.tend_reconcile_runs": settings.RECONCILE_CHECK_EVERY_SECONDS,
+        "exchange.tasks.drop_rejects": settings.REJECTION_RETENTION_EVERY_SECONDS,
         "webhooks.tasks.deliver": settings.WEBHOOK_DRAIN_EVERY_SECONDS,
     }
     assert all(entry["options"]["expires"] > 0 for entry in schedule.values())

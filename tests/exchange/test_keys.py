@@ -24,7 +24,7 @@ from tests.live import Server
 from tests.trading import BY
 
 SECONDS = 4.0  # KEY_CACHE_SECONDS
-REFUSAL_SECONDS = 1.0  # KEY_REFUSAL_SECONDS
+REFUSAL_SECONDS = 1.0  # INVALID_KEY_CACHE_SECONDS
 
 
 def at(seconds: float) -> Callable[[], float]:
@@ -109,7 +109,7 @@ def test_a_key_revoked_while_it_is_looked_up_is_not_remembered(key: str) -> None
 def test_keys_in_use_are_renewed_together(
     alice: Client, django_assert_num_queries: DjangoAssertNumQueries, settings: Settings
 ) -> None:
-    settings.KEY_RENEWAL_SECONDS = 1.5
+    settings.KEY_REFRESH_SECONDS = 1.5
     used = [services.issue_key("alice", by=BY)[1] for _ in range(20)]
     unused = services.issue_key("alice", by=BY)[1]
     assert all(is_good(key) for key in [*used, unused])
@@ -189,7 +189,7 @@ def test_an_invalid_key_needs_one_query_in_a_second(
 
 
 def test_no_more_invalid_keys_are_remembered_than_the_limit(settings: Settings, db: None) -> None:
-    settings.KEY_REFUSALS_REMEMBERED = 10
+    settings.INVALID_KEY_CACHE_SIZE = 10
     assert not any(is_good(new_key()[0]) for _ in range(30))
     assert len(keys._cache.rejected_until) == 10
 

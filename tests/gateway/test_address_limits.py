@@ -35,8 +35,8 @@ GATEWAY = Gateway(ApiHandler(), lambda: False, order_entry.parse_fast_request)
 def _few_tokens(settings: Settings) -> None:
     """A burst of three, then one token per second, and an empty key cache."""
     settings.RATE_LIMIT_UNKNOWN_BURST, settings.RATE_LIMIT_UNKNOWN_PER_SECOND = BURST, 1
-    settings.RATE_LIMIT_PAUSE_SECONDS = 0
-    settings.KEY_REFUSAL_SECONDS = PATIENCE_SECONDS
+    settings.RATE_LIMIT_DELAY_SECONDS = 0
+    settings.INVALID_KEY_CACHE_SECONDS = PATIENCE_SECONDS
     rate_limits._limit.cache_clear()
     keys._cache = keys._KeyCache()
 
@@ -97,7 +97,7 @@ def test_concurrent_requests_share_the_limit() -> None:
 
 def test_the_number_of_delayed_rejections_is_limited(settings: Settings) -> None:
     exhaust()
-    settings.RATE_LIMIT_PAUSE_SECONDS, settings.RATE_LIMIT_PAUSES = PATIENCE_SECONDS, 2
+    settings.RATE_LIMIT_DELAY_SECONDS, settings.RATE_LIMIT_MAX_DELAYED = PATIENCE_SECONDS, 2
 
     async def flood() -> int:
         tasks = [asyncio.create_task(send(None)) for _ in range(2 * BURST)]

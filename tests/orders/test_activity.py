@@ -194,7 +194,7 @@ def test_rows_committed_late_before_a_pause_are_added_after_it() -> None:
 
 def test_each_roll_up_catches_up_a_few_steps(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activity, "STEP_ROWS", 0)  # a minute is a step
-    settings.BARS_SECONDS = 0  # the fewest steps that make progress
+    settings.BARS_TIME_LIMIT_SECONDS = 0  # the fewest steps that make progress
     began = activity._minute_of(database_now()) - 300 * MINUTE
     moments = [began + n * MINUTE + SECOND for n in range(300)]
     for moment in moments:

@@ -319,7 +319,7 @@ def test_takers_that_only_together_exceed_the_maker_limit_get_their_own_results(
     alice: Client, bob: Client, settings: Settings
 ) -> None:
     trading.limit_makers(settings, 2)
-    settings.SEQUENCER_ASIDE_SECONDS = trading.PATIENCE_SECONDS
+    settings.SEQUENCER_DEEP_TIME_LIMIT_SECONDS = trading.PATIENCE_SECONDS
     for _ in range(6):
         placed(bob, limit("ask", 1, "10", **BY_BOB))
     bids = [limit("bid", quantity, "10") for quantity in (2, 3, 2, 1)]

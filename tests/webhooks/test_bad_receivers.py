@@ -200,7 +200,7 @@ def test_an_endpoint_gets_at_most_four_concurrent_deliveries(receiver: Receiver)
 
 
 def test_a_dispatcher_sends_at_most_its_limit_concurrently(receiver: Receiver, settings: Settings) -> None:
-    settings.WEBHOOK_DEADLINE_SECONDS = 2.0
+    settings.WEBHOOK_TIMEOUT_SECONDS = 2.0
     brokers = [f"broker-{number}" for number in range(LANES // LANES_PER_ENDPOINT + 1)]
     for name in brokers:
         trading.broker(name)
@@ -318,7 +318,7 @@ def test_names_that_never_resolve_do_not_delay_others(
 ) -> None:
     # Otherwise lookups would share a few threads, which slow ones would block.
     assert aiohttp.DefaultResolver is aiohttp.AsyncResolver
-    settings.WEBHOOK_DEADLINE_SECONDS = 3.0
+    settings.WEBHOOK_TIMEOUT_SECONDS = 3.0
     monkeypatch.setattr(http_client, "create_connector", NameServer().connector)
     slow = [f"slow-{number}" for number in range(40)]
     hosts = {name: f"{name}.test" for name in slow} | {"denied": DENIED, "known": KNOWN}
@@ -335,4 +335,4 @@ def test_names_that_never_resolve_do_not_delay_others(
     assert outcomes("denied") == [(None, "name_not_resolved")] * LANES_PER_ENDPOINT
     for name in slow:
         assert {*outcomes(name)} <= {(None, "timeout"), (None, "name_not_resolved")}
-    assert time.monotonic() - started < 2 * settings.WEBHOOK_DEADLINE_SECONDS
+    assert time.monotonic() - started < 2 * settings.WEBHOOK_TIMEOUT_SECONDS

@@ -436,7 +436,7 @@ def test_several_dispatchers_send_each_delivery_once(no_worker: None, celery: Ce
     own = in_thread(partial(dispatcher.drain, 0))
     while len(receiver.requests) < due / 2:
         wakeup.request()
-        time.sleep(settings.WEBHOOK_WAKE_UP_PAUSE_SECONDS)
+        time.sleep(settings.WEBHOOK_WAKE_UP_INTERVAL_SECONDS)
     wait_until_complete()
     own.result(PATIENCE_SECONDS)
 

@@ -79,7 +79,7 @@ def test_changing_the_url_does_not_raise_a_brokers_concurrency_limit(receiver: R
 
 
 def test_hanging_endpoints_delay_a_new_one_by_at_most_one_timeout(receiver: Receiver, settings: Settings) -> None:
-    settings.WEBHOOK_DEADLINE_SECONDS = DEADLINE_SECONDS
+    settings.WEBHOOK_TIMEOUT_SECONDS = DEADLINE_SECONDS
     settings.WEBHOOK_CONCURRENCY = 4  # the hanging endpoints take all of them
     for number in range(4):
         trading.broker(f"bad-{number}")
@@ -125,7 +125,7 @@ def test_outcomes_are_stored_together(receiver: Receiver, settings: Settings, en
 
 def test_freed_capacity_of_an_endpoint_is_used_immediately(receiver: Receiver, settings: Settings) -> None:
     """Waiting deliveries of the endpoint use it, also while another endpoint hangs."""
-    settings.WEBHOOK_POLL_SECONDS, settings.WEBHOOK_DEADLINE_SECONDS = NEVER_SECONDS, DEADLINE_SECONDS
+    settings.WEBHOOK_POLL_SECONDS, settings.WEBHOOK_TIMEOUT_SECONDS = NEVER_SECONDS, DEADLINE_SECONDS
     for broker_id, behaviour, count in [("bad", hang, 8), ("good", answer(), 40)]:
         trading.broker(broker_id)
         subscribe(broker_id, receiver.on(f"/{broker_id}", behaviour))
@@ -167,7 +167,7 @@ def test_a_running_dispatcher_finds_new_deliveries_without_a_wake_up(receiver: R
 
 def test_a_dispatcher_lingers_longer_than_the_pause_between_wake_ups() -> None:
     """Otherwise new deliveries would wait for the end of the pause without a dispatcher."""
-    assert settings.WEBHOOK_LINGER_SECONDS > settings.WEBHOOK_WAKE_UP_PAUSE_SECONDS
+    assert settings.WEBHOOK_LINGER_SECONDS > settings.WEBHOOK_WAKE_UP_INTERVAL_SECONDS
 
 
 def test_a_stop_before_the_start_prevents_sending(receiver: Receiver) -> None:
@@ -184,10 +184,10 @@ def test_a_stop_before_the_start_prevents_sending(receiver: Receiver) -> None:
 
 def test_unread_wake_ups_do_not_fill_valkey(valkey: Valkey) -> None:
     with wakeup.connection_with_timeouts(valkey.url) as channel:
-        for _ in range(settings.WEBHOOK_WAKE_UPS_WAITING + 50):
+        for _ in range(settings.WEBHOOK_WAKE_UPS_QUEUED + 50):
             wakeup.send(channel)
     with redis.Redis.from_url(valkey.url) as client:
-        assert client.llen(wakeup.QUEUE) == settings.WEBHOOK_WAKE_UPS_WAITING
+        assert client.llen(wakeup.QUEUE) == settings.WEBHOOK_WAKE_UPS_QUEUED
 
 
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])

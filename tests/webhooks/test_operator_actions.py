@@ -81,7 +81,7 @@ def test_the_beginning_of_a_response_is_stored_as_text(receiver: Receiver, sent:
 
 
 def test_the_received_part_of_a_truncated_response_is_stored(receiver: Receiver, settings: Settings) -> None:
-    settings.WEBHOOK_DEADLINE_SECONDS = 1.5
+    settings.WEBHOOK_TIMEOUT_SECONDS = 1.5
     subscribe("alice", receiver.on("/", drip_body))
     trade()
     drain()
@@ -429,8 +429,8 @@ def test_old_responses_are_deleted_in_batches(
     receiver: Receiver, settings: Settings, django_assert_num_queries: Any
 ) -> None:
     now = database_now()
-    settings.WEBHOOK_DROP_BATCH = 10
-    edge = now - settings.WEBHOOK_ANSWERS_KEPT
+    settings.WEBHOOK_RETENTION_BATCH = 10
+    edge = now - settings.WEBHOOK_RESPONSE_RETENTION
     old = [UUID(int=first_id_at(edge - timedelta(seconds=1)).int + number) for number in range(25)]
     young = [UUID(int=first_id_at(edge + timedelta(minutes=1)).int + number) for number in range(5)]
     Answer.objects.bulk_create(Answer(delivery_id=each, body="x") for each in [*old, *young])
@@ -441,7 +441,7 @@ def test_old_responses_are_deleted_in_batches(
 
 
 def test_one_run_deletes_a_limited_number_of_batches(settings: Settings) -> None:
-    settings.WEBHOOK_DROP_BATCH, settings.WEBHOOK_DROP_BATCHES = 10, 2
+    settings.WEBHOOK_RETENTION_BATCH, settings.WEBHOOK_RETENTION_BATCHES = 10, 2
     Answer.objects.bulk_create(Answer(delivery_id=UUID(int=number), body="x") for number in range(1, 26))
 
     assert [retention.delete_old() for _ in range(3)] == [20, 5, 0]
@@ -449,7 +449,7 @@ def test_one_run_deletes_a_limited_number_of_batches(settings: Settings) -> None
 
 def test_old_hours_of_health_are_deleted(receiver: Receiver, settings: Settings) -> None:
     webhook_id = subscribe("alice", receiver.url())
-    edge = database_now() - settings.WEBHOOK_ANSWERS_KEPT
+    edge = database_now() - settings.WEBHOOK_RESPONSE_RETENTION
     for offset in [timedelta(days=-1), timedelta(hours=-2), timedelta(0), timedelta(days=1)]:
         SubscriptionHour.objects.create(subscription_id=webhook_id, hour=edge + offset, completed=1)
     retention.delete_old()

@@ -221,7 +221,7 @@ SETTINGS = f"""
 from config.settings.api import *
 
 RATE_LIMIT_PER_SECOND, RATE_LIMIT_BURST = {PER_SECOND}, {BURST}
-RATE_LIMIT_PAUSE_SECONDS = 0  # a client that is refused asks again at once
+RATE_LIMIT_DELAY_SECONDS = 0  # a client that is refused asks again at once
 """
 HAMMER_SECONDS = 5.0
 

@@ -40,9 +40,9 @@ AT_ONCE, PER_LIST, PER_COMMAND = 3, 6, 12
 @pytest.fixture(autouse=True)
 def _market(db: None, settings: Settings) -> None:
     """Brokers: alice and bob with cash and shares, poor with little cash."""
-    settings.MAX_MAKERS_READ_AT_ONCE, settings.MAX_MAKERS_PER_LIST = AT_ONCE, PER_LIST
+    settings.MAX_MAKERS_READ_AT_ONCE, settings.MAX_MAKERS_PER_BATCH = AT_ONCE, PER_LIST
     settings.MAX_MAKERS_PER_COMMAND = PER_COMMAND
-    settings.SEQUENCER_ASIDE_SECONDS = trading.PATIENCE_SECONDS
+    settings.SEQUENCER_DEEP_TIME_LIMIT_SECONDS = trading.PATIENCE_SECONDS
     for broker_id in ("alice", "bob"):
         trading.broker(broker_id, holdings={"AAPL": 1_000, "GOOG": 1_000})
     trading.broker("poor", cash=100, holdings={})
@@ -264,14 +264,14 @@ def test_others_continue_while_a_deep_order_waits_and_its_broker_is_overloaded()
 
 def test_deep_orders_beyond_their_time_limit_are_not_executed(settings: Settings) -> None:
     place_resting(Side.BID, PER_COMMAND)
-    settings.SEQUENCER_ASIDE_SECONDS = 0.0
+    settings.SEQUENCER_DEEP_TIME_LIMIT_SECONDS = 0.0
     assert submit(*[order(Side.ASK, PER_LIST + 1, "10", by="bob") for _ in range(3)]) == ["overloaded"] * 3
     assert not Trade.objects.exists()
 
 
 def test_deep_orders_beyond_their_queue_limit_are_overloaded(settings: Settings) -> None:
     place_resting(Side.BID, PER_COMMAND)
-    settings.SEQUENCER_ASIDE_REQUESTS = 0
+    settings.SEQUENCER_DEEP_REQUESTS = 0
     for quantity in (AT_ONCE + 1, PER_COMMAND):
         assert submit(order(Side.ASK, quantity, "10", by="bob")) == ["overloaded"]
     assert submit(order(Side.ASK, AT_ONCE, "10", by="bob")) == ["filled"]
@@ -279,7 +279,7 @@ def test_deep_orders_beyond_their_queue_limit_are_overloaded(settings: Settings)
 
 def test_small_orders_stay_in_the_batch_of_a_deep_order(settings: Settings) -> None:
     place_resting(Side.BID, PER_COMMAND)
-    settings.SEQUENCER_ASIDE_REQUESTS = 0
+    settings.SEQUENCER_DEEP_REQUESTS = 0
     with batch_in_progress():
         deep = submit_in_thread([order(Side.ASK, PER_COMMAND, "10", by="bob")])
         small = [submit_in_thread([order(Side.ASK, 1, "10", by="bob")]) for _ in range(PER_LIST)]
@@ -290,7 +290,7 @@ def test_small_orders_stay_in_the_batch_of_a_deep_order(settings: Settings) -> N
 
 def test_the_largest_of_orders_jointly_over_the_maker_limit_are_set_aside(settings: Settings) -> None:
     place_resting(Side.BID, PER_COMMAND)
-    settings.SEQUENCER_ASIDE_REQUESTS = 0
+    settings.SEQUENCER_DEEP_REQUESTS = 0
     with batch_in_progress():
         asks = [submit_in_thread([order(Side.ASK, quantity, "10", by="bob")]) for quantity in (3, 2, 3, 1)]
         assert becomes_true(lambda: queue_length() == len(asks))

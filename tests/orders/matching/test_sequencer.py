@@ -295,7 +295,7 @@ def test_a_single_request_is_executed_without_delay(settings: Settings) -> None:
         sequencer.submit(command)
         took.append(time.monotonic() - started)
     assert batch_sizes(commands) == [1] * 20
-    assert statistics.median(took) < settings.SEQUENCER_TURN_SECONDS
+    assert statistics.median(took) < settings.SEQUENCER_TURN_TIMEOUT_SECONDS
 
 
 def connections_in_use() -> int:
@@ -331,7 +331,7 @@ def batch_lock_held() -> AbstractContextManager[None]:
 
 @each_waiter
 def test_requests_that_arrive_before_the_batch_lock_join_the_batch(settings: Settings) -> None:
-    settings.SEQUENCER_TURN_SECONDS = WAIT_SECONDS
+    settings.SEQUENCER_TURN_TIMEOUT_SECONDS = WAIT_SECONDS
     commands = bids(10)
     with batch_lock_held():
         futures = enqueue_as_one_batch(one_per_request(commands[:3]))
@@ -344,7 +344,7 @@ def test_requests_that_arrive_before_the_batch_lock_join_the_batch(settings: Set
 
 @each_waiter
 def test_a_batch_runs_without_the_batch_lock_after_a_timeout(settings: Settings) -> None:
-    settings.SEQUENCER_TURN_SECONDS = 1.5
+    settings.SEQUENCER_TURN_TIMEOUT_SECONDS = 1.5
     commands = bids(10)
     with batch_lock_held():
         futures = enqueue_as_one_batch(one_per_request(commands))
@@ -354,7 +354,7 @@ def test_a_batch_runs_without_the_batch_lock_after_a_timeout(settings: Settings)
 
 
 def test_a_single_process_does_not_wait_for_the_batch_lock(settings: Settings) -> None:
-    settings.SEQUENCER_TURN_SECONDS, settings.WEB_PROCESSES = WAIT_SECONDS, 1
+    settings.SEQUENCER_TURN_TIMEOUT_SECONDS, settings.WEB_PROCESSES = WAIT_SECONDS, 1
     commands = bids(10)
     with batch_lock_held():
         futures = enqueue_as_one_batch(one_per_request(commands))
@@ -364,7 +364,7 @@ def test_a_single_process_does_not_wait_for_the_batch_lock(settings: Settings) -
 
 
 def test_a_single_request_does_not_wait_for_the_batch_lock(settings: Settings) -> None:
-    settings.SEQUENCER_TURN_SECONDS = WAIT_SECONDS
+    settings.SEQUENCER_TURN_TIMEOUT_SECONDS = WAIT_SECONDS
     commands = bids(3)
     with batch_lock_held():
         started = time.monotonic()
@@ -375,7 +375,7 @@ def test_a_single_request_does_not_wait_for_the_batch_lock(settings: Settings) -
 @each_waiter
 @pytest.mark.parametrize("end", ["pg_cancel_backend", "pg_terminate_backend"])
 def test_an_interrupted_wait_for_the_batch_lock_loses_no_order(end: str, settings: Settings) -> None:
-    settings.SEQUENCER_TURN_SECONDS = WAIT_SECONDS
+    settings.SEQUENCER_TURN_TIMEOUT_SECONDS = WAIT_SECONDS
     commands = bids(10)
     with batch_lock_held():
         futures = enqueue_as_one_batch(one_per_request(commands))
@@ -389,7 +389,7 @@ def test_an_interrupted_wait_for_the_batch_lock_loses_no_order(end: str, setting
 def test_the_batch_lock_ends_with_its_transaction(
     other: Callable[[], AbstractContextManager[None]], settings: Settings
 ) -> None:
-    settings.SEQUENCER_TURN_SECONDS = 0.05
+    settings.SEQUENCER_TURN_TIMEOUT_SECONDS = 0.05
     (command,) = bids(1)
     lock_timeout = query_rows("SHOW lock_timeout")
     with other():
@@ -429,7 +429,7 @@ QUEUE_OF_SMALL_SERVER = 8
 SMALL_SETTINGS = f"""
 from config.settings.api import *
 SEQUENCER_QUEUE_REQUESTS = {QUEUE_OF_SMALL_SERVER}
-SEQUENCER_PATIENCE_SECONDS = 20.0
+SEQUENCER_QUEUE_TIMEOUT_SECONDS = 20.0
 _options = DATABASES["default"]["OPTIONS"]
 _options["options"] = _options["options"].replace("lock_timeout=2000", "lock_timeout=20000")
 """
@@ -604,7 +604,7 @@ def test_overload_is_rejected_quickly_and_accepted_orders_are_stored(
 
 @each_waiter
 def test_a_request_still_queued_at_its_timeout_is_not_executed(settings: Settings) -> None:
-    settings.SEQUENCER_PATIENCE_SECONDS = 0.6
+    settings.SEQUENCER_QUEUE_TIMEOUT_SECONDS = 0.6
     commands = bids(3)
     with batch_in_progress() as gate:
         futures = [enqueue(command) for command in commands]
@@ -619,17 +619,20 @@ def test_a_request_still_queued_at_its_timeout_is_not_executed(settings: Setting
 
 @each_waiter
 def test_a_timed_out_request_frees_its_queue_capacity(settings: Settings) -> None:
-    settings.SEQUENCER_PATIENCE_SECONDS = 0.6
+    settings.SEQUENCER_QUEUE_TIMEOUT_SECONDS = 0.6
     settings.SEQUENCER_QUEUE_COMMANDS = 5
     with batch_in_progress():
         assert isinstance(enqueue(*bids(5)).exception(WAIT_SECONDS), Overloaded)
-        settings.SEQUENCER_PATIENCE_SECONDS = WAIT_SECONDS
+        settings.SEQUENCER_QUEUE_TIMEOUT_SECONDS = WAIT_SECONDS
         request = enqueue(*bids(5))
     assert [type(outcome) for outcome in request.result(WAIT_SECONDS)] == [Accepted] * 5
 
 
 def test_a_request_in_progress_at_its_timeout_has_an_unknown_outcome(settings: Settings) -> None:
-    settings.SEQUENCER_PATIENCE_SECONDS, settings.SEQUENCER_LAST_PATIENCE_SECONDS = 1.0, 0.3  # below the lock timeout
+    settings.SEQUENCER_QUEUE_TIMEOUT_SECONDS, settings.SEQUENCER_EXECUTION_TIMEOUT_SECONDS = (
+        1.0,
+        0.3,
+    )  # below the lock timeout
     leader, follower = bids(2, symbol="MSFT")
     with locked_row(Instrument, "MSFT"):
         leading, following = enqueue_as_one_batch([[leader], [follower]])
@@ -645,7 +648,10 @@ def test_a_request_in_progress_at_its_timeout_has_an_unknown_outcome(settings: S
 
 def test_a_request_on_a_loop_in_progress_at_its_timeout_has_an_unknown_outcome(settings: Settings) -> None:
     """This includes the leader, whose batch runs in another thread."""
-    settings.SEQUENCER_PATIENCE_SECONDS, settings.SEQUENCER_LAST_PATIENCE_SECONDS = 1.0, 0.3  # below the lock timeout
+    settings.SEQUENCER_QUEUE_TIMEOUT_SECONDS, settings.SEQUENCER_EXECUTION_TIMEOUT_SECONDS = (
+        1.0,
+        0.3,
+    )  # below the lock timeout
     commands = bids(2, symbol="MSFT")
     with locked_row(Instrument, "MSFT"):
         with batch_in_progress():
@@ -660,7 +666,7 @@ def test_a_request_on_a_loop_in_progress_at_its_timeout_has_an_unknown_outcome(s
 
 @each_waiter
 def test_a_request_in_progress_at_its_timeout_may_still_complete(settings: Settings) -> None:
-    settings.SEQUENCER_PATIENCE_SECONDS = 1.0
+    settings.SEQUENCER_QUEUE_TIMEOUT_SECONDS = 1.0
     commands = bids(3, symbol="MSFT")
     with locked_row(Instrument, "MSFT"):
         futures = enqueue_as_one_batch(one_per_request(commands))
@@ -697,7 +703,7 @@ def submit_each(
 
 def test_a_promoted_leader_is_not_rejected_at_its_timeout(settings: Settings) -> None:
     """Its batch starts late, because the leader thread is busy."""
-    settings.SEQUENCER_PATIENCE_SECONDS = 0.1
+    settings.SEQUENCER_QUEUE_TIMEOUT_SECONDS = 0.1
     (command,), late = bids(1), Event()
     sequencer._leader_thread.submit(late.wait, WAIT_SECONDS)
     future = submit_on_loop([command])
@@ -1084,8 +1090,8 @@ def disturb(stop: Event) -> None:
 
 
 def test_the_lead_survives_failures_and_timeouts(settings: Settings) -> None:
-    patience, existing_id, stop = settings.SEQUENCER_PATIENCE_SECONDS, place(Side.BID, 1, "1.00").pk, Event()
-    settings.SEQUENCER_PATIENCE_SECONDS = settings.SEQUENCER_LAST_PATIENCE_SECONDS = 0.02  # about one batch
+    patience, existing_id, stop = settings.SEQUENCER_QUEUE_TIMEOUT_SECONDS, place(Side.BID, 1, "1.00").pk, Event()
+    settings.SEQUENCER_QUEUE_TIMEOUT_SECONDS = settings.SEQUENCER_EXECUTION_TIMEOUT_SECONDS = 0.02  # about one batch
     futures = [in_thread(partial(submit_randomly, stop, existing_id, number)) for number in range(CLIENTS)]
     disturbance = in_thread(partial(disturb, stop))
     time.sleep(STRESS_SECONDS)
@@ -1101,18 +1107,18 @@ def test_the_lead_survives_failures_and_timeouts(settings: Settings) -> None:
     assert submitted[Accepted] <= stored
     assert (submitted[Overloaded] - {existing_id}).isdisjoint(stored)
     assert stored - {existing_id} <= submitted[Accepted] | submitted[OutcomeUnknown]
-    settings.SEQUENCER_PATIENCE_SECONDS = patience
+    settings.SEQUENCER_QUEUE_TIMEOUT_SECONDS = patience
     assert isinstance(sequencer.submit(bids(1)[0]), Accepted)
 
 
 def test_a_request_promoted_at_its_timeout_leads(settings: Settings) -> None:
-    settings.SEQUENCER_PATIENCE_SECONDS = 1.5
+    settings.SEQUENCER_QUEUE_TIMEOUT_SECONDS = 1.5
     first, *others = bids(4)
     mutex = sequencer._sequencer._mutex  # needed by the promotion, and then by the timeout
     with batch_in_progress():
         leading = enqueue(first)
         time.sleep(0.05)
-        settings.SEQUENCER_PATIENCE_SECONDS = WAIT_SECONDS
+        settings.SEQUENCER_QUEUE_TIMEOUT_SECONDS = WAIT_SECONDS
         following = [enqueue(command) for command in others]
         holding = in_thread(partial(hold, mutex, 2.0))
         assert becomes_true(mutex.locked)
@@ -1132,7 +1138,7 @@ def test_a_killed_leader_thread_passes_the_lead_on(
     blocker: Callable[[], AbstractContextManager[None]], expected: type[Outcome], settings: Settings
 ) -> None:
     """A stopping server may end a thread at any point."""
-    settings.SEQUENCER_TURN_SECONDS = 1.0  # the thread ends once the database has responded
+    settings.SEQUENCER_TURN_TIMEOUT_SECONDS = 1.0  # the thread ends once the database has responded
     leader, follower, last = bids(3, symbol="MSFT")
     identity: list[int] = []
 
