@@ -27,7 +27,7 @@ STATE_ESTABLISHED = "01"  # in these tables
 _log = structlog.get_logger(__name__)
 
 
-class Connection(NamedTuple):
+class ClientConnection(NamedTuple):
     """A client's "address:port", the network that counts as its address, and the inode of the socket."""
 
     client: str
@@ -66,9 +66,9 @@ class Connections:
             _log.warning("connections_closed", address=network, connections=len(excess))
 
 
-def _over_limit(connections: Collection[Connection]) -> dict[str, list[Connection]]:
+def _over_limit(connections: Collection[ClientConnection]) -> dict[str, list[ClientConnection]]:
     """The connections of each limited network that has too many."""
-    by_network: dict[str, list[Connection]] = defaultdict(list)
+    by_network: dict[str, list[ClientConnection]] = defaultdict(list)
     for each in connections:
         by_network[each.network].append(each)
     return {
@@ -83,7 +83,7 @@ def _is_unlimited(client: str) -> bool:
     return any(address in network for network in settings.UNLIMITED_ADDRESSES if network.version == address.version)
 
 
-def _connections(port: int) -> Iterator[Connection]:
+def _connections(port: int) -> Iterator[ClientConnection]:
     """The open connections to this port, of any process."""
     local_suffix = f":{port:04X}"
     for table in PROC_NET_TABLES:
@@ -93,7 +93,7 @@ def _connections(port: int) -> Iterator[Connection]:
                 if state == STATE_ESTABLISHED and local.endswith(local_suffix):
                     host, _, peer_port = remote.partition(":")
                     address, network = _address(host)
-                    yield Connection(f"{address}:{int(peer_port, 16)}", network, int(inode))
+                    yield ClientConnection(f"{address}:{int(peer_port, 16)}", network, int(inode))
 
 
 @lru_cache(maxsize=65_536)

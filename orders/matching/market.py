@@ -33,7 +33,7 @@ from orders.matching.commands import (
 )
 from orders.matching.events import OrderClosed, TradeExecuted
 from orders.matching.rules import Fill, Maker, match
-from orders.matching.state import Book, BrokerState, OrderState, Position, TradeState
+from orders.matching.state import BookState, BrokerState, OrderState, Position, TradeState
 from webhooks.models import EventType
 from webhooks.outbox import NewEvent
 
@@ -43,7 +43,7 @@ class Market:
     """The rows that a batch can touch, and the changes that it has made."""
 
     now: datetime
-    books: dict[str, Book]
+    books: dict[str, BookState]
     brokers: dict[str, BrokerState]
     orders: dict[UUID, OrderState]
     sweeps: dict[CancelOrders | ExpireOrders, list[OrderState]]
@@ -58,7 +58,7 @@ class Market:
     trades: list[TradeState] = field(default_factory=list)
     events: list[NewEvent] = field(default_factory=list)
     audit: list[Entry] = field(default_factory=list)
-    changed_books: dict[str, Book] = field(default_factory=dict)
+    changed_books: dict[str, BookState] = field(default_factory=dict)
     changed_brokers: dict[str, BrokerState] = field(default_factory=dict)
     changed_positions: dict[tuple[str, str], Position] = field(default_factory=dict)
 
@@ -107,7 +107,7 @@ class Market:
     def _missing_book(self, symbol: str) -> ExchangeError:
         return errors.Overloaded() if self.skip_busy else errors.SymbolNotFound(f"No instrument {symbol} is listed.")
 
-    def _match(self, command: PlaceOrder, book: Book) -> list[Fill]:
+    def _match(self, command: PlaceOrder, book: BookState) -> list[Fill]:
         makers = (
             Maker(order.id, order.limit, order.remaining_quantity)
             for order in book.resting[command.side.opposite]
@@ -122,7 +122,7 @@ class Market:
             book=makers,
         )
 
-    def _accept(self, command: PlaceOrder, book: Book, broker: BrokerState, fills: list[Fill]) -> Accepted:
+    def _accept(self, command: PlaceOrder, book: BookState, broker: BrokerState, fills: list[Fill]) -> Accepted:
         order = self._new_order(command, book)
         self.new_orders.append(order)
         self.changed_books[book.symbol] = book
@@ -135,7 +135,7 @@ class Market:
         # A copy, because later commands of the batch may fill this order.
         return Accepted(copy(order), trades, price_decimals(book.tick_size))
 
-    def _new_order(self, command: PlaceOrder, book: Book) -> OrderState:
+    def _new_order(self, command: PlaceOrder, book: BookState) -> OrderState:
         is_day = command.time_in_force is TimeInForce.DAY
         return OrderState(
             id=command.order_id,
@@ -153,7 +153,7 @@ class Market:
             created_at=self.now,
         )
 
-    def _rest_or_cancel(self, order: OrderState, book: Book) -> None:
+    def _rest_or_cancel(self, order: OrderState, book: BookState) -> None:
         """Rest the remainder in the book and reserve its cost, or cancel it if its time in force requires that."""
         if order.time_in_force is TimeInForce.FOK:
             order.cancel(self.now, CancelReason.FOK_NOT_FILLED)
@@ -169,7 +169,7 @@ class Market:
 
     # --- Settling ---------------------------------------------------------------------------------------------------
 
-    def _settle(self, fill: Fill, *, taker: OrderState, book: Book) -> TradeState:
+    def _settle(self, fill: Fill, *, taker: OrderState, book: BookState) -> TradeState:
         """Execute one fill: move shares and cash, and publish the trade to both brokers."""
         maker = self.orders[fill.order_id]
         bid, ask = (taker, maker) if taker.side is Side.BID else (maker, taker)
@@ -226,7 +226,7 @@ class Market:
         position = self.changed_positions[broker.id, symbol] = broker.position(symbol)
         return position
 
-    def _mark_changed(self, order: OrderState, book: Book) -> None:
+    def _mark_changed(self, order: OrderState, book: BookState) -> None:
         """Record that a resting order has changed, and with it the book."""
         book.next_sequence()
         self.changed_books[book.symbol] = book
@@ -325,7 +325,7 @@ def _replay(command: PlaceOrder, earlier: OrderState) -> Outcome:
     )
 
 
-def _check_rules(command: PlaceOrder, book: Book, now: datetime) -> ExchangeError | None:
+def _check_rules(command: PlaceOrder, book: BookState, now: datetime) -> ExchangeError | None:
     """Check the tick, the lot and that the expiry is in the future; the error names all violations."""
     broken = []
     if command.expires_at is not None and command.expires_at <= now:
@@ -339,7 +339,7 @@ def _check_rules(command: PlaceOrder, book: Book, now: datetime) -> ExchangeErro
     return errors.ValidationFailed(errors=broken) if broken else None
 
 
-def _check_status(book: Book, broker: BrokerState) -> ExchangeError | None:
+def _check_status(book: BookState, broker: BrokerState) -> ExchangeError | None:
     if book.status is InstrumentStatus.HALTED:
         return errors.InstrumentHalted(f"Trading in {book.symbol} is halted.")
     if broker.status is BrokerStatus.SUSPENDED:
@@ -356,7 +356,7 @@ def _check_open_orders(command: PlaceOrder, broker: BrokerState, limit: int) -> 
     return errors.TooManyOpenOrders(f"The broker has {limit} open orders in {command.symbol}; cancel some first.")
 
 
-def _check_fill_count(command: PlaceOrder, book: Book, fills: list[Fill]) -> ExchangeError | None:
+def _check_fill_count(command: PlaceOrder, book: BookState, fills: list[Fill]) -> ExchangeError | None:
     """Reject a taker that would fill more resting orders than one transaction reads."""
     if command.side.opposite not in book.truncated_sides:
         return None

@@ -13,7 +13,7 @@ from exchange.models import Instrument
 from orders.matching import store
 from orders.matching.commands import Command, Outcome, symbols_of
 from orders.matching.market import Market
-from orders.matching.state import Book
+from orders.matching.state import BookState
 from webhooks import wakeup
 
 _log = structlog.get_logger(__name__)
@@ -45,12 +45,12 @@ def execute(commands: Sequence[Command], *, skip_busy: bool = False, allow_deep:
     return outcomes
 
 
-def lock_instruments(cursor: CursorWrapper, symbols: Collection[str], *, skip_busy: bool = False) -> list[Book]:
+def lock_instruments(cursor: CursorWrapper, symbols: Collection[str], *, skip_busy: bool = False) -> list[BookState]:
     """Lock these instruments in the order of their symbols; with `skip_busy`, only those not locked already."""
     if not symbols:
         return []
     cursor.execute(_lock_statement(len(symbols), skip_busy), list(symbols))
-    return [Book.of(*row) for row in cursor.fetchall()]
+    return [BookState.of(*row) for row in cursor.fetchall()]
 
 
 @cache
@@ -58,7 +58,7 @@ def _lock_statement(count: int, skip_busy: bool) -> str:
     """The statement that locks `count` instruments, cached because compiling it takes longer than the lock."""
     instruments = Instrument.objects.select_for_update(no_key=True, of=("self",), skip_locked=skip_busy)
     chosen = instruments.filter(symbol__in=[str(number) for number in range(count)]).order_by("symbol")
-    sql, _ = chosen.values_list(*Book.COLUMNS).query.sql_with_params()
+    sql, _ = chosen.values_list(*BookState.COLUMNS).query.sql_with_params()
     return str(sql)
 
 

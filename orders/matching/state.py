@@ -120,7 +120,7 @@ class BrokerState:
 
 
 @dataclass(slots=True)
-class Book:
+class BookState:
     """An instrument's rules, and the part of its book that the batch can reach."""
 
     symbol: str

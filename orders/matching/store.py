@@ -35,7 +35,7 @@ from orders.matching.depth import (
     read_funds,
 )
 from orders.matching.market import Market
-from orders.matching.state import Book, BrokerState, OrderState, Position, TradeState
+from orders.matching.state import BookState, BrokerState, OrderState, Position, TradeState
 from webhooks import outbox
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode
@@ -72,7 +72,7 @@ def load_market(
     cursor: CursorWrapper,
     commands: Sequence[Command],
     targets: Mapping[UUID, str],
-    books: Iterable[Book],
+    books: Iterable[BookState],
     *,
     skip_busy: bool = False,
     allow_deep: bool = False,
@@ -199,7 +199,7 @@ class _Reader:
     cursor: CursorWrapper
     commands: Sequence[Command]
     targets: list[UUID]
-    books: dict[str, Book]
+    books: dict[str, BookState]
     skip_busy: bool
 
     def read(self, takers: Iterable[PlaceOrder], makers_max: int) -> Market | None:
