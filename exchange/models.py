@@ -162,7 +162,7 @@ class AuditEntry(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid_utils.uuid7, editable=False)
     # From 1 without gaps. Not unique, because a forged entry must not block further actions.
     number = models.BigIntegerField(db_index=True)
-    hash = models.BinaryField(max_length=HASH_BYTES)  # of this entry and the preceding hash
+    hash = models.BinaryField(max_length=HASH_BYTES)  # hash of this entry and the preceding hash
     at = models.DateTimeField()
     actor_kind = models.CharField(max_length=8, choices=ActorKind.choices())
     actor = models.CharField(max_length=150)  # the maximum length of a user name
@@ -201,7 +201,7 @@ class AuditHead(models.Model):
 
 
 class RejectedOrders(models.Model):
-    """Count of rejected orders in the ten seconds from `at`. They leave no other rows. Kept for two days."""
+    """Count of rejected orders in the ten seconds from `at`. They leave no other rows. Retention: two days."""
 
     at = models.DateTimeField(primary_key=True)
     count = models.BigIntegerField()

@@ -87,7 +87,7 @@ class Dispatcher:
                     return
                 await self._sleep(pause)
         finally:
-            if self._send_tasks:  # also after an error, deliveries in flight may arrive
+            if self._send_tasks:  # even after an error, wait for the deliveries in flight
                 await asyncio.wait(self._send_tasks)
 
     async def _sleep(self, seconds: float) -> None:

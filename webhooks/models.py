@@ -31,7 +31,7 @@ class DeliveryError(ChoicesEnum):
 
 
 class Event(models.Model):
-    """Something that happened to a broker. Written in the transaction of the change that it describes."""
+    """Something that happened to a broker, written in the transaction of the change that it describes."""
 
     id = models.UUIDField(primary_key=True, default=uuid_utils.uuid7, editable=False)
     broker = models.ForeignKey(Broker, models.PROTECT, related_name="events", db_index=False, db_constraint=False)
@@ -131,7 +131,7 @@ class Delivery(models.Model):
     )
     claimed_at = models.DateTimeField(null=True)
     completed_at = models.DateTimeField(null=True)
-    status_code = models.SmallIntegerField(null=True)  # of the receiver's response, if any
+    status_code = models.SmallIntegerField(null=True)  # the receiver's response, if any
     error = models.CharField(max_length=32, choices=DeliveryError.choices(), blank=True, db_default="")
     duration_ms = models.IntegerField(null=True)
     redelivery_of = models.ForeignKey(
@@ -163,7 +163,7 @@ class Delivery(models.Model):
 
 
 class Answer(models.Model):
-    """The beginning of a receiver's response, as text. Kept for `WEBHOOK_RESPONSE_RETENTION`."""
+    """The beginning of a receiver's response, as text. Retention: `WEBHOOK_RESPONSE_RETENTION`."""
 
     delivery = models.OneToOneField(
         Delivery, models.CASCADE, primary_key=True, related_name="answer", db_constraint=False

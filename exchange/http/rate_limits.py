@@ -20,13 +20,13 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 _TOKEN = 10**9  # nanoseconds that one token takes to refill, divided by `per_second`
-_KEY_PREFIX = "bourse:limit"  # of a bucket in Valkey
+_KEY_PREFIX = "bourse:limit"  # prefix of the buckets in Valkey
 
 _MAX_DEFICIT_BURSTS = 8  # bounds how long keys are rejected after Valkey's clock was set back
 
-# Take from each bucket what one process took, in microseconds of refill time. Return each bucket's deficit, at most the
-# last argument. As in a process, the stored value is the time at which the bucket is full again, which is also when the
-# Valkey key expires. Only Valkey's clock is used.
+# Take from each bucket the amount that one process took, in microseconds of refill time. Return the buckets' deficits,
+# each at most the last argument. As in a process, the stored value is the time at which the bucket is full again, which
+# is also when the Valkey key expires. Only Valkey's clock is used.
 _TAKE = """
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
@@ -61,7 +61,7 @@ class RateLimit:
         self.name, self.per_second, self.burst, self.max_keys = name, per_second, burst, max_keys
         self.policy = f'"{name}";q={burst};w={-(-burst // per_second)}'
         self._full_at: dict[str, int] = {}  # ordered by use, latest last
-        self._unshared: dict[str, int] = {}  # taken from each bucket since the last report
+        self._unshared: dict[str, int] = {}  # by bucket: the amount taken since the last report
         self._lock = Lock()
 
     def take(self, key: str, tokens: int, now: int, *, already_taken: int = 0) -> Allowance:

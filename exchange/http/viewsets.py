@@ -32,16 +32,16 @@ class ExchangeViewSet(GenericViewSet[Row]):
     format_kwarg = None  # JSON is the only format
 
     scopes: ClassVar[Mapping[str, tuple[Scope, ...]]] = {}  # by action: a key needs one of these
-    body_serializers: ClassVar[Mapping[str, type[StrictSerializer]]] = {}  # by action: of a POST
+    body_serializers: ClassVar[Mapping[str, type[StrictSerializer]]] = {}  # by action, for POST
     query_serializers: ClassVar[Mapping[str, type[StrictSerializer]]] = {}  # by action
-    filterset_class: ClassVar[type[Filters] | None] = None  # of the action `list`, as are the next two
-    keyset: ClassVar[Keyset]  # its order
-    page_class: ClassVar[type[Any]]  # its response
+    filterset_class: ClassVar[type[Filters] | None] = None  # filters of the action `list`
+    keyset: ClassVar[Keyset]  # sort order of the action `list`
+    page_class: ClassVar[type[Any]]  # response of the action `list`
     cancels: ClassVar[tuple[str, ...]] = ()  # actions with a rate limit of their own
-    body_optional: bool = False  # the last two are arguments of `@action`
-    max_body_bytes: int = settings.MAX_BODY_BYTES
+    body_optional: bool = False  # an argument of `@action`
+    max_body_bytes: int = settings.MAX_BODY_BYTES  # an argument of `@action`
 
-    data: dict[str, Any]  # the body before validation; of a POST only
+    data: dict[str, Any]  # the body of a POST before validation
     body: dict[str, Any]
     query: dict[str, Any]
     page: PageRequest

@@ -8,7 +8,7 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
-        # The database has the default too: code that does not know the column yet goes on writing rows.
+        # The default is also in the database, so that code without this column can still insert rows.
         migrations.AddField(
             model_name='holding',
             name='open_orders',

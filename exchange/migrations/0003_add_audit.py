@@ -1,4 +1,4 @@
-"""The audit, which only grows, and what else the back office shows of brokers, keys and orders."""
+"""The append-only audit log, and columns of brokers, keys and orders for the back office."""
 
 from pathlib import Path
 

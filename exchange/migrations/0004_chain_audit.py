@@ -1,4 +1,4 @@
-"""Chain the audit: each entry's hash covers its content and the hash before it, and the head keeps the last one."""
+"""Hash chain of the audit log: each entry's hash covers its content and the preceding hash; the head has the last one."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from django.db import migrations, models
 
 SQL = Path(__file__).parent / "sql"
 
-# In the order of their ids, which are times.
+# Ordered by id, which starts with the time.
 CHAIN = """
 SET LOCAL statement_timeout = 0;
 ALTER TABLE exchange_auditentry DISABLE TRIGGER audit_only_grows;

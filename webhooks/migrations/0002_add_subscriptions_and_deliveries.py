@@ -45,8 +45,8 @@ class Migration(migrations.Migration):
             model_name='delivery',
             index=models.Index(condition=models.Q(('claimed_at', None)), fields=['subscription', 'id'], name='delivery_due'),
         ),
-        # A row is written, claimed and completed within milliseconds. Room on its page lets the last of these leave the
-        # indexes alone, and the dead versions must go before the list of what is due is long with them.
+        # A row is inserted, claimed and completed within milliseconds. Free space on its page lets the last update skip
+        # the indexes, and frequent vacuuming removes dead versions from the index of due deliveries.
         migrations.RunSQL(
             sql="""
                 ALTER TABLE webhooks_delivery SET (

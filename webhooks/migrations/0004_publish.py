@@ -1,4 +1,4 @@
-"""The outbox: a function that inserts events and their deliveries."""
+"""The outbox function, which inserts events and their deliveries."""
 
 from pathlib import Path
 

@@ -4,7 +4,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
 
-    atomic = False  # deliveries go on meanwhile
+    atomic = False  # deliveries continue while the index is created
 
     dependencies = [
         ('webhooks', '0006_index_failed'),

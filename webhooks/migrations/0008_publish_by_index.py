@@ -1,4 +1,4 @@
-"""The plans of the outbox's function always take the index, whichever connection calls it."""
+"""Make the outbox function always use an index, regardless of the calling connection's settings."""
 
 from pathlib import Path
 

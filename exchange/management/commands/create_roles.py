@@ -47,7 +47,7 @@ def _create(connection: psycopg.Connection, role: str, password: str | None) -> 
     exists = connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).rowcount
     verb = sql.SQL("ALTER" if exists else "CREATE")
     connection.execute(sql.SQL("{} ROLE {} {}").format(verb, sql.Identifier(role), sql.SQL(RIGHTS)))
-    if password:  # sent as a SCRAM verifier, so that it cannot appear in a log
+    if password:  # a SCRAM verifier is sent, so that the password cannot appear in a log
         verifier = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
         connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(role), sql.Literal(verifier)))
 
