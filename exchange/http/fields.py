@@ -308,7 +308,7 @@ class Amount(StrictField):
 
 
 class Quantity(StrictField):
-    """Number of shares as a JSON integer; `signed` amounts are deposits and withdrawals."""
+    """Number of shares as a JSON integer, positive unless `signed` (for withdrawals)."""
 
     default_error_messages = {
         "invalid": "Must be a whole JSON number, written without quotes, decimals or exponent.",
