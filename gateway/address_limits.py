@@ -16,7 +16,7 @@ from exchange.http.authentication import bearer_key
 from exchange.http.middleware import Environ
 from exchange.http.rate_limits import RateLimit
 
-_NOT_COUNTED = "/static/"  # a page has many files
+_NOT_COUNTED = "/static/"  # a page loads many files
 _REJECTED = "gateway.is_rejected"  # in the environ of a request that was rejected here
 
 

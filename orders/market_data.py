@@ -37,7 +37,7 @@ class BookSnapshot(msgspec.Struct, frozen=True):
 
 
 class PriceSummary(msgspec.Struct, frozen=True):
-    """Where an instrument trades: the window's average, the last trade, the best prices, the orders' mean limit."""
+    """An instrument's prices: VWAP in the window, last trade, best bid and ask, mean limit of recent orders."""
 
     symbol: str
     current_price: Decimal | None
@@ -57,9 +57,9 @@ class QuoteLevel(msgspec.Struct, frozen=True):
 
 
 class Quote(msgspec.Struct, frozen=True):
-    """What a market order would get now, level by level, from the best 1,000 orders at most.
+    """The fills that a market order would get now, by price level, from at most the best 1,000 orders.
 
-    `fillable_quantity` is a lower bound when it is less than `quantity`: further orders are not looked at.
+    `fillable_quantity` is a lower bound when it is less than `quantity`, because further orders are not read.
     """
 
     symbol: str
@@ -72,7 +72,7 @@ class Quote(msgspec.Struct, frozen=True):
 
 
 def book_snapshot(symbol: str, depth: int) -> BookSnapshot:
-    """The best `depth` levels of both sides."""
+    """Read the best `depth` levels of both sides."""
     with connection.cursor() as cursor:
         cursor.execute(_BOOK, {"symbol": symbol, "depth": depth})
         rows = cursor.fetchall()
@@ -90,7 +90,7 @@ def book_snapshot(symbol: str, depth: int) -> BookSnapshot:
 
 
 def price_summary(symbol: str) -> PriceSummary:
-    """Where the instrument trades: the window's average, the last trade, the best prices, the orders' mean limit."""
+    """Read an instrument's prices."""
     row = _one_row(_PRICE, symbol)
     decimals = price_decimals(row["tick_size"])
     best_bid, best_ask, last_price = row["best_bid"], row["best_ask"], row["last_price"]
@@ -119,7 +119,7 @@ def quote_cost(quantity: int) -> int:
 
 
 def quote(symbol: str, side: Side, quantity: int) -> Quote:
-    """What a market order would get now, level by level, from the best `MAX_MAKERS_PER_QUOTE` orders at most."""
+    """Quote a market order against at most the best `MAX_MAKERS_PER_QUOTE` resting orders."""
     most = settings.MAX_MAKERS_PER_QUOTE
     with connection.cursor() as cursor:
         cursor.execute(_QUOTE, {"symbol": symbol, "side": side.opposite, "wanted": quantity, "most": most})
