@@ -114,7 +114,8 @@ def _tick_errors(instrument: Instrument, tick_size: Decimal) -> Iterator[FieldEr
     off = Order.objects.working().filter(instrument=instrument).alias(over=over).exclude(over=0)
     found = off.aggregate(count=Count("pk"), example=Min("price"))
     if found["count"]:
-        yield _cancel_first("tick_size", "off_tick", found["count"], rounded(found["example"], decimals))
+        detail = _cancel_first("tick", found["count"], rounded(found["example"], decimals))
+        yield FieldError("tick_size", "off_tick", detail)
 
 
 def _lot_errors(instrument: Instrument, lot_size: int) -> Iterator[FieldError]:
@@ -124,13 +125,10 @@ def _lot_errors(instrument: Instrument, lot_size: int) -> Iterator[FieldError]:
     off = Order.objects.working().filter(instrument=instrument).alias(over=left % lot_size).exclude(over=0)
     found = off.aggregate(count=Count("pk"), example=Min(left))
     if found["count"]:
-        yield _cancel_first("lot_size", "off_lot", found["count"], f"{found['example']} remaining")
+        yield FieldError("lot_size", "off_lot", _cancel_first("lot", found["count"], f"{found['example']} remaining"))
 
 
-def _cancel_first(field: str, code: str, count: int, example: object) -> FieldError:
-    rule = field.removesuffix("_size")
+def _cancel_first(rule: str, count: int, example: object) -> str:
     if count == 1:
-        return FieldError(field, code, f"1 open order is off this {rule} ({example}). Cancel it first.")
-    return FieldError(
-        field, code, f"{count:,} open orders are off this {rule} (for example {example}). Cancel them first."
-    )
+        return f"1 open order is off this {rule} ({example}). Cancel it first."
+    return f"{count:,} open orders are off this {rule} (for example {example}). Cancel them first."

@@ -16,7 +16,7 @@ PROCESS_FIXTURES = {
     "browser",
     "celery",
     "celery_apart",
-    "impatient",
+    "impatient_backoffice",
     "server",
     "shared_worker",
     "small_server",

@@ -105,7 +105,7 @@ def test_errors_say_what_is_wrong_and_what_to_do(root: Client) -> None:
 def test_orders_that_block_a_tick_size_are_counted_and_linked(root: Client) -> None:
     content = text(perform(root, Instrument, "edit", "AAPL", **RULES))
 
-    url = f"{list_url(Order)}?symbol=AAPL&status=working&off_tick=0.05"
+    url = f"{list_url(Order)}?symbol=AAPL&status=working&off_tick=0.0500"
     assert "2 open orders are off this tick (for example 99.84). Cancel them first." in content
     assert f'<a class="o-link" href="{url}">Show orders</a>' in content
     listed = listed_rows(root, Order, symbol="AAPL", status="working", off_tick="0.05")

@@ -62,7 +62,7 @@ def _no_lingering(settings: Settings) -> None:
 @pytest.fixture(autouse=True)
 def _nobody_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the test sends deliveries."""
-    monkeypatch.setattr(wakeup, "ask", lambda: None)
+    monkeypatch.setattr(wakeup, "request", lambda: None)
 
 
 def text(client: Client, row: Any) -> str:

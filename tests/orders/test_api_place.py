@@ -469,7 +469,7 @@ def test_another_order_with_a_used_client_order_id_is_409_with_each_difference(
         (limit("bid", 100_001, "10"), "insufficient_balance", "1000010.00"),
         (limit("ask", 10_001, "10"), "insufficient_holdings", "10001 AAPL"),
         (market("ask", 10_001), "insufficient_holdings", "10001 AAPL"),
-        (limit("bid", 3, "10"), "too_many_fills", "split"),
+        (limit("bid", 3, "10"), "too_many_fills", "Split"),
     ],
 )
 def test_rejections_by_the_market_are_409_with_a_detail(

@@ -199,7 +199,7 @@ def test_a_rewritten_chain_is_detected_by_its_anchor() -> None:
         _run(REWRITE)
 
     assert _reconcile()[-1] == "No differences."
-    with pytest.raises(CommandError, match="no longer has the entry of --anchor"):
+    with pytest.raises(CommandError, match="no longer contains the --anchor entry"):
         _reconcile("--anchor", anchor)
 
 
