@@ -1,7 +1,7 @@
-"""The settings of the API's server, which knows no users and no sessions."""
+"""Settings of the API server, which has no users and no sessions."""
 
 from config.settings import base
-from config.settings.base import *  # noqa: F403 - what all processes share
+from config.settings.base import *  # noqa: F403 - the common settings
 
 MIDDLEWARE = [
     "exchange.http.middleware.ApiRequestLogMiddleware",
@@ -13,10 +13,10 @@ MIDDLEWARE = [
 ROOT_URLCONF = "config.urls"
 APPEND_SLASH = False
 
-TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}]  # of `/docs`
+TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}]  # for `/docs`
 
 SILENCED_SYSTEM_CHECKS = [
     *base.SILENCED_SYSTEM_CHECKS,
-    "security.W003",  # no cookie authenticates a request, so there is none to forge, and no form to send a token with
+    "security.W003",  # no CSRF protection needed: no cookie authenticates a request
 ]
-SECURE_REDIRECT_EXEMPT = [r"^(?!docs$)"]  # all but the page: proxies and health checks speak http to it
+SECURE_REDIRECT_EXEMPT = [r"^(?!docs$)"]  # all paths but /docs: proxies and health checks use http

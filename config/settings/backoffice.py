@@ -1,15 +1,13 @@
-"""The settings of the back office, a Django site with its own server. Celery and all commands use them too: they need
-all apps.
-"""
+"""Settings of the back office, a separate Django site, and of Celery and all commands, which need all apps."""
 
 from csp.constants import NONE, SELF, UNSAFE_EVAL, UNSAFE_INLINE
 
 from config.settings import base
-from config.settings.base import *  # noqa: F403 - what all processes share
+from config.settings.base import *  # noqa: F403 - the common settings
 from config.settings.base import LOGIN_FAILURES, LOGIN_LOCKOUT, SECURE_COOKIES
 
 INSTALLED_APPS = [
-    "backoffice.apps.BackOfficeConfig",  # before the admin, whose templates and site it replaces
+    "backoffice.apps.BackOfficeConfig",  # before the admin, to override its templates and site
     "unfold.apps.BasicAppConfig",
     "backoffice.apps.AdminConfig",
     "axes",
@@ -56,7 +54,7 @@ TEMPLATES = [
     },
 ]
 
-# Its navigation, styles and scripts: `backoffice.site`.
+# Navigation, styles and scripts are in `backoffice.site`.
 UNFOLD = {
     "SITE_TITLE": "Bourse",
     "SITE_HEADER": "Bourse",
@@ -75,7 +73,7 @@ UNFOLD = {
 # --- Logins and sessions --------------------------------------------------------------------------------------------
 
 AUTHENTICATION_BACKENDS = [
-    "axes.backends.AxesStandaloneBackend",  # first: it says who may try
+    "axes.backends.AxesStandaloneBackend",  # first, to enforce lockouts
     "django.contrib.auth.backends.ModelBackend",
 ]
 AUTH_PASSWORD_VALIDATORS = [
@@ -97,18 +95,18 @@ CSRF_FAILURE_VIEW = "backoffice.error_pages.csrf_failure"
 AXES_HANDLER = "backoffice.login_attempts.LoginLimitHandler"
 AXES_FAILURE_LIMIT = LOGIN_FAILURES
 AXES_COOLOFF_TIME = LOGIN_LOCKOUT
-AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # it ends when we say it does
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # a lockout ends when the page says so
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_RESET_ON_SUCCESS = True
 AXES_USERNAME_CALLABLE = "backoffice.login_attempts.attempted_username"
 AXES_CLIENT_IP_CALLABLE = "backoffice.login_attempts.client_address"
 AXES_LOCKOUT_CALLABLE = "backoffice.login_attempts.lockout_response"
-AXES_DISABLE_ACCESS_LOG = True  # a table without an end, of what the log says anyway
+AXES_DISABLE_ACCESS_LOG = True  # its table would grow without limit and repeat the log
 AXES_ENABLE_ADMIN = False
 AXES_VERBOSE = False
-AXES_SENSITIVE_PARAMETERS: list[str] = []  # beside the password: the log tells who is tried, and from where
+AXES_SENSITIVE_PARAMETERS: list[str] = []  # besides the password: the log names the user and the address
 
-LOGIN_REDIRECT_URL = "admin:index"  # for who came to the login of their own accord
+LOGIN_REDIRECT_URL = "admin:index"  # after a login that no page redirected to
 OTP_TOTP_ISSUER = "Bourse"
 
 # --- Pages ----------------------------------------------------------------------------------------------------------
@@ -116,8 +114,8 @@ OTP_TOTP_ISSUER = "Bourse"
 CONTENT_SECURITY_POLICY = {
     "DIRECTIVES": {
         "default-src": [SELF],
-        "script-src": [SELF, UNSAFE_EVAL],  # Alpine, which moves unfold's menus, makes functions of attributes
-        "style-src": [SELF, UNSAFE_INLINE],  # unfold's colours, and what its scripts set on elements
+        "script-src": [SELF, UNSAFE_EVAL],  # Alpine, used by unfold's menus, compiles attributes to functions
+        "style-src": [SELF, UNSAFE_INLINE],  # unfold's colours, and the styles that its scripts set
         "img-src": [SELF, "data:"],
         "font-src": [SELF],
         "connect-src": [SELF],

@@ -1,6 +1,6 @@
-"""The settings that all processes share. What differs between machines comes from the environment.
+"""Settings of all processes. Values that differ between machines come from the environment.
 
-`api.py` adds those of the API's server, `backoffice.py` those of the back office, the workers and every command.
+`api.py` adds those of the API server, `backoffice.py` those of the back office, the workers and every command.
 """
 
 import os
@@ -23,16 +23,14 @@ DATABASE_URL = os.environ["DATABASE_URL"]
 DATABASE_OWNER_URL = os.environ.get("DATABASE_OWNER_URL") or DATABASE_URL  # for `manage.py migrate`
 REDIS_URL = os.environ["REDIS_URL"]
 DATABASE_POOL_SIZE = int(os.environ.get("DATABASE_POOL_SIZE", "20"))
-WEB_PROCESSES = int(os.environ.get("WEB_PROCESSES") or "2")  # of one, lists need no turns
+WEB_PROCESSES = int(os.environ.get("WEB_PROCESSES") or "2")  # with 1, batches need no turns
 SECURE_COOKIES = os.environ.get("SECURE_COOKIES", "1") == "1"
 CSRF_TRUSTED_ORIGINS = os.environ.get("CSRF_TRUSTED_ORIGINS", "").split()
-TRUSTED_PROXIES = int(os.environ.get("TRUSTED_PROXIES") or "0")  # in front of us, whose X-Forwarded-For is believed
-UNLIMITED_ADDRESSES = [  # that may exceed CONNECTIONS_PER_ADDRESS
+TRUSTED_PROXIES = int(os.environ.get("TRUSTED_PROXIES") or "0")  # our own proxies, whose X-Forwarded-For is trusted
+UNLIMITED_ADDRESSES = [  # exempt from CONNECTIONS_PER_ADDRESS
     ip_network(each.strip()) for each in (os.environ.get("UNLIMITED_ADDRESSES") or "127.0.0.0/8,::1").split(",")
 ]
-BACKOFFICE_URL = os.environ.get("BACKOFFICE_URL", "").rstrip(
-    "/"
-)  # where the API's /admin/ leads; unless set, it is 404
+BACKOFFICE_URL = os.environ.get("BACKOFFICE_URL", "").rstrip("/")  # target of the API's /admin/; unset: 404
 TWO_FACTOR_REQUIRED = os.environ.get("TWO_FACTOR_REQUIRED", "1") == "1"
 WEBHOOK_ADDRESSES = AddressProfile(os.environ.get("WEBHOOK_ADDRESSES", "public"))
 
@@ -40,49 +38,49 @@ WEBHOOK_ADDRESSES = AddressProfile(os.environ.get("WEBHOOK_ADDRESSES", "public")
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_BATCH_BODY_BYTES = 1024 * 1024
-MAX_LARGE_BODIES = 8  # above MAX_BODY_BYTES, in memory at once: per key, and for all requests without a known key
+MAX_LARGE_BODIES = 8  # longer than MAX_BODY_BYTES, in memory: per key, and for all requests without a known key
 MAX_BATCH_ORDERS = 500
-MAX_BATCH_ERRORS = 1_000  # named in the answer to a batch, beside the first of each order
+MAX_BATCH_ERRORS = 1_000  # in the response to a batch; after that, one error per invalid order
 MAX_BODY_CONTAINERS = 10_000  # objects and lists
 PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_MAX = 500
 BOOK_DEPTH_DEFAULT = 10
 BOOK_DEPTH_MAX = 50
-RATE_LIMIT_PER_SECOND = 2_000  # of one key, in all web processes together
-RATE_LIMIT_BURST = 4_000  # at once, after a pause
-RATE_LIMIT_BYTES_PER_REQUEST = 1_024  # a longer body counts as several; the longest order has 416
+RATE_LIMIT_PER_SECOND = 2_000  # per key, over all web processes
+RATE_LIMIT_BURST = 4_000
+RATE_LIMIT_BYTES_PER_REQUEST = 1_024  # a longer body counts as several requests; the longest order has 416 bytes
 RATE_LIMIT_CANCELS_PER_SECOND = 2_000
 RATE_LIMIT_CANCELS_BURST = 4_000
-RATE_LIMIT_KEYS = 10_000
-RATE_LIMIT_SYNC_SECONDS = 0.1  # between the reports of a web process to the others
-RATE_LIMIT_UNKNOWN_PER_SECOND = 50  # without a valid key, of one client address, in all web processes together
+RATE_LIMIT_KEYS = 10_000  # in memory; with more, the least recently used key starts with a full bucket
+RATE_LIMIT_SYNC_SECONDS = 0.1  # interval of the reports of a web process to the others
+RATE_LIMIT_UNKNOWN_PER_SECOND = 50  # requests without a valid key, per client address, over all web processes
 RATE_LIMIT_UNKNOWN_BURST = 200
 RATE_LIMIT_UNKNOWN_ADDRESSES = 10_000
-RATE_LIMIT_DELAY_SECONDS = 0.2  # before the refusal: a client that repeats at once is slowed down by it,
-RATE_LIMIT_MAX_DELAYED = 100  # so many at a time, each of which holds a connection
-LOG_UNKNOWN_LINES = 5  # in a second, of requests without a valid key from one address; the others are counted
-LOG_UNKNOWN_ADDRESSES = 100  # told apart in that
-KEY_CACHE_SECONDS = 4.0  # a key that another process revoked is dead after it: within five seconds, says the contract
+RATE_LIMIT_DELAY_SECONDS = 0.2  # before a 429 response, to slow down clients that retry immediately
+RATE_LIMIT_MAX_DELAYED = 100  # delayed responses at a time, each of which holds a connection
+LOG_UNKNOWN_LINES = 5  # per second, for requests without a valid key from one address; the others are counted
+LOG_UNKNOWN_ADDRESSES = 100  # counted separately; the others together
+KEY_CACHE_SECONDS = 4.0  # the contract: a revoked key stops working within five seconds, in every process
 KEY_CACHE_SIZE = 10_000
-INVALID_KEY_CACHE_SECONDS = 1.0  # for so long an invalid key is not looked up again
+INVALID_KEY_CACHE_SECONDS = 1.0
 INVALID_KEY_CACHE_SIZE = 10_000
-WEB_THREADS = 400  # of a web process, for all but the usual order and cancel
+WEB_THREADS = 400  # per web process, for all requests outside the fast path
 CONNECTIONS_PER_ADDRESS = 256  # to one web process
-KEY_REFRESH_SECONDS = 300.0  # for so long after its last use a key is asked about again before it is needed
+KEY_REFRESH_SECONDS = 300.0  # after its last use; until then, a cached key is refreshed before it expires
 
 # --- Limits of the write path ---------------------------------------------------------------------------------------
 
-MAX_MAKERS_PER_COMMAND = 20_000  # a taker that would fill more resting orders than this is refused
-MAX_MAKERS_PER_BATCH = 1_000  # on one side of a book; if a list's takers exceed it, the largest are set aside
-MAX_MAKERS_READ_AT_ONCE = 200  # a fundable order that reaches more is set aside
-MAX_MAKERS_PER_QUOTE = 1_000  # resting orders that a quote looks at
-QUOTE_ORDERS_PER_REQUEST = 25  # for each that it may have to look at, a quote counts as another request
-MAX_OPEN_ORDERS = 100_000  # of one broker in one instrument
-SEQUENCER_BATCH = 200  # commands in one transaction, unless one request brings more
-SEQUENCER_BATCH_SECONDS = 0.25  # how long a transaction may be expected to take
-SEQUENCER_QUEUE_REQUESTS = 256  # waiting; more are refused,
-SEQUENCER_QUEUE_COMMANDS = 4_000  # as they are when they bring so many already
-SEQUENCER_DEEP_REQUESTS = 8  # at a time, that fill too many resting orders to be executed with others
+MAX_MAKERS_PER_COMMAND = 20_000  # resting orders that one taker may fill; more are rejected
+MAX_MAKERS_PER_BATCH = 1_000  # on one side of a book; beyond it, a batch's largest takers are executed separately
+MAX_MAKERS_READ_AT_ONCE = 200  # a funded order that reaches more is executed separately
+MAX_MAKERS_PER_QUOTE = 1_000  # resting orders that a quote reads
+QUOTE_ORDERS_PER_REQUEST = 25  # a quote counts as one request per this many resting orders that it may read
+MAX_OPEN_ORDERS = 100_000  # per broker and instrument
+SEQUENCER_BATCH = 200  # commands in one transaction, unless a single request has more
+SEQUENCER_BATCH_SECONDS = 0.25  # expected duration of a transaction
+SEQUENCER_QUEUE_REQUESTS = 256  # waiting in one web process; more are rejected
+SEQUENCER_QUEUE_COMMANDS = 4_000  # in all waiting requests; more are rejected
+SEQUENCER_DEEP_REQUESTS = 8  # with orders that fill too many resting orders to share a batch, at a time
 SWEEP_BATCH = 500  # orders cancelled or expired in one transaction
 PRICE_WINDOW = timedelta(minutes=5)
 MOVING_AVERAGE_ORDERS = 1_000
@@ -91,41 +89,41 @@ MOVING_AVERAGE_ORDERS = 1_000
 
 WEBHOOK_SHARDS = 1  # dispatchers at a time; each endpoint belongs to one of them
 WEBHOOK_CONCURRENCY = 256  # deliveries on their way at a time, of one dispatcher
-WEBHOOK_CONCURRENCY_PER_ENDPOINT = 4  # and per broker and event, whatever URL it has meanwhile
+WEBHOOK_CONCURRENCY_PER_ENDPOINT = 4  # per broker and event, also after a change of the URL
 WEBHOOK_WAKE_UPS_QUEUED = 100  # in Valkey; more are not sent
-WEBHOOK_RESPONSE_BYTES_READ = 4 * 1024  # read of a receiver's answer
-WEBHOOK_RESPONSE_BYTES_STORED = 1024  # of that, to be looked at in the back office,
-WEBHOOK_RESPONSE_RETENTION = timedelta(days=14)  # for so long, as are the hours of the subscriptions' health
-WEBHOOK_RETENTION_BATCH = 1_000  # rows dropped in one transaction when they are older,
-WEBHOOK_RETENTION_BATCHES = 200  # and so many of these in one go: well within the time that a task may take
-WEBHOOK_REDELIVERIES = 500  # by one act
+WEBHOOK_RESPONSE_BYTES_READ = 4 * 1024
+WEBHOOK_RESPONSE_BYTES_STORED = 1024  # for the back office
+WEBHOOK_RESPONSE_RETENTION = timedelta(days=14)  # and of the hourly counts of attempts and failures
+WEBHOOK_RETENTION_BATCH = 1_000  # rows deleted in one transaction
+WEBHOOK_RETENTION_BATCHES = 200  # transactions of one run, well within TASK_TIME_LIMIT_SECONDS
+WEBHOOK_REDELIVERIES = 500  # per operator action
 
 # --- Limits of the back office --------------------------------------------------------------------------------------
 
-LOGIN_FAILURES = 5  # of one user from one address
-LOGIN_FAILURES_OF_ADDRESS = 50  # whoever it tries to be
+LOGIN_FAILURES = 5  # per user and address
+LOGIN_FAILURES_OF_ADDRESS = 50  # for any user
 LOGIN_LOCKOUT = timedelta(minutes=15)
-MAX_CONCURRENT_EXPORTS = 8  # each holds a thread of the back office's server while it is downloaded
-KNOWN_DEVICE_AGE = timedelta(days=180)  # so long after a login a browser is not locked out for what others do
-SESSION_COOKIE_AGE = 12 * 60 * 60  # from the login on, whatever is done meanwhile: `backoffice.sessions`
-RECOVERY_CODES = 10  # of a user with two-factor login
+MAX_CONCURRENT_EXPORTS = 8  # each holds a thread of the back office's server during the download
+KNOWN_DEVICE_AGE = timedelta(days=180)  # since the last login; failures of others do not lock out a known browser
+SESSION_COOKIE_AGE = 12 * 60 * 60  # since the login, regardless of activity: `backoffice.sessions`
+RECOVERY_CODES = 10  # per user with two-factor login
 CLEAN_UP_EVERY_SECONDS = 3_600.0
-CLEAN_UP_ROWS = 10_000  # of a table at a time
+CLEAN_UP_ROWS = 10_000  # per table and run
 
 # --- Limits of the audit --------------------------------------------------------------------------------------------
 
 RECONCILE_WORK_MEM = "256MB"  # for each step of a check that sorts or hashes
-RECONCILE_STATEMENT_TIMEOUT_MS = 600_000  # for each check, which may read every trade there ever was
-RECONCILE_TASK_SECONDS = 3_600  # for all of them, in a worker
-RECONCILE_CHECK_EVERY_SECONDS = 2.0  # how often beat looks after runs that wait for a worker, or have lost theirs
-RECONCILE_MESSAGE_SECONDS = 10.0  # then beat has asked again
+RECONCILE_STATEMENT_TIMEOUT_MS = 600_000  # for each check, which may read every trade
+RECONCILE_TASK_SECONDS = 3_600  # for all checks, in a worker
+RECONCILE_CHECK_EVERY_SECONDS = 2.0  # interval at which beat looks for runs that wait for a worker or have lost theirs
+RECONCILE_MESSAGE_SECONDS = 10.0  # lifetime of a message; beat repeats it
 
 # --- Timeouts -------------------------------------------------------------------------------------------------------
 
 DATABASE_CONNECT_TIMEOUT_SECONDS = 5
 DATABASE_POOL_TIMEOUT_SECONDS = 5
 DATABASE_RECONNECT_TIMEOUT_SECONDS = 5
-DATABASE_NETWORK_TIMEOUTS = {  # a host or network that went silent, which no timeout of the server can tell us
+DATABASE_NETWORK_TIMEOUTS = {  # detect a silent host or network, which the server's own timeouts cannot
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
@@ -134,37 +132,35 @@ DATABASE_NETWORK_TIMEOUTS = {  # a host or network that went silent, which no ti
 DATABASE_LOCK_TIMEOUT_MS = 2_000
 DATABASE_STATEMENT_TIMEOUT_MS = 15_000
 DATABASE_IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
-SEQUENCER_TURN_TIMEOUT_SECONDS = 0.25  # so long a list waits for another process' to end
-SEQUENCER_QUEUE_TIMEOUT_SECONDS = 5.0  # then a request takes back what still waits,
-SEQUENCER_EXECUTION_TIMEOUT_SECONDS = 5.0  # and gives what is under way this long to end
-SEQUENCER_DEEP_LOCK_TIMEOUT_MS = 100  # of the process's other lists while it executes a deep order
-SEQUENCER_DEEP_TIME_LIMIT_SECONDS = 2.0  # then no more is begun of a request that fills too many resting orders
-WEB_BODY_TIMEOUT_SECONDS = 30.0  # a request's, to come in
+SEQUENCER_TURN_TIMEOUT_SECONDS = 0.25  # for a batch that waits for another process's batch
+SEQUENCER_QUEUE_TIMEOUT_SECONDS = 5.0  # after it, a request is removed from the queue
+SEQUENCER_EXECUTION_TIMEOUT_SECONDS = 5.0  # after it, the outcome of a request in execution is unknown
+SEQUENCER_DEEP_LOCK_TIMEOUT_MS = 100  # for the process's other batches while it executes a deep order
+SEQUENCER_DEEP_TIME_LIMIT_SECONDS = 2.0  # per request with deep orders; the orders left after it are rejected
+WEB_BODY_TIMEOUT_SECONDS = 30.0  # to receive the whole body
 VALKEY_TIMEOUT_SECONDS = 0.5
 HEARTBEAT_SECONDS = 1.0
-READINESS_CACHE_SECONDS = 1.0  # for so long `/readyz` repeats its answer
-READINESS_TIMEOUT_SECONDS = 2.0  # then a database that has not answered counts as away
+READINESS_CACHE_SECONDS = 1.0  # lifetime of the response of `/readyz`
+READINESS_TIMEOUT_SECONDS = 2.0  # after it, a database that has not answered counts as unavailable
 EXPIRY_SWEEP_SECONDS = 1.0
-EXPIRY_MESSAGE_SECONDS = 10.0  # then a sweep has asked again; also how far one worker's clock may be ahead of another's
+EXPIRY_MESSAGE_SECONDS = 10.0  # lifetime of a message; the workers' clocks may differ by less
 EXPIRY_LOCK_TIMEOUT = "200ms"
-HALT_LOCK_TIMEOUT = "200ms"  # of a halt of everything; what is held for longer is left for the end
+HALT_LOCK_TIMEOUT = "200ms"  # when all instruments are halted: a book locked for longer is left for the end
 BARS_EVERY_SECONDS = 5.0
-BARS_TIME_LIMIT_SECONDS = (
-    2.0  # for which they are summed up at a time: the next time goes on, and a worker has other things to do
-)
+BARS_TIME_LIMIT_SECONDS = 2.0  # per update; the next one continues
 REJECTION_RETENTION_EVERY_SECONDS = 3_600.0
 KEY_USE_FLUSH_SECONDS = 60.0
 TASK_TIME_LIMIT_SECONDS = 30
-WEBHOOK_TIMEOUT_SECONDS = 5.0  # of one attempt, from the dial to the end of the answer
-WEBHOOK_KEEPALIVE_SECONDS = 1.0  # a connection unused for longer may be closed by the receiver just when it is used
-WEBHOOK_WAKE_UP_TIMEOUT_SECONDS = 0.1  # then the hint is lost, and the next second's drain does without
-WEBHOOK_WAKE_UP_INTERVAL_SECONDS = 0.25  # between hints; less than a dispatcher lingers, which needs none
+WEBHOOK_TIMEOUT_SECONDS = 5.0  # per attempt, from connecting to the end of the response
+WEBHOOK_KEEPALIVE_SECONDS = 1.0  # a receiver may close a connection that was unused for longer, just when it is reused
+WEBHOOK_WAKE_UP_TIMEOUT_SECONDS = 0.1  # after it, the wake-up is lost, and beat starts a dispatcher within a second
+WEBHOOK_WAKE_UP_INTERVAL_SECONDS = 0.25  # below WEBHOOK_LINGER_SECONDS: a running dispatcher needs none
 WEBHOOK_MESSAGE_SECONDS = 10.0
 WEBHOOK_DRAIN_EVERY_SECONDS = 1.0
 WEBHOOK_RETENTION_EVERY_SECONDS = 60.0
-WEBHOOK_LOST_AFTER_SECONDS = 60.0  # claimed for so long and without an outcome, a delivery will have none
-WEBHOOK_LINGER_SECONDS = 0.3  # how long a dispatcher with nothing to do waits for more
-WEBHOOK_POLL_SECONDS = 0.03  # how often a busy one looks for more, and notes what became of what it sent
+WEBHOOK_LOST_AFTER_SECONDS = 60.0  # a delivery claimed for longer and without an outcome will have none
+WEBHOOK_LINGER_SECONDS = 0.3  # an idle dispatcher ends after it
+WEBHOOK_POLL_SECONDS = 0.03  # interval at which a busy dispatcher looks for deliveries and stores outcomes
 
 # --- Django ---------------------------------------------------------------------------------------------------------
 
@@ -182,9 +178,9 @@ INSTALLED_APPS = [
 
 _database: dict[str, Any] = {**dj_database_url.parse(DATABASE_URL)}
 _database |= {
-    "CONN_MAX_AGE": 0,  # the pool keeps connections, not the threads
+    "CONN_MAX_AGE": 0,  # the pool keeps the connections open, not the threads
     "OPTIONS": {
-        **_database.get("OPTIONS", {}),  # of the URL: ?sslmode= and the like
+        **_database.get("OPTIONS", {}),  # from the URL: ?sslmode= and the like
         "connect_timeout": DATABASE_CONNECT_TIMEOUT_SECONDS,
         **DATABASE_NETWORK_TIMEOUTS,
         "pool": {
@@ -208,7 +204,7 @@ TIME_ZONE = "UTC"
 LANGUAGE_CODE = "en-us"
 
 STATIC_URL = "/static/"
-WHITENOISE_USE_FINDERS = True  # files are served from the packages that bring them; nothing to collect
+WHITENOISE_USE_FINDERS = True  # serve files from their packages, without collectstatic
 
 SECURE_SSL_REDIRECT = SECURE_COOKIES
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if SECURE_COOKIES else None
@@ -217,8 +213,8 @@ SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_COOKIES
 SECURE_CONTENT_TYPE_NOSNIFF = True
 X_FRAME_OPTIONS = "DENY"
 SILENCED_SYSTEM_CHECKS = [
-    "security.W021"
-]  # HSTS preload binds a whole domain for years: its owner's to decide, not ours
+    "security.W021",  # HSTS preload binds a whole domain for years, which its owner must decide
+]
 
 # --- REST -----------------------------------------------------------------------------------------------------------
 
@@ -244,7 +240,7 @@ SPECTACULAR_SETTINGS = {
     "VERSION": "1",
     "OAS_VERSION": "3.1.0",
     "SERVE_INCLUDE_SCHEMA": False,
-    "SERVE_URLCONF": "config.urls",  # the API's, whichever process asks
+    "SERVE_URLCONF": "config.urls",  # the API's, in every process
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "POSTPROCESSING_HOOKS": [],  # enums are named components already
@@ -261,12 +257,12 @@ SPECTACULAR_SETTINGS = {
 CELERY_BROKER_URL = REDIS_URL
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_SERIALIZER = "json"
-CELERY_TASK_ROUTES = {"webhooks.tasks.deliver": {"queue": "webhooks"}}  # a worker of their own: see docs/webhooks.md
+CELERY_TASK_ROUTES = {"webhooks.tasks.deliver": {"queue": "webhooks"}}  # a separate worker: see docs/webhooks.md
 CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_ACKS_LATE = True
 CELERY_TASK_TIME_LIMIT = TASK_TIME_LIMIT_SECONDS
 CELERY_TIMEZONE = "UTC"
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
-CELERY_BROKER_CONNECTION_MAX_RETRIES = None  # a worker waits for Valkey as long as it takes
+CELERY_BROKER_CONNECTION_MAX_RETRIES = None  # a worker waits for Valkey without a limit
 CELERY_BROKER_TRANSPORT_OPTIONS = {"socket_timeout": 5, "socket_connect_timeout": 5}
