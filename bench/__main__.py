@@ -34,7 +34,7 @@ from bench.run import QUICK, Lengths, Run
 from bench.turns import Contestant, side_by_side, take_turns
 from bench.venue import FOLDER, ROOT, servers
 from config.local.processes import LocalError
-from config.local.supervisor import say
+from config.local.supervisor import print_line
 
 # The bars compare these with each other: they take turns.
 IN_TURNS: dict[str, Callable[[Run, argparse.Namespace], AbstractContextManager[list[Contestant]]]] = {
@@ -67,7 +67,7 @@ def main() -> int:
             run = Run(started, QUICK if options.quick else Lengths(), quick=options.quick)
             _measure(run, options)
     except LocalError as error:
-        say(f"{error}\nLogs: {FOLDER}")
+        print_line(f"{error}\nLogs: {FOLDER}")
         return 1
     except KeyboardInterrupt:
         return 1
@@ -101,26 +101,26 @@ def _measure(run: Run, options: argparse.Namespace) -> None:
         take_turns(run, side_by_side(itertools.chain(*opened)))
     for part in options.parts:
         if part in ONE_BY_ONE:
-            say(f"{part} ...")
+            print_line(f"{part} ...")
             ONE_BY_ONE[part](run, options)
     run.results["machine"]["fsync_at_the_end"] = machine.fsync_times(FOLDER)
 
 
 def _tell(results: dict[str, Any], *, keep: bool) -> None:
     """The table; and the files, where everything was measured at full length."""
-    say("")
+    print_line("")
     for when in ("beginning", "end"):
         fsync = results["machine"][f"fsync_at_the_{when}"]
-        say(f"fsync of 8 kB at the {when}: median {fsync['median_ms']} ms, p99 {fsync['p99_ms']} ms")
-    say(f"answers of 5xx and lost connections: {bars.faults(results)}\n")
+        print_line(f"fsync of 8 kB at the {when}: median {fsync['median_ms']} ms, p99 {fsync['p99_ms']} ms")
+    print_line(f"answers of 5xx and lost connections: {bars.faults(results)}\n")
     for line in bars.lines(results):
         if keep or "not measured" not in line:
-            say(line)
-    say(f"\n{results['minutes']} minutes")
+            print_line(line)
+    print_line(f"\n{results['minutes']} minutes")
     if keep:
         RESULTS.write_text(json.dumps(results | {"bars": bars.table(results)}, indent=1) + "\n", encoding="utf-8")
         plots.write(results, IMAGES)
-        say(f"{RESULTS.relative_to(ROOT)} and {IMAGES.relative_to(ROOT)}/bench-*.svg are written")
+        print_line(f"{RESULTS.relative_to(ROOT)} and {IMAGES.relative_to(ROOT)}/bench-*.svg are written")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import sys
 
 from bench.history import load_history
 from bench.venue import ROOT, environment, servers
-from config.local.supervisor import say
+from config.local.supervisor import print_line
 
 DATABASE = "backoffice"
 MILLION = 1_000_000
@@ -23,7 +23,7 @@ def main() -> int:
     with servers() as on:
         on.migrated(DATABASE)
         url = on.postgres.url(DATABASE)
-        say(f"Loading {rows:,} orders, trades and deliveries each ...")
+        print_line(f"Loading {rows:,} orders, trades and deliveries each ...")
         load_history(url, orders=rows, trades=rows, deliveries=rows, resting=min(rows, 20_000))
         env = environment(url, on.valkey_url()) | {"DJANGO_SETTINGS_MODULE": "config.settings.backoffice"}
         command = [sys.executable, "-m", "bench.page_times"]

@@ -11,7 +11,7 @@ from typing import Any
 from bench.history import load_history
 from bench.run import Run
 from bench.turns import Contestant, take_turns
-from config.local.supervisor import say
+from config.local.supervisor import print_line
 
 BASE = {"orders": 1_000, "trades": 1_000, "resting": 100, "brokers": 20, "symbols": 16}
 CLIENTS = (64, 1)
@@ -54,5 +54,5 @@ def _grown(run: Run, name: str, variant: dict[str, int]) -> Any:
     """An exchange with so much in it."""
     started_at = time.monotonic()
     load_history(run.servers.migrated(name), **(BASE | variant))
-    say(f"  {name}: loaded in {time.monotonic() - started_at:.0f} s")
+    print_line(f"  {name}: loaded in {time.monotonic() - started_at:.0f} s")
     return run.venue(name, processes=run.best_processes(), database=name)

@@ -28,7 +28,7 @@ from backoffice.events import event_data  # noqa: E402
 from backoffice.links import list_url  # noqa: E402
 from backoffice.model_admin import ExchangeModelAdmin, KeysetModelAdmin  # noqa: E402
 from bench import pages  # noqa: E402
-from config.local.supervisor import say  # noqa: E402
+from config.local.supervisor import print_line  # noqa: E402
 from exchange.database import database_now  # noqa: E402
 from exchange.models import ApiKey, AuditEntry, Broker, Instrument, Transfer  # noqa: E402
 from orders.models import Order, Trade  # noqa: E402
@@ -142,10 +142,10 @@ def main() -> int:
     measured = [measure(client, path) for path in paths()]
     for each in sorted(measured, key=lambda each: -each.milliseconds):
         mark = "" if each.is_within else "  OVER"
-        say(f"{each.milliseconds:7.0f} ms {each.queries:3d} queries  {each.path}{mark}")
+        print_line(f"{each.milliseconds:7.0f} ms {each.queries:3d} queries  {each.path}{mark}")
     over = [each for each in measured if not each.is_within]
     slowest = max(each.milliseconds for each in measured)
-    say(f"{len(measured)} pages, the slowest {slowest:.0f} of {MILLISECONDS_MAX} ms, {len(over)} over")
+    print_line(f"{len(measured)} pages, the slowest {slowest:.0f} of {MILLISECONDS_MAX} ms, {len(over)} over")
     return 1 if over else 0
 
 

@@ -4,7 +4,7 @@ import time
 
 from bench import profiling, wrk
 from bench.run import Run, describe
-from config.local.supervisor import say
+from config.local.supervisor import print_line
 from exchange.http.rate_limits import RateLimit
 
 CHECKS = 100_000
@@ -27,12 +27,13 @@ def measure(run: Run, processes: int = 1, clients: int = 64, symbols: int = 16) 
         )
         venue.wait_for_deliveries()
     run.results["profile"] = found | {"cpu_seconds": used, "limit_share": _limit_share(found, used["web"])}
-    say(f"\n{describe(found)}\n\n{'process':<10} {'CPU s':>7} {'share':>6} {'ms/order':>9} {'cores':>6}")
+    print_line(f"\n{describe(found)}\n\n{'process':<10} {'CPU s':>7} {'share':>6} {'ms/order':>9} {'cores':>6}")
     total = sum(used.values())
     for name, seconds in sorted([*used.items(), ("all", total)], key=lambda each: -each[1]):
         per_order = 1_000 * seconds / max(1, found["accepted"])
-        say(f"{name:<10} {seconds:>7.2f} {seconds / total:>6.0%} {per_order:>9.3f} {seconds / found['seconds']:>6.2f}")
-    say(f"rate limits: {run.results['profile']['limit_share']:.2%} of the web processes' CPU time")
+        share, cores = seconds / total, seconds / found["seconds"]
+        print_line(f"{name:<10} {seconds:>7.2f} {share:>6.0%} {per_order:>9.3f} {cores:>6.2f}")
+    print_line(f"rate limits: {run.results['profile']['limit_share']:.2%} of the web processes' CPU time")
 
 
 def _limit_share(found: dict[str, float], web_seconds: float) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench import wrk
 from bench.venue import Servers, Venue, venue
-from config.local.supervisor import say
+from config.local.supervisor import print_line
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Run:
             running.wait_for_deliveries()
             seconds = running.reconcile()
         self.results.setdefault("reconcile_seconds", {})[name] = seconds
-        say(f"  {name}: reconcile clean in {seconds} s")
+        print_line(f"  {name}: reconcile clean in {seconds} s")
 
     def mix(self, venue: Venue, world: Path, *, clients: int, symbols: int) -> dict[str, Any]:
         """The usual day for a while, warmed up; then the deliveries that it left are waited for."""
@@ -58,7 +58,7 @@ class Run:
         return found
 
     def note(self, part: str, name: str, found: dict[str, Any]) -> None:
-        """Keep what was found, and say it."""
+        """Store the measurement and print it."""
         self.keep(part, name, found)
         self.tell(f"{part} {name}", found)
 
@@ -67,7 +67,7 @@ class Run:
 
     @staticmethod
     def tell(what: str, found: dict[str, Any]) -> None:
-        say(f"  {what}: {describe(found)}")
+        print_line(f"  {what}: {describe(found)}")
 
     def best_processes(self) -> int:
         """With how many web processes 64 clients and 16 symbols did best; one where that was not measured."""

@@ -219,7 +219,7 @@ def venue(
     """Ours, whole: web, both workers and beat on `database`, which is migrated; it ends reconciled by the caller."""
     env = environment(on.postgres.url(database), on.valkey_url()) | {"WEB_PROCESSES": str(processes)}
     port, backoffice_port = free_port(), free_port()
-    children = {"web": _server("web", web.command(port, processes), database, env)}
+    children = {"web": _server("web", web.api_command(port, processes), database, env)}
     if has_backoffice:
         command = web.backoffice_command(backoffice_port)
         behind_a_proxy = {"TRUSTED_PROXIES": "1"}  # so that clients of the bench have addresses of their own
@@ -241,7 +241,7 @@ def naive_venue(on: Servers, database: str, world: dict[str, Any], *, processes:
     env = environment(on.postgres.url(database), on.valkey_url())
     env |= {"DJANGO_SETTINGS_MODULE": "bench.naive.settings"}
     port = free_port()
-    command = [*web.command(port, processes)[:-1], "bench.naive.rsgi:application"]
+    command = [*web.api_command(port, processes)[:-1], "bench.naive.rsgi:application"]
     child = Child("naive", command, FOLDER / f"naive-{processes}.log", env, ROOT)
     with _running(Venue(on, database, env, port, {"web": child}, world)) as running:
         yield running
@@ -253,7 +253,7 @@ def _running(venue: Venue) -> Iterator[Venue]:
         for child in venue.children.values():
             child.start()
         if not wait_until(venue.answers, START_SECONDS):
-            raise LocalError(f"The web server does not answer: {venue.children['web'].last_words()}")
+            raise LocalError(f"The web server does not answer: {venue.children['web'].last_log_line()}")
         yield venue
     finally:
         with ThreadPoolExecutor() as pool:  # side by side: each takes a second or two

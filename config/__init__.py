@@ -1,5 +1,5 @@
-"""How the packages are put together: settings, URLs, Celery, servers."""
+"""Settings, URLs, Celery and servers of the project."""
 
-from config.celery import app as celery_app  # so that `shared_task` finds its app in every process
+from config.celery import app as celery_app  # `shared_task` must find its app in every process
 
 __all__ = ["celery_app"]

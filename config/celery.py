@@ -1,4 +1,4 @@
-"""The Celery application: what beat starts and when, and what worker processes must not share."""
+"""The Celery application, with beat's schedule."""
 
 import os
 import signal
@@ -15,12 +15,12 @@ from kombu.transport import redis
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings.backoffice")
 
-# What no worker took in this time is dropped: beat has sent the next one long since. Beat's clock says when a message
-# ends and the worker's says when that is, so this is also how far a worker's may be ahead before it drops everything.
+# A message that no worker received in this time is dropped; beat has sent the next one by then. Beat's clock sets the
+# expiry and the worker's clock checks it: a worker whose clock is ahead by more drops every message.
 BEAT_MESSAGE_SECONDS = 60.0
 
-# A message is a hint that beat repeats, so Valkey need not remember the one in hand. If it did, kombu 5.7.0 would end a
-# worker that has one in hand when Valkey goes away: it then acknowledges over a connection that it has forgotten.
+# Beat repeats every message, so Valkey need not store unacknowledged ones. Otherwise, if Valkey stops, kombu 5.7.0 ends
+# a worker that is processing a message: it acknowledges over a connection that no longer exists.
 redis.Channel.ack_emulation = redis.Channel.do_restore = False
 
 _started_at, _started = datetime.now(UTC), time.monotonic()
@@ -32,7 +32,7 @@ app.autodiscover_tasks()
 
 @app.on_after_configure.connect
 def schedule(sender: Celery, **_: Any) -> None:
-    """What beat sends; read late, because the settings are not there yet when this module is imported."""
+    """Set beat's schedule, once the settings can be read, which is after the import of this module."""
     sender.conf.beat_schedule = {
         "heartbeat": _every(settings.HEARTBEAT_SECONDS, "exchange.heartbeat.record"),
         "clean_up": _every(settings.CLEAN_UP_EVERY_SECONDS, "backoffice.tasks.clean_up"),
@@ -49,24 +49,27 @@ def schedule(sender: Celery, **_: Any) -> None:
 
 
 def _every(seconds: float, task: str, *arguments: Any) -> dict[str, Any]:
-    every = schedules.schedule(seconds, nowfun=steady_now)
+    every = schedules.schedule(seconds, nowfun=monotonic_now)
     return {"task": task, "args": arguments, "schedule": every, "options": {"expires": BEAT_MESSAGE_SECONDS}}
 
 
-def steady_now() -> datetime:
-    """The time when this process started plus the time since: beat's only clock, which never steps.
+def monotonic_now() -> datetime:
+    """Return the start of this process plus the time since, as beat's clock.
 
-    By the wall clock it would send nothing for an hour after the machine's was set back an hour.
+    With the system clock, beat would send nothing for an hour after that clock was set back by an hour.
     """
     return _started_at + timedelta(seconds=time.monotonic() - _started)
 
 
 @beat_init.connect
 def stop_at_once(sender: Service, **_: Any) -> None:
-    """Celery 5.7.0's own handler closes the connection that beat may be sending over; its failure hides the exit."""
+    """Replace the signal handler of Celery 5.7.0.
+
+    It closes the connection that beat may be using, and the resulting error prevents the exit.
+    """
 
     def stop(*_: Any) -> None:
-        sender.stop()  # should this exit be lost too
+        sender.stop()  # in case SystemExit is caught
         raise SystemExit
 
     for number in [signal.SIGTERM, signal.SIGINT]:
@@ -75,8 +78,8 @@ def stop_at_once(sender: Service, **_: Any) -> None:
 
 @worker_before_create_process.connect
 def close_pools(**_: Any) -> None:
-    """A fork would share the parent's connections, and two processes would talk over one socket."""
+    """Close the parent's connections before a fork, so that no two processes share a socket."""
     for connection in connections.all(initialized_only=True):
         connection.close()
-        if hasattr(connection, "close_pool"):  # PostgreSQL's has; the type of all backends does not
+        if hasattr(connection, "close_pool"):  # only PostgreSQL's backend has a pool
             connection.close_pool()

@@ -1,7 +1,7 @@
-"""The configuration of the back office's server, gunicorn: one process, whose threads send pages and exports.
+"""Configuration of gunicorn, the server of the back office: one process, whose threads send pages and exports.
 
-A thread sends a response no faster than its client reads it, so a long export takes no memory. The process runs at a
-low priority and with few database connections: hashing passwords and making files must not slow orders.
+A thread sends a response no faster than its client reads it, so a long export needs little memory. The process has a
+low priority and few database connections, so that password hashing and exports do not slow orders.
 """
 
 import os
@@ -10,14 +10,14 @@ import struct
 from typing import Any
 
 NICENESS = int(os.environ.get("BACKOFFICE_NICENESS", "10"))
-CLIENT_SECONDS = 20  # without a byte sent or read, then the connection is closed and its thread is free
-POOL_SIZE = 8  # connections to the database, where the API has DATABASE_POOL_SIZE in each process
+CLIENT_SECONDS = 20  # an idle connection is closed after it, which frees its thread
+POOL_SIZE = 8  # database connections; the API has DATABASE_POOL_SIZE in each process
 
 wsgi_app = "config.wsgi:application"
 worker_class = "gthread"
 workers = 1  # limits such as MAX_CONCURRENT_EXPORTS hold for the whole site
-threads = 24  # of which exports take MAX_CONCURRENT_EXPORTS
-timeout = 60  # seconds in which the worker has given no sign of life; then it is replaced
+threads = 24  # exports take up to MAX_CONCURRENT_EXPORTS of them
+timeout = 60  # seconds without a heartbeat of the worker before it is replaced
 graceful_timeout = 10
 keepalive = 5
 loglevel = "warning"

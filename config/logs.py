@@ -1,4 +1,4 @@
-"""One JSON object per log line, on standard error, each with the request's id when there is one."""
+"""Logging: one JSON object per line on standard error, with the request's id if there is one."""
 
 import logging
 import os
@@ -11,9 +11,9 @@ from typing import Any
 
 import structlog
 
-PAUSE_SECONDS = 0.05
-WAITING_MAX = 10_000  # lines; more are not kept
-PIECE_BYTES = 4_096  # what the system writes in one piece, though several processes write to the same place
+FLUSH_INTERVAL_SECONDS = 0.05
+MAX_BUFFERED_LINES = 10_000  # above it, the oldest are dropped
+MAX_WRITE_BYTES = 4_096  # PIPE_BUF: not mixed with the output of other processes
 
 _SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,
@@ -24,71 +24,71 @@ _SHARED: list[Any] = [
 ]
 
 
-class JSONLines(structlog.stdlib.ProcessorFormatter):
-    """What the request log says is a line already."""
+class JSONFormatter(structlog.stdlib.ProcessorFormatter):
+    """Formatter that leaves the lines of the request log as they are: they are JSON already."""
 
     def format(self, record: logging.LogRecord) -> str:
         return str(record.msg) if record.name == "exchange.requests" else super().format(record)
 
 
-class Lines(logging.StreamHandler[Any]):
-    """Writes what is only told (INFO) every now and then, many lines at once; a warning at once, and what came before.
+class BufferedHandler(logging.StreamHandler[Any]):
+    """Handler that buffers INFO lines and writes many together; a warning is written immediately, with the buffer.
 
-    Writing line by line, the threads of a busy web server waited for each other and for the interpreter at every line.
+    When each line was written separately, the threads of a busy web server waited for each other at every line.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._waiting: deque[str] = deque(maxlen=WAITING_MAX)
+        self._buffer: deque[str] = deque(maxlen=MAX_BUFFERED_LINES)
         self._thread: threading.Thread | None = None
-        os.register_at_fork(after_in_child=self._waiting.clear)  # they are the parent's to write
-        self._flush_at_the_end()
-        register_after_fork(self, Lines._flush_at_the_end)
+        os.register_at_fork(after_in_child=self._buffer.clear)  # the parent writes its own lines
+        self._flush_at_exit()
+        register_after_fork(self, BufferedHandler._flush_at_exit)
 
-    def _flush_at_the_end(self) -> None:
-        """Also of a process of multiprocessing, such as the web server's: those end without what `logging` would do."""
+    def _flush_at_exit(self) -> None:
+        """Flush when a process of multiprocessing ends, such as a web process: `logging` does not flush there."""
         Finalize(None, self.flush, exitpriority=0)
 
     def handle(self, record: logging.LogRecord) -> bool:
         if record.levelno > logging.INFO:
             return bool(super().handle(record))
-        self._waiting.append(self.format(record) + self.terminator)
+        self._buffer.append(self.format(record) + self.terminator)
         if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._flush_for_ever, name="log", daemon=True)
+            self._thread = threading.Thread(target=self._flush_periodically, name="log", daemon=True)
             self._thread.start()
         return True
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self.flush()
-        except Exception:  # whatever is wrong with the log, what is logged goes on
+        except Exception:  # an error of the log must not end the work that is logged
             self.handleError(record)
         else:
             super().emit(record)
 
     def flush(self) -> None:
-        """Write what waits; `logging` asks for it when an ordinary process ends."""
+        """Write the buffered lines. `logging` calls this when an ordinary process ends."""
         with self.lock or threading.RLock():
-            if self.stream.closed:  # as a test's is after it
+            if self.stream.closed:  # a test's stream, after the test
                 return
-            piece = ""
-            for _ in range(len(self._waiting)):
-                line = self._waiting.popleft()
-                if len(piece) + len(line) > PIECE_BYTES:
-                    self._write(piece)
-                    piece = ""
-                piece += line
-            self._write(piece)
+            text = ""
+            for _ in range(len(self._buffer)):
+                line = self._buffer.popleft()
+                if len(text) + len(line) > MAX_WRITE_BYTES:
+                    self._write(text)
+                    text = ""
+                text += line
+            self._write(text)
 
-    def _write(self, piece: str) -> None:
-        """Lines are ASCII: a character is a byte."""
-        if piece:
-            self.stream.write(piece)
+    def _write(self, text: str) -> None:
+        """Write ASCII text, in which a character is a byte, and flush the stream."""
+        if text:
+            self.stream.write(text)
         self.stream.flush()
 
-    def _flush_for_ever(self) -> None:
+    def _flush_periodically(self) -> None:
         while True:
-            time.sleep(PAUSE_SECONDS)
+            time.sleep(FLUSH_INTERVAL_SECONDS)
             with suppress(OSError, ValueError):
                 self.flush()
 
@@ -98,7 +98,7 @@ LOGGING: dict[str, Any] = {
     "disable_existing_loggers": False,
     "formatters": {
         "json": {
-            "()": JSONLines,
+            "()": JSONFormatter,
             "processors": [
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.JSONRenderer(),
@@ -106,9 +106,9 @@ LOGGING: dict[str, Any] = {
             "foreign_pre_chain": _SHARED,
         },
     },
-    "handlers": {"stderr": {"()": Lines, "formatter": "json"}},
+    "handlers": {"stderr": {"()": BufferedHandler, "formatter": "json"}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
-    # Django would log every 4xx a second time: the request log has them all.
+    # Django would log every 4xx a second time: the request log contains all of them.
     "loggers": {
         "django.request": {"level": "CRITICAL"},
         "django.server": {"level": "CRITICAL"},

@@ -1,11 +1,13 @@
-"""What the API's server runs."""
+"""RSGI application of the API, which granian runs."""
 
 import gc
 import os
 
 import django
 
-if os.environ["DJANGO_SETTINGS_MODULE"] == "config.settings.backoffice":  # Celery's default: `config` imports it first
+if (
+    os.environ["DJANGO_SETTINGS_MODULE"] == "config.settings.backoffice"
+):  # set by config.celery, which `config` imports first
     os.environ["DJANGO_SETTINGS_MODULE"] = "config.settings.api"
 django.setup(set_prefix=False)
 
@@ -17,4 +19,4 @@ from orders.matching import sequencer  # noqa: E402
 application = Gateway(
     ExchangeHandler(), is_queue_full=sequencer.is_full, parse_fast_request=order_entry.parse_fast_request
 )
-gc.freeze()  # what is loaded by now stays: the collector need not look through it again and again
+gc.freeze()  # loaded modules stay in memory, so the garbage collector can skip them

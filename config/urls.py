@@ -1,11 +1,11 @@
-"""The API's URL map: the packages' paths at the root, and the way to the back office."""
+"""URLs of the API: the paths of the packages at the root, and redirects to the back office."""
 
 from django.urls import include, path
 
 from exchange.views import to_back_office
 
 urlpatterns = [
-    path("", include("orders.urls")),  # first, for they are tried in turn
+    path("", include("orders.urls")),  # first, because patterns are tried in order
     path("", include("exchange.urls")),
     path("", include("webhooks.urls")),
     path("admin/", to_back_office),

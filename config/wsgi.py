@@ -1,4 +1,4 @@
-"""What the back office's server runs."""
+"""WSGI application of the back office, which gunicorn runs."""
 
 import os
 

@@ -12,7 +12,7 @@ from django.conf import settings
 from django.test import TransactionTestCase
 from whitenoise.middleware import WhiteNoiseMiddleware
 
-from config.local.servers import Postgres, Valkey, account_for, private_short_folder
+from config.local.servers import Postgres, Valkey, postgres_account, private_short_folder
 from exchange.http import log_throttle
 from tests import celery_processes, database, live
 from tests.celery_processes import Celery
@@ -94,7 +94,7 @@ def celery(transactional_db: None, tmp_path: Path) -> Iterator[Celery]:
 
 @pytest.fixture
 def valkey(tmp_path: Path) -> Iterator[Valkey]:
-    """A Valkey for one test to kill: `child.kill()`, and `start_again()` on the same port with nothing in it."""
+    """A Valkey for one test to kill: `child.kill()`, and `restart()` on the same port with nothing in it."""
     own = Valkey(tmp_path, log=tmp_path / "valkey.log")
     try:
         own.start()
@@ -106,7 +106,7 @@ def valkey(tmp_path: Path) -> Iterator[Valkey]:
 @pytest.fixture
 def postgres() -> Iterator[Postgres]:
     """A PostgreSQL for one test to stop and to kill."""
-    folder = private_short_folder(account_for(folder=None))
+    folder = private_short_folder(postgres_account(folder=None))
     own = Postgres(folder / "postgres", log=folder / "postgres.log", options=POSTGRES_OPTIONS)
     try:
         own.start("bourse")

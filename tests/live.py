@@ -64,7 +64,7 @@ class Server:
 def server(log: Path) -> Server:
     """An API, not started yet, that uses the database of this test session."""
     port = free_port()
-    return Server(Child("web", web.command(port), log=log, env=_environment(), cwd=ROOT), port)
+    return Server(Child("web", web.api_command(port), log=log, env=_environment(), cwd=ROOT), port)
 
 
 def backoffice(log: Path) -> Server:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 
 import pytest
 
-from config.local.servers import Postgres, Valkey, account_for, private_short_folder
+from config.local.servers import Postgres, Valkey, postgres_account, private_short_folder
 
 # A test's data may be lost with the machine, never with a process, so nothing needs to reach the disk.
 # And plans that tests look at must not depend on when the tables were analyzed in the background.
@@ -48,7 +48,7 @@ def _server_urls(config: pytest.Config) -> tuple[str, str]:
 
 def start(add_cleanup: Callable[[Callable[[], None]], None]) -> tuple[str, str]:
     """Start both servers on new, empty data and return their URLs. `add_cleanup` gets what stops them, last first."""
-    folder = private_short_folder(account_for(folder=None), _fast_parent())
+    folder = private_short_folder(postgres_account(folder=None), _fast_parent())
     add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     postgres = Postgres(folder / "postgres", log=folder / "postgres.log", options=POSTGRES_OPTIONS)
     add_cleanup(postgres.stop)

@@ -1,1 +1,1 @@
-"""The whole exchange on one machine: PostgreSQL, Valkey and every process of ours, for `make run` and the tests."""
+"""The whole exchange on one machine, with PostgreSQL and Valkey, for `make run` and the tests."""

@@ -1,4 +1,4 @@
-"""`python -m config.local`: the whole exchange in the foreground, until Ctrl-C."""
+"""`python -m config.local`: run the whole exchange in the foreground, until Ctrl-C."""
 
 import errno
 import fcntl
@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from config.local import child, leftovers, web
+from config.local import child, orphans, web
 from config.local.processes import Child, LocalError
 from config.local.servers import Postgres, Valkey
-from config.local.supervisor import Stopped, StopSignal, Supervisor, room_for_old, run_step, say
+from config.local.supervisor import StopRequested, StopSignal, Supervisor, print_line, run_step, shift_rotated_logs
 from exchange import private_file
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -23,80 +23,84 @@ RUN = ROOT / ".run"
 LOGS = RUN / "logs"
 CREDENTIALS = RUN / "credentials.json"
 DATABASE = "bourse"
-OWNER, RUNTIME = "bourse_owner", "bourse_app"  # accounts of the database
+OWNER, RUNTIME = "bourse_owner", "bourse_app"  # PostgreSQL roles
 EXPORTED = [
     *["DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL"],
     *["SECRET_KEY", "SECURE_COOKIES", "TWO_FACTOR_REQUIRED", "WEBHOOK_ADDRESSES"],
 ]
-ONLY_FOR_STEPS = ["DATABASE_OWNER_URL", "DATABASE_ADMIN_URL"]  # no process that keeps running may change tables
+OWNER_VARIABLES = ["DATABASE_OWNER_URL", "DATABASE_ADMIN_URL"]  # for the setup steps only: no server may change tables
 STEP_SECONDS = 120.0
 SERVER_START_SECONDS = 60.0
-ANSWER_SECONDS = 2.0  # no longer: meanwhile nobody looks after the children
-WORKERS = {  # what each is told beside its name
+HEALTH_CHECK_TIMEOUT_SECONDS = 2.0  # a health check blocks the supervision of the children
+WORKERS = {  # command line options by name
     "worker": ["-Q", "celery", "-c", "2"],
-    "webhooks": ["-Q", "webhooks", "--pool", "threads", "-c", "2"],  # one dispatches, one takes the hints meanwhile
+    "webhooks": ["-Q", "webhooks", "--pool", "threads", "-c", "2"],  # one dispatches, one receives the wake-ups
 }
 
 
 def main() -> int:
-    """Run until somebody says stop; a sentence and 1 when that is not possible."""
+    """Run until a stop signal and return 0; if that is impossible, print the reason and return 1."""
     _fill_standard_streams()
     stop = StopSignal()
-    if "MAKELEVEL" in os.environ:  # a make that was killed would leave us behind
+    if "MAKELEVEL" in os.environ:  # stop if `make` is killed
         child.die_with_parent(os.getppid(), 15)
     try:
-        port = _number("PORT", os.environ.get("PORT") or "8000", 2**16 - 1)
-        backoffice_port = _number("BACKOFFICE_PORT", os.environ.get("BACKOFFICE_PORT") or str(port + 1), 2**16 - 1)
-        processes = _number("WEB_PROCESSES", os.environ.get("WEB_PROCESSES") or str(web.PROCESSES), web.MAX_PROCESSES)
+        port = _parse_number("PORT", os.environ.get("PORT") or "8000", 2**16 - 1)
+        backoffice_port = _parse_number(
+            "BACKOFFICE_PORT", os.environ.get("BACKOFFICE_PORT") or str(port + 1), 2**16 - 1
+        )
+        processes = _parse_number(
+            "WEB_PROCESSES", os.environ.get("WEB_PROCESSES") or str(web.PROCESSES), web.MAX_PROCESSES
+        )
         _make_folders()
-        with _only_one(RUN / "lock"):
-            leftovers.end(RUN)
+        with _exclusive_lock(RUN / "lock"):
+            orphans.stop(RUN)
             _require_free("PORT", port)
             _require_free("BACKOFFICE_PORT", backoffice_port)
             _run(port, backoffice_port, processes, stop)
-    except Stopped:
+    except StopRequested:
         pass
     except LocalError as error:
-        say(str(error))
+        print_line(str(error))
         return 1
     except OSError as error:
-        say(f"{error.strerror}: {error.filename or 'an operation of the system'}. Does {RUN} belong to somebody else?")
+        print_line(
+            f"{error.strerror}: {error.filename or 'an operation of the system'}. Does {RUN} belong to another user?"
+        )
         return 1
     return 0
 
 
 def _run(port: int, backoffice_port: int, processes: int, stop: StopSignal) -> None:
-    """Everything between taking the lock and giving it back."""
+    """Start and supervise all processes until a stop signal, then stop them."""
     supervisor = Supervisor(stop)
     with ExitStack() as cleanup:
         env = _environment(supervisor, cleanup)
-        cleanup.callback(
-            supervisor.stop_all
-        )  # before the servers' own cleaning up: the last callback is the first to run
+        cleanup.callback(supervisor.stop_all)  # runs before the callbacks that stop the servers
         base_url, backoffice_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{backoffice_port}"
-        for name, arguments in _steps(base_url, backoffice_url).items():
+        for name, arguments in _setup_steps(base_url, backoffice_url).items():
             if name != "create_roles" or "DATABASE_ADMIN_URL" in env:
                 run_step(_python(name, ["manage.py", *arguments], env), stop, STEP_SECONDS)
-        env = {name: value for name, value in env.items() if name not in ONLY_FOR_STEPS}
-        supervisor.keep(_celery("beat", ["beat", "--scheduler", "celery.beat.Scheduler", "--pidfile="], env))
+        env = {name: value for name, value in env.items() if name not in OWNER_VARIABLES}
+        supervisor.supervise(_celery("beat", ["beat", "--scheduler", "celery.beat.Scheduler", "--pidfile="], env))
         for name, arguments in WORKERS.items():
-            supervisor.keep(_celery(name, ["worker", *arguments, "-n", f"{name}@%h", "--without-mingle"], env))
+            supervisor.supervise(_celery(name, ["worker", *arguments, "-n", f"{name}@%h", "--without-mingle"], env))
         backoffice = _server("backoffice", web.backoffice_command(backoffice_port), env)
         api_env = env | {"WEB_PROCESSES": str(processes), "BACKOFFICE_URL": backoffice_url}
-        api = _server("web", web.command(port, processes), api_env)
-        supervisor.keep(backoffice)
-        supervisor.keep(api)
+        api = _server("web", web.api_command(port, processes), api_env)
+        supervisor.supervise(backoffice)
+        supervisor.supervise(api)
         _wait_for(supervisor, api, port, "/healthz")
         _wait_for(supervisor, backoffice, backoffice_port, "/admin/login/")
-        if not stop.asked:
-            say(_where_to_look(base_url, backoffice_url))
-        supervisor.tend_until(lambda: False)
-        say("Stopping ...")
+        if not stop.is_requested:
+            print_line(_welcome_text(base_url, backoffice_url))
+        supervisor.run_until(lambda: False)
+        print_line("Stopping ...")
 
 
-def _steps(base_url: str, backoffice_url: str) -> dict[str, list[str]]:
+def _setup_steps(base_url: str, backoffice_url: str) -> dict[str, list[str]]:
     return {
-        "create_roles": ["create_roles"],  # of our own server; of another one when its superuser was named
+        "create_roles": ["create_roles"],  # needs DATABASE_ADMIN_URL, which is set for the embedded server
         "migrate": ["migrate", "--no-input"],
         "demo": [
             *["demo", "--credentials", str(CREDENTIALS), "--base-url", base_url],
@@ -106,8 +110,8 @@ def _steps(base_url: str, backoffice_url: str) -> dict[str, list[str]]:
 
 
 def _environment(supervisor: Supervisor, cleanup: ExitStack) -> dict[str, str]:
-    """What the processes are told; the servers that it names are started here when nobody named any."""
-    os.environ[leftovers.MARK] = str(RUN)
+    """Return the environment of the processes, and start PostgreSQL and Valkey unless their URLs are set."""
+    os.environ[orphans.RUN_VARIABLE] = str(RUN)
     env = {
         "SECURE_COOKIES": "0",
         "TWO_FACTOR_REQUIRED": "0",
@@ -115,23 +119,23 @@ def _environment(supervisor: Supervisor, cleanup: ExitStack) -> dict[str, str]:
         "SECRET_KEY": _secret_key(),
     } | os.environ
     if not env.get("DATABASE_URL"):
-        say("Starting PostgreSQL ...")
+        print_line("Starting PostgreSQL ...")
         postgres = Postgres(RUN / "postgres", log=LOGS / "postgres.log")
         cleanup.callback(postgres.stop)
         postgres.start(DATABASE)
-        supervisor.keep(postgres.child, running=True)
+        supervisor.supervise(postgres.child, running=True)
         env |= {
             "DATABASE_URL": postgres.url(DATABASE, RUNTIME),
             "DATABASE_OWNER_URL": postgres.url(DATABASE, OWNER),
             "DATABASE_ADMIN_URL": postgres.url(DATABASE),
         }
-    supervisor.stop.check()
+    supervisor.stop.raise_if_requested()
     if not env.get("REDIS_URL"):
-        say("Starting Valkey ...")
+        print_line("Starting Valkey ...")
         valkey = Valkey(RUN, log=LOGS / "valkey.log")
         cleanup.callback(valkey.stop)
         valkey.start()
-        supervisor.keep(valkey.child, running=True)
+        supervisor.supervise(valkey.child, running=True)
         env["REDIS_URL"] = valkey.url
     exports = (f"export {name}={shlex.quote(env[name])}\n" for name in EXPORTED if name in env)
     private_file.write(RUN / "env", "".join(exports))
@@ -151,21 +155,21 @@ def _server(name: str, command: list[str], env: dict[str, str]) -> Child:
 
 
 def _wait_for(supervisor: Supervisor, server: Child, port: int, path: str) -> None:
-    """Wait until a server answers, or until we are asked to stop."""
-    answers = supervisor.tend_until(lambda: _answers(port, path), SERVER_START_SECONDS)
-    if not answers and not supervisor.stop.asked:
-        raise LocalError(f"The server `{server.name}` does not answer: {server.last_words()}")
+    """Wait until the server is healthy or a stop is requested."""
+    is_healthy = supervisor.run_until(lambda: _is_healthy(port, path), SERVER_START_SECONDS)
+    if not is_healthy and not supervisor.stop.is_requested:
+        raise LocalError(f"The server `{server.name}` does not answer: {server.last_log_line()}")
 
 
 def _fill_standard_streams() -> None:
-    """Put something where a standard stream was closed: a file of ours would take its number, and be written to."""
+    """Open closed standard streams, so that no other file gets the number of one and receives its output."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)
 
 
-def _number(name: str, text: str, most: int) -> int:
-    """What the variable of this name says, if it is a number that will do."""
+def _parse_number(name: str, text: str, most: int) -> int:
+    """Return the value of the environment variable `name`, which must be from 1 to `most`."""
     if not (text.isascii() and text.isdigit() and 0 < int(text) <= most):
         raise LocalError(f"{name} must be a number from 1 to {most}, not {text!r}.")
     return int(text)
@@ -173,21 +177,23 @@ def _number(name: str, text: str, most: int) -> int:
 
 def _make_folders() -> None:
     RUN.mkdir(exist_ok=True)
-    RUN.chmod(0o711)  # PostgreSQL's account passes through when we are root; every file here is private by itself
+    RUN.chmod(0o711)  # lets PostgreSQL's account through if we are root; each file below has private permissions
     LOGS.mkdir(exist_ok=True, mode=0o700)
     for log in LOGS.glob("*.log"):
         if log.stat().st_size:
-            log.replace(room_for_old(log))
+            log.replace(shift_rotated_logs(log))
 
 
 @contextmanager
-def _only_one(path: Path) -> Iterator[None]:
-    """Hold the lock of this folder; Linux gives it back however we end."""
+def _exclusive_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock, which Linux releases even if this process is killed."""
     with path.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise LocalError(f"The exchange runs already from {ROOT}: stop it first (Ctrl-C where it runs).") from None
+            raise LocalError(
+                f"The exchange is already running from {ROOT}: stop it first (Ctrl-C in its terminal)."
+            ) from None
         yield
 
 
@@ -197,7 +203,7 @@ def _require_free(name: str, port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            reason = "is taken by another program" if error.errno == errno.EADDRINUSE else f"cannot be used ({error})"
+            reason = "is in use by another program" if error.errno == errno.EADDRINUSE else f"cannot be used ({error})"
             raise LocalError(f"Port {port} {reason}; choose another one, e.g. `make run {name}=9000`.") from None
 
 
@@ -208,8 +214,8 @@ def _secret_key() -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _answers(port: int, path: str) -> bool:
-    client = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
+def _is_healthy(port: int, path: str) -> bool:
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=HEALTH_CHECK_TIMEOUT_SECONDS)
     try:
         client.request("GET", path)
         return client.getresponse().status == http.client.OK
@@ -219,7 +225,7 @@ def _answers(port: int, path: str) -> bool:
         client.close()
 
 
-def _where_to_look(base_url: str, backoffice_url: str) -> str:
+def _welcome_text(base_url: str, backoffice_url: str) -> str:
     return f"""
 The exchange runs at {base_url}
 
@@ -229,7 +235,7 @@ The exchange runs at {base_url}
   Logs                {LOGS}/
   manage.py           . .run/env && .venv/bin/python manage.py help
 
-Ctrl-C stops all of it; the data stays in {RUN} until `make clean`.
+Ctrl-C stops all processes. The data stays in {RUN} until `make clean`.
 """
 
 

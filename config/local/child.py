@@ -1,7 +1,7 @@
-"""What every child process is first: a few lines that tie it to its parent, then the program itself in its place.
+"""Launcher of a child process: ties it to its parent, then replaces itself with the program.
 
-Run as a script, before the program and under the same process id. (`preexec_fn` would do the same between fork and
-exec, which is not safe in a process with threads.) Standard library only.
+It runs as a script with the process id of the program. `preexec_fn` would do the same between fork and exec, which is
+not safe in a process with threads. Standard library only.
 """
 
 import ctypes
@@ -13,28 +13,28 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent: int, signal_number: int) -> None:
-    """Have Linux send this process `signal_number` when `parent` ends, however it ends."""
+    """Have Linux send this process `signal_number` when `parent` ends, even if it is killed."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before we asked
+    if os.getppid() != parent:  # it ended before the call
         os.kill(os.getpid(), signal_number)
 
 
-def _become(uid: int, gid: int) -> None:
-    """Give up root for this account, all its groups included."""
+def _switch_user(uid: int, gid: int) -> None:
+    """Switch from root to this account, without supplementary groups."""
     os.setgroups([])
     os.setgid(gid)
     os.setuid(uid)
 
 
 def main(parent: str, signal_number: str, account: str, *program: str) -> None:
-    """Become `account` ("uid:gid", or "" to stay who we are) and then `program`."""
+    """Switch to `account` ("uid:gid", or "" for no switch) and execute `program`."""
     if account:
         uid, gid = account.split(":")
-        _become(int(uid), int(gid))
+        _switch_user(int(uid), int(gid))
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    die_with_parent(int(parent), int(signal_number))  # after the change of account, which would undo it
+    die_with_parent(int(parent), int(signal_number))  # last, since a switch of the account resets it
     os.execv(program[0], program)  # noqa: S606 - no shell is the point
 
 

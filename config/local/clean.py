@@ -1,4 +1,4 @@
-"""`make clean`: remove `.run/`, with the database in it, unless the exchange runs. Standard library only."""
+"""`make clean`: remove `.run/` with the database, unless the exchange is running. Standard library only."""
 
 import fcntl
 import shutil
@@ -9,7 +9,7 @@ RUN = Path(__file__).resolve().parent.parent.parent / ".run"
 
 
 def main() -> str | None:
-    """Remove the folder; a sentence when that must not be."""
+    """Remove the folder, or return the reason for keeping it."""
     if not RUN.exists():
         return None
     with (RUN / "lock").open("a+") as lock:
@@ -18,7 +18,7 @@ def main() -> str | None:
         except BlockingIOError:
             return "The exchange is running from this folder: stop it first. Nothing was removed."
         elsewhere = RUN / "postgres"
-        if elsewhere.is_symlink():  # root's PostgreSQL could not enter this folder
+        if elsewhere.is_symlink():  # if PostgreSQL's account cannot enter this folder
             shutil.rmtree(elsewhere.resolve(), ignore_errors=True)
         shutil.rmtree(RUN)
     return None
@@ -28,4 +28,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except OSError as failure:
-        sys.exit(f"{failure.strerror}: {failure.filename}. Does {RUN} belong to somebody else?")
+        sys.exit(f"{failure.strerror}: {failure.filename}. Does {RUN} belong to another user?")

@@ -1,4 +1,4 @@
-"""Children in sessions of their own: a terminal's Ctrl-C never reaches them, and no group outlives its leader."""
+"""Child processes, each in its own session: Ctrl-C does not reach them, and each is stopped with its whole group."""
 
 import os
 import signal
@@ -13,15 +13,15 @@ from pathlib import Path
 from config.local import child
 
 POLL_SECONDS = 0.05
-KILL_SECONDS = 1.0  # how long the kernel may take to remove a killed group
+KILL_SECONDS = 1.0  # for the kernel to remove a killed process group
 
 
 class LocalError(Exception):
-    """A sentence for the person at the terminal: why this machine cannot run the exchange now."""
+    """The exchange cannot run here; the message is for the user at the terminal."""
 
 
 def wait_until(condition: Callable[[], bool], timeout_seconds: float) -> bool:
-    """Poll `condition` until it holds; False when it did not in time."""
+    """Poll `condition` until it holds; return False on a timeout."""
     deadline = time.monotonic() + timeout_seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -31,8 +31,8 @@ def wait_until(condition: Callable[[], bool], timeout_seconds: float) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
-    """The unprivileged system account that stands in for root."""
+class SystemAccount:
+    """An unprivileged system account, for programs that refuse to run as root."""
 
     uid: int
     gid: int
@@ -40,23 +40,23 @@ class Account:
 
 @dataclass(slots=True)
 class Child:
-    """One program, with everything it starts itself."""
+    """A program with its own child processes."""
 
     name: str
     argv: Sequence[str | Path]
     log: Path
     env: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     cwd: Path | None = None
-    account: Account | None = None
+    account: SystemAccount | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     grace_seconds: float = 10.0
     _process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the program; its output is appended to `log`."""
+        """Start the program and append its output to `log`."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own programs
-                [*self._tied_to_us(), *map(str, self.argv)],
+                [*self._launcher(), *map(str, self.argv)],
                 cwd=self.cwd,
                 env=dict(self.env),
                 stdin=subprocess.DEVNULL,
@@ -77,7 +77,7 @@ class Child:
         return self._process is not None and self._process.poll() is None
 
     def stop(self) -> None:
-        """End the program in good order, or by force when it takes longer than its grace; nothing of it stays."""
+        """Stop the program with its signal, and kill its whole group after `grace_seconds` at the latest."""
         if self._process is None:
             return
         if self.is_running():
@@ -87,7 +87,7 @@ class Child:
         self.kill()
 
     def kill(self) -> None:
-        """End the program and its whole group at once, and wait until they are gone."""
+        """Kill the program and its whole group, and wait until they have ended."""
         if self._process is None:
             return
         group = self._process.pid
@@ -97,14 +97,14 @@ class Child:
         wait_until(lambda: not _group_exists(group), KILL_SECONDS)
         self._process = None
 
-    def last_words(self) -> str:
-        """The last line of the log, for the sentence that tells of a failure."""
+    def last_log_line(self) -> str:
+        """Return the last line of the log, for an error message."""
         with self.log.open("rb") as log:
             log.seek(max(0, self.log.stat().st_size - 2_000))
             lines = log.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
 
-    def _tied_to_us(self) -> list[str]:
+    def _launcher(self) -> list[str]:
         account = f"{self.account.uid}:{self.account.gid}" if self.account else ""
         return [sys.executable, "-IS", str(Path(child.__file__)), str(os.getpid()), str(int(self.stop_signal)), account]
 

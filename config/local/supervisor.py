@@ -1,6 +1,6 @@
-"""Keeps the processes of the exchange running: starts them in order, starts again what dies, stops all in good order.
+"""Supervision of the exchange's processes: starts them in order, restarts those that end, and stops them in order.
 
-It never listens on a port itself, so that killing whatever does is always something it can repair.
+The supervisor never listens on a port itself, so it survives when the process that listens on a port is killed.
 """
 
 import os
@@ -17,60 +17,60 @@ from types import FrameType
 
 from config.local.processes import POLL_SECONDS, Child, LocalError
 
-QUICK_DEATH_SECONDS = 1.0  # what lives shorter than this never really started ...
-QUICK_DEATH_PAUSE_SECONDS = 2.0  # ... and is not tried again at once
-LOG_BYTES_MAX = 50 * 1024 * 1024  # a log that grows past this starts anew
-LOG_FILES_KEPT = 10  # of each log, beside it: `web.log.1` is the latest
+MIN_UPTIME_SECONDS = 1.0
+CRASH_RESTART_DELAY_SECONDS = 2.0  # for a child that ended within MIN_UPTIME_SECONDS
+LOG_BYTES_MAX = 50 * 1024 * 1024  # a larger log is rotated
+LOG_FILES_KEPT = 10  # per log; `web.log.1` is the latest
 
 
-class Stopped(Exception):
-    """Somebody asked us to stop while we were starting."""
+class StopRequested(Exception):
+    """A stop was requested during the start."""
 
 
 class StopSignal:
-    """Whether somebody asked us to stop: Ctrl-C, SIGTERM, or the terminal being closed (unless under nohup)."""
+    """Records a requested stop: Ctrl-C, SIGTERM, or a closed terminal (unless under nohup)."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.is_requested = False
         for number in [signal.SIGINT, signal.SIGTERM]:
-            signal.signal(number, self._ask)
+            signal.signal(number, self._request)
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            signal.signal(signal.SIGHUP, self._ask)
+            signal.signal(signal.SIGHUP, self._request)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.is_requested = True
 
-    def check(self) -> None:
-        """Leave off starting when we are to stop."""
-        if self.asked:
-            raise Stopped
+    def raise_if_requested(self) -> None:
+        """Raise `StopRequested` if a stop was requested."""
+        if self.is_requested:
+            raise StopRequested
 
 
-def say(text: str) -> None:
-    """Tell the person at the terminal, if there is one."""
-    if sys.stdout is not None:  # None when it was closed before we started
+def print_line(text: str) -> None:
+    """Print to the terminal, if there is one."""
+    if sys.stdout is not None:  # None if it was closed before the start
         with suppress(OSError, ValueError):
             sys.stdout.write(f"{text}\n")
             sys.stdout.flush()
 
 
 def run_step(step: Child, stop: StopSignal, timeout_seconds: float) -> None:
-    """Run a program to its end; a sentence when it fails."""
+    """Run a program to its end; raise `LocalError` if it fails."""
     step.start()
     deadline = time.monotonic() + timeout_seconds
     try:
         while step.is_running() and time.monotonic() < deadline:
-            stop.check()
+            stop.raise_if_requested()
             time.sleep(POLL_SECONDS)
         if step.exit_code != 0:
-            raise LocalError(f"`{step.name}` failed: {step.last_words()} (all of it: {step.log})")
+            raise LocalError(f"`{step.name}` failed: {step.last_log_line()} (log: {step.log})")
     finally:
         step.stop()
 
 
 @dataclass(slots=True)
-class Kept:
-    """A child that is started again whenever it ends."""
+class SupervisedChild:
+    """A child that is restarted when it ends."""
 
     child: Child
     _started_at: float = 0.0
@@ -80,61 +80,61 @@ class Kept:
         self.child.start()
         self._started_at, self._start_at = time.monotonic(), None
 
-    def tend(self) -> None:
-        """Look after the child once: notice its end, or start it again when its pause is over."""
+    def restart_if_ended(self) -> None:
+        """Check the child once: detect its end, or restart it after its delay."""
         now = time.monotonic()
         if self.child.is_running():
             return
         if self._start_at is None:
-            say(f"{self.child.name} ended (code {self.child.exit_code}); starting it again. Its log: {self.child.log}")
-            self.child.kill()  # what it left behind may hold its port
-            self._start_at = now + (QUICK_DEATH_PAUSE_SECONDS if now - self._started_at < QUICK_DEATH_SECONDS else 0)
+            print_line(f"{self.child.name} ended (code {self.child.exit_code}); restarting it. Log: {self.child.log}")
+            self.child.kill()  # the rest of its group may hold its port
+            self._start_at = now + (CRASH_RESTART_DELAY_SECONDS if now - self._started_at < MIN_UPTIME_SECONDS else 0)
         if now >= self._start_at:
             self.start()
 
 
 @dataclass(slots=True)
 class Supervisor:
-    """The children, in the order of their start."""
+    """The supervised children, in the order of their start."""
 
     stop: StopSignal
-    kept: list[Kept] = field(default_factory=list)
+    children: list[SupervisedChild] = field(default_factory=list)
 
-    def keep(self, child: Child, *, running: bool = False) -> None:
-        """Look after this child from now on, and start it unless it runs already."""
-        kept = Kept(child)
-        self.kept.append(kept)
+    def supervise(self, child: Child, *, running: bool = False) -> None:
+        """Restart this child when it ends, and start it unless it is `running`."""
+        supervised = SupervisedChild(child)
+        self.children.append(supervised)
         if not running:
-            kept.start()
+            supervised.start()
 
-    def tend_until(self, condition: Callable[[], bool], timeout_seconds: float | None = None) -> bool:
-        """Look after all children until `condition` holds or we are asked to stop; False when the time is over."""
+    def run_until(self, condition: Callable[[], bool], timeout_seconds: float | None = None) -> bool:
+        """Supervise until `condition` holds; return False on a requested stop or a timeout."""
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         while not condition():
-            if self.stop.asked or (deadline is not None and time.monotonic() > deadline):
+            if self.stop.is_requested or (deadline is not None and time.monotonic() > deadline):
                 return False
-            for kept in self.kept:
-                kept.tend()
-                _renew(kept.child.log)
+            for supervised in self.children:
+                supervised.restart_if_ended()
+                _rotate(supervised.child.log)
             time.sleep(2 * POLL_SECONDS)
         return True
 
     def stop_all(self) -> None:
-        """End the children: what takes orders first, what keeps them last."""
-        for kept in reversed(self.kept):
-            kept.child.stop()
+        """Stop the children in reverse order: the servers first, the databases last."""
+        for supervised in reversed(self.children):
+            supervised.child.stop()
 
 
-def _renew(log: Path) -> None:
-    """Keep a log from filling the disk; its writer appends, so cutting it short under its hands is safe."""
+def _rotate(log: Path) -> None:
+    """Rotate a log that is too large. Its writer appends, so truncating it is safe."""
     with suppress(OSError):
         if log.stat().st_size > LOG_BYTES_MAX:
-            shutil.copyfile(log, room_for_old(log))
+            shutil.copyfile(log, shift_rotated_logs(log))
             os.truncate(log, 0)
 
 
-def room_for_old(log: Path) -> Path:
-    """The name for what a log holds now; older files get the next number each, and the oldest is dropped."""
+def shift_rotated_logs(log: Path) -> Path:
+    """Renumber the rotated files of a log, delete the oldest, and return the path of the next one."""
     old = [log.with_name(f"{log.name}.{number}") for number in range(1, LOG_FILES_KEPT + 1)]
     for newer, older in reversed(list(pairwise(old))):
         with suppress(FileNotFoundError):

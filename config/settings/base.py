@@ -88,7 +88,7 @@ MOVING_AVERAGE_ORDERS = 1_000
 # --- Limits of the deliveries ---------------------------------------------------------------------------------------
 
 WEBHOOK_SHARDS = 1  # dispatchers at a time; each endpoint belongs to one of them
-WEBHOOK_CONCURRENCY = 256  # deliveries on their way at a time, of one dispatcher
+WEBHOOK_CONCURRENCY = 256  # attempts at a time, per dispatcher
 WEBHOOK_CONCURRENCY_PER_ENDPOINT = 4  # per broker and event, also after a change of the URL
 WEBHOOK_WAKE_UPS_QUEUED = 100  # in Valkey; more are not sent
 WEBHOOK_RESPONSE_BYTES_READ = 4 * 1024

@@ -23,7 +23,7 @@ from playwright.sync_api import Browser, Page, ViewportSize  # noqa: E402
 from backoffice import two_factor  # noqa: E402
 from bench import pages  # noqa: E402
 from bench.pages import OfficePage  # noqa: E402
-from config.local.supervisor import say  # noqa: E402
+from config.local.supervisor import print_line  # noqa: E402
 from exchange.audit import Actor, ActorKind  # noqa: E402
 from tests.browser.chromium import PHONE, WIDE, chromium, code, sign_in  # noqa: E402
 from tests.browser.page_checks import accessibility_faults, browser_errors  # noqa: E402
@@ -116,7 +116,7 @@ def capture(browser: Browser, url: str, found: Sequence[OfficePage], folder: Pat
         for context in browser.contexts[1:]:
             context.close()
         faults += stage.faults
-        say(f"{len(found)} pages, {name}, {scheme}")
+        print_line(f"{len(found)} pages, {name}, {scheme}")
     return faults
 
 
@@ -201,7 +201,7 @@ def main(url: str, target: str) -> int:
     with chromium() as browser:
         faults = capture(browser, url, found, folder)
     for fault in faults:
-        say(fault)
+        print_line(fault)
     return 1 if faults else 0
 
 

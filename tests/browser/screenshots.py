@@ -9,7 +9,7 @@ import sys
 
 from bench.venue import ROOT, servers, venue
 from config.local.processes import LocalError
-from config.local.supervisor import say
+from config.local.supervisor import print_line
 from tests.browser import demo_market
 from tests.browser.chromium import PROGRAM, REASON
 
@@ -33,5 +33,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(*sys.argv[1:]))
     except LocalError as error:
-        say(str(error))
+        print_line(str(error))
         sys.exit(1)

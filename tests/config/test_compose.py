@@ -216,7 +216,7 @@ def test_the_web_server_is_the_one_of_the_tests_and_is_published_to_this_machine
     assert option(command, "--host") == "0.0.0.0"  # noqa: S104 - inside the container
     assert option(command, "--workers") == str(web.PROCESSES)
     here = ["127.0.0.1" if word == "0.0.0.0" else word for word in command]  # noqa: S104
-    assert here == web.command(CONTAINER_PORT, web.PROCESSES)
+    assert here == web.api_command(CONTAINER_PORT, web.PROCESSES)
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert {name: [interpolated(port, {}) for port in ports] for name, ports in published.items()} == {
         "web": [f"127.0.0.1:8000:{CONTAINER_PORT}"],

@@ -99,7 +99,7 @@ def test_the_exchange_trades_and_reconciles_with_the_runtime_account(accounts: A
     assert demo.returncode == 0, demo.stderr
     keys = json.loads(credentials.read_text())
     port = free_port()
-    child = Child("web", web.command(port), log=tmp_path / "web.log", env=accounts.env(), cwd=live.ROOT)
+    child = Child("web", web.api_command(port), log=tmp_path / "web.log", env=accounts.env(), cwd=live.ROOT)
     server = live.Server(child, port)
     server.start()
     try:

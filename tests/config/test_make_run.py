@@ -1,4 +1,4 @@
-"""What `make run` starts, in a copy of this checkout: it serves, repairs itself, keeps its data, leaves nothing."""
+"""`make run`, in a copy of this checkout: it serves, restarts ended processes, keeps its data, leaves no process."""
 
 import http.client
 import json
@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from config.local import leftovers
+from config.local import orphans
 from config.local.processes import wait_until
 from config.local.servers import Postgres, free_port
 from tests.live import ROOT
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.processes
 
 START_SECONDS = 90.0
 STOP_SECONDS = 45.0
-REPAIR_SECONDS = 5.0  # until a dead child is started again
+REPAIR_SECONDS = 5.0  # until an ended child is restarted
 ANSWER_SECONDS = 2.0
 PARTS = ["config", "backoffice", "exchange", "gateway", "orders", "webhooks", "manage.py"]
 
@@ -43,7 +43,7 @@ class Copy:
             copy(ROOT / part, folder / part)
 
     def start(self, port: int | None = None, **variables: str) -> subprocess.Popen[str]:
-        """Start the supervisor as make would, with none of the servers of this test session."""
+        """Start the supervisor as make does, without the servers of this test session."""
         env = {name: value for name, value in os.environ.items() if name not in ["DATABASE_URL", "REDIS_URL"]}
         with (self.folder / "output").open("w") as output:
             self.process = subprocess.Popen(
@@ -66,8 +66,8 @@ class Copy:
     def is_running(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def refusal(self, port: int, **variables: str) -> int:
-        """The exit code of a supervisor that should not run at all."""
+    def fail_to_start(self, port: int, **variables: str) -> int:
+        """Start a supervisor that must not run, and return its exit code."""
         process = self.start(port, **variables)
         try:
             return process.wait(STOP_SECONDS)
@@ -76,19 +76,19 @@ class Copy:
             process.wait()
 
     def end(self, number: signal.Signals) -> int:
-        """Send the supervisor a signal; its exit code."""
+        """Send the supervisor a signal and return its exit code."""
         assert self.process is not None
         self.process.send_signal(number)
         return self.process.wait(STOP_SECONDS)
 
     def clean(self) -> int:
-        """What `make clean` runs; its exit code."""
+        """Run the script of `make clean` and return its exit code."""
         return subprocess.run(
             [sys.executable, "config/local/clean.py"], cwd=self.folder, check=False, timeout=STOP_SECONDS
         ).returncode
 
     def status(self, path: str, key: str = "", port: int | None = None) -> int:
-        """The status of a GET, of the API unless told otherwise; 0 when nobody answers."""
+        """Return the status of a GET request, to the API by default, or 0 without a response."""
         client = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=ANSWER_SECONDS)
         try:
             client.request("GET", path, headers={"Authorization": f"Bearer {key}"} if key else {})
@@ -99,7 +99,7 @@ class Copy:
             client.close()
 
     def server(self, program: str) -> int:
-        """A server, a child of the supervisor (0: none just now); its worker may outlive it for a moment."""
+        """Return the process id of a server, a child of the supervisor, or 0; its worker may end a little later."""
         assert self.process is not None
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return next((int(pid) for pid in children if program.encode() in Path("/proc", pid, "cmdline").read_bytes()), 0)
@@ -127,13 +127,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
 
 @pytest.fixture
 def copy(shared: Copy) -> Copy:
-    """One that runs, whatever the test before did to it."""
+    """A running copy, started again if the previous test stopped it."""
     if not shared.is_running:
         shared.start_and_wait()
     return shared
 
 
-def test_keys_are_in_a_file_for_its_owner_only(copy: Copy) -> None:
+def test_the_credentials_file_is_readable_by_its_owner_only(copy: Copy) -> None:
     found = copy.credentials
     assert stat.S_IMODE((copy.run / "credentials.json").stat().st_mode) == 0o600
     assert list(found) == ["base_url", "operator_key", "brokers", "admin"]
@@ -146,7 +146,7 @@ def test_keys_are_in_a_file_for_its_owner_only(copy: Copy) -> None:
 
 
 @pytest.mark.parametrize("program", ["granian", "gunicorn"])
-def test_a_killed_server_is_back_within_five_seconds(copy: Copy, program: str) -> None:
+def test_a_killed_server_is_restarted_within_five_seconds(copy: Copy, program: str) -> None:
     killed = copy.server(program)
     os.kill(killed, signal.SIGKILL)
     assert wait_until(lambda: copy.server(program) not in (0, killed), REPAIR_SECONDS), copy.output
@@ -154,7 +154,7 @@ def test_a_killed_server_is_back_within_five_seconds(copy: Copy, program: str) -
     assert wait_until(lambda: copy.status(path, port=port) == 200, START_SECONDS), copy.output
 
 
-def test_the_admin_is_at_the_back_office_which_comes_after_orders(copy: Copy) -> None:
+def test_the_back_office_serves_the_admin_at_a_low_priority(copy: Copy) -> None:
     assert wait_until(lambda: copy.status("/admin/login/", port=copy.backoffice_port) == 200, START_SECONDS)
     assert copy.status("/admin/") == 307
     server = copy.server("gunicorn")
@@ -162,53 +162,53 @@ def test_the_admin_is_at_the_back_office_which_comes_after_orders(copy: Copy) ->
     assert os.getpriority(os.PRIO_PROCESS, worker) - os.getpriority(os.PRIO_PROCESS, copy.server("granian")) >= 10
 
 
-def test_the_processes_have_the_runtime_account_and_nothing_above_it(copy: Copy) -> None:
+def test_the_servers_know_only_the_runtime_account_of_the_database(copy: Copy) -> None:
     variables = Path(f"/proc/{copy.server('granian')}/environ").read_bytes().split(b"\0")
     named = [each for each in variables if each.startswith(b"DATABASE_")]
     assert len(named) == 1
     assert named[0].startswith(b"DATABASE_URL=postgresql://bourse_app@")
 
 
-def test_a_second_one_in_the_same_folder_is_refused(copy: Copy) -> None:
+def test_a_second_supervisor_in_the_same_folder_fails_to_start(copy: Copy) -> None:
     running = copy.process
     try:
-        assert copy.refusal(free_port()) == 1
+        assert copy.fail_to_start(free_port()) == 1
     finally:
         copy.process = running
-    assert copy.output.startswith("The exchange runs already from ")
+    assert copy.output.startswith("The exchange is already running from ")
 
 
-def test_a_taken_port_is_one_sentence(copy: Copy, tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_in_one_sentence(copy: Copy, tmp_path: Path) -> None:
     other = Copy(tmp_path)
-    assert other.refusal(copy.port) == 1
-    assert other.output.startswith(f"Port {copy.port} is taken by another program;")
+    assert other.fail_to_start(copy.port) == 1
+    assert other.output.startswith(f"Port {copy.port} is in use by another program;")
     assert other.output.count("\n") == 1
-    assert other.refusal(free_port(), BACKOFFICE_PORT=str(copy.port)) == 1
-    assert other.output.startswith(f"Port {copy.port} is taken by another program;")
+    assert other.fail_to_start(free_port(), BACKOFFICE_PORT=str(copy.port)) == 1
+    assert other.output.startswith(f"Port {copy.port} is in use by another program;")
     assert "BACKOFFICE_PORT" in other.output
 
 
-def test_two_web_processes_answer(copy: Copy) -> None:
+def test_the_api_has_two_web_processes_by_default(copy: Copy) -> None:
     command = Path(f"/proc/{copy.server('granian')}/cmdline").read_text().split("\0")
     assert command[command.index("--workers") + 1] == "2"
 
 
 @pytest.mark.parametrize("count", ["0", "65", "two", "-1"])
-def test_a_count_of_web_processes_that_will_not_do_is_one_sentence(count: str, tmp_path: Path) -> None:
+def test_an_invalid_number_of_web_processes_is_reported_in_one_sentence(count: str, tmp_path: Path) -> None:
     other = Copy(tmp_path)
-    assert other.refusal(other.port, WEB_PROCESSES=count) == 1
+    assert other.fail_to_start(other.port, WEB_PROCESSES=count) == 1
     assert other.output == f"WEB_PROCESSES must be a number from 1 to 64, not '{count}'.\n"
 
 
-def test_clean_refuses_while_it_runs(copy: Copy) -> None:
+def test_make_clean_fails_while_the_exchange_runs(copy: Copy) -> None:
     assert (copy.clean(), copy.run.exists()) == (1, True)
 
 
-def test_killed_it_starts_again_on_a_database_without_accounts_and_keeps_its_keys(copy: Copy) -> None:
-    """An older version left a database that belongs to its superuser, and no other account."""
+def test_after_a_kill_it_starts_on_a_database_without_accounts_and_keeps_its_keys(copy: Copy) -> None:
+    """An older version created the database with its superuser as the owner, and no other account."""
     before = copy.credentials
     copy.end(signal.SIGKILL)
-    leftovers.end(copy.run)
+    orphans.stop(copy.run)
     drop_accounts(copy)
     copy.start_and_wait()
     assert copy.credentials == before
@@ -219,7 +219,7 @@ def test_killed_it_starts_again_on_a_database_without_accounts_and_keeps_its_key
         assert connection.execute(owner).fetchone() == ("bourse_owner",)
         assert connection.execute("SELECT current_user").fetchone() == ("bourse_app",)
     assert copy.end(signal.SIGTERM) == 0
-    assert leftovers.marked(copy.run) == []
+    assert orphans.find(copy.run) == []
 
 
 def drop_accounts(copy: Copy) -> None:

@@ -225,7 +225,7 @@ def test_expiry_continues_after_valkey_lost_its_data(celery_apart: Celery, valke
     with worker_blocked():
         valkey.child.kill()
     time.sleep(SWEEP_SECONDS)
-    assert valkey.start_again()
+    assert valkey.restart()
     assert_expire_in_time(orders, since=database_now(), allowed=ALLOWED + RECONNECTED)
     assert_expired_once(orders)
     assert worker.child.is_running()

@@ -394,7 +394,7 @@ def test_events_during_an_outage_of_valkey_are_sent_after_it(
             assert {answer.status_code for answer in answers} == {201}
             assert median(answer.elapsed.total_seconds() for answer in answers) < SOON_SECONDS / 2
     finally:
-        valkey.start_again()
+        valkey.restart()
         server.stop()
 
     assert receiver.wait_for(20, PATIENCE_SECONDS)

@@ -330,7 +330,7 @@ def test_orders_keep_their_pace_without_valkey_and_deliveries_resume_after(
     trade("alice", "bob")  # its wake-up goes to the session's Valkey
     assert reconciliation.count_due(session_database_url()) >= 2
     if outage == "killed":
-        assert valkey.start_again()
+        assert valkey.restart()
     else:
         send(valkey, signal.SIGCONT)
     is_back_at = time.monotonic()

@@ -6,7 +6,7 @@ import logging
 import pytest
 import structlog
 
-from config.logs import LOGGING, JSONLines
+from config.logs import LOGGING, JSONFormatter
 from tests.exchange.client import Client
 
 FIELDS = [
@@ -16,7 +16,7 @@ FIELDS = [
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What has been written to the log of requests."""
-    formatter = JSONLines(processors=LOGGING["formatters"]["json"]["processors"])
+    formatter = JSONFormatter(processors=LOGGING["formatters"]["json"]["processors"])
     return [formatter.format(record) for record in caplog.records if record.name == "exchange.requests"]
 
 
@@ -63,7 +63,7 @@ def test_other_lines_of_a_request_have_its_id(anonymous: Client, caplog: pytest.
 
     formatter = logging.Handler()
     formatter.setFormatter(
-        JSONLines(
+        JSONFormatter(
             processors=LOGGING["formatters"]["json"]["processors"],
             foreign_pre_chain=LOGGING["formatters"]["json"]["foreign_pre_chain"],
         )

@@ -204,7 +204,7 @@ def test_without_valkey_each_counts_for_itself_and_afterwards_together_again(val
             with pytest.raises(redis.RedisError):
                 share([limit], client, at(START))
             assert granted(limit, key, 1) == 0
-        assert valkey.start_again()
+        assert valkey.restart()
         later = START + BURST * SECOND
 
         assert granted(first, key, 30, later) == 30
