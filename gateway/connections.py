@@ -52,7 +52,7 @@ class Connections:
         """Close connections above `CONNECTIONS_PER_ADDRESS` of each address, except for `UNLIMITED_ADDRESSES`."""
         if self._port is None:
             return
-        connections = list(_connections(self._port))
+        connections = list(dict.fromkeys(_connections(self._port)))  # the kernel may list one twice as others change
         for client in self._last_request_at.keys() - {each.client for each in connections}:
             self._last_request_at.pop(client, None)
         if not _over_limit(connections):  # of any process: finding those of this process takes longer

@@ -81,6 +81,19 @@ def test_excess_connections_of_an_address_are_closed_longest_idle_first(listener
     assert listener.open() == [0, *range(LIMIT + 3, 2 * LIMIT + 2)]
 
 
+def test_a_connection_that_the_kernel_lists_twice_counts_once(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    guard = Connections()
+    listener.connect(LIMIT)
+    guard.record_request(listener.address, listener.client(0), 1.0)
+    table = tmp_path / "tcp"
+    table.write_text(Path("/proc/net/tcp").read_text() * 2)
+    monkeypatch.setattr(connections, "PROC_NET_TABLES", [table])
+    guard.close_excess()
+    assert len(listener.open()) == LIMIT
+
+
 def test_an_exempt_address_has_no_connection_limit(listener: Listener, settings: Settings) -> None:
     settings.UNLIMITED_ADDRESSES = [ip_network("::1"), ip_network("127.0.0.0/8")]
     guard = Connections()

@@ -46,10 +46,10 @@ def wake_ups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of committed deliveries at each wake-up of the dispatcher."""
     counts: list[int] = []
 
-    def ask() -> None:
+    def request() -> None:
         counts.append(in_thread(Delivery.objects.count).result(PATIENCE_SECONDS))
 
-    monkeypatch.setattr(wakeup, "ask", ask)
+    monkeypatch.setattr(wakeup, "request", request)
     return counts
 
 
