@@ -1,1 +1,1 @@
-"""Real order flow, sent to a running exchange as its brokers would."""
+"""Replay of real order flow through the API of a running exchange."""

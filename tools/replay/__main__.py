@@ -14,10 +14,10 @@ from tools.replay.replay import Replay, Report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 when every book and execution was right."""
+    """Run the command line and return 0 if every book and execution was right."""
     options = _parser().parse_args(arguments)
     try:
-        for _ in read_rows(options.messages, options.book):  # a bad row is found before anything is sent
+        for _ in read_rows(options.messages, options.book):  # find bad rows before anything is sent
             pass
         with closing(_exchange(options.credentials)) as exchange:
             replay = Replay(exchange, suffix=f"{time.time_ns() // 1_000_000 % 10**11:011d}")
@@ -38,13 +38,15 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m tools.replay",
         description="Send a LOBSTER message file to a running exchange and compare its book with a book file.",
     )
-    parser.add_argument("--messages", type=Path, required=True, help="the messages, a CSV file as LOBSTER writes it")
-    parser.add_argument("--book", type=Path, required=True, help="the ten best levels after each message, likewise")
+    parser.add_argument("--messages", type=Path, required=True, help="LOBSTER message file (CSV)")
+    parser.add_argument(
+        "--book", type=Path, required=True, help="LOBSTER book file: the ten best levels after each message"
+    )
     parser.add_argument(
         "--credentials",
         type=Path,
         default=Path(".run/credentials.json"),
-        help="base_url and operator_key of the exchange (default: %(default)s, which `make run` writes)",
+        help="base_url and operator_key of the exchange (default: %(default)s, written by `make run`)",
     )
     return parser
 
@@ -63,14 +65,16 @@ def _print(symbol: str, report: Report) -> None:
 
 
 def _exchange(credentials: Path) -> Exchange:
-    """The running exchange that the credentials file tells of."""
+    """Return the running exchange named by the credentials file."""
     try:
         known = json.loads(credentials.read_bytes())
         return Exchange(known["base_url"], known["operator_key"])
     except FileNotFoundError as error:
         raise ReplayError(f"There is no file {credentials}: start the exchange with `make run`.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ReplayError(f"{credentials} does not say base_url and operator_key: make it anew.") from error
+        raise ReplayError(
+            f"{credentials} has no base_url and operator_key: delete it and start `make run` again."
+        ) from error
 
 
 if __name__ == "__main__":

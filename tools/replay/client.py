@@ -1,4 +1,4 @@
-"""What the replay needs of a running exchange, over HTTP: it knows of it what a broker knows."""
+"""HTTP client of a running exchange, with the requests that the replay needs."""
 
 import http.client
 import json
@@ -11,23 +11,23 @@ from orders.enums import Side, TimeInForce
 from tools.replay.files import FILE_LEVELS, Book, Level, ReplayError
 
 HTTP_TIMEOUT_SECONDS = 20
-TICK_SIZE = "0.0001"  # the unit of the file's prices: each of them is on tick
+TICK_SIZE = "0.0001"  # the unit of the file's prices, so that all of them are on tick
 INITIAL_CASH = 10**15
 INITIAL_SHARES = 10**12
 DOCUMENT_NUMBER = "00000000000"
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
-    """A broker and its key."""
+class BrokerCredentials:
+    """A broker's id and key."""
 
     broker_id: str
     key: str
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
-    """What the exchange answered to a new order."""
+class PlacedOrder:
+    """The parts of the response to a new order that the replay uses."""
 
     order_id: str
     filled_quantity: int
@@ -36,7 +36,7 @@ class Placed:
 
 
 class Exchange:
-    """What the replay needs of a running exchange, over one connection that is kept open."""
+    """A running exchange, over one persistent connection."""
 
     def __init__(self, base_url: str, operator_key: str) -> None:
         self._base_url = base_url
@@ -55,15 +55,17 @@ class Exchange:
         instrument = {"symbol": symbol, "name": "Replayed order flow", "tick_size": TICK_SIZE}
         self._call(self._operator_key, "POST", "/stocks", instrument)
 
-    def open_account(self, broker_id: str, symbol: str) -> Account:
+    def open_account(self, broker_id: str, symbol: str) -> BrokerCredentials:
         holdings = [{"symbol": symbol, "quantity": INITIAL_SHARES}]
         broker = {"broker_id": broker_id, "initial_cash": INITIAL_CASH, "initial_holdings": holdings}
-        return Account(broker_id, self._call(self._operator_key, "POST", "/brokers", broker)["api_key"])
+        return BrokerCredentials(broker_id, self._call(self._operator_key, "POST", "/brokers", broker)["api_key"])
 
-    def place(self, account: Account, symbol: str, side: Side, level: Level, time_in_force: TimeInForce) -> Placed:
+    def place(
+        self, credentials: BrokerCredentials, symbol: str, side: Side, level: Level, time_in_force: TimeInForce
+    ) -> PlacedOrder:
         order = {
             "type": "limit",
-            "broker_id": account.broker_id,
+            "broker_id": credentials.broker_id,
             "document_number": DOCUMENT_NUMBER,
             "side": side,
             "symbol": symbol,
@@ -71,24 +73,24 @@ class Exchange:
             "quantity": level.quantity,
             "time_in_force": time_in_force,
         }
-        answer = self._call(account.key, "POST", "/orders", order)
-        return Placed(
-            order_id=answer["order_id"],
-            filled_quantity=answer["filled_quantity"],
-            remaining_quantity=answer["remaining_quantity"],
-            trades=len(answer["trades"]),
+        placed = self._call(credentials.key, "POST", "/orders", order)
+        return PlacedOrder(
+            order_id=placed["order_id"],
+            filled_quantity=placed["filled_quantity"],
+            remaining_quantity=placed["remaining_quantity"],
+            trades=len(placed["trades"]),
         )
 
-    def cancel(self, account: Account, order_id: str) -> int:
-        """Cancel the order and return how much of it was left: 0 when it was done already."""
-        answer = self._call(account.key, "DELETE", f"/orders/{order_id}", accept=("order_not_cancellable",))
-        remaining: int = answer.get("remaining_quantity", 0)
+    def cancel(self, credentials: BrokerCredentials, order_id: str) -> int:
+        """Cancel the order and return its remaining quantity, or 0 if it was final already."""
+        cancelled = self._call(credentials.key, "DELETE", f"/orders/{order_id}", accept=("order_not_cancellable",))
+        remaining: int = cancelled.get("remaining_quantity", 0)
         return remaining
 
-    def book(self, account: Account, symbol: str) -> Book:
-        answer = self._call(account.key, "GET", f"/stocks/{symbol}/book?depth={FILE_LEVELS}")
+    def book(self, credentials: BrokerCredentials, symbol: str) -> Book:
+        book = self._call(credentials.key, "GET", f"/stocks/{symbol}/book?depth={FILE_LEVELS}")
         bids, asks = (
-            tuple(Level(Decimal(level["price"]), level["total_quantity"]) for level in answer[side])
+            tuple(Level(Decimal(level["price"]), level["total_quantity"]) for level in book[side])
             for side in ("bids", "asks")
         )
         return Book(bids, asks)
@@ -96,12 +98,12 @@ class Exchange:
     def _call(
         self, key: str, method: str, path: str, content: dict[str, Any] | None = None, accept: tuple[str, ...] = ()
     ) -> dict[str, Any]:
-        """The answer to one request; a refusal ends the replay, unless its code is one of `accept`."""
-        status, answer = self._exchange(key, method, path, content)
-        if status >= 300 and answer.get("code") not in accept:
-            code, detail = answer.get("code", "without a code"), answer.get("detail", "no detail.")
-            raise ReplayError(f"{method} {path} was refused ({status} {code}): {detail}")
-        return answer
+        """Send one request and return the body of its response; an error outside `accept` ends the replay."""
+        status, body = self._exchange(key, method, path, content)
+        if status >= 300 and body.get("code") not in accept:
+            code, detail = body.get("code", "without a code"), body.get("detail", "no detail.")
+            raise ReplayError(f"{method} {path} was rejected ({status} {code}): {detail}")
+        return body
 
     def _exchange(self, key: str, method: str, path: str, content: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
         headers = {"Authorization": f"Bearer {key}"}
@@ -118,7 +120,7 @@ class Exchange:
         except (OSError, http.client.HTTPException) as error:
             raise ReplayError(f"No exchange can be reached at {self._base_url}: start it with `make run`.") from error
         try:
-            answer = json.loads(received, parse_float=Decimal)  # money never passes through a binary float
+            body = json.loads(received, parse_float=Decimal)  # money never passes through a binary float
         except ValueError as error:
-            raise ReplayError(f"What answers at {self._base_url} is not the exchange.") from error
-        return response.status, answer
+            raise ReplayError(f"The server at {self._base_url} is not the exchange.") from error
+        return response.status, body

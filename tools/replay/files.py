@@ -1,4 +1,4 @@
-"""LOBSTER's files: a message a row, and the ten best levels after each. Everything is checked before it is used."""
+"""Parser of LOBSTER's files: one message per row, and the ten best levels after each. Every value is checked."""
 
 import re
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ from pathlib import Path
 
 from orders.enums import Side
 
-FILE_LEVELS = 10  # levels a side in every row of a book file
-TOP_LEVELS = 5  # levels a side that are compared
+FILE_LEVELS = 10  # per side in every row of a book file
+TOP_LEVELS = 5  # per side that are compared
 
 
 class ReplayError(Exception):
-    """The replay cannot start or go on; the message is one sentence that a person can act on."""
+    """The replay cannot start or continue; the message is a sentence that a person can act on."""
 
 
 class MessageType(IntEnum):
@@ -27,7 +27,7 @@ class MessageType(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A row of the message file; `side` is the resting order's, also when it is executed."""
+    """A row of the message file. `side` is the side of the resting order, also for an execution."""
 
     type: MessageType
     file_id: int
@@ -37,7 +37,7 @@ class Message:
 
     @property
     def change(self) -> int:
-        """What the message does to the total of its level."""
+        """Change of the total quantity of the message's level."""
         if self.type is MessageType.EXECUTED_HIDDEN:
             return 0
         return self.quantity if self.type is MessageType.PLACED else -self.quantity
@@ -51,7 +51,7 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Book:
-    """Both sides, best level first, without the empty levels."""
+    """Both sides, best level first, without empty levels."""
 
     bids: tuple[Level, ...]
     asks: tuple[Level, ...]
@@ -71,7 +71,7 @@ class Book:
 
 
 def read_rows(messages_path: Path, book_path: Path) -> Iterator[tuple[Message, Book]]:
-    """Each message with the book after it; read it once without sending anything to learn that every row is good."""
+    """Yield each message with the book after it. To validate all rows, exhaust it without sending anything."""
     messages, books = _lines(messages_path), _lines(book_path)
     if len(messages) != len(books):
         raise ReplayError(
@@ -89,36 +89,36 @@ def read_rows(messages_path: Path, book_path: Path) -> Iterator[tuple[Message, B
 
 
 def parse_message(row: str) -> Message:
-    """Seconds after midnight, type, order id, size, price, direction; ValueError says what is wrong with the row."""
+    """Parse seconds after midnight, type, order id, size, price and direction; raise ValueError for a bad row."""
     values = row.split(",")
     if len(values) != 6:
         raise ValueError(f"a message has 6 values, not {len(values)}")
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", values[0]):
         raise ValueError(f"{values[0]!r} is not a time in seconds")
-    kind, file_id, quantity, price, direction = map(_whole, values[1:])
+    kind, file_id, quantity, price, direction = map(_parse_integer, values[1:])
     if kind not in set(MessageType):
         raise ValueError(f"{kind} is not a message type from 1 to 5")
     if quantity <= 0 or price <= 0:
         raise ValueError("the size and the price of a message must be greater than 0")
     if direction not in (1, -1):
         raise ValueError(f"the direction must be 1 or -1, not {direction}")
-    return Message(MessageType(kind), file_id, quantity, _dollars(price), Side.BID if direction == 1 else Side.ASK)
+    return Message(MessageType(kind), file_id, quantity, _to_dollars(price), Side.BID if direction == 1 else Side.ASK)
 
 
 def parse_book(row: str) -> Book:
-    """Ask price, ask size, bid price, bid size, level after level; ValueError says what is wrong with the row."""
-    values = [_whole(text) for text in row.split(",")]
+    """Parse ask price, ask size, bid price and bid size of each level; raise ValueError for a bad row."""
+    values = [_parse_integer(text) for text in row.split(",")]
     if len(values) != 4 * FILE_LEVELS:
         raise ValueError(f"a book row has {4 * FILE_LEVELS} values, not {len(values)}")
     return Book(bids=_levels(values[2::4], values[3::4]), asks=_levels(values[0::4], values[1::4]))
 
 
 def _levels(prices: list[int], quantities: list[int]) -> tuple[Level, ...]:
-    """The levels of one side; one with size 0 is not there, and its price is a dummy (9999999999 or -9999999999)."""
+    """Return the levels of one side. A missing level has size 0 and a dummy price (9999999999 or -9999999999)."""
     pairs = [(price, quantity) for price, quantity in zip(prices, quantities, strict=True) if quantity]
     if any(price <= 0 or quantity < 0 for price, quantity in pairs):
         raise ValueError("the size and the price of a level must be greater than 0, or the size 0")
-    return tuple(Level(_dollars(price), quantity) for price, quantity in pairs)
+    return tuple(Level(_to_dollars(price), quantity) for price, quantity in pairs)
 
 
 def _lines(path: Path) -> list[str]:
@@ -133,11 +133,11 @@ def _lines(path: Path) -> list[str]:
     return lines
 
 
-def _whole(text: str) -> int:
+def _parse_integer(text: str) -> int:
     if not re.fullmatch(r"-?[0-9]{1,18}", text):
         raise ValueError(f"{text!r} is not a whole number")
     return int(text)
 
 
-def _dollars(price: int) -> Decimal:
+def _to_dollars(price: int) -> Decimal:
     return Decimal(price).scaleb(-4)

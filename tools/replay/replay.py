@@ -1,9 +1,8 @@
-"""Sends each message as the order or cancel it stands for, and compares the book after it.
+"""Replay of messages: sends each one as an order or a cancel, and compares the book after it.
 
-The maker places and cancels what rests, the taker sends the executions. Which of the maker's orders at a price is
-filled is the exchange's decision and not always the file's, which has a past that we do not see. What must come out
-right is the total of each level: a cancel that finds too little left of its own order takes the rest from the
-neighbours at that price.
+The maker places and cancels resting orders, the taker sends executions. The exchange may fill another of the maker's
+orders at a price than the file, whose earlier history is unknown. Only the total of each level must be equal: if too
+little is left of an order to cancel, the other orders at that price are reduced too.
 """
 
 import time
@@ -12,17 +11,17 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from orders.enums import Side, TimeInForce
-from tools.replay.client import Account, Exchange, Placed
+from tools.replay.client import BrokerCredentials, Exchange, PlacedOrder
 from tools.replay.files import Book, Level, Message, MessageType
 
-MAX_DIFFERENCES = 5  # described in the report; the others are only counted
+MAX_DIFFERENCES = 5  # described in the report; more are only counted
 
 
 @dataclass(slots=True)
 class Report:
-    """What was sent and what came of it."""
+    """Counts of the requests and their results."""
 
-    requests: int = 0  # orders, cancels and looks at the book
+    requests: int = 0  # orders, cancels and reads of the book
     orders: int = 0
     trades: int = 0
     books: int = 0
@@ -40,14 +39,14 @@ class Report:
     def is_right(self) -> bool:
         return not self.wrong_books and not self.wrong_executions
 
-    def differs(self, description: str) -> None:
+    def add_difference(self, description: str) -> None:
         if len(self.differences) < MAX_DIFFERENCES:
             self.differences.append(description)
 
 
 @dataclass(slots=True)
-class Resting:
-    """An order of the maker in the book; `file_id` is None when it was seeded."""
+class RestingOrder:
+    """An order of the maker in the book; `file_id` is None for a seeded one."""
 
     order_id: str
     file_id: int | None
@@ -55,7 +54,7 @@ class Resting:
 
 
 class Replay:
-    """One run against a fresh instrument, by two fresh brokers; `suffix` (up to 11 digits) makes their names unique."""
+    """A run with a new instrument and two new brokers. `suffix` (up to 11 digits) makes their names unique."""
 
     def __init__(self, exchange: Exchange, suffix: str) -> None:
         self.symbol = f"R{suffix}"
@@ -65,7 +64,7 @@ class Replay:
         self._maker = exchange.open_account(f"replay-maker-{suffix}", self.symbol)
         self._taker = exchange.open_account(f"replay-taker-{suffix}", self.symbol)
         # The maker's orders by side and price, in the exchange's priority.
-        self._resting: dict[Side, dict[Decimal, list[Resting]]] = {side: {} for side in Side}
+        self._resting: dict[Side, dict[Decimal, list[RestingOrder]]] = {side: {} for side in Side}
 
     def run(self, rows: Iterable[tuple[Message, Book]]) -> Report:
         """Send every message and compare the book after each."""
@@ -73,58 +72,58 @@ class Replay:
         before: Book | None = None
         for number, (message, book) in enumerate(rows, 1):
             if before is None:
-                self._open(message, book)
+                self._place_first_book(message, book)
             self._send(number, message)
             if before is not None:
-                self._bring_into_view(message, before, book)
+                self._seed_new_levels(message, before, book)
             self._compare(number, book)
             before = book
         self.report.elapsed_seconds = time.perf_counter() - started
         return self.report
 
-    def _open(self, message: Message, book: Book) -> None:
-        """Place the book that becomes the first row's once the first message is sent."""
+    def _place_first_book(self, message: Message, book: Book) -> None:
+        """Place the orders of the first row's book, except for the effect of its message."""
         for side in Side:
             for level in book.levels(side):
                 if (side, level.price) != (message.side, message.price):
-                    self._rest(side, level)
+                    self._place_resting(side, level)
         own = book.quantity_at(message.side, message.price) - message.change
         if own > 0:
-            self._rest(message.side, Level(message.price, own))
+            self._place_resting(message.side, Level(message.price, own))
 
     def _send(self, number: int, message: Message) -> None:
         level = Level(message.price, message.quantity)
         match message.type:
             case MessageType.PLACED:
-                self._rest(message.side, level, message.file_id)
+                self._place_resting(message.side, level, message.file_id)
             case MessageType.PARTLY_CANCELLED | MessageType.CANCELLED:
-                self._withdraw(message.side, level, message.file_id)
+                self._reduce_level(message.side, level, message.file_id)
             case MessageType.EXECUTED:
                 placed = self._place(self._taker, message.side.opposite, level, TimeInForce.IOC)
                 if placed.filled_quantity != message.quantity:
                     self.report.wrong_executions += 1
                     filled, wanted = placed.filled_quantity, message.quantity
-                    self.report.differs(f"row {number}: {filled} of {wanted} were executed at {message.price}")
+                    self.report.add_difference(f"row {number}: {filled} of {wanted} were executed at {message.price}")
             case MessageType.EXECUTED_HIDDEN:
                 pass
 
-    def _bring_into_view(self, message: Message, before: Book, book: Book) -> None:
-        """Set the levels that the file did not show in the row before: what happened there, no message told."""
+    def _seed_new_levels(self, message: Message, before: Book, book: Book) -> None:
+        """Set the levels that the previous row did not contain, because no message describes changes below them."""
         for side in Side:
             shown = {level.price for level in before.levels(side)} | {message.price}
             for level in book.levels(side):
                 if level.price not in shown:
-                    self._set(side, level)
+                    self._set_level(side, level)
 
-    def _set(self, side: Side, level: Level) -> None:
+    def _set_level(self, side: Side, level: Level) -> None:
         missing = level.quantity - sum(order.quantity for order in self._resting[side].get(level.price, []))
         if missing == 0:
             return
         self.report.seeds += 1
         if missing > 0:
-            self._rest(side, Level(level.price, missing))
+            self._place_resting(side, Level(level.price, missing))
         else:
-            self._withdraw(side, Level(level.price, -missing))
+            self._reduce_level(side, Level(level.price, -missing))
 
     def _compare(self, number: int, expected: Book) -> None:
         self.report.requests += 1
@@ -132,17 +131,17 @@ class Replay:
         found = self._exchange.book(self._maker, self.symbol)
         if found.top() != expected.top():
             self.report.wrong_books += 1
-            self.report.differs(f"row {number}: expected {expected.top()}; found {found.top()}")
+            self.report.add_difference(f"row {number}: expected {expected.top()}; found {found.top()}")
 
-    def _rest(self, side: Side, level: Level, file_id: int | None = None) -> None:
-        """Place an order of the maker; what is left of it rests behind the others at its price."""
+    def _place_resting(self, side: Side, level: Level, file_id: int | None = None) -> None:
+        """Place an order of the maker; its remainder rests behind the others at its price."""
         placed = self._place(self._maker, side, level, TimeInForce.GTC)
         if placed.remaining_quantity:
-            order = Resting(placed.order_id, file_id, placed.remaining_quantity)
+            order = RestingOrder(placed.order_id, file_id, placed.remaining_quantity)
             self._resting[side].setdefault(level.price, []).append(order)
 
-    def _withdraw(self, side: Side, level: Level, file_id: int | None = None) -> None:
-        """Take so much off a level: from the file's order first, then from seeded ones, then from the others."""
+    def _reduce_level(self, side: Side, level: Level, file_id: int | None = None) -> None:
+        """Cancel this quantity at a level: of the file's order first, then of seeded ones, then of the others."""
         orders = self._resting[side].get(level.price, [])
         wanted = level.quantity
         for order in sorted(orders, key=lambda order: (order.file_id != file_id, order.file_id is not None)):
@@ -153,22 +152,24 @@ class Replay:
             rest = max(cancelled - wanted, 0)
             wanted -= cancelled - rest
             if rest:
-                self._rest(side, Level(level.price, rest), order.file_id)
+                self._place_resting(side, Level(level.price, rest), order.file_id)
 
-    def _place(self, account: Account, side: Side, level: Level, time_in_force: TimeInForce) -> Placed:
+    def _place(
+        self, credentials: BrokerCredentials, side: Side, level: Level, time_in_force: TimeInForce
+    ) -> PlacedOrder:
         self.report.requests += 1
-        placed = self._exchange.place(account, self.symbol, side, level, time_in_force)
+        placed = self._exchange.place(credentials, self.symbol, side, level, time_in_force)
         self.report.orders += 1
         self.report.trades += placed.trades
-        self._fill(side.opposite, placed.filled_quantity)
+        self._record_fill(side.opposite, placed.filled_quantity)
         return placed
 
-    def _cancel(self, order: Resting) -> int:
+    def _cancel(self, order: RestingOrder) -> int:
         self.report.requests += 1
         return self._exchange.cancel(self._maker, order.order_id)
 
-    def _fill(self, side: Side, quantity: int) -> None:
-        """Note on the maker's orders what the exchange filled: best price first, then arrival."""
+    def _record_fill(self, side: Side, quantity: int) -> None:
+        """Deduct a fill from the maker's orders: best price first, then arrival."""
         levels = self._resting[side]
         while quantity and levels:
             price = max(levels) if side is Side.BID else min(levels)
