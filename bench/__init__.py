@@ -1,1 +1,1 @@
-"""Measures the exchange against two baselines: what a C client reaches with one commit per order, and a plain ORM."""
+"""Benchmark of the exchange, compared with a C client (one commit per order) and a plain ORM implementation."""

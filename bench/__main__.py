@@ -1,4 +1,4 @@
-"""`python -m bench [PART ...]`: everything in one go, or single parts; see bench/README.md."""
+"""`python -m bench [PART ...]`: run all parts of the benchmark, or some; see bench/README.md."""
 
 import argparse
 import itertools
@@ -15,7 +15,6 @@ from typing import Any
 
 from bench import (
     attacks,
-    bars,
     baseline,
     batches,
     closed_loop,
@@ -28,22 +27,23 @@ from bench import (
     plots,
     profile,
     single_requests,
+    targets,
     wrk,
 )
+from bench.rounds import Measurement, alternate, order_for_comparison
 from bench.run import QUICK, Lengths, Run
-from bench.turns import Contestant, side_by_side, take_turns
 from bench.venue import FOLDER, ROOT, servers
 from config.local.processes import LocalError
 from config.local.supervisor import print_line
 
-# The bars compare these with each other: they take turns.
-IN_TURNS: dict[str, Callable[[Run, argparse.Namespace], AbstractContextManager[list[Contestant]]]] = {
-    "floor": lambda run, _: floor.contestants(run),
-    "naive": lambda run, _: baseline.contestants(run),
-    "http": lambda run, options: closed_loop.contestants(run, options.only),
-    "batches": lambda run, _: batches.contestants(run),
+# The targets compare these parts with each other, so their measurements alternate.
+ALTERNATING: dict[str, Callable[[Run, argparse.Namespace], AbstractContextManager[list[Measurement]]]] = {
+    "floor": lambda run, _: floor.measurements(run),
+    "naive": lambda run, _: baseline.measurements(run),
+    "http": lambda run, options: closed_loop.measurements(run, options.only),
+    "batches": lambda run, _: batches.measurements(run),
 }
-ONE_BY_ONE: dict[str, Callable[[Run, argparse.Namespace], None]] = {
+SEQUENTIAL: dict[str, Callable[[Run, argparse.Namespace], None]] = {
     "requests": lambda run, _: single_requests.measure(run),
     "open": lambda run, _: open_loop.measure(run),
     "growth": lambda run, _: growth.measure(run),
@@ -52,12 +52,12 @@ ONE_BY_ONE: dict[str, Callable[[Run, argparse.Namespace], None]] = {
     "operators": lambda run, _: operators.measure(run),
     "profile": lambda run, options: profile.measure(run, options.processes or run.best_processes()),
 }
-PARTS = [*IN_TURNS, *ONE_BY_ONE]
+PARTS = [*ALTERNATING, *SEQUENTIAL]
 RESULTS, IMAGES = Path(__file__).parent / "results.json", ROOT / "docs" / "images"
 
 
 def main() -> int:
-    """Run the parts; 1 when anything is not as it must be."""
+    """Run the parts and return 1 if there were faults, or if the run failed."""
     options = _options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     started_at = time.monotonic()
@@ -72,19 +72,19 @@ def main() -> int:
     except KeyboardInterrupt:
         return 1
     run.results["minutes"] = round((time.monotonic() - started_at) / 60, 1)
-    _tell(run.results, keep=options.everything and not options.quick)
-    return 1 if bars.faults(run.results) else 0
+    _report(run.results, keep=options.everything and not options.quick)
+    return 1 if targets.faults(run.results) else 0
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (all when none)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="CELL", help="of http: clients x symbols x processes")
-    parser.add_argument("--processes", type=int, help="of profile: web processes")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="CELL", help="http: clients x symbols x processes")
+    parser.add_argument("--processes", type=int, help="profile: number of web processes")
     parser.add_argument("--quick", action="store_true", default=os.environ.get("QUICK") == "1", help="a shortened run")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
-        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+        parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
     options.everything = not options.parts
     options.parts = options.parts or PARTS
     return options
@@ -97,28 +97,30 @@ def _measure(run: Run, options: argparse.Namespace) -> None:
         "fsync_at_the_beginning": machine.fsync_times(FOLDER),
     }
     with ExitStack() as venues:
-        opened = [venues.enter_context(IN_TURNS[part](run, options)) for part in options.parts if part in IN_TURNS]
-        take_turns(run, side_by_side(itertools.chain(*opened)))
+        opened = [
+            venues.enter_context(ALTERNATING[part](run, options)) for part in options.parts if part in ALTERNATING
+        ]
+        alternate(run, order_for_comparison(itertools.chain(*opened)))
     for part in options.parts:
-        if part in ONE_BY_ONE:
+        if part in SEQUENTIAL:
             print_line(f"{part} ...")
-            ONE_BY_ONE[part](run, options)
+            SEQUENTIAL[part](run, options)
     run.results["machine"]["fsync_at_the_end"] = machine.fsync_times(FOLDER)
 
 
-def _tell(results: dict[str, Any], *, keep: bool) -> None:
-    """The table; and the files, where everything was measured at full length."""
+def _report(results: dict[str, Any], *, keep: bool) -> None:
+    """Print the table, and with `keep` write the files."""
     print_line("")
     for when in ("beginning", "end"):
         fsync = results["machine"][f"fsync_at_the_{when}"]
         print_line(f"fsync of 8 kB at the {when}: median {fsync['median_ms']} ms, p99 {fsync['p99_ms']} ms")
-    print_line(f"answers of 5xx and lost connections: {bars.faults(results)}\n")
-    for line in bars.lines(results):
+    print_line(f"5xx responses and lost connections: {targets.faults(results)}\n")
+    for line in targets.lines(results):
         if keep or "not measured" not in line:
             print_line(line)
     print_line(f"\n{results['minutes']} minutes")
     if keep:
-        RESULTS.write_text(json.dumps(results | {"bars": bars.table(results)}, indent=1) + "\n", encoding="utf-8")
+        RESULTS.write_text(json.dumps(results | {"targets": targets.table(results)}, indent=1) + "\n", encoding="utf-8")
         plots.write(results, IMAGES)
         print_line(f"{RESULTS.relative_to(ROOT)} and {IMAGES.relative_to(ROOT)}/bench-*.svg are written")
 

@@ -1,8 +1,7 @@
-"""What one client can do to the others: each attack for a while, beside a broker that trades in another instrument.
+"""The harm that one client can do to others: attacks, each with a broker that trades in another instrument.
 
-The broker places one `ioc` order after the other, with short pauses; how long it waits for the answers is compared with
-how long it waits when nobody attacks. It and the attacker are processes of their own, so that they hold up each other
-no more than strangers would.
+The broker places one `ioc` order after the other, with short pauses. Its latency is compared with its latency without
+an attack. The broker and the attacker are separate processes, so that they do not slow each other in the client.
 """
 
 import asyncio
@@ -27,21 +26,21 @@ ATTACKED, TRADED = SYMBOLS[0], SYMBOLS[1]
 IDLE_CONNECTIONS, DEPTH, UNKNOWN_FIELDS = 10_000, 20_500, 100_000
 BATCH = 500
 VICTIMS, PAUSE_SECONDS = 2, 0.005
-AGAIN_SECONDS = 0.1
+RETRY_SECONDS = 0.1
 HEADER_END = b"\r\n\r\n"
 
 
 @dataclass(frozen=True)
 class Attack:
-    """So many connections that send the same over and over; or, with no requests, that are opened and left."""
+    """Connections that repeat a request, or idle connections if there is no request."""
 
     connections: int
-    request: Callable[[str], bytes] | None  # by the attacker's key
-    p99_at_most: float  # times what it is when nobody attacks
+    request: Callable[[str], bytes] | None  # takes the attacker's key
+    p99_at_most: float  # the victim's, as a multiple of its p99 without an attack
 
 
 def http(method: str, path: str, key: str = "", body: Any = None) -> bytes:
-    """A request as it goes over the wire."""
+    """Return the bytes of a request."""
     content = b"" if body is None else json.dumps(body).encode()
     lines = [f"{method} {path} HTTP/1.1", "Host: localhost"]
     lines += [f"Authorization: Bearer {key}"] if key else []
@@ -57,7 +56,7 @@ def order(broker_id: str, symbol: str, side: str, quantity: int, **more: Any) ->
 
 
 def _market_orders(side: str) -> Callable[[str], bytes]:
-    """For far more than the attacker has."""
+    """Return a request of market orders for far more than the attacker has."""
     batch = {"orders": [order("attacker", ATTACKED, side, 10**12, type="market") for _ in range(25)]}
     return lambda key: http("POST", "/orders/batch", key, batch)
 
@@ -78,38 +77,38 @@ ATTACKS = {
 
 
 def measure(run: Run) -> None:
-    """Each attack once; a fault is an order of the victim's that was not accepted."""
+    """Run each attack once; each of the victim's orders that is not accepted is a fault."""
     seconds = run.lengths.attack
     with run.venue("attacks", processes=2) as (venue, _):
         keys = _prepare(venue)
-        run.note("attacks", "nobody", beside(venue, keys, None, seconds))
+        run.record("attacks", "no attack", measure_victim(venue, keys, None, seconds))
         for name in ATTACKS:
-            run.note("attacks", name, beside(venue, keys, name, seconds))
+            run.record("attacks", name, measure_victim(venue, keys, name, seconds))
 
 
 def _prepare(venue: Venue) -> Mapping[str, str]:
-    """The victim's key and the attacker's, whose orders of one share make both sides of a book deep."""
+    """Return the keys of the victim and the attacker, and fill a book with the attacker's orders of one share."""
     shares = [{"symbol": ATTACKED, "quantity": DEPTH}]
     attacker = {"broker_id": "attacker", "initial_cash": 210, "initial_holdings": shares}
-    key = venue.operator().made("/brokers", attacker)["api_key"]
+    key = venue.operator().create("/brokers", attacker)["api_key"]
     api = Api(venue.port, key)
     for side, price in [("bid", 0.01), ("ask", 1.00)]:
         resting = order("attacker", ATTACKED, side, 1, price=price, time_in_force="gtc")
         for _ in range(DEPTH // BATCH):
-            while api.call("POST", "/orders/batch", {"orders": [resting] * BATCH})[0] != 200:  # 429: it is too fast
-                time.sleep(AGAIN_SECONDS)
+            while api.call("POST", "/orders/batch", {"orders": [resting] * BATCH})[0] != 200:  # 429: rate limit
+                time.sleep(RETRY_SECONDS)
     victim = venue.world["brokers"][0]
     return {"attacker": key, "victim": victim["key"], "victim_id": victim["id"]}
 
 
-def beside(venue: Venue, keys: Mapping[str, str], attack: str | None, seconds: float) -> dict[str, Any]:
-    """What the victim saw while the attack, if any, was going on."""
-    told = {"port": venue.port, "keys": keys, "seconds": seconds}
-    attacking = _start(told | {"attack": attack, "seconds": seconds + 5}) if attack else None
+def measure_victim(venue: Venue, keys: Mapping[str, str], attack: str | None, seconds: float) -> dict[str, Any]:
+    """Measure the victim's orders during the attack, if any."""
+    arguments = {"port": venue.port, "keys": keys, "seconds": seconds}
+    attacking = _start(arguments | {"attack": attack, "seconds": seconds + 5}) if attack else None
     try:
         if attacking is not None and attacking.stdout is not None and not attacking.stdout.readline():
             raise LocalError(f"The attack {attack} did not begin.")
-        found: dict[str, Any] = json.loads(_start(told | {"attack": None}).communicate()[0])
+        found: dict[str, Any] = json.loads(_start(arguments | {"attack": None}).communicate()[0])
     finally:
         if attacking is not None:
             attacking.kill()
@@ -117,16 +116,16 @@ def beside(venue: Venue, keys: Mapping[str, str], attack: str | None, seconds: f
     return found
 
 
-def _start(told: Mapping[str, Any]) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "bench.attacks", json.dumps(told)]
+def _start(arguments: Mapping[str, Any]) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "bench.attacks", json.dumps(arguments)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)  # noqa: S603
 
 
-# --- In a process of its own ----------------------------------------------------------------------------------------
+# --- The process of the attacker or the victim ----------------------------------------------------------------------
 
 
-async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> int:
-    """Send a request and read all of its answer; its status."""
+async def _send(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> int:
+    """Send a request, read the whole response and return its status."""
     writer.write(request)
     head = await reader.readuntil(HEADER_END)
     for line in head.split(b"\r\n"):
@@ -137,23 +136,23 @@ async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reque
 
 
 async def _attack(port: int, attack: Attack, key: str, seconds: float) -> None:
-    """Begin, say so, and go on for so long."""
+    """Begin the attack, print a line, and continue for `seconds`."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     with ExitStack() as opened:
         if attack.request is None:
-            await _open_and_leave(port, min(attack.connections, limit - 100), opened)
+            await _open_idle_connections(port, min(attack.connections, limit - 100), opened)
         sys.stdout.write("begun\n")
         sys.stdout.flush()
         if attack.request is None:
             await asyncio.sleep(seconds)
         else:
             request, ends_at = attack.request(key), time.monotonic() + seconds
-            await asyncio.gather(*[_ask_again(port, request, ends_at) for _ in range(attack.connections)])
+            await asyncio.gather(*[_repeat(port, request, ends_at) for _ in range(attack.connections)])
 
 
-async def _open_and_leave(port: int, how_many: int, opened: ExitStack) -> None:
-    """A third of them silent, a third after a whole request, a third in the middle of one."""
+async def _open_idle_connections(port: int, how_many: int, opened: ExitStack) -> None:
+    """Open idle connections: a third without a request, a third after a request, a third within one."""
     sent = [b"", http("GET", "/healthz"), http("POST", "/orders", body={})[:-1]]
     for number in range(how_many):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -161,19 +160,19 @@ async def _open_and_leave(port: int, how_many: int, opened: ExitStack) -> None:
         writer.write(sent[number % 3])
 
 
-async def _ask_again(port: int, request: bytes, ends_at: float) -> None:
+async def _repeat(port: int, request: bytes, ends_at: float) -> None:
     while time.monotonic() < ends_at:
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             with closing(writer):
                 while time.monotonic() < ends_at:
-                    await _ask(reader, writer, request)
+                    await _send(reader, writer, request)
         except (OSError, asyncio.IncompleteReadError):
-            await asyncio.sleep(AGAIN_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS)
 
 
 async def _trade(port: int, keys: Mapping[str, str], seconds: float) -> dict[str, Any]:
-    """Orders that meet nothing, one after the other over a few connections."""
+    """Place orders that match nothing, one after the other over a few connections."""
     body = order(keys["victim_id"], TRADED, "bid", 1, price=0.01, time_in_force="ioc")
     request = http("POST", "/orders", keys["victim"], body)
     waited: list[float] = []
@@ -183,9 +182,9 @@ async def _trade(port: int, keys: Mapping[str, str], seconds: float) -> dict[str
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         ends_at = time.monotonic() + seconds
         with closing(writer):
-            while (asked_at := time.monotonic()) < ends_at:
-                statuses[str(await _ask(reader, writer, request))] += 1
-                waited.append(time.monotonic() - asked_at)
+            while (sent_at := time.monotonic()) < ends_at:
+                statuses[str(await _send(reader, writer, request))] += 1
+                waited.append(time.monotonic() - sent_at)
                 await asyncio.sleep(PAUSE_SECONDS * 2 * random.random())  # noqa: S311 - a pause, no secret
 
     await asyncio.gather(*[one_after_the_other() for _ in range(VICTIMS)])
@@ -197,11 +196,15 @@ async def _trade(port: int, keys: Mapping[str, str], seconds: float) -> dict[str
     }
 
 
-def main(told: dict[str, Any]) -> None:
-    if told["attack"] is not None:
-        asyncio.run(_attack(told["port"], ATTACKS[told["attack"]], told["keys"]["attacker"], told["seconds"]))
+def main(arguments: dict[str, Any]) -> None:
+    if arguments["attack"] is not None:
+        asyncio.run(
+            _attack(
+                arguments["port"], ATTACKS[arguments["attack"]], arguments["keys"]["attacker"], arguments["seconds"]
+            )
+        )
     else:
-        sys.stdout.write(json.dumps(asyncio.run(_trade(told["port"], told["keys"], told["seconds"]))))
+        sys.stdout.write(json.dumps(asyncio.run(_trade(arguments["port"], arguments["keys"], arguments["seconds"]))))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""`python -m bench.backoffice`: every page of the back office over a million orders, trades and deliveries.
+"""`python -m bench.backoffice`: measure every page of the back office over a million orders, trades and deliveries.
 
-It starts PostgreSQL and Valkey of its own, loads the past, and prints what each page took. It exits 1 when a page makes
-20 queries or more, or takes 500 ms or more.
+It starts its own PostgreSQL and Valkey, loads a history, and prints the time and queries of each page. It exits with 1
+if a page makes 20 queries or more, or takes 500 ms or more.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=MILLION, help="orders, trades and deliveries, each")
     rows = parser.parse_args().rows
     with servers() as on:
-        on.migrated(DATABASE)
+        on.create_migrated(DATABASE)
         url = on.postgres.url(DATABASE)
         print_line(f"Loading {rows:,} orders, trades and deliveries each ...")
         load_history(url, orders=rows, trades=rows, deliveries=rows, resting=min(rows, 20_000))

@@ -1,21 +1,21 @@
-"""The naive matcher under the same load as ours: behind granian too, the same tables, no webhooks."""
+"""The naive matcher under the same load: also behind granian, with the same tables, without webhooks."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
+from bench.rounds import Measurement
 from bench.run import Run
-from bench.turns import Contestant
 from bench.venue import naive_venue
 from bench.wrk import write_lua
 
-CLIENTS, PROCESSES = (4, 8), (1, 2)  # with more clients it gets slower
+CLIENTS, PROCESSES = (4, 8), (1, 2)  # more clients are slower
 
 
 @contextmanager
-def contestants(run: Run) -> Iterator[list[Contestant]]:
-    """Each number of clients with each number of processes, on 16 symbols; it is compared by the best."""
-    with run.venue("naive") as (venue, _):  # admits the brokers
+def measurements(run: Run) -> Iterator[list[Measurement]]:
+    """Yield the measurements of each number of clients and processes, on 16 symbols."""
+    with run.venue("naive") as (venue, _):  # creates the brokers
         world = venue.world
     path = write_lua("world", world)
     with ExitStack() as venues:
@@ -24,7 +24,7 @@ def contestants(run: Run) -> Iterator[list[Contestant]]:
             for processes in PROCESSES
         }
         yield [
-            Contestant(
+            Measurement(
                 "naive",
                 f"{clients}x16x{processes}",
                 clients,

@@ -7,27 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from bench import wrk
+from bench.rounds import Measurement
 from bench.run import Run
-from bench.turns import Contestant
 from bench.venue import Venue
 
 SIZES, CLIENTS, SYMBOLS = (1, 10, 100, 500), 4, 16
-COMPARED = 100  # orders, by a bar
+COMPARED = 100  # the size in a target
 
 
 @contextmanager
-def contestants(run: Run) -> Iterator[list[Contestant]]:
-    """Each size."""
+def measurements(run: Run) -> Iterator[list[Measurement]]:
+    """Yield the measurements of each size."""
     sizes = SIZES[::2] if run.quick else SIZES
     with run.venue("batches") as (venue, world):
         yield [
-            Contestant("batches", str(size), CLIENTS, partial(_measure, run, venue, world, size), size == COMPARED)
+            Measurement("batches", str(size), CLIENTS, partial(_measure, run, venue, world, size), size == COMPARED)
             for size in sizes
         ]
 
 
 def _measure(run: Run, venue: Venue, world: Path, size: int) -> dict[str, Any]:
-    """A while of it, warmed up; then the deliveries that it left are waited for."""
+    """Measure after a warm-up, then wait for the pending deliveries."""
     for seconds in (run.lengths.warm_up, run.lengths.cell):
         arguments = [world, SYMBOLS, wrk.seed(), size]
         found = wrk.run("batch.lua", venue.url, arguments, clients=CLIENTS, seconds=seconds)

@@ -1,4 +1,4 @@
-"""Ours over HTTP, everything on: 1, 16 and 64 clients on 1 and 16 symbols, with 1 and 2 web processes."""
+"""The whole exchange over HTTP: 1, 16 and 64 clients on 1 and 16 symbols, with 1 and 2 web processes."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
+from bench.rounds import Measurement
 from bench.run import Run
-from bench.turns import Contestant
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ QUICK = [Cell.named(name) for name in ("1x16x1", "64x16x1", "64x1x1", "64x16x2")
 
 
 @contextmanager
-def contestants(run: Run, only: Sequence[str] = ()) -> Iterator[list[Contestant]]:
-    """Every cell; with an exchange for each number of web processes, side by side."""
+def measurements(run: Run, only: Sequence[str] = ()) -> Iterator[list[Measurement]]:
+    """Yield the measurements of every cell, with one exchange for each number of web processes."""
     cells = [Cell.named(name) for name in only] or (QUICK if run.quick else ALL)
     with ExitStack() as venues:
         running = {
@@ -42,7 +42,7 @@ def contestants(run: Run, only: Sequence[str] = ()) -> Iterator[list[Contestant]
             for processes in sorted({cell.processes for cell in cells})
         }
         yield [
-            Contestant(
+            Measurement(
                 "http",
                 str(cell),
                 cell.clients,

@@ -1,8 +1,8 @@
-"""Open-loop load: requests leave when they are due, whether or not earlier ones were answered.
+"""Open-loop load: requests are sent when they are due, regardless of the responses to earlier ones.
 
 `python -m bench.generator '{"port": …, "world": "FILE", "rate": …, "seconds": …}'` prints one line of JSON. The
-latency of a request counts from the moment it was due (Poisson arrivals), not from when a connection was free for it:
-what waits because the server is slow has waited all the same.
+latency of a request counts from the time it was due (Poisson arrivals), not from when a connection was free: it
+includes the wait that a slow server causes.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ from typing import Any, Protocol
 from bench.mix import Mix
 
 CONNECTIONS = 256
-PATIENCE_SECONDS = 10.0  # for answers that are still out when the last request has been sent
+RESPONSE_TIMEOUT_SECONDS = 10.0  # after the last request was sent
 CREATED = 201
 
 
 class Requests(Protocol):
-    """Where requests come from."""
+    """A source of requests."""
 
     def next(self) -> bytes: ...
     def accepted(self, body: bytes) -> None: ...
@@ -31,10 +31,10 @@ class Requests(Protocol):
 
 @dataclass
 class Latencies:
-    """What became of the requests, in seconds since each was due."""
+    """Outcomes of the requests, in seconds since each was due."""
 
     accepted: list[float] = field(default_factory=list)
-    late: list[float] = field(default_factory=list)  # how much later than due each was written: our own slowness
+    late: list[float] = field(default_factory=list)  # delay of the generator: from due to written
     statuses: Counter[str] = field(default_factory=Counter)
     lost: int = 0
     waited: int = 0  # for a connection
@@ -65,21 +65,21 @@ class Connection(asyncio.Protocol):
         _, _, length = head.lower().partition(b"content-length:")
         if len(body) >= int(length.split(b"\r\n", 1)[0] or 0):
             self.unread = b""
-            self.generator.answered(self, int(head[9:12]), body)
+            self.generator.response_received(self, int(head[9:12]), body)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.generator.lost(self)
 
 
 class Generator:
-    """Sends what is due over whichever connection is free, first come first served."""
+    """Sends due requests over free connections, first come first served."""
 
     def __init__(self, requests: Requests, warm_until: float) -> None:
         self.requests, self.warm_until = requests, warm_until
         self.found = Latencies()
         self.idle: list[Connection] = []
-        self.waiting: deque[tuple[bytes, float]] = deque()
-        self.out = 0
+        self.queue: deque[tuple[bytes, float]] = deque()
+        self.in_flight = 0
         self.loop = asyncio.get_running_loop()
 
     async def connect(self, port: int, connections: int) -> None:
@@ -89,34 +89,34 @@ class Generator:
 
     def offer(self, due: float) -> None:
         request = self.requests.next()
-        self.out += 1
+        self.in_flight += 1
         if self.idle:
             self.idle.pop().send(request, due)
             self.found.late.append(self.loop.time() - due)
         else:
-            self.waiting.append((request, due))
+            self.queue.append((request, due))
             self.found.waited += 1
 
-    def answered(self, connection: Connection, status: int, body: bytes) -> None:
+    def response_received(self, connection: Connection, status: int, body: bytes) -> None:
         due, now = connection.due, self.loop.time()
         assert due is not None
-        self.out -= 1
+        self.in_flight -= 1
         if due >= self.warm_until:
             self.found.statuses[str(status)] += 1
             if status == CREATED:
                 self.found.accepted.append(now - due)
         connection.due = None
-        if self.waiting:
-            connection.send(*self.waiting.popleft())
+        if self.queue:
+            connection.send(*self.queue.popleft())
         else:
             self.idle.append(connection)
         if status == CREATED:
             self.requests.accepted(body)
 
     def lost(self, connection: Connection) -> None:
-        """The server closed it: what was out on it has no answer."""
+        """Count the request in flight on a closed connection as lost."""
         if connection.due is not None:
-            self.out -= 1
+            self.in_flight -= 1
             self.found.lost += 1
         elif connection in self.idle:
             self.idle.remove(connection)
@@ -132,7 +132,7 @@ async def generate(
     connections: int = CONNECTIONS,
     seed: int = 0,
 ) -> Latencies:
-    """Offer `rate` requests a second; latencies of those due after the warming up."""
+    """Offer `rate` requests per second, and return the latencies of those due after the warm-up."""
     loop = asyncio.get_running_loop()
     generator = Generator(requests, warm_until=0.0)
     await generator.connect(port, connections)
@@ -144,16 +144,16 @@ async def generate(
         while due <= min(loop.time(), end):
             generator.offer(due)
             due += arrivals.expovariate(rate)
-    while generator.out and loop.time() < end + PATIENCE_SECONDS:
+    while generator.in_flight and loop.time() < end + RESPONSE_TIMEOUT_SECONDS:
         await asyncio.sleep(0.01)
-    generator.found.lost += generator.out
+    generator.found.lost += generator.in_flight
     for connection in generator.idle:
         connection.transport.abort()
     return generator.found
 
 
 def percentile(values: list[float], share: float) -> float:
-    """In milliseconds."""
+    """Return a percentile in milliseconds."""
     ordered = sorted(values)
     return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1_000, 3) if ordered else 0.0
 
@@ -172,12 +172,12 @@ def summary(found: Latencies, seconds: float) -> dict[str, Any]:
     }
 
 
-def main(told: dict[str, Any]) -> None:
-    requests = Mix(json.loads(Path(told.pop("world")).read_text(encoding="utf-8")), told["seed"])
-    # select(2) takes microseconds where epoll takes whole milliseconds, which would make every request late.
+def main(arguments: dict[str, Any]) -> None:
+    requests = Mix(json.loads(Path(arguments.pop("world")).read_text(encoding="utf-8")), arguments["seed"])
+    # select(2) waits for microseconds, epoll only for whole milliseconds, which would delay every request.
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
-        found = runner.run(generate(requests, **told))
-    sys.stdout.write(json.dumps(summary(found, told["seconds"])) + "\n")
+        found = runner.run(generate(requests, **arguments))
+    sys.stdout.write(json.dumps(summary(found, arguments["seconds"])) + "\n")
 
 
 if __name__ == "__main__":

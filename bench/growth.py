@@ -1,6 +1,6 @@
-"""Does it get slower as it grows? The same load with few and many resting orders, old orders and trades, brokers.
+"""Speed against size: the same load with few and many resting orders, old orders and trades, and brokers.
 
-The sizes of one kind run side by side, each on an exchange of its own, and take turns, since a machine's speed drifts.
+Each size of a kind has its own running exchange. Their measurements alternate, because a machine's speed drifts.
 """
 
 import time
@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any
 
 from bench.history import load_history
+from bench.rounds import Measurement, alternate
 from bench.run import Run
-from bench.turns import Contestant, take_turns
 from config.local.supervisor import print_line
 
 BASE = {"orders": 1_000, "trades": 1_000, "resting": 100, "brokers": 20, "symbols": 16}
@@ -18,7 +18,7 @@ CLIENTS = (64, 1)
 
 
 def sizes(run: Run) -> dict[str, list[dict[str, int]]]:
-    """By kind, smallest first, largest last; a quick run tries the code with one kind."""
+    """Return the sizes by kind, smallest first; only one kind for a quick run."""
     past, resting = run.lengths.history, run.lengths.resting
     kinds = {
         "resting": [{"resting": number} for number in sorted({100, min(10_000, resting), resting})],
@@ -38,7 +38,7 @@ def measure(run: Run) -> None:
             for venue, world in running.values():  # until every broker's key is known
                 run.mix(venue, world, clients=CLIENTS[0], symbols=16)
             turns = [
-                Contestant(
+                Measurement(
                     "growth",
                     f"{kind} {size} {clients}",
                     clients,
@@ -47,12 +47,12 @@ def measure(run: Run) -> None:
                 for clients in CLIENTS
                 for size, venue in running.items()
             ]
-            take_turns(run, turns)
+            alternate(run, turns)
 
 
 def _grown(run: Run, name: str, variant: dict[str, int]) -> Any:
-    """An exchange with so much in it."""
+    """Return a running exchange on a new database of this size."""
     started_at = time.monotonic()
-    load_history(run.servers.migrated(name), **(BASE | variant))
+    load_history(run.servers.create_migrated(name), **(BASE | variant))
     print_line(f"  {name}: loaded in {time.monotonic() - started_at:.0f} s")
     return run.venue(name, processes=run.best_processes(), database=name)

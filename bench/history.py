@@ -1,16 +1,16 @@
-"""Fills a migrated database with a past, as if the exchange had run for a month: what grows with time, and open books.
+"""Fill a migrated database with a history of one month: orders, trades, deliveries, and open books.
 
     python -m bench.history --orders 1000000 --trades 1000000 --resting 20000
 
-on DATABASE_URL. Everything that `manage.py reconcile` checks holds afterwards, every minute has its bars, and trading
-can go on from there.
+It uses DATABASE_URL. Afterwards, every check of `manage.py reconcile` holds, every minute has its bars, and trading can
+continue.
 
-Orders come in scenes of eight in one instrument. The first six trade in turn, each the taker of what the one before
-left; what is left of the sixth, and the last two, ends by a cancel, an expiry or its time in force. Where more trades
-are asked for than that makes, two orders trade several times at once: the only thing that no real past would show.
+Orders come in groups of eight in one instrument. The first six trade, each as the taker of the previous one's
+remainder. The sixth one's remainder and the last two orders end by a cancel, an expiry or their time in force. If more
+trades are requested than that gives, a pair of orders trades several times at once, unlike in a real history.
 
-It is one transaction, written by set-based SQL. Foreign keys are not checked meanwhile
-(`session_replication_role = replica`, so the account must be a superuser); every other constraint and index is.
+The history is one transaction of set-based SQL. Foreign keys are not checked in it (`session_replication_role =
+replica`, so the account must be a superuser); all other constraints are.
 """
 
 import argparse
@@ -22,15 +22,15 @@ import psycopg
 
 from orders import activity
 
-SCENE, TRADING = 8, 6  # orders of a scene, and how many of them trade
-CHUNK = 25_000 * SCENE  # orders whose lives are worked out at a time
+GROUP, TRADING = 8, 6  # orders in a group, and those of them that trade
+CHUNK = 25_000 * GROUP  # orders written by one round of statements
 WORK_MEM = "256MB"
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
-class _Past:
-    """What was asked for, as the statements name it."""
+class _Parameters:
+    """The requested sizes, under the names of the statements' parameters."""
 
     orders: int
     trades: int
@@ -40,18 +40,18 @@ class _Past:
     symbols: int
 
     @property
-    def links(self) -> int:
-        """Pairs of orders that may trade with each other."""
-        scenes, rest = divmod(self.orders, SCENE)
-        return scenes * (TRADING - 1) + max(0, min(rest, TRADING) - 1)
+    def pairs(self) -> int:
+        """Number of pairs of orders that may trade with each other."""
+        groups, rest = divmod(self.orders, GROUP)
+        return groups * (TRADING - 1) + max(0, min(rest, TRADING) - 1)
 
     def check(self) -> None:
-        if self.trades and not self.links:
+        if self.trades and not self.pairs:
             raise ValueError("Trades need two orders.")
         if self.deliveries > 2 * self.trades:
-            raise ValueError("Two deliveries for each trade, and no more: they tell of trades.")
+            raise ValueError("There are at most two deliveries per trade.")
         if self.brokers < 1 or self.symbols < 1:
-            raise ValueError("There is no past without a broker and an instrument.")
+            raise ValueError("A history needs a broker and an instrument.")
 
 
 def load_history(
@@ -64,45 +64,45 @@ def load_history(
     brokers: int = 20,
     symbols: int = 16,
 ) -> None:
-    """Write so many finished orders, trades between them, deliveries of their events, and orders resting in the books.
+    """Write final orders, trades between them, deliveries of their events, and resting orders.
 
-    The brokers are `bench-1`, `bench-2`, …, with ample cash and shares of the instruments `S1`, `S2`, …; neither may
-    exist already.
+    The brokers are `bench-1`, `bench-2`, …, with ample cash and shares of the instruments `S1`, `S2`, …, which must
+    not exist yet.
     """
-    past = _Past(orders, trades, deliveries, resting, brokers, symbols)
+    past = _Parameters(orders, trades, deliveries, resting, brokers, symbols)
     past.check()
     with psycopg.connect(dsn, autocommit=True) as connection:
         with connection.transaction():
             _write(connection, past)
         connection.execute("VACUUM (ANALYZE)")
-        connection.execute("CHECKPOINT")  # or whoever measures next pays for it
+        connection.execute("CHECKPOINT")  # otherwise it would slow the next measurement
 
 
-def _write(connection: psycopg.Connection, past: _Past) -> None:
+def _write(connection: psycopg.Connection, past: _Parameters) -> None:
     for name, value in [("session_replication_role", "replica"), ("work_mem", WORK_MEM), ("statement_timeout", "0")]:
         connection.execute("SELECT set_config(%s, %s, true)", [name, value])
-    values = asdict(past) | {"links": past.links}
-    for statement in [_MEMBERS, _SUBSCRIPTIONS] if past.deliveries else [_MEMBERS]:
+    values = asdict(past) | {"pairs": past.pairs}
+    for statement in [_BROKERS_AND_INSTRUMENTS, _SUBSCRIPTIONS] if past.deliveries else [_BROKERS_AND_INSTRUMENTS]:
         connection.execute(statement, values)
     connection.execute(_SCRATCH)
-    told = 0
+    delivered = 0
     for first in range(0, past.orders, CHUNK):
         chunk = values | {"first": first, "last": min(first + CHUNK, past.orders) - 1}
-        for statement in [_EMPTY_SCRATCH, _DRAW_ORDERS, _DRAW_TRADES, _WORK_OUT, _SAVE, _PUBLISH]:
+        for statement in [_EMPTY_SCRATCH, _DRAW_ORDERS, _DRAW_TRADES, _DERIVE_ORDERS, _SAVE, _PUBLISH]:
             connection.execute(statement, chunk)
-        if told < past.deliveries:
-            told += connection.execute(_DELIVER, values | {"missing": past.deliveries - told}).rowcount
+        if delivered < past.deliveries:
+            delivered += connection.execute(_DELIVER, values | {"missing": past.deliveries - delivered}).rowcount
         connection.execute(_COUNT_EVENTS)
-    connection.execute(_REST, values)
-    connection.execute(_SETTLE)
+    connection.execute(_ADD_RESTING_ORDERS, values)
+    connection.execute(_UPDATE_BALANCES)
     connection.execute(activity.ROLL_UP, activity.roll_up_parameters(_EPOCH, datetime.now(UTC) + activity.MINUTE))
 
 
 # --- SQL ------------------------------------------------------------------------------------------------------------
-# Ids ascend with the times that rows claim: each statement makes its own in that order.
-# A scene has one instrument, and every broker and instrument meets every ending: a round is a scene of each instrument.
+# Ids ascend with the times of the rows: each statement generates its ids in that order.
+# A group has one instrument. A round is a group of each instrument, so every broker and instrument has every ending.
 
-_MEMBERS = """
+_BROKERS_AND_INSTRUMENTS = """
 WITH instrument AS (
   INSERT INTO exchange_instrument (
     symbol, name, status, tick_size, lot_size, pricing, halt_reason, sequence, created_at)
@@ -127,7 +127,7 @@ SELECT uuidv7(interval '-31 days'), format('initial/%%s/%%s', broker_id, symbol)
        'initial holding', now() - interval '31 days' FROM holding
 """
 
-# Deleted since: what is traded on top of this past is told to nobody.
+# The subscriptions are deleted, so that trades after this history have no deliveries.
 _SUBSCRIPTIONS = """
 INSERT INTO webhooks_subscription (id, broker_id, event_type, url, created_at, deleted_at)
 SELECT uuidv7(interval '-31 days'), 'bench-' || number, 'trade.executed', 'https://bench-' || number || '.example/',
@@ -144,24 +144,24 @@ CREATE TEMP TABLE drawn_trade (
   n bigint, id uuid, maker bigint, taker bigint, symbol text, price numeric(20, 2), quantity bigint,
   executed_at timestamptz
 ) ON COMMIT DROP;
-CREATE TEMP TABLE lived_order (LIKE drawn_order, quantity bigint, filled bigint, value numeric, status text,
-  is_told boolean, changes bigint
+CREATE TEMP TABLE derived_order (LIKE drawn_order, quantity bigint, filled bigint, value numeric, status text,
+  has_event boolean, changes bigint
 ) ON COMMIT DROP
 """
 
-_EMPTY_SCRATCH = "TRUNCATE drawn_order, drawn_trade, lived_order"
+_EMPTY_SCRATCH = "TRUNCATE drawn_order, drawn_trade, derived_order"
 
-# The month ends an hour ago, so that the resting orders came later, and all before the window of the prices.
+# The month ends an hour ago: the resting orders are newer, and all orders are older than PRICE_WINDOW.
 _DRAW_ORDERS = """
 INSERT INTO drawn_order
 SELECT n, uuidv7(came.at - statement_timestamp()),
-       'bench-' || 1 + (scene + place * (1 + scene %% greatest(%(brokers)s - 1, 1))) %% %(brokers)s,
-       'S' || 1 + scene %% %(symbols)s, side,
+       'bench-' || 1 + (group_number + place * (1 + group_number %% greatest(%(brokers)s - 1, 1))) %% %(brokers)s,
+       'S' || 1 + group_number %% %(symbols)s, side,
        CASE WHEN ending = 'no_liquidity' THEN NULL
             WHEN side = 'bid' THEN base + 0.01 * (n %% 7) - away ELSE base - 0.01 * (n %% 5) + away END,
        ending, came.at, came.at + step / 2
 FROM generate_series(%(first)s::bigint, %(last)s) AS n,
-     LATERAL (SELECT n / 8 AS scene, n / 8 / %(symbols)s AS round, n %% 8 AS place) AS part,
+     LATERAL (SELECT n / 8 AS group_number, n / 8 / %(symbols)s AS round, n %% 8 AS place) AS part,
      LATERAL (SELECT (interval '30 days' - interval '1 hour') / %(orders)s AS step) AS pace,
      LATERAL (SELECT now() - interval '30 days' + n * step AS at) AS came,
      LATERAL (SELECT CASE (place + round) %% 2 WHEN 0 THEN 'bid' ELSE 'ask' END AS side,
@@ -175,7 +175,7 @@ FROM generate_series(%(first)s::bigint, %(last)s) AS n,
 ORDER BY n
 """
 
-# The trades are dealt out evenly over the pairs; the seller's price, unless the seller named none.
+# The trades are distributed evenly over the pairs. They have the seller's price, unless it is a market order.
 _DRAW_TRADES = """
 INSERT INTO drawn_trade
 SELECT dealt.n, uuidv7(taker.created_at - statement_timestamp()), maker.n, taker.n, taker.symbol,
@@ -184,17 +184,17 @@ SELECT dealt.n, uuidv7(taker.created_at - statement_timestamp()), maker.n, taker
 FROM drawn_order maker
 JOIN drawn_order taker ON taker.n = maker.n + 1 AND taker.n %% 8 BETWEEN 1 AND 5,
      LATERAL (SELECT maker.n / 8 * 5 + maker.n %% 8 AS link) AS pair,
-     LATERAL generate_series(link * %(trades)s / %(links)s, (link + 1) * %(trades)s / %(links)s - 1) AS dealt(n)
+     LATERAL generate_series(link * %(trades)s / %(pairs)s, (link + 1) * %(trades)s / %(pairs)s - 1) AS dealt(n)
 ORDER BY dealt.n
 """
 
-# An order was worth what it traded, and a bit more where it was not filled: so the last of a scene's trading, and
-# those that found nobody. Each change of the book counts: an arrival, a maker's fill, the close of what rested.
-_WORK_OUT = """
-INSERT INTO lived_order
+# The quantity of an order is its traded quantity, plus a remainder for the last trading order of a group and for orders
+# without trades. Each change of the book counts: an arrival, a maker's fill, the end of a resting order.
+_DERIVE_ORDERS = """
+INSERT INTO derived_order
 SELECT o.*, filled + left_over, filled, coalesce(took.value, 0) + coalesce(gave.value, 0),
        CASE WHEN left_over = 0 THEN 'filled' WHEN ending = 'expired' THEN 'expired' ELSE 'cancelled' END,
-       is_told, 1 + coalesce(took.trades, 0) + is_told::int
+       has_event, 1 + coalesce(took.trades, 0) + has_event::int
 FROM drawn_order o
 LEFT JOIN (SELECT taker AS n, sum(quantity)::bigint AS quantity, sum(price * quantity) AS value, count(*) AS trades
            FROM drawn_trade GROUP BY 1) took USING (n)
@@ -202,16 +202,16 @@ LEFT JOIN (SELECT maker AS n, sum(quantity)::bigint AS quantity, sum(price * qua
            FROM drawn_trade GROUP BY 1) gave USING (n),
      LATERAL (SELECT coalesce(took.quantity, 0) + coalesce(gave.quantity, 0) AS filled) AS done,
      LATERAL (SELECT CASE WHEN filled = 0 OR n %% 8 = 5 THEN 10 + n %% 50 ELSE 0 END AS left_over) AS open,
-     LATERAL (SELECT left_over > 0 AND ending NOT IN ('ioc_remainder', 'no_liquidity', 'fok_not_filled') AS is_told)
+     LATERAL (SELECT left_over > 0 AND ending NOT IN ('ioc_remainder', 'no_liquidity', 'fok_not_filled') AS has_event)
 """
 
 _SAVE = """
 WITH numbered AS MATERIALIZED (
   SELECT o.*, i.sequence + 1 - o.changes + sum(o.changes) OVER (PARTITION BY o.symbol ORDER BY n) AS sequence
-  FROM lived_order o JOIN exchange_instrument i USING (symbol)
+  FROM derived_order o JOIN exchange_instrument i USING (symbol)
 ), counted AS (
   UPDATE exchange_instrument i SET sequence = i.sequence + moved.changes
-  FROM (SELECT symbol, sum(changes) AS changes FROM lived_order GROUP BY 1) moved WHERE moved.symbol = i.symbol
+  FROM (SELECT symbol, sum(changes) AS changes FROM derived_order GROUP BY 1) moved WHERE moved.symbol = i.symbol
 ), traded AS (
   INSERT INTO orders_trade (
     id, symbol, price, quantity, taker_side, bid_order_id, ask_order_id, bid_broker_id, ask_broker_id, executed_at)
@@ -231,12 +231,12 @@ SELECT id, CASE WHEN n %% 2 = 0 THEN 'past-' || n END, broker_id, lpad((n %% 100
        CASE ending WHEN 'expired' THEN 'gtd' WHEN 'fok_not_filled' THEN 'fok' WHEN 'ioc_remainder' THEN 'ioc'
                    WHEN 'no_liquidity' THEN 'ioc' ELSE 'gtc' END,
        CASE ending WHEN 'expired' THEN closes_at END, created_at, filled, value, status,
-       CASE status WHEN 'cancelled' THEN CASE WHEN is_told THEN closes_at ELSE created_at END END,
+       CASE status WHEN 'cancelled' THEN CASE WHEN has_event THEN closes_at ELSE created_at END END,
        CASE status WHEN 'expired' THEN closes_at END, CASE status WHEN 'cancelled' THEN ending END
 FROM numbered ORDER BY n
 """
 
-# The maker is told before the taker; a body is the very text that `webhooks.outbox` writes.
+# The maker's event precedes the taker's. The bodies equal those that `webhooks.outbox` writes.
 _PUBLISH = """
 WITH side AS (
   SELECT trade.n AS trade, trade.id AS trade_id, trade.price, trade.quantity, trade.executed_at, is_taker,
@@ -244,7 +244,7 @@ WITH side AS (
          o.quantity - sum(trade.quantity) OVER (PARTITION BY o.n ORDER BY trade.n) AS remaining
   FROM drawn_trade trade
   CROSS JOIN (VALUES (false), (true)) AS role(is_taker)
-  JOIN lived_order o ON o.n = CASE WHEN is_taker THEN trade.taker ELSE trade.maker END
+  JOIN derived_order o ON o.n = CASE WHEN is_taker THEN trade.taker ELSE trade.maker END
 ), happened AS (
   SELECT broker_id, executed_at AS at, trade, is_taker, 'trade.executed' AS type,
          format('{"trade_id":"%%s","order_id":"%%s","symbol":"%%s","side":"%%s","price":%%s,"quantity":%%s,'
@@ -256,7 +256,7 @@ WITH side AS (
          format('{"order_id":"%%s","symbol":"%%s","side":"%%s","price":%%s,"quantity":%%s,"filled_quantity":%%s,'
                 '"remaining_quantity":%%s,"status":"%%s"}', id, symbol, side, price, quantity, filled,
                 quantity - filled, status)
-  FROM lived_order WHERE is_told
+  FROM derived_order WHERE has_event
 ), numbered AS (
   SELECT happened.*, b.event_sequence + row_number() OVER (PARTITION BY b.id ORDER BY at, trade, is_taker) AS sequence
   FROM happened JOIN exchange_broker b ON b.id = broker_id
@@ -268,7 +268,7 @@ SELECT uuidv7(at - statement_timestamp()), broker_id, sequence, type, at,
 FROM numbered ORDER BY at, trade, is_taker
 """
 
-# Of what this chunk published, which no broker has counted yet.
+# Deliveries of this chunk's events, which no broker has counted yet.
 _DELIVER = """
 INSERT INTO webhooks_delivery (
   id, event_id, subscription_id, claimed_at, completed_at, status_code, error, duration_ms)
@@ -290,8 +290,8 @@ SET event_sequence = coalesce((SELECT max(sequence) FROM webhooks_event WHERE br
 WHERE b.id LIKE 'bench-%'
 """
 
-# 500 levels a side, a cent apart, from one cent off 100; every broker on each level sooner or later.
-_REST = """
+# 500 levels per side, a cent apart, from one cent off 100. The brokers rotate over the levels.
+_ADD_RESTING_ORDERS = """
 WITH resting AS (
   INSERT INTO orders_order (
     id, client_order_id, broker_id, document_number, symbol, sequence, type, side, price, quantity, time_in_force,
@@ -312,8 +312,8 @@ UPDATE exchange_instrument i SET sequence = i.sequence + came.orders
 FROM (SELECT symbol, count(*) AS orders FROM resting GROUP BY 1) came WHERE came.symbol = i.symbol
 """
 
-# Balances are the sums of the journal, and what is reserved is what the open orders hold.
-_SETTLE = """
+# Balances are the sums of the journal, and reservations are the sums of the open orders.
+_UPDATE_BALANCES = """
 UPDATE exchange_broker b
 SET cash = b.cash + coalesce(moved.cash, 0), reserved_cash = coalesce(held.cash, 0),
     updated_at = now() - interval '10 minutes'
@@ -346,7 +346,7 @@ WHERE h.id = same.id AND h.broker_id LIKE 'bench-%'
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.history", description="Fill DATABASE_URL with a past.")
+    parser = argparse.ArgumentParser(prog="python -m bench.history", description="Fill DATABASE_URL with a history.")
     for name, default in {"orders": None, "trades": None, "deliveries": 0, "resting": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=default, required=default is None)
     parser.add_argument("--brokers", type=int, default=20)

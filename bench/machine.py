@@ -1,4 +1,4 @@
-"""How quick this machine's disk is: the time of one 8 kB write with fdatasync, as PostgreSQL does at each commit."""
+"""Speed of the disk: the time of one 8 kB write with fdatasync, as PostgreSQL does at each commit."""
 
 import os
 import statistics
@@ -10,7 +10,7 @@ BLOCK = bytes(8 * 1024)
 
 
 def fsync_times(folder: Path, seconds: float = 2.0) -> dict[str, Any]:
-    """Median and 99th percentile in milliseconds, overwriting one block again and again."""
+    """Overwrite one block repeatedly, and return the median and 99th percentile in milliseconds."""
     times = []
     path = folder / "fsync-probe"
     file = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)

@@ -1,4 +1,4 @@
-"""The load of `load/mix.lua` in Python: a usual day, about two thirds new orders, one third cancels."""
+"""The load of `load/mix.lua` in Python: about two thirds new orders, one third cancels."""
 
 import json
 import math
@@ -12,7 +12,7 @@ HEAD = "{} {} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {}\r\nContent
 
 
 class Mix:
-    """Requests as bytes, one after the other, from what was answered so far."""
+    """Source of requests as bytes, which depend on the orders accepted so far."""
 
     def __init__(self, world: dict[str, Any], seed: int) -> None:
         self._symbols, self._brokers = world["symbols"], world["brokers"]
@@ -22,7 +22,7 @@ class Mix:
         self._resting: list[tuple[str, str]] = []
 
     def next(self) -> bytes:
-        """A cancel now and then when enough orders rest, else a new order."""
+        """Return a cancel with some probability if enough orders rest, otherwise a new order."""
         if len(self._resting) > RESTING_MIN and self._random.random() < CANCELS:
             index = self._random.randrange(len(self._resting))
             self._resting[index], self._resting[-1] = self._resting[-1], self._resting[index]
@@ -33,7 +33,7 @@ class Mix:
         return f"{HEAD.format('POST', '/orders', broker['key'])}Content-Length: {len(body)}\r\n\r\n{body}".encode()
 
     def accepted(self, body: bytes) -> None:
-        """Remember an order that rests."""
+        """Store a resting order, for a later cancel."""
         order = json.loads(body)
         if order["status"] in ("pending", "partially_filled"):
             self._resting.append((order["order_id"], self._keys[order["broker_id"]]))
@@ -57,7 +57,7 @@ class Mix:
             order.pop("expires_at", None)
             order["time_in_force"] = "ioc"
         elif draw < 0.985:
-            order |= {"side": "ask", "quantity": 10**12}  # nobody has as many shares: 409
+            order |= {"side": "ask", "quantity": 10**12}  # more shares than any broker has: 409
         else:
             order["price"] += "5"  # off the tick: 400
         if self._random.random() < 0.5:

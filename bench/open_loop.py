@@ -1,4 +1,4 @@
-"""Latency at 25, 50 and 80 % of the best closed-loop rate, counted from when each request was due."""
+"""Latency at 25, 50 and 80 % of the best closed-loop rate, counted from the time each request was due."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ LOADS = (25, 50, 80)
 
 
 def measure(run: Run) -> None:
-    """Each load by a generator in a process of its own."""
+    """Measure each load with a generator in a separate process."""
     processes = run.best_processes()
     with run.venue("open", processes=processes) as (venue, world):
         capacity = run.results.get("http", {}).get(f"64x16x{processes}") or run.mix(
@@ -23,15 +23,15 @@ def measure(run: Run) -> None:
         path = FOLDER / "world.json"
         path.write_text(json.dumps(venue.world))
         for load in LOADS[1:2] if run.quick else LOADS:
-            told = {"port": venue.port, "world": str(path), "rate": capacity["requests_per_second"] * load / 100}
-            told |= {"seed": wrk.seed(), "seconds": run.lengths.open_loop, "warm_up": run.lengths.warm_up}
-            run.note("open", str(load), _generate(told))
+            arguments = {"port": venue.port, "world": str(path), "rate": capacity["requests_per_second"] * load / 100}
+            arguments |= {"seed": wrk.seed(), "seconds": run.lengths.open_loop, "warm_up": run.lengths.warm_up}
+            run.record("open", str(load), _generate(arguments))
             venue.wait_for_deliveries()
 
 
-def _generate(told: dict[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "bench.generator", json.dumps(told)]
+def _generate(arguments: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "bench.generator", json.dumps(arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
         raise LocalError(f"The generator failed: {done.stderr[-2_000:]}")
-    return {"offered_per_second": round(told["rate"]), **json.loads(done.stdout)}
+    return {"offered_per_second": round(arguments["rate"]), **json.loads(done.stdout)}

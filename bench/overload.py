@@ -1,4 +1,4 @@
-"""Many times the load that can be borne: what is answered, how soon, at what memory, and how fast it is afterwards."""
+"""A multiple of the sustainable load: responses, latency and memory during it, and the speed afterwards."""
 
 import threading
 from typing import Any
@@ -7,22 +7,22 @@ from bench import profiling, wrk
 from bench.run import Run
 from bench.venue import Venue
 
-CLIENTS, OVERLOAD = 64, 8  # closed loop: who is refused asks again at once, so much more than 4 times is offered
-RECOVERY_SECONDS = 2  # then it must be as fast as before
+CLIENTS, OVERLOAD = 64, 8  # rejected clients repeat immediately, so far more than 4 times the load is offered
+RECOVERY_SECONDS = 2  # later, it must be as fast as before
 
 
 def measure(run: Run) -> None:
     with run.venue("overload", processes=run.best_processes()) as (venue, world):
         before = run.mix(venue, world, clients=CLIENTS, symbols=16)
-        run.note("overload", "before", before | _memory(venue))
+        run.record("overload", "before", before | _memory(venue))
         with _Peak(venue) as peak:
             found = wrk.mix(venue.url, world, clients=CLIENTS * OVERLOAD, symbols=16, seconds=run.lengths.overload)
-        refused = sum(found["statuses"].get(status, 0) for status in ("429", "503"))
-        found["faults"] -= found["statuses"].get("503", 0)  # that one is asked for here
-        run.note("overload", "during", found | {"refused": refused, "resident_mb": peak.resident_mb})
+        rejected = sum(found["statuses"].get(status, 0) for status in ("429", "503"))
+        found["faults"] -= found["statuses"].get("503", 0)  # expected here
+        run.record("overload", "during", found | {"rejected": rejected, "resident_mb": peak.resident_mb})
         wrk.mix(venue.url, world, clients=CLIENTS, symbols=16, seconds=RECOVERY_SECONDS)
         after = wrk.mix(venue.url, world, clients=CLIENTS, symbols=16, seconds=run.lengths.cell)
-        run.note("overload", "two seconds later", after | _memory(venue))
+        run.record("overload", "two seconds later", after | _memory(venue))
         venue.wait_for_deliveries()
 
 
@@ -31,7 +31,7 @@ def _memory(venue: Venue) -> dict[str, Any]:
 
 
 class _Peak:
-    """The most memory that the web processes had while something ran."""
+    """The peak memory of the web processes within the `with` block."""
 
     def __init__(self, venue: Venue) -> None:
         self.resident_mb = 0

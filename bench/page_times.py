@@ -1,7 +1,7 @@
-"""How long each page of the back office takes, and how many queries: every page and every filter, from both ends.
+"""Times and queries of every page of the back office, with every filter and the last page of every list.
 
-Run by `bench.backoffice` in the environment of a database that holds a past. Pages are asked for through Django's test
-client, signed in: no sockets, and everything else.
+`bench.backoffice` runs this in the environment of a database with a history. The pages are requested through Django's
+test client: the whole site without sockets.
 """
 
 import logging
@@ -17,7 +17,7 @@ import django
 
 django.setup()
 
-from django import forms  # noqa: E402 (models can be had only now)
+from django import forms  # noqa: E402 (Django must be set up first)
 from django.contrib.auth.models import AnonymousUser, User  # noqa: E402
 from django.db import connection  # noqa: E402
 from django.db.models import Model  # noqa: E402
@@ -35,14 +35,14 @@ from orders.models import Order, Trade  # noqa: E402
 from webhooks.models import Delivery, Event, Subscription  # noqa: E402
 
 QUERIES_MAX, MILLISECONDS_MAX = 20, 500
-TIMES = 5  # each page, of which the median counts
+TIMES = 5  # requests per page; their median counts
 
-Terms = Mapping[tuple[type[Model], str], Sequence[Any]]
+FilterValues = Mapping[tuple[type[Model], str], Sequence[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """A page, the queries of its first time and the median of all its times."""
+class PageTime:
+    """A page with the queries of its first request and the median time of all its requests."""
 
     path: str
     queries: int
@@ -53,8 +53,8 @@ class Measured:
         return self.queries < QUERIES_MAX and self.milliseconds < MILLISECONDS_MAX
 
 
-def measure(client: Client, path: str) -> Measured:
-    """Ask for a page several times; it must be answered with 200."""
+def measure(client: Client, path: str) -> PageTime:
+    """Request a page several times; each status must be 200."""
     queries, times = 0, []
     for n in range(TIMES):
         with CaptureQueriesContext(connection) as statements:
@@ -63,31 +63,33 @@ def measure(client: Client, path: str) -> Measured:
             times.append((perf_counter() - began) * 1000)
         assert status == 200, f"{path}: {status}"
         queries = len(statements) if n == 0 else queries
-    return Measured(path, queries, median(times))
+    return PageTime(path, queries, median(times))
 
 
 def paths() -> list[str]:
-    """Every page, the last page of every keyset list, and every list by each of its filters."""
+    """Return every page, the last page of every keyset list, and every list with each of its filters."""
     found = [page.path for page in pages.pages()]
-    known = terms()
+    known = filter_values()
     for model, owner in pages.registry().items():
         if isinstance(owner, KeysetModelAdmin):
             found += [f"{list_url(model)}?last=1"]
-            found += [list_url(model, **{name: value}) for name, value in _asked(model, owner.form_class(), known)]
+            found += [
+                list_url(model, **{name: value}) for name, value in _filter_choices(model, owner.form_class(), known)
+            ]
         elif isinstance(owner, ExchangeModelAdmin):
-            found += _choices(model, owner)
+            found += _changelist_choices(model, owner)
             found += [list_url(of, **{name: each}) for (of, name), few in known.items() if of is model for each in few]
     return list(dict.fromkeys(found))
 
 
-def terms() -> Terms:
-    """What filters are asked for that choose from no list: of each what the past has."""
+def filter_values() -> FilterValues:
+    """Return values of the history for each filter without fixed choices."""
     delivery = Delivery.objects.select_related("event").latest("pk")
     order_id = event_data(delivery.event)["order_id"]
     found: dict[tuple[type[Model], str], Sequence[Any]] = {
         (Broker, "q"): ["bench-1"],
         (Instrument, "q"): ["S1", "Instrument 1"],
-        (Order, "q"): [order_id, "00000000008", "past-8"],  # a document, a broker's own id
+        (Order, "q"): [order_id, "00000000008", "past-8"],  # document number, client_order_id
         (Order, "off_tick"): ["7777"],
         (Order, "off_lot"): [777_777],
         (Trade, "q"): [Trade.objects.latest("pk").pk, order_id],
@@ -110,8 +112,8 @@ def terms() -> Terms:
     return found | {(model, "symbol"): ["S1"] for model in (Order, Trade, Transfer)}
 
 
-def _asked(model: type[Model], form: forms.Form, known: Terms) -> Iterator[tuple[str, str]]:
-    """A filter's name with each thing that it can be asked for."""
+def _filter_choices(model: type[Model], form: forms.Form, known: FilterValues) -> Iterator[tuple[str, str]]:
+    """Yield each filter with each of its values."""
     for name, field in form.fields.items():
         choices: Any = getattr(field, "choices", None)
         if choices:
@@ -124,8 +126,8 @@ def _asked(model: type[Model], form: forms.Form, known: Terms) -> Iterator[tuple
         yield "q", "not there"
 
 
-def _choices(model: type[Model], owner: ExchangeModelAdmin) -> Iterator[str]:
-    """A list of Django's by each choice of its filters."""
+def _changelist_choices(model: type[Model], owner: ExchangeModelAdmin) -> Iterator[str]:
+    """Yield a changelist of Django's with each choice of its filters."""
     request = RequestFactory().get(list_url(model))
     request.user = AnonymousUser()
     changelist = owner.get_changelist_instance(request)
@@ -134,11 +136,11 @@ def _choices(model: type[Model], owner: ExchangeModelAdmin) -> Iterator[str]:
 
 
 def main() -> int:
-    """Measure all, the slowest first; 1 when a page took more than it may."""
-    logging.disable(logging.INFO)  # a line for each request
+    """Print the figures of all pages, slowest first, and return 1 if any exceeds a limit."""
+    logging.disable(logging.INFO)  # the request log
     client = Client(SERVER_NAME="localhost")
     client.force_login(User.objects.create_superuser("bench"))
-    pages.furnish(acts=Order.objects.count())
+    pages.create_rows(actions=Order.objects.count())
     measured = [measure(client, path) for path in paths()]
     for each in sorted(measured, key=lambda each: -each.milliseconds):
         mark = "" if each.is_within else "  OVER"

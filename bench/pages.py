@@ -1,6 +1,6 @@
-"""Every page of the back office, as its own site knows them, about rows that the database has.
+"""Every page of the back office: all URLs of the admin site, with rows of the database.
 
-What is listed in the site's registry is here by itself: lists, pages of rows, acts, and whatever else has a URL.
+New pages are included automatically: lists, pages of rows, actions, and all other URLs of the site.
 """
 
 import re
@@ -31,25 +31,25 @@ from orders.reconciliation import runs
 from webhooks import services as webhooks
 from webhooks.models import Delivery, DeliveryError, Subscription
 
-# URLs that lead away, answer scripts, or give files; and those of Django's forms, where acts take their place.
-NO_PAGES = re.compile("logout|jsi18n|autocomplete|view_on_site|search|.*_export|auth_user_delete")
-OFF = ("_add", "_history", "_delete")
-LOOKED_AT = 500  # rows, for one that an act can be done to
+# URLs that redirect, respond to scripts or export files, and Django's forms that actions replace.
+NOT_PAGES = re.compile("logout|jsi18n|autocomplete|view_on_site|search|.*_export|auth_user_delete")
+DISABLED_SUFFIXES = ("_add", "_history", "_delete")
+MAX_CANDIDATES = 500  # rows among which one is chosen that an action applies to
 
 BY = Actor(ActorKind.COMMAND, "bench")
 
-# Over the month of the past, chained as `exchange_record_audit` does it.
-_ACTS = """
-CREATE FUNCTION pg_temp.write_acts(acts int) RETURNS void LANGUAGE plpgsql AS $$
+# Audit entries of the last month, with the hash chain of `exchange_record_audit`.
+_AUDIT_ENTRIES = """
+CREATE FUNCTION pg_temp.write_entries(entries int) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
   entry exchange_auditentry;
   head exchange_audithead;
 BEGIN
   SELECT * INTO STRICT head FROM exchange_audithead FOR UPDATE;
-  FOR n IN 1 .. acts LOOP
+  FOR n IN 1 .. entries LOOP
     head.number := head.number + 1;
     entry.number := head.number;
-    entry.at := now() - interval '30 days' * (1 - n / acts::float);
+    entry.at := now() - interval '30 days' * (1 - n / entries::float);
     entry.id := uuidv7(entry.at - statement_timestamp());
     entry.actor_kind := 'user';
     entry.actor := 'operator-' || n % 5;
@@ -57,7 +57,7 @@ BEGIN
     entry.request_id := '';
     entry.action := (ARRAY['broker.suspend', 'broker.reinstate', 'broker.transfer'])[1 + n % 3];
     entry.subject := 'bench-' || 1 + n % 20;
-    entry.reason := 'as asked';
+    entry.reason := 'as requested';
     head.hash := exchange_audit_hash(head.hash, entry);
     entry.hash := head.hash;
     INSERT INTO exchange_auditentry SELECT entry.*;
@@ -67,31 +67,31 @@ END
 $$
 """
 
-Chosen = Callable[[type[Model]], Sequence[Any]]
+RowChooser = Callable[[type[Model]], Sequence[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class OfficePage:
-    """A page: what it is called, where it is."""
+    """A page of the back office, with the name of its URL."""
 
     name: str
     path: str
 
 
 def newest(model: type[Model]) -> Sequence[Any]:
-    """The rows that pages are about, the best first."""
-    return list(model._default_manager.order_by("-pk")[:LOOKED_AT])
+    """Return the newest rows, as candidates for the pages of rows."""
+    return list(model._default_manager.order_by("-pk")[:MAX_CANDIDATES])
 
 
-def furnish(acts: int) -> None:
-    """Make what pages are about and no past from `bench.history` has, and so many acts on record.
+def create_rows(actions: int) -> None:
+    """Create the rows that pages need and `bench.history` does not create, and `actions` audit entries.
 
-    Whoever looks at the pages comes before: the newest user is one that others may change.
+    Call it after creating the user that visits the pages, because the newest user is one that others may change.
     """
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SET LOCAL statement_timeout = 0")
-        cursor.execute(_ACTS)
-        cursor.execute("SELECT pg_temp.write_acts(%s); DROP FUNCTION pg_temp.write_acts", [acts])
+        cursor.execute(_AUDIT_ENTRIES)
+        cursor.execute("SELECT pg_temp.write_entries(%s); DROP FUNCTION pg_temp.write_entries", [actions])
         cursor.execute("ANALYZE exchange_auditentry")
     TOTPDevice.objects.create(user=User.objects.create(username="looked-at", is_staff=True))
     services.halt("S2", "news pending", by=BY)
@@ -107,64 +107,64 @@ def furnish(acts: int) -> None:
         client_order_id="now",
         side=Side.BID,
         symbol="S1",
-        quantity=1_000_000,  # filled in part: nobody has as many at this price
+        quantity=1_000_000,  # only partly filled at this price
         type=OrderType.LIMIT,
         price=Decimal("100.01"),
         time_in_force=TimeInForce.GTC,
     )
     assert all(isinstance(outcome, Accepted) for outcome in service.execute([order]))
     now = database_now()
-    told = Delivery.objects.filter(subscription=live, claimed_at=None)
-    assert told.update(claimed_at=now, completed_at=now, error=DeliveryError.TIMEOUT, duration_ms=5_000)
+    pending = Delivery.objects.filter(subscription=live, claimed_at=None)
+    assert pending.update(claimed_at=now, completed_at=now, error=DeliveryError.TIMEOUT, duration_ms=5_000)
     Subscription.objects.filter(pk=live.pk).update(last_failure_at=now)
     runs.run_now(by=BY)
 
 
-def pages(rows: Chosen = newest) -> list[OfficePage]:
-    """All of them; a page that no row fits is missed, and raises."""
+def pages(rows: RowChooser = newest) -> list[OfficePage]:
+    """Return all pages. Raise LookupError if there is no row for one."""
     found = [page for name, arguments in _urls(admin.site.get_urls()) for page in _page(name, arguments, rows)]
     return sorted(found, key=lambda page: page.name)
 
 
 def _urls(patterns: Sequence[URLPattern | URLResolver]) -> Iterator[tuple[str, int]]:
-    """The names of all URLs of the site, and how many arguments each has."""
+    """Yield the names of all URLs of the site, with their number of arguments."""
     for pattern in patterns:
         if isinstance(pattern, URLResolver):
             yield from _urls(pattern.url_patterns)
-        elif pattern.name and not NO_PAGES.fullmatch(pattern.name):
+        elif pattern.name and not NOT_PAGES.fullmatch(pattern.name):
             route: Any = pattern.pattern
             yield pattern.name, route.regex.groups
 
 
-def _page(name: str, arguments: int, rows: Chosen) -> Iterator[OfficePage]:
+def _page(name: str, arguments: int, rows: RowChooser) -> Iterator[OfficePage]:
     if name == "app_list":
         for app in sorted({model._meta.app_label for model in registry()}):
             yield OfficePage(f"app-{app}", reverse("admin:app_list", args=[app]))
         return
     owner = _owner(name)
-    if owner is not None and _is_off(owner, name):
+    if owner is not None and _is_disabled(owner, name):
         return
     title = "dashboard" if name == "index" else name.replace("_", "-")
-    acts = {} if owner is None else _acts(owner)
-    if name in acts:
-        yield from _act_page(title, name, acts[name], owner, rows)
+    actions = {} if owner is None else _actions(owner)
+    if name in actions:
+        yield from _action_page(title, name, actions[name], owner, rows)
     elif not arguments:
         yield OfficePage(title, reverse(f"admin:{name}"))
     else:
         assert arguments == 1, name
         assert owner is not None, name
-        (row,) = _fitting(name, rows(owner.model)[:1])
+        (row,) = _require_rows(name, rows(owner.model)[:1])
         yield OfficePage(title, reverse(f"admin:{name}", args=[row.pk]))
 
 
-def _fitting(name: str, found: Sequence[Any]) -> Sequence[Any]:
+def _require_rows(name: str, found: Sequence[Any]) -> Sequence[Any]:
     if not found:
-        raise LookupError(f"There is no row for {name} to be about.")
+        raise LookupError(f"There is no row for {name}.")
     return found
 
 
 def _owner(name: str) -> "ModelAdmin[Any] | None":
-    """Whose page it is: the model with the longest name that this one begins with."""
+    """Return the admin of a page: the longest model name that the page's name begins with."""
     owned = {f"{model._meta.app_label}_{model._meta.model_name}_": owner for model, owner in registry().items()}
     fitting = [prefix for prefix in owned if name.startswith(prefix)]
     return owned[max(fitting, key=len)] if fitting else None
@@ -174,24 +174,25 @@ def registry() -> Mapping[type[Model], "ModelAdmin[Any]"]:
     return admin.site._registry
 
 
-def _is_off(owner: "ModelAdmin[Any]", name: str) -> bool:
-    """Django's forms, where acts take their place."""
-    return isinstance(owner, ExchangeModelAdmin) and name.endswith(OFF)
+def _is_disabled(owner: "ModelAdmin[Any]", name: str) -> bool:
+    """True for Django's forms that actions replace."""
+    return isinstance(owner, ExchangeModelAdmin) and name.endswith(DISABLED_SUFFIXES)
 
 
-def _acts(owner: "ModelAdmin[Any]") -> dict[str, OperatorAction]:
+def _actions(owner: "ModelAdmin[Any]") -> dict[str, OperatorAction]:
     prefix = f"{owner.opts.app_label}_{owner.opts.model_name}"
-    acts = [act for act in getattr(owner, "operator_actions", ()) if isinstance(act, OperatorAction)]
-    return {f"{prefix}_{act.name.replace('-', '_')}": act for act in acts}
+    found = [each for each in getattr(owner, "operator_actions", ()) if isinstance(each, OperatorAction)]
+    return {f"{prefix}_{action.name.replace('-', '_')}": action for action in found}
 
 
-def _act_page(
-    title: str, name: str, act: OperatorAction, owner: "ModelAdmin[Any] | None", rows: Chosen
+def _action_page(
+    title: str, name: str, action: OperatorAction, owner: "ModelAdmin[Any] | None", rows: RowChooser
 ) -> Iterator[OfficePage]:
     path = reverse(f"admin:{name}")
-    if not act.max_subjects:
+    if not action.max_subjects:
         yield OfficePage(title, path)
         return
     assert owner is not None
-    subjects = _fitting(name, [row for row in rows(owner.model) if act.applies_to(row)][: min(act.max_subjects, 2)])
+    candidates = [row for row in rows(owner.model) if action.applies_to(row)]
+    subjects = _require_rows(name, candidates[: min(action.max_subjects, 2)])
     yield OfficePage(title, f"{path}?{urlencode([('id', subject.pk) for subject in subjects])}")

@@ -1,4 +1,4 @@
-"""The results as SVG: horizontal bars, one picture for each question."""
+"""The results as SVG bar charts, one picture for each question."""
 
 from collections.abc import Iterator
 from html import escape
@@ -57,13 +57,13 @@ def _growth(results: dict[str, Any]) -> Iterator[tuple[str, float, str]]:
 
 
 def svg(title: str, bars: Bars) -> str:
-    """One picture; readable on a light and on a dark page."""
+    """Return one picture, readable on light and dark pages."""
     longest = max(value for _, value, _ in bars) or 1
-    room = WIDTH - LABELS - 80
+    available = WIDTH - LABELS - 80
     rows = []
     for index, (label, value, colour) in enumerate(bars):
         y = TOP + index * ROW
-        width = max(1.0, room * value / longest)
+        width = max(1.0, available * value / longest)
         number = f"{value:,.0f}" if longest >= 100 else f"{value:.2f}"
         rows.append(
             f'<text x="{LABELS - 8}" y="{y + 12}" text-anchor="end">{escape(label)}</text>'

@@ -1,4 +1,4 @@
-"""Where the time goes: CPU seconds of every process under the load of 64 clients, per accepted order."""
+"""CPU seconds of every process under the load of 64 clients, per accepted order."""
 
 import time
 
@@ -11,7 +11,7 @@ CHECKS = 100_000
 
 
 def measure(run: Run, processes: int = 1, clients: int = 64, symbols: int = 16) -> None:
-    """One load, one table."""
+    """Measure one load and print a table."""
     with run.venue("profile", processes=processes) as (venue, world):
         wrk.mix(venue.url, world, clients=clients, symbols=symbols, seconds=run.lengths.warm_up)
         children = {
@@ -37,7 +37,7 @@ def measure(run: Run, processes: int = 1, clients: int = 64, symbols: int = 16) 
 
 
 def _limit_share(found: dict[str, float], web_seconds: float) -> float:
-    """What a check of a key's limit takes, as a share of what the web processes take for a request."""
+    """Return the CPU time of a rate limit check, as a share of a web process's CPU time per request."""
     limit = RateLimit("requests", per_second=10**6, burst=10**6, max_keys=10_000)
     started = time.process_time()
     for number in range(CHECKS):

@@ -1,4 +1,4 @@
-"""CPU seconds of each process while something runs, children included, from /proc."""
+"""CPU seconds and memory of processes with their children, from /proc."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -8,21 +8,21 @@ from typing import TypeVar
 
 T = TypeVar("T")
 TICKS = os.sysconf("SC_CLK_TCK")
-PPID, UTIME, CSTIME, RSS = 1, 11, 14, 21  # among the fields of /proc/PID/stat that follow the program's name
+PPID, UTIME, CSTIME, RSS = 1, 11, 14, 21  # indexes of the fields of /proc/PID/stat after the program's name
 
 
 def cpu_seconds(pids: Mapping[str, int], work: Callable[[], T]) -> tuple[T, dict[str, float]]:
-    """What `work` returned, and the CPU seconds that each process with its descendants used meanwhile."""
+    """Return the result of `work`, and the CPU seconds that each process used during it, with its descendants."""
     before, ours = _all(pids), os.times()
     result = work()
     after, then = _all(pids), os.times()
     used = {name: round(after[name] - before[name], 2) for name in pids}
     client = then.children_user + then.children_system - ours.children_user - ours.children_system
-    return result, used | {"client": round(client, 2)}  # the load generator: a child of ours that has ended
+    return result, used | {"client": round(client, 2)}  # the load generator, a child that has ended
 
 
 def resident_mb(pid: int) -> int:
-    """The memory of a process with its descendants; what they share counts for each."""
+    """Return the memory of a process with its descendants; shared memory counts for each of them."""
     stats = _stats()
     return round(_resident_pages(pid, stats) * os.sysconf("SC_PAGE_SIZE") / 2**20)
 
@@ -38,7 +38,7 @@ def _all(pids: Mapping[str, int]) -> dict[str, float]:
 
 
 def _with_descendants(pid: int, stats: Mapping[int, list[str]]) -> float:
-    """Also what its ended children used, which Linux adds to their parent."""
+    """Return the CPU seconds of a process, its descendants and its ended children, which Linux adds to the parent."""
     own = sum(map(int, stats[pid][UTIME : CSTIME + 1])) / TICKS if pid in stats else 0.0
     return own + sum(_with_descendants(each, stats) for each in stats if int(stats[each][PPID]) == pid)
 

@@ -1,4 +1,4 @@
-"""A receiver of webhooks on loopback that answers 200 at once: `python -m bench.receiver PORT`."""
+"""Webhook receiver on loopback that responds with 200 immediately: `python -m bench.receiver PORT`."""
 
 import asyncio
 import sys
@@ -8,7 +8,7 @@ HEAD_END, LENGTH = b"\r\n\r\n", b"content-length:"
 
 
 class Connection(asyncio.Protocol):
-    """One sender's connection; reads no more of a request than where it ends."""
+    """Connection of a sender, which finds the end of each request and parses nothing else."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -22,7 +22,7 @@ class Connection(asyncio.Protocol):
             self.transport.write(ANSWER)
 
     def _end(self) -> int | None:
-        """Where the first request ends, if its head is here."""
+        """Return the end of the first request if its headers were received, otherwise None."""
         head, found, _ = self.unread.partition(HEAD_END)
         if not found:
             return None

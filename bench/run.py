@@ -1,4 +1,4 @@
-"""What every part of a run shares: the servers, how long to measure, what was found, and how to tell of it."""
+"""The state that all parts of a run share: servers, durations, results and their output."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from config.local.supervisor import print_line
 
 @dataclass(frozen=True)
 class Lengths:
-    """How many seconds, and how much of what."""
+    """Durations in seconds, and sizes."""
 
     cell: float = 3
     warm_up: float = 1
@@ -39,9 +39,9 @@ class Run:
     def venue(
         self, name: str, *, processes: int = 1, database: str | None = None, has_backoffice: bool = False
     ) -> Iterator[tuple[Venue, Path]]:
-        """Ours on a database of its own, with its world for the load; it must be clean afterwards."""
+        """Run the exchange on its own database, and reconcile it at the end."""
         if database is None:
-            self.servers.migrated(name)
+            self.servers.create_migrated(name)
         with venue(self.servers, database or name, processes=processes, has_backoffice=has_backoffice) as running:
             yield running, wrk.write_lua("world", running.world)
             running.wait_for_deliveries()
@@ -50,27 +50,27 @@ class Run:
         print_line(f"  {name}: reconcile clean in {seconds} s")
 
     def mix(self, venue: Venue, world: Path, *, clients: int, symbols: int) -> dict[str, Any]:
-        """The usual day for a while, warmed up; then the deliveries that it left are waited for."""
+        """Measure the mix after a warm-up, then wait for the pending deliveries."""
         wrk.mix(venue.url, world, clients=clients, symbols=symbols, seconds=self.lengths.warm_up)
         found = wrk.mix(venue.url, world, clients=clients, symbols=symbols, seconds=self.lengths.cell)
         if "beat" in venue.children:
             found["deliveries"] = venue.wait_for_deliveries()
         return found
 
-    def note(self, part: str, name: str, found: dict[str, Any]) -> None:
+    def record(self, part: str, name: str, found: dict[str, Any]) -> None:
         """Store the measurement and print it."""
-        self.keep(part, name, found)
-        self.tell(f"{part} {name}", found)
+        self.store(part, name, found)
+        self.report(f"{part} {name}", found)
 
-    def keep(self, part: str, name: str, found: dict[str, Any]) -> None:
+    def store(self, part: str, name: str, found: dict[str, Any]) -> None:
         self.results.setdefault(part, {})[name] = found
 
     @staticmethod
-    def tell(what: str, found: dict[str, Any]) -> None:
+    def report(what: str, found: dict[str, Any]) -> None:
         print_line(f"  {what}: {describe(found)}")
 
     def best_processes(self) -> int:
-        """With how many web processes 64 clients and 16 symbols did best; one where that was not measured."""
+        """Return the number of web processes with the best rate at 64 clients and 16 symbols; by default 1."""
         rates = {number: self.rate(f"64x16x{number}") for number in (1, 2)}
         return max(rates, key=lambda number: rates[number] or 0)
 
@@ -80,7 +80,7 @@ class Run:
 
 
 def describe(found: dict[str, Any]) -> str:
-    """One line of figures."""
+    """Return the figures as one line."""
     plain = {"orders_per_second": "orders/s", "requests_per_second": "requests/s", "resident_mb": "MB"}
     words = [f"{found[name]:.0f} {unit}" for name, unit in plain.items() if found.get(name)]
     for name in ("p50_ms", "place_p50_ms", "p99_ms", "p999_ms", "latency_ms"):

@@ -1,4 +1,4 @@
-"""What is no new order, each alone with 16 clients: cancels, and reads of an order, a book, a balance."""
+"""Cancels and reads (of an order, a book, a balance), each kind separately with 16 clients."""
 
 import http.client
 import itertools
@@ -19,7 +19,7 @@ def measure(run: Run) -> None:
         brokers, symbols = venue.world["brokers"], venue.world["symbols"]
         lists = {
             "GET order": [_get(f"/orders/{each['path']}", each["key"]) for each in placed],
-            "GET book": [  # by all brokers: a key's rate is limited
+            "GET book": [  # with the keys of all brokers, because each key has a rate limit
                 _get(f"/stocks/{symbol['name']}/book", broker["key"])
                 for symbol, broker in itertools.product(symbols, brokers)
             ],
@@ -30,7 +30,7 @@ def measure(run: Run) -> None:
             often = "once" if name.startswith("DELETE") else "again"
             arguments = [wrk.write_lua("list", requests), often]
             found = wrk.run("list.lua", venue.url, arguments, clients=CLIENTS, seconds=run.lengths.cell)
-            run.note("requests", name, found)
+            run.record("requests", name, found)
 
 
 def _get(path: str, key: str) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def _get(path: str, key: str) -> dict[str, Any]:
 
 
 def _place(venue: Venue, count: int) -> list[dict[str, Any]]:
-    """Bids that rest, spread over brokers and books: their ids with their brokers' keys."""
+    """Place resting bids over all brokers and books, and return their ids with their brokers' keys."""
     placed = []
     api = Api(venue.port)
     symbols, brokers = venue.world["symbols"], venue.world["brokers"]
@@ -46,13 +46,13 @@ def _place(venue: Venue, count: int) -> list[dict[str, Any]]:
         broker = brokers[first // BATCH % len(brokers)]
         api.key = broker["key"]
         orders = [_bid(broker["id"], symbols[number % len(symbols)]) for number in range(min(BATCH, count - first))]
-        status, answer = api.call("POST", "/orders/batch", {"orders": orders})
+        status, response = api.call("POST", "/orders/batch", {"orders": orders})
         if status != http.client.OK:
-            raise LocalError(f"POST /orders/batch answered {status}: {answer}")
-        placed += [{"path": each["order"]["order_id"], "key": broker["key"]} for each in answer["results"]]
+            raise LocalError(f"POST /orders/batch answered {status}: {response}")
+        placed += [{"path": each["order"]["order_id"], "key": broker["key"]} for each in response["results"]]
     return placed
 
 
 def _bid(broker_id: str, symbol: dict[str, Any]) -> dict[str, Any]:
-    terms = {"side": "bid", "price": round(symbol["mid"] / 2, 2), "quantity": 10, "time_in_force": "gtc"}
-    return terms | {"broker_id": broker_id, "document_number": "12345678900", "symbol": symbol["name"]}
+    fields = {"side": "bid", "price": round(symbol["mid"] / 2, 2), "quantity": 10, "time_in_force": "gtc"}
+    return fields | {"broker_id": broker_id, "document_number": "12345678900", "symbol": symbol["name"]}

@@ -1,4 +1,4 @@
-"""Load by `wrk`, closed loop: each client sends its next request when it has the answer to the last."""
+"""Closed-loop load by `wrk`: each client sends its next request when it has received the previous response."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ def require() -> None:
 
 
 def run(script: str, url: str, arguments: Sequence[object], *, clients: int, seconds: float) -> dict[str, Any]:
-    """Run a script of `load/`; its counts, with rates."""
+    """Run a script of `load/` and return its counts, with rates."""
     threads = 1 if clients <= CLIENTS_PER_THREAD else 2
     command = ["wrk", "-t", threads, "-c", clients, "-d", f"{round(seconds)}s", "--timeout", f"{TIMEOUT_SECONDS}s"]
     command += ["-s", script, url, "--", *arguments]
@@ -48,17 +48,17 @@ def _with_rates(counts: dict[str, Any]) -> dict[str, Any]:
 
 
 def mix(url: str, world: Path, *, clients: int, symbols: int, seconds: float) -> dict[str, Any]:
-    """The usual day."""
+    """Run `load/mix.lua`."""
     return run("mix.lua", url, [world, symbols, seed(), clients], clients=clients, seconds=seconds)
 
 
 def seed() -> int:
-    """Another one for each run; threads add their number to it."""
+    """Return a seed that differs between runs; threads add their number to it."""
     return secrets.randbelow(2**29) * 4
 
 
 def write_lua(name: str, value: Any) -> Path:
-    """`value` as a Lua file that returns it."""
+    """Write a Lua file that returns `value`."""
     path = FOLDER / f"{name}-{next(_numbers)}.lua"
     path.write_text(f"return {_lua(value)}\n")
     return path

@@ -1,4 +1,4 @@
-"""The bench's attacks in short: beside each of them another broker's orders are accepted, one after the other."""
+"""The attacks of the benchmark, shortened: during each of them, another broker's orders are accepted."""
 
 import asyncio
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ CONNECTIONS_MAX, RESTING = 500, 1_500
 
 @pytest.fixture(scope="module")
 def attacked(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[live.Server]:
-    """A server of our own: others would be refused for what these attackers have used up."""
+    """A separate server, because the attackers use up the rate limits of their address."""
     running = live.server(tmp_path_factory.mktemp("attacked") / "web.log")
     try:
         running.start()
@@ -30,7 +30,7 @@ def attacked(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize("name", attacks.ATTACKS)
-def test_beside_an_attack_the_others_orders_are_accepted(attacked: live.Server, name: str) -> None:
+def test_orders_of_others_are_accepted_during_an_attack(attacked: live.Server, name: str) -> None:
     for symbol in (attacks.ATTACKED, attacks.TRADED):
         trading.instrument(symbol)
     keys = {"victim": trading.broker("victim", holdings={}), "victim_id": "victim"}

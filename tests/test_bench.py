@@ -1,4 +1,4 @@
-"""The bench measures what it says: its baselines match correctly, its clock starts when a request is due."""
+"""The benchmark: its baselines match correctly, its clock starts when a request is due, its targets are ratios."""
 
 import asyncio
 import os
@@ -9,10 +9,10 @@ from typing import Any, cast
 import psycopg
 import pytest
 
-from bench import bars, floor, generator
+from bench import floor, generator, targets
 from bench.naive import matcher
+from bench.rounds import Measurement, alternate, order_for_comparison
 from bench.run import Lengths, Run
-from bench.turns import Contestant, side_by_side, take_turns
 from bench.venue import Servers
 from tests import trading
 
@@ -26,7 +26,7 @@ SERVICE_SECONDS = 0.1
 
 @pytest.fixture
 def floor_url() -> Iterator[str]:
-    """A database of the floor's own, which ends with the test."""
+    """A new database with the floor's tables."""
     base, _, _ = os.environ["DATABASE_URL"].rpartition("/")
     with psycopg.connect(f"{base}/postgres", autocommit=True) as connection:
         connection.execute("CREATE DATABASE floor")
@@ -44,7 +44,7 @@ def test_a_crossing_order_of_the_floor_takes_the_best_and_oldest_maker(floor_url
         (trade,) = rows(connection, "SELECT symbol, sequence, maker_sequence, price, bidder, asker FROM trade")
         symbol, sequence, maker_sequence, price, bidder, asker = trade
         assert sequence == 1001
-        side = 1 if price == 9_999 else -1  # the maker's: the best bid, or the best ask
+        side = 1 if price == 9_999 else -1  # of the maker: the best bid or the best ask
         oldest = "SELECT min(sequence) FROM orders WHERE symbol = %s AND side = %s AND price = %s"
         assert rows(connection, oldest, symbol, side, price) == [(maker_sequence,)]
         assert price in (9_999, 10_001)
@@ -88,13 +88,13 @@ def market(transactional_db: None) -> None:
 
 
 def form(by: str, side: str, quantity: int, price: str | None, **more: Any) -> dict[str, Any]:
-    terms = {"type": "market"} if price is None else {"price": Decimal(price), "time_in_force": "gtc"}
-    named = {"broker_id": by, "document_number": "12345678900", "side": side, "symbol": "AAPL", "quantity": quantity}
-    return named | terms | more
+    kind = {"type": "market"} if price is None else {"price": Decimal(price), "time_in_force": "gtc"}
+    order = {"broker_id": by, "document_number": "12345678900", "side": side, "symbol": "AAPL", "quantity": quantity}
+    return order | kind | more
 
 
 @pytest.mark.usefixtures("market")
-def test_the_naive_matcher_trades_at_the_sellers_price_and_keeps_the_books() -> None:
+def test_the_naive_matcher_trades_at_the_sellers_price_with_sound_balances() -> None:
     matcher.place("alice", form("alice", "ask", 5, "11.00"))
     matcher.place("alice", form("alice", "ask", 5, "10.00"))
     order, trades = matcher.place("bob", form("bob", "bid", 12, "12.00"))
@@ -105,7 +105,7 @@ def test_the_naive_matcher_trades_at_the_sellers_price_and_keeps_the_books() -> 
     sale, (trade,) = matcher.place("alice", form("alice", "ask", 1, None))
     assert (sale.status, trade.price) == ("filled", Decimal("12.00"))
     matcher.cancel("bob", order.pk)
-    with pytest.raises(matcher.Refused):
+    with pytest.raises(matcher.Rejected):
         matcher.cancel("bob", order.pk)
     assert trading.balance("bob") == (trading.CASH - 117, 0)
     trading.assert_sound()
@@ -113,7 +113,7 @@ def test_the_naive_matcher_trades_at_the_sellers_price_and_keeps_the_books() -> 
 
 @pytest.mark.usefixtures("market")
 @pytest.mark.parametrize(
-    ("refused", "code"),
+    ("rejected", "code"),
     [
         (form("bob", "bid", 10**6, "12.00"), "insufficient_balance"),
         (form("bob", "ask", 10**6, "12.00"), "insufficient_holdings"),
@@ -121,11 +121,11 @@ def test_the_naive_matcher_trades_at_the_sellers_price_and_keeps_the_books() -> 
         (form("alice", "bid", 1, "12.00"), "broker_mismatch"),
     ],
 )
-def test_the_naive_matcher_refuses_and_writes_nothing(refused: dict[str, Any], code: str) -> None:
+def test_a_rejection_of_the_naive_matcher_writes_nothing(rejected: dict[str, Any], code: str) -> None:
     before = trading.everything()
-    with pytest.raises(matcher.Refused) as refusal:
-        matcher.place("bob", refused)
-    assert refusal.value.code == code
+    with pytest.raises(matcher.Rejected) as rejection:
+        matcher.place("bob", rejected)
+    assert rejection.value.code == code
     assert trading.everything() == before
 
 
@@ -133,7 +133,7 @@ def test_the_naive_matcher_refuses_and_writes_nothing(refused: dict[str, Any], c
 
 
 class SlowServer(asyncio.Protocol):
-    """Answers each request after the same time."""
+    """Responds to each request after the same time."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -147,7 +147,7 @@ class SlowServer(asyncio.Protocol):
 
 
 class Pings:
-    """Requests that say nothing."""
+    """Source of equal requests."""
 
     def next(self) -> bytes:
         return b"GET / HTTP/1.1\r\n\r\n"
@@ -163,67 +163,67 @@ async def measured(*, rate: float, seconds: float, connections: int) -> generato
         return await generator.generate(Pings(), port=port, rate=rate, seconds=seconds, connections=connections)
 
 
-def test_a_request_that_waits_for_a_slow_server_has_waited_since_it_was_due() -> None:
+def test_latency_includes_the_wait_for_a_slow_server() -> None:
     found = asyncio.run(measured(rate=40, seconds=1, connections=1))
     latencies = found.accepted
     assert found.lost == 0
     assert len(latencies) == found.statuses["201"] > 20
-    # One at a time takes a tenth of a second each: the last of n was answered after n tenths, and was due within the
-    # first second. A clock that started with the sending would show one tenth for each.
+    # One at a time, each request takes a tenth of a second: the last of n has its response after n tenths, and was due
+    # within the first second. A clock that started when a request was sent would show one tenth for each.
     assert max(latencies) > len(latencies) * SERVICE_SECONDS - 1
     assert min(latencies) >= SERVICE_SECONDS
     assert generator.summary(found, 1)["p99_ms"] > 1_000
 
 
-def test_with_connections_to_spare_nothing_waits() -> None:
+def test_no_request_waits_while_connections_are_free() -> None:
     found = asyncio.run(measured(rate=40, seconds=1, connections=64))
     assert found.waited == 0
     assert SERVICE_SECONDS <= generator.percentile(found.accepted, 0.5) / 1_000 < 2 * SERVICE_SECONDS
 
 
-# --- Turns ----------------------------------------------------------------------------------------------------------
+# --- Rounds ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_bars_compare_stands_close_together() -> None:
-    def contestant(name: str, clients: int, *, is_compared: bool = True) -> Contestant:
-        return Contestant("http", name, clients, dict, is_compared)
+def test_measurements_that_targets_compare_are_adjacent() -> None:
+    def measurement(name: str, clients: int, *, is_compared: bool = True) -> Measurement:
+        return Measurement("http", name, clients, dict, is_compared)
 
-    found = side_by_side(
+    found = order_for_comparison(
         [
-            contestant("floor of one", 1),
-            contestant("floor", 16),
-            contestant("naive", 8),
-            contestant("one", 1),
-            contestant("some", 16, is_compared=False),
-            contestant("many", 64),
+            measurement("floor of one", 1),
+            measurement("floor", 16),
+            measurement("naive", 8),
+            measurement("one", 1),
+            measurement("some", 16, is_compared=False),
+            measurement("many", 64),
         ]
     )
     assert [each.name for each in found] == ["floor of one", "one", "some", "naive", "floor", "many"]
 
 
-def test_contestants_take_turns_back_and_forth_and_the_median_round_is_kept() -> None:
+def test_measurements_alternate_forwards_and_backwards_and_the_median_round_is_stored() -> None:
     seen = []
 
-    def contestant(name: str, rounds: list[dict[str, float]]) -> Contestant:
+    def measurement(name: str, rounds: list[dict[str, float]]) -> Measurement:
         left = iter(rounds)
-        return Contestant("http", name, 1, lambda: seen.append(name) or next(left))  # type: ignore[func-returns-value]
+        return Measurement("http", name, 1, lambda: seen.append(name) or next(left))  # type: ignore[func-returns-value]
 
     fast = [{"orders_per_second": rate, "place_p50_ms": 1 / rate, "p99_ms": rate * 2} for rate in (9.0, 5.0, 7.0)]
     slow = [{"orders_per_second": 1.0, "faults": faults} for faults in (0, 2, 1)]
     run = Run(NO_SERVERS, Lengths(rounds=3))
-    take_turns(run, [contestant("fast", fast), contestant("slow", slow)])
+    alternate(run, [measurement("fast", fast), measurement("slow", slow)])
     assert seen == ["fast", "slow", "slow", "fast", "fast", "slow"]
     assert run.results["http"]["fast"] == fast[2] | {
         "faults": 0,
         "rounds": [{"orders_per_second": rate, "place_p50_ms": 1 / rate} for rate in (9.0, 5.0, 7.0)],
     }
-    assert run.results["http"]["slow"]["faults"] == bars.faults(run.results) == 3
+    assert run.results["http"]["slow"]["faults"] == targets.faults(run.results) == 3
 
 
 # --- The table ------------------------------------------------------------------------------------------------------
 
 
-def test_the_table_marks_what_is_below_its_bar_and_what_was_not_measured() -> None:
+def test_the_table_marks_missed_targets_and_missing_measurements() -> None:
     results = {
         "floor": {
             "8": {"orders_per_second": 4_000.0, "latency_ms": 0.5},
@@ -236,34 +236,34 @@ def test_the_table_marks_what_is_below_its_bar_and_what_was_not_measured() -> No
             "1x16x1": {"place_p50_ms": 2.0},
         },
     }
-    verdicts = {row["bar"]: (row["figure"], row["verdict"]) for row in bars.table(results)}
+    verdicts = {row["target"]: (row["figure"], row["verdict"]) for row in targets.table(results)}
     assert verdicts["64 clients, 16 symbols ÷ naive"] == (15.9, "ok")
-    assert verdicts["64 clients, 16 symbols ÷ floor"] == (0.3975, "BELOW")
+    assert verdicts["64 clients, 16 symbols ÷ floor"] == (0.3975, "MISSED")
     assert verdicts["two web processes ÷ one"] == (1.06, "ok")
-    assert verdicts["one client's p50 ÷ floor's latency"] == (4.0, "BELOW")
+    assert verdicts["one client's p50 ÷ floor's latency"] == (4.0, "MISSED")
     assert verdicts["batches of 100 ÷ floor"] == (None, "not measured")
 
 
-def test_what_took_turns_is_compared_round_by_round() -> None:
+def test_alternating_measurements_are_compared_round_by_round() -> None:
     def cell(*rates: float) -> dict[str, Any]:
         return {"orders_per_second": 0.0, "rounds": [{"orders_per_second": rate} for rate in rates]}
 
-    # The machine was three times as fast in the last round, and the one naive cell met it at its best moment.
+    # The machine was three times as fast in the last round, and even faster for one naive cell.
     results = {
         "naive": {"4x16x1": cell(10.0, 10.0, 90.0), "8x16x1": cell(11.0, 11.0, 30.0)},
         "http": {"64x16x1": cell(100.0, 100.0, 330.0), "64x16x2": cell(110.0, 99.0, 300.0), "64x1x1": cell(0, 0, 0)},
     }
-    verdicts = {row["bar"]: row["figure"] for row in bars.table(results)}
+    verdicts = {row["target"]: row["figure"] for row in targets.table(results)}
     assert verdicts["64 clients, 16 symbols ÷ naive"] == pytest.approx(10)
     assert verdicts["two web processes ÷ one"] == pytest.approx(0.99)
 
 
-def test_the_growth_bars_compare_the_largest_with_the_smallest() -> None:
+def test_the_growth_targets_compare_the_largest_with_the_smallest() -> None:
     rates = {"history 10000 64": 1_000.0, "history 2000000 64": 790.0}
     results = {"growth": {name: {"orders_per_second": rate} for name, rate in rates.items()}}
-    verdicts = {row["bar"]: (row["figure"], row["verdict"]) for row in bars.table(results)}
-    assert verdicts["most ÷ fewest old orders and trades, 64 clients"] == (0.79, "BELOW")
+    verdicts = {row["target"]: (row["figure"], row["verdict"]) for row in targets.table(results)}
+    assert verdicts["most ÷ fewest old orders and trades, 64 clients"] == (0.79, "MISSED")
 
 
-def test_faults_are_found_wherever_they_were_counted() -> None:
-    assert bars.faults({"http": {"a": {"faults": 1}}, "growth": {"b": {"rounds": [1.0], "faults": 2}}}) == 3
+def test_faults_of_all_levels_are_summed() -> None:
+    assert targets.faults({"http": {"a": {"faults": 1}}, "growth": {"b": {"rounds": [1.0], "faults": 2}}}) == 3

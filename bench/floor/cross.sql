@@ -1,5 +1,5 @@
--- An order that takes the best maker of the other side. The statement that locks also counts; the one that matches
--- comes after it, so that it sees the book as it is under the lock. One round trip, one commit.
+-- An order that takes the best maker of the opposite side. The first statement locks and counts, the second matches, so
+-- that it sees the book under the lock. One round trip, one commit.
 \set symbol random(1, 16)
 \set broker random(1, 20)
 \set side random(0, 1) * 2 - 1

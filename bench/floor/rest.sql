@@ -1,4 +1,4 @@
--- An order that rests: lock and count on the instrument, insert the order. One round trip, one commit.
+-- A resting order: lock the instrument and count, then insert the order. One round trip, one commit.
 \set symbol random(1, 16)
 \set broker random(1, 20)
 \set side random(0, 1) * 2 - 1

@@ -1,6 +1,6 @@
--- Five bare tables, with only the indexes that matching needs: no ids, no foreign keys, no checks. An order's name is
--- its symbol and sequence. Prices are whole ticks, each order is of one lot of 100, an account is a broker's in one
--- symbol, so that no two symbols ever wait for each other. Small rows that change often get room to stay in their page.
+-- Five bare tables, with only the indexes that matching needs: no ids, no foreign keys, no checks. Symbol and sequence
+-- identify an order. Prices are whole ticks, the quantity of each order is 100. There is an account per broker and
+-- symbol, so that symbols never wait for each other. A low fillfactor keeps new versions of small rows in their page.
 
 CREATE TABLE instrument (symbol int PRIMARY KEY, sequence bigint NOT NULL DEFAULT 0) WITH (fillfactor = 10);
 CREATE TABLE account (

@@ -1,13 +1,13 @@
--- What every script counts, and how it tells: one line of JSON at the end.
+-- Counts of all scripts, printed as one line of JSON at the end.
 
 local ffi = require("ffi")
 ffi.cdef("typedef struct { long seconds, nanoseconds; } moment; int clock_gettime(int clock, moment *now);")
 local moment = ffi.new("moment")
 local threads = {}
 
-statuses, accepted = {}, 0 -- of one thread; `accepted` are new orders: 201, on their own or within a batch
-places = {} -- microseconds of each accepted order, where one connection makes that known
-started_at, ended_at = 0, 0 -- of a script that ends by itself
+statuses, accepted = {}, 0 -- per thread; `accepted` counts new orders: 201, by themselves or in a batch
+places = {} -- microseconds of each accepted order, measured with a single connection only
+started_at, ended_at = 0, 0 -- set by a script that ends before its time
 
 function microseconds()
   ffi.C.clock_gettime(1, moment) -- 1: CLOCK_MONOTONIC
@@ -34,7 +34,7 @@ function done(summary, latency)
   local counts = {}
   for status, number in pairs(all) do table.insert(counts, string.format('"%d":%d', status, number)) end
   table.sort(times)
-  local errors = summary.errors -- `status` among them are refusals, which `statuses` tells by number
+  local errors = summary.errors -- without `status`: rejections, which `statuses` counts by number
   io.write(string.format(
     'RESULT {"seconds":%f,"accepted":%d,"statuses":{%s},"p50_ms":%f,"p99_ms":%f,"place_p50_ms":%f,"lost":%d}\n',
     seconds, total, table.concat(counts, ","), latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,

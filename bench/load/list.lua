@@ -1,4 +1,4 @@
--- Requests from a list, in its order: once, or again and again. wrk -s list.lua URL -- LIST once|again
+-- Requests from a list, in its order, once or repeatedly. wrk -s list.lua URL -- LIST once|again
 
 dofile("counting.lua")
 local list, next_one, once = {}, 0, false

@@ -1,16 +1,16 @@
--- A usual day: about two thirds new orders, one third cancels of orders placed before.
+-- The mix: about two thirds new orders, one third cancels of earlier orders.
 -- wrk -s mix.lua URL -- WORLD SYMBOLS SEED CLIENTS
 
 dofile("counting.lua")
 local orders = dofile("orders.lua")
 
-local RESTING_MIN = 20 -- of one thread: a book with depth
-local CANCELS = 0.36 -- of requests, once there is depth
-local resting, alone, asked_at = {}, false, 0
+local RESTING_MIN = 20 -- resting orders per thread, before any cancel
+local CANCELS = 0.36 -- share of the requests
+local resting, is_single_client, sent_at = {}, false, 0
 
 function init(args)
   orders.start(args[1], args[2], args[3] + number)
-  alone = args[4] == "1"
+  is_single_client = args[4] == "1"
 end
 
 local function cancel()
@@ -22,7 +22,7 @@ local function cancel()
 end
 
 function request()
-  if alone then asked_at = microseconds() end
+  if is_single_client then sent_at = microseconds() end
   if #resting > RESTING_MIN and math.random() < CANCELS then return cancel() end
   local broker = orders.broker()
   return wrk.format("POST", "/orders", orders.headers(broker.key), orders.new(broker, 10))
@@ -32,7 +32,7 @@ function response(status, headers, body)
   count(status)
   if status ~= 201 then return end
   accepted = accepted + 1
-  if alone then table.insert(places, microseconds() - asked_at) end
+  if is_single_client then table.insert(places, microseconds() - sent_at) end
   local state = body:match('"status":%s*"([a-z_]+)"')
   if state == "pending" or state == "partially_filled" then
     local key = orders.keys[body:match('"broker_id":%s*"([^"]+)"')]

@@ -1,1 +1,1 @@
-"""What a developer would write first: one view, one transaction per order, the ORM row by row. It is correct."""
+"""A first implementation of the exchange: one transaction per order, the ORM row by row. It is correct."""

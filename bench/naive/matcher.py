@@ -1,4 +1,4 @@
-"""Place and cancel as transactions on the product's tables, by the ORM alone."""
+"""Place and cancel as transactions on the product's tables, with the ORM only."""
 
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -19,14 +19,14 @@ WORKING = ["pending", "partially_filled"]
 TICK = Decimal("0.01")
 
 
-class Refused(Exception):
+class Rejected(Exception):
     def __init__(self, status: int, code: str) -> None:
         self.status, self.code = status, code
 
 
 @transaction.atomic
 def place(broker_id: str, form: dict[str, Any]) -> tuple[Order, list[Trade]]:
-    """Match a new order with the book; what is left of it rests, if it may."""
+    """Match a new order with the book; its remainder rests, if it may."""
     order = _validated(broker_id, form)
     instrument = Instrument.objects.select_for_update().get(symbol=form["symbol"])
     makers = list(_makers(order))
@@ -56,14 +56,14 @@ def place(broker_id: str, form: dict[str, Any]) -> tuple[Order, list[Trade]]:
 
 @transaction.atomic
 def cancel(broker_id: str, order_id: UUID) -> Order:
-    """Take a working order out of the book."""
+    """Cancel a working order."""
     found = Order.objects.filter(pk=order_id, broker=broker_id).first()
     if found is None:
-        raise Refused(404, "order_not_found")
+        raise Rejected(404, "order_not_found")
     instrument = Instrument.objects.select_for_update().get(pk=found.instrument_id)
     order = Order.objects.get(pk=order_id)
     if order.status not in WORKING:
-        raise Refused(409, "order_not_cancellable")
+        raise Rejected(409, "order_not_cancellable")
     broker = _locked({broker_id})[broker_id]
     holding = Holding.objects.get(broker=broker, instrument=instrument)
     order.status, order.cancel_reason, order.cancelled_at = "cancelled", "by_broker", timezone.now()
@@ -73,7 +73,7 @@ def cancel(broker_id: str, order_id: UUID) -> Order:
     _reserve(order, broker, holding, -order.remaining_quantity)
     holding.open_orders -= 1
     holding.save()
-    _tell(broker, "order.cancelled", order, order.cancelled_at)
+    _publish(broker, "order.cancelled", order, order.cancelled_at)
     broker.save()
     return order
 
@@ -81,9 +81,9 @@ def cancel(broker_id: str, order_id: UUID) -> Order:
 def _validated(broker_id: str, form: dict[str, Any]) -> Order:
     now, price = timezone.now(), form.get("price")
     if form["broker_id"] != broker_id:
-        raise Refused(403, "broker_mismatch")
+        raise Rejected(403, "broker_mismatch")
     if form["quantity"] <= 0 or form["side"] not in ("bid", "ask") or (price and price % TICK):
-        raise Refused(400, "validation_error")
+        raise Rejected(400, "validation_error")
     expires_at = parse_datetime(form["expires_at"]) if "expires_at" in form else None
     if form.get("time_in_force") == "day":
         expires_at = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
@@ -104,7 +104,7 @@ def _validated(broker_id: str, form: dict[str, Any]) -> Order:
 
 
 def _makers(order: Order) -> Any:
-    """The opposite orders it may trade with, best first."""
+    """Return the opposite orders that cross the order, best first."""
     crossing = Order.objects.working().filter(Q(expires_at=None) | Q(expires_at__gt=order.created_at))
     crossing = crossing.filter(instrument=order.instrument_id, side="ask" if order.side == "bid" else "bid")
     if order.price is not None:
@@ -113,24 +113,24 @@ def _makers(order: Order) -> Any:
 
 
 def _locked(broker_ids: set[str]) -> dict[str, Broker]:
-    """Always in the same order: two symbols must not deadlock."""
+    """Lock brokers in the order of their ids, so that orders in two symbols cannot deadlock."""
     return {each.pk: each for each in Broker.objects.select_for_update().filter(pk__in=broker_ids).order_by("pk")}
 
 
 def _require_funds(order: Order, makers: list[Order], broker: Broker, holding: Holding) -> None:
     if order.side == "ask" and holding.quantity - holding.reserved < order.quantity:
-        raise Refused(409, "insufficient_holdings")
+        raise Rejected(409, "insufficient_holdings")
     cost, left = (order.price or Decimal(0)) * order.quantity, order.quantity
     if order.price is None:
         for maker in makers:
             cost += maker.price * min(left, maker.remaining_quantity)  # type: ignore[operator]
             left -= min(left, maker.remaining_quantity)
     if order.side == "bid" and broker.cash - broker.reserved_cash < cost:
-        raise Refused(409, "insufficient_balance")
+        raise Rejected(409, "insufficient_balance")
 
 
 def _trade(order: Order, maker: Order, brokers: dict[str, Broker], holdings: dict[str, Holding]) -> Trade:
-    """One fill, at the seller's price, with everything that changes by it."""
+    """Store one fill at the seller's price, with all its effects."""
     quantity = min(order.remaining_quantity, maker.remaining_quantity)
     bid, ask = (order, maker) if order.side == "bid" else (maker, order)
     price = maker.price if ask.price is None else ask.price
@@ -158,14 +158,14 @@ def _trade(order: Order, maker: Order, brokers: dict[str, Broker], holdings: dic
         executed_at=order.created_at,
     )
     for each in (bid, ask):
-        _tell(brokers[each.broker_id], "trade.executed", each, trade.executed_at)
+        _publish(brokers[each.broker_id], "trade.executed", each, trade.executed_at)
         brokers[each.broker_id].save()
         holdings[each.broker_id].save()
     return trade
 
 
 def _reserve(order: Order, broker: Broker, holding: Holding, quantity: int) -> None:
-    """Hold so much more of what the order needs; less, where negative."""
+    """Reserve funds for `quantity` of the order; a negative quantity releases them."""
     if order.side == "bid":
         assert order.price is not None
         broker.reserved_cash += order.price * quantity
@@ -173,7 +173,7 @@ def _reserve(order: Order, broker: Broker, holding: Holding, quantity: int) -> N
         holding.reserved += quantity
 
 
-def _tell(broker: Broker, event: str, order: Order, at: datetime) -> None:
+def _publish(broker: Broker, event: str, order: Order, at: datetime) -> None:
     broker.event_sequence += 1
     body = {"event": event, "data": {"order_id": order.pk, "symbol": order.symbol, "status": order.status}}
     text = DjangoJSONEncoder().encode(body)

@@ -1,4 +1,4 @@
-"""What the web server runs for the naive matcher: the same front, and behind it nothing but Django."""
+"""RSGI application of the naive matcher: the same gateway, with plain Django behind it."""
 
 from typing import cast
 

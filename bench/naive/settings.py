@@ -1,4 +1,4 @@
-"""The product's settings, so that pool, timeouts and tables are the same, without its middleware and URLs."""
+"""The product's settings, with the same pool, timeouts and tables, without its middleware and URLs."""
 
 from config.settings.api import *  # noqa: F403
 

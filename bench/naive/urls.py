@@ -1,4 +1,4 @@
-"""What the load asks for."""
+"""URLs of the naive matcher: only those that the load requests."""
 
 from django.http import HttpResponse
 from django.urls import path

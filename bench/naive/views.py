@@ -10,15 +10,15 @@ from uuid import UUID
 
 from django.http import HttpRequest, JsonResponse
 
-from bench.naive.matcher import Refused, cancel, place
+from bench.naive.matcher import Rejected, cancel, place
 from exchange.models import ApiKey
 from orders.models import Order
 
 View = Callable[..., JsonResponse]
 
 
-def answered(view: View) -> View:
-    """Say who asks, looked up by the key; a refusal is its status."""
+def authenticated(view: View) -> View:
+    """Authenticate the request by its key, and convert `Rejected` to a response."""
 
     @wraps(view)
     def wrapper(request: HttpRequest, **arguments: Any) -> JsonResponse:
@@ -28,20 +28,20 @@ def answered(view: View) -> View:
             return JsonResponse({}, status=401)
         try:
             return view(request, key.broker_id, **arguments)
-        except Refused as refusal:
-            return JsonResponse({"code": refusal.code}, status=refusal.status)
+        except Rejected as rejection:
+            return JsonResponse({"code": rejection.code}, status=rejection.status)
 
     return wrapper
 
 
-@answered
+@authenticated
 def orders(request: HttpRequest, broker_id: str) -> JsonResponse:
     order, trades = place(broker_id, json.loads(request.body, parse_float=Decimal))
-    told = [{"trade_id": each.pk, "price": each.price, "quantity": each.quantity} for each in trades]
-    return JsonResponse(_body(order) | {"trades": told}, status=201)
+    trades_shown = [{"trade_id": each.pk, "price": each.price, "quantity": each.quantity} for each in trades]
+    return JsonResponse(_body(order) | {"trades": trades_shown}, status=201)
 
 
-@answered
+@authenticated
 def order(request: HttpRequest, broker_id: str, order_id: UUID) -> JsonResponse:
     return JsonResponse(_body(cancel(broker_id, order_id)))
 

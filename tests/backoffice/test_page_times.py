@@ -25,9 +25,9 @@ def test_every_page_takes_fewer_than_twenty_queries_and_every_filter_matches(
     url = celery_processes.environment()["DATABASE_URL"]
     history.load_history(url, orders=60, trades=40, deliveries=40, resting=24, symbols=2)
     client.force_login(User.objects.create_superuser("bench"))
-    pages.furnish(acts=20)
+    pages.create_rows(actions=20)
 
-    known = page_times.terms()  # they depend on the time
+    known = page_times.filter_values()  # they depend on the time
     monkeypatch.setattr(page_times, "terms", lambda: known)
 
     found = page_times.paths()
@@ -65,5 +65,5 @@ def filters() -> Iterator[tuple[str, str]]:
 
 
 def terms() -> Iterator[tuple[str, str, str]]:
-    for (model, name), values in page_times.terms().items():
+    for (model, name), values in page_times.filter_values().items():
         yield from ((list_url(model), name, str(value)) for value in values)

@@ -55,7 +55,7 @@ def preferred_rows(model: type[Model]) -> Sequence[Any]:
     """Return the preferred rows, then the newest."""
     is_best = When(**PREFERRED_ROWS.get(model._meta.label_lower, {"pk": None}), then=Value(0))
     ordering = Case(is_best, default=Value(1), output_field=IntegerField())
-    return list(model._default_manager.order_by(ordering, "-pk")[: pages.LOOKED_AT])
+    return list(model._default_manager.order_by(ordering, "-pk")[: pages.MAX_CANDIDATES])
 
 
 @dataclass(frozen=True, slots=True)

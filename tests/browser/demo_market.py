@@ -108,10 +108,10 @@ def create(venue: Venue) -> DemoMarket:
     """Create the market on an empty venue."""
     operator = Api(venue.port, manage(venue.env, "create_operator_key"))
     for symbol, (name, _) in INSTRUMENTS.items():
-        operator.made("/stocks", {"symbol": symbol, "name": name})
+        operator.create("/stocks", {"symbol": symbol, "name": name})
     holdings = [{"symbol": symbol, "quantity": SHARES} for symbol in INSTRUMENTS]
     keys = {
-        broker_id: operator.made(
+        broker_id: operator.create(
             "/brokers", {"broker_id": broker_id, "initial_cash": CASH, "initial_holdings": holdings}
         )["api_key"]
         for broker_id in BROKERS
@@ -130,12 +130,12 @@ def _subscribe(market: DemoMarket, receiver: str) -> None:
     addresses = {"aurora": f"{receiver}/aurora", "banyan": f"{receiver}/hooks", "delta-1": "http://127.0.0.1:9/hooks"}
     for broker_id, url in addresses.items():
         body = {"broker_id": broker_id, "url": url, "events": EVENTS}
-        market.brokers[broker_id].made("/webhooks", body)
+        market.brokers[broker_id].create("/webhooks", body)
 
 
 def _perform_operator_actions(market: DemoMarket) -> None:
     """Perform the operator actions of a day."""
-    made = market.operator.made
+    made = market.operator.create
     made("/brokers/aurora/transfers", {"reference": "wire-4711", "cash": 250_000, "reason": "wire of the morning"})
     shares = {"reference": "custody-12", "symbol": "AAPL", "quantity": -500, "reason": "to custody"}
     made("/brokers/banyan/transfers", shares)

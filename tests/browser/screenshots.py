@@ -20,8 +20,8 @@ def main(folder: str = str(FOLDER)) -> int:
     if PROGRAM is None:
         raise LocalError(REASON)
     with servers() as on:
-        on.migrated("demo_market")
-        with venue(on, "demo_market", has_members=False, has_backoffice=True) as running:
+        on.create_migrated("demo_market")
+        with venue(on, "demo_market", has_brokers=False, has_backoffice=True) as running:
             market = demo_market.create(running)
             with market.trading():
                 command = [sys.executable, "-m", "tests.browser.capture", running.backoffice_url, folder]

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.django_db(transaction=True)
 _ROWS = [f"exchange_{name}" for name in ("apikey", "auditentry", "broker", "instrument", "transfer")]
 _ROWS += [f"orders_{name}" for name in ("order", "reconcilerun", "trade")]
 _ROWS += [f"webhooks_{name}" for name in ("delivery", "event", "subscription")]
-NO_PAGES = {f"{rows}_{form}" for rows in _ROWS for form in ("add", "delete", "history")}
-NO_PAGES |= {f"{rows}_export" for rows in ("orders_order", "orders_trade", "exchange_transfer", "exchange_auditentry")}
-NO_PAGES |= {"logout", "jsi18n", "autocomplete", "view_on_site", "search", "auth_user_delete"}
+NOT_PAGES = {f"{rows}_{form}" for rows in _ROWS for form in ("add", "delete", "history")}
+NOT_PAGES |= {f"{rows}_export" for rows in ("orders_order", "orders_trade", "exchange_transfer", "exchange_auditentry")}
+NOT_PAGES |= {"logout", "jsi18n", "autocomplete", "view_on_site", "search", "auth_user_delete"}
 
 # Controls that the Tab key does not reach.
 _OUT_OF_REACH = """() => {
@@ -51,7 +51,7 @@ def market(transactional_db: None) -> None:
 @pytest.mark.usefixtures("market")
 def test_every_page(signed_in: SignIn, scheme: Literal["light", "dark"], size: ViewportSize) -> None:
     page = signed_in("superuser")
-    pages.furnish(acts=100)
+    pages.create_rows(actions=100)
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
     page.set_viewport_size(size)
     found = pages.pages()
@@ -72,7 +72,7 @@ def _names() -> Iterator[str]:
     for name in _url_names(admin.site.get_urls()):
         if name == "app_list":
             yield from ("app-auth", "app-exchange", "app-orders", "app-webhooks")
-        elif name not in NO_PAGES:
+        elif name not in NOT_PAGES:
             yield "dashboard" if name == "index" else name.replace("_", "-")
 
 

@@ -1,5 +1,4 @@
-"""What must be reached: each figure is a ratio of two that were measured in the same run; of those that were measured
-in turns it is the median of the ratios in each round."""
+"""Targets: ratios of two figures of the same run; for alternating measurements, the median of the rounds' ratios."""
 
 import statistics
 from collections.abc import Callable, Iterator
@@ -9,12 +8,12 @@ from typing import Any
 from bench.attacks import ATTACKS
 
 Results = dict[str, Any]
-Rounds = Callable[[Results], list[float]]  # a figure, round by round
+Rounds = Callable[[Results], list[float]]  # a figure in each round
 
 
 @dataclass(frozen=True)
-class Bar:
-    """A ratio that must be at least, or at most, so much; `aim` is what we would like."""
+class Target:
+    """A ratio with a lower or an upper limit; `aim` is the desired value beyond the limit."""
 
     name: str
     above: Rounds
@@ -24,7 +23,7 @@ class Bar:
     aim: float | None = None
 
     def figure(self, results: Results) -> float | None:
-        """None where a part of it was not measured."""
+        """Return the ratio, or None if a part of it was not measured."""
         try:
             rounds = zip(self.above(results), self.below(results), strict=True)
             return statistics.median(above / below for above, below in rounds)
@@ -41,7 +40,7 @@ class Bar:
 
 
 def rounds(part: str, name: str, figure: str = "orders_per_second") -> Rounds:
-    """A figure of one measurement."""
+    """Return a figure of one measurement."""
 
     def value(results: Results) -> list[float]:
         found = results[part][name]
@@ -51,11 +50,11 @@ def rounds(part: str, name: str, figure: str = "orders_per_second") -> Rounds:
 
 
 def best(part: str, start: str = "") -> Rounds:
-    """The rate of a part's best measurement, of those whose names start so."""
+    """Return the rate of a part's best measurement whose name begins with `start`."""
     return lambda results: max(_starting(results, part, start, "orders_per_second"), key=statistics.median)
 
 
-def quickest(part: str, start: str, figure: str) -> Rounds:
+def lowest(part: str, start: str, figure: str) -> Rounds:
     return lambda results: min(_starting(results, part, start, figure), key=statistics.median)
 
 
@@ -64,7 +63,7 @@ def _starting(results: Results, part: str, start: str, figure: str) -> list[list
 
 
 def _growth(kind: str, clients: int, pick: Callable[..., str]) -> Rounds:
-    """The rate with the smallest (min) or largest (max) of a kind."""
+    """Return the rate with the smallest (`min`) or largest (`max`) size of a kind."""
 
     def value(results: Results) -> list[float]:
         names = [name for name in results["growth"] if name.startswith(f"{kind} ") and name.endswith(f" {clients}")]
@@ -73,49 +72,49 @@ def _growth(kind: str, clients: int, pick: Callable[..., str]) -> Rounds:
     return value
 
 
-def _all() -> Iterator[Bar]:
-    yield Bar("64 clients, 16 symbols ÷ naive", best("http", "64x16x"), best("naive"), at_least=15)
-    yield Bar("64 clients, 16 symbols ÷ floor", best("http", "64x16x"), best("floor"), at_least=0.4, aim=0.5)
-    yield Bar("1 symbol ÷ 16 symbols, 64 clients", best("http", "64x1x"), best("http", "64x16x"), at_least=0.9)
-    yield Bar("two web processes ÷ one", rounds("http", "64x16x2"), rounds("http", "64x16x1"), at_least=1)
-    yield Bar("batches of 100 ÷ floor", rounds("batches", "100"), best("floor"), at_least=1.2, aim=2)
-    one_client, latency = quickest("http", "1x16x", "place_p50_ms"), rounds("floor", "1", "latency_ms")
-    yield Bar("one client's p50 ÷ floor's latency", one_client, latency, at_most=3.5, aim=2.5)
+def _all() -> Iterator[Target]:
+    yield Target("64 clients, 16 symbols ÷ naive", best("http", "64x16x"), best("naive"), at_least=15)
+    yield Target("64 clients, 16 symbols ÷ floor", best("http", "64x16x"), best("floor"), at_least=0.4, aim=0.5)
+    yield Target("1 symbol ÷ 16 symbols, 64 clients", best("http", "64x1x"), best("http", "64x16x"), at_least=0.9)
+    yield Target("two web processes ÷ one", rounds("http", "64x16x2"), rounds("http", "64x16x1"), at_least=1)
+    yield Target("batches of 100 ÷ floor", rounds("batches", "100"), best("floor"), at_least=1.2, aim=2)
+    one_client, latency = lowest("http", "1x16x", "place_p50_ms"), rounds("floor", "1", "latency_ms")
+    yield Target("one client's p50 ÷ floor's latency", one_client, latency, at_most=3.5, aim=2.5)
     p99, p50 = rounds("open", "50", "p99_ms"), rounds("open", "50", "p50_ms")
-    yield Bar("p99 ÷ p50 at 50 % load", p99, p50, at_most=6)
+    yield Target("p99 ÷ p50 at 50 % load", p99, p50, at_most=6)
     for name, attack in ATTACKS.items():
-        victim = rounds("attacks", name, "p99_ms"), rounds("attacks", "nobody", "p99_ms")
-        yield Bar(f"others' p99 beside {name}", *victim, at_most=attack.p99_at_most)
-    operators = rounds("operators", "logins and exports", "p99_ms"), rounds("operators", "nobody", "p99_ms")
-    yield Bar("orders' p99 beside logins and exports", *operators, at_most=1.5)
+        victim = rounds("attacks", name, "p99_ms"), rounds("attacks", "no attack", "p99_ms")
+        yield Target(f"others' p99 beside {name}", *victim, at_most=attack.p99_at_most)
+    operators = rounds("operators", "logins and exports", "p99_ms"), rounds("operators", "no operators", "p99_ms")
+    yield Target("orders' p99 beside logins and exports", *operators, at_most=1.5)
     for kind, what in [("resting", "resting orders"), ("history", "old orders and trades"), ("brokers", "brokers")]:
         for clients, who in [(64, "64 clients"), (1, "1 client")]:
             name = f"most ÷ fewest {what}, {who}"
-            yield Bar(name, _growth(kind, clients, max), _growth(kind, clients, min), at_least=0.8)
+            yield Target(name, _growth(kind, clients, max), _growth(kind, clients, min), at_least=0.8)
 
 
 ALL = list(_all())
 
 
 def table(results: Results) -> list[dict[str, Any]]:
-    """Each bar with its figure and whether it is met; what was not measured has neither."""
+    """Return each target with its figure and verdict."""
     rows = []
-    for bar in ALL:
-        figure = bar.figure(results)
-        verdict = "not measured" if figure is None else "ok" if bar.is_met(figure) else "BELOW"
-        rows.append({"bar": bar.name, "figure": figure, "limit": bar.limit, "verdict": verdict})
+    for target in ALL:
+        figure = target.figure(results)
+        verdict = "not measured" if figure is None else "ok" if target.is_met(figure) else "MISSED"
+        rows.append({"target": target.name, "figure": figure, "limit": target.limit, "verdict": verdict})
     return rows
 
 
 def lines(results: Results) -> Iterator[str]:
-    """The table as text."""
+    """Yield the lines of the table."""
     for row in table(results):
         figure = "" if row["figure"] is None else f"{row['figure']:.2f}"
-        yield f"{row['bar']:<48} {figure:>8}   {row['limit']:<18} {row['verdict']}"
+        yield f"{row['target']:<48} {figure:>8}   {row['limit']:<18} {row['verdict']}"
 
 
 def faults(results: Any) -> int:
-    """Answers of 5xx and lost connections, wherever they were counted."""
+    """Return the sum of all counts of 5xx responses and lost connections."""
     if isinstance(results, dict):
         return int(results.get("faults", 0)) + sum(map(faults, results.values()))
     return sum(map(faults, results)) if isinstance(results, list) else 0
