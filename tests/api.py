@@ -1,4 +1,4 @@
-"""Orders over HTTP: the clients and bodies that tests of the API share, and what every refusal must look like."""
+"""Shared clients, bodies and assertions for tests of orders over HTTP."""
 
 from http import HTTPStatus
 from typing import Any
@@ -8,7 +8,7 @@ import msgspec
 from exchange import services
 from exchange.rules import Scope
 from tests import trading
-from tests.exchange.client import Answer, Client
+from tests.exchange.client import ApiResponse, Client
 from tests.trading import BY
 
 LIMIT = {
@@ -28,7 +28,7 @@ PROBLEM = ["type", "title", "status", "detail", "code", "request_id"]
 
 
 def broker(broker_id: str, **funds: Any) -> Client:
-    """A new broker's client; it has ample cash and shares of AAPL, or what is said."""
+    """Create a broker, by default with ample cash and shares of AAPL, and return its client."""
     return Client(trading.broker(broker_id, **funds))
 
 
@@ -37,17 +37,17 @@ def operator() -> Client:
 
 
 def limit(side: str, quantity: int, price: str, **more: Any) -> dict[str, Any]:
-    """The body of alice's gtc limit order, or of what `more` makes of it."""
+    """Return the body of a gtc limit order of alice, with the fields of `more`."""
     return LIMIT | {"side": side, "quantity": quantity, "price": price} | more
 
 
 def market(side: str, quantity: int, **more: Any) -> dict[str, Any]:
-    """The body of alice's market order."""
+    """Return the body of a market order of alice."""
     return MARKET | {"side": side, "quantity": quantity} | more
 
 
 def token(text: str) -> msgspec.Raw:
-    """A JSON value, sent exactly as it is written here."""
+    """Return a JSON value that is sent exactly as it is written."""
     return msgspec.Raw(text.encode())
 
 
@@ -55,40 +55,40 @@ def without(body: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in body.items() if name not in names}
 
 
-def placed(client: Client, body: Any) -> Any:
-    """The answer to an order that must be new."""
-    answer = client.post("/orders", body)
-    assert answer.status == 201, answer
-    return answer.body
+def place_order(client: Client, body: Any) -> Any:
+    """Place an order that must be accepted, and return the body of the response."""
+    response = client.post("/orders", body)
+    assert response.status == 201, response
+    return response.body
 
 
-def refused(client: Client, method: str, path: str, body: Any = None, **options: str) -> Answer:
-    """Send what must be refused: a whole problem is the answer, and nothing was written."""
-    before = trading.everything()
-    answer = client.request(method, path, body, **options)
-    assert 400 <= answer.status < 500, answer
-    assert_problem(answer)
-    assert trading.everything() == before
-    return answer
+def assert_rejected(client: Client, method: str, path: str, body: Any = None, **options: str) -> ApiResponse:
+    """Send a request that must be rejected with a problem, assert that nothing was written, return the response."""
+    before = trading.snapshot()
+    response = client.request(method, path, body, **options)
+    assert 400 <= response.status < 500, response
+    assert_problem(response)
+    assert trading.snapshot() == before
+    return response
 
 
-def assert_problem(answer: Answer) -> None:
-    """`answer` is `application/problem+json`, all of it."""
-    body = answer.body
-    assert answer.headers["Content-Type"] == "application/problem+json"
+def assert_problem(response: ApiResponse) -> None:
+    """Assert that the response is a complete `application/problem+json`."""
+    body = response.body
+    assert response.headers["Content-Type"] == "application/problem+json"
     assert list(body) in (PROBLEM, [*PROBLEM, "errors"])
-    assert (body["type"], body["status"]) == ("about:blank", answer.status)
-    assert body["title"] == HTTPStatus(answer.status).phrase
+    assert (body["type"], body["status"]) == ("about:blank", response.status)
+    assert body["title"] == HTTPStatus(response.status).phrase
     assert body["detail"]
-    assert body["request_id"] == answer.headers["X-Request-Id"] != ""
+    assert body["request_id"] == response.headers["X-Request-Id"] != ""
     for error in body.get("errors", []):
         assert list(error) == ["field", "code", "detail"]
         assert error["code"]
         assert error["detail"]
 
 
-def walk(client: Client, path: str, plural: str, limit: int) -> list[list[Any]]:
-    """Every page of a list."""
+def all_pages(client: Client, path: str, plural: str, limit: int) -> list[list[Any]]:
+    """Return every page of a list."""
     separator, pages = "&" if "?" in path else "?", []
     cursor: str | None = ""
     while cursor is not None:

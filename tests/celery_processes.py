@@ -1,8 +1,8 @@
-"""Celery's real processes against the test database, for tests of what they do and of what happens when one dies.
+"""Celery's real processes on the test database, for tests of their work and of their failures.
 
-They are started as `make run` starts them. The messages of one test never reach the next: Valkey is emptied before the
-first process starts and after the last has ended, which is before the test's tables are emptied. A process lives no
-longer than the thread that started it.
+They are started as in `make run`. No message of a test reaches the next one: Valkey is emptied before the first process
+starts and after the last has ended, before the test's tables are emptied. A process ends with the thread that started
+it.
 """
 
 import os
@@ -25,10 +25,10 @@ GRACE_SECONDS = 15.0
 
 @dataclass(slots=True)
 class CeleryProcess:
-    """A worker or beat; `start` returns once it is at work."""
+    """A worker or beat; `start` returns when it is ready."""
 
     child: Child
-    at_work: bytes  # what its log says then
+    ready_text: bytes  # in its log, as soon as it is ready
     _log_read_to: int = 0
 
     def start(self) -> None:
@@ -39,21 +39,21 @@ class CeleryProcess:
         self._log_read_to = len(self.log)
         self.child.start()
 
-    def wait_until_at_work(self) -> None:
-        def is_at_work() -> bool:
-            return self.at_work in self.log[self._log_read_to :]
+    def wait_until_ready(self) -> None:
+        def is_ready() -> bool:
+            return self.ready_text in self.log[self._log_read_to :]
 
-        assert wait_until(lambda: is_at_work() or not self.child.is_running(), START_SECONDS), self.last_words()
-        assert is_at_work(), self.last_words()
+        assert wait_until(lambda: is_ready() or not self.child.is_running(), START_SECONDS), self.end_of_log()
+        assert is_ready(), self.end_of_log()
 
     def stop(self) -> None:
-        """Tell it to stop, as an operator does; it must not need to be forced."""
-        asked = time.monotonic()
+        """Stop it with its signal, as an operator does; it must end within its grace period."""
+        started = time.monotonic()
         self.child.stop()
-        assert time.monotonic() - asked < self.child.grace_seconds, self.last_words()
+        assert time.monotonic() - started < self.child.grace_seconds, self.end_of_log()
 
     def kill(self) -> None:
-        """End it and every process it started, without a warning."""
+        """Kill it with every process it started."""
         self.child.kill()
 
     def restart(self) -> None:
@@ -64,46 +64,46 @@ class CeleryProcess:
     def log(self) -> bytes:
         return self.child.log.read_bytes() if self.child.log.exists() else b""
 
-    def last_words(self) -> str:
+    def end_of_log(self) -> str:
         return self.log[-4_000:].decode(errors="replace")
 
 
 def start_all(*processes: CeleryProcess) -> None:
-    """Start them side by side, for each takes seconds, and wait until all are at work."""
+    """Start processes concurrently, because each takes seconds, and wait until all are ready."""
     for process in processes:
         process.launch()
     for process in processes:
-        process.wait_until_at_work()
+        process.wait_until_ready()
 
 
 def worker(log: Path, *, name: str = "worker", redis_url: str | None = None) -> CeleryProcess:
-    """The worker of everything but webhooks, not started yet."""
+    """Return the worker of all tasks except webhooks, not started yet."""
     return _worker(log, redis_url, ["-Q", "celery", "-n", f"{name}@%h"])
 
 
 def webhook_worker(log: Path, *, name: str = "webhooks", redis_url: str | None = None) -> CeleryProcess:
-    """The worker that sends webhooks, not started yet."""
+    """Return the worker that sends webhooks, not started yet."""
     return _worker(log, redis_url, ["-Q", "webhooks", "-n", f"{name}@%h", "--pool", "threads"])
 
 
 def beat(log: Path, *, redis_url: str | None = None) -> CeleryProcess:
-    """Beat, not started yet."""
+    """Return beat, not started yet."""
     arguments = ["beat", "--scheduler", "celery.beat.Scheduler", "--pidfile="]
-    return _process(log, redis_url, arguments, at_work=b"Sending due task")
+    return _process(log, redis_url, arguments, ready_text=b"Sending due task")
 
 
 def _worker(log: Path, redis_url: str | None, arguments: Sequence[str]) -> CeleryProcess:
-    return _process(log, redis_url, ["worker", *arguments, "-c", "2", "--without-mingle"], at_work=b" ready.")
+    return _process(log, redis_url, ["worker", *arguments, "-c", "2", "--without-mingle"], ready_text=b" ready.")
 
 
-def _process(log: Path, redis_url: str | None, arguments: Sequence[str], at_work: bytes) -> CeleryProcess:
+def _process(log: Path, redis_url: str | None, arguments: Sequence[str], ready_text: bytes) -> CeleryProcess:
     argv = [sys.executable, "-m", "celery", "-A", "config", *arguments, "-l", "INFO"]
     child = Child(log.stem, argv, log=log, env=environment(redis_url), cwd=ROOT, grace_seconds=GRACE_SECONDS)
-    return CeleryProcess(child, at_work)
+    return CeleryProcess(child, ready_text)
 
 
 def environment(redis_url: str | None = None) -> dict[str, str]:
-    """What our processes are told: the database of this test session, and its Valkey unless another one is named."""
+    """Return the environment: the database of this test session, and by default its Valkey."""
     base, _, _ = os.environ["DATABASE_URL"].rpartition("/")
     return os.environ | {
         "DATABASE_URL": f"{base}/{connection.settings_dict['NAME']}",
@@ -114,11 +114,11 @@ def environment(redis_url: str | None = None) -> dict[str, str]:
 
 @dataclass(slots=True)
 class Celery:
-    """The processes of one test, which end with it."""
+    """The processes of one test, which are killed at its end."""
 
     folder: Path
     redis_url: str
-    made: list[CeleryProcess] = field(default_factory=list)
+    started: list[CeleryProcess] = field(default_factory=list)
 
     def worker(self, name: str = "worker") -> CeleryProcess:
         return self._make(worker(self._log(name), name=name, redis_url=self.redis_url))
@@ -130,7 +130,7 @@ class Celery:
         return self._make(beat(self._log(name), redis_url=self.redis_url))
 
     def _make(self, process: CeleryProcess) -> CeleryProcess:
-        self.made.append(process)
+        self.started.append(process)
         return process
 
     def _log(self, name: str) -> Path:
@@ -139,13 +139,13 @@ class Celery:
 
 @contextmanager
 def celery(folder: Path, redis_url: str) -> Iterator[Celery]:
-    """Processes that find no message of others in their Valkey, and leave none."""
+    """Provide processes with an empty Valkey, and empty it at the end."""
     _empty(redis_url)
     processes = Celery(folder, redis_url)
     try:
         yield processes
     finally:
-        for process in processes.made:
+        for process in processes.started:
             process.kill()
         _empty(redis_url)
 

@@ -1,4 +1,4 @@
-"""Fixtures for every package's tests."""
+"""Fixtures for the tests of all packages."""
 
 import gc
 import shutil
@@ -19,14 +19,14 @@ from tests.celery_processes import Celery
 from tests.receiver import Receiver
 from tests.servers import POSTGRES_OPTIONS
 
-# The same examples in every run: a test must not fail by chance. `--hypothesis-profile=random` looks for new ones.
+# Use the same examples in every run, so that no test fails by chance. `--hypothesis-profile=random` tries new ones.
 hypothesis.settings.register_profile("reproducible", derandomize=True)
 hypothesis.settings.register_profile("random", derandomize=False)
 hypothesis.settings.load_profile("reproducible")
 
 
 def pytest_collection_finish() -> None:
-    """Keep modules and collected tests out of garbage collections, and make those rare: a tenth of the CPU time."""
+    """Exclude modules and collected tests from garbage collection and make it rare, saving a tenth of the CPU time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
@@ -42,7 +42,7 @@ def _empty_tables_quickly() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _find_static_files_once() -> Iterator[None]:
-    """Keep what WhiteNoise finds, because each test client starts the middleware anew and would search again."""
+    """Cache the files that WhiteNoise finds, because each test client creates the middleware and would search again."""
     find = WhiteNoiseMiddleware.add_files_from_finders
     found: dict[str, Any] = {}
 
@@ -59,13 +59,13 @@ def _find_static_files_once() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_flood() -> None:
-    """Forget the requests without a key of the tests before: those of this test have their own lines in the log."""
+    """Reset the log throttle, so that requests without a key are logged in each test."""
     log_throttle._throttle = log_throttle.LogThrottle()
 
 
 @pytest.fixture(scope="session")
 def server(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[live.Server]:
-    """The API's server, running on the test database; tests that use it need `django_db(transaction=True)`."""
+    """The API's server on the test database. Tests that use it need `django_db(transaction=True)`."""
     running = live.server(tmp_path_factory.mktemp("web") / "web.log")
     try:
         running.start()
@@ -76,7 +76,7 @@ def server(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture(scope="session")
 def backoffice(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[live.Server]:
-    """The back office's server, likewise."""
+    """The back office's server on the test database. Tests that use it need `django_db(transaction=True)`."""
     running = live.backoffice(tmp_path_factory.mktemp("backoffice") / "backoffice.log")
     try:
         running.start()
@@ -87,14 +87,14 @@ def backoffice(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def celery(transactional_db: None, tmp_path: Path) -> Iterator[Celery]:
-    """Celery's processes, which the test starts, on the session's Valkey; they end before the tables are emptied."""
+    """Celery's processes, started by the test, with the session's Valkey; they end before the tables are emptied."""
     with celery_processes.celery(tmp_path, settings.REDIS_URL) as processes:
         yield processes
 
 
 @pytest.fixture
 def valkey(tmp_path: Path) -> Iterator[Valkey]:
-    """A Valkey for one test to kill: `child.kill()`, and `restart()` on the same port with nothing in it."""
+    """A Valkey that a test may kill with `child.kill()`, and `restart()` on the same port without data."""
     own = Valkey(tmp_path, log=tmp_path / "valkey.log")
     try:
         own.start()
@@ -105,7 +105,7 @@ def valkey(tmp_path: Path) -> Iterator[Valkey]:
 
 @pytest.fixture
 def postgres() -> Iterator[Postgres]:
-    """A PostgreSQL for one test to stop and to kill."""
+    """A PostgreSQL that a test may stop and kill."""
     folder = private_short_folder(postgres_account(folder=None))
     own = Postgres(folder / "postgres", log=folder / "postgres.log", options=POSTGRES_OPTIONS)
     try:
@@ -117,14 +117,14 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def celery_apart(transactional_db: None, tmp_path: Path, valkey: Valkey) -> Iterator[Celery]:
-    """Celery's processes on the test's own `valkey`, which must be up when the test ends."""
+def celery_on_own_valkey(transactional_db: None, tmp_path: Path, valkey: Valkey) -> Iterator[Celery]:
+    """Celery's processes with the test's own `valkey`, which must be running when the test ends."""
     with celery_processes.celery(tmp_path, valkey.url) as processes:
         yield processes
 
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    """Whom webhooks can be sent to."""
+    """A running webhook receiver."""
     with Receiver() as listening:
         yield listening

@@ -1,7 +1,7 @@
 """Empty the test database quickly between tests that commit.
 
-Django's own flush truncates every table and emits `post_migrate`, which costs more than most tests. Here, only tables
-that anything was written to are truncated, and what the migrations wrote (permissions and groups) stays.
+Django's own flush truncates every table and emits `post_migrate`, which costs more than most tests. Here, only
+tables that are not empty are truncated, and the rows of the migrations (permissions and groups) are kept.
 """
 
 from functools import cache
@@ -15,7 +15,7 @@ WRITTEN_BY_MIGRATIONS |= {"exchange_audithead"}
 
 
 def empty_tables(_: TransactionTestCase) -> None:
-    """Take the place of `TransactionTestCase._fixture_teardown`."""
+    """Replace `TransactionTestCase._fixture_teardown`."""
     with transaction.atomic(), connection.cursor() as cursor:
         # By size, because rows that were rolled back or deleted still influence the planner.
         cursor.execute(

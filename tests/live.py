@@ -1,4 +1,4 @@
-"""Servers of our own against the test database, for tests that must go through real sockets."""
+"""Servers on the test database, for tests over real sockets."""
 
 import http.client
 import os
@@ -12,13 +12,13 @@ from config.local.processes import Child, wait_until
 from config.local.servers import free_port
 
 START_SECONDS = 30.0
-ANSWER_SECONDS = 5.0
+RESPONSE_TIMEOUT_SECONDS = 5.0
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(slots=True)
 class Server:
-    """A server on a port of its own; `restart` keeps the port."""
+    """A server with its own port, which `restart` keeps."""
 
     child: Child
     port: int
@@ -34,11 +34,11 @@ class Server:
 
     def start(self) -> None:
         self.child.start()
-        wait_until(lambda: self.answers() or not self.child.is_running(), START_SECONDS)
-        assert self.answers(), self.child.log.read_text()[-4_000:]
+        wait_until(lambda: self.is_up() or not self.child.is_running(), START_SECONDS)
+        assert self.is_up(), self.child.log.read_text()[-4_000:]
 
     def restart(self) -> None:
-        """Stop in good order and start again."""
+        """Stop the server normally and start it again."""
         self.stop()
         self.start()
 
@@ -46,12 +46,12 @@ class Server:
         self.child.stop()
 
     def kill(self) -> None:
-        """End the server and its worker without a warning."""
+        """Kill the server and its worker."""
         self.child.kill()
 
-    def answers(self) -> bool:
-        """Whether anything, a 404 even, is answered over HTTP."""
-        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_SECONDS)
+    def is_up(self) -> bool:
+        """True if the server responds over HTTP, with any status."""
+        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=RESPONSE_TIMEOUT_SECONDS)
         try:
             client.request("GET", "/healthz")
             return client.getresponse().status > 0
@@ -62,13 +62,13 @@ class Server:
 
 
 def server(log: Path) -> Server:
-    """An API, not started yet, that uses the database of this test session."""
+    """Return a server of the API on the test database, not started yet."""
     port = free_port()
     return Server(Child("web", web.api_command(port), log=log, env=_environment(), cwd=ROOT), port)
 
 
 def backoffice(log: Path) -> Server:
-    """A back office, likewise, at the priority of the tests: it must answer them while they keep the machine busy."""
+    """Return a back office on the test database, at normal priority, so that it responds on a busy machine."""
     port = free_port()
     env = _environment() | {"BACKOFFICE_NICENESS": "0"}
     return Server(Child("backoffice", web.backoffice_command(port), log=log, env=env, cwd=ROOT), port)

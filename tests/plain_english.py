@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 IGNORED_FOLDERS = re.compile(r"\.(?!ci$)|__pycache__$|node_modules$|locale$")
 
 HASH = re.compile(r"(?:^|\s)##?(?:\s|$)")
-COMMENTS = {  # what begins a comment, by the suffix of the file
+COMMENTS = {  # beginning of a comment, by the suffix of the file
     **dict.fromkeys([".sql", ".lua"], re.compile(r"(?:^|\s)--+(?:\s|$)")),
     **dict.fromkeys([".js", ".css"], re.compile(r"(?:^|\s)(?://|/?\*+/?)(?:\s|$)")),
     **dict.fromkeys([".sh", ".yml", ".yaml", ".toml", ".example"], HASH),
@@ -85,7 +85,7 @@ OPENERS = _compiled(
         r"|only (?:then|so|thus)\b|not so\b|no sooner\b",
     }
 )
-TITLE_OPENERS = ["What ...", "How many ..."]  # which may begin a heading
+TITLE_OPENERS = ["What ...", "How many ..."]  # allowed in headings
 
 # The first words of a comment, a docstring or a paragraph, which follow nothing.
 FIRST_OPENERS = _compiled(
@@ -243,7 +243,7 @@ def _python_comments(source: str) -> Iterator[Block]:
 
 
 def _without_directives(comment: str) -> str:
-    """A comment without what it says to ruff and mypy."""
+    """Return a comment without its directives for ruff and mypy."""
     return DIRECTIVE.sub("", comment).strip("#!:- ")
 
 

@@ -1,7 +1,7 @@
-"""Run the tests that start processes or a browser first; with `--quick`, leave them out and say which.
+"""Run the tests that start processes or a browser first; with `--quick`, leave them out and list them.
 
-A plugin (`-p tests.processes`). These tests take longest and mostly wait, so that other tests run beside them. They
-have the marker `processes` or use one of `PROCESS_FIXTURES`. In a quick run, any other test that starts a process
+This is a plugin (`-p tests.processes`). These tests take longest and mostly wait, so that other tests run in parallel.
+They have the marker `processes` or use one of `PROCESS_FIXTURES`. In a quick run, any other test that starts a process
 fails.
 """
 
@@ -15,7 +15,7 @@ PROCESS_FIXTURES = {
     "backoffice",
     "browser",
     "celery",
-    "celery_apart",
+    "celery_on_own_valkey",
     "impatient_backoffice",
     "server",
     "shared_worker",
@@ -60,7 +60,7 @@ def _forbid_processes(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Tell the controller, if this is one of its workers."""
+    """Send the counts to the controller, if this is one of its workers."""
     output = getattr(session.config, "workeroutput", None)
     left_out = session.config.stash[LEFT_OUT]
     if output is not None:
@@ -76,7 +76,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 class _Controller:
-    """Collects what the workers left out, which is the same for each."""
+    """Plugin of the controller, which collects the equal counts of the workers."""
 
     def __init__(self, left_out: Counter[str]) -> None:
         self.left_out = left_out

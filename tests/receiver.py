@@ -1,7 +1,7 @@
-"""A receiver of webhooks on loopback: it records what it gets, and answers each path as well or as badly as it is told.
+"""A webhook receiver on loopback that records requests and behaves on each path as the test requires.
 
-It runs on an event loop in a thread of its own. What is answered at once is answered from within the protocol, without
-a task per request, so that it keeps up with whoever sends.
+It runs on an event loop in a separate thread. Immediate responses are sent from the protocol, without a task per
+request, so that the receiver is faster than the sender.
 """
 
 import asyncio
@@ -22,24 +22,24 @@ from config.local.processes import wait_until
 START_SECONDS = STOP_SECONDS = 5.0
 BACKLOG = 1024
 CHUNK = b"x" * 65_536
-BOMB_BYTES = 256 * 1024 * 1024  # as much as a receiver's answer of some 256 KB unpacks to
+BOMB_BYTES = 256 * 1024 * 1024  # compressed, about 256 KB
 HEAD_END = b"\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request as it came in."""
+    """A received request."""
 
-    received_at: float  # time.monotonic() when the last byte of it was here
+    received_at: float  # time.monotonic() at its last byte
     method: str
     path: str
     headers: Mapping[str, str]  # names in lower case
     body: bytes
-    connection: int  # which one it came over, counted from 1
+    connection: int  # number of its connection, counted from 1
 
 
 class Connection(asyncio.Protocol):
-    """One sender's connection, requests one after the other."""
+    """A sender's connection, with one request at a time."""
 
     def __init__(self, receiver: "Receiver") -> None:
         self.receiver = receiver
@@ -47,8 +47,8 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport
         self.writable = asyncio.Event()
         self._unread = b""
-        self._answering: asyncio.Future[None] | None = None
-        self._asked: str | None = None  # the path of the request that waits for its answer
+        self._response_task: asyncio.Future[None] | None = None
+        self._path_in_progress: str | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -60,9 +60,9 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.receiver.connections.discard(self)
-        self.answered()
-        if self._answering:
-            self._answering.cancel()
+        self.finish_request()
+        if self._response_task:
+            self._response_task.cancel()
 
     def pause_writing(self) -> None:
         self.writable.clear()
@@ -72,15 +72,15 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._unread += data
-        while self._asked is None and (request := self._next_request()):
-            self._asked = request.path
+        while self._path_in_progress is None and (request := self._next_request()):
+            self._path_in_progress = request.path
             self.receiver.record(request)
-            answering = self.receiver.behaviour(request.path)(self)
-            if answering is not None:
-                self._answering = asyncio.ensure_future(answering)
+            response_task = self.receiver.behaviour(request.path)(self)
+            if response_task is not None:
+                self._response_task = asyncio.ensure_future(response_task)
 
     def _next_request(self) -> Request | None:
-        """The next whole request, taken off what was received."""
+        """Remove the next complete request from the received bytes and return it."""
         head, found, rest = self._unread.partition(HEAD_END)
         if not found:
             return None
@@ -93,102 +93,104 @@ class Connection(asyncio.Protocol):
         method, path, _ = first.split(" ")
         return Request(time.monotonic(), method, path, headers, rest[:length], self.number)
 
-    def answered(self) -> None:
-        """The request in hand is done with."""
-        if self._asked is not None:
-            self.receiver.in_flight[self._asked] -= 1
-            self._asked = None
+    def finish_request(self) -> None:
+        """End the request in progress, if any."""
+        if self._path_in_progress is not None:
+            self.receiver.in_flight[self._path_in_progress] -= 1
+            self._path_in_progress = None
 
     async def send(self, data: bytes) -> None:
-        """Send as fast as the other side takes it."""
+        """Send data, and wait until the other side has accepted it."""
         self.transport.write(data)
         await self.writable.wait()
 
 
-# --- How a path may behave ------------------------------------------------------------------------------------------
+# --- Behaviours -----------------------------------------------------------------------------------------------------
 
-Behaviour = Callable[[Connection], Awaitable[None] | None]  # done when it returns, or a task for as long as it takes
+Behaviour = Callable[[Connection], Awaitable[None] | None]  # an immediate response, or a task that sends it
 
 
-def answer(status: int = 200, *, body: bytes = b"", headers: Iterable[str] = (), after_seconds: float = 0) -> Behaviour:
-    """A whole answer, at once or later; the connection stays open."""
+def respond(
+    status: int = 200, *, body: bytes = b"", headers: Iterable[str] = (), after_seconds: float = 0
+) -> Behaviour:
+    """Send a complete response, immediately or later, and keep the connection open."""
     lines = [f"HTTP/1.1 {status} Status", f"Content-Length: {len(body)}", *headers]
     data = "\r\n".join(lines).encode() + HEAD_END + body
 
     def at_once(connection: Connection) -> None:
-        connection.answered()
+        connection.finish_request()
         connection.transport.write(data)
 
     async def later(connection: Connection) -> None:
         await asyncio.sleep(after_seconds)
         at_once(connection)
-        connection.data_received(b"")  # what came meanwhile
+        connection.data_received(b"")  # requests that were received since
 
     return later if after_seconds else at_once
 
 
 def redirect(to: str, status: int = 302) -> Behaviour:
-    """An answer that names another place."""
-    return answer(status, headers=[f"Location: {to}"])
+    """Redirect to another URL."""
+    return respond(status, headers=[f"Location: {to}"])
 
 
 def gzip_bomb() -> Behaviour:
-    """A small answer that unpacks to `BOMB_BYTES`."""
+    """Send a small response that decompresses to `BOMB_BYTES`."""
 
     def explode(connection: Connection) -> Awaitable[None] | None:
-        return answer(headers=["Content-Encoding: gzip"], body=bomb())(connection)
+        return respond(headers=["Content-Encoding: gzip"], body=bomb())(connection)
 
     return explode
 
 
 def hang(connection: Connection) -> None:
-    """Never an answer."""
+    """Never respond."""
 
 
 def close(connection: Connection) -> None:
-    """The end of the connection, in good order, instead of an answer."""
+    """Close the connection normally, without a response."""
     connection.transport.close()
 
 
 def reset(connection: Connection) -> None:
-    """The end of the connection by force (RST) instead of an answer."""
+    """Reset the connection (RST), without a response."""
     raw = connection.transport.get_extra_info("socket")
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.transport.abort()
 
 
 async def drip_head(connection: Connection) -> None:
-    """One byte of a head a second, for ever."""
-    await _for_ever(connection, b"HTTP/1.1 200 OK\r\nX-Drip: ", b"x", pause_seconds=1)
+    """Send one byte of a header per second, endlessly."""
+    await _stream_endlessly(connection, b"HTTP/1.1 200 OK\r\nX-Drip: ", b"x", pause_seconds=1)
 
 
 async def drip_body(connection: Connection) -> None:
-    """A head, and then one byte of a body a second, for ever."""
-    await _for_ever(connection, b"HTTP/1.1 200 OK" + HEAD_END, b"x", pause_seconds=1)
+    """Send a head, then one byte of a body per second, endlessly."""
+    await _stream_endlessly(connection, b"HTTP/1.1 200 OK" + HEAD_END, b"x", pause_seconds=1)
 
 
 async def endless_headers(connection: Connection) -> None:
-    """Header after header."""
-    await _for_ever(connection, b"HTTP/1.1 200 OK\r\n", b"X-More: and more\r\n" * 1_000)
+    """Send headers endlessly."""
+    await _stream_endlessly(connection, b"HTTP/1.1 200 OK\r\n", b"X-More: and more\r\n" * 1_000)
 
 
 async def endless_body(connection: Connection) -> None:
-    """A head, and then a body as fast as it is taken, for ever."""
-    await _for_ever(connection, b"HTTP/1.1 200 OK" + HEAD_END, CHUNK)
+    """Send a head, then a body as fast as possible, endlessly."""
+    await _stream_endlessly(connection, b"HTTP/1.1 200 OK" + HEAD_END, CHUNK)
 
 
-async def _for_ever(connection: Connection, start: bytes, more: bytes, pause_seconds: float = 0) -> None:
-    """Until the connection is lost, which cancels us."""
+async def _stream_endlessly(connection: Connection, start: bytes, more: bytes, pause_seconds: float = 0) -> None:
+    """Send until the connection is lost, which cancels this task."""
     await connection.send(start)
     while True:
         await connection.send(more)
-        connection.receiver.bytes_poured += len(more)
+        connection.receiver.bytes_streamed += len(more)
         await asyncio.sleep(pause_seconds)
 
 
 @cache
 def bomb() -> bytes:
-    """Its body; to pack it takes a second of CPU time, so call this before anybody waits for the answer."""
+    """Return the compressed body. Call it in advance: compressing takes a second of CPU time."""
     packer = zlib.compressobj(level=9, wbits=31)  # 31: as gzip
     block = bytes(1024 * 1024)
     return b"".join(packer.compress(block) for _ in range(BOMB_BYTES // len(block))) + packer.flush()
@@ -198,18 +200,18 @@ def bomb() -> bytes:
 
 
 class Receiver:
-    """Listens on a port of its own while in its `with`; a path that was told nothing answers 200."""
+    """A receiver that listens within its `with` block. By default, it responds with 200."""
 
     def __init__(self) -> None:
-        self.requests: list[Request] = []  # in the order they came
-        self.connections: set[Connection] = set()  # those open now
-        self.connection_count = 0  # ever accepted
-        self.in_flight: Counter[str] = Counter()  # by path: requests that have no answer yet
-        self.max_in_flight: Counter[str] = Counter()  # by path: the most there were at one time
-        self.bytes_poured = 0  # into drips and endless answers
+        self.requests: list[Request] = []  # in the order of arrival
+        self.connections: set[Connection] = set()  # open ones
+        self.connection_count = 0  # accepted so far
+        self.in_flight: Counter[str] = Counter()  # by path: requests without a response
+        self.max_in_flight: Counter[str] = Counter()  # by path: the maximum so far
+        self.bytes_streamed = 0  # in endless responses
         self.port = 0
         self._behaviours: dict[str, Behaviour] = {}
-        self._otherwise = answer()
+        self._default = respond()
         self._loop = asyncio.new_event_loop()
         self._listening = threading.Event()
         self._thread = threading.Thread(target=self._run, name="receiver", daemon=True)
@@ -230,22 +232,24 @@ class Receiver:
         return f"http://127.0.0.1:{self.port}{path}"
 
     def on(self, path: str, behaviour: Behaviour) -> str:
-        """Have `path` behave like this from its next request on; its URL."""
+        """Set the behaviour of `path` for its next requests, and return its URL."""
         self._behaviours[path] = behaviour
         return self.url(path)
 
-    def to(self, path: str) -> list[Request]:
-        """What came for one path."""
+    def requests_to(self, path: str) -> list[Request]:
+        """Return the requests to one path."""
         return [request for request in list(self.requests) if request.path == path]
 
     def wait_for(self, count: int, timeout_seconds: float, path: str | None = None) -> bool:
-        """Whether so many requests, or more, are here in time."""
-        return wait_until(lambda: len(self.requests if path is None else self.to(path)) >= count, timeout_seconds)
+        """Wait for at least `count` requests, and return True if they arrived in time."""
+        return wait_until(
+            lambda: len(self.requests if path is None else self.requests_to(path)) >= count, timeout_seconds
+        )
 
     # --- On the loop ---
 
     def behaviour(self, path: str) -> Behaviour:
-        return self._behaviours.get(path, self._otherwise)
+        return self._behaviours.get(path, self._default)
 
     def record(self, request: Request) -> None:
         path = request.path
@@ -268,5 +272,5 @@ class Receiver:
         for task in tasks:
             task.cancel()
         self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        self._loop.run_until_complete(asyncio.sleep(0))  # the connections hear of their end
+        self._loop.run_until_complete(asyncio.sleep(0))  # runs `connection_lost`
         self._loop.close()

@@ -1,9 +1,8 @@
 """Start PostgreSQL and Valkey for a test process before Django reads its settings.
 
-A plugin (`-p tests.servers`), because pytest-django reads the settings before any conftest. Each pytest-xdist worker
-starts servers of its own: tests lock, kill and reconfigure them, which must not disturb the tests of other workers.
-DATABASE_URL is ignored, because the tests empty tables. `BOURSE_TEST_SERVERS`, "DATABASE_URL|REDIS_URL", names servers
-that already run.
+This is a plugin (`-p tests.servers`), because pytest-django reads the settings before any conftest. Each pytest-xdist
+worker starts its own servers, because tests lock, kill and reconfigure them. DATABASE_URL is ignored, because the tests
+empty tables. `BOURSE_TEST_SERVERS`, "DATABASE_URL|REDIS_URL", names servers that already run.
 """
 
 import os
@@ -14,10 +13,10 @@ import pytest
 
 from config.local.servers import Postgres, Valkey, postgres_account, private_short_folder
 
-# A test's data may be lost with the machine, never with a process, so nothing needs to reach the disk.
-# And plans that tests look at must not depend on when the tables were analyzed in the background.
+# A test's data may be lost with the machine, but not with a process, so no fsync is needed.
+# Without autovacuum, the plans that tests check do not depend on when tables were analyzed in the background.
 POSTGRES_OPTIONS = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "128MB", "autovacuum": "off"}
-MEMORY = "/dev/shm"  # noqa: S108 - the folders made in it are private. A tenth of the time of tests is creating files
+MEMORY = "/dev/shm"  # noqa: S108 - the folders in it are private. On disk, creating files takes a tenth of the tests' time
 MEMORY_BYTES = 4 * 1024**3  # free space without which the servers of all workers might not fit
 NO_SERVERS = "postgresql://127.0.0.1:1/none", "redis://127.0.0.1:1/0"
 
@@ -47,7 +46,7 @@ def _server_urls(config: pytest.Config) -> tuple[str, str]:
 
 
 def start(add_cleanup: Callable[[Callable[[], None]], None]) -> tuple[str, str]:
-    """Start both servers on new, empty data and return their URLs. `add_cleanup` gets what stops them, last first."""
+    """Start both servers without data and return their URLs. `add_cleanup` receives the functions that stop them."""
     folder = private_short_folder(postgres_account(folder=None), _fast_parent())
     add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     postgres = Postgres(folder / "postgres", log=folder / "postgres.log", options=POSTGRES_OPTIONS)
@@ -60,5 +59,5 @@ def start(add_cleanup: Callable[[Callable[[], None]], None]) -> tuple[str, str]:
 
 
 def _fast_parent() -> str | None:
-    """A file system in memory, if there is one with enough space."""
+    """Return a file system in memory, if there is one with enough space."""
     return MEMORY if os.path.isdir(MEMORY) and shutil.disk_usage(MEMORY).free > MEMORY_BYTES else None

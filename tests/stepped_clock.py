@@ -1,7 +1,7 @@
-"""Runs Celery under a wall clock that somebody else steps: `python -m tests.stepped_clock FILE celery ARGUMENT…`.
+"""Run Celery with a shifted system clock: `python -m tests.stepped_clock FILE celery ARGUMENT…`.
 
-The clock is the machine's plus the seconds that FILE holds at that moment. It is put where beat and workers read the
-time; nothing else can be led to believe in another one without the machine's own being changed.
+The clock is the machine's plus the seconds that FILE contains at that moment. It is installed where beat and workers
+read the time; other code uses the machine's clock.
 """
 
 import runpy
@@ -15,7 +15,7 @@ READERS = ["celery.app.base", "celery.worker.request", "config.celery"]
 
 
 def main(file: str, module: str, *arguments: str) -> None:
-    """Take the place of `python -m module arguments`."""
+    """Run a module like `python -m module arguments`, with the shifted clock."""
 
     class Stepped(datetime):
         @classmethod

@@ -123,7 +123,7 @@ KINDS = ["none", "garbage", "unknown", "expired", "revoked", "alice", "other", "
 def keys() -> dict[str, Client]:
     """A client of each kind, on a market where alice has a resting order."""
     alice = api.broker("alice")
-    api.placed(alice, LIMIT | {"client_order_id": "mine"})
+    api.place_order(alice, LIMIT | {"client_order_id": "mine"})
     webhooks.subscribe("alice", url="http://127.0.0.1:9/trades", events=[EventType.TRADE_EXECUTED])
     expired, expired_key = services.issue_key("alice", by=BY)
     ApiKey.objects.filter(pk=expired.pk).update(expires_at=expired.created_at)
@@ -153,7 +153,7 @@ def name_of(trial: Row | list[str]) -> str:
 
 
 def everything() -> Any:
-    return trading.everything(), list(ApiKey.objects.order_by("pk").values()), list(Transfer.objects.values())
+    return trading.snapshot(), list(ApiKey.objects.order_by("pk").values()), list(Transfer.objects.values())
 
 
 def path_of(row: Row) -> str:
@@ -197,21 +197,21 @@ def test_a_revoked_key_is_dead_within_five_seconds(keys: dict[str, Client]) -> N
 def test_an_unknown_path_is_404_with_or_without_a_key(keys: dict[str, Client], path: str) -> None:
     for kind in ("none", "garbage", "alice", "operator"):
         for method in ("GET", "POST", "DELETE", "PUT"):
-            assert api.refused(keys[kind], method, path).code == "not_found"
+            assert api.assert_rejected(keys[kind], method, path).code == "not_found"
 
 
 def test_another_method_is_405_and_the_allow_header_names_those_there_are(keys: dict[str, Client]) -> None:
     for method in ("PUT", "PATCH", "OPTIONS"):
-        answer = api.refused(keys["alice"], method, "/orders")
+        answer = api.assert_rejected(keys["alice"], method, "/orders")
         assert (answer.status, answer.code) == (405, "method_not_allowed")
         assert set(answer.headers["Allow"].split(", ")) == {"GET", "POST", "DELETE", "HEAD"}
-    assert api.refused(keys["none"], "PUT", "/orders").code == "unauthenticated"
-    assert api.refused(keys["none"], "POST", "/healthz").code == "method_not_allowed"
+    assert api.assert_rejected(keys["none"], "PUT", "/orders").code == "unauthenticated"
+    assert api.assert_rejected(keys["none"], "POST", "/healthz").code == "method_not_allowed"
 
 
 def test_every_operation_refuses_what_no_request_may_be(keys: dict[str, Client]) -> None:
     def refusal(client: Client, method: str, path: str, body: Any, **options: str) -> tuple[int, str]:
-        answer = api.refused(client, method, path, body, **options)
+        answer = api.assert_rejected(client, method, path, body, **options)
         return answer.status, answer.code
 
     for row in TABLE:

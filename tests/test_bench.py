@@ -44,7 +44,7 @@ def test_a_crossing_order_of_the_floor_takes_the_best_and_oldest_maker(floor_url
         (trade,) = rows(connection, "SELECT symbol, sequence, maker_sequence, price, bidder, asker FROM trade")
         symbol, sequence, maker_sequence, price, bidder, asker = trade
         assert sequence == 1001
-        side = 1 if price == 9_999 else -1  # of the maker: the best bid or the best ask
+        side = 1 if price == 9_999 else -1  # the maker's side: best bid or best ask
         oldest = "SELECT min(sequence) FROM orders WHERE symbol = %s AND side = %s AND price = %s"
         assert rows(connection, oldest, symbol, side, price) == [(maker_sequence,)]
         assert price in (9_999, 10_001)
@@ -122,11 +122,11 @@ def test_the_naive_matcher_trades_at_the_sellers_price_with_sound_balances() -> 
     ],
 )
 def test_a_rejection_of_the_naive_matcher_writes_nothing(rejected: dict[str, Any], code: str) -> None:
-    before = trading.everything()
+    before = trading.snapshot()
     with pytest.raises(matcher.Rejected) as rejection:
         matcher.place("bob", rejected)
     assert rejection.value.code == code
-    assert trading.everything() == before
+    assert trading.snapshot() == before
 
 
 # --- The open loop --------------------------------------------------------------------------------------------------

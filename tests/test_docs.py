@@ -75,7 +75,7 @@ def test_the_page_has_every_code_with_its_status() -> None:
 def test_the_example_is_a_real_answer() -> None:
     sent, shown = (json.loads(text) for text in re.findall(r"```json\n(.*?)```", ERRORS, re.S))
 
-    answer = api.refused(api.broker(sent["broker_id"]), "POST", "/orders", sent)
+    answer = api.assert_rejected(api.broker(sent["broker_id"]), "POST", "/orders", sent)
 
     assert answer.body == shown | {"request_id": answer.body["request_id"]}
     assert list(answer.body) == list(shown)
@@ -118,9 +118,11 @@ def test_every_code_of_a_field_on_the_page_is_met(settings: Settings) -> None:
     settings.WEBHOOK_ADDRESSES = AddressProfile.PUBLIC
     clients = {"alice": api.broker("alice"), "operator": api.operator()}
     trading.instrument("LOTS", lot=10)
-    api.placed(clients["alice"], BUY | {"quantity": 10, "client_order_id": "used"})
+    api.place_order(clients["alice"], BUY | {"quantity": 10, "client_order_id": "used"})
 
-    met = {code: api.refused(clients[who], "POST", path, body) for code, (who, path, body) in BAD_FIELDS.items()}
+    met = {
+        code: api.assert_rejected(clients[who], "POST", path, body) for code, (who, path, body) in BAD_FIELDS.items()
+    }
 
     assert {code for code, answer in met.items() if code in answer.fields.values()} == BAD_FIELDS.keys()
     assert column(section(ERRORS, "Codes of fields"), 1).keys() == BAD_FIELDS.keys()
@@ -191,8 +193,8 @@ def test_refusals_come_in_the_page_s_order(settings: Settings) -> None:
     alice, bob, nobody = api.broker("alice"), api.broker("bob"), Client(None)
     reader = Client(exchange_services.issue_key("alice", scopes=[Scope.READ], by=BY)[1])
     for client_order_id in ("used", "another"):
-        api.placed(bob, api.limit("ask", 1, "10", broker_id="bob"))
-        api.placed(alice, api.limit("bid", 1, "1", client_order_id=client_order_id))
+        api.place_order(bob, api.limit("ask", 1, "10", broker_id="bob"))
+        api.place_order(alice, api.limit("bid", 1, "1", client_order_id=client_order_id))
     exchange_services.halt("AAPL", by=BY)
     services.suspend("alice", cancel_orders=False, by=BY)
     trading.limit_makers(settings, 1)
@@ -200,7 +202,7 @@ def test_refusals_come_in_the_page_s_order(settings: Settings) -> None:
     met = []
 
     def met_by(client: Client, body: Any, method: str = "POST", path: str = "/orders", **options: str) -> None:
-        met.append(api.refused(client, method, path, body, **options).code)
+        met.append(api.assert_rejected(client, method, path, body, **options).code)
 
     too_long = b"{" * (real_settings.MAX_BODY_BYTES + 1)
     met_by(nobody, too_long, "PUT", "/order", content_type="text/plain")

@@ -1,4 +1,4 @@
-"""The market as tests set it up: brokers, instruments and orders through the front door, and what became of them."""
+"""Functions for tests that create brokers, instruments and orders with the services, and read the results."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -28,7 +28,7 @@ from webhooks.models import Delivery, Event, Subscription
 
 BY = Actor(ActorKind.COMMAND, "tests")
 CASH, SHARES = Decimal(1_000_000), 10_000
-PATIENCE_SECONDS = 30.0  # no thread may take longer: a test that hangs is a test that fails
+TIMEOUT_SECONDS = 30.0  # for each thread, so that a test that hangs fails
 
 T = TypeVar("T")
 
@@ -41,21 +41,21 @@ def instrument(
 
 
 def broker(broker_id: str, *, cash: Decimal | int = CASH, holdings: dict[str, int] | None = None) -> str:
-    """Admit a broker with ample cash and shares of AAPL, or with what is said; its key."""
+    """Create a broker, by default with ample cash and shares of AAPL, and return its key."""
     held = {"AAPL": SHARES} if holdings is None else holdings
     _, key = exchange_services.create_broker(broker_id, initial_cash=Decimal(cash), initial_holdings=held, by=BY)
     return key
 
 
 def limit_makers(settings: Settings, makers_max: int) -> None:
-    """Let an order, and orders executed together, fill no more resting orders than this."""
+    """Limit the resting orders that an order, or a batch, may fill."""
     settings.MAX_MAKERS_READ_AT_ONCE = settings.MAX_MAKERS_PER_BATCH = settings.MAX_MAKERS_PER_COMMAND = makers_max
 
 
 def order(
     side: Side, quantity: int, price: str | None, *, by: str = "alice", symbol: str = "AAPL", **more: Any
 ) -> PlaceOrder:
-    """A command: a gtc limit order, or an ioc market order when there is no price."""
+    """Return the command of a gtc limit order, or of an ioc market order without a price."""
     fields = {
         "type": OrderType.MARKET if price is None else OrderType.LIMIT,
         "time_in_force": TimeInForce.IOC if price is None else TimeInForce.GTC,
@@ -72,59 +72,59 @@ def order(
 
 
 def load_market(cursor: CursorWrapper, commands: Sequence[Command], **more: Any) -> Market:
-    """Lock and read, as the matching service does."""
+    """Lock and read the market like the matching service."""
     targets = store.find_targets(cursor, commands)
     books = service.lock_instruments(cursor, symbols_of(commands) | set(targets.values()))
     return store.load_market(cursor, commands, targets, books, **more)
 
 
-def attempt(command: Any) -> Outcome:
-    """Run one command; its outcome, be it a refusal."""
+def execute_one(command: Any) -> Outcome:
+    """Execute one command and return its outcome, which may be a rejection."""
     (outcome,) = service.execute([command])
     return outcome
 
 
 def place(side: Side, quantity: int, price: str | None, **more: Any) -> Order:
-    """Place an order that must be accepted; its row."""
-    outcome = attempt(order(side, quantity, price, **more))
+    """Place an order that must be accepted, and return its row."""
+    outcome = execute_one(order(side, quantity, price, **more))
     assert isinstance(outcome, Accepted), outcome
     return Order.objects.get(pk=outcome.order.id)
 
 
-def refused(command: Any) -> str:
-    """Run a command that must be refused, and change nothing; the refusal's code."""
-    before = everything()
-    outcome = attempt(command)
+def rejection_code(command: Any) -> str:
+    """Execute a command that must be rejected without any change, and return the error code."""
+    before = snapshot()
+    outcome = execute_one(command)
     assert isinstance(outcome, ExchangeError), outcome
-    assert everything() == before
+    assert snapshot() == before
     return outcome.code
 
 
-def replayed(command: PlaceOrder) -> Order:
-    """Place an order that must turn out to have been placed before; that earlier order's row."""
-    outcome = attempt(command)
+def replay(command: PlaceOrder) -> Order:
+    """Place an order that must be a replay, and return the row of the earlier order."""
+    outcome = execute_one(command)
     assert isinstance(outcome, Replayed), outcome
     return Order.objects.get(pk=outcome.order_id)
 
 
 def cancel(resting: Order) -> Outcome:
     """Cancel an order on behalf of its owner."""
-    return attempt(CancelOrder(resting.pk, resting.broker_id))
+    return execute_one(CancelOrder(resting.pk, resting.broker_id))
 
 
 def fills() -> list[tuple[int, Decimal]]:
-    """Quantity and price of every trade, oldest first."""
+    """Return quantity and price of every trade, oldest first."""
     return list(Trade.objects.order_by("executed_at", "id").values_list("quantity", "price"))
 
 
 def balance(broker_id: str) -> tuple[Decimal | int, Decimal | int]:
-    """Cash, and how much of it is reserved."""
+    """Return cash and reserved cash."""
     row = Broker.objects.get(pk=broker_id)
     return row.cash, row.reserved_cash
 
 
 def shares(broker_id: str, symbol: str = "AAPL") -> tuple[int, int]:
-    """Shares, and how many of them are reserved."""
+    """Return shares and reserved shares."""
     row = Holding.objects.get(broker=broker_id, instrument=symbol)
     return int(row.quantity), int(row.reserved)
 
@@ -133,8 +133,8 @@ MODELS: tuple[type[Model], ...] = (Broker, Holding, Instrument, Order, Trade, Ev
 MODELS += (Transfer, ApiKey, AuditEntry, AuditHead)
 
 
-def everything() -> dict[str, str]:
-    """Every row that an order, a subscription or an operator could change, as JSON by model, without `last_used_at`."""
+def snapshot() -> dict[str, str]:
+    """Return every row that orders, subscriptions or operators change, as JSON by model, without `last_used_at`."""
     rows = [
         f"(SELECT jsonb_agg(to_jsonb(t) - 'last_used_at' ORDER BY t)::text FROM {model._meta.db_table} t)"  # noqa: S608
         for model in MODELS
@@ -145,8 +145,8 @@ def everything() -> dict[str, str]:
 
 
 @contextmanager
-def on_record() -> Iterator[list[AuditEntry]]:
-    """What goes on record meanwhile, in the order in which it did; it is there at the end of the `with`."""
+def new_audit_entries() -> Iterator[list[AuditEntry]]:
+    """Provide a list that contains the new audit entries, in their order, after the `with` block."""
     entries: list[AuditEntry] = []
     earlier = list(AuditEntry.objects.values_list("pk", flat=True))
     yield entries
@@ -154,8 +154,8 @@ def on_record() -> Iterator[list[AuditEntry]]:
 
 
 @contextmanager
-def refused_at_commit(*tables: str) -> Iterator[None]:
-    """Whoever writes one of `tables` meanwhile is refused by its COMMIT, when all is done that there was to do."""
+def failing_commits(*tables: str) -> Iterator[None]:
+    """Make the COMMIT of every transaction fail that writes one of `tables` in the `with` block."""
     with connection.cursor() as cursor:
         cursor.execute(
             "CREATE FUNCTION not_this_one() RETURNS trigger LANGUAGE plpgsql AS "
@@ -177,7 +177,7 @@ _COUNT_BROKEN = " UNION ALL ".join(f"SELECT count(*) FROM ({sql}) broken" for sq
 
 
 def assert_sound() -> None:
-    """Every invariant holds. Before the first order, the constraints of the database are enough."""
+    """Assert that every invariant holds. Before the first order, the constraints of the database suffice."""
     with connection.cursor() as cursor:
         if Order.objects.exists():
             cursor.execute(f"SELECT sum(count) FROM ({_COUNT_BROKEN}) counts")  # noqa: S608
@@ -185,11 +185,11 @@ def assert_sound() -> None:
                 assert [finding for finding in checks.findings(cursor) if finding.count] == []
 
 
-# --- Several at a time ----------------------------------------------------------------------------------------------
+# --- Threads --------------------------------------------------------------------------------------------------------
 
 
-def in_thread(job: Callable[[], T]) -> Future[T]:
-    """Start `job` in a thread of its own, which gives its connection back at the end."""
+def start_thread(job: Callable[[], T]) -> Future[T]:
+    """Run `job` in a new thread, which closes its database connection at the end."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -203,17 +203,17 @@ def in_thread(job: Callable[[], T]) -> Future[T]:
         else:
             future.set_result(result)
 
-    Thread(target=run, daemon=True).start()  # a daemon: what hangs fails its test and does not outlive the session
+    Thread(target=run, daemon=True).start()  # a daemon thread does not outlive the session if it hangs
     return future
 
 
-def at_once(jobs: Sequence[Callable[[], T]]) -> list[T]:
-    """Run every job in a thread of its own, all starting together; their results, or the first exception."""
-    start = Barrier(len(jobs), timeout=PATIENCE_SECONDS)
+def run_concurrently(jobs: Sequence[Callable[[], T]]) -> list[T]:
+    """Run each job in its own thread, all starting together, and return their results or raise the first exception."""
+    start = Barrier(len(jobs), timeout=TIMEOUT_SECONDS)
 
     def after_the_start(job: Callable[[], T]) -> T:
         start.wait()
         return job()
 
-    running = [in_thread(partial(after_the_start, job)) for job in jobs]
-    return [future.result(PATIENCE_SECONDS) for future in running]
+    running = [start_thread(partial(after_the_start, job)) for job in jobs]
+    return [future.result(TIMEOUT_SECONDS) for future in running]

@@ -42,7 +42,7 @@ from tests.backoffice.admin_client import (
     sign_in,
 )
 from tests.exchange.client import Client as ApiClient
-from tests.trading import BY, at_once, attempt, in_thread, order, place
+from tests.trading import BY, execute_one, order, place, run_concurrently, start_thread
 from webhooks.models import Subscription
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -72,11 +72,11 @@ def journal(broker_id: str) -> list[tuple[Any, ...]]:
 def assert_rejected(response: Any, before: Any, **errors: list[str]) -> None:
     """Assert that the form shows exactly these errors and nothing was written."""
     assert form_errors(response) == errors
-    assert (trading.everything(), AuditEntry.objects.count(), Transfer.objects.count()) == before
+    assert (trading.snapshot(), AuditEntry.objects.count(), Transfer.objects.count()) == before
 
 
 def stored_state() -> Any:
-    return trading.everything(), AuditEntry.objects.count(), Transfer.objects.count()
+    return trading.snapshot(), AuditEntry.objects.count(), Transfer.objects.count()
 
 
 # --- The list -------------------------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_a_broker_is_admitted_with_cash_shares_and_a_key(root: Client) -> None:
         ("initial/carol/AAPL", None, "AAPL", 100),
         ("initial/carol/NEW.1", None, "NEW.1", 7),
     ]
-    assert api.placed(ApiClient(key), api.limit("bid", 1, "10") | {"broker_id": "carol"})["status"] == "pending"
+    assert api.place_order(ApiClient(key), api.limit("bid", 1, "10") | {"broker_id": "carol"})["status"] == "pending"
     assert page_url(Broker, "carol") in response.content.decode()
     ((action, subject, reason, before, after),) = audit_entries()
     assert (action, subject, reason, before) == ("broker.admit", "carol", REASON, None)
@@ -417,16 +417,16 @@ def test_a_locked_broker_is_reported_as_busy(root: Client, alice: Broker) -> Non
         with transaction.atomic():
             Broker.objects.select_for_update().get(pk="alice")
             held.set()
-            done.wait(trading.PATIENCE_SECONDS)
+            done.wait(trading.TIMEOUT_SECONDS)
 
-    holding = in_thread(hold)
-    held.wait(trading.PATIENCE_SECONDS)
+    holding = start_thread(hold)
+    held.wait(trading.TIMEOUT_SECONDS)
     before = stored_state()
     try:
         response = cash(root, "1")
     finally:
         done.set()
-        holding.result(trading.PATIENCE_SECONDS)
+        holding.result(trading.TIMEOUT_SECONDS)
     assert_rejected(
         response, before, __all__=["The exchange is busy. The request was not executed; try again shortly."]
     )
@@ -491,7 +491,7 @@ def test_a_key_is_issued_works_and_is_shown_once(root: Client, alice: Broker) ->
     stored = ApiKey.objects.get(pk=key.split("_")[1])
     assert (stored.broker_id, stored.name, stored.scopes) == ("alice", "night desk", ["trade"])
     assert stored.expires_at == datetime(2099, 1, 1, tzinfo=UTC)
-    assert api.placed(ApiClient(key), api.limit("bid", 1, "10"))["status"] == "pending"
+    assert api.place_order(ApiClient(key), api.limit("bid", 1, "10"))["status"] == "pending"
     for path in (
         page(alice),
         page(stored),
@@ -514,7 +514,7 @@ def test_a_read_key_cannot_place_orders(root: Client, alice: Broker) -> None:
     stored = ApiKey.objects.get(pk=key.split("_")[1])
     assert (stored.name, stored.scopes, stored.expires_at) == ("", [Scope.READ], None)
     assert answers(key) == 200
-    assert api.refused(ApiClient(key), "POST", "/orders", api.limit("bid", 1, "10")).code == "scope_missing"
+    assert api.assert_rejected(ApiClient(key), "POST", "/orders", api.limit("bid", 1, "10")).code == "scope_missing"
 
 
 @pytest.mark.parametrize(
@@ -627,11 +627,11 @@ def test_suspending_rejects_new_orders_and_keeps_resting_ones(root: Client, alic
     resting = place(Side.ASK, 5, "10", by="alice")
 
     assert result_messages(perform(root, Broker, "suspend", "alice")) == [("success", "alice suspended.")]
-    assert isinstance(attempt(order(Side.ASK, 5, "10", by="alice")), BrokerSuspended)
+    assert isinstance(execute_one(order(Side.ASK, 5, "10", by="alice")), BrokerSuspended)
     resting.refresh_from_db()
     assert resting.status == OrderStatus.PENDING
     assert result_messages(perform(root, Broker, "reinstate", "alice")) == [("success", "alice reinstated.")]
-    assert isinstance(attempt(order(Side.ASK, 5, "10", by="alice")), Accepted)
+    assert isinstance(execute_one(order(Side.ASK, 5, "10", by="alice")), Accepted)
     assert audit_entries() == [
         ("broker.suspend", "alice", REASON, {"status": "active"}, {"status": "suspended"}),
         ("broker.reinstate", "alice", REASON, {"status": "suspended"}, {"status": "active"}),
@@ -668,7 +668,7 @@ def test_the_kill_switch_suspends_the_broker_and_cancels_all_its_orders(root: Cl
     assert trading.balance("alice") == (trading.CASH, 0)
     bobs.refresh_from_db()
     assert bobs.status == OrderStatus.PENDING
-    assert isinstance(attempt(order(Side.ASK, 5, "10", by="alice")), BrokerSuspended)
+    assert isinstance(execute_one(order(Side.ASK, 5, "10", by="alice")), BrokerSuspended)
     assert {(action, subject, reason) for action, subject, reason, *_ in audit_entries()} == {
         ("broker.suspend", "alice", REASON),
         ("broker.cancel_orders", "alice", REASON),
@@ -695,7 +695,7 @@ def test_no_concurrent_order_survives_the_kill_switch(root: Client, alice: Broke
         for accepted in count():
             if accepted == 5:
                 begun.set()
-            outcome = attempt(order(side, 1, price, by="alice"))
+            outcome = execute_one(order(side, 1, price, by="alice"))
             if isinstance(outcome, BrokerSuspended):
                 next(refusals)
                 return accepted
@@ -703,11 +703,11 @@ def test_no_concurrent_order_survives_the_kill_switch(root: Client, alice: Broke
         raise AssertionError
 
     def press() -> Any:
-        begun.wait(trading.PATIENCE_SECONDS)
+        begun.wait(trading.TIMEOUT_SECONDS)
         return stop(root)
 
     jobs: list[Any] = [partial(place_on, side, price) for side, price in [(Side.BID, "9"), (Side.ASK, "11")] * 4]
-    results: list[Any] = at_once([*jobs, press])
+    results: list[Any] = run_concurrently([*jobs, press])
     *placed, response = results
 
     orders = Order.objects.filter(broker=alice)
@@ -729,15 +729,15 @@ def test_an_interrupted_kill_switch_says_so_and_can_be_repeated(root: Client, al
         with transaction.atomic():
             Instrument.objects.select_for_update().get(pk="GOOG")
             held.set()
-            done.wait(trading.PATIENCE_SECONDS)
+            done.wait(trading.TIMEOUT_SECONDS)
 
-    holding = in_thread(hold)
-    held.wait(trading.PATIENCE_SECONDS)
+    holding = start_thread(hold)
+    held.wait(trading.TIMEOUT_SECONDS)
     try:
         response = stop(root)
     finally:
         done.set()
-        holding.result(trading.PATIENCE_SECONDS)
+        holding.result(trading.TIMEOUT_SECONDS)
 
     assert form_errors(response) == {
         "__all__": ["The broker is suspended, but some of its orders may still be open. Submit again to cancel them."]

@@ -34,7 +34,7 @@ from tests.backoffice.admin_client import (
     rows,
     sign_in,
 )
-from tests.trading import PATIENCE_SECONDS, broker, in_thread, instrument, place
+from tests.trading import TIMEOUT_SECONDS, broker, instrument, place, start_thread
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -94,15 +94,15 @@ def holding(symbol: str) -> Iterator[None]:
         with transaction.atomic():
             Instrument.objects.select_for_update().get(pk=symbol)
             is_held.set()
-            assert may_end.wait(PATIENCE_SECONDS)
+            assert may_end.wait(TIMEOUT_SECONDS)
 
-    holder = in_thread(hold)
-    assert is_held.wait(PATIENCE_SECONDS)
+    holder = start_thread(hold)
+    assert is_held.wait(TIMEOUT_SECONDS)
     try:
         yield
     finally:
         may_end.set()
-        holder.result(PATIENCE_SECONDS)
+        holder.result(TIMEOUT_SECONDS)
 
 
 def bar(minutes_ago: int, *prices: str, volume: int) -> None:

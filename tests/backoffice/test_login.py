@@ -282,7 +282,7 @@ def seconds_of_an_order(server: live.Server, key: str) -> float:
 def test_a_flood_of_logins_stops_no_orders_and_ends_in_a_lockout(server: live.Server, backoffice: live.Server) -> None:
     trading.instrument()
     key = trading.broker("alice")
-    flood = [trading.in_thread(partial(log_in, backoffice, "olga", f"wrong {number}")) for number in range(LOGINS)]
+    flood = [trading.start_thread(partial(log_in, backoffice, "olga", f"wrong {number}")) for number in range(LOGINS)]
     slowest = 0.0
     while not all(login.done() for login in flood):
         slowest = max(slowest, seconds_of_an_order(server, key))

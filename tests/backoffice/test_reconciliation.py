@@ -13,7 +13,7 @@ from exchange.models import AuditEntry
 from orders.models import ReconcileRun
 from orders.reconciliation import checks, runs
 from tests.celery_processes import Celery
-from tests.trading import PATIENCE_SECONDS
+from tests.trading import TIMEOUT_SECONDS
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -58,7 +58,7 @@ def test_the_button_starts_a_run_and_its_result_is_shown(celery: Celery) -> None
     answer = client.post(START, {"reason": "end of the day"})
 
     assert (answer.status_code, answer.headers["Location"]) == (302, LIST)
-    assert wait_until(lambda: "Everything OK" in page(client), PATIENCE_SECONDS)
+    assert wait_until(lambda: "Everything OK" in page(client), TIMEOUT_SECONDS)
     assert f"All {CHECKS} checks passed." in page(client)
     assert AuditEntry.objects.values_list("actor", "action", "reason").get() == (
         "olga",

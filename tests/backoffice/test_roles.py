@@ -89,7 +89,7 @@ def market(transactional_db: None) -> None:
 
 
 def stored_state() -> Any:
-    return trading.everything(), list(User.objects.order_by("pk").values()), AuditEntry.objects.count()
+    return trading.snapshot(), list(User.objects.order_by("pk").values()), AuditEntry.objects.count()
 
 
 def is_login_redirect(answer: Any) -> bool:

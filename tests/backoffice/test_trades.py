@@ -156,10 +156,10 @@ def test_a_trade_is_shown_from_both_sides(root: Client, market: None) -> None:
 
 def test_a_trade_cannot_be_changed_by_anybody(root: Client, market: None) -> None:
     one = trade("alice", "bob")
-    before = trading.everything()
+    before = trading.snapshot()
     for path in (page(one), f"{list_url(Trade)}add/", f"{list_url(Trade)}{one.pk}/delete/"):
         assert root.post(path, {"price": "1", "post": "yes"}).status_code in (200, 403, 404, 405)
-    assert trading.everything() == before
+    assert trading.snapshot() == before
 
 
 def test_users_without_view_permission_are_refused_everywhere(client: Client, market: None) -> None:

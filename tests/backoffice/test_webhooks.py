@@ -35,7 +35,7 @@ from tests.backoffice.admin_client import (
     result_messages,
     sign_in,
 )
-from tests.receiver import Receiver, answer, close
+from tests.receiver import Receiver, close, respond
 from tests.trading import place
 from tests.webhooks.deliveries import drain, subscribe, trade
 from webhooks import services, wakeup
@@ -114,10 +114,10 @@ def test_subscriptions_are_found_by_each_filter(root: Client, receiver: Receiver
 
 
 def test_failing_subscriptions_are_found_and_marked(root: Client, receiver: Receiver) -> None:
-    deliver("alice", receiver, answer(500), 3)
-    deliver("bob", receiver, answer(), 2)
+    deliver("alice", receiver, respond(500), 3)
+    deliver("bob", receiver, respond(), 2)
     deliver("carol", receiver, close)
-    deliver("carol", receiver, answer())
+    deliver("carol", receiver, respond())
 
     assert {row.broker_id for row in listed_rows(root, Subscription, failing="on")} == {"alice"}
     rows = {row.broker_id: row for row in listed_rows(root, Subscription)}
@@ -188,9 +188,9 @@ def test_pending_deliveries_are_counted_up_to_a_limit(
 
 
 def test_the_page_of_a_subscription_shows_its_latest_deliveries(root: Client, receiver: Receiver) -> None:
-    failed = deliver("alice", receiver, answer(503), 2)
-    delivered = deliver("alice", receiver, answer(204), 2)
-    deliver("bob", receiver, answer(418), 2)
+    failed = deliver("alice", receiver, respond(503), 2)
+    delivered = deliver("alice", receiver, respond(204), 2)
+    deliver("bob", receiver, respond(418), 2)
     trade(1)
     row = Subscription.objects.get(broker="alice")
 
@@ -204,7 +204,7 @@ def test_the_page_of_a_subscription_shows_its_latest_deliveries(root: Client, re
 
 
 def test_the_pages_of_a_subscription_and_of_a_delivery_refresh_automatically(root: Client, receiver: Receiver) -> None:
-    (delivery,) = deliver("alice", receiver, answer(503), 1)
+    (delivery,) = deliver("alice", receiver, respond(503), 1)
     assert live_parts(root.get(page(delivery.subscription))) == [
         "figures", "chart", "facts", "failed", "latest", "due", "audit",
     ]  # fmt: skip
@@ -224,8 +224,8 @@ def test_a_new_subscription_has_a_page(root: Client, receiver: Receiver) -> None
 @pytest.fixture
 def outcomes(receiver: Receiver) -> dict[str, list[Delivery]]:
     """Deliveries in every state."""
-    delivered = deliver("alice", receiver, answer(204), 2)
-    failed = deliver("bob", receiver, answer(500), 2)
+    delivered = deliver("alice", receiver, respond(204), 2)
+    failed = deliver("bob", receiver, respond(500), 2)
     broken = deliver("bob", receiver, close, 1)
     gone = subscribe("carol", receiver.url("/carol"))
     trade(1, of="carol")
@@ -271,7 +271,7 @@ def test_deliveries_are_found_by_state_and_outcome(root: Client, outcomes: dict[
 
 
 def test_a_delivery_is_found_by_its_id_its_event_and_its_order(root: Client, receiver: Receiver) -> None:
-    (first, second) = deliver("alice", receiver, answer(500), 2)
+    (first, second) = deliver("alice", receiver, respond(500), 2)
     perform(root, Delivery, "redeliver", first.pk)
     (again,) = Delivery.objects.filter(redelivery_of=first)
     bid = place(Side.BID, 3, "9")
@@ -321,7 +321,7 @@ def test_deliveries_are_found_by_the_time_of_their_ids(root: Client, receiver: R
 
 
 def test_the_page_of_a_delivery_shows_outcome_payload_and_response(root: Client, receiver: Receiver) -> None:
-    (row,) = deliver("alice", receiver, answer(500, body=b"<b>no room</b>"))
+    (row,) = deliver("alice", receiver, respond(500, body=b"<b>no room</b>"))
     content = text(root, row)
     event = row.event
     for said_ in [
@@ -377,7 +377,7 @@ def test_events_are_found_by_broker_type_time_and_order(root: Client, receiver: 
 
 
 def test_the_page_of_an_event_shows_its_deliveries(root: Client, receiver: Receiver) -> None:
-    (first,) = deliver("alice", receiver, answer(500))
+    (first,) = deliver("alice", receiver, respond(500))
     perform(root, Delivery, "redeliver", first.pk)
     drain()
     (again,) = Delivery.objects.filter(redelivery_of=first)
@@ -422,8 +422,8 @@ def test_a_subscription_is_paused_and_resumed_with_a_reason(root: Client, receiv
 
 
 def test_several_selected_deliveries_are_redelivered(root: Client, receiver: Receiver) -> None:
-    rows = deliver("alice", receiver, answer(500), 3)
-    receiver.on("/alice", answer(200))
+    rows = deliver("alice", receiver, respond(500), 3)
+    receiver.on("/alice", respond(200))
 
     done = perform(root, Delivery, "redeliver", *[row.pk for row in rows[:2]])
     assert result_messages(done) == [("success", "2 events queued for redelivery.")]
@@ -449,8 +449,8 @@ def test_deliveries_that_cannot_be_redelivered_are_skipped(root: Client, outcome
 
 
 def test_the_latest_failed_deliveries_are_redelivered_once(root: Client, receiver: Receiver) -> None:
-    rows = deliver("alice", receiver, answer(500), 5)
-    deliver("bob", receiver, answer(500), 2)
+    rows = deliver("alice", receiver, respond(500), 5)
+    deliver("bob", receiver, respond(500), 2)
     webhook_id = rows[0].subscription_id
     services.redeliver([rows[4].pk], by=Actor(ActorKind.COMMAND, "test"), reason="x")
 
@@ -476,7 +476,7 @@ def test_the_latest_failed_deliveries_are_redelivered_once(root: Client, receive
     ids=lambda each: getattr(each, "name", None),
 )
 def test_viewers_cannot_act(client: Client, receiver: Receiver, model: Any, action: Any, permission: str) -> None:
-    (delivery,) = deliver("alice", receiver, answer(500))
+    (delivery,) = deliver("alice", receiver, respond(500))
     if isinstance(action, ResumeSubscription):
         Subscription.objects.update(paused_at=database_now())
     row = delivery if model is Delivery else delivery.subscription
@@ -494,7 +494,7 @@ def test_viewers_cannot_act(client: Client, receiver: Receiver, model: Any, acti
 
 @pytest.mark.parametrize("model", [Subscription, Delivery, Event])
 def test_users_without_permission_see_nothing(client: Client, receiver: Receiver, model: Any) -> None:
-    deliver("alice", receiver, answer(500))
+    deliver("alice", receiver, respond(500))
     nobody = sign_in(client, "vera", [])
     row = model.objects.first()
     assert nobody.get(list_url(model)).status_code == 403
@@ -519,8 +519,8 @@ FILTERS: list[tuple[Any, dict[str, str]]] = [
 def test_the_number_of_queries_is_independent_of_the_number_of_rows(root: Client, receiver: Receiver) -> None:
     counts: list[list[int]] = []
     for _ in range(2):
-        deliver("alice", receiver, answer(500), 3)
-        deliver("bob", receiver, answer(200), 3)
+        deliver("alice", receiver, respond(500), 3)
+        deliver("bob", receiver, respond(200), 3)
         trade(3, of="alice")
         counts.append([])
         for model, filters in FILTERS:

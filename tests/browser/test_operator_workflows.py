@@ -22,7 +22,7 @@ from tests.browser.conftest import SignIn
 from tests.browser.page_checks import assert_accessible
 from tests.celery_processes import Celery, start_all
 from tests.live import Server
-from tests.receiver import Receiver, answer
+from tests.receiver import Receiver, respond
 from webhooks import services as webhooks
 from webhooks.models import Delivery, EventType
 
@@ -155,7 +155,7 @@ def test_a_failed_delivery_is_shown_on_the_dashboard_and_redelivered(
     signed_in: SignIn, server: Server, celery: Celery, receiver: Receiver
 ) -> None:
     key = trading.broker("alice")
-    hook = {"broker_id": "alice", "url": receiver.on("/hook", answer(500)), "events": ["order.cancelled"]}
+    hook = {"broker_id": "alice", "url": receiver.on("/hook", respond(500)), "events": ["order.cancelled"]}
     call(server, key, "POST", "/webhooks", hook)
     start_all(celery.worker(), celery.webhook_worker(), celery.beat())
     _, placed = place_order(server, key)
@@ -165,7 +165,7 @@ def test_a_failed_delivery_is_shown_on_the_dashboard_and_redelivered(
     expect(page.get_by_text(re.compile("endpoint is failing"))).to_be_visible()
     page.goto("/admin/webhooks/delivery/?state=failed")
     page.locator("#rows tbody a").first.click()
-    receiver.on("/hook", answer(200, body=b"mended"))
+    receiver.on("/hook", respond(200, body=b"mended"))
     perform(page, "Redeliver event", reason="receiver mended")
 
     expect(page.get_by_text("delivered").first).to_be_visible()

@@ -406,7 +406,7 @@ class Containers:
             ).returncode
         return False
 
-    def last_words(self) -> dict[str, str]:
+    def ends_of_logs(self) -> dict[str, str]:
         """What each service said last."""
         return {log.stem: log.read_text()[-4_000:] for log in self.logs.iterdir()}
 
@@ -489,9 +489,9 @@ def test_the_commands_start_are_healthy_and_stop_in_good_order(containers: Conta
         def stop_code(name: str) -> int | None:
             return stop(children[name], seconds(SERVICES[name].get("stop_grace_period", "10s")))
 
-        assert of_each(becomes_healthy) == dict.fromkeys(RUNNING, True), containers.last_words()
-        assert of_each(stop_code) == dict.fromkeys(RUNNING, 0), containers.last_words()
-        assert [name for name, said in containers.last_words().items() if "Traceback" in said] == []
+        assert of_each(becomes_healthy) == dict.fromkeys(RUNNING, True), containers.ends_of_logs()
+        assert of_each(stop_code) == dict.fromkeys(RUNNING, 0), containers.ends_of_logs()
+        assert [name for name, said in containers.ends_of_logs().items() if "Traceback" in said] == []
     assert not containers.is_healthy("web")
     assert sorted(containers.app.rglob("*")) == files  # what the engine mounts read-only nobody tried to write
 

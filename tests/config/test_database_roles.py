@@ -123,7 +123,7 @@ ORDER |= {"time_in_force": "gtc"}
 
 def _post(port: int, path: str, key: str, body: dict[str, Any]) -> int:
     """The status of the response."""
-    client = http.client.HTTPConnection("127.0.0.1", port, timeout=live.ANSWER_SECONDS)
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=live.RESPONSE_TIMEOUT_SECONDS)
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     try:
         client.request("POST", path, json.dumps(body), headers)

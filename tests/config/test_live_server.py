@@ -33,9 +33,9 @@ def fresh_server(transactional_db: None, tmp_path: Path) -> Iterator[Server]:
 
 def test_it_answers_and_comes_back_on_its_port(server: Server) -> None:
     before, port = server.pid, server.port
-    assert server.answers()
+    assert server.is_up()
     server.restart()
-    assert server.answers()
+    assert server.is_up()
     assert (server.pid != before, server.port) == (True, port)
 
 
@@ -43,13 +43,13 @@ def ask_at_once(server: Server, paths: list[str]) -> list[httpx.Response]:
     """Send a GET for each path, all at the same time, with a broker's key."""
     headers = {"Authorization": f"Bearer {api.broker('alice').key}"}
     ask = partial(httpx.get, headers=headers, timeout=ANSWER_SECONDS, trust_env=False)
-    return trading.at_once([partial(ask, server.url + path) for path in paths])
+    return trading.run_concurrently([partial(ask, server.url + path) for path in paths])
 
 
 @pytest.mark.parametrize("paths", [["/openapi.json"], ["/readyz"], PATHS], ids=["openapi", "readyz", "all"])
 def test_the_first_requests_may_come_at_once(fresh_server: Server, paths: list[str]) -> None:
-    answers = ask_at_once(fresh_server, [*paths * AT_ONCE][:AT_ONCE])
+    responses = ask_at_once(fresh_server, [*paths * AT_ONCE][:AT_ONCE])
 
-    assert len(answers) == AT_ONCE
-    assert {answer.status_code for answer in answers} == {200}
-    assert len({answer.content for answer in answers if answer.url.path == "/openapi.json"}) <= 1
+    assert len(responses) == AT_ONCE
+    assert {answer.status_code for answer in responses} == {200}
+    assert len({answer.content for answer in responses if answer.url.path == "/openapi.json"}) <= 1

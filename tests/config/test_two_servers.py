@@ -147,7 +147,7 @@ def test_the_back_office_survives_the_loss_of_its_connections(backoffice: Server
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute("LOCK TABLE django_session")
             pages = [threads.submit(status, backoffice, "/admin/", session) for _ in range(POOL_SIZE)]
-            wait_until(lambda: len(sessions_that_wait()) == POOL_SIZE, trading.PATIENCE_SECONDS)
+            wait_until(lambda: len(sessions_that_wait()) == POOL_SIZE, trading.TIMEOUT_SECONDS)
             pids = sessions_that_wait()
         assert [page.result() for page in pages] == [302] * POOL_SIZE
     with connection.cursor() as cursor:

@@ -1,4 +1,4 @@
-"""How tests speak to the exchange: JSON bytes in, an answer with its exact numbers out."""
+"""Test client of the API, which sends JSON and returns responses with exact numbers."""
 
 from dataclasses import dataclass
 from decimal import Decimal
@@ -17,8 +17,8 @@ from gateway.django_handler import ExchangeHandler
 _DECODER = msgspec.json.Decoder(float_hook=Decimal)
 
 
-class AsTheApi(BaseHandler):
-    """Has the API's middleware and URLs, where the tests' settings are those of the back office, with all apps."""
+class ApiSettingsHandler(BaseHandler):
+    """Handler with the API's middleware and URLs, since the tests use the settings of the back office."""
 
     def load_middleware(self, is_async: bool = False) -> None:
         with override_settings(MIDDLEWARE=api.MIDDLEWARE):
@@ -29,21 +29,21 @@ class AsTheApi(BaseHandler):
         return super().get_response(request)
 
 
-class ApiHandler(AsTheApi, ExchangeHandler):
-    """Django, as the API's server calls it."""
+class ApiHandler(ApiSettingsHandler, ExchangeHandler):
+    """The Django handler of the API's server."""
 
 
-class _ClientHandler(AsTheApi, ClientHandler):
+class _ClientHandler(ApiSettingsHandler, ClientHandler):
     pass
 
 
-_DJANGO = DjangoClient(raise_request_exception=False)  # one for all: each new one builds the middleware again
+_DJANGO = DjangoClient(raise_request_exception=False)  # shared, because each new client creates the middleware again
 _DJANGO.handler = _ClientHandler(enforce_csrf_checks=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A response: numbers with a point are `Decimal`s as they were written."""
+class ApiResponse:
+    """A response, whose numbers with a decimal point are exact `Decimal`s."""
 
     status: int
     headers: dict[str, str]
@@ -55,38 +55,38 @@ class Answer:
 
     @property
     def code(self) -> str:
-        """The problem's code."""
+        """The `code` of the problem."""
         assert self.headers["Content-Type"] == "application/problem+json", self
         return str(self.body["code"])
 
     @property
     def fields(self) -> dict[str, str]:
-        """The bad fields, with the code of each."""
+        """The code of each invalid field."""
         return {error["field"]: error["code"] for error in self.body.get("errors", [])}
 
 
 class Client:
-    """One key, or none."""
+    """A client with one key, or without a key."""
 
     def __init__(self, key: str | None) -> None:
         self.key = key
 
     def request(
         self, method: str, path: str, body: Any = None, *, content_type: str = "application/json", **headers: str
-    ) -> Answer:
-        """`body` is sent as it is when it is bytes, else as JSON."""
+    ) -> ApiResponse:
+        """Send a request with a body of bytes, or of a value to be encoded as JSON."""
         content = body if isinstance(body, bytes) else b"" if body is None else msgspec.json.encode(body)
         if self.key is not None:
             headers = {"Authorization": f"Bearer {self.key}"} | headers
         path, _, query = path.partition("?")
         response = _DJANGO.generic(method, path, content, content_type, headers=headers, QUERY_STRING=query)
-        return Answer(response.status_code, dict(response.headers), response.content)
+        return ApiResponse(response.status_code, dict(response.headers), response.content)
 
-    def get(self, path: str, **headers: str) -> Answer:
+    def get(self, path: str, **headers: str) -> ApiResponse:
         return self.request("GET", path, **headers)
 
-    def post(self, path: str, body: Any = None, **options: str) -> Answer:
+    def post(self, path: str, body: Any = None, **options: str) -> ApiResponse:
         return self.request("POST", path, body, **options)
 
-    def delete(self, path: str) -> Answer:
+    def delete(self, path: str) -> ApiResponse:
         return self.request("DELETE", path)

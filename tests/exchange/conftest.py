@@ -1,4 +1,4 @@
-"""Clients of each kind, on a market with two brokers and one instrument."""
+"""Fixtures: clients of each kind, two brokers and one instrument."""
 
 from collections.abc import Iterator
 from decimal import Decimal
@@ -24,13 +24,13 @@ def alice(db: None) -> Client:
 
 @pytest.fixture
 def bob(db: None) -> Client:
-    """Broker `bob`, who has nothing."""
+    """Broker `bob`, without cash and shares."""
     return Client(services.create_broker("bob", initial_cash=Decimal(0), initial_holdings={}, by=BY)[1])
 
 
 @pytest.fixture
 def nothing_remembered() -> Iterator[None]:
-    """This process has not found out yet whether it is ready, and does so again after the test."""
+    """Clear the cached readiness before and after the test."""
     readiness._readiness = readiness.Readiness()
     yield
     readiness._readiness = readiness.Readiness()

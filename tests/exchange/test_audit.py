@@ -23,7 +23,7 @@ from exchange.rules import InstrumentStatus, Pricing, Scope
 from orders import services as orders_services
 from tests import trading
 from tests.exchange.client import Client
-from tests.trading import BY, on_record
+from tests.trading import BY, new_audit_entries
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -216,7 +216,7 @@ def who(entry: AuditEntry) -> tuple[str, ...]:
 def test_an_act_over_rest_leaves_one_entry(operator: Client, alice: Client, act: Act) -> None:
     act.first()
     asked_at = timezone.now()
-    with on_record() as entries:
+    with new_audit_entries() as entries:
         answer = operator.request(*act.request())
 
     assert answer.status < 300, answer
@@ -229,7 +229,7 @@ def test_an_act_over_rest_leaves_one_entry(operator: Client, alice: Client, act:
 @pytest.mark.parametrize("act", ACTS, ids=IDS)
 def test_an_act_by_the_services_leaves_the_same_one(alice: Client, act: Act) -> None:
     act.first()
-    with on_record() as entries:
+    with new_audit_entries() as entries:
         act.call(SOMEBODY)
 
     (entry,) = entries
@@ -256,11 +256,11 @@ def test_an_act_writes_its_entry_last(alice: Client, act: Act) -> None:
 @pytest.mark.parametrize("act", ACTS, ids=IDS)
 def test_an_act_and_its_entry_are_done_together_or_not_at_all(alice: Client, act: Act, tables: list[str]) -> None:
     act.first()
-    before = trading.everything()
-    with trading.refused_at_commit(*tables), pytest.raises(DatabaseError, match="not this one"):
+    before = trading.snapshot()
+    with trading.failing_commits(*tables), pytest.raises(DatabaseError, match="not this one"):
         act.call(BY)
 
-    assert trading.everything() == before
+    assert trading.snapshot() == before
 
 
 REFUSED: list[Callable[[], Any]] = [
@@ -283,16 +283,16 @@ REFUSED: list[Callable[[], Any]] = [
 
 @pytest.mark.parametrize("act", REFUSED)
 def test_what_is_refused_leaves_nothing(alice: Client, act: Callable[[], Any]) -> None:
-    before = trading.everything()
+    before = trading.snapshot()
     with pytest.raises(ExchangeError):
         act()
 
-    assert trading.everything() == before
+    assert trading.snapshot() == before
 
 
 def test_a_transfer_is_on_record_once_and_what_is_refused_over_rest_not_at_all(operator: Client, alice: Client) -> None:
     body = {"reference": "r", "cash": "1", "reason": "in"}
-    with on_record() as entries:
+    with new_audit_entries() as entries:
         answers = [operator.post("/brokers/alice/transfers", body | more) for more in ({}, {}, {"cash": "2"})]
 
     assert [answer.status for answer in answers] == [201, 200, 409]
@@ -301,7 +301,7 @@ def test_a_transfer_is_on_record_once_and_what_is_refused_over_rest_not_at_all(o
 
 def test_an_operators_key_can_be_revoked(operator: Client) -> None:
     prefix = str(operator.key).split("_")[1]
-    with on_record() as entries:
+    with new_audit_entries() as entries:
         services.revoke_key(None, prefix, by=SOMEBODY, reason="left")
 
     assert operator.get("/stocks").status == 401
@@ -309,7 +309,7 @@ def test_an_operators_key_can_be_revoked(operator: Client) -> None:
 
 
 def test_no_key_and_no_hash_is_on_record(operator: Client) -> None:
-    with on_record() as entries:
+    with new_audit_entries() as entries:
         admitted = operator.post("/brokers", {"broker_id": "carol", "initial_cash": "0"}).body["api_key"]
         issued = operator.post("/brokers/carol/keys", {"name": "desk"}).body["api_key"]
 
@@ -328,7 +328,7 @@ def test_everything_that_trades_is_halted_and_each_halt_is_on_record(db: None) -
     for symbol in ("GOOG", "AAPL", "PETR4"):
         trading.instrument(symbol)
     services.halt("GOOG", "earlier", by=BY)
-    with on_record() as entries:
+    with new_audit_entries() as entries:
         assert services.halt_all("fire", by=SOMEBODY) == (["AAPL", "PETR4"], [])
 
     halted = {"status": "halted", "halt_reason": "fire"}
@@ -342,12 +342,12 @@ def test_everything_that_trades_is_halted_and_each_halt_is_on_record(db: None) -
 def test_a_book_that_is_held_up_is_told_and_holds_up_no_other(db: None) -> None:
     for symbol in ("AAPL", "GOOG"):
         trading.instrument(symbol)
-    with transaction.atomic(), on_record() as entries:
+    with transaction.atomic(), new_audit_entries() as entries:
         Instrument.objects.select_for_update().get(pk="AAPL")
-        halting = trading.in_thread(lambda: services.halt_all("fire", by=BY))
+        halting = trading.start_thread(lambda: services.halt_all("fire", by=BY))
         assert wait_until(lambda: Instrument.objects.get(pk="GOOG").status == InstrumentStatus.HALTED, 1.5)
         assert not halting.done()
-        assert halting.result(trading.PATIENCE_SECONDS) == (["GOOG"], ["AAPL"])
+        assert halting.result(trading.TIMEOUT_SECONDS) == (["GOOG"], ["AAPL"])
 
     assert [each.subject for each in entries] == ["GOOG"]
     assert Instrument.objects.get(pk="AAPL").status == InstrumentStatus.TRADING
@@ -367,14 +367,14 @@ def test_a_book_that_is_held_up_is_told_and_holds_up_no_other(db: None) -> None:
     ],
 )
 def test_the_database_refuses_to_change_what_is_on_record(alice: Client, statement: str) -> None:
-    before = trading.everything()
+    before = trading.snapshot()
     with connection.cursor() as cursor:
         cursor.execute("SELECT usesuper FROM pg_user WHERE usename = current_user")
         assert cursor.fetchone() == (True,)  # whoever else there is may do less
         with pytest.raises(DatabaseError, match="The audit only grows"):
             cursor.execute(statement)
 
-    assert trading.everything() == before
+    assert trading.snapshot() == before
 
 
 def test_an_entry_belongs_to_a_transaction(db: None) -> None:
@@ -405,7 +405,7 @@ def test_an_address_is_what_the_outermost_of_our_own_proxies_says(
 
 
 def test_what_a_command_does_is_on_record(db: None, tmp_path: Path) -> None:
-    with on_record() as entries:
+    with new_audit_entries() as entries:
         call_command("create_operator_key", name="desk", stdout=StringIO())
         call_command("demo", credentials=tmp_path / "credentials.json", base_url="http://localhost")
 

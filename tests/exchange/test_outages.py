@@ -20,7 +20,7 @@ BACK_SECONDS = 4.0
 def test_connections_are_back_soon_after_postgresql_is(postgres: Postgres) -> None:
     options = settings.DATABASES["default"]["OPTIONS"]["pool"] | {"timeout": 0.2}
     with psycopg_pool.ConnectionPool(postgres.url("bourse"), **options) as pool:
-        assert answers(pool, trading.PATIENCE_SECONDS)
+        assert answers(pool, trading.TIMEOUT_SECONDS)
         postgres.child.stop()
         lost_at = time.monotonic()
         while time.monotonic() < lost_at + OUTAGE_SECONDS:

@@ -58,9 +58,9 @@ def test_only_one_asks_and_the_others_get_the_last_answer(settings: Settings) ->
     assert readiness.current().database
     settings.READINESS_CACHE_SECONDS = 0
     with locked_migrations():
-        first = trading.in_thread(readiness.current)
+        first = trading.start_thread(readiness.current)
         assert wait_until(lambda: readiness._readiness._refreshing_since is not None, PATIENCE_SECONDS)
-        others = trading.at_once([readiness.current] * 10)
+        others = trading.run_concurrently([readiness.current] * 10)
         assert {answer.database for answer in others} == {True}
         assert not first.done()
 
@@ -69,7 +69,7 @@ def test_a_database_that_does_not_answer_is_not_waited_for(settings: Settings) -
     assert readiness.current().database
     settings.READINESS_CACHE_SECONDS, settings.READINESS_TIMEOUT_SECONDS = 0, 0.2
     with locked_migrations():
-        first = trading.in_thread(readiness.current)
+        first = trading.start_thread(readiness.current)
         assert wait_until(_is_remembered_as_not_ready, PATIENCE_SECONDS)
         assert not first.done()
     first.result(PATIENCE_SECONDS)

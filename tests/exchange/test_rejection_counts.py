@@ -186,7 +186,7 @@ def test_threads_lose_no_count() -> None:
         for _ in range(2_000):
             rejection_counts.add(1, at(0))
 
-    trading.at_once([note_many] * 8)
+    trading.run_concurrently([note_many] * 8)
     rejection_counts.flush()
 
     assert stored() == {TEN: 16_000}

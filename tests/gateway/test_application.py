@@ -315,7 +315,7 @@ def unfinished(client: KeepAliveClient, number: int) -> bytes:
 
 def test_unfinished_bodies_hold_no_thread_and_time_out(small_server: live.Server, key: str) -> None:
     """The server gets 100 unfinished bodies per thread."""
-    before = trading.everything()
+    before = trading.snapshot()
     with ExitStack() as stack:
         clients = [stack.enter_context(closing(KeepAliveClient(small_server, key))) for _ in range(UNFINISHED)]
         started = time.monotonic()
@@ -335,7 +335,7 @@ def test_unfinished_bodies_hold_no_thread_and_time_out(small_server: live.Server
         assert time.monotonic() - started < SMALL_BODY_SECONDS, "the bodies timed out too early"
         assert {client.read_status_and_code() for client in clients} == {(400, "malformed_request")}
         assert SMALL_BODY_SECONDS <= time.monotonic() - started < SMALL_BODY_SECONDS + SHORT_SECONDS
-    assert trading.everything() == before
+    assert trading.snapshot() == before
 
 
 LARGE_BODY = b"{}".ljust(settings.MAX_BODY_BYTES + 1)

@@ -38,7 +38,7 @@ from orders.enums import Side
 from orders.matching import sequencer
 from orders.models import Order, Trade
 from tests import api, trading
-from tests.exchange.client import Answer, ApiHandler, Client
+from tests.exchange.client import ApiHandler, ApiResponse, Client
 from tests.orders.conftest import _check_invariants, alice, bob, operator  # noqa: F401 (fixtures)
 from tests.trading import BY
 
@@ -101,7 +101,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Observation(Answer):
+class Observation(ApiResponse):
     """A response, and everything else that its request left behind."""
 
     path: str  # FAST or FULL
@@ -288,7 +288,7 @@ def test_fast_path_and_full_path_respond_alike(
 
 
 def test_a_cancel_by_an_operator_takes_the_fast_path(observer: Observer, key: str, operator: Client) -> None:
-    with trading.on_record() as entries:
+    with trading.new_audit_entries() as entries:
         response = observer.compare(lambda: (cached(operator.key), *cancel()))
     assert (response.status, response.body["cancel_reason"], response.log_line["broker"]) == (200, "by_operator", None)
     fast, full = ((each.actor_kind, each.actor, each.address, each.request_id, each.after) for each in entries)
@@ -300,7 +300,7 @@ def test_a_cancel_by_an_operator_takes_the_fast_path(observer: Observer, key: st
 @pytest.mark.parametrize("gateway", [FAST, FULL])
 def test_an_audit_entry_has_the_request_id_of_the_response(observer: Observer, operator: Client, gateway: str) -> None:
     trading.broker("alice")
-    with trading.on_record() as entries:
+    with trading.new_audit_entries() as entries:
         response = observer.send(gateway, cached(operator.key), *cancel(), None, {"x-request-id": "not one"})
     assert (response.status, response.path) == (200, gateway)
     assert [each.request_id for each in entries] == [response.headers["X-Request-Id"]]
@@ -376,10 +376,10 @@ CHUNKED = {"transfer-encoding": "chunked"}
 def test_uncommon_requests_take_the_full_path(
     observer: Observer, key: str, status: int, code: str | None, create: Callable[[str], tuple[Any, ...]]
 ) -> None:
-    request, before = create(key), trading.everything()
+    request, before = create(key), trading.snapshot()
     response = observer.compare(lambda: request, path=FULL)
     assert (response.status, response.body.get("code")) == (status, code)
-    assert (trading.everything() == before) == (status >= 400)
+    assert (trading.snapshot() == before) == (status >= 400)
 
 
 def test_a_charset_of_utf_8_takes_the_fast_path(observer: Observer, key: str) -> None:
@@ -480,8 +480,8 @@ def test_an_unexpected_error_is_a_500_problem_on_both_paths(
 
 @pytest.mark.parametrize("create", [post, cancel], ids=["place", "cancel"])
 def test_without_a_database_requests_are_overloaded(observer: Observer, key: str, create: Callable[[], Any]) -> None:
-    request, before = create(), trading.everything()
+    request, before = create(), trading.snapshot()
     with without_database():
         response = observer.compare(lambda: (key, *request))
     assert (response.status, response.code, sum(response.tokens)) == (503, "overloaded", 1)
-    assert trading.everything() == before
+    assert trading.snapshot() == before

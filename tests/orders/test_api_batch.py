@@ -20,9 +20,9 @@ from exchange.rules import Scope
 from orders import services
 from orders.models import Order, Trade
 from tests import api, live, trading
-from tests.api import LATER, LIMIT, MARKET, limit, market, placed, refused, token, without
-from tests.exchange.client import Answer, Client
-from tests.trading import BY, at_once
+from tests.api import LATER, LIMIT, MARKET, assert_rejected, limit, market, place_order, token, without
+from tests.exchange.client import ApiResponse, Client
+from tests.trading import BY, run_concurrently
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -40,7 +40,7 @@ def batch(client: Client, *orders: Any) -> list[dict[str, Any]]:
     for result in results:
         assert list(result) == ["status", "order" if result["status"] < 400 else "error"]
         if "error" in result:
-            problem = Answer(
+            problem = ApiResponse(
                 result["status"],
                 response.headers | {"Content-Type": "application/problem+json"},
                 msgspec.json.encode(result["error"]),
@@ -64,8 +64,8 @@ def numbered_orders(count: int, **more: Any) -> list[dict[str, Any]]:
 
 
 def test_each_order_has_its_own_result_in_request_order(alice: Client, bob: Client) -> None:
-    placed(bob, limit("ask", 5, "10", **BY_BOB))
-    placed(alice, limit("bid", 1, "1", client_order_id="used"))
+    place_order(bob, limit("ask", 5, "10", **BY_BOB))
+    place_order(alice, limit("bid", 1, "1", client_order_id="used"))
     before = Order.objects.count()
 
     results = batch(
@@ -120,12 +120,12 @@ def test_each_order_has_its_own_result_in_request_order(alice: Client, bob: Clie
     ids=lambda body: ",".join(body)[-40:] if isinstance(body, dict) else "",
 )
 def test_the_error_of_an_order_equals_that_of_a_single_request(alice: Client, body: dict[str, Any]) -> None:
-    placed(alice, LIMIT | {"client_order_id": "used"})
-    alone = refused(alice, "POST", "/orders", body)
-    before = trading.everything()
+    place_order(alice, LIMIT | {"client_order_id": "used"})
+    alone = assert_rejected(alice, "POST", "/orders", body)
+    before = trading.snapshot()
     (result,) = batch(alice, body)
 
-    assert trading.everything() == before
+    assert trading.snapshot() == before
     assert result["status"] == alone.status
     assert result["error"] | {"request_id": ""} == alone.body | {"request_id": ""}
 
@@ -151,11 +151,11 @@ def test_a_huge_integer_rejects_its_order_or_all_of_a_long_batch(alice: Client) 
     body = msgspec.json.encode({"orders": [bad, LIMIT]})
 
     assert summaries(batch(alice, bad, LIMIT)) == ["400 validation_error", "201 pending"]
-    assert refused(alice, "POST", "/orders/batch", body.ljust(64 * 1024 + 1)).code == "malformed_request"
+    assert assert_rejected(alice, "POST", "/orders/batch", body.ljust(64 * 1024 + 1)).code == "malformed_request"
 
 
 def test_market_and_gtd_orders_are_accepted_in_a_batch(alice: Client, bob: Client) -> None:
-    placed(bob, limit("ask", 5, "10", **BY_BOB))
+    place_order(bob, limit("ask", 5, "10", **BY_BOB))
     gtd = without(LIMIT, "time_in_force", "price") | {"price": token("10.00"), "expires_at": LATER}
     first, second = batch(alice, MARKET, gtd | {"quantity": 1})
 
@@ -167,7 +167,7 @@ def test_market_and_gtd_orders_are_accepted_in_a_batch(alice: Client, bob: Clien
 
 def test_orders_of_a_batch_arrive_in_request_order(alice: Client, bob: Client) -> None:
     batch(alice, *[limit("ask", 1, "10", client_order_id=f"a-{number}") for number in range(10)])
-    placed(bob, limit("bid", 4, "10", **BY_BOB))
+    place_order(bob, limit("bid", 4, "10", **BY_BOB))
 
     assert list(
         Order.objects.filter(status="filled", side="ask").order_by("sequence").values_list("client_order_id")
@@ -200,13 +200,13 @@ def test_a_result_shows_the_order_before_later_orders_of_the_batch(alice: Client
 def test_a_repeated_batch_returns_the_current_orders_and_places_nothing(alice: Client, bob: Client) -> None:
     orders = [*numbered_orders(3), limit("ask", 4, "20", client_order_id="ask")]
     first = batch(alice, *orders)
-    placed(bob, limit("ask", 2, "10", **BY_BOB))
+    place_order(bob, limit("ask", 2, "10", **BY_BOB))
     for _ in range(2):
-        placed(bob, limit("bid", 1, "20", **BY_BOB))
-    before = trading.everything()
+        place_order(bob, limit("bid", 1, "20", **BY_BOB))
+    before = trading.snapshot()
     second = batch(alice, *orders)
 
-    assert trading.everything() == before
+    assert trading.snapshot() == before
     assert summaries(second) == ["200 filled", "200 filled", "200 pending", "200 partially_filled"]
     assert [each["order"]["order_id"] for each in second] == [each["order"]["order_id"] for each in first]
     assert [len(each["order"]["trades"]) for each in second] == [1, 1, 0, 2]
@@ -273,7 +273,7 @@ def test_an_entirely_invalid_batch_runs_no_statement(alice: Client) -> None:
     ids=str,
 )
 def test_an_invalid_batch_body_is_rejected(alice: Client, body: Any, fields: dict[str, str]) -> None:
-    response = refused(alice, "POST", "/orders/batch", body)
+    response = assert_rejected(alice, "POST", "/orders/batch", body)
 
     assert (response.status, response.code, response.fields) == (400, "validation_error", fields)
 
@@ -286,25 +286,28 @@ def test_a_batch_accepts_up_to_500_orders(alice: Client) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"orders": [', b"[" * 100_000, b'{"orders": ["\xff"]}'])
 def test_a_body_that_is_not_a_json_object_is_rejected(alice: Client, body: bytes) -> None:
-    assert refused(alice, "POST", "/orders/batch", body).code == "malformed_request"
+    assert assert_rejected(alice, "POST", "/orders/batch", body).code == "malformed_request"
 
 
 def test_a_batch_body_has_at_most_one_mebibyte(alice: Client) -> None:
     body = msgspec.json.encode({"orders": [LIMIT]})
 
     assert alice.post("/orders/batch", body.rjust(MEBI)).status == 200
-    response = refused(alice, "POST", "/orders/batch", body.rjust(MEBI + 1))
+    response = assert_rejected(alice, "POST", "/orders/batch", body.rjust(MEBI + 1))
     assert (response.status, response.code) == (413, "too_large")
-    assert refused(alice, "POST", "/orders", msgspec.json.encode(LIMIT).rjust(64 * 1024 + 1)).status == 413
+    assert assert_rejected(alice, "POST", "/orders", msgspec.json.encode(LIMIT).rjust(64 * 1024 + 1)).status == 413
 
 
 def test_a_batch_without_permission_is_rejected_as_a_whole(alice: Client, operator: Client) -> None:
     reader = Client(exchange_services.issue_key("alice", scopes=[Scope.READ], by=BY)[1])
     for client in (reader, operator):
-        assert refused(client, "POST", "/orders/batch", {"orders": [LIMIT, 1]}).code == "scope_missing"
-    assert refused(Client(None), "POST", "/orders/batch", {"orders": [LIMIT]}).code == "unauthenticated"
-    assert refused(alice, "POST", "/orders/batch", {"orders": [LIMIT], "broker_id": "bob"}).code == "broker_mismatch"
-    assert refused(alice, "POST", "/orders/batch?dry_run=1", {"orders": [LIMIT]}).fields == {
+        assert assert_rejected(client, "POST", "/orders/batch", {"orders": [LIMIT, 1]}).code == "scope_missing"
+    assert assert_rejected(Client(None), "POST", "/orders/batch", {"orders": [LIMIT]}).code == "unauthenticated"
+    assert (
+        assert_rejected(alice, "POST", "/orders/batch", {"orders": [LIMIT], "broker_id": "bob"}).code
+        == "broker_mismatch"
+    )
+    assert assert_rejected(alice, "POST", "/orders/batch?dry_run=1", {"orders": [LIMIT]}).fields == {
         "dry_run": "unknown_parameter"
     }
 
@@ -319,9 +322,9 @@ def test_takers_that_only_together_exceed_the_maker_limit_get_their_own_results(
     alice: Client, bob: Client, settings: Settings
 ) -> None:
     trading.limit_makers(settings, 2)
-    settings.SEQUENCER_DEEP_TIME_LIMIT_SECONDS = trading.PATIENCE_SECONDS
+    settings.SEQUENCER_DEEP_TIME_LIMIT_SECONDS = trading.TIMEOUT_SECONDS
     for _ in range(6):
-        placed(bob, limit("ask", 1, "10", **BY_BOB))
+        place_order(bob, limit("ask", 1, "10", **BY_BOB))
     bids = [limit("bid", quantity, "10") for quantity in (2, 3, 2, 1)]
 
     assert summaries(batch(alice, *bids)) == ["201 filled", "409 too_many_fills", "201 filled", "201 filled"]
@@ -359,7 +362,7 @@ def test_a_batch_sent_concurrently_is_placed_once(server: live.Server) -> None:
     def post() -> httpx.Response:
         return httpx.post(f"{server.url}/orders/batch", json=body, headers=headers, timeout=20, trust_env=False)
 
-    results = [response.json()["results"] for response in at_once([post] * 6)]
+    results = [response.json()["results"] for response in run_concurrently([post] * 6)]
 
     assert Counter(each["status"] for part in results for each in part) == {201: 50, 200: 250}
     ids = [[each["order"]["order_id"] for each in part] for part in results]
@@ -389,7 +392,7 @@ def test_crossing_batches_conserve_cash_and_shares(server: live.Server) -> None:
         )
         return [each["status"] for each in response.raise_for_status().json()["results"]]
 
-    responses = at_once([partial(post, broker_id, number) for number in range(4) for broker_id in keys])
+    responses = run_concurrently([partial(post, broker_id, number) for number in range(4) for broker_id in keys])
 
     assert Counter(status for statuses in responses for status in statuses) == {201: 320}
     assert Trade.objects.count() == 160

@@ -12,7 +12,7 @@ from orders import services
 from orders.enums import Side
 from orders.models import Order, Trade
 from tests import trading
-from tests.api import LATER, limit, market, placed, refused, walk, without
+from tests.api import LATER, all_pages, assert_rejected, limit, market, place_order, without
 from tests.exchange.client import Client
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -31,10 +31,10 @@ def trade(quantity: int, price: str, *, minutes_ago: float = 0) -> None:
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 def test_unknown_and_malformed_symbols_are_404(alice: Client, endpoint: str) -> None:
-    response = refused(alice, "GET", f"/stocks/NONE/{endpoint}")
+    response = assert_rejected(alice, "GET", f"/stocks/NONE/{endpoint}")
     assert (response.status, response.code) == (404, "symbol_not_found")
     for symbol in ("aapl", "A" * 13, "A%20B", "A%00", "%C3%81", ""):
-        response = refused(alice, "GET", f"/stocks/{symbol}/{endpoint}")
+        response = assert_rejected(alice, "GET", f"/stocks/{symbol}/{endpoint}")
         assert (response.status, response.code) == (404, "not_found"), symbol
 
 
@@ -42,7 +42,7 @@ def test_unknown_and_malformed_symbols_are_404(alice: Client, endpoint: str) -> 
     "endpoint", ["price?window=5m", "book?deep=1", "quote?side=bid&quantity=1&price=3", "trades?x=1"]
 )
 def test_an_unknown_parameter_is_400(alice: Client, endpoint: str) -> None:
-    response = refused(alice, "GET", f"/stocks/AAPL/{endpoint}")
+    response = assert_rejected(alice, "GET", f"/stocks/AAPL/{endpoint}")
 
     assert list(response.fields.values()) == ["unknown_parameter"]
 
@@ -63,8 +63,8 @@ def test_an_empty_market_has_no_prices(alice: Client) -> None:
 
 def test_prices_are_exact_and_have_the_instruments_decimals(alice: Client) -> None:
     trade(500, "148")
-    placed(alice, limit("bid", 1, "147"))
-    placed(alice, limit("ask", 1, "150"))
+    place_order(alice, limit("bid", 1, "147"))
+    place_order(alice, limit("ask", 1, "150"))
     moment = price(alice)["last_trade_at"]
 
     assert moment.endswith("Z")
@@ -88,8 +88,8 @@ def test_the_current_price_is_weighted_by_volume_over_five_minutes(alice: Client
 def test_averages_and_mid_are_rounded_half_to_even(alice: Client, prices: tuple[str, str], shown: str) -> None:
     for each in prices:
         trade(1, each)
-    placed(alice, limit("bid", 1, prices[0]))
-    placed(alice, limit("ask", 1, prices[1]))
+    place_order(alice, limit("bid", 1, prices[0]))
+    place_order(alice, limit("ask", 1, prices[1]))
     body = price(alice)
 
     assert [str(body[name]) for name in ("current_price", "mid", "moving_average")] == [shown] * 3
@@ -108,26 +108,26 @@ def test_the_current_price_without_trades_in_the_window_is_the_last_price(alice:
 
 def test_the_moving_average_covers_limit_orders_accepted_in_the_window(alice: Client, settings: Settings) -> None:
     settings.MOVING_AVERAGE_ORDERS = 3
-    placed(alice, limit("bid", 1, "7"))
+    place_order(alice, limit("bid", 1, "7"))
     Order.objects.update(created_at=timezone.now() - timedelta(minutes=5.01))
     assert price(alice)["moving_average"] is None
-    placed(alice, market("bid", 1))
-    refused(alice, "POST", "/orders", limit("bid", 10**9, "900"))
-    placed(alice, limit("bid", 100, "8"))
-    placed(alice, limit("ask", 1, "11", time_in_force="fok"))
+    place_order(alice, market("bid", 1))
+    assert_rejected(alice, "POST", "/orders", limit("bid", 10**9, "900"))
+    place_order(alice, limit("bid", 100, "8"))
+    place_order(alice, limit("ask", 1, "11", time_in_force="fok"))
     assert str(price(alice)["moving_average"]) == "9.50"  # regardless of quantity and status
-    placed(alice, limit("ask", 1, "12"))
-    placed(alice, limit("ask", 1, "13"))
+    place_order(alice, limit("ask", 1, "12"))
+    place_order(alice, limit("ask", 1, "13"))
 
     assert str(price(alice)["moving_average"]) == "12.00"  # the latest three orders
 
 
 def test_best_prices_exclude_expired_and_cancelled_orders(alice: Client) -> None:
     gtd = without(limit("bid", 1, "9"), "time_in_force") | {"expires_at": LATER}
-    late = placed(alice, gtd)["order_id"]
-    placed(alice, limit("bid", 1, "8"))
-    gone = placed(alice, limit("ask", 1, "10"))["order_id"]
-    placed(alice, limit("ask", 1, "11"))
+    late = place_order(alice, gtd)["order_id"]
+    place_order(alice, limit("bid", 1, "8"))
+    gone = place_order(alice, limit("ask", 1, "10"))["order_id"]
+    place_order(alice, limit("ask", 1, "11"))
     assert [price(alice)[name] for name in ("best_bid", "best_ask", "mid")] == [9, 10, Decimal("9.50")]
     Order.objects.filter(pk=late).update(expires_at=timezone.now())
     alice.delete(f"/orders/{gone}")
@@ -146,8 +146,8 @@ def test_a_book_lists_its_levels_best_first(alice: Client, bob: Client) -> None:
         ("ask", 2, "150"),
         ("bid", 10, "148.00"),
     ]:
-        placed(alice, limit(side, quantity, at))
-    placed(bob, limit("ask", 4, "148", **BY_BOB))  # fills 4 of the first bid at 148
+        place_order(alice, limit(side, quantity, at))
+    place_order(bob, limit("ask", 4, "148", **BY_BOB))  # fills 4 of the first bid at 148
     response = alice.get("/stocks/AAPL/book")
 
     assert response.content.decode() == (
@@ -162,26 +162,26 @@ def test_a_book_lists_its_levels_best_first(alice: Client, bob: Client) -> None:
 def test_an_empty_side_leaves_the_spread_null(alice: Client) -> None:
     body = alice.get("/stocks/AAPL/book").body
     assert [body[name] for name in ("bids", "asks", "spread", "sequence")] == [[], [], None, 0]
-    placed(alice, limit("bid", 5, "10"))
+    place_order(alice, limit("bid", 5, "10"))
 
     assert alice.get("/stocks/AAPL/book").body["spread"] is None
 
 
 def test_depth_limits_the_levels_per_side_to_1_to_50(alice: Client) -> None:
     for step in range(12):
-        placed(alice, limit("bid", 1, f"{20 - step}"))
-        placed(alice, limit("ask", 1, f"{30 + step}"))
+        place_order(alice, limit("bid", 1, f"{20 - step}"))
+        place_order(alice, limit("ask", 1, f"{30 + step}"))
     for query, levels in [("", 10), ("?depth=1", 1), ("?depth=11", 11), ("?depth=50", 12)]:
         body = alice.get(f"/stocks/AAPL/book{query}").body
         assert [level["price"] for level in body["bids"]] == [20 - step for step in range(levels)]
         assert [level["price"] for level in body["asks"]] == [30 + step for step in range(levels)]
     for value in ("0", "51", "-1", "abc", "", "1.0", "%D9%A1", "1" * 30):
-        assert list(refused(alice, "GET", f"/stocks/AAPL/book?depth={value}").fields) == ["depth"], value
+        assert list(assert_rejected(alice, "GET", f"/stocks/AAPL/book?depth={value}").fields) == ["depth"], value
 
 
 def test_an_expired_order_is_in_no_book_and_no_quote_before_the_sweep(alice: Client) -> None:
     gtd = without(limit("ask", 1, "10"), "time_in_force") | {"expires_at": LATER}
-    placed(alice, gtd)
+    place_order(alice, gtd)
     Order.objects.update(expires_at=timezone.now())
 
     assert alice.get("/stocks/AAPL/book").body["asks"] == []
@@ -194,20 +194,20 @@ def test_the_sequence_counts_every_change_of_the_book(alice: Client, bob: Client
         return counted
 
     counted = [sequence()]
-    resting = placed(alice, limit("ask", 5, "10"))["order_id"]
+    resting = place_order(alice, limit("ask", 5, "10"))["order_id"]
     counted.append(sequence())
-    placed(bob, limit("bid", 2, "10", **BY_BOB))
+    place_order(bob, limit("bid", 2, "10", **BY_BOB))
     counted.append(sequence())
     alice.delete(f"/orders/{resting}")
     counted.append(sequence())
-    placed(alice, without(limit("ask", 5, "10"), "time_in_force") | {"expires_at": LATER})
+    place_order(alice, without(limit("ask", 5, "10"), "time_in_force") | {"expires_at": LATER})
     counted.append(sequence())
     Order.objects.filter(time_in_force="gtd").update(expires_at=timezone.now())
     services.expire_orders("AAPL")
     counted.append(sequence())
 
     assert counted == sorted(set(counted))
-    refused(alice, "POST", "/orders", limit("ask", 10**9, "10"))
+    assert_rejected(alice, "POST", "/orders", limit("ask", 10**9, "10"))
     assert sequence() == counted[-1]
 
 
@@ -216,7 +216,7 @@ def test_the_sequence_counts_every_change_of_the_book(alice: Client, bob: Client
 
 def test_a_quote_fills_level_by_level(alice: Client) -> None:
     for quantity, at in [(5, "10"), (5, "10"), (5, "10.5"), (5, "11")]:
-        placed(alice, limit("ask", quantity, at))
+        place_order(alice, limit("ask", quantity, at))
     response = alice.get("/stocks/AAPL/quote?side=bid&quantity=17")
 
     assert response.content.decode() == (
@@ -226,7 +226,7 @@ def test_a_quote_fills_level_by_level(alice: Client) -> None:
 
 
 def test_a_quote_for_more_than_the_book_holds_is_partial(alice: Client) -> None:
-    placed(alice, limit("bid", 5, "10"))
+    place_order(alice, limit("bid", 5, "10"))
     response = alice.get("/stocks/AAPL/quote?side=ask&quantity=9")
 
     assert b'"quantity":9,"fillable_quantity":5,"average_price":10.00,"total":50.00,' in response.content
@@ -243,7 +243,7 @@ def test_a_quote_on_an_empty_book_has_no_average_price(alice: Client, quantity: 
 def test_a_quote_reads_at_most_the_configured_number_of_makers(alice: Client, settings: Settings) -> None:
     settings.MAX_MAKERS_PER_QUOTE = 3
     for price in ("12", "10", "11", "10"):
-        placed(alice, limit("ask", 5, price))
+        place_order(alice, limit("ask", 5, price))
 
     within, beyond = (alice.get(f"/stocks/AAPL/quote?side=bid&quantity={quantity}").body for quantity in (13, 10**12))
     assert (within["fillable_quantity"], within["levels"]) == (
@@ -272,10 +272,10 @@ def test_the_total_of_a_quote_has_two_to_four_decimals(alice: Client) -> None:
 @pytest.mark.parametrize("side", ["bid", "ask"])
 def test_a_market_order_fills_as_quoted(alice: Client, bob: Client, side: str, quantity: int) -> None:
     for step in range(4):
-        placed(alice, limit("ask", 3 + step, f"{10 + step}.03"))
-        placed(alice, limit("bid", 3 + step, f"{9 - step}.07"))
+        place_order(alice, limit("ask", 3 + step, f"{10 + step}.03"))
+        place_order(alice, limit("bid", 3 + step, f"{9 - step}.07"))
     quote = bob.get(f"/stocks/AAPL/quote?side={side}&quantity={quantity}").body
-    order = placed(bob, market(side, quantity, **BY_BOB))
+    order = place_order(bob, market(side, quantity, **BY_BOB))
 
     assert (quote["fillable_quantity"], quote["average_price"]) == (order["filled_quantity"], order["average_price"])
     assert quote["levels"] == [{"price": fill["price"], "quantity": fill["quantity"]} for fill in order["trades"]]
@@ -295,7 +295,7 @@ def test_invalid_quote_parameters_are_400_on_their_fields(alice: Client) -> None
             for bad in ("", "0", "-1", "1.0", "1e1", "abc", "1000000000001", "15")
         ],
     ]:
-        response = refused(alice, "GET", f"/stocks/LOTS/quote{query}")
+        response = assert_rejected(alice, "GET", f"/stocks/LOTS/quote{query}")
         assert (response.status, sorted(response.fields)) == (400, fields), query
     assert alice.get("/stocks/LOTS/quote?side=bid&quantity=20").status == 200
 
@@ -304,9 +304,9 @@ def test_invalid_quote_parameters_are_400_on_their_fields(alice: Client) -> None
 
 
 def test_the_tape_shows_trades_newest_first_without_brokers(alice: Client, bob: Client) -> None:
-    placed(alice, limit("ask", 5, "10"))
-    placed(bob, limit("bid", 7, "11", **BY_BOB))
-    placed(alice, limit("ask", 1, "11"))
+    place_order(alice, limit("ask", 5, "10"))
+    place_order(bob, limit("bid", 7, "11", **BY_BOB))
+    place_order(alice, limit("ask", 1, "11"))
     response = Client(bob.key).get("/stocks/AAPL/trades")
 
     newer, older = Trade.objects.order_by("-executed_at")
@@ -322,15 +322,15 @@ def test_the_tape_shows_trades_newest_first_without_brokers(alice: Client, bob: 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_pages_of_the_tape_show_each_trade_once(alice: Client, bob: Client, size: int) -> None:
     for _ in range(4):
-        placed(alice, limit("ask", 1, "10"))
-    placed(bob, limit("bid", 4, "10", **BY_BOB))  # four trades at one time
+        place_order(alice, limit("ask", 1, "10"))
+    place_order(bob, limit("bid", 4, "10", **BY_BOB))  # four trades at one time
     trade(1, "12")
-    pages = walk(alice, "/stocks/AAPL/trades", "trades", size)
+    pages = all_pages(alice, "/stocks/AAPL/trades", "trades", size)
 
     newest = Trade.objects.order_by("-executed_at", "-id").values_list("pk", flat=True)
     assert [trade["trade_id"] for page in pages for trade in page] == [str(pk) for pk in newest]
     assert len(pages[0]) == size
-    assert list(refused(alice, "GET", "/stocks/AAPL/trades?limit=0").fields) == ["limit"]
+    assert list(assert_rejected(alice, "GET", "/stocks/AAPL/trades?limit=0").fields) == ["limit"]
 
 
 def test_the_tape_covers_one_symbol(alice: Client) -> None:

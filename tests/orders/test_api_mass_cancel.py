@@ -27,9 +27,9 @@ from orders.matching import service
 from orders.matching.commands import Accepted, CancelOrders
 from orders.models import Order
 from tests import api, live, trading
-from tests.api import limit, placed, refused
+from tests.api import assert_rejected, limit, place_order
 from tests.exchange.client import Client
-from tests.trading import BY, in_thread, order
+from tests.trading import BY, order, start_thread
 from webhooks.models import Event
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -105,9 +105,9 @@ def test_exactly_the_matching_orders_are_cancelled(
 
 
 def test_reservations_are_released_and_trades_kept(alice: Client, bob: Client) -> None:
-    bid = placed(alice, limit("bid", 5, "10"))["order_id"]
-    placed(alice, limit("ask", 7, "20"))
-    placed(bob, limit("ask", 2, "10", broker_id="bob"))
+    bid = place_order(alice, limit("bid", 5, "10"))["order_id"]
+    place_order(alice, limit("ask", 7, "20"))
+    place_order(bob, limit("ask", 2, "10", broker_id="bob"))
     assert trading.balance("alice")[1] == Decimal(30)
 
     assert mass_cancel(alice, "side=bid") == 1
@@ -134,8 +134,8 @@ def test_each_cancelled_order_has_its_event(alice: Client, bob: Client) -> None:
 
 def test_orders_past_their_expiry_are_expired_and_not_counted(alice: Client) -> None:
     later = database_now() + timedelta(hours=1)
-    placed(alice, limit("bid", 1, "9", time_in_force="gtd", expires_at=later.isoformat()))
-    placed(alice, limit("bid", 1, "9"))
+    place_order(alice, limit("bid", 1, "9", time_in_force="gtd", expires_at=later.isoformat()))
+    place_order(alice, limit("bid", 1, "9"))
     Order.objects.filter(time_in_force="gtd").update(
         expires_at=F("expires_at") - timedelta(hours=2), created_at=F("created_at") - timedelta(hours=2)
     )
@@ -228,7 +228,7 @@ def test_a_mass_cancel_reads_only_matching_orders(alice: Client, bob: Client) ->
 )
 def test_invalid_mass_cancel_parameters_are_rejected(alice: Client, query: str, fields: dict[str, str]) -> None:
     place_resting("alice")
-    response = refused(alice, "DELETE", f"/orders?{query}")
+    response = assert_rejected(alice, "DELETE", f"/orders?{query}")
 
     assert (response.status, response.code, response.fields) == (400, "validation_error", fields)
 
@@ -236,16 +236,16 @@ def test_invalid_mass_cancel_parameters_are_rejected(alice: Client, query: str, 
 def test_an_unlisted_symbol_is_404(alice: Client) -> None:
     place_resting("alice")
 
-    assert refused(alice, "DELETE", "/orders?symbol=APPL").code == "symbol_not_found"
+    assert assert_rejected(alice, "DELETE", "/orders?symbol=APPL").code == "symbol_not_found"
 
 
 def test_a_mass_cancel_for_another_broker_is_rejected(alice: Client, bob: Client) -> None:
     place_resting("alice")
     reader = Client(exchange_services.issue_key("alice", scopes=[Scope.READ], by=BY)[1])
 
-    assert refused(bob, "DELETE", "/orders?all=true&broker_id=alice").code == "broker_mismatch"
-    assert refused(reader, "DELETE", "/orders?all=true").code == "scope_missing"
-    assert refused(Client(None), "DELETE", "/orders?all=true").code == "unauthenticated"
+    assert assert_rejected(bob, "DELETE", "/orders?all=true&broker_id=alice").code == "broker_mismatch"
+    assert assert_rejected(reader, "DELETE", "/orders?all=true").code == "scope_missing"
+    assert assert_rejected(Client(None), "DELETE", "/orders?all=true").code == "unauthenticated"
     assert mass_cancel(bob, "all=true") == 0
     assert working() == all_books_of("alice")
 
@@ -254,9 +254,9 @@ def test_an_operator_must_name_the_broker_of_a_mass_cancel(alice: Client, bob: C
     place_resting("alice")
     place_resting("bob")
 
-    assert refused(operator, "DELETE", "/orders?all=true").fields == {"broker_id": "required"}
-    assert refused(operator, "DELETE", "/orders").fields == {"broker_id": "required", "symbol": "required"}
-    assert refused(operator, "DELETE", "/orders?all=true&broker_id=nobody").code == "broker_not_found"
+    assert assert_rejected(operator, "DELETE", "/orders?all=true").fields == {"broker_id": "required"}
+    assert assert_rejected(operator, "DELETE", "/orders").fields == {"broker_id": "required", "symbol": "required"}
+    assert assert_rejected(operator, "DELETE", "/orders?all=true&broker_id=nobody").code == "broker_not_found"
     assert mass_cancel(operator, "broker_id=alice&side=bid") == 3
     assert set(Order.objects.filter(status="cancelled").values_list("broker", "side", "cancel_reason")) == {
         ("alice", "bid", "by_operator")
@@ -278,7 +278,7 @@ def test_a_failure_after_a_committed_batch_is_an_unknown_outcome() -> None:
     with transaction.atomic():
         Instrument.objects.select_for_update().get(pk="GOOG")  # hold the second book
         with pytest.raises(OutcomeUnknown):
-            in_thread(cancel_with_short_lock_timeout).result(WAIT_SECONDS)
+            start_thread(cancel_with_short_lock_timeout).result(WAIT_SECONDS)
     assert working() == all_books_of("alice") - {("alice", "AAPL", "bid"), ("alice", "AAPL", "ask")}
 
 
@@ -289,7 +289,7 @@ def test_a_failure_before_any_commit_is_not_an_unknown_outcome() -> None:
     with transaction.atomic():
         Instrument.objects.select_for_update().get(pk="AAPL")
         with pytest.raises(Exception, match="lock timeout"):
-            in_thread(cancel_with_short_lock_timeout).result(WAIT_SECONDS)
+            start_thread(cancel_with_short_lock_timeout).result(WAIT_SECONDS)
     assert working() == all_books_of("alice")
 
 
@@ -316,7 +316,7 @@ def test_mass_cancels_under_load_end_and_cancel_no_other_brokers_orders(server: 
         return accepted
 
     placing = [
-        in_thread(partial(place_until_stopped, by, symbol, side))
+        start_thread(partial(place_until_stopped, by, symbol, side))
         for by, symbol, side in (("alice", "AAPL", "bid"), ("alice", "GOOG", "ask"), ("bob", "AAPL", "ask"))
     ]
     counted = 0

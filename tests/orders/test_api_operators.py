@@ -6,7 +6,7 @@ import pytest
 
 from orders.models import Order
 from tests import trading
-from tests.api import LIMIT, limit, placed, refused
+from tests.api import LIMIT, assert_rejected, limit, place_order
 from tests.exchange.client import Client
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -25,27 +25,28 @@ def broker_status(status: str, cancelled: int) -> dict[str, Any]:
 def test_orders_of_a_suspended_broker_still_trade_and_can_be_cancelled(
     alice: Client, bob: Client, operator: Client, body: Any
 ) -> None:
-    first, second = (placed(alice, limit("ask", 5, price))["order_id"] for price in ("10", "11"))
+    first, second = (place_order(alice, limit("ask", 5, price))["order_id"] for price in ("10", "11"))
     response = operator.post("/brokers/alice/suspend", body)
 
     assert (response.status, response.body) == (200, broker_status("suspended", 0))
-    denied = refused(alice, "POST", "/orders", LIMIT)
+    denied = assert_rejected(alice, "POST", "/orders", LIMIT)
     assert (denied.status, denied.code) == (409, "broker_suspended")
-    assert placed(bob, limit("bid", 5, "10", **BY_BOB))["status"] == "filled"
+    assert place_order(bob, limit("bid", 5, "10", **BY_BOB))["status"] == "filled"
     assert alice.get(f"/orders/{first}").body["status"] == "filled"
     assert alice.delete(f"/orders/{second}").body["cancel_reason"] == "by_broker"
     response = operator.post("/brokers/alice/reinstate", body and {"reason": "paid"})
     assert (response.status, response.body) == (200, broker_status("active", 0))
-    assert placed(alice, LIMIT)["status"] == "pending"
+    assert place_order(alice, LIMIT)["status"] == "pending"
 
 
 def test_a_suspension_responds_after_its_cancels(alice: Client, bob: Client, operator: Client) -> None:
     trading.instrument("PETR4")
     mine = [
-        placed(alice, body)["order_id"] for body in (LIMIT, limit("ask", 5, "11"), limit("bid", 1, "1", symbol="PETR4"))
+        place_order(alice, body)["order_id"]
+        for body in (LIMIT, limit("ask", 5, "11"), limit("bid", 1, "1", symbol="PETR4"))
     ]
-    placed(bob, limit("bid", 5, "9", **BY_BOB))
-    placed(bob, limit("bid", 2, "11", **BY_BOB))
+    place_order(bob, limit("bid", 5, "9", **BY_BOB))
+    place_order(bob, limit("bid", 2, "11", **BY_BOB))
     response = operator.post("/brokers/alice/suspend", {"cancel_orders": True, "reason": "default"})
 
     assert (response.status, response.body) == (200, broker_status("suspended", 3))
@@ -73,20 +74,20 @@ def test_a_suspension_responds_after_its_cancels(alice: Client, bob: Client, ope
 def test_invalid_fields_of_a_suspension_are_listed(
     alice: Client, operator: Client, action: str, body: Any, fields: list[str]
 ) -> None:
-    response = refused(operator, "POST", f"/brokers/alice/{action}", body)
+    response = assert_rejected(operator, "POST", f"/brokers/alice/{action}", body)
 
     assert (response.status, response.code, sorted(response.fields)) == (400, "validation_error", fields)
 
 
 @pytest.mark.parametrize("action", ["suspend", "reinstate"])
 def test_a_suspension_requires_an_operator_and_an_existing_broker(alice: Client, operator: Client, action: str) -> None:
-    response = refused(operator, "POST", f"/brokers/nobody/{action}", {})
+    response = assert_rejected(operator, "POST", f"/brokers/nobody/{action}", {})
     assert (response.status, response.code) == (404, "broker_not_found")
-    assert refused(operator, "POST", f"/brokers/a%20b/{action}").code == "not_found"
-    response = refused(alice, "POST", f"/brokers/alice/{action}", {})
+    assert assert_rejected(operator, "POST", f"/brokers/a%20b/{action}").code == "not_found"
+    response = assert_rejected(alice, "POST", f"/brokers/alice/{action}", {})
     assert (response.status, response.code) == (403, "scope_missing")
-    assert refused(operator, "POST", f"/brokers/alice/{action}", b"[]").code == "malformed_request"
-    assert refused(operator, "POST", f"/brokers/alice/{action}", b"{}", content_type="text/plain").status == 415
+    assert assert_rejected(operator, "POST", f"/brokers/alice/{action}", b"[]").code == "malformed_request"
+    assert assert_rejected(operator, "POST", f"/brokers/alice/{action}", b"{}", content_type="text/plain").status == 415
 
 
 # --- Halt -----------------------------------------------------------------------------------------------------------
@@ -95,29 +96,29 @@ def test_a_suspension_requires_an_operator_and_an_existing_broker(alice: Client,
 @pytest.mark.parametrize("body", [None, {"reason": "news"}])
 def test_a_halted_instrument_rejects_orders_until_resumed(alice: Client, operator: Client, body: Any) -> None:
     trading.instrument("PETR4")
-    resting = placed(alice, LIMIT)["order_id"]
+    resting = place_order(alice, LIMIT)["order_id"]
     response = operator.post("/stocks/AAPL/halt", body)
 
     assert (response.status, response.body["status"]) == (200, "halted")
     assert response.content == alice.get("/stocks/AAPL").content
-    denied = refused(alice, "POST", "/orders", limit("ask", 1, "10"))
+    denied = assert_rejected(alice, "POST", "/orders", limit("ask", 1, "10"))
     assert (denied.status, denied.code) == (409, "instrument_halted")
-    assert placed(alice, limit("bid", 1, "10", symbol="PETR4"))["status"] == "pending"
+    assert place_order(alice, limit("bid", 1, "10", symbol="PETR4"))["status"] == "pending"
     assert alice.get("/stocks/AAPL/book").body["bids"][0]["total_quantity"] == 5
     assert alice.delete(f"/orders/{resting}").status == 200
     response = operator.post("/stocks/AAPL/resume", body)
     assert (response.status, response.body["status"]) == (200, "trading")
-    assert placed(alice, LIMIT)["status"] == "pending"
+    assert place_order(alice, LIMIT)["status"] == "pending"
 
 
 @pytest.mark.parametrize("action", ["halt", "resume"])
 def test_a_halt_requires_an_operator_and_a_listed_symbol(alice: Client, operator: Client, action: str) -> None:
-    response = refused(operator, "POST", f"/stocks/NONE/{action}", {})
+    response = assert_rejected(operator, "POST", f"/stocks/NONE/{action}", {})
     assert (response.status, response.code) == (404, "symbol_not_found")
-    assert refused(operator, "POST", f"/stocks/aapl/{action}", {}).code == "not_found"
-    response = refused(alice, "POST", f"/stocks/AAPL/{action}", {})
+    assert assert_rejected(operator, "POST", f"/stocks/aapl/{action}", {}).code == "not_found"
+    response = assert_rejected(alice, "POST", f"/stocks/AAPL/{action}", {})
     assert (response.status, response.code) == (403, "scope_missing")
-    assert list(refused(operator, "POST", f"/stocks/AAPL/{action}", {"reason": 1, "why": ""}).fields) == [
+    assert list(assert_rejected(operator, "POST", f"/stocks/AAPL/{action}", {"reason": 1, "why": ""}).fields) == [
         "reason",
         "why",
     ]

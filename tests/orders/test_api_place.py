@@ -17,8 +17,8 @@ from exchange.rules import Scope
 from orders import services
 from orders.models import Order
 from tests import api, trading
-from tests.api import LATER, LIMIT, MARKET, limit, market, placed, refused, token, without
-from tests.exchange.client import Answer, Client
+from tests.api import LATER, LIMIT, MARKET, assert_rejected, limit, market, place_order, token, without
+from tests.exchange.client import ApiResponse, Client
 from tests.trading import BY
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -28,8 +28,8 @@ BY_BOB = {"broker_id": "bob"}
 MAX_BYTES = 64 * 1024
 
 
-def refused_order(client: Client, body: Any, **options: str) -> Answer:
-    return refused(client, "POST", "/orders", body, **options)
+def refused_order(client: Client, body: Any, **options: str) -> ApiResponse:
+    return assert_rejected(client, "POST", "/orders", body, **options)
 
 
 # --- Responses ------------------------------------------------------------------------------------------------------
@@ -37,7 +37,7 @@ def refused_order(client: Client, body: Any, **options: str) -> Answer:
 
 def test_the_response_to_a_new_order_is_that_of_the_contract(bob: Client) -> None:
     client = api.broker("broker-123")
-    placed(bob, limit("ask", 500, "148", **BY_BOB))
+    place_order(bob, limit("ask", 500, "148", **BY_BOB))
     response = client.post(
         "/orders",
         b'{"broker_id": "broker-123", "document_number": "12345678900", "side": "bid", "symbol": "AAPL",'
@@ -62,8 +62,8 @@ def test_the_response_to_a_new_order_is_that_of_the_contract(bob: Client) -> Non
 
 
 def test_post_and_get_return_equal_bytes(alice: Client, bob: Client) -> None:
-    placed(bob, limit("ask", 2, "9.99", **BY_BOB))
-    placed(bob, limit("ask", 2, "10", **BY_BOB))
+    place_order(bob, limit("ask", 2, "9.99", **BY_BOB))
+    place_order(bob, limit("ask", 2, "10", **BY_BOB))
     for body in (limit("bid", 3, "10", client_order_id="a"), market("bid", 5), limit("bid", 1, "3.5"), GTD):
         response = alice.post("/orders", body)
         assert response.content == alice.get(f"/orders/{response.body['order_id']}").content
@@ -71,7 +71,7 @@ def test_post_and_get_return_equal_bytes(alice: Client, bob: Client) -> None:
 
 def test_a_taker_lists_its_trades_in_order_of_execution(alice: Client, bob: Client) -> None:
     for price in ("10.02", "10", "10.01"):
-        placed(bob, limit("ask", 1, price, **BY_BOB))
+        place_order(bob, limit("ask", 1, price, **BY_BOB))
     response = alice.post("/orders", limit("bid", 3, "11"))
 
     assert [str(trade["price"]) for trade in response.body["trades"]] == ["10.00", "10.01", "10.02"]
@@ -119,7 +119,7 @@ def test_the_average_price_is_rounded_half_to_even_at_the_instruments_decimals(a
         trading.instrument(name, tick=tick)
         seller = api.broker(f"seller-{index}", holdings={name: 2})
         for price in prices:
-            placed(seller, limit("ask", 1, price, broker_id=f"seller-{index}", symbol=name))
+            place_order(seller, limit("ask", 1, price, broker_id=f"seller-{index}", symbol=name))
         response = alice.post("/orders", limit("bid", 2, "11", symbol=name))
         assert f'"average_price":{shown},'.encode() in response.content, (tick, prices)
 
@@ -135,13 +135,13 @@ def test_the_average_price_is_rounded_half_to_even_at_the_instruments_decimals(a
     ],
 )
 def test_expires_at_with_any_offset_is_returned_in_utc(alice: Client, sent: str, shown: str) -> None:
-    body = placed(alice, GTD | {"expires_at": sent})
+    body = place_order(alice, GTD | {"expires_at": sent})
 
     assert (body["expires_at"], body["time_in_force"]) == (shown, "gtd")
 
 
 def test_a_day_order_expires_at_the_next_midnight_utc(alice: Client) -> None:
-    body = placed(alice, LIMIT | {"time_in_force": "day", "expires_at": None})
+    body = place_order(alice, LIMIT | {"time_in_force": "day", "expires_at": None})
 
     midnight = datetime.fromisoformat(body["created_at"]).astimezone(UTC).date() + timedelta(days=1)
     assert body["expires_at"] == f"{midnight}T00:00:00Z"
@@ -149,11 +149,11 @@ def test_a_day_order_expires_at_the_next_midnight_utc(alice: Client) -> None:
 
 def test_optional_fields_may_be_null_and_have_defaults(alice: Client) -> None:
     nulls = {"price": None, "expires_at": None, "client_order_id": None}
-    body = placed(alice, MARKET | nulls)
+    body = place_order(alice, MARKET | nulls)
 
     assert {name: body[name] for name in nulls} == nulls
     assert (body["type"], body["time_in_force"]) == ("market", "ioc")
-    assert placed(alice, LIMIT | {"expires_at": None})["type"] == "limit"
+    assert place_order(alice, LIMIT | {"expires_at": None})["type"] == "limit"
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_optional_fields_may_be_null_and_have_defaults(alice: Client) -> None:
     ],
 )
 def test_an_order_that_cannot_rest_is_201_and_cancelled(alice: Client, body: dict[str, Any], reason: str) -> None:
-    response = placed(alice, body)
+    response = place_order(alice, body)
 
     assert (response["status"], response["cancel_reason"]) == ("cancelled", reason)
     assert (response["filled_quantity"], response["remaining_quantity"]) == (0, 5)
@@ -305,7 +305,7 @@ def test_off_tick_and_off_lot_values_are_400_and_never_rounded(
 
 
 def test_an_unknown_query_parameter_is_400(alice: Client) -> None:
-    assert refused(alice, "POST", "/orders?dry_run=1", LIMIT).fields == {"dry_run": "unknown_parameter"}
+    assert assert_rejected(alice, "POST", "/orders?dry_run=1", LIMIT).fields == {"dry_run": "unknown_parameter"}
 
 
 # --- Malformed bodies -----------------------------------------------------------------------------------------------
@@ -383,7 +383,7 @@ def test_errors_follow_the_precedence_of_the_contract(alice: Client, bob: Client
 
 def test_a_replay_precedes_every_error_after_404(alice: Client) -> None:
     body = GTD | {"client_order_id": "mine"}
-    first = placed(alice, body)
+    first = place_order(alice, body)
     Order.objects.update(expires_at=F("expires_at") - timedelta(days=40_000))
     late = body | {"expires_at": Order.objects.get().expires_at}
     exchange_services.halt("AAPL", "news", by=BY)
@@ -410,13 +410,13 @@ def test_a_missing_or_invalid_key_is_401_with_the_scheme(alice: Client) -> None:
 
 
 def test_a_replay_is_200_with_the_current_order(alice: Client, bob: Client) -> None:
-    first = placed(alice, limit("bid", 5, "10", client_order_id="mine"))
-    placed(bob, limit("ask", 3, "9.5", **BY_BOB))
-    before = trading.everything()
+    first = place_order(alice, limit("bid", 5, "10", client_order_id="mine"))
+    place_order(bob, limit("ask", 3, "9.5", **BY_BOB))
+    before = trading.snapshot()
     response = alice.post("/orders", limit("bid", 5, "10.00", client_order_id="mine", type="limit", expires_at=None))
 
     assert (response.status, response.headers["Idempotent-Replayed"]) == (200, "true")
-    assert trading.everything() == before
+    assert trading.snapshot() == before
     assert (response.body["order_id"], response.body["status"]) == (first["order_id"], "partially_filled")
     assert [str(trade["price"]) for trade in response.body["trades"]] == ["9.50"]
     assert response.content == alice.get(f"/orders/{first['order_id']}").content
@@ -431,7 +431,7 @@ def test_a_replay_is_200_with_the_current_order(alice: Client, bob: Client) -> N
     ],
 )
 def test_a_replay_compares_normalised_values(alice: Client, first: dict[str, Any], second: dict[str, Any]) -> None:
-    order_id = placed(alice, first | {"client_order_id": "mine"})["order_id"]
+    order_id = place_order(alice, first | {"client_order_id": "mine"})["order_id"]
     response = alice.post("/orders", second | {"client_order_id": "mine"})
 
     assert (response.status, response.body["order_id"]) == (200, order_id)
@@ -454,7 +454,7 @@ def test_another_order_with_a_used_client_order_id_is_409_with_each_difference(
     alice: Client, changes: dict[str, Any], differing: list[str]
 ) -> None:
     trading.instrument("PETR4")
-    placed(alice, GTD | {"client_order_id": "mine"})
+    place_order(alice, GTD | {"client_order_id": "mine"})
     response = refused_order(alice, GTD | {"client_order_id": "mine"} | changes)
 
     assert (response.status, response.code, sorted(response.fields)) == (409, "client_order_id_conflict", differing)
@@ -478,20 +478,20 @@ def test_rejections_by_the_market_are_409_with_a_detail(
     if code == "too_many_fills":
         trading.limit_makers(settings, 2)
     for _ in range(3):
-        placed(bob, limit("ask", 1, "10", **BY_BOB))
+        place_order(bob, limit("ask", 1, "10", **BY_BOB))
     response = refused_order(alice, body | {"client_order_id": "mine"})
 
     assert (response.status, response.code) == (409, code)
     assert detail in response.body["detail"]
     assert "errors" not in response.body
-    assert refused(alice, "GET", "/orders?client_order_id=mine").code == "order_not_found"
+    assert assert_rejected(alice, "GET", "/orders?client_order_id=mine").code == "order_not_found"
 
 
 def test_a_rejected_order_does_not_use_up_its_client_order_id(alice: Client) -> None:
     body = LIMIT | {"client_order_id": "mine"}
     assert refused_order(alice, body | {"quantity": 10**7}).code == "insufficient_balance"
 
-    assert placed(alice, body)["client_order_id"] == "mine"
+    assert place_order(alice, body)["client_order_id"] == "mine"
 
 
 def test_expires_at_in_the_past_is_400(alice: Client) -> None:
@@ -521,7 +521,7 @@ ANY_BYTES = st.binary(max_size=200) | st.text('{}[]",:0123456789eE.-+ntfalseru\\
 
 
 def test_no_body_causes_a_5xx_and_no_rejection_writes(alice: Client) -> None:
-    state = trading.everything()
+    state = trading.snapshot()
 
     @settings(max_examples=50, deadline=None)
     @given(st.sampled_from([LIMIT, MARKET, GTD]), ANY_FIELDS)
@@ -529,7 +529,7 @@ def test_no_body_causes_a_5xx_and_no_rejection_writes(alice: Client) -> None:
         nonlocal state
         response, before = alice.post("/orders", base | changes), state
         assert response.status < 500, response
-        state = trading.everything()
+        state = trading.snapshot()
         if response.status != 201:
             assert state == before
             api.assert_problem(response)
@@ -538,7 +538,7 @@ def test_no_body_causes_a_5xx_and_no_rejection_writes(alice: Client) -> None:
 
 
 def test_no_bytes_cause_a_5xx(alice: Client) -> None:
-    before = trading.everything()
+    before = trading.snapshot()
 
     @settings(max_examples=50, deadline=None)
     @given(ANY_BYTES)
@@ -546,4 +546,4 @@ def test_no_bytes_cause_a_5xx(alice: Client) -> None:
         assert alice.post("/orders", body).status == 400
 
     send()
-    assert trading.everything() == before
+    assert trading.snapshot() == before

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from orders import services
 from orders.models import Order, Trade
 from tests import api, trading
-from tests.api import LIMIT, limit, market, placed, refused, walk
-from tests.exchange.client import Answer, Client
+from tests.api import LIMIT, all_pages, assert_rejected, limit, market, place_order
+from tests.exchange.client import ApiResponse, Client
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -28,7 +28,7 @@ def ids(orders: list[Any]) -> list[str]:
     return [order["order_id"] for order in orders]
 
 
-def without_request_id(response: Answer) -> dict[str, Any]:
+def without_request_id(response: ApiResponse) -> dict[str, Any]:
     """The body of a problem without its request id."""
     return {name: value for name, value in response.body.items() if name != "request_id"}
 
@@ -37,9 +37,9 @@ def without_request_id(response: Answer) -> dict[str, Any]:
 
 
 def test_an_order_is_read_with_its_trades_as_maker_and_as_taker(alice: Client, bob: Client) -> None:
-    placed(bob, limit("ask", 2, "9.99", **BY_BOB))
-    order = placed(alice, limit("bid", 9, "10"))
-    placed(bob, limit("ask", 3, "9.5", **BY_BOB))
+    place_order(bob, limit("ask", 2, "9.99", **BY_BOB))
+    order = place_order(alice, limit("bid", 9, "10"))
+    place_order(bob, limit("ask", 3, "9.5", **BY_BOB))
     response = alice.get(f"/orders/{order['order_id']}")
 
     assert response.status == 200
@@ -51,44 +51,44 @@ def test_an_order_is_read_with_its_trades_as_maker_and_as_taker(alice: Client, b
 
 
 def test_a_market_order_has_a_null_price(alice: Client) -> None:
-    order_id = placed(alice, market("bid", 5))["order_id"]
+    order_id = place_order(alice, market("bid", 5))["order_id"]
 
     assert b'"price":null,' in alice.get(f"/orders/{order_id}").content
 
 
 def test_another_brokers_order_is_404_like_an_unknown_order(alice: Client, bob: Client) -> None:
-    theirs = placed(bob, limit("bid", 5, "10", **BY_BOB))["order_id"]
+    theirs = place_order(bob, limit("bid", 5, "10", **BY_BOB))["order_id"]
     for method in ("GET", "DELETE"):
-        response = refused(alice, method, f"/orders/{theirs}")
+        response = assert_rejected(alice, method, f"/orders/{theirs}")
         assert (response.status, response.code) == (404, "order_not_found")
-        assert without_request_id(response) == without_request_id(refused(alice, method, f"/orders/{UNKNOWN}"))
+        assert without_request_id(response) == without_request_id(assert_rejected(alice, method, f"/orders/{UNKNOWN}"))
 
 
 def test_an_operator_reads_any_order(bob: Client, operator: Client) -> None:
-    order = placed(bob, limit("bid", 5, "10", **BY_BOB))
+    order = place_order(bob, limit("bid", 5, "10", **BY_BOB))
 
     assert operator.get(f"/orders/{order['order_id'].upper()}").body == order
-    assert refused(operator, "GET", f"/orders/{UNKNOWN}").code == "order_not_found"
+    assert assert_rejected(operator, "GET", f"/orders/{UNKNOWN}").code == "order_not_found"
 
 
 @pytest.mark.parametrize("order_id", MALFORMED)
 def test_a_malformed_order_id_is_404(alice: Client, order_id: str) -> None:
     for method in ("GET", "DELETE"):
-        response = refused(alice, method, f"/orders/{order_id}")
+        response = assert_rejected(alice, method, f"/orders/{order_id}")
         assert (response.status, response.code) == (404, "not_found")
 
 
 def test_a_trailing_slash_is_404(alice: Client) -> None:
-    assert refused(alice, "GET", "/orders/").code == "not_found"
-    assert refused(alice, "POST", "/orders/", LIMIT).code == "not_found"
+    assert assert_rejected(alice, "GET", "/orders/").code == "not_found"
+    assert assert_rejected(alice, "POST", "/orders/", LIMIT).code == "not_found"
 
 
 # --- Lookup by client_order_id --------------------------------------------------------------------------------------
 
 
 def test_an_order_is_found_by_its_client_order_id(alice: Client, bob: Client, operator: Client) -> None:
-    order = placed(alice, LIMIT | {"client_order_id": "mine:1.a_b-c"})
-    placed(bob, LIMIT | BY_BOB | {"client_order_id": "mine:1.a_b-c"})
+    order = place_order(alice, LIMIT | {"client_order_id": "mine:1.a_b-c"})
+    place_order(bob, LIMIT | BY_BOB | {"client_order_id": "mine:1.a_b-c"})
 
     assert alice.get("/orders?client_order_id=mine:1.a_b-c").body == order
     assert alice.get("/orders?client_order_id=mine:1.a_b-c&broker_id=alice").body == order
@@ -97,7 +97,7 @@ def test_an_order_is_found_by_its_client_order_id(alice: Client, bob: Client, op
 
 
 def test_invalid_lookups_are_rejected(alice: Client, bob: Client, operator: Client) -> None:
-    placed(bob, LIMIT | BY_BOB | {"client_order_id": "theirs"})
+    place_order(bob, LIMIT | BY_BOB | {"client_order_id": "theirs"})
     for client, query, status, code, fields in [
         (alice, "", 400, "validation_error", {"client_order_id"}),
         (alice, "?client_order_id=", 400, "validation_error", {"client_order_id"}),
@@ -113,7 +113,7 @@ def test_invalid_lookups_are_rejected(alice: Client, bob: Client, operator: Clie
         (alice, "?client_order_id=theirs", 404, "order_not_found", set()),
         (operator, "?client_order_id=theirs&broker_id=alice", 404, "order_not_found", set()),
     ]:
-        response = refused(client, "GET", f"/orders{query}")
+        response = assert_rejected(client, "GET", f"/orders{query}")
         assert (response.status, response.code, set(response.fields)) == (status, code, fields), query
 
 
@@ -121,8 +121,8 @@ def test_invalid_lookups_are_rejected(alice: Client, bob: Client, operator: Clie
 
 
 def test_a_cancel_returns_the_order_with_its_trades(alice: Client, bob: Client) -> None:
-    order = placed(alice, limit("bid", 9, "10"))
-    placed(bob, limit("ask", 3, "9.5", **BY_BOB))
+    order = place_order(alice, limit("bid", 9, "10"))
+    place_order(bob, limit("ask", 3, "9.5", **BY_BOB))
     response = alice.delete(f"/orders/{order['order_id']}")
 
     body = response.body
@@ -135,31 +135,31 @@ def test_a_cancel_returns_the_order_with_its_trades(alice: Client, bob: Client) 
 
 
 def test_an_operator_cancels_any_order(alice: Client, operator: Client) -> None:
-    order_id = placed(alice, LIMIT)["order_id"]
+    order_id = place_order(alice, LIMIT)["order_id"]
     response = operator.delete(f"/orders/{order_id}")
 
     assert (response.status, response.body["cancel_reason"]) == (200, "by_operator")
-    assert refused(operator, "DELETE", f"/orders/{UNKNOWN}").code == "order_not_found"
+    assert assert_rejected(operator, "DELETE", f"/orders/{UNKNOWN}").code == "order_not_found"
 
 
 @pytest.mark.parametrize("state", ["filled", "cancelled", "expired"])
 def test_a_cancel_of_a_final_order_is_409_and_names_the_status(alice: Client, state: str) -> None:
-    order_id = placed(alice, api.without(LIMIT, "time_in_force") | {"expires_at": api.LATER})["order_id"]
+    order_id = place_order(alice, api.without(LIMIT, "time_in_force") | {"expires_at": api.LATER})["order_id"]
     if state == "filled":
-        placed(alice, limit("ask", 5, "10"))
+        place_order(alice, limit("ask", 5, "10"))
     elif state == "cancelled":
         assert alice.delete(f"/orders/{order_id}").status == 200
     else:
         Order.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
         services.expire_orders("AAPL")
-    response = refused(alice, "DELETE", f"/orders/{order_id}")
+    response = assert_rejected(alice, "DELETE", f"/orders/{order_id}")
 
     assert (response.status, response.code) == (409, "order_not_cancellable")
     assert state in response.body["detail"]
 
 
 def test_a_cancel_past_expires_at_expires_the_order_and_is_409(alice: Client) -> None:
-    order_id = placed(alice, api.without(LIMIT, "time_in_force") | {"expires_at": api.LATER})["order_id"]
+    order_id = place_order(alice, api.without(LIMIT, "time_in_force") | {"expires_at": api.LATER})["order_id"]
     Order.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
     response = alice.delete(f"/orders/{order_id}")
 
@@ -170,20 +170,20 @@ def test_a_cancel_past_expires_at_expires_the_order_and_is_409(alice: Client) ->
 
 
 def test_a_cancel_accepts_no_query_parameters(alice: Client) -> None:
-    order_id = placed(alice, LIMIT)["order_id"]
+    order_id = place_order(alice, LIMIT)["order_id"]
 
-    assert refused(alice, "DELETE", f"/orders/{order_id}?force=1").fields == {"force": "unknown_parameter"}
+    assert assert_rejected(alice, "DELETE", f"/orders/{order_id}?force=1").fields == {"force": "unknown_parameter"}
 
 
 # --- A broker's orders ----------------------------------------------------------------------------------------------
 
 
 def test_orders_are_listed_newest_first_without_their_trades(alice: Client, bob: Client) -> None:
-    placed(bob, LIMIT | BY_BOB)
+    place_order(bob, LIMIT | BY_BOB)
     orders = [
-        placed(alice, limit("ask", 2, "10")),
-        placed(alice, limit("bid", 2, "9")),
-        placed(alice, market("bid", 1)),
+        place_order(alice, limit("ask", 2, "10")),
+        place_order(alice, limit("bid", 2, "9")),
+        place_order(alice, market("bid", 1)),
     ]
     body = alice.get("/brokers/alice/orders").body
 
@@ -194,7 +194,7 @@ def test_orders_are_listed_newest_first_without_their_trades(alice: Client, bob:
 def test_filters_combine(alice: Client) -> None:
     trading.instrument("PETR4")
     first, second, third, fourth = (
-        placed(alice, body)
+        place_order(alice, body)
         for body in (
             limit("bid", 1, "9"),
             limit("ask", 1, "12", document_number="999"),
@@ -224,10 +224,10 @@ def test_filters_combine(alice: Client) -> None:
 
 @pytest.mark.parametrize("size", [1, 3, 500])
 def test_pages_show_each_order_once_for_equal_times(alice: Client, size: int) -> None:
-    orders = [placed(alice, limit("bid", 1, "9"))["order_id"] for _ in range(7)]
+    orders = [place_order(alice, limit("bid", 1, "9"))["order_id"] for _ in range(7)]
     moment = timezone.now()
     Order.objects.filter(pk__in=orders[2:]).update(created_at=moment)
-    pages = walk(alice, "/brokers/alice/orders", "orders", size)
+    pages = all_pages(alice, "/brokers/alice/orders", "orders", size)
 
     assert [order for page in pages for order in ids(page)] == [*sorted(orders[2:], reverse=True), orders[1], orders[0]]
     assert [len(page) for page in pages] == {1: [1] * 7, 3: [3, 3, 1], 500: [7]}[size]
@@ -235,26 +235,26 @@ def test_pages_show_each_order_once_for_equal_times(alice: Client, size: int) ->
 
 def test_a_full_last_page_has_no_cursor(alice: Client) -> None:
     for _ in range(4):
-        placed(alice, limit("bid", 1, "9"))
+        place_order(alice, limit("bid", 1, "9"))
 
-    assert [len(page) for page in walk(alice, "/brokers/alice/orders?side=bid", "orders", 2)] == [2, 2]
+    assert [len(page) for page in all_pages(alice, "/brokers/alice/orders?side=bid", "orders", 2)] == [2, 2]
 
 
 def test_orders_placed_between_pages_do_not_shift_rows(alice: Client) -> None:
-    orders = [placed(alice, limit("bid", 1, "9"))["order_id"] for _ in range(5)]
+    orders = [place_order(alice, limit("bid", 1, "9"))["order_id"] for _ in range(5)]
     seen, cursor = [], ""
     while cursor is not None:
         body = alice.get(f"/brokers/alice/orders?limit=2{cursor and '&cursor='}{cursor}").body
         seen += ids(body["orders"])
         cursor = body["next_cursor"]
-        placed(alice, limit("bid", 1, "9"))
+        place_order(alice, limit("bid", 1, "9"))
 
     assert seen == orders[::-1]
 
 
 def test_a_page_has_50_rows_by_default_and_500_at_most(alice: Client) -> None:
     for _ in range(51):
-        placed(alice, limit("bid", 1, "9"))
+        place_order(alice, limit("bid", 1, "9"))
 
     assert len(alice.get("/brokers/alice/orders").body["orders"]) == 50
     assert len(alice.get("/brokers/alice/orders?limit=500").body["orders"]) == 51
@@ -281,43 +281,45 @@ INVALID_PARAMETERS = [
 def test_every_invalid_list_parameter_is_400_on_that_parameter(alice: Client) -> None:
     for name, value in INVALID_PARAMETERS:
         side = "" if name == "side" else "&side=bid"
-        response = refused(alice, "GET", f"/brokers/alice/orders?{name}={value}{side}")
+        response = assert_rejected(alice, "GET", f"/brokers/alice/orders?{name}={value}{side}")
         assert (response.status, response.code, list(response.fields)) == (400, "validation_error", [name]), value
-    response = refused(alice, "GET", "/brokers/alice/orders?limit=0&cursor=x&status=&symbol=a&side=b&colour=red")
+    response = assert_rejected(
+        alice, "GET", "/brokers/alice/orders?limit=0&cursor=x&status=&symbol=a&side=b&colour=red"
+    )
     assert set(response.fields) == {"limit", "cursor", "status", "symbol", "side", "colour"}
 
 
 def test_a_cursor_is_invalid_for_another_list(alice: Client) -> None:
     for _ in range(2):
-        placed(alice, limit("bid", 1, "9"))
+        place_order(alice, limit("bid", 1, "9"))
     cursor = alice.get("/brokers/alice/orders?limit=1").body["next_cursor"]
 
     assert quote(cursor, safe="") == cursor
-    assert refused(alice, "GET", f"/brokers/alice/trades?cursor={cursor}").fields == {"cursor": "invalid"}
+    assert assert_rejected(alice, "GET", f"/brokers/alice/trades?cursor={cursor}").fields == {"cursor": "invalid"}
 
 
 @pytest.mark.parametrize("plural", ["orders", "trades"])
 def test_lists_are_visible_to_their_broker_and_operators_only(
     alice: Client, bob: Client, operator: Client, plural: str
 ) -> None:
-    placed(alice, limit("ask", 1, "10"))
-    placed(alice, limit("bid", 1, "10"))
+    place_order(alice, limit("ask", 1, "10"))
+    place_order(alice, limit("bid", 1, "10"))
 
     assert operator.get(f"/brokers/alice/{plural}").content == alice.get(f"/brokers/alice/{plural}").content
     assert operator.get(f"/brokers/bob/{plural}").body == {plural: [], "next_cursor": None}
-    response = refused(bob, "GET", f"/brokers/alice/{plural}")
+    response = assert_rejected(bob, "GET", f"/brokers/alice/{plural}")
     assert (response.status, response.code) == (403, "broker_mismatch")
-    assert refused(bob, "GET", f"/brokers/nobody/{plural}").code == "broker_mismatch"
-    response = refused(operator, "GET", f"/brokers/nobody/{plural}")
+    assert assert_rejected(bob, "GET", f"/brokers/nobody/{plural}").code == "broker_mismatch"
+    response = assert_rejected(operator, "GET", f"/brokers/nobody/{plural}")
     assert (response.status, response.code) == (404, "broker_not_found")
-    assert refused(operator, "GET", f"/brokers/a%20b/{plural}").code == "not_found"
+    assert assert_rejected(operator, "GET", f"/brokers/a%20b/{plural}").code == "not_found"
 
 
 # --- A broker's trades ----------------------------------------------------------------------------------------------
 
 
 def test_a_trade_with_oneself_is_two_fills_on_separate_rows(alice: Client) -> None:
-    ask, bid = placed(alice, limit("ask", 5, "10")), placed(alice, limit("bid", 5, "10"))
+    ask, bid = place_order(alice, limit("ask", 5, "10")), place_order(alice, limit("bid", 5, "10"))
     (trade,) = Trade.objects.all()
     fills = alice.get("/brokers/alice/trades").body["trades"]
 
@@ -326,13 +328,13 @@ def test_a_trade_with_oneself_is_two_fills_on_separate_rows(alice: Client) -> No
         (str(trade.pk), bid["order_id"], "bid"),
         (str(trade.pk), ask["order_id"], "ask"),
     ]
-    assert walk(alice, "/brokers/alice/trades", "trades", 1) == [fills[:1], fills[1:]]
+    assert all_pages(alice, "/brokers/alice/trades", "trades", 1) == [fills[:1], fills[1:]]
 
 
 def test_own_fills_are_listed_newest_first_with_exact_prices(alice: Client, bob: Client) -> None:
-    placed(alice, limit("ask", 5, "10"))
-    placed(bob, limit("bid", 2, "10", **BY_BOB))
-    placed(bob, limit("bid", 3, "11", **BY_BOB))
+    place_order(alice, limit("ask", 5, "10"))
+    place_order(bob, limit("bid", 2, "10", **BY_BOB))
+    place_order(bob, limit("bid", 3, "11", **BY_BOB))
     response = alice.get("/brokers/alice/trades")
 
     assert [(fill["side"], fill["quantity"]) for fill in response.body["trades"]] == [("ask", 3), ("ask", 2)]
@@ -343,12 +345,12 @@ def test_own_fills_are_listed_newest_first_with_exact_prices(alice: Client, bob:
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 500])
 def test_pages_show_each_fill_once_for_equal_times(alice: Client, bob: Client, size: int) -> None:
     for owner in ("alice", "bob", "alice"):
-        placed(alice if owner == "alice" else bob, limit("ask", 1, "10", broker_id=owner))
-    placed(alice, limit("bid", 3, "10"))  # three trades at one time, two of them with alice on both sides
-    placed(bob, limit("bid", 1, "8", **BY_BOB))
-    placed(alice, limit("ask", 1, "8"))
+        place_order(alice if owner == "alice" else bob, limit("ask", 1, "10", broker_id=owner))
+    place_order(alice, limit("bid", 3, "10"))  # three trades at one time, two of them with alice on both sides
+    place_order(bob, limit("bid", 1, "8", **BY_BOB))
+    place_order(alice, limit("ask", 1, "8"))
     everything = alice.get("/brokers/alice/trades").body["trades"]
-    pages = walk(alice, "/brokers/alice/trades", "trades", size)
+    pages = all_pages(alice, "/brokers/alice/trades", "trades", size)
 
     assert len(everything) == 6
     assert len({(fill["trade_id"], fill["side"]) for fill in everything}) == 6
@@ -362,8 +364,8 @@ def test_fills_are_filtered_by_symbol_and_time(alice: Client) -> None:
     trading.instrument("PETR4")
     seller = api.broker("seller", holdings={"PETR4": 1, "AAPL": 2})
     for symbol in ("AAPL", "PETR4", "AAPL"):
-        placed(seller, limit("ask", 1, "10", broker_id="seller", symbol=symbol))
-        placed(alice, limit("bid", 1, "10", symbol=symbol))
+        place_order(seller, limit("ask", 1, "10", broker_id="seller", symbol=symbol))
+        place_order(alice, limit("bid", 1, "10", symbol=symbol))
     third, second, first = alice.get("/brokers/alice/trades").body["trades"]
     for query, expected in [
         ("symbol=PETR4", [second]),
@@ -375,7 +377,7 @@ def test_fills_are_filtered_by_symbol_and_time(alice: Client) -> None:
     ]:
         assert alice.get(f"/brokers/alice/trades?{query}").body["trades"] == expected, query
     for name, value in [("after", ""), ("before", "x"), ("symbol", "a"), ("side", "bid"), ("limit", "501")]:
-        assert list(refused(alice, "GET", f"/brokers/alice/trades?{name}={value}").fields) == [name]
+        assert list(assert_rejected(alice, "GET", f"/brokers/alice/trades?{name}={value}").fields) == [name]
 
 
 # --- Arbitrary input ------------------------------------------------------------------------------------------------
@@ -402,8 +404,8 @@ QUERY = st.dictionaries(st.sampled_from(NAMES.split()) | TEXT, VALUE, max_size=3
 
 
 def test_no_path_or_parameter_causes_a_5xx_or_a_write(alice: Client, operator: Client) -> None:
-    placed(alice, LIMIT)
-    before = trading.everything()
+    place_order(alice, LIMIT)
+    before = trading.snapshot()
 
     @settings(max_examples=50, deadline=None)
     @given(st.sampled_from(["GET", "DELETE", "POST"]), st.sampled_from(PATHS), VALUE, QUERY, st.booleans())
@@ -415,4 +417,4 @@ def test_no_path_or_parameter_causes_a_5xx_or_a_write(alice: Client, operator: C
             api.assert_problem(response)
 
     send()
-    assert trading.everything() == before
+    assert trading.snapshot() == before

@@ -20,7 +20,7 @@ from orders.matching.commands import Cancelled, CancelOrder, CancelOrders
 from orders.models import Order
 from tests import api, trading
 from tests.exchange.client import Client
-from tests.trading import attempt, on_record, place
+from tests.trading import execute_one, new_audit_entries, place
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -55,7 +55,7 @@ def cancelled(filled: int, remaining: int) -> dict[str, Any]:
 def test_a_cancel_by_an_operator_is_audited(alice: Client, bob: Client, operator: Client) -> None:
     untouched, partly = place(Side.BID, 5, "10"), place(Side.ASK, 5, "11")
     place(Side.BID, 2, "11", by="bob")
-    with on_record() as entries:
+    with new_audit_entries() as entries:
         responses = [operator.delete(f"/orders/{order.pk}") for order in (untouched, partly)]
 
     assert [response.status for response in responses] == [200, 200]
@@ -71,7 +71,7 @@ def test_a_cancel_by_an_operator_is_audited(alice: Client, bob: Client, operator
 
 def test_each_successful_cancel_of_a_batch_is_audited(alice: Client) -> None:
     first, second = place(Side.BID, 1, "10"), place(Side.BID, 2, "10")
-    with on_record() as entries:
+    with new_audit_entries() as entries:
         service.execute(
             [
                 by_operator(first, "error"),
@@ -88,7 +88,7 @@ def test_each_successful_cancel_of_a_batch_is_audited(alice: Client) -> None:
 
 def test_cancels_by_brokers_are_not_audited(alice: Client) -> None:
     orders = [place(Side.BID, 1, "10") for _ in range(3)]
-    with on_record() as entries:
+    with new_audit_entries() as entries:
         assert alice.delete(f"/orders/{orders[0].pk}").status == 200
         assert alice.delete("/orders?all=true").body == {"cancelled": 2}
 
@@ -99,9 +99,9 @@ def test_a_rejected_cancel_is_not_audited(alice: Client, operator: Client) -> No
     ended, due = place(Side.BID, 1, "10"), place(Side.BID, 1, "10")
     trading.cancel(ended)
     Order.objects.filter(pk=due.pk).update(expires_at=timezone.now(), time_in_force=TimeInForce.GTD)
-    api.refused(operator, "DELETE", f"/orders/{ended.pk}")
-    api.refused(operator, "DELETE", f"/orders/{UUID(int=1)}")
-    with on_record() as entries:
+    api.assert_rejected(operator, "DELETE", f"/orders/{ended.pk}")
+    api.assert_rejected(operator, "DELETE", f"/orders/{UUID(int=1)}")
+    with new_audit_entries() as entries:
         assert operator.delete(f"/orders/{due.pk}").code == "order_not_cancellable"  # it has expired
 
     assert Order.objects.get(pk=due.pk).status == OrderStatus.EXPIRED
@@ -120,7 +120,7 @@ def test_each_batch_of_a_mass_cancel_by_an_operator_is_audited(
         for _ in range(count):
             place(Side.BID, 1, "10", symbol=symbol)
     place(Side.ASK, 1, "11")
-    with on_record() as entries:
+    with new_audit_entries() as entries:
         response = operator.delete("/orders?broker_id=alice&side=bid")
 
     assert response.body == {"cancelled": 4}
@@ -136,7 +136,7 @@ def test_a_suspension_with_cancels_is_audited_with_its_reason(alice: Client, ope
     for side, price in ((Side.BID, "10"), (Side.ASK, "11")):
         place(side, 1, price)
     body = {"cancel_orders": True, "reason": "default"}
-    with on_record() as entries:
+    with new_audit_entries() as entries:
         assert operator.post("/brokers/alice/suspend", body).body["cancelled_orders"] == 2
 
     assert [action_of(each) for each in entries] == [
@@ -149,7 +149,7 @@ def test_a_mass_cancel_of_no_orders_is_not_audited(alice: Client) -> None:
     place(Side.BID, 1, "10")
     ivan = Actor(ActorKind.USER, "ivan")
     sweeps = [CancelOrders("alice", "AAPL", CancelReason.BY_OPERATOR, None, by, "error") for by in (OLGA, ivan)]
-    with on_record() as entries:
+    with new_audit_entries() as entries:
         assert [getattr(outcome, "cancelled", None) for outcome in service.execute(sweeps)] == [1, 0]
 
     assert [each.actor for each in entries] == ["olga"]
@@ -158,7 +158,7 @@ def test_a_mass_cancel_of_no_orders_is_not_audited(alice: Client) -> None:
 def test_orders_expired_by_a_mass_cancel_are_not_audited_as_cancelled(alice: Client) -> None:
     place(Side.BID, 1, "10")
     Order.objects.update(expires_at=timezone.now() - timedelta(seconds=1), time_in_force=TimeInForce.GTD)
-    with on_record() as entries:
+    with new_audit_entries() as entries:
         assert services.cancel_all("alice", reason=CancelReason.BY_OPERATOR, by=OLGA) == 0
 
     assert Order.objects.get().status == OrderStatus.EXPIRED
@@ -173,14 +173,14 @@ def test_orders_expired_by_a_mass_cancel_are_not_audited_as_cancelled(alice: Cli
 def test_a_cancel_and_its_audit_entry_are_atomic(alice: Client, table: str, command: str) -> None:
     order = place(Side.BID, 1, "10")
     commands: dict[str, Callable[[], Any]] = {
-        "one": partial(attempt, by_operator(order)),
+        "one": partial(execute_one, by_operator(order)),
         "all": partial(services.cancel_all, "alice", reason=CancelReason.BY_OPERATOR, by=OLGA),
     }
-    before = trading.everything()
-    with trading.refused_at_commit(table), pytest.raises(DatabaseError, match="not this one"):
+    before = trading.snapshot()
+    with trading.failing_commits(table), pytest.raises(DatabaseError, match="not this one"):
         commands[command]()
 
-    assert trading.everything() == before
-    with on_record() as entries:
-        assert isinstance(attempt(by_operator(order)), Cancelled)
+    assert trading.snapshot() == before
+    with new_audit_entries() as entries:
+        assert isinstance(execute_one(by_operator(order)), Cancelled)
     assert len(entries) == 1

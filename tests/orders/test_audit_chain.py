@@ -19,7 +19,7 @@ from exchange.rules import BrokerStatus
 from orders.enums import Side
 from orders.reconciliation import checks
 from tests import trading
-from tests.trading import BY, PATIENCE_SECONDS, in_thread, place
+from tests.trading import BY, TIMEOUT_SECONDS, place, start_thread
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -209,9 +209,9 @@ def test_a_rewritten_chain_is_detected_by_its_anchor() -> None:
 def test_concurrent_entries_form_one_chain() -> None:
     for symbol in SYMBOLS:
         trading.instrument(symbol)
-    halts = [in_thread(partial(_halt_and_resume, symbol)) for symbol in SYMBOLS]
+    halts = [start_thread(partial(_halt_and_resume, symbol)) for symbol in SYMBOLS]
     for halt in halts:
-        halt.result(PATIENCE_SECONDS)
+        halt.result(TIMEOUT_SECONDS)
 
     assert AuditEntry.objects.filter(action__in=[Action.INSTRUMENT_HALT, Action.INSTRUMENT_RESUME]).count() == 40
     assert _reconcile()[-1] == "No differences."
@@ -228,12 +228,14 @@ def test_an_entry_waits_for_the_previous_one_but_orders_do_not() -> None:
         trading.broker(broker_id)
     with transaction.atomic():
         audit.record(_entry("b6"))
-        suspension = in_thread(partial(services.set_broker_status, "alice", BrokerStatus.SUSPENDED, reason="", by=BY))
-        assert wait_until(_is_lock_awaited, PATIENCE_SECONDS)
-        in_thread(partial(place, Side.BID, 1, "10", by="bob")).result(PATIENCE_SECONDS)
+        suspension = start_thread(
+            partial(services.set_broker_status, "alice", BrokerStatus.SUSPENDED, reason="", by=BY)
+        )
+        assert wait_until(_is_lock_awaited, TIMEOUT_SECONDS)
+        start_thread(partial(place, Side.BID, 1, "10", by="bob")).result(TIMEOUT_SECONDS)
         assert not suspension.done()
 
-    suspension.result(PATIENCE_SECONDS)
+    suspension.result(TIMEOUT_SECONDS)
     assert _reconcile()[-1] == "No differences."
 
 

@@ -12,7 +12,7 @@ from orders import services
 from orders.enums import Side
 from tests import trading
 from tests.exchange.client import Client
-from tests.trading import BY, on_record, place
+from tests.trading import BY, new_audit_entries, place
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -25,10 +25,10 @@ def edit(**changed: Any) -> Instrument:
 
 def refused(**changed: Any) -> dict[str, str]:
     """Try an edit that must be rejected and change nothing. Return each field's error."""
-    before = trading.everything()
+    before = trading.snapshot()
     with pytest.raises(ValidationFailed) as refusal:
         edit(**changed)
-    assert trading.everything() == before
+    assert trading.snapshot() == before
     return {error.field: error.detail for error in refusal.value.errors}
 
 
@@ -36,7 +36,7 @@ def test_an_edit_changes_only_the_given_fields_and_is_audited(alice: Client) -> 
     place(Side.BID, 20, "10.05")
     before = Instrument.objects.values().get(pk="AAPL")
     changed = {"name": "Apple", "tick_size": Decimal("0.05"), "lot_size": 10, "pricing": Pricing.MAKER}
-    with on_record() as entries:
+    with new_audit_entries() as entries:
         edited = edit(**changed)
 
     after = Instrument.objects.values().get(pk="AAPL")

@@ -26,7 +26,7 @@ from orders.matching.commands import Accepted
 from orders.models import Order, Trade
 from tests import api, live, trading
 from tests.celery_processes import Celery, CeleryProcess, start_all
-from tests.trading import in_thread
+from tests.trading import start_thread
 from webhooks.models import Event, EventType
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -111,7 +111,7 @@ def worker_blocked() -> Iterator[None]:
     """Hold the last lock that an expiry takes until a worker waits for it, holding the book's lock."""
     with transaction.atomic():
         Broker.objects.select_for_update(no_key=True).get(pk="alice")
-        assert wait_until(is_any_lock_awaited, trading.PATIENCE_SECONDS)
+        assert wait_until(is_any_lock_awaited, trading.TIMEOUT_SECONDS)
         yield
 
 
@@ -141,7 +141,7 @@ def test_busy_books_do_not_delay_others(celery: Celery) -> None:
     free = place_expiring(SOON_SECONDS, symbol="NVDA")
     with transaction.atomic():
         list(Instrument.objects.select_for_update(no_key=True).filter(pk__in=busy).order_by("pk"))
-        in_thread(partial(assert_expire_in_time, free)).result(trading.PATIENCE_SECONDS)
+        start_thread(partial(assert_expire_in_time, free)).result(trading.TIMEOUT_SECONDS)
         assert count_expiry_events() == {str(free[0].pk): 1}
     assert_expire_in_time(held, since=database_now())
     assert_expired_once(held + free)
@@ -209,7 +209,7 @@ def test_orders_due_while_beat_is_down_expire_once_after_its_restart(celery: Cel
     beat = celery.beat()
     start_all(celery.worker(), beat)
     orders = place_expiring(*spaced(OUTAGE_SECONDS / 100, until=OUTAGE_SECONDS))
-    assert wait_until(Event.objects.exists, trading.PATIENCE_SECONDS)
+    assert wait_until(Event.objects.exists, trading.TIMEOUT_SECONDS)
     beat.kill()
     time.sleep(OUTAGE_SECONDS)
     assert Order.objects.due(Now()).exists()
@@ -218,8 +218,8 @@ def test_orders_due_while_beat_is_down_expire_once_after_its_restart(celery: Cel
     assert_expired_once(orders)
 
 
-def test_expiry_continues_after_valkey_lost_its_data(celery_apart: Celery, valkey: Valkey) -> None:
-    worker, beat = celery_apart.worker(), celery_apart.beat()
+def test_expiry_continues_after_valkey_lost_its_data(celery_on_own_valkey: Celery, valkey: Valkey) -> None:
+    worker, beat = celery_on_own_valkey.worker(), celery_on_own_valkey.beat()
     start_all(worker, beat)
     orders = place_expiring(*spaced(0.05, until=3))
     with worker_blocked():

@@ -23,7 +23,7 @@ from exchange.models import Instrument
 from orders.enums import OrderStatus, Side
 from orders.models import Order, Trade
 from tests import live, trading
-from tests.trading import in_thread
+from tests.trading import start_thread
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -47,7 +47,7 @@ class Client:
     number: int
     url: str
     key: str
-    timeout_seconds: float = trading.PATIENCE_SECONDS
+    timeout_seconds: float = trading.TIMEOUT_SECONDS
     sent: int = 0
     responses: list[httpx.Response] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)  # by error
@@ -115,7 +115,7 @@ def clients(server: live.Server, caplog: pytest.LogCaptureFixture) -> Iterator[l
     yield clients
     for client in clients:
         client.http.close()
-    if not server.answers():
+    if not server.is_up():
         server.restart()
 
 
@@ -123,7 +123,7 @@ def clients(server: live.Server, caplog: pytest.LogCaptureFixture) -> Iterator[l
 def under_load(clients: list[Client]) -> Iterator[None]:
     """Let every client post from before the `with` block until after it."""
     stop = Event()
-    posting = [in_thread(partial(client.post_until, stop)) for client in clients]
+    posting = [start_thread(partial(client.post_until, stop)) for client in clients]
     try:
         time.sleep(LOAD_SECONDS)
         yield
@@ -131,7 +131,7 @@ def under_load(clients: list[Client]) -> Iterator[None]:
     finally:
         stop.set()
     for future in posting:
-        future.result(trading.PATIENCE_SECONDS)
+        future.result(trading.TIMEOUT_SECONDS)
 
 
 # --- Checks ---------------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_acknowledged_orders_survive_kills_of_the_api_server(server: live.Server
             server.kill()
             before = sum(len(client.responses) for client in clients)
             server.start()
-            assert wait_until(partial(have_new_responses, before, clients), trading.PATIENCE_SECONDS)
+            assert wait_until(partial(have_new_responses, before, clients), trading.TIMEOUT_SECONDS)
     assert failures(clients) >= {"ConnectError"}
     assert failures(clients).isdisjoint(PROBLEMS)
     assert_all_survived(clients)
@@ -186,13 +186,13 @@ def test_a_stopping_server_completes_the_requests_in_progress(server: live.Serve
     clients[0].http.get("/stocks")  # caches the key, as the fast path requires
     with transaction.atomic():
         Instrument.objects.select_for_update(no_key=True).get(pk="AAPL")
-        posting = [in_thread(partial(client.post, symbol="AAPL")) for client in clients[::2]]
-        posting += [in_thread(partial(client.post_batch, symbol="AAPL")) for client in clients[1::2]]
+        posting = [start_thread(partial(client.post, symbol="AAPL")) for client in clients[::2]]
+        posting += [start_thread(partial(client.post_batch, symbol="AAPL")) for client in clients[1::2]]
         assert wait_until(is_any_lock_awaited, RESPONSE_SECONDS)
         time.sleep(ARRIVAL_SECONDS)  # all requests have arrived
-        stopping = in_thread(server.stop)
+        stopping = start_thread(server.stop)
         time.sleep(STOPPING_SECONDS)
-        assert not server.answers()  # no new requests are accepted
+        assert not server.is_up()  # no new requests are accepted
         assert not any(future.done() for future in [*posting, stopping])
     for future in posting:
         future.result(RESPONSE_SECONDS)

@@ -22,7 +22,7 @@ from orders.models import Order
 from orders.reconciliation import checks
 from tests import api, trading
 from tests.exchange.client import Client
-from tests.trading import BY, attempt, cancel, order, place, refused
+from tests.trading import BY, cancel, execute_one, order, place, rejection_code
 
 BID, ASK = Side.BID, Side.ASK
 LATER = datetime(2099, 1, 1, tzinfo=UTC)
@@ -65,14 +65,14 @@ def fill_up() -> list[Order]:
 def test_an_order_that_could_rest_beyond_the_limit_is_rejected(side: Side, validity: dict[str, Any]) -> None:
     fill_up()
 
-    assert refused(order(side, 1, "11", **validity)) == FULL
+    assert rejection_code(order(side, 1, "11", **validity)) == FULL
 
 
 def test_an_order_beyond_the_limit_is_rejected_even_if_it_would_fill() -> None:
     place(ASK, 5, "20", by="bob")
     fill_up()
 
-    assert refused(order(BID, 5, "20")) == FULL
+    assert rejection_code(order(BID, 5, "20")) == FULL
 
 
 @pytest.mark.parametrize("time_in_force", [TimeInForce.IOC, TimeInForce.FOK])
@@ -105,14 +105,14 @@ def test_a_replay_is_returned_at_the_limit() -> None:
     first = place(BID, 5, "10", client_order_id="mine")
     place(BID, 5, "9")
 
-    assert trading.replayed(order(BID, 5, "10", client_order_id="mine")).pk == first.pk
+    assert trading.replay(order(BID, 5, "10", client_order_id="mine")).pk == first.pk
 
 
 def test_the_limit_of_open_orders_is_409(settings: Settings) -> None:
     settings.MAX_OPEN_ORDERS = 0
     carol = api.broker("carol")
 
-    refusal = api.refused(carol, "POST", "/orders", api.LIMIT | {"broker_id": "carol"})
+    refusal = api.assert_rejected(carol, "POST", "/orders", api.LIMIT | {"broker_id": "carol"})
     assert (refusal.status, refusal.code) == (409, FULL)
     assert refusal.body["detail"] == "The broker has 0 open orders in AAPL; cancel some first."
 
@@ -167,7 +167,7 @@ def test_an_order_that_leaves_the_book_is_no_longer_counted(act: Callable[[], ob
     assert open_orders() == 2 - freed
     for _ in range(freed):
         place(BID, 1, "1")
-    assert refused(order(BID, 1, "1")) == FULL
+    assert rejection_code(order(BID, 1, "1")) == FULL
 
 
 def test_an_order_that_rests_and_fills_within_a_batch_is_not_counted() -> None:
@@ -185,7 +185,7 @@ def test_an_order_that_rests_and_fills_within_a_batch_is_not_counted() -> None:
 def test_one_of_many_concurrent_orders_takes_the_last_place() -> None:
     place(BID, 1, "10")
 
-    outcomes = trading.at_once([partial(attempt, order(BID, 1, "10")) for _ in range(32)])
+    outcomes = trading.run_concurrently([partial(execute_one, order(BID, 1, "10")) for _ in range(32)])
 
     assert sum(isinstance(outcome, Accepted) for outcome in outcomes) == 1
     assert sum(isinstance(outcome, TooManyOpenOrders) for outcome in outcomes) == 31

@@ -35,12 +35,12 @@ def trade(each: int = 1, *, of: str | Sequence[str] = "alice", against: str = "m
 
 def drain(shard: int = 0) -> None:
     """Send due deliveries from this process, in a thread with a timeout."""
-    trading.in_thread(partial(dispatcher.drain, shard)).result(trading.PATIENCE_SECONDS)
+    trading.start_thread(partial(dispatcher.drain, shard)).result(trading.TIMEOUT_SECONDS)
 
 
 def wait_until_complete() -> None:
     """Wait until every delivery is complete."""
-    for _ in range(round(trading.PATIENCE_SECONDS / WAKE_UP_SECONDS)):
+    for _ in range(round(trading.TIMEOUT_SECONDS / WAKE_UP_SECONDS)):
         wakeup.request()
         if wait_until(lambda: not Delivery.objects.filter(completed_at=None).exists(), WAKE_UP_SECONDS):
             return

@@ -18,7 +18,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pytest_django.fixtures import Settings
 
-from tests.receiver import Receiver, answer, redirect
+from tests.receiver import Receiver, redirect, respond
 from webhooks import http_client
 from webhooks.addresses import ENDS_IN_NUMBER, Address, AddressProfile, InvalidUrl, check_url, is_blocked
 from webhooks.delivery_queue import ClaimedDelivery, DeliveryOutcome
@@ -499,7 +499,7 @@ def test_an_allowed_address_among_several_is_used(dispatch: Dispatch, receiver: 
 
     assert (outcome.status_code, outcome.error) == (200, None)
     assert dispatch.dialled == ["127.0.0.1"]
-    assert len(receiver.to("/hook")) == 1
+    assert len(receiver.requests_to("/hook")) == 1
 
 
 def test_a_blocked_address_is_not_tried_after_an_allowed_one_failed(dispatch: Dispatch, settings: Settings) -> None:
@@ -523,7 +523,7 @@ def test_the_number_of_dialled_addresses_is_limited(dispatch: Dispatch, address:
 
 
 def test_a_name_is_checked_for_each_new_connection(dispatch: Dispatch, receiver: Receiver) -> None:
-    url = receiver.on("/hook", answer(headers=CLOSED)).replace("127.0.0.1", "changing.test")
+    url = receiver.on("/hook", respond(headers=CLOSED)).replace("127.0.0.1", "changing.test")
     dispatch.resolve("changing.test", "127.0.0.1")
     assert dispatch.send(url).status_code == 200
 
@@ -543,7 +543,7 @@ def test_a_kept_connection_serves_no_other_name(dispatch: Dispatch, receiver: Re
     dispatch.resolve("kept.test", METADATA)
     assert dispatch.send(kept).status_code == 200
     assert dispatch.error(other) == BLOCKED
-    assert [request.connection for request in receiver.to("/hook")] == [1, 1]
+    assert [request.connection for request in receiver.requests_to("/hook")] == [1, 1]
     assert dispatch.dialled == ["127.0.0.1"]
 
 
@@ -565,7 +565,7 @@ def test_a_redirect_is_not_followed(dispatch: Dispatch, receiver: Receiver, stat
         outcome = dispatch.send(receiver.on("/hook", redirect(target, status)))
         assert (outcome.status_code, outcome.error) == (status, None)
     assert {*dispatch.dialled} == {"127.0.0.1"}
-    assert receiver.to("/elsewhere") == []
+    assert receiver.requests_to("/elsewhere") == []
 
 
 def test_proxies_of_the_environment_are_ignored(

@@ -26,9 +26,9 @@ from exchange.rules import Scope
 from orders import services
 from orders.enums import Side
 from tests import api, trading
-from tests.api import refused, token, without
-from tests.exchange.client import Answer, Client
-from tests.trading import BY, PATIENCE_SECONDS, at_once, in_thread
+from tests.api import assert_rejected, token, without
+from tests.exchange.client import ApiResponse, Client
+from tests.trading import BY, TIMEOUT_SECONDS, run_concurrently, start_thread
 from webhooks.addresses import AddressProfile
 from webhooks.models import MAX_URL_LENGTH, Delivery, Event, EventType, Subscription
 from webhooks.serializers import SubscribeSerializer
@@ -75,8 +75,8 @@ def list_webhooks(client: Client, broker_id: str = "alice") -> list[dict[str, st
     return webhooks
 
 
-def refused_post(client: Client, body: Any, **options: str) -> Answer:
-    return refused(client, "POST", "/webhooks", body, **options)
+def refused_post(client: Client, body: Any, **options: str) -> ApiResponse:
+    return assert_rejected(client, "POST", "/webhooks", body, **options)
 
 
 # --- Registration ---------------------------------------------------------------------------------------------------
@@ -148,12 +148,12 @@ def test_a_new_url_replaces_the_old_one_and_keeps_id_and_date(alice: Client) -> 
 
 def test_a_repeated_registration_changes_nothing(alice: Client) -> None:
     first = alice.post("/webhooks", BODY)
-    before = trading.everything()
+    before = trading.snapshot()
     second = alice.post("/webhooks", BODY)
 
     assert (first.status, second.status) == (201, 200)
     assert second.content == first.content
-    assert trading.everything() == before
+    assert trading.snapshot() == before
 
 
 def test_subscriptions_are_per_broker(alice: Client, bob: Client) -> None:
@@ -174,7 +174,7 @@ def test_a_registration_after_a_delete_is_new(alice: Client) -> None:
     second = subscribe(alice, status=201)
     assert second == first | {"order.expired": second["order.expired"]}
     assert second["order.expired"] != deleted
-    assert refused(alice, "DELETE", f"/webhooks/{deleted}").code == "webhook_not_found"
+    assert assert_rejected(alice, "DELETE", f"/webhooks/{deleted}").code == "webhook_not_found"
     assert [webhook["webhook_id"] for webhook in list_webhooks(alice)][-1] == second["order.expired"]
 
 
@@ -222,14 +222,16 @@ def test_the_list_is_empty_without_webhooks(alice: Client, bob: Client) -> None:
 def test_the_list_requires_broker_id_and_accepts_no_other_parameter(alice: Client, bob: Client) -> None:
     operator = api.operator()
     for client in (alice, operator):
-        assert refused(client, "GET", "/webhooks").fields == {"broker_id": "required"}
+        assert assert_rejected(client, "GET", "/webhooks").fields == {"broker_id": "required"}
     for name in ("limit", "cursor", "event"):
-        assert refused(alice, "GET", f"/webhooks?broker_id=alice&{name}=1").fields == {name: "unknown_parameter"}
+        assert assert_rejected(alice, "GET", f"/webhooks?broker_id=alice&{name}=1").fields == {
+            name: "unknown_parameter"
+        }
     for invalid in ("", "a b", "x" * 65, "%00", "%C3%A9"):
-        assert refused(operator, "GET", f"/webhooks?broker_id={invalid}").fields == {"broker_id": "pattern"}
+        assert assert_rejected(operator, "GET", f"/webhooks?broker_id={invalid}").fields == {"broker_id": "pattern"}
     for other in ("bob", "nobody", ""):
-        assert refused(alice, "GET", f"/webhooks?broker_id={other}").code == "broker_mismatch"
-    assert refused(alice, "GET", "/webhooks?broker_id=bob&broker_id=alice").code == "broker_mismatch"
+        assert assert_rejected(alice, "GET", f"/webhooks?broker_id={other}").code == "broker_mismatch"
+    assert assert_rejected(alice, "GET", "/webhooks?broker_id=bob&broker_id=alice").code == "broker_mismatch"
 
 
 # --- Delete ---------------------------------------------------------------------------------------------------------
@@ -249,20 +251,20 @@ def test_a_delete_of_an_unknown_or_foreign_webhook_is_404(alice: Client, bob: Cl
     alice.delete(f"/webhooks/{deleted}")
 
     for client, webhook_id in [(alice, deleted), (alice, UNKNOWN_ID), (bob, existing), (bob, deleted)]:
-        response = refused(client, "DELETE", f"/webhooks/{webhook_id}")
+        response = assert_rejected(client, "DELETE", f"/webhooks/{webhook_id}")
         assert (response.status, response.code) == (404, "webhook_not_found")
     malformed_ids = ["x", existing[:-1], f"{existing}0", existing.replace("-", ""), f"{{{existing}}}"]
     for malformed in [*malformed_ids, f"{existing}%0A", f"{existing}/", "%00"]:
-        response = refused(alice, "DELETE", f"/webhooks/{malformed}")
+        response = assert_rejected(alice, "DELETE", f"/webhooks/{malformed}")
         assert (response.status, response.code) == (404, "not_found"), malformed
 
 
 def test_a_delete_accepts_no_parameters_and_no_list(alice: Client) -> None:
     (webhook_id, *_) = subscribe(alice).values()
 
-    assert refused(alice, "DELETE", f"/webhooks/{webhook_id}?force=1").fields == {"force": "unknown_parameter"}
-    assert refused(alice, "DELETE", "/webhooks?broker_id=alice").code == "method_not_allowed"
-    assert refused(alice, "GET", f"/webhooks/{webhook_id}").code == "method_not_allowed"
+    assert assert_rejected(alice, "DELETE", f"/webhooks/{webhook_id}?force=1").fields == {"force": "unknown_parameter"}
+    assert assert_rejected(alice, "DELETE", "/webhooks?broker_id=alice").code == "method_not_allowed"
+    assert assert_rejected(alice, "GET", f"/webhooks/{webhook_id}").code == "method_not_allowed"
 
 
 def test_no_delivery_is_written_for_a_deleted_webhook(alice: Client, bob: Client) -> None:
@@ -284,7 +286,7 @@ def test_readers_and_operators_can_only_list_webhooks(alice: Client, reader: Cli
     for client in (reader, api.operator()):
         assert list_webhooks(client) == list_webhooks(alice)
         assert refused_post(client, BODY).code == "scope_missing"
-        assert refused(client, "DELETE", f"/webhooks/{webhook_id}").code == "scope_missing"
+        assert assert_rejected(client, "DELETE", f"/webhooks/{webhook_id}").code == "scope_missing"
     assert list_webhooks(api.operator(), "nobody") == []
 
 
@@ -476,7 +478,7 @@ FIELDS = st.fixed_dictionaries({}, optional={"broker_id": VALUES, "events": VALU
 
 
 def test_no_body_causes_a_5xx_and_no_rejection_writes(alice: Client) -> None:
-    state = trading.everything()
+    state = trading.snapshot()
 
     @hypothesis_settings(max_examples=50, deadline=None)
     @given(FIELDS)
@@ -484,7 +486,7 @@ def test_no_body_causes_a_5xx_and_no_rejection_writes(alice: Client) -> None:
         nonlocal state
         response, before = alice.post("/webhooks", BODY | changes), state
         assert response.status < 500, response
-        state = trading.everything()
+        state = trading.snapshot()
         if response.status >= 400:
             assert state == before
             api.assert_problem(response)
@@ -501,12 +503,12 @@ THREADS, ROUNDS = 12, 10
 def test_concurrent_registrations_succeed_and_leave_one_result(alice: Client) -> None:
     random = Random(1)
 
-    def post(number: int) -> Answer:
+    def post(number: int) -> ApiResponse:
         body = {"url": f"{URL}/{number}", "events": random.sample(ALL, 3)}
         return alice.post("/webhooks", BODY | body)
 
     for expected in [201] + [200] * (ROUNDS - 1):
-        responses = at_once([partial(post, number) for number in range(THREADS)])
+        responses = run_concurrently([partial(post, number) for number in range(THREADS)])
         assert sorted(response.status for response in responses) == [200] * (THREADS - 1) + [expected]
         found = {(each["event"], each["webhook_id"]) for response in responses for each in response.body["webhooks"]}
         assert found == {(each["event"], each["webhook_id"]) for each in list_webhooks(alice)}
@@ -524,9 +526,9 @@ def test_registrations_in_opposite_orders_do_not_deadlock(alice: Client) -> None
 
     with transaction.atomic():  # a third session holds the middle row until both wait, each with its first row locked
         Subscription.objects.select_for_update().get(event_type=middle)
-        posts = [in_thread(partial(post, first, middle, last)), in_thread(partial(post, last, middle, first))]
-        assert wait_until(lambda: count_waiting_sessions() == 2, PATIENCE_SECONDS)
-    assert [posting.result(PATIENCE_SECONDS) for posting in posts] == [200, 200]
+        posts = [start_thread(partial(post, first, middle, last)), start_thread(partial(post, last, middle, first))]
+        assert wait_until(lambda: count_waiting_sessions() == 2, TIMEOUT_SECONDS)
+    assert [posting.result(TIMEOUT_SECONDS) for posting in posts] == [200, 200]
 
 
 def count_waiting_sessions() -> int:
@@ -538,13 +540,13 @@ def count_waiting_sessions() -> int:
 
 @pytest.mark.django_db(transaction=True)
 def test_concurrent_registrations_and_deletes_are_serialized(alice: Client) -> None:
-    def post() -> Answer:
+    def post() -> ApiResponse:
         return alice.post("/webhooks", BODY | {"events": ["trade.executed"]})
 
     for _ in range(ROUNDS):
         old = subscribe(alice, "trade.executed", status=200 if list_webhooks(alice) else 201)["trade.executed"]
-        jobs: list[Callable[[], Answer]] = [post, partial(alice.delete, f"/webhooks/{old}")]
-        responses = at_once(jobs * (THREADS // 2))
+        jobs: list[Callable[[], ApiResponse]] = [post, partial(alice.delete, f"/webhooks/{old}")]
+        responses = run_concurrently(jobs * (THREADS // 2))
         posts, deletes = responses[::2], responses[1::2]
         assert sorted(response.status for response in deletes) == [204] + [404] * (len(deletes) - 1)
         results = {(response.status, response.body["webhooks"][0]["webhook_id"]) for response in posts}
@@ -558,8 +560,8 @@ def test_concurrent_registrations_and_deletes_are_serialized(alice: Client) -> N
 def test_trading_continues_while_webhooks_change(alice: Client, bob: Client) -> None:
     def trade(by: str, other: str) -> None:
         for _ in range(ROUNDS):
-            trading.attempt(trading.order(Side.ASK, 1, "10.00", by=by))
-            trading.attempt(trading.order(Side.BID, 1, "10.00", by=other))
+            trading.execute_one(trading.order(Side.ASK, 1, "10.00", by=by))
+            trading.execute_one(trading.order(Side.BID, 1, "10.00", by=other))
 
     def change(number: int) -> None:
         for _ in range(ROUNDS):
@@ -570,7 +572,7 @@ def test_trading_continues_while_webhooks_change(alice: Client, bob: Client) -> 
 
     trades = [partial(trade, "alice", "bob"), partial(trade, "bob", "alice")] * 3
     changes = [partial(change, number % 3) for number in range(6)]
-    at_once([*trades, *changes])
+    run_concurrently([*trades, *changes])
     trading.assert_sound()
     events = Event.objects.filter(broker="alice", type="trade.executed")
     assert Delivery.objects.count() <= events.count() == 6 * ROUNDS

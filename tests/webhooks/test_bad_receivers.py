@@ -25,8 +25,8 @@ from orders.matching.commands import Accepted
 from tests import receiver as receiving
 from tests import trading
 from tests.celery_processes import Celery, CeleryProcess, start_all
-from tests.receiver import HEAD_END, Behaviour, Connection, Receiver, Request, answer, hang, redirect
-from tests.trading import attempt, in_thread, order, place
+from tests.receiver import HEAD_END, Behaviour, Connection, Receiver, Request, hang, redirect, respond
+from tests.trading import execute_one, order, place, start_thread
 from tests.webhooks.deliveries import Outcome, drain, outcomes, subscribe, trade, wait_until_complete
 from webhooks import dispatcher, http_client
 from webhooks.models import Delivery, EventType
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 DEADLINE_SECONDS = 5.0
 ALLOWANCE_SECONDS = 4.0  # for a busy machine, but shorter than a second attempt
-PATIENCE_SECONDS = trading.PATIENCE_SECONDS
+PATIENCE_SECONDS = trading.TIMEOUT_SECONDS
 LANES, LANES_PER_ENDPOINT = 256, 4
 ORDERS_EACH = 5
 PAUSE_SECONDS = 0.005
@@ -53,13 +53,13 @@ def _maker(transactional_db: None) -> None:
 
 async def endless_hints(connection: Connection) -> None:
     """Endless interim responses."""
-    await receiving._for_ever(connection, b"", (b"HTTP/1.1 103 Early Hints" + HEAD_END) * 1_000)
+    await receiving._stream_endlessly(connection, b"", (b"HTTP/1.1 103 Early Hints" + HEAD_END) * 1_000)
 
 
 async def endless_chunk_size(connection: Connection) -> None:
     """A chunk whose size line never ends."""
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked" + HEAD_END
-    await receiving._for_ever(connection, head + b"1;", b"x" * 65_536)
+    await receiving._stream_endlessly(connection, head + b"1;", b"x" * 65_536)
 
 
 def truncated(connection: Connection) -> None:
@@ -80,16 +80,16 @@ BEHAVIOURS: dict[str, tuple[Behaviour, Outcome]] = {
     "endless_headers": (receiving.endless_headers, (None, "invalid_answer")),
     "endless_hints": (endless_hints, (None, "disconnected")),
     "endless_chunk_size": (endless_chunk_size, (200, "invalid_answer")),
-    "long_body": (answer(body=bytes(1_000_000)), (200, "")),
+    "long_body": (respond(body=bytes(1_000_000)), (200, "")),
     "gzip_bomb": (receiving.gzip_bomb(), (200, "")),
-    "not_gzip": (answer(body=b"as it is", headers=["Content-Encoding: gzip"]), (200, "")),
+    "not_gzip": (respond(body=b"as it is", headers=["Content-Encoding: gzip"]), (200, "")),
     "reset": (receiving.reset, (None, "disconnected")),
     "close": (receiving.close, (None, "disconnected")),
     "truncated": (truncated, (200, "invalid_answer")),
     "another_protocol": (another_protocol, (None, "invalid_answer")),
-    "upgrade": (answer(101), (101, "")),
-    "gone": (answer(410), (410, "")),
-    "failure": (answer(503, headers=["Retry-After: 0"]), (503, "")),
+    "upgrade": (respond(101), (101, "")),
+    "gone": (respond(410), (410, "")),
+    "failure": (respond(503, headers=["Retry-After: 0"]), (503, "")),
     **{f"redirect_{status}": (redirect("/target", status), (status, "")) for status in (301, 302, 303, 307, 308)},
 }
 
@@ -170,7 +170,7 @@ def test_every_attempt_ends_in_time_and_is_not_repeated(celery: Celery, receiver
         assert each.duration_ms / 1000 <= seconds < DEADLINE_SECONDS + ALLOWANCE_SECONDS
         assert (each.error == "timeout") == (seconds >= DEADLINE_SECONDS), each.error
     # The endless responses filled no more than the socket buffers.
-    assert receiver.bytes_poured < 64 * MEBIBYTE
+    assert receiver.bytes_streamed < 64 * MEBIBYTE
     assert peak_memory(worker) - memory < 32 * MEBIBYTE
 
 
@@ -184,7 +184,7 @@ def peak_memory(process: CeleryProcess) -> int:
 
 
 def test_an_endpoint_gets_at_most_four_concurrent_deliveries(receiver: Receiver) -> None:
-    url = receiver.on("/", answer(after_seconds=0.1))
+    url = receiver.on("/", respond(after_seconds=0.1))
     for name in ("alice", "bob"):
         trading.broker(name)
         subscribe(name, url, *EventType)
@@ -206,7 +206,7 @@ def test_a_dispatcher_sends_at_most_its_limit_concurrently(receiver: Receiver, s
         trading.broker(name)
         subscribe(name, receiver.on(f"/{name}", hang))
     trade(LANES_PER_ENDPOINT, of=brokers)
-    draining = in_thread(partial(dispatcher.drain, 0))
+    draining = start_thread(partial(dispatcher.drain, 0))
 
     assert receiver.wait_for(LANES, PATIENCE_SECONDS)
     time.sleep(0.5)
@@ -251,7 +251,7 @@ def measure(receiver: Receiver, takers: list[str], good: list[str]) -> Delays:
     placement, committed = [], {}
     for by in takers * ORDERS_EACH:
         started = time.monotonic()
-        outcome = attempt(order(Side.BID, 1, "10", by=by))
+        outcome = execute_one(order(Side.BID, 1, "10", by=by))
         now = time.monotonic()
         assert isinstance(outcome, Accepted)
         committed[str(outcome.trades[0].id)] = now
@@ -302,8 +302,8 @@ class NameServer:
             if name == _encoded(DENIED):
                 self._socket.sendto(query[:2] + b"\x81\x83\0\1\0\0\0\0\0\0" + question, sender)
             elif name == _encoded(KNOWN) and rest[:2] == b"\0\1":  # A record
-                answer = b"\xc0\x0c\0\1\0\1\0\0\0\0\0\4" + socket.inet_aton("127.0.0.1")
-                self._socket.sendto(query[:2] + b"\x81\x80\0\1\0\1\0\0\0\0" + question + answer, sender)
+                respond = b"\xc0\x0c\0\1\0\1\0\0\0\0\0\4" + socket.inet_aton("127.0.0.1")
+                self._socket.sendto(query[:2] + b"\x81\x80\0\1\0\1\0\0\0\0" + question + respond, sender)
             elif name == _encoded(KNOWN):  # no other record
                 self._socket.sendto(query[:2] + b"\x81\x80\0\1\0\0\0\0\0\0" + question, sender)
 

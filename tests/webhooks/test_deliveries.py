@@ -32,8 +32,8 @@ from orders.matching.commands import CancelOrder
 from orders.models import Order, Trade
 from tests import api, celery_processes, live, trading
 from tests.celery_processes import Celery, CeleryProcess, start_all
-from tests.receiver import Receiver, Request, answer, hang
-from tests.trading import BY, in_thread, order, place
+from tests.receiver import Receiver, Request, hang, respond
+from tests.trading import BY, order, place, start_thread
 from tests.webhooks.deliveries import (
     drain,
     no_dispatcher,
@@ -50,7 +50,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 ASK, BID = Side.ASK, Side.BID
 TRADE, CANCELLED, EXPIRED = EventType.TRADE_EXECUTED, EventType.ORDER_CANCELLED, EventType.ORDER_EXPIRED
-PATIENCE_SECONDS = trading.PATIENCE_SECONDS
+PATIENCE_SECONDS = trading.TIMEOUT_SECONDS
 SOON_SECONDS = 0.5  # usually less than beat would take
 BROKERS = [f"broker-{number}" for number in range(8)]
 
@@ -145,7 +145,7 @@ def test_both_sides_of_a_trade_get_an_event_for_their_order(worker: CeleryProces
 
     (trade,) = Trade.objects.all()
     both = {"trade_id": str(trade.pk), "symbol": "AAPL", "price": Decimal("10.00"), "quantity": 3}
-    (to_alice,), (to_bob,) = receiver.to("/alice"), receiver.to("/bob")
+    (to_alice,), (to_bob,) = receiver.requests_to("/alice"), receiver.requests_to("/bob")
     assert data(to_alice) == both | {
         "order_id": str(bid.pk),
         "side": "bid",
@@ -199,7 +199,7 @@ def test_every_cancel_of_a_resting_order_sends_an_event(worker: CeleryProcess, r
     subscribe("alice", receiver.url(), *EventType)
     by_broker, by_operator, by_suspension = (place(BID, 5, "10") for _ in range(3))
     trading.cancel(by_broker)
-    trading.attempt(CancelOrder(by_operator.pk, None, CancelReason.BY_OPERATOR))
+    trading.execute_one(CancelOrder(by_operator.pk, None, CancelReason.BY_OPERATOR))
     orders_services.suspend("alice", cancel_orders=True, by=BY)
     wait_until_complete()
 
@@ -260,7 +260,7 @@ def test_sequences_of_a_broker_have_no_gap(worker: CeleryProcess, receiver: Rece
     wait_until_complete()
 
     for name, count in [("alice", 10 + 5 + 1), ("bob", 10 + 1)]:
-        numbers = [int(request.headers["x-event-sequence"]) for request in receiver.to(f"/{name}")]
+        numbers = [int(request.headers["x-event-sequence"]) for request in receiver.requests_to(f"/{name}")]
         assert sorted(numbers) == list(range(1, count + 1))
 
 
@@ -292,8 +292,8 @@ def test_due_deliveries_go_to_the_current_url(worker: CeleryProcess, receiver: R
 
 
 def test_each_attempt_is_stored_and_made_once(worker: CeleryProcess, receiver: Receiver) -> None:
-    subscribe("alice", receiver.on("/failing", answer(500, after_seconds=0.3)))
-    subscribe("bob", receiver.on("/good", answer(204)))
+    subscribe("alice", receiver.on("/failing", respond(500, after_seconds=0.3)))
+    subscribe("bob", receiver.on("/good", respond(204)))
     place(ASK, 5, "10", by="bob")
     place(BID, 5, "10")
     wait_until_complete()
@@ -302,7 +302,7 @@ def test_each_attempt_is_stored_and_made_once(worker: CeleryProcess, receiver: R
 
     assert outcomes() == [(500, "")]
     assert outcomes("bob") == [(204, "")] * 2
-    assert len(receiver.to("/failing")) == 1
+    assert len(receiver.requests_to("/failing")) == 1
     for each in Delivery.objects.select_related("event"):
         assert each.claimed_at is not None
         assert each.completed_at is not None
@@ -368,9 +368,9 @@ def test_a_rolled_back_event_is_not_sent(worker: CeleryProcess, receiver: Receiv
     assert [request.headers["x-event-type"] for request in receiver.requests] == [TRADE]
 
 
-def test_beat_compensates_for_a_lost_wake_up(no_worker: None, celery_apart: Celery, receiver: Receiver) -> None:
+def test_beat_compensates_for_a_lost_wake_up(no_worker: None, celery_on_own_valkey: Celery, receiver: Receiver) -> None:
     """Wake-ups of this process go to another Valkey than the worker's."""
-    start_all(celery_apart.webhook_worker(), celery_apart.beat())
+    start_all(celery_on_own_valkey.webhook_worker(), celery_on_own_valkey.beat())
     subscribe("alice", receiver.url())
     trade()
 
@@ -378,7 +378,7 @@ def test_beat_compensates_for_a_lost_wake_up(no_worker: None, celery_apart: Cele
 
 
 def test_events_during_an_outage_of_valkey_are_sent_after_it(
-    no_worker: None, celery_apart: Celery, valkey: Valkey, receiver: Receiver, tmp_path: Path
+    no_worker: None, celery_on_own_valkey: Celery, valkey: Valkey, receiver: Receiver, tmp_path: Path
 ) -> None:
     server = live.server(tmp_path / "web.log")
     server.child.env = {**server.child.env, "REDIS_URL": valkey.url}
@@ -386,13 +386,13 @@ def test_events_during_an_outage_of_valkey_are_sent_after_it(
     subscribe("carol", receiver.url(), *EventType)
     place(ASK, 100, "10", by="bob")
     try:
-        start_all(celery_apart.webhook_worker(), celery_apart.beat())
+        start_all(celery_on_own_valkey.webhook_worker(), celery_on_own_valkey.beat())
         server.start()
         valkey.child.kill()
         with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {key}"}, trust_env=False) as carol:
             answers = [carol.post("/orders", json=api.limit("bid", 1, "10", broker_id="carol")) for _ in range(20)]
-            assert {answer.status_code for answer in answers} == {201}
-            assert median(answer.elapsed.total_seconds() for answer in answers) < SOON_SECONDS / 2
+            assert {respond.status_code for respond in answers} == {201}
+            assert median(respond.elapsed.total_seconds() for respond in answers) < SOON_SECONDS / 2
     finally:
         valkey.restart()
         server.stop()
@@ -416,10 +416,10 @@ def test_any_process_can_send_due_deliveries(no_worker: None, receiver: Receiver
 
 
 def test_a_second_drain_makes_the_first_one_look_again(no_worker: None, receiver: Receiver) -> None:
-    subscribe("alice", receiver.on("/alice", answer(after_seconds=3)))
+    subscribe("alice", receiver.on("/alice", respond(after_seconds=3)))
     subscribe("bob", receiver.url("/bob"))
     trade()
-    draining = in_thread(partial(dispatcher.drain, 0))
+    draining = start_thread(partial(dispatcher.drain, 0))
     assert receiver.wait_for(1, PATIENCE_SECONDS)
     trade(of="bob")
     drain()
@@ -433,7 +433,7 @@ def test_several_dispatchers_send_each_delivery_once(no_worker: None, celery: Ce
     """Dispatchers in two workers and in this process; one of them works at a time."""
     start_all(celery.webhook_worker("first"), celery.webhook_worker("second"))
     due = create_due_deliveries(receiver, 100)
-    own = in_thread(partial(dispatcher.drain, 0))
+    own = start_thread(partial(dispatcher.drain, 0))
     while len(receiver.requests) < due / 2:
         wakeup.request()
         time.sleep(settings.WEBHOOK_WAKE_UP_INTERVAL_SECONDS)
@@ -466,7 +466,7 @@ def test_a_stopping_dispatcher_releases_its_claims(no_worker: None, receiver: Re
     ours = dispatcher.Dispatcher(0)
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("LOCK webhooks_delivery")
-        running = in_thread(lambda: asyncio.run(ours.run()))
+        running = start_thread(lambda: asyncio.run(ours.run()))
         assert wait_until(is_any_lock_awaited, PATIENCE_SECONDS)  # about to claim
         ours.stop()
     running.result(PATIENCE_SECONDS)
@@ -487,7 +487,7 @@ def test_deliveries_in_flight_at_a_kill_are_never_sent_again(
     wakeup.request()
     assert receiver.wait_for(4, PATIENCE_SECONDS)
     first.kill()
-    receiver.on("/alice", answer())
+    receiver.on("/alice", respond())
     second.start()
     wakeup.request()
 
@@ -520,7 +520,7 @@ def create_due_deliveries(receiver: Receiver, per_broker: int) -> int:
     """Create due deliveries of several brokers with slow receivers, and return their number."""
     for name in BROKERS:
         trading.broker(name)
-        subscribe(name, receiver.on(f"/{name}", answer(after_seconds=0.05)))
+        subscribe(name, receiver.on(f"/{name}", respond(after_seconds=0.05)))
     with no_dispatcher():
         trade(per_broker, of=BROKERS)
     return per_broker * len(BROKERS)

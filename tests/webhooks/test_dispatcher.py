@@ -17,8 +17,8 @@ from orders import services as orders
 from orders.enums import CancelReason, Side
 from orders.matching import service
 from tests import trading
-from tests.receiver import Receiver, answer, hang
-from tests.trading import in_thread
+from tests.receiver import Receiver, hang, respond
+from tests.trading import start_thread
 from webhooks import dispatcher, services, wakeup
 from webhooks.delivery_queue import DeliveryQueue, DueSubscription
 from webhooks.models import Delivery, EventType
@@ -67,7 +67,7 @@ def test_changing_the_url_does_not_raise_a_brokers_concurrency_limit(receiver: R
     urls = [receiver.on(f"/{number}", hang) for number in range(20)]
     subscribe("mover", urls[0])
     create_events("mover", 40)
-    draining = in_thread(partial(dispatcher.drain, 0))
+    draining = start_thread(partial(dispatcher.drain, 0))
     for url in urls:
         subscribe("mover", url)
         dispatcher.drain(0)  # wake the dispatcher
@@ -75,7 +75,7 @@ def test_changing_the_url_does_not_raise_a_brokers_concurrency_limit(receiver: R
 
     assert len(receiver.requests) == 4
     dispatcher.stop()
-    draining.result(trading.PATIENCE_SECONDS)
+    draining.result(trading.TIMEOUT_SECONDS)
 
 
 def test_hanging_endpoints_delay_a_new_one_by_at_most_one_timeout(receiver: Receiver, settings: Settings) -> None:
@@ -87,26 +87,26 @@ def test_hanging_endpoints_delay_a_new_one_by_at_most_one_timeout(receiver: Rece
         create_events(f"bad-{number}", 12)
     trading.broker("good")
     subscribe("good", receiver.url("/good"))
-    draining = in_thread(partial(dispatcher.drain, 0))
+    draining = start_thread(partial(dispatcher.drain, 0))
     assert receiver.wait_for(4, ALLOWED_SECONDS)
     create_events("good", 1)
 
     assert receiver.wait_for(1, DEADLINE_SECONDS + ALLOWED_SECONDS, path="/good")
     dispatcher.stop()
-    draining.result(trading.PATIENCE_SECONDS)
+    draining.result(trading.TIMEOUT_SECONDS)
 
 
 def test_outcomes_are_stored_after_a_lost_database_connection(receiver: Receiver) -> None:
     trading.broker("alice")
-    subscribe("alice", receiver.on("/slow", answer(after_seconds=1)))
+    subscribe("alice", receiver.on("/slow", respond(after_seconds=1)))
     create_events("alice", 4)
-    draining = in_thread(partial(dispatcher.drain, 0))
+    draining = start_thread(partial(dispatcher.drain, 0))
     assert receiver.wait_for(4, ALLOWED_SECONDS)
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND granted")
         assert cursor.fetchone() == (1,)
 
-    assert draining.exception(trading.PATIENCE_SECONDS) is not None
+    assert draining.exception(trading.TIMEOUT_SECONDS) is not None
     assert list(Delivery.objects.values_list("status_code", "error")) == [(200, "")] * 4
 
 
@@ -115,9 +115,9 @@ def test_outcomes_are_stored_together(receiver: Receiver, settings: Settings, en
     settings.WEBHOOK_POLL_SECONDS, settings.WEBHOOK_LINGER_SECONDS = 1.5, 0.0
     for number in range(8):
         trading.broker(f"broker-{number}")
-        subscribe(f"broker-{number}", receiver.on(f"/{number}", answer(after_seconds=number * 0.1)))
+        subscribe(f"broker-{number}", receiver.on(f"/{number}", respond(after_seconds=number * 0.1)))
         create_events(f"broker-{number}", 4)
-    in_thread(partial(dispatcher.drain, 0)).result(trading.PATIENCE_SECONDS)
+    start_thread(partial(dispatcher.drain, 0)).result(trading.TIMEOUT_SECONDS)
 
     assert list(Delivery.objects.values_list("status_code", flat=True)) == [200] * 32
     assert endpoint_counts == [8, 0]
@@ -126,15 +126,15 @@ def test_outcomes_are_stored_together(receiver: Receiver, settings: Settings, en
 def test_freed_capacity_of_an_endpoint_is_used_immediately(receiver: Receiver, settings: Settings) -> None:
     """Waiting deliveries of the endpoint use it, also while another endpoint hangs."""
     settings.WEBHOOK_POLL_SECONDS, settings.WEBHOOK_TIMEOUT_SECONDS = NEVER_SECONDS, DEADLINE_SECONDS
-    for broker_id, behaviour, count in [("bad", hang, 8), ("good", answer(), 40)]:
+    for broker_id, behaviour, count in [("bad", hang, 8), ("good", respond(), 40)]:
         trading.broker(broker_id)
         subscribe(broker_id, receiver.on(f"/{broker_id}", behaviour))
         create_events(broker_id, count)
-    draining = in_thread(partial(dispatcher.drain, 0))
+    draining = start_thread(partial(dispatcher.drain, 0))
 
     assert receiver.wait_for(40, ALLOWED_SECONDS, path="/good")
     dispatcher.stop()
-    draining.result(trading.PATIENCE_SECONDS)
+    draining.result(trading.TIMEOUT_SECONDS)
 
 
 def test_freed_capacity_of_a_full_dispatcher_is_used_immediately(receiver: Receiver, settings: Settings) -> None:
@@ -143,26 +143,26 @@ def test_freed_capacity_of_a_full_dispatcher_is_used_immediately(receiver: Recei
         trading.broker(f"broker-{number}")
         subscribe(f"broker-{number}", receiver.url(f"/{number}"))
         create_events(f"broker-{number}", 1)
-    draining = in_thread(partial(dispatcher.drain, 0))
+    draining = start_thread(partial(dispatcher.drain, 0))
 
     assert receiver.wait_for(12, ALLOWED_SECONDS)
     dispatcher.stop()
-    draining.result(trading.PATIENCE_SECONDS)
+    draining.result(trading.TIMEOUT_SECONDS)
 
 
 def test_a_running_dispatcher_finds_new_deliveries_without_a_wake_up(receiver: Receiver) -> None:
     """No worker receives the wake-ups here."""
     trading.broker("slow")
-    subscribe("slow", receiver.on("/slow", answer(after_seconds=2)))
+    subscribe("slow", receiver.on("/slow", respond(after_seconds=2)))
     trading.broker("alice")
     subscribe("alice", receiver.url("/alice"))
     create_events("slow", 1)
-    draining = in_thread(partial(dispatcher.drain, 0))
+    draining = start_thread(partial(dispatcher.drain, 0))
     assert receiver.wait_for(1, ALLOWED_SECONDS)
     create_events("alice", 1)
 
     assert receiver.wait_for(1, 1.0, path="/alice")
-    draining.result(trading.PATIENCE_SECONDS)
+    draining.result(trading.TIMEOUT_SECONDS)
 
 
 def test_a_dispatcher_lingers_longer_than_the_pause_between_wake_ups() -> None:

@@ -34,8 +34,8 @@ from orders.enums import Side
 from tests import celery_processes, live, trading
 from tests.celery_processes import Celery, start_all
 from tests.orders.test_faults import AMPLE, SYMBOLS, Client
-from tests.receiver import Receiver, Request, answer
-from tests.trading import in_thread
+from tests.receiver import Receiver, Request, respond
+from tests.trading import start_thread
 from tests.webhooks import reconciliation
 from webhooks import delivery_queue, dispatcher, services
 from webhooks.models import Delivery, EventType
@@ -84,7 +84,7 @@ def keys(receiver: Receiver) -> dict[str, str]:
     keys = {}
     for broker_id, seconds in BROKERS.items():
         keys[broker_id] = trading.broker(broker_id, cash=AMPLE, holdings=dict.fromkeys(SYMBOLS, AMPLE))
-        url = receiver.on(f"/{broker_id}", answer(after_seconds=seconds))
+        url = receiver.on(f"/{broker_id}", respond(after_seconds=seconds))
         services.subscribe(broker_id, url=url, events=list(EventType))
     return keys
 
@@ -97,13 +97,13 @@ def under_load(url: str, keys: dict[str, str], *, pause_seconds: float = PAUSE_S
         for number, (broker_id, key) in enumerate(keys.items())
     ]
     stop = Event()
-    posting = [in_thread(partial(trader.post_until, stop)) for trader in traders]
+    posting = [start_thread(partial(trader.post_until, stop)) for trader in traders]
     try:
         yield traders
     finally:
         stop.set()
         for future in posting:
-            future.result(trading.PATIENCE_SECONDS)
+            future.result(trading.TIMEOUT_SECONDS)
         for trader in traders:
             trader.http.close()
 
@@ -158,17 +158,17 @@ def test_kills_of_the_worker_lose_only_deliveries_in_flight(
             if number == 0:  # its main process alone, once
                 assert worker.child.pid
                 os.kill(worker.child.pid, signal.SIGKILL)
-                assert wait_until(lambda: not worker.child.is_running(), trading.PATIENCE_SECONDS)
+                assert wait_until(lambda: not worker.child.is_running(), trading.TIMEOUT_SECONDS)
             worker.kill()
             worker.launch()
     assert_reconciled(receiver, kills=KILLS)
 
 
 def test_a_restarted_beat_sends_the_deliveries_of_its_outage(
-    celery_apart: Celery, receiver: Receiver, keys: dict[str, str]
+    celery_on_own_valkey: Celery, receiver: Receiver, keys: dict[str, str]
 ) -> None:
     """The wake-ups of this process go to another Valkey and are lost."""
-    worker, beat = celery_apart.webhook_worker(), celery_apart.beat()
+    worker, beat = celery_on_own_valkey.webhook_worker(), celery_on_own_valkey.beat()
     start_all(worker, beat)
     trade("alice", "bob")
     assert receiver.wait_for(2, RESUME_SECONDS)
@@ -189,7 +189,7 @@ def test_a_dispatcher_looks_again_before_it_ends(receiver: Receiver, keys: dict[
     """A wake-up that was lost, or received by another worker, delays a delivery by its linger time at most."""
     settings.WEBHOOK_LINGER_SECONDS = 2.0
     trade("alice", "bob")
-    draining = in_thread(partial(dispatcher.drain, 0))
+    draining = start_thread(partial(dispatcher.drain, 0))
     assert wait_until(lambda: Delivery.objects.exclude(completed_at=None).count() == 2, RESUME_SECONDS)
     trade("bob", "carol")
     draining.result(RESUME_SECONDS)
@@ -314,13 +314,13 @@ def server_apart(valkey: Valkey, tmp_path: Path) -> Iterator[live.Server]:
 def test_orders_keep_their_pace_without_valkey_and_deliveries_resume_after(
     outage: str,
     server_apart: live.Server,
-    celery_apart: Celery,
+    celery_on_own_valkey: Celery,
     valkey: Valkey,
     receiver: Receiver,
     keys: dict[str, str],
 ) -> None:
     server_apart.start()
-    start_all(celery_apart.webhook_worker(), celery_apart.beat())
+    start_all(celery_on_own_valkey.webhook_worker(), celery_on_own_valkey.beat())
     with under_load(server_apart.url, keys, pause_seconds=0) as traders:
         wait_for_more(receiver)
         before = measure_pace(traders)
@@ -372,9 +372,9 @@ def measure_pace(traders: Sequence[Trader]) -> Pace:
 
 
 def test_restarts_of_postgresql_lose_only_deliveries_in_flight(
-    postgres: Postgres, celery_apart: Celery, server_apart: live.Server, receiver: Receiver, tmp_path: Path
+    postgres: Postgres, celery_on_own_valkey: Celery, server_apart: live.Server, receiver: Receiver, tmp_path: Path
 ) -> None:
-    worker, beat = celery_apart.webhook_worker(), celery_apart.beat()
+    worker, beat = celery_on_own_valkey.webhook_worker(), celery_on_own_valkey.beat()
     env = {**worker.child.env, "DATABASE_URL": postgres.url("bourse")}
     server_apart.child.env = worker.child.env = beat.child.env = env
     manage(env, "migrate")
@@ -405,7 +405,7 @@ def manage(env: dict[str, str], *arguments: str) -> None:
 
 def http(server: live.Server, key: str) -> httpx.Client:
     headers = {"Authorization": f"Bearer {key}"}
-    return httpx.Client(base_url=server.url, headers=headers, timeout=trading.PATIENCE_SECONDS, trust_env=False)
+    return httpx.Client(base_url=server.url, headers=headers, timeout=trading.TIMEOUT_SECONDS, trust_env=False)
 
 
 # --- Subscriptions --------------------------------------------------------------------------------------------------
@@ -434,7 +434,7 @@ def test_subscriptions_may_change_under_load(
     services.subscribe("alice", url=receiver.url("/0"), events=[EventType.TRADE_EXECUTED])
     stop = Event()
     with under_load(server.url, keys) as traders:
-        changes = in_thread(partial(change_until, stop, server, keys["alice"], receiver))
+        changes = start_thread(partial(change_until, stop, server, keys["alice"], receiver))
         time.sleep(CHURN_SECONDS)
         stop.set()
         periods = changes.result(RESUME_SECONDS)

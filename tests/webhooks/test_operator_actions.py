@@ -20,8 +20,8 @@ from exchange.errors import NothingToRedeliver, ValidationFailed, WebhookDeleted
 from exchange.ids import first_id_at
 from exchange.models import AuditEntry
 from tests import trading
-from tests.receiver import Receiver, Request, answer, close, drip_body, hang
-from tests.trading import at_once, in_thread
+from tests.receiver import Receiver, Request, close, drip_body, hang, respond
+from tests.trading import run_concurrently, start_thread
 from tests.webhooks.deliveries import drain, outcomes, subscribe, trade
 from webhooks import dispatcher, retention, services, wakeup
 from webhooks.delivery_queue import ClaimedDelivery, DeliveryOutcome, DeliveryQueue
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 OPERATOR = Actor(ActorKind.USER, "olga", "192.0.2.7", "request-1")
 KEPT_BYTES = 1_024
 T = TypeVar("T")
-PATIENCE_SECONDS = trading.PATIENCE_SECONDS
+PATIENCE_SECONDS = trading.TIMEOUT_SECONDS
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def wake_ups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
 
     def request() -> None:
-        counts.append(in_thread(Delivery.objects.count).result(PATIENCE_SECONDS))
+        counts.append(start_thread(Delivery.objects.count).result(PATIENCE_SECONDS))
 
     monkeypatch.setattr(wakeup, "request", request)
     return counts
@@ -69,7 +69,7 @@ def wake_ups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ids=["empty", "short", "longer than 1 KiB", "a cut character", "no text", "only NUL"],
 )
 def test_the_beginning_of_a_response_is_stored_as_text(receiver: Receiver, sent: bytes, stored: str | None) -> None:
-    subscribe("alice", receiver.on("/", answer(500, body=sent)))
+    subscribe("alice", receiver.on("/", respond(500, body=sent)))
     trade()
     drain()
 
@@ -95,7 +95,7 @@ def test_the_received_part_of_a_truncated_response_is_stored(receiver: Receiver,
 
 def test_hours_count_completed_and_failed_deliveries(receiver: Receiver) -> None:
     """Outcomes of each kind, stored together and separately, for two subscriptions; `FAILED` agrees with the counts."""
-    for number, behaviour in enumerate([answer(204), answer(301), answer(500), close]):
+    for number, behaviour in enumerate([respond(204), respond(301), respond(500), close]):
         subscribe("alice", receiver.on(f"/{number}", behaviour))
         trade(6)
         drain()
@@ -122,13 +122,13 @@ def test_a_subscription_stores_its_last_success_and_failure(receiver: Receiver) 
     succeeded, failed = last_times(webhook_id)
     assert (succeeded, failed) == (last_completed_at(), None)
 
-    receiver.on("/", answer(500))
+    receiver.on("/", respond(500))
     trade()
     drain()
     assert last_times(webhook_id) == (succeeded, last_completed_at())
     assert Subscription.objects.get().is_failing
 
-    receiver.on("/", answer())
+    receiver.on("/", respond())
     _, failed = last_times(webhook_id)
     trade()
     drain()
@@ -198,15 +198,15 @@ def test_events_during_a_pause_are_sent_after_it(receiver: Receiver) -> None:
 
     services.resume(webhook_id, by=OPERATOR, reason="it is back")
     drain()
-    assert sequences(receiver.to("/alice")) == [1, 2, 3]
+    assert sequences(receiver.requests_to("/alice")) == [1, 2, 3]
     assert outcomes() == [(200, "")] * 3
 
 
 def test_a_running_dispatcher_claims_nothing_during_a_pause(receiver: Receiver, settings: Settings) -> None:
     settings.WEBHOOK_CONCURRENCY_PER_ENDPOINT = 1
-    webhook_id = subscribe("alice", receiver.on("/", answer(after_seconds=0.5)))
+    webhook_id = subscribe("alice", receiver.on("/", respond(after_seconds=0.5)))
     trade(4)
-    draining = in_thread(partial(dispatcher.drain, 0))
+    draining = start_thread(partial(dispatcher.drain, 0))
     assert receiver.wait_for(1, PATIENCE_SECONDS)
     services.pause(webhook_id, by=OPERATOR, reason="x")
     draining.result(PATIENCE_SECONDS)
@@ -284,12 +284,12 @@ def test_a_deleted_or_unknown_webhook_cannot_be_paused(receiver: Receiver) -> No
 
 
 def test_a_redelivery_is_a_new_delivery_of_the_event(receiver: Receiver, wake_ups: list[int]) -> None:
-    webhook_id = subscribe("alice", receiver.on("/", answer(503, body=b"down")))
+    webhook_id = subscribe("alice", receiver.on("/", respond(503, body=b"down")))
     trade(2)
     drain()
     first, second = Delivery.objects.order_by("id")
     before = list(Delivery.objects.order_by("id").values())
-    receiver.on("/", answer(204))
+    receiver.on("/", respond(204))
     wake_ups.clear()
 
     assert services.redeliver([second.pk, first.pk, first.pk], by=OPERATOR, reason="it was down") == 2
@@ -330,7 +330,7 @@ def test_due_and_in_flight_deliveries_are_not_redelivered(receiver: Receiver) ->
     due = list(Delivery.objects.values_list("pk", flat=True))
     assert_nothing_is_redelivered(due)
 
-    draining = in_thread(partial(dispatcher.drain, 0))
+    draining = start_thread(partial(dispatcher.drain, 0))
     assert receiver.wait_for(4, PATIENCE_SECONDS)
     assert_nothing_is_redelivered(due)
     dispatcher.stop()
@@ -369,7 +369,7 @@ def test_concurrent_requests_redeliver_each_delivery_once(receiver: Receiver) ->
         except NothingToRedeliver:
             return 0
 
-    assert sum(at_once([redeliver] * 6)) == 20
+    assert sum(run_concurrently([redeliver] * 6)) == 20
     assert Delivery.objects.exclude(redelivery_of=None).values("redelivery_of").distinct().count() == 20
     assert Delivery.objects.count() == 40
 

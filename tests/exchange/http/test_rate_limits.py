@@ -18,7 +18,7 @@ from orders.models import Order
 from orders.serializers import PlaceOrderSerializer
 from tests import api, trading
 from tests.api import LIMIT
-from tests.exchange.client import Answer, Client
+from tests.exchange.client import ApiResponse, Client
 from tests.trading import BY
 
 SECOND = 1_000_000_000
@@ -125,7 +125,7 @@ def test_threads_together_get_no_more_than_one() -> None:
     def hammer() -> int:
         return sum(bucket.take("a", 1, time.monotonic_ns()).is_granted for _ in range(500))
 
-    passed = sum(trading.at_once([hammer] * 64))
+    passed = sum(trading.run_concurrently([hammer] * 64))
 
     assert 1_000 <= passed <= 1_000 + 5_000 * (time.monotonic_ns() - started) // SECOND
 
@@ -140,7 +140,7 @@ def _slow(settings: Settings) -> None:
     settings.RATE_LIMIT_CANCELS_PER_SECOND, settings.RATE_LIMIT_CANCELS_BURST = 1, 2
 
 
-def until_refused(client: Client, method: str, path: str, body: Any = None) -> tuple[int, Answer]:
+def until_refused(client: Client, method: str, path: str, body: Any = None) -> tuple[int, ApiResponse]:
     """Repeat a request until it is too much; how often it was not."""
     for passed in range(100):
         answer = client.request(method, path, body)
@@ -149,7 +149,7 @@ def until_refused(client: Client, method: str, path: str, body: Any = None) -> t
     raise AssertionError("never refused")
 
 
-def told(answer: Answer) -> tuple[str, str]:
+def told(answer: ApiResponse) -> tuple[str, str]:
     return answer.headers["RateLimit-Policy"], answer.headers["RateLimit"]
 
 
@@ -231,7 +231,7 @@ def test_other_answers_say_nothing_of_it(alice: Client) -> None:
         assert not {"RateLimit", "RateLimit-Policy"} & answer.headers.keys()
 
 
-def left(answer: Answer) -> int:
+def left(answer: ApiResponse) -> int:
     return int(answer.headers["RateLimit"].split(";")[1].removeprefix("r="))
 
 
@@ -241,7 +241,7 @@ def test_a_list_counts_as_many_as_it_has_and_passes_as_a_whole_or_not_at_all(set
     assert left(alice.get("/stocks")) == 99
     first = alice.post("/orders/batch", {"orders": [{}] * 60})
     assert (first.status, left(first)) in [(200, each) for each in range(39, 45)]
-    too_many = api.refused(alice, "POST", "/orders/batch", {"orders": [LIMIT | {"side": "ask"}] * 90})
+    too_many = api.assert_rejected(alice, "POST", "/orders/batch", {"orders": [LIMIT | {"side": "ask"}] * 90})
     assert too_many.code == "rate_limited"
     assert int(too_many.headers["Retry-After"]) == 90 - left(too_many) <= 90 - 39
     assert alice.post("/orders/batch", {"orders": [{}] * 39}).status == 200
@@ -308,7 +308,7 @@ def test_threads_that_hammer_get_no_more_than_their_key_may(settings: Settings) 
     def hammer() -> list[int]:
         return [client.get("/stocks").status for _ in range(10)]
 
-    statuses = [status for each in trading.at_once([partial(hammer)] * 16) for status in each]
+    statuses = [status for each in trading.run_concurrently([partial(hammer)] * 16) for status in each]
 
     assert set(statuses) == {200, 429}
     assert 50 <= statuses.count(200) <= 50 + 20 * (time.monotonic() - started) + 1

@@ -264,7 +264,7 @@ def test_a_key_gets_its_limit_once_however_many_processes_it_asks(servers: list[
     assert key is not None
     started = time.monotonic()
     until = started + HAMMER_SECONDS
-    counts = trading.at_once([partial(hammer, server, key, until) for server in servers * 2])
+    counts = trading.run_concurrently([partial(hammer, server, key, until) for server in servers * 2])
     seconds = time.monotonic() - started
 
     assert {status for each in counts for status in each} == {200, 429}
@@ -283,7 +283,7 @@ def test_requests_and_their_limit_go_on_when_valkey_stops(servers: list[live.Ser
     log = servers[0].child.log
     started = time.monotonic()
     until = started + 3
-    counts = trading.at_once([partial(hammer, server, key, until) for server in servers])
+    counts = trading.run_concurrently([partial(hammer, server, key, until) for server in servers])
     seconds = time.monotonic() - started
 
     for statuses in counts:

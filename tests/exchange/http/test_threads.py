@@ -3,7 +3,7 @@
 import time
 
 from exchange.http.threads import compute_once
-from tests.trading import at_once
+from tests.trading import run_concurrently
 
 
 def test_threads_that_come_at_once_get_the_result_of_one_computation() -> None:
@@ -15,6 +15,6 @@ def test_threads_that_come_at_once_get_the_result_of_one_computation() -> None:
         computed.append(object())
         return computed[-1]
 
-    results = at_once([compute] * 20)
+    results = run_concurrently([compute] * 20)
 
     assert [compute(), *results] == computed * 21

@@ -48,7 +48,7 @@ from orders.matching.commands import Accepted, CancelOrder, Command, ExpireOrder
 from orders.models import Order, Trade
 from tests import live, trading
 from tests.exchange.client import Client
-from tests.trading import BY, at_once, attempt, in_thread, order, place
+from tests.trading import BY, execute_one, order, place, run_concurrently, start_thread
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -71,7 +71,7 @@ def pairs(seed: int = 1) -> list[PlaceOrder]:
 
 
 def execute_each(commands: Sequence[Command]) -> list[Outcome]:
-    return [attempt(command) for command in commands]
+    return [execute_one(command) for command in commands]
 
 
 def assert_all_pairs_traded() -> None:
@@ -87,7 +87,7 @@ def test_concurrent_bids_and_asks_never_leave_a_crossed_book() -> None:
     trading.broker("alice")
     trading.broker("bob")
     commands = pairs()
-    at_once([partial(execute_each, commands[thread::THREADS]) for thread in range(THREADS)])
+    run_concurrently([partial(execute_each, commands[thread::THREADS]) for thread in range(THREADS)])
     assert_all_pairs_traded()
 
 
@@ -106,7 +106,7 @@ test_concurrency.place_share_of_pairs(int(sys.argv[1]))
 def place_share_of_pairs(process: int) -> None:
     """Execute one process's share of the pairs, in four threads."""
     share = pairs()[process::PROCESSES]
-    at_once([partial(execute_each, share[thread::4]) for thread in range(4)])
+    run_concurrently([partial(execute_each, share[thread::4]) for thread in range(4)])
 
 
 def start_process(number: int) -> "subprocess.Popen[str]":
@@ -134,7 +134,7 @@ def test_bids_and_asks_of_several_processes_never_leave_a_crossed_book() -> None
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    errors = [process.communicate(timeout=trading.PATIENCE_SECONDS)[1] for process in processes]
+    errors = [process.communicate(timeout=trading.TIMEOUT_SECONDS)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * PROCESSES, errors
     assert_all_pairs_traded()
 
@@ -144,8 +144,8 @@ def test_bids_and_asks_of_several_processes_never_leave_a_crossed_book() -> None
 
 def test_concurrent_orders_with_one_client_order_id_create_one_order() -> None:
     trading.broker("alice")
-    jobs = [partial(attempt, order(Side.BID, 10, "10.00", client_order_id="once")) for _ in range(THREADS)]
-    outcomes = at_once(jobs)
+    jobs = [partial(execute_one, order(Side.BID, 10, "10.00", client_order_id="once")) for _ in range(THREADS)]
+    outcomes = run_concurrently(jobs)
     accepted = [outcome.order.id for outcome in outcomes if isinstance(outcome, Accepted)]
     replayed = [outcome.order_id for outcome in outcomes if isinstance(outcome, Replayed)]
     assert len(accepted) == 1
@@ -171,7 +171,7 @@ def test_concurrent_posts_with_one_client_order_id_create_one_order(server: live
         headers = {"Authorization": f"Bearer {key}"}
         return httpx.post(f"{server.url}/orders", json=body, headers=headers, timeout=10, trust_env=False)
 
-    responses = at_once([post] * THREADS)
+    responses = run_concurrently([post] * THREADS)
     statuses = Counter((response.status_code, response.headers.get("Idempotent-Replayed")) for response in responses)
     assert statuses == {(201, None): 1, (200, "true"): THREADS - 1}
     assert len({response.json()["order_id"] for response in responses}) == 1
@@ -206,7 +206,7 @@ def test_a_taker_sees_an_order_committed_while_it_waited() -> None:
     trading.broker("alice")
     trading.broker("bob")
     with uncommitted(order(Side.ASK, 10, "10.00", by="alice")):
-        taker = in_thread(partial(place, Side.BID, 10, "10.00", by="bob"))
+        taker = start_thread(partial(place, Side.BID, 10, "10.00", by="bob"))
         wait_for_lock_waiter()
     assert taker.result(WAIT_SECONDS).status == OrderStatus.FILLED
     assert trading.fills() == [(10, Decimal(10))]
@@ -216,7 +216,7 @@ def test_an_edit_sees_an_order_committed_while_it_waited() -> None:
     trading.broker("alice")
     rules: dict[str, Any] = {"name": "", "tick_size": Decimal("0.05"), "lot_size": 1, "pricing": Pricing.SELLER}
     with uncommitted(order(Side.ASK, 10, "10.01", by="alice")):
-        edit = in_thread(partial(services.edit_instrument, "AAPL", **rules, by=BY))
+        edit = start_thread(partial(services.edit_instrument, "AAPL", **rules, by=BY))
         wait_for_lock_waiter()
     with pytest.raises(ValidationFailed):
         edit.result(WAIT_SECONDS)
@@ -227,7 +227,7 @@ def test_a_taker_does_not_fill_an_order_cancelled_while_it_waited() -> None:
     trading.broker("bob")
     ask = place(Side.ASK, 10, "10.00", by="alice")
     with uncommitted(CancelOrder(ask.pk, "alice")):
-        taker = in_thread(partial(place, Side.BID, 10, "10.00", by="bob"))
+        taker = start_thread(partial(place, Side.BID, 10, "10.00", by="bob"))
         wait_for_lock_waiter()
     assert taker.result(WAIT_SECONDS).status == OrderStatus.PENDING
     assert trading.fills() == []
@@ -237,7 +237,7 @@ def test_concurrent_cancels_release_a_reservation_once() -> None:
     trading.broker("alice")
     bid = place(Side.BID, 10, "10.00")
     with uncommitted(CancelOrder(bid.pk, "alice")):
-        second = in_thread(partial(trading.cancel, bid))
+        second = start_thread(partial(trading.cancel, bid))
         wait_for_lock_waiter()
     outcome = second.result(WAIT_SECONDS)
     assert isinstance(outcome, ExchangeError)
@@ -249,7 +249,7 @@ def test_the_clock_is_read_after_the_lock_is_acquired() -> None:
     """Otherwise an order could arrive after another and have an earlier time."""
     trading.broker("alice")
     with uncommitted(order(Side.BID, 1, "10.00")) as first:
-        waiting = in_thread(partial(place, Side.BID, 1, "10.00"))
+        waiting = start_thread(partial(place, Side.BID, 1, "10.00"))
         wait_for_lock_waiter()
         time.sleep(0.3)
         released_at = database_now()
@@ -265,7 +265,7 @@ def test_an_order_that_expires_while_its_taker_waits_does_not_trade() -> None:
     expires_at = database_now() + timedelta(seconds=0.5)
     place(Side.ASK, 10, "10.00", by="alice", time_in_force=TimeInForce.GTD, expires_at=expires_at)
     with uncommitted(order(Side.BID, 1, "1.00", by="alice")):
-        taker = in_thread(partial(place, Side.BID, 10, "10.00", by="bob"))
+        taker = start_thread(partial(place, Side.BID, 10, "10.00", by="bob"))
         wait_for_lock_waiter()
         time.sleep(0.5)
     assert taker.result(WAIT_SECONDS).status == OrderStatus.PENDING
@@ -281,9 +281,9 @@ def test_an_instrument_listed_while_its_order_waits_for_another_book_is_not_foun
 
     both = [order(Side.BID, 1, "10.00"), order(Side.BID, 1, "10.00", symbol="NEW")]
     with uncommitted(order(Side.BID, 1, "10.00")):
-        late = in_thread(partial(service.execute, both))
+        late = start_thread(partial(service.execute, both))
         wait_for_lock_waiter()
-        in_thread(list_and_rest).result(WAIT_SECONDS)
+        start_thread(list_and_rest).result(WAIT_SECONDS)
     accepted, rejected = late.result(WAIT_SECONDS)
     assert isinstance(accepted, Accepted)
     assert isinstance(rejected, SymbolNotFound)
@@ -294,7 +294,7 @@ def test_takers_of_two_books_do_not_spend_cash_twice() -> None:
     trading.broker("alice", cash=100, holdings={})
     trading.broker("bob", holdings={"AAPL": 10, "MSFT": 10})
     with uncommitted(order(Side.BID, 10, "10.00", by="alice", symbol="AAPL")):
-        second = in_thread(partial(attempt, order(Side.BID, 10, "10.00", by="alice", symbol="MSFT")))
+        second = start_thread(partial(execute_one, order(Side.BID, 10, "10.00", by="alice", symbol="MSFT")))
         wait_for_lock_waiter()
     assert isinstance(second.result(WAIT_SECONDS), InsufficientBalance)
     assert trading.balance("alice") == (Decimal(100), Decimal(100))
@@ -304,7 +304,7 @@ def test_a_transfer_and_an_order_do_not_spend_cash_twice() -> None:
     trading.broker("alice", cash=100)
     withdrawal = partial(exchange_services.transfer, "alice", reference="out", cash=Decimal(-1), reason="out", by=BY)
     with uncommitted(order(Side.BID, 10, "10.00")):
-        transfer = in_thread(withdrawal)
+        transfer = start_thread(withdrawal)
         wait_for_lock_waiter()
     assert isinstance(transfer.exception(WAIT_SECONDS), InsufficientBalance)
     assert trading.balance("alice") == (Decimal(100), Decimal(100))
@@ -323,7 +323,7 @@ def test_an_order_does_not_sell_shares_transferred_out_while_it_waited() -> None
             created_at=database_now(),
         )
         Holding.objects.filter(broker="alice").update(quantity=0)
-        late = in_thread(partial(attempt, order(Side.ASK, 10, "10.00", by="alice")))
+        late = start_thread(partial(execute_one, order(Side.ASK, 10, "10.00", by="alice")))
         wait_for_lock_waiter()
     assert isinstance(late.result(WAIT_SECONDS), InsufficientHoldings)
 
@@ -332,7 +332,7 @@ def test_one_client_order_id_in_two_concurrent_books_is_a_conflict() -> None:
     """Only the broker's lock prevents two orders, because the books differ."""
     trading.broker("alice", holdings={"AAPL": 10, "MSFT": 10})
     with uncommitted(order(Side.BID, 1, "10.00", symbol="AAPL", client_order_id="once")):
-        late = in_thread(partial(attempt, order(Side.BID, 1, "10.00", symbol="MSFT", client_order_id="once")))
+        late = start_thread(partial(execute_one, order(Side.BID, 1, "10.00", symbol="MSFT", client_order_id="once")))
         wait_for_lock_waiter()
     assert isinstance(late.result(WAIT_SECONDS), ClientOrderIdConflict)
     assert Order.objects.count() == 1
@@ -342,8 +342,8 @@ def test_equal_prices_fill_by_arrival_under_concurrency() -> None:
     trading.broker("alice")
     trading.broker("bob")
     ask = partial(place, Side.ASK, 5, "10.00", by="alice")
-    asks = sorted(at_once([ask] * THREADS), key=lambda order: order.sequence)
-    taken = attempt(order(Side.BID, 5 * THREADS - 2, "10.00", by="bob"))
+    asks = sorted(run_concurrently([ask] * THREADS), key=lambda order: order.sequence)
+    taken = execute_one(order(Side.BID, 5 * THREADS - 2, "10.00", by="bob"))
     assert isinstance(taken, Accepted)
     assert [trade.ask_order_id for trade in taken.trades] == [ask.pk for ask in asks]
     assert [trade.quantity for trade in taken.trades] == [5] * (THREADS - 1) + [3]
@@ -416,7 +416,7 @@ def test_concurrent_random_orders_conserve_cash_and_shares() -> None:
         for _ in range(60):
             trader.execute_batch(1)
 
-    at_once([partial(trade, trader) for trader in traders(8, ["AAPL"])])
+    run_concurrently([partial(trade, trader) for trader in traders(8, ["AAPL"])])
     assert totals() == before == {"cash": Decimal(8_000), "AAPL": Decimal(1_200)}
     assert Trade.objects.count() > 50
     assert set(Order.objects.values_list("type", "time_in_force").distinct()) >= {
@@ -495,7 +495,9 @@ def test_random_orders_and_operator_actions_never_deadlock() -> None:
     actions: list[Callable[[], object]] = [partial(trade, trader) for trader in traders(10, SYMBOLS)]
     actions += [partial(transfer_randomly, Random(1), count()), partial(suspend_and_reinstate, Random(2))]
     actions += [partial(cancel_all_of_one_broker, Random(3)), partial(halt_and_resume, Random(4))]
-    times = at_once([partial(repeat_until, is_over, action) for action in actions])  # a deadlock raises in its victim
+    times = run_concurrently(
+        [partial(repeat_until, is_over, action) for action in actions]
+    )  # a deadlock raises in its victim
     assert min(times) > 0
     assert count_deadlocks() == before
     assert Trade.objects.count() > 100
@@ -517,7 +519,7 @@ def test_batches_over_books_in_opposite_orders_never_deadlock() -> None:
             )
 
     directions = [(SYMBOLS, ["alice", "bob"]), (SYMBOLS[::-1], ["bob", "alice"])]
-    at_once([partial(trade, *direction) for direction in directions * 4])
+    run_concurrently([partial(trade, *direction) for direction in directions * 4])
     assert count_deadlocks() == before
     assert Trade.objects.count() == 8 * 40 * len(SYMBOLS)
 
@@ -532,7 +534,7 @@ def test_batches_of_different_books_with_shared_brokers_never_deadlock() -> None
         for _ in range(40):
             service.execute([order(side, 1, "10.00", by=by, symbol=symbol) for side in Side for by in brokers])
 
-    at_once([partial(trade, symbol, BROKERS[n % 4 :] + BROKERS[: n % 4]) for n, symbol in enumerate(SYMBOLS)])
+    run_concurrently([partial(trade, symbol, BROKERS[n % 4 :] + BROKERS[: n % 4]) for n, symbol in enumerate(SYMBOLS)])
     assert count_deadlocks() == before
     assert Trade.objects.count() == 40 * len(SYMBOLS) * len(BROKERS)
 
@@ -546,7 +548,7 @@ def test_an_order_that_waited_for_a_suspension_is_rejected() -> None:
     trading.broker("alice")
     with transaction.atomic():
         Broker.objects.filter(pk="alice").update(status=BrokerStatus.SUSPENDED)
-        late = in_thread(partial(attempt, order(Side.BID, 1, "10.00", by="alice")))
+        late = start_thread(partial(execute_one, order(Side.BID, 1, "10.00", by="alice")))
         wait_for_lock_waiter()
     assert isinstance(late.result(WAIT_SECONDS), BrokerSuspended)
     assert Order.objects.count() == 0
@@ -555,7 +557,7 @@ def test_an_order_that_waited_for_a_suspension_is_rejected() -> None:
 def test_a_suspension_cancels_an_order_that_it_waited_for() -> None:
     trading.broker("alice")
     with uncommitted(order(Side.BID, 1, "10.00", by="alice")):
-        suspension = in_thread(partial(services.suspend, "alice", cancel_orders=True, by=BY))
+        suspension = start_thread(partial(services.suspend, "alice", cancel_orders=True, by=BY))
         wait_for_lock_waiter()
     assert suspension.result(WAIT_SECONDS) == 1
     assert [(order.status, order.cancel_reason) for order in Order.objects.all()] == [
@@ -573,13 +575,13 @@ def test_no_order_rests_after_a_suspension_with_cancels() -> None:
             """Place orders. Return the outcome of the first one sent after the suspension returned."""
             while True:
                 is_last = is_suspended.is_set()
-                outcome = attempt(order(Side.BID, 1, "0.01", by="alice", symbol=symbol))
+                outcome = execute_one(order(Side.BID, 1, "0.01", by="alice", symbol=symbol))
                 if isinstance(outcome, Accepted):
                     placed.set()
                 if is_last:
                     return outcome
 
-        placing = [in_thread(partial(place_until_suspended, symbol)) for symbol in symbols * 3]
+        placing = [start_thread(partial(place_until_suspended, symbol)) for symbol in symbols * 3]
         assert placed.wait(WAIT_SECONDS)
         cancelled = services.suspend("alice", cancel_orders=True, by=BY)
         is_suspended.set()
@@ -597,7 +599,7 @@ def test_an_order_that_waited_for_a_halt_is_rejected() -> None:
     trading.broker("alice")
     with transaction.atomic():
         Instrument.objects.filter(pk="AAPL").update(status="halted")
-        late = in_thread(partial(attempt, order(Side.BID, 1, "10.00")))
+        late = start_thread(partial(execute_one, order(Side.BID, 1, "10.00")))
         wait_for_lock_waiter()
     outcome = late.result(WAIT_SECONDS)
     assert isinstance(outcome, ExchangeError)
@@ -615,7 +617,7 @@ def test_a_suspension_with_failed_cancels_is_an_unknown_outcome() -> None:
     trading.broker("bob")
     place(Side.ASK, 1, "10.00", by="alice")
     with uncommitted(order(Side.BID, 1, "9.00", by="bob")):
-        suspension = in_thread(partial(suspend_with_short_lock_timeout, "alice"))
+        suspension = start_thread(partial(suspend_with_short_lock_timeout, "alice"))
         with pytest.raises(OutcomeUnknown):
             suspension.result(WAIT_SECONDS)
     assert Broker.objects.get(pk="alice").status == BrokerStatus.SUSPENDED
@@ -632,7 +634,7 @@ def test_an_order_read_during_trades_agrees_with_its_trades() -> None:
 
     def trade_before_each_read(execute: Any, sql: str, *arguments: Any) -> Any:
         if "orders_" in sql:
-            in_thread(partial(place, Side.BID, 1, "10.00", by="bob")).result(WAIT_SECONDS)
+            start_thread(partial(place, Side.BID, 1, "10.00", by="bob")).result(WAIT_SECONDS)
         return execute(sql, *arguments)
 
     with connection.execute_wrapper(trade_before_each_read):
@@ -647,7 +649,7 @@ def test_expiry_skips_a_locked_book_until_the_next_sweep() -> None:
     Order.objects.filter(pk=due.pk).update(expires_at=database_now())
     with uncommitted(order(Side.BID, 1, "9.00", by="bob")):
         timeout = settings.DATABASE_LOCK_TIMEOUT_MS / 1000 / 2
-        in_thread(partial(tasks.expire_orders, "AAPL")).result(timeout)
+        start_thread(partial(tasks.expire_orders, "AAPL")).result(timeout)
         due.refresh_from_db()
         assert due.status == OrderStatus.PENDING
     tasks.expire_orders("AAPL")

@@ -30,7 +30,7 @@ from tests.orders.matching.test_sequencer import (
     wait_for_lock_waiter,
 )
 from tests.orders.matching.test_write_path import summary
-from tests.trading import in_thread, order, place
+from tests.trading import order, place, start_thread
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -42,7 +42,7 @@ def _market(db: None, settings: Settings) -> None:
     """Brokers: alice and bob with cash and shares, poor with little cash."""
     settings.MAX_MAKERS_READ_AT_ONCE, settings.MAX_MAKERS_PER_BATCH = AT_ONCE, PER_LIST
     settings.MAX_MAKERS_PER_COMMAND = PER_COMMAND
-    settings.SEQUENCER_DEEP_TIME_LIMIT_SECONDS = trading.PATIENCE_SECONDS
+    settings.SEQUENCER_DEEP_TIME_LIMIT_SECONDS = trading.TIMEOUT_SECONDS
     for broker_id in ("alice", "bob"):
         trading.broker(broker_id, holdings={"AAPL": 1_000, "GOOG": 1_000})
     trading.broker("poor", cash=100, holdings={})
@@ -160,10 +160,10 @@ def test_an_ask_is_overloaded_if_shares_arrive_after_the_fund_check() -> None:
     asks = [order(Side.ASK, PER_LIST, "10", by="poor") for _ in range(2)]
     with transaction.atomic():
         Broker.objects.select_for_update().get(pk="poor")
-        first = in_thread(partial(execute, asks[0]))
+        first = start_thread(partial(execute, asks[0]))
         wait_for_lock_waiter()
         Holding.objects.create(broker_id="poor", instrument_id="AAPL", quantity=PER_LIST)
-    assert first.result(trading.PATIENCE_SECONDS) == ["overloaded"]
+    assert first.result(trading.TIMEOUT_SECONDS) == ["overloaded"]
     assert execute(asks[1]) == ["filled"]
 
 
@@ -203,11 +203,11 @@ def test_a_bid_is_overloaded_if_cash_arrives_after_the_fund_check() -> None:
     bids = [order(Side.BID, PER_COMMAND, None, by="poor") for _ in range(2)]
     with transaction.atomic():
         poor = Broker.objects.select_for_update().get(pk="poor")
-        first = in_thread(partial(execute, bids[0]))
+        first = start_thread(partial(execute, bids[0]))
         wait_for_lock_waiter()
         poor.cash = 10_000
         poor.save()
-    assert first.result(trading.PATIENCE_SECONDS) == ["overloaded"]
+    assert first.result(trading.TIMEOUT_SECONDS) == ["overloaded"]
     assert execute(bids[1]) == ["filled"]
 
 
@@ -237,14 +237,14 @@ def test_a_deep_order_is_executed_apart_from_its_batch() -> None:
         deep = submit_in_thread([order(Side.ASK, PER_COMMAND, "10", by="bob")])
         usual = submit_in_thread([order(Side.BID, 1, "1", symbol="GOOG")])
         assert becomes_true(lambda: queue_length() == 2)
-    assert [summary(each) for each in usual.result(trading.PATIENCE_SECONDS)] == ["pending"]
-    assert [summary(each) for each in deep.result(trading.PATIENCE_SECONDS)] == ["filled"]
+    assert [summary(each) for each in usual.result(trading.TIMEOUT_SECONDS)] == ["pending"]
+    assert [summary(each) for each in deep.result(trading.TIMEOUT_SECONDS)] == ["filled"]
 
 
 @pytest.fixture
 def _long_lock_timeout() -> Iterator[None]:
     """Raise the lock timeout of this process's connections to the timeout of the tests."""
-    with lock_timeout_ms(round(trading.PATIENCE_SECONDS * 1000)):
+    with lock_timeout_ms(round(trading.TIMEOUT_SECONDS * 1000)):
         yield
 
 
@@ -259,7 +259,7 @@ def test_others_continue_while_a_deep_order_waits_and_its_broker_is_overloaded()
             order(Side.BID, 1, "1", symbol="GOOG", by="poor"),
         ) == ["overloaded", "pending"]
         assert not deep.done()
-    assert [summary(outcome) for outcome in deep.result(trading.PATIENCE_SECONDS)] == ["filled"]
+    assert [summary(outcome) for outcome in deep.result(trading.TIMEOUT_SECONDS)] == ["filled"]
 
 
 def test_deep_orders_beyond_their_time_limit_are_not_executed(settings: Settings) -> None:
@@ -284,8 +284,8 @@ def test_small_orders_stay_in_the_batch_of_a_deep_order(settings: Settings) -> N
         deep = submit_in_thread([order(Side.ASK, PER_COMMAND, "10", by="bob")])
         small = [submit_in_thread([order(Side.ASK, 1, "10", by="bob")]) for _ in range(PER_LIST)]
         assert becomes_true(lambda: queue_length() == 1 + PER_LIST)
-    assert [summary(each.result(trading.PATIENCE_SECONDS)[0]) for each in small] == ["filled"] * PER_LIST
-    assert [summary(each) for each in deep.result(trading.PATIENCE_SECONDS)] == ["overloaded"]
+    assert [summary(each.result(trading.TIMEOUT_SECONDS)[0]) for each in small] == ["filled"] * PER_LIST
+    assert [summary(each) for each in deep.result(trading.TIMEOUT_SECONDS)] == ["overloaded"]
 
 
 def test_the_largest_of_orders_jointly_over_the_maker_limit_are_set_aside(settings: Settings) -> None:
@@ -294,7 +294,7 @@ def test_the_largest_of_orders_jointly_over_the_maker_limit_are_set_aside(settin
     with batch_in_progress():
         asks = [submit_in_thread([order(Side.ASK, quantity, "10", by="bob")]) for quantity in (3, 2, 3, 1)]
         assert becomes_true(lambda: queue_length() == len(asks))
-    outcomes = [summary(each.result(trading.PATIENCE_SECONDS)[0]) for each in asks]
+    outcomes = [summary(each.result(trading.TIMEOUT_SECONDS)[0]) for each in asks]
     assert (sorted(outcomes[::2]), outcomes[1::2]) == (["filled", "overloaded"], ["filled", "filled"])
 
 
@@ -304,8 +304,8 @@ def test_the_largest_of_orders_jointly_over_the_maker_limit_are_set_aside(settin
 def test_a_cancel_of_another_brokers_order_locks_nothing() -> None:
     resting = place(Side.BID, 1, "10")
     with locked_row(Instrument, "AAPL"), locked_row(Broker, "alice"):
-        outcomes: list[Outcome] = in_thread(partial(service.execute, [CancelOrder(resting.pk, "bob")])).result(
-            trading.PATIENCE_SECONDS
+        outcomes: list[Outcome] = start_thread(partial(service.execute, [CancelOrder(resting.pk, "bob")])).result(
+            trading.TIMEOUT_SECONDS
         )
     assert [summary(outcome) for outcome in outcomes] == ["order_not_found"]
     assert execute(CancelOrder(resting.pk, "bob"), CancelOrder(resting.pk, "alice")) == [

@@ -16,7 +16,7 @@ from orders.enums import CancelReason, Side, TimeInForce
 from orders.matching.commands import Accepted, Cancelled, CancelOrder, ExpireOrders, Swept
 from orders.models import Order
 from tests import trading
-from tests.trading import BY, attempt, balance, cancel, fills, order, place, refused, replayed, shares
+from tests.trading import BY, balance, cancel, execute_one, fills, order, place, rejection_code, replay, shares
 from webhooks.models import Event
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -208,7 +208,7 @@ def test_a_limit_bid_requires_price_times_quantity(time_in_force: TimeInForce) -
     place(ASK, 10, "1", by="alice")
     trading.broker("poor", cash=Decimal("99.99"), holdings={})
 
-    assert refused(order(BID, 10, "10", by="poor", time_in_force=time_in_force)) == "insufficient_balance"
+    assert rejection_code(order(BID, 10, "10", by="poor", time_in_force=time_in_force)) == "insufficient_balance"
 
 
 def test_exactly_sufficient_funds_are_accepted() -> None:
@@ -223,8 +223,8 @@ def test_reserved_funds_are_not_available() -> None:
     place(BID, 6, "10", by="poor")
     place(ASK, 6, "11", by="poor")
 
-    assert refused(order(BID, 5, "10", by="poor")) == "insufficient_balance"
-    assert refused(order(ASK, 5, "11", by="poor")) == "insufficient_holdings"
+    assert rejection_code(order(BID, 5, "10", by="poor")) == "insufficient_balance"
+    assert rejection_code(order(ASK, 5, "11", by="poor")) == "insufficient_holdings"
 
 
 @pytest.mark.parametrize("price", ["10", None])
@@ -232,14 +232,14 @@ def test_an_ask_requires_its_whole_quantity(price: str | None) -> None:
     place(BID, 1, "10", by="alice")
     trading.broker("poor", holdings={"AAPL": 4})
 
-    assert refused(order(ASK, 5, price, by="poor")) == "insufficient_holdings"
+    assert rejection_code(order(ASK, 5, price, by="poor")) == "insufficient_holdings"
 
 
 def test_a_market_bid_requires_the_cost_of_its_fills() -> None:
     place(ASK, 5, "10", by="alice")
     trading.broker("poor", cash=Decimal(49), holdings={})
 
-    assert refused(order(BID, 5, None, by="poor")) == "insufficient_balance"
+    assert rejection_code(order(BID, 5, None, by="poor")) == "insufficient_balance"
     assert place(BID, 4, None, by="poor").status == "filled"
     assert balance("poor") == (Decimal(9), 0)
 
@@ -273,7 +273,7 @@ def test_seventeen_digits_of_cash_stay_exact() -> None:
 )
 def test_off_tick_and_off_lot_values_are_rejected_not_rounded(quantity: int, price: str, fields: list[str]) -> None:
     trading.instrument("PETR4", tick="0.05", lot=10)
-    outcome = attempt(order(BID, quantity, price, symbol="PETR4"))
+    outcome = execute_one(order(BID, quantity, price, symbol="PETR4"))
 
     assert isinstance(outcome, ExchangeError)
     assert outcome.code == "validation_error"
@@ -282,7 +282,7 @@ def test_off_tick_and_off_lot_values_are_rejected_not_rounded(quantity: int, pri
 
 
 def test_an_unlisted_symbol_is_not_found() -> None:
-    assert refused(order(BID, 1, "10", symbol="NONE")) == "symbol_not_found"
+    assert rejection_code(order(BID, 1, "10", symbol="NONE")) == "symbol_not_found"
 
 
 def test_a_halted_instrument_rejects_orders_but_not_cancels_or_expiry() -> None:
@@ -290,7 +290,7 @@ def test_a_halted_instrument_rejects_orders_but_not_cancels_or_expiry() -> None:
     due = place(BID, 5, "10", time_in_force=GTD, expires_at=in_an_hour())
     exchange_services.halt("AAPL", "news", by=BY)
 
-    assert refused(order(ASK, 5, "10")) == "instrument_halted"
+    assert rejection_code(order(ASK, 5, "10")) == "instrument_halted"
     assert isinstance(cancel(resting), Cancelled)
     backdate(due)
     services.expire_orders("AAPL")
@@ -304,7 +304,7 @@ def test_resting_orders_of_a_suspended_broker_trade_and_can_be_cancelled() -> No
     first, second = place(ASK, 5, "10", by="alice"), place(ASK, 5, "10", by="alice")
     assert services.suspend("alice", cancel_orders=False, by=BY) == 0
 
-    assert refused(order(ASK, 5, "10", by="alice")) == "broker_suspended"
+    assert rejection_code(order(ASK, 5, "10", by="alice")) == "broker_suspended"
     place(BID, 5, "10", by="bob")
     first.refresh_from_db()
     assert first.status == "filled"
@@ -374,12 +374,12 @@ def test_a_cancel_past_expires_at_expires_the_order() -> None:
 def test_an_order_of_another_broker_is_not_found() -> None:
     bid = place(BID, 5, "10", by="alice")
 
-    assert refused(CancelOrder(bid.pk, "bob")) == "order_not_found"
+    assert rejection_code(CancelOrder(bid.pk, "bob")) == "order_not_found"
 
 
 def test_an_operator_cancels_an_order_of_any_broker() -> None:
     bid = place(BID, 5, "10", by="alice")
-    attempt(CancelOrder(bid.pk, None, CancelReason.BY_OPERATOR))
+    execute_one(CancelOrder(bid.pk, None, CancelReason.BY_OPERATOR))
 
     bid.refresh_from_db()
     assert bid.cancel_reason == "by_operator"
@@ -401,8 +401,8 @@ def test_the_sweep_expires_due_orders_once() -> None:
     later = place(BID, 5, "10", time_in_force=GTD, expires_at=in_an_hour())
     backdate(due)
 
-    assert attempt(ExpireOrders("AAPL")) == Swept(closed=1, cancelled=0)
-    assert attempt(ExpireOrders("AAPL")) == Swept(closed=0, cancelled=0)
+    assert execute_one(ExpireOrders("AAPL")) == Swept(closed=1, cancelled=0)
+    assert execute_one(ExpireOrders("AAPL")) == Swept(closed=0, cancelled=0)
     due.refresh_from_db()
     later.refresh_from_db()
     assert (due.status, later.status) == ("expired", "pending")
@@ -424,7 +424,7 @@ def test_a_sweep_larger_than_a_batch_continues_to_the_end(settings: pytest.Fixtu
 
 
 def test_expires_at_in_the_past_is_rejected() -> None:
-    outcome = attempt(order(BID, 1, "10", time_in_force=GTD, expires_at=timezone.now() - timedelta(seconds=1)))
+    outcome = execute_one(order(BID, 1, "10", time_in_force=GTD, expires_at=timezone.now() - timedelta(seconds=1)))
 
     assert isinstance(outcome, ExchangeError)
     assert [error.field for error in outcome.errors] == ["expires_at"]
@@ -441,11 +441,11 @@ def test_a_day_order_ends_at_the_next_midnight_utc() -> None:
 
 
 def test_a_replay_returns_the_current_order() -> None:
-    first = attempt(order(BID, 5, "10", client_order_id="mine"))
+    first = execute_one(order(BID, 5, "10", client_order_id="mine"))
     assert isinstance(first, Accepted)
     place(ASK, 5, "10", by="bob")
 
-    again = replayed(order(BID, 5, "10.00", client_order_id="mine"))
+    again = replay(order(BID, 5, "10.00", client_order_id="mine"))
     assert (again.pk, again.status) == (first.order.id, "filled")
     assert Order.objects.count() == 2
 
@@ -459,13 +459,13 @@ def test_a_replay_precedes_expiry_halt_suspension_and_funds() -> None:
     exchange_services.halt("AAPL", "news", by=BY)
     services.suspend("poor", cancel_orders=False, by=BY)
 
-    assert replayed(order(BID, 5, "10", **fields, expires_at=until - timedelta(hours=2))).pk == first.pk
+    assert replay(order(BID, 5, "10", **fields, expires_at=until - timedelta(hours=2))).pk == first.pk
 
 
 def test_a_replay_of_a_day_order_has_no_expires_at() -> None:
     first = place(BID, 5, "10", client_order_id="mine", time_in_force=DAY)
 
-    assert replayed(order(BID, 5, "10", client_order_id="mine", time_in_force=DAY)).pk == first.pk
+    assert replay(order(BID, 5, "10", client_order_id="mine", time_in_force=DAY)).pk == first.pk
 
 
 @pytest.mark.parametrize(
@@ -483,7 +483,7 @@ def test_a_client_order_id_used_for_another_order_is_a_conflict(difference: dict
     trading.instrument("PETR4")
     same = {"side": BID, "quantity": 5, "price": "10", "client_order_id": "mine"}
     place(**same)  # type: ignore[arg-type]
-    outcome = attempt(order(**(same | difference)))  # type: ignore[arg-type]
+    outcome = execute_one(order(**(same | difference)))  # type: ignore[arg-type]
 
     assert isinstance(outcome, ExchangeError)
     assert outcome.code == "client_order_id_conflict"
@@ -500,7 +500,7 @@ def test_client_order_ids_are_unique_per_broker() -> None:
 
 def test_a_rejected_order_does_not_use_up_its_client_order_id() -> None:
     exchange_services.halt("AAPL", "news", by=BY)
-    assert refused(order(BID, 5, "10", client_order_id="mine")) == "instrument_halted"
+    assert rejection_code(order(BID, 5, "10", client_order_id="mine")) == "instrument_halted"
     exchange_services.resume("AAPL", by=BY)
 
     assert place(BID, 5, "10", client_order_id="mine").status == "pending"

@@ -46,7 +46,7 @@ from orders.matching import sequencer, service, waiters
 from orders.matching.commands import Accepted, Cancelled, CancelOrder, Command, Outcome, PlaceOrder, Replayed
 from orders.models import Order
 from tests import live, trading
-from tests.trading import at_once, in_thread, order, place
+from tests.trading import order, place, run_concurrently, start_thread
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -85,10 +85,10 @@ def lock_elsewhere(lock: Callable[[], object]) -> Iterator[None]:
         with transaction.atomic():
             lock()
             locked.set()
-            release.wait(trading.PATIENCE_SECONDS)
+            release.wait(trading.TIMEOUT_SECONDS)
             transaction.set_rollback(True)  # a COMMIT might wait for a standby
 
-    holding = in_thread(hold)
+    holding = start_thread(hold)
     try:
         assert locked.wait(WAIT_SECONDS)
         yield
@@ -124,7 +124,7 @@ def queue_length() -> int:
 
 
 def submit_in_thread(commands: Sequence[Command]) -> Future[list[Outcome]]:
-    return in_thread(partial(sequencer.submit_all, commands))
+    return start_thread(partial(sequencer.submit_all, commands))
 
 
 def submit_on_loop(commands: Sequence[Command]) -> Future[list[Outcome]]:
@@ -171,7 +171,7 @@ def enqueue(*commands: Command) -> Future[list[Outcome]]:
 def batch_in_progress() -> Iterator[Future[list[Outcome]]]:
     """Keep a batch in progress until the end of the `with` block, so that new requests are queued."""
     with locked_row(Instrument, GATE):
-        gate = in_thread(partial(sequencer.submit_all, [order(Side.BID, 1, "1.00", by="gatekeeper", symbol=GATE)]))
+        gate = start_thread(partial(sequencer.submit_all, [order(Side.BID, 1, "1.00", by="gatekeeper", symbol=GATE)]))
         wait_for_lock_waiter()
         yield gate
     (outcome,) = gate.result(WAIT_SECONDS)
@@ -190,7 +190,7 @@ def outcomes_of(futures: Sequence[Future[list[Outcome]]]) -> list[Outcome]:
 
 
 def outcome_of(future: Future[list[Outcome]]) -> Outcome:
-    error = future.exception(trading.PATIENCE_SECONDS)
+    error = future.exception(trading.TIMEOUT_SECONDS)
     if error is None:
         (outcome,) = future.result()
         return outcome
@@ -313,7 +313,7 @@ def test_a_waiting_request_holds_no_database_connection() -> None:
         return sequencer.submit(command)
 
     with batch_in_progress():
-        futures = [in_thread(partial(request, command)) for command in commands]
+        futures = [start_thread(partial(request, command)) for command in commands]
         assert becomes_true(lambda: queue_length() == len(commands))
         assert becomes_true(lambda: connections_in_use() <= 3)  # the leader's, the lock holder's and the test's
     assert_placed_once(commands, [future.result(WAIT_SECONDS) for future in futures])
@@ -465,9 +465,9 @@ def fill_up(http: httpx.Client) -> list[Future[httpx.Response]]:
         partial(http.post, "/orders", json=body_of(command))
         for command in bids(1 + QUEUE_OF_SMALL_SERVER, by="dave", symbol="AAPL")
     ]
-    first = in_thread(leader)
+    first = start_thread(leader)
     wait_for_lock_waiter()
-    return [first, *map(in_thread, others)]
+    return [first, *map(start_thread, others)]
 
 
 def body_of(command: PlaceOrder) -> dict[str, Any]:
@@ -580,7 +580,7 @@ def test_overload_is_rejected_quickly_and_accepted_orders_are_stored(
     caplog.set_level("WARNING", "httpx")
     stop = Event()
     with http_client(small_server, create_dave()) as http:
-        posting = [in_thread(partial(post_until, stop, http, number)) for number in range(4 * QUEUE_OF_SMALL_SERVER)]
+        posting = [start_thread(partial(post_until, stop, http, number)) for number in range(4 * QUEUE_OF_SMALL_SERVER)]
         with locked_row(Instrument, "AAPL"):  # overloads any machine
             time.sleep(OVERLOAD_SECONDS / 2)
         time.sleep(OVERLOAD_SECONDS / 2)
@@ -691,7 +691,7 @@ def test_many_concurrent_requests_get_their_own_outcomes() -> None:
     commands = bids(120)
     submits = [submit_on_loop, submit_in_thread, submit_on_loop]
     jobs = [partial(submit_each, submit, commands[number::3]) for number, submit in enumerate(submits)]
-    futures = dict(pair for each in at_once(jobs) for pair in each)
+    futures = dict(pair for each in run_concurrently(jobs) for pair in each)
     assert_placed_once(commands, outcomes_of([futures[command.order_id] for command in commands]))
 
 
@@ -741,7 +741,7 @@ def test_a_stopped_loop_does_not_block_other_requests(position: int) -> None:
         stopped = None
         for number in range(3):
             if number == position:
-                stopped = in_thread(submit_and_stop)
+                stopped = start_thread(submit_and_stop)
                 assert becomes_true(lambda number=number: queue_length() == number + 1)  # type: ignore[misc]
             else:
                 futures.append(enqueue(others[len(futures)]))
@@ -841,7 +841,7 @@ def outcomes_with_locked_row(model: type[Model], key: str, requests: Sequence[Co
     """Outcomes of a batch of requests while a row stays locked for longer than the lock timeout."""
     with ExitStack() as stack:
         stack.enter_context(locked_row(model, key))
-        stack.enter_context(lock_timeout_ms(round(trading.PATIENCE_SECONDS * 1000)))  # until all are queued
+        stack.enter_context(lock_timeout_ms(round(trading.TIMEOUT_SECONDS * 1000)))  # until all are queued
         with batch_in_progress():
             stack.enter_context(lock_timeout_ms(LOCK_TIMEOUT_MS))
             futures = [enqueue(request) for request in requests]
@@ -912,7 +912,7 @@ def test_sessions_that_end_together_are_replaced_together() -> None:
         together.wait()  # keeps all connections in use together
         return int(pid)
 
-    sessions = at_once([session] * idle)
+    sessions = run_concurrently([session] * idle)
     commands = bids(12)
     with locked_row(Instrument, "MSFT"):
         futures = enqueue_as_one_batch(one_per_request(commands))
@@ -978,11 +978,11 @@ def commits_without_response() -> Iterator[None]:
     """Let the server commit but never respond, because it waits for a missing standby."""
     set_standby("nobody")
     try:
-        probes = [in_thread(write)]
+        probes = [start_thread(write)]
 
         def is_unanswered() -> bool:
             if probes[-1].done():
-                probes.append(in_thread(write))
+                probes.append(start_thread(write))
             return bool(query_rows(WAITING_COMMITS))
 
         assert becomes_true(is_unanswered), "commits are not held back"
@@ -1008,7 +1008,7 @@ def submit_without_response(commands: Sequence[Command], interfere: Callable[[],
     """Outcomes of a batch whose session ends after its COMMIT took effect and before the response."""
     committing = f"{WAITING_COMMITS} AND query LIKE '%webhooks_publish%'"  # shows only the beginning of a long query
     with commits_without_response():
-        future = in_thread(partial(sequencer.submit_all, commands))
+        future = start_thread(partial(sequencer.submit_all, commands))
         assert becomes_true(lambda: bool(query_rows(committing))), "no COMMIT waits"
         interfere()
         ((pid,),) = query_rows(committing)
@@ -1034,7 +1034,7 @@ def test_cancels_with_a_lost_commit_response_are_returned_as_cancelled() -> None
 
 def test_rejections_do_not_wait_for_a_commit() -> None:
     with commits_without_response():
-        outcomes = in_thread(
+        outcomes = start_thread(
             partial(sequencer.submit_all, [order(Side.BID, AMPLE, "10.00"), CancelOrder(UUID(int=1), "alice")])
         ).result(WAIT_SECONDS)
     assert [type(outcome) for outcome in outcomes] == [InsufficientBalance, OrderNotFound]
@@ -1046,7 +1046,7 @@ def test_an_order_filled_before_its_lost_commit_was_verified_is_returned_as_plac
     rivals: list[Future[list[Outcome]]] = []
 
     def rival_waits() -> None:
-        rivals.append(in_thread(partial(service.execute, [order(Side.ASK, 6, "10.00", by="carol")])))
+        rivals.append(start_thread(partial(service.execute, [order(Side.ASK, 6, "10.00", by="carol")])))
         wait_for_lock_waiter()
 
     outcomes = submit_without_response(commands, rival_waits)
@@ -1092,8 +1092,8 @@ def disturb(stop: Event) -> None:
 def test_the_lead_survives_failures_and_timeouts(settings: Settings) -> None:
     patience, existing_id, stop = settings.SEQUENCER_QUEUE_TIMEOUT_SECONDS, place(Side.BID, 1, "1.00").pk, Event()
     settings.SEQUENCER_QUEUE_TIMEOUT_SECONDS = settings.SEQUENCER_EXECUTION_TIMEOUT_SECONDS = 0.02  # about one batch
-    futures = [in_thread(partial(submit_randomly, stop, existing_id, number)) for number in range(CLIENTS)]
-    disturbance = in_thread(partial(disturb, stop))
+    futures = [start_thread(partial(submit_randomly, stop, existing_id, number)) for number in range(CLIENTS)]
+    disturbance = start_thread(partial(disturb, stop))
     time.sleep(STRESS_SECONDS)
     stop.set()
     disturbance.result(WAIT_SECONDS)
@@ -1120,7 +1120,7 @@ def test_a_request_promoted_at_its_timeout_leads(settings: Settings) -> None:
         time.sleep(0.05)
         settings.SEQUENCER_QUEUE_TIMEOUT_SECONDS = WAIT_SECONDS
         following = [enqueue(command) for command in others]
-        holding = in_thread(partial(hold, mutex, 2.0))
+        holding = start_thread(partial(hold, mutex, 2.0))
         assert becomes_true(mutex.locked)
     holding.result(WAIT_SECONDS)
     assert_placed_once([first, *others], outcomes_of([leading, *following]))
@@ -1148,7 +1148,7 @@ def test_a_killed_leader_thread_passes_the_lead_on(
 
     with blocker():
         with batch_in_progress():
-            leading = in_thread(lead)
+            leading = start_thread(lead)
             assert becomes_true(lambda: queue_length() == 1)
             following = enqueue(follower)
         wait_for_lock_waiter()
@@ -1202,8 +1202,8 @@ def test_batches_of_two_processes_never_cross_a_book(server: live.Server, caplog
     caplog.set_level("WARNING", "httpx")
     stop = Event()
     with http_client(server, create_dave()) as http:
-        here = [in_thread(partial(submit_until, stop, number)) for number in range(6)]
-        there = [in_thread(partial(post_crossing_until, stop, http, number)) for number in range(6, 12)]
+        here = [start_thread(partial(submit_until, stop, number)) for number in range(6)]
+        there = [start_thread(partial(post_crossing_until, stop, http, number)) for number in range(6, 12)]
         deadline = time.monotonic() + TRADING_SECONDS
         while time.monotonic() < deadline:
             assert query_rows(CROSSED) == []

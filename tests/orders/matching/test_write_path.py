@@ -26,7 +26,7 @@ from orders.matching import batches, service, store
 from orders.matching.commands import Accepted, CancelOrder, CancelOrders, Command, ExpireOrders, Outcome, Replayed
 from orders.models import Order, Trade
 from tests import trading
-from tests.trading import attempt, order, place
+from tests.trading import execute_one, order, place
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -253,7 +253,7 @@ def test_a_command_that_needs_more_makers_than_the_limit_is_rejected(
 ) -> None:
     place_asks(MAKERS_MAX + 1)
     taker = order(Side.BID, MAKERS_MAX + 1, price, by="bob", time_in_force=time_in_force)
-    assert trading.refused(taker) == "too_many_fills"
+    assert trading.rejection_code(taker) == "too_many_fills"
 
 
 @pytest.mark.usefixtures("limited")
@@ -295,10 +295,10 @@ def test_a_failed_save_rolls_back_the_whole_batch(corrupted: dict[str, int]) -> 
     bob = Broker.objects.filter(pk="bob")
     original = {name: getattr(bob.get(), name) for name in corrupted}
     bob.update(**corrupted)
-    before = trading.everything()
+    before = trading.snapshot()
     with pytest.raises(IntegrityError):
         service.execute([order(Side.ASK, 1, "11.00", symbol="MSFT"), order(Side.ASK, 10, "10.00", by="alice")])
-    assert trading.everything() == before
+    assert trading.snapshot() == before
     bob.update(**original)
 
 
@@ -309,7 +309,7 @@ def test_a_failed_batch_releases_its_locks() -> None:
     bob = Broker.objects.filter(pk="bob")
     bob.update(reserved_cash=0)
     with pytest.raises(IntegrityError):
-        attempt(order(Side.ASK, 10, "10.00", by="alice"))
+        execute_one(order(Side.ASK, 10, "10.00", by="alice"))
     bob.update(reserved_cash=100)
     assert place(Side.ASK, 10, "10.00", by="alice").status == OrderStatus.FILLED
 
@@ -372,7 +372,7 @@ def test_a_deep_book_is_read_by_index_and_only_as_far_as_needed(worst_rank: str)
 
 @pytest.mark.usefixtures("deep_book")
 def test_a_market_order_fills_the_best_asks_of_a_deep_book() -> None:
-    taken = attempt(order(Side.BID, 6, None, by="bob"))
+    taken = execute_one(order(Side.BID, 6, None, by="bob"))
     assert isinstance(taken, Accepted)
     assert [(trade.quantity, trade.price) for trade in taken.trades] == [
         (2, Decimal("10.00")),

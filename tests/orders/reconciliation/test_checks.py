@@ -16,7 +16,7 @@ from bench import history
 from exchange.models import AuditHead
 from orders.reconciliation import checks
 from tests import celery_processes
-from tests.trading import PATIENCE_SECONDS, in_thread
+from tests.trading import TIMEOUT_SECONDS, start_thread
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -230,7 +230,7 @@ def test_checks_read_one_snapshot_and_change_nothing(sound_history: None) -> Non
     take = give.replace("+", "-")
     with checks.snapshot() as cursor:
         first = list(checks.findings(cursor))
-        in_thread(partial(run, give)).result(PATIENCE_SECONDS)
+        start_thread(partial(run, give)).result(TIMEOUT_SECONDS)
         second = list(checks.findings(cursor))
         with pytest.raises(InternalError, match="read-only transaction"), transaction.atomic():
             cursor.execute(give)

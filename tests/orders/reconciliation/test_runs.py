@@ -20,7 +20,7 @@ from orders.models import ReconcileRun, RunState
 from orders.reconciliation import checks, runs
 from tests import trading
 from tests.celery_processes import Celery, start_all
-from tests.trading import PATIENCE_SECONDS, in_thread
+from tests.trading import TIMEOUT_SECONDS, start_thread
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -37,7 +37,7 @@ def reloaded(run: ReconcileRun) -> ReconcileRun:
 
 def wait_for_end(run: ReconcileRun) -> ReconcileRun:
     """Wait until the run has ended and return it."""
-    assert wait_until(lambda: reloaded(run).finished_at is not None, PATIENCE_SECONDS)
+    assert wait_until(lambda: reloaded(run).finished_at is not None, TIMEOUT_SECONDS)
     return reloaded(run)
 
 
@@ -98,9 +98,9 @@ def test_progress_is_visible_and_a_killed_worker_ends_the_run(celery: Celery) ->
     worker = celery.worker()
     worker.start()
     with deliveries_locked():
-        run = in_thread(partial(runs.start, by=OLGA)).result(PATIENCE_SECONDS)
-        assert wait_until(lambda: len(reloaded(run).findings) == BEFORE_DELIVERIES, PATIENCE_SECONDS)
-        in_thread(runs.maintain).result(PATIENCE_SECONDS)
+        run = start_thread(partial(runs.start, by=OLGA)).result(TIMEOUT_SECONDS)
+        assert wait_until(lambda: len(reloaded(run).findings) == BEFORE_DELIVERIES, TIMEOUT_SECONDS)
+        start_thread(runs.maintain).result(TIMEOUT_SECONDS)
         assert reloaded(run).state == RunState.RUNNING
         worker.kill()
 
@@ -120,9 +120,9 @@ def test_only_one_run_starts_at_a_time(celery: Celery) -> None:
 
     with transaction.atomic():
         execute(f"SELECT pg_advisory_xact_lock({runs._LOCK_CLASS}, {runs._START_LOCK})")
-        attempts = [in_thread(attempt) for _ in range(2)]
-        assert wait_until(lambda: count_awaited_locks() == 2, PATIENCE_SECONDS)
-    started = [each.result(PATIENCE_SECONDS) for each in attempts]
+        attempts = [start_thread(attempt) for _ in range(2)]
+        assert wait_until(lambda: count_awaited_locks() == 2, TIMEOUT_SECONDS)
+    started = [each.result(TIMEOUT_SECONDS) for each in attempts]
 
     assert sorted(started, key=lambda run: run is None) == [ReconcileRun.objects.get(), None]
     assert AuditEntry.objects.count() == 1
@@ -146,11 +146,11 @@ def test_an_abandoned_run_does_not_block_the_next(celery: Celery) -> None:
 def test_a_running_run_is_not_executed_again(celery: Celery) -> None:
     run = runs.start(by=OLGA)
     with deliveries_locked():
-        execution = in_thread(partial(runs.perform, run.pk))
-        assert wait_until(lambda: len(reloaded(run).findings) == BEFORE_DELIVERIES, PATIENCE_SECONDS)
-        in_thread(partial(runs.perform, run.pk)).result(PATIENCE_SECONDS)
+        execution = start_thread(partial(runs.perform, run.pk))
+        assert wait_until(lambda: len(reloaded(run).findings) == BEFORE_DELIVERIES, TIMEOUT_SECONDS)
+        start_thread(partial(runs.perform, run.pk)).result(TIMEOUT_SECONDS)
         assert reloaded(run).state == RunState.RUNNING
-    execution.result(PATIENCE_SECONDS)
+    execution.result(TIMEOUT_SECONDS)
 
     finished = reloaded(run)
     runs.perform(run.pk)
@@ -162,7 +162,7 @@ def test_a_running_run_is_not_executed_again(celery: Celery) -> None:
 def test_a_claimed_run_is_not_executed_again(celery: Celery) -> None:
     run = runs.start(by=OLGA)
     with runs._run_lock(run.pk) as is_ours:
-        in_thread(partial(runs.perform, run.pk)).result(PATIENCE_SECONDS)
+        start_thread(partial(runs.perform, run.pk)).result(TIMEOUT_SECONDS)
 
     assert is_ours
     assert reloaded(run).state == RunState.WAITING
@@ -172,7 +172,7 @@ def test_a_failing_check_ends_the_run(celery: Celery) -> None:
     run = runs.start(by=OLGA)
 
     with deliveries_locked(), pytest.raises(OperationalError):
-        in_thread(partial(runs.perform, run.pk)).result(PATIENCE_SECONDS)
+        start_thread(partial(runs.perform, run.pk)).result(TIMEOUT_SECONDS)
 
     failed = reloaded(run)
     assert (failed.state, failed.error) == (RunState.INCOMPLETE, "canceling statement due to lock timeout")
