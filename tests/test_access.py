@@ -1,4 +1,4 @@
-"""Every operation of the API, and what each kind of key may do with it (contract: "Access").
+"""Access of each kind of key to every operation of the API (contract: "Access").
 
 The table is compared with the URL map: an operation without a row fails.
 """
@@ -33,7 +33,7 @@ SUBSCRIPTION = {"broker_id": "alice", "url": "http://127.0.0.1:9/hook", "events"
 
 
 class Row(NamedTuple):
-    """What the keys of alice, of another broker, of alice for reading only, and of an operator get."""
+    """An operation, with its status for alice's key, another broker's, alice's read-only key, and an operator's."""
 
     method: str
     path: str  # with names of the URL map
@@ -45,21 +45,21 @@ class Row(NamedTuple):
     query: str = ""
 
 
-def everybody(method: str, path: str, query: str = "") -> Row:
+def for_all_keys(method: str, path: str, query: str = "") -> Row:
     return Row(method, path, "200", "200", "200", "200", query=query)
 
 
-def of_the_broker(method: str, path: str) -> Row:
+def for_the_broker(method: str, path: str) -> Row:
     return Row(method, path, "200", MISMATCH, "200", "200")
 
 
-def operators(method: str, path: str, answer: str, body: Any = None) -> Row:
-    return Row(method, path, NO_SCOPE, NO_SCOPE, NO_SCOPE, answer, body)
+def for_operators(method: str, path: str, response: str, body: Any = None) -> Row:
+    return Row(method, path, NO_SCOPE, NO_SCOPE, NO_SCOPE, response, body)
 
 
 PUBLIC = ["/healthz", "/readyz", "/openapi.json", "/docs"]
 TABLE = [
-    *[everybody("GET", path) for path in PUBLIC],
+    *[for_all_keys("GET", path) for path in PUBLIC],
     Row("POST", "/orders", "201", MISMATCH, NO_SCOPE, NO_SCOPE, LIMIT),
     Row("POST", "/orders/batch", "200", "200", NO_SCOPE, NO_SCOPE, {"orders": [LIMIT]}),  # another's: each a 403 inside
     Row("DELETE", "/orders", "200", "200", NO_SCOPE, "400 validation_error", query="?all=true"),
@@ -68,35 +68,35 @@ TABLE = [
     Row("GET", "/orders", "200", MISMATCH, "200", "200", query="?client_order_id=mine&broker_id=alice"),
     Row("GET", "/orders/<order_id>", "200", NO_ORDER, "200", "200"),
     Row("DELETE", "/orders/<order_id>", "200", NO_ORDER, NO_SCOPE, "200"),
-    of_the_broker("GET", "/brokers/<broker_id>/orders"),
-    of_the_broker("GET", "/brokers/<broker_id>/trades"),
-    of_the_broker("GET", "/brokers/<broker_id>/balance"),
-    everybody("GET", "/stocks"),
-    everybody("GET", "/stocks/<symbol>"),
-    everybody("GET", "/stocks/<symbol>/price"),
-    everybody("GET", "/stocks/<symbol>/book"),
-    everybody("GET", "/stocks/<symbol>/quote", "?side=bid&quantity=1"),
-    everybody("GET", "/stocks/<symbol>/trades"),
+    for_the_broker("GET", "/brokers/<broker_id>/orders"),
+    for_the_broker("GET", "/brokers/<broker_id>/trades"),
+    for_the_broker("GET", "/brokers/<broker_id>/balance"),
+    for_all_keys("GET", "/stocks"),
+    for_all_keys("GET", "/stocks/<symbol>"),
+    for_all_keys("GET", "/stocks/<symbol>/price"),
+    for_all_keys("GET", "/stocks/<symbol>/book"),
+    for_all_keys("GET", "/stocks/<symbol>/quote", "?side=bid&quantity=1"),
+    for_all_keys("GET", "/stocks/<symbol>/trades"),
     Row("POST", "/webhooks", "201", MISMATCH, NO_SCOPE, NO_SCOPE, SUBSCRIPTION),
     Row("GET", "/webhooks", "200", MISMATCH, "200", "200", query="?broker_id=alice"),
     Row("DELETE", "/webhooks/<webhook_id>", "204", NO_WEBHOOK, NO_SCOPE, NO_SCOPE),
-    operators("GET", "/brokers", "200"),
-    operators("POST", "/brokers", "201", {"broker_id": "carol", "initial_cash": 1}),
-    operators("POST", "/brokers/<broker_id>/suspend", "200", {}),
-    operators("POST", "/brokers/<broker_id>/reinstate", "200", {}),
-    operators("GET", "/brokers/<broker_id>/transfers", "200"),
-    operators("POST", "/brokers/<broker_id>/transfers", "201", {"reference": "r", "cash": 1, "reason": "x"}),
-    operators("GET", "/brokers/<broker_id>/keys", "200"),
-    operators("POST", "/brokers/<broker_id>/keys", "201", {}),
-    operators("DELETE", "/brokers/<broker_id>/keys/<prefix>", "204"),
-    operators("POST", "/stocks", "201", {"symbol": "PETR4"}),
-    operators("POST", "/stocks/<symbol>/halt", "200", {}),
-    operators("POST", "/stocks/<symbol>/resume", "200", {}),
+    for_operators("GET", "/brokers", "200"),
+    for_operators("POST", "/brokers", "201", {"broker_id": "carol", "initial_cash": 1}),
+    for_operators("POST", "/brokers/<broker_id>/suspend", "200", {}),
+    for_operators("POST", "/brokers/<broker_id>/reinstate", "200", {}),
+    for_operators("GET", "/brokers/<broker_id>/transfers", "200"),
+    for_operators("POST", "/brokers/<broker_id>/transfers", "201", {"reference": "r", "cash": 1, "reason": "x"}),
+    for_operators("GET", "/brokers/<broker_id>/keys", "200"),
+    for_operators("POST", "/brokers/<broker_id>/keys", "201", {}),
+    for_operators("DELETE", "/brokers/<broker_id>/keys/<prefix>", "204"),
+    for_operators("POST", "/stocks", "201", {"symbol": "PETR4"}),
+    for_operators("POST", "/stocks/<symbol>/halt", "200", {}),
+    for_operators("POST", "/stocks/<symbol>/resume", "200", {}),
 ]
 
 
 def operations(patterns: list[URLPattern | URLResolver], prefix: str = "/") -> Iterator[tuple[str, str]]:
-    """Method and path of everything in the URL map but the redirects to the back office."""
+    """Yield method and path of every operation in the URL map, except the redirects to the back office."""
     for pattern in patterns:
         path = prefix + str(pattern.pattern)
         if isinstance(pattern, URLResolver):
@@ -104,7 +104,7 @@ def operations(patterns: list[URLPattern | URLResolver], prefix: str = "/") -> I
             continue
         if pattern.callback is to_back_office:
             continue
-        methods = getattr(pattern.callback, "actions", {"get": "get"})  # the page with the documentation is no view set
+        methods = getattr(pattern.callback, "actions", {"get": "get"})  # the documentation page is not a view set
         for method in methods.keys() - {"head"}:
             yield method.upper(), re.sub(r"<\w+:", "<", path)
 
@@ -121,7 +121,7 @@ KINDS = ["none", "garbage", "unknown", "expired", "revoked", "alice", "other", "
 
 @pytest.fixture
 def keys() -> dict[str, Client]:
-    """A client of each kind, on a market where alice has a resting order."""
+    """A client of each kind, in a market where alice has a resting order."""
     alice = api.broker("alice")
     api.place_order(alice, LIMIT | {"client_order_id": "mine"})
     webhooks.subscribe("alice", url="http://127.0.0.1:9/trades", events=[EventType.TRADE_EXECUTED])
@@ -135,12 +135,12 @@ def keys() -> dict[str, Client]:
 
 
 def expected(row: Row, kind: str) -> str:
-    told = {"alice": row.alice, "other": row.other, "reader": row.reader, "operator": row.operator}
-    return row.alice if row.path in PUBLIC else told.get(kind, "401 unauthenticated")
+    expected_by_kind = {"alice": row.alice, "other": row.other, "reader": row.reader, "operator": row.operator}
+    return row.alice if row.path in PUBLIC else expected_by_kind.get(kind, "401 unauthenticated")
 
 
 def trials() -> Iterator[tuple[Row, list[str]]]:
-    """Each row with the kinds of keys to try one after the other: those that change something get their own market."""
+    """Yield each row with the kinds of keys to test in the same market. A key that changes something has its own."""
     for row in TABLE:
         refused = [kind for kind in KINDS if expected(row, kind) >= "4"]
         admitted = [kind for kind in KINDS if expected(row, kind) < "4"]
@@ -152,12 +152,12 @@ def name_of(trial: Row | list[str]) -> str:
     return f"{trial.method} {trial.path}{trial.query}" if isinstance(trial, Row) else ",".join(trial)
 
 
-def everything() -> Any:
+def snapshot() -> Any:
     return trading.snapshot(), list(ApiKey.objects.order_by("pk").values()), list(Transfer.objects.values())
 
 
 def path_of(row: Row) -> str:
-    """The row's path, with what there is on alice's market."""
+    """Return the row's path, with the ids of alice's market."""
     owned = ApiKey.objects.filter(broker="alice").earliest("created_at").pk
     names = {"order_id": str(Order.objects.get().pk), "broker_id": "alice", "symbol": "AAPL", "prefix": owned}
     names["webhook_id"] = str(Subscription.objects.get().pk)
@@ -165,21 +165,21 @@ def path_of(row: Row) -> str:
 
 
 @pytest.mark.parametrize(("row", "kinds"), list(trials()), ids=name_of)
-def test_each_key_may_do_what_its_row_says(keys: dict[str, Client], row: Row, kinds: list[str]) -> None:
+def test_each_kind_of_key_has_the_access_of_its_row(keys: dict[str, Client], row: Row, kinds: list[str]) -> None:
     path = path_of(row)
-    before = everything()
+    before = snapshot()
     for kind in kinds:
-        answer = keys[kind].request(row.method, path, row.body)
-        told = str(answer.status) if answer.status < 400 else f"{answer.status} {answer.code}"
-        assert told == expected(row, kind), kind
-        if answer.status == 401:
-            assert answer.headers["WWW-Authenticate"].startswith("Bearer"), kind
-        if answer.status >= 400:
-            api.assert_problem(answer)
-            assert everything() == before, kind
+        response = keys[kind].request(row.method, path, row.body)
+        result = str(response.status) if response.status < 400 else f"{response.status} {response.code}"
+        assert result == expected(row, kind), kind
+        if response.status == 401:
+            assert response.headers["WWW-Authenticate"].startswith("Bearer"), kind
+        if response.status >= 400:
+            api.assert_problem(response)
+            assert snapshot() == before, kind
 
 
-def test_a_revoked_key_is_dead_within_five_seconds(keys: dict[str, Client]) -> None:
+def test_a_revoked_key_stops_working_within_five_seconds(keys: dict[str, Client]) -> None:
     revoked = keys["reader"]
     assert revoked.get("/stocks").status == 200
     assert revoked.key is not None
@@ -200,32 +200,32 @@ def test_an_unknown_path_is_404_with_or_without_a_key(keys: dict[str, Client], p
             assert api.assert_rejected(keys[kind], method, path).code == "not_found"
 
 
-def test_another_method_is_405_and_the_allow_header_names_those_there_are(keys: dict[str, Client]) -> None:
+def test_an_unsupported_method_is_405_with_the_supported_methods_in_the_allow_header(keys: dict[str, Client]) -> None:
     for method in ("PUT", "PATCH", "OPTIONS"):
-        answer = api.assert_rejected(keys["alice"], method, "/orders")
-        assert (answer.status, answer.code) == (405, "method_not_allowed")
-        assert set(answer.headers["Allow"].split(", ")) == {"GET", "POST", "DELETE", "HEAD"}
+        response = api.assert_rejected(keys["alice"], method, "/orders")
+        assert (response.status, response.code) == (405, "method_not_allowed")
+        assert set(response.headers["Allow"].split(", ")) == {"GET", "POST", "DELETE", "HEAD"}
     assert api.assert_rejected(keys["none"], "PUT", "/orders").code == "unauthenticated"
     assert api.assert_rejected(keys["none"], "POST", "/healthz").code == "method_not_allowed"
 
 
-def test_every_operation_refuses_what_no_request_may_be(keys: dict[str, Client]) -> None:
-    def refusal(client: Client, method: str, path: str, body: Any, **options: str) -> tuple[int, str]:
-        answer = api.assert_rejected(client, method, path, body, **options)
-        return answer.status, answer.code
+def test_every_operation_rejects_invalid_requests(keys: dict[str, Client]) -> None:
+    def reject(client: Client, method: str, path: str, body: Any, **options: str) -> tuple[int, str]:
+        response = api.assert_rejected(client, method, path, body, **options)
+        return response.status, response.code
 
     for row in TABLE:
         if row.path == "/docs":
             continue
         path, may = path_of(row), keys["operator" if row.operator < "4" else "alice"]
         more = path + ("&" if row.query else "?")
-        assert refusal(may, "PATCH", path, row.body) == (405, "method_not_allowed"), row
-        assert refusal(may, row.method, f"{more}nonsense=1", row.body) == (400, "validation_error"), row
+        assert reject(may, "PATCH", path, row.body) == (405, "method_not_allowed"), row
+        assert reject(may, row.method, f"{more}nonsense=1", row.body) == (400, "validation_error"), row
         if row.path not in PUBLIC and row.alice < "4":
-            other = refusal(keys["alice"], row.method, f"{more}broker_id=bob", row.body)
+            other = reject(keys["alice"], row.method, f"{more}broker_id=bob", row.body)
             assert other == (403, "broker_mismatch"), row
         if row.method == "POST":
             longest = settings.MAX_BATCH_BODY_BYTES if row.path == "/orders/batch" else settings.MAX_BODY_BYTES
-            assert refusal(may, "POST", path, b" " * (longest + 1)) == (413, "too_large"), row
-            text = refusal(may, "POST", path, b"{}", content_type="text/plain")
+            assert reject(may, "POST", path, b" " * (longest + 1)) == (413, "too_large"), row
+            text = reject(may, "POST", path, b"{}", content_type="text/plain")
             assert text == (415, "unsupported_media_type"), row

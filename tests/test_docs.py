@@ -1,4 +1,4 @@
-"""The pages for users: each table says what the code says, no more and no less."""
+"""The tables of the documentation agree with the code."""
 
 import ast
 import inspect
@@ -39,25 +39,25 @@ NOT_OURS = {"Django", "REST", "Celery"}  # sections of base.py
 
 
 def section(page: str, title: str) -> str:
-    """What stands under a heading of the second level."""
+    """Return the text under a heading of the second level."""
     return re.split(r"^## ", page.split(f"\n## {title}\n")[1], flags=re.M)[0]
 
 
 def rows(text: str) -> list[list[str]]:
-    """The cells of every row whose first is a `name`, without its quotes."""
+    """Return the cells of every row that begins with a `name`, without its backticks."""
     found = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:3] == "| `"]
     return [[first.strip("`"), *others] for first, *others in found]
 
 
 def column(text: str, number: int) -> dict[str, str]:
-    """The first cell of each row, and that one; no name twice."""
+    """Return one cell of each row by its first cell, which must be unique."""
     found = rows(text)
     assert len({row[0] for row in found}) == len(found)
     return {row[0]: row[number] for row in found}
 
 
 def modules() -> Iterator[tuple[ModuleType, ast.Module]]:
-    """Every module of the exchange itself, with its syntax tree."""
+    """Yield every module of the product, with its syntax tree."""
     for path in PRODUCT:
         name, *more = path.relative_to(ROOT).with_suffix("").parts
         if name in PACKAGES and path.stem != "__init__":
@@ -72,20 +72,20 @@ def test_the_page_has_every_code_with_its_status() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_example_is_a_real_answer() -> None:
+def test_the_example_is_a_real_response() -> None:
     sent, shown = (json.loads(text) for text in re.findall(r"```json\n(.*?)```", ERRORS, re.S))
 
-    answer = api.assert_rejected(api.broker(sent["broker_id"]), "POST", "/orders", sent)
+    response = api.assert_rejected(api.broker(sent["broker_id"]), "POST", "/orders", sent)
 
-    assert answer.body == shown | {"request_id": answer.body["request_id"]}
-    assert list(answer.body) == list(shown)
+    assert response.body == shown | {"request_id": response.body["request_id"]}
+    assert list(response.body) == list(shown)
 
 
-BUY = LIMIT | {"broker_id": "alice", "symbol": "LOTS"}  # of an instrument with a lot of 10
+BUY = LIMIT | {"broker_id": "alice", "symbol": "LOTS"}  # the instrument's lot is 10
 TRANSFER = {"reference": "r", "cash": 1, "reason": "x"}
 HOLDING = {"symbol": "AAPL", "quantity": 1}
 HOOK = {"broker_id": "alice", "url": "https://broker.example/hooks", "events": ["order.expired"]}
-# A request for each code: who asks, what it posts where.
+# A request for each code: client, path and body.
 BAD_FIELDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "required": ("alice", "/orders", {}),
     "null": ("alice", "/orders", BUY | {"side": None}),
@@ -114,29 +114,29 @@ BAD_FIELDS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 @pytest.mark.django_db(transaction=True)
-def test_every_code_of_a_field_on_the_page_is_met(settings: Settings) -> None:
+def test_every_code_of_a_field_on_the_page_can_be_produced(settings: Settings) -> None:
     settings.WEBHOOK_ADDRESSES = AddressProfile.PUBLIC
     clients = {"alice": api.broker("alice"), "operator": api.operator()}
     trading.instrument("LOTS", lot=10)
     api.place_order(clients["alice"], BUY | {"quantity": 10, "client_order_id": "used"})
 
     met = {
-        code: api.assert_rejected(clients[who], "POST", path, body) for code, (who, path, body) in BAD_FIELDS.items()
+        code: api.assert_rejected(clients[name], "POST", path, body) for code, (name, path, body) in BAD_FIELDS.items()
     }
 
-    assert {code for code, answer in met.items() if code in answer.fields.values()} == BAD_FIELDS.keys()
+    assert {code for code, response in met.items() if code in response.fields.values()} == BAD_FIELDS.keys()
     assert column(section(ERRORS, "Codes of fields"), 1).keys() == BAD_FIELDS.keys()
 
 
-def test_every_code_that_a_field_can_get_is_on_the_page() -> None:
-    assert config.urls.urlpatterns  # loads every form
+def test_every_code_of_a_field_is_on_the_page() -> None:
+    assert config.urls.urlpatterns  # loads every serializer
     of_fields = {code for field in fields() for code in codes(field)}
 
     assert column(section(ERRORS, "Codes of fields"), 1).keys() == of_fields | written_codes()
 
 
 def fields() -> Iterator[serializers.Field[Any, Any, Any, Any]]:
-    """Every field that a body or a query can have, also inside others."""
+    """Yield every field of bodies and queries, including the items of lists."""
     found = [field for form in kinds(StrictSerializer) for field in form().fields.values()]
     found += [each.value_field for filters in kinds(Filters) for each in filters.base_filters.values()]
     for field in found:
@@ -150,7 +150,7 @@ def kinds(base: type[Any]) -> list[type[Any]]:
 
 
 def codes(field: Any) -> set[str]:
-    """The codes that a field has a message for, without those that cannot be met in it."""
+    """Return the codes that a field has a message for, without those that it cannot produce."""
     off = {"required": not field.required, "null": field.allow_null}
     if isinstance(field, serializers.ListField):
         off |= {"empty": field.allow_empty, "min_length": not field.min_length, "max_length": not field.max_length}
@@ -158,7 +158,7 @@ def codes(field: Any) -> set[str]:
 
 
 def written_codes() -> set[str]:
-    """Every literal in the sources that is passed as somebody's `code`; what is none hands on another's code."""
+    """Return every literal in the sources that is passed as an argument `code`; other arguments are an error's code."""
     found: set[str] = set()
     for module, tree in modules():
         for node in ast.walk(tree):
@@ -171,7 +171,7 @@ def written_codes() -> set[str]:
 
 
 def code_argument(module: ModuleType, node: ast.AST) -> ast.expr | None:
-    """What a call of something that this module knows says for the parameter `code`, if there is one."""
+    """Return the argument `code` of a call, if its function is in the module's namespace and has this parameter."""
     if not isinstance(node, ast.Call):
         return None
     called: Any = module
@@ -181,16 +181,16 @@ def code_argument(module: ModuleType, node: ast.AST) -> ast.expr | None:
         bound = inspect.signature(called).bind_partial(
             *node.args, **{str(each.arg): each.value for each in node.keywords}
         )
-    except (TypeError, ValueError):  # nothing that can be called, or nothing that tells how
+    except (TypeError, ValueError):  # not callable, or without a signature
         return None
     argument: ast.expr | None = bound.arguments.get("code")
     return argument
 
 
 @pytest.mark.django_db(transaction=True)
-def test_refusals_come_in_the_page_s_order(settings: Settings) -> None:
-    """One request that breaks every rule, mended rule by rule; whatever is refused changes nothing."""
-    alice, bob, nobody = api.broker("alice"), api.broker("bob"), Client(None)
+def test_rejections_have_the_precedence_of_the_page(settings: Settings) -> None:
+    """Send a request that breaks every rule, and correct it rule by rule."""
+    alice, bob, anonymous = api.broker("alice"), api.broker("bob"), Client(None)
     reader = Client(exchange_services.issue_key("alice", scopes=[Scope.READ], by=BY)[1])
     for client_order_id in ("used", "another"):
         api.place_order(bob, api.limit("ask", 1, "10", broker_id="bob"))
@@ -201,32 +201,32 @@ def test_refusals_come_in_the_page_s_order(settings: Settings) -> None:
     settings.MAX_OPEN_ORDERS = 2
     met = []
 
-    def met_by(client: Client, body: Any, method: str = "POST", path: str = "/orders", **options: str) -> None:
+    def reject(client: Client, body: Any, method: str = "POST", path: str = "/orders", **options: str) -> None:
         met.append(api.assert_rejected(client, method, path, body, **options).code)
 
     too_long = b"{" * (real_settings.MAX_BODY_BYTES + 1)
-    met_by(nobody, too_long, "PUT", "/order", content_type="text/plain")
-    met_by(nobody, too_long, "PUT", content_type="text/plain")
-    met_by(reader, too_long, "PUT", content_type="text/plain")
-    met_by(reader, too_long, content_type="text/plain")
-    met_by(reader, too_long)
-    met_by(reader, b"{")
+    reject(anonymous, too_long, "PUT", "/order", content_type="text/plain")
+    reject(anonymous, too_long, "PUT", content_type="text/plain")
+    reject(reader, too_long, "PUT", content_type="text/plain")
+    reject(reader, too_long, content_type="text/plain")
+    reject(reader, too_long)
+    reject(reader, b"{")
     order = api.limit("bid", 0, "10.001", broker_id="bob", symbol="NONE", client_order_id="used")
-    met_by(reader, order)
-    met_by(alice, order)
-    met_by(alice, order := order | {"broker_id": "alice"})
-    met_by(alice, order := order | {"quantity": 10**9})
-    met_by(alice, order := order | {"symbol": "AAPL"})
-    met_by(alice, order := order | {"client_order_id": "new"})
-    met_by(alice, order := order | {"price": "10"})
+    reject(reader, order)
+    reject(alice, order)
+    reject(alice, order := order | {"broker_id": "alice"})
+    reject(alice, order := order | {"quantity": 10**9})
+    reject(alice, order := order | {"symbol": "AAPL"})
+    reject(alice, order := order | {"client_order_id": "new"})
+    reject(alice, order := order | {"price": "10"})
     exchange_services.resume("AAPL", by=BY)
-    met_by(alice, order)
+    reject(alice, order)
     services.reinstate("alice", by=BY)
-    met_by(alice, order)
+    reject(alice, order)
     settings.MAX_OPEN_ORDERS = 3
-    met_by(alice, order)
-    met_by(alice, order | {"side": "ask"})
-    met_by(alice, order | {"quantity": 2})
+    reject(alice, order)
+    reject(alice, order | {"side": "ask"})
+    reject(alice, order | {"quantity": 2})
 
     steps = [line for line in section(ERRORS, "The order of refusals").splitlines() if line[:1].isdigit()]
     assert met == [name for line in steps for name in re.findall(r"`(\w+)`", line) if name in STATUSES]
@@ -235,7 +235,7 @@ def test_refusals_come_in_the_page_s_order(settings: Settings) -> None:
 # --- Settings -------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_has_every_variable_that_is_read() -> None:
+def test_the_page_has_every_environment_variable() -> None:
     ours = column(section(SETTINGS, "From the environment"), 1).keys()
     others = column(section(SETTINGS, "Other variables"), 1).keys()
 
@@ -244,7 +244,7 @@ def test_the_page_has_every_variable_that_is_read() -> None:
 
 
 def environment_names(path: Path) -> set[str]:
-    """The variables that a source file reads."""
+    """Return the environment variables that a source file reads."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         match node:
@@ -260,7 +260,7 @@ def environment_names(path: Path) -> set[str]:
     return found
 
 
-def test_each_default_is_what_holds_without_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_default_equals_the_value_without_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     page = section(SETTINGS, "From the environment")
     defaults, examples = column(page, 2), column(page, 3)
     required = {name: examples[name] for name, default in defaults.items() if default == "required"}
@@ -275,7 +275,7 @@ def test_each_default_is_what_holds_without_the_variable(monkeypatch: pytest.Mon
 
 
 def loaded(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> dict[str, Any]:
-    """The settings of an environment that says this and nothing else."""
+    """Return the settings in an environment with only these variables."""
     for name in environment_names(SETTINGS_PY):
         monkeypatch.delenv(name, raising=False)
     for name, cell in environment.items():
@@ -295,7 +295,7 @@ def test_the_page_has_every_limit_with_its_value() -> None:
 
 
 def names_of_our_sections() -> set[str]:
-    """What base.py assigns under the headings that are not those of a framework."""
+    """Return the names that base.py assigns outside the sections of frameworks."""
     _, *parts = re.split(r"^# --- (.+?) -+$", SETTINGS_PY.read_text(), flags=re.M)
     sections = dict(zip(parts[::2], parts[1::2], strict=True))
     assert sections.keys() >= NOT_OURS
@@ -303,8 +303,8 @@ def names_of_our_sections() -> set[str]:
     return {name for text in ours for name in re.findall(r"^([A-Z]\w*)(?:: .+?)? = ", text, re.M)}
 
 
-def test_limits_elsewhere_are_what_they_are() -> None:
-    """Any constant may be on the page; those that are called a maximum must be."""
+def test_the_page_has_every_limit_of_other_modules_with_its_value() -> None:
+    """Any constant may be on the page; those whose name begins with `MAX_` must be."""
     page = column(section(SETTINGS, "Limits elsewhere"), 1)
     maxima = {
         f"{module.__name__}.{node.id}"
@@ -323,7 +323,7 @@ def constant(path: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value as the page writes it."""
+    """Return a value as it is written on the page."""
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -333,7 +333,7 @@ def shown(value: Any) -> str:
 @pytest.mark.parametrize(
     "page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda page: page.name
 )
-def test_every_link_leads_somewhere(page: Path) -> None:
+def test_every_link_has_a_target(page: Path) -> None:
     links = [link.partition("#") for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()) if "://" not in link]
     for path, _, anchor in links:
         target = page.parent / path if path else page
@@ -350,6 +350,6 @@ def test_the_api_serves_its_guide_with_the_pages_that_it_links_to() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """The names under which a page's headings are linked to."""
+    """Return the anchors of a page's headings."""
     titles = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}

@@ -1,4 +1,4 @@
-"""The mutants themselves: a patch that no longer applies breaks nothing and proves nothing."""
+"""The mutants apply, name existing tests, and can be regenerated."""
 
 import subprocess
 from pathlib import Path
@@ -68,7 +68,7 @@ def repository(tmp_path: Path) -> Repository:
 
 
 def moved(repository: Repository, **files: str) -> tuple[str, str]:
-    """What becomes of `PATCH` when these are the files."""
+    """Regenerate `PATCH` after its file was replaced by these files."""
     (repository.root / "old.py").unlink()
     for name, content in files.items():
         (repository.root / f"{name}.py").write_text(content)

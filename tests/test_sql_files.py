@@ -1,4 +1,4 @@
-"""Each stored function is defined in a file beside its caller, and the migrations install what the files say."""
+"""Each stored function is defined in a file beside its caller, and the migrations install the same function."""
 
 import re
 
@@ -17,7 +17,7 @@ DEFINED = re.compile(r"^CREATE OR REPLACE FUNCTION (\w+)\(", re.MULTILINE)
 
 
 def definitions() -> dict[str, str]:
-    """The functions of the database, each as PostgreSQL would write it."""
+    """Return the functions of the database, as PostgreSQL formats them."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT proname, pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace"

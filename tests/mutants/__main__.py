@@ -28,8 +28,13 @@ from tests.mutants.patches import ROOT, Mutant, mutants
 
 JOBS = os.cpu_count() or 1
 TIMEOUT_SECONDS = 90
-PASSED, FAILED = 0, 1  # pytest's exit codes; any other says that the test could not run
-PLUGINS = ["-p", "pytest_django.plugin", "-p", "_hypothesis_pytestplugin"]  # without the others pytest starts faster
+PASSED, FAILED = 0, 1  # pytest's exit codes; with any other, the test could not run
+PLUGINS = [
+    "-p",
+    "pytest_django.plugin",
+    "-p",
+    "_hypothesis_pytestplugin",
+]  # without other plugins, pytest starts faster
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Workspace:
                 command, cwd=self.tree, env=environment, stdout=subprocess.DEVNULL, timeout=TIMEOUT_SECONDS
             ).returncode
         except subprocess.TimeoutExpired:
-            return FAILED  # a mutant may block its test for ever, which is noticed as well
+            return FAILED  # a mutant that blocks its test counts as caught
 
 
 def main() -> int:
@@ -112,7 +117,7 @@ def _call_at_exit(stack: ExitStack, cleanup: Callable[[], None]) -> None:
 
 
 def _copy_project(tree: Path) -> None:
-    """Copy the files of this project as they are now, without what git ignores."""
+    """Copy the current files of the project, except those that git ignores."""
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")  # noqa: S603
     for name in filter(None, names):

@@ -10,7 +10,7 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Mutant:
-    """A patch, the rule it breaks, and the test that must fail with it (`path::name`)."""
+    """A patch with the rule it breaks and the test that must fail with it (`path::name`)."""
 
     patch: Path
     rule: str
@@ -23,7 +23,7 @@ class Mutant:
 
     @property
     def changes_migrations(self) -> bool:
-        """True if it shows only in a new database, made by the migrations it breaks."""
+        """True if the patch has an effect only in a new database, created by the changed migrations."""
         return "/migrations/" in self.patch.read_text()
 
 

@@ -1,9 +1,9 @@
 """Rewrite the patches whose code, or whose test, has moved: `python -m tests.mutants.regenerate`.
 
-A patch applied at the commit that last changed it. From there, git merges it with the files as they are now, following
-renamed files. Where that fails, the patch's lines are looked for in all files, at any indentation: a function that
-moved to another file is found there if its text is unique. Whatever cannot be found is listed, left as it is, and makes
-the command fail.
+Each patch applied at the commit that last changed it. From there, git merges it with the current files, following
+renamed files. If that fails, the patch's lines are searched in all files, at any indentation: a function that moved to
+another file is found there if its text is unique. Patches that cannot be repaired are listed and left unchanged, and
+the command fails.
 """
 
 import os
@@ -18,23 +18,23 @@ from pathlib import Path
 
 from tests.mutants.patches import FOLDER, ROOT, Mutant, mutants
 
-MIN_LINES = 2  # fewer lines of a hunk stand in many places
+MIN_LINES = 2  # fewer lines of a hunk are rarely unique
 MAX_CONTEXT = 3  # unchanged lines around a change
 
 
 class Lost(Exception):
-    """A patch whose code, or whose test, is no longer found."""
+    """The code or the test of a patch cannot be found."""
 
 
 @dataclass(frozen=True)
 class Repository:
-    """The git repository in `root`, through an index of our own: neither its index nor its files are touched."""
+    """The git repository in `root`, with a separate index, so that its index and files are not changed."""
 
     root: Path
     index: Path
 
     def git(self, *arguments: str, text: str | None = None, may_find_nothing: bool = False) -> str:
-        """Run git and return what it prints. Raise `Lost` if it fails; `may_find_nothing` allows the exit code 1."""
+        """Run git and return its output. Raise `Lost` if it fails; `may_find_nothing` allows the exit code 1."""
         done = subprocess.run(  # noqa: S603
             ["git", *arguments],  # noqa: S607
             cwd=self.root,
@@ -48,19 +48,19 @@ class Repository:
         return done.stdout
 
     def commit(self, tree: str, *parents: str) -> str:
-        """Make a commit that no branch has."""
+        """Create a commit on no branch."""
         identity = ("-c", "user.name=mutants", "-c", "user.email=mutants@localhost")
         after = [option for parent in parents for option in ("-p", parent)]
         return self.git(*identity, "commit-tree", tree, *after, "-m", "mutants").strip()
 
     def working_tree(self) -> str:
-        """A commit of all files as they are now, on top of HEAD."""
+        """Create a commit of all current files, on top of HEAD."""
         self.git("read-tree", "HEAD")
         self.git("add", "--all")
         return self.commit(self.git("write-tree").strip(), "HEAD")
 
     def patched(self, base: str, patch: str) -> str:
-        """The tree of `base` with a patch applied."""
+        """Return the tree of `base` with a patch applied."""
         self.git("read-tree", base)
         self.git("apply", "--cached", "-", text=patch)
         return self.git("write-tree").strip()
@@ -85,7 +85,7 @@ def main() -> int:
 
 
 def _regenerate(repository: Repository, now: str, mutant: Mutant) -> str:
-    """Rewrite one patch if necessary and return what was done."""
+    """Rewrite one patch if necessary and return the kind of change."""
     header, body = _split(mutant.patch.read_text())
     test = current_test(ROOT, mutant.test)
     try:
@@ -103,13 +103,13 @@ def _regenerate(repository: Repository, now: str, mutant: Mutant) -> str:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """The comment lines at the top of a patch, and the rest."""
+    """Return the comment lines at the top of a patch, and the rest."""
     header = "".join(takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))
     return header, text.removeprefix(header)
 
 
 def current_test(root: Path, test: str) -> str:
-    """The `path::name` of a test now. Raise `Lost` unless exactly one file defines a test of that name."""
+    """Return the current `path::name` of a test. Raise `Lost` unless exactly one file defines a test of that name."""
     path, _, name = test.partition("::")
     definition = f"def {name}("
     if (root / path).is_file() and definition in (root / path).read_text():
@@ -121,7 +121,7 @@ def current_test(root: Path, test: str) -> str:
 
 
 def moved_patch(repository: Repository, base: str, now: str, patch: str) -> tuple[str, str]:
-    """A patch that applied at `base`, against `now`, and how its place was found. Raise `Lost` if it was not."""
+    """Convert a patch against `base` to one against `now`, and return it with the method. Raise `Lost` if it fails."""
     mutated = repository.commit(repository.patched(base, patch), base)
     try:
         merged = repository.git("merge-tree", "--write-tree", now, mutated).split()[0]
@@ -136,12 +136,12 @@ def moved_patch(repository: Repository, base: str, now: str, patch: str) -> tupl
 
 
 def _without_index_lines(diff: str) -> str:
-    """A diff as the patches are written: no names of blobs, no file modes."""
+    """Return a diff without the names of blobs and the file modes, like the patches."""
     return re.sub(r"^(diff --git|index) .*\n", "", diff, flags=re.MULTILINE)
 
 
 def _replaced(repository: Repository, now: str, patch: str) -> str:
-    """The tree of `now` with each hunk applied wherever its lines stand."""
+    """Return the tree of `now` with each hunk applied at the place of its lines."""
     repository.git("read-tree", now)
     for hunk in re.split(r"^@@.*\n", patch, flags=re.MULTILINE)[1:]:
         lines = [line for line in hunk.splitlines() if line[:1] in " +-" and not line.startswith(("--- ", "+++ "))]
@@ -152,7 +152,7 @@ def _replaced(repository: Repository, now: str, patch: str) -> str:
 
 
 def _apply_anywhere(repository: Repository, hunk: Sequence[str]) -> tuple[str, str]:
-    """The only file that has the old lines of a hunk, and its new content; with ever less context around them."""
+    """Find the only file with the old lines of a hunk, with decreasing context, and return it with its new content."""
     changed = [number for number, line in enumerate(hunk) if line[0] != " "]
     for context in range(MAX_CONTEXT, -1, -1):
         part = hunk[max(0, changed[0] - context) : changed[-1] + context + 1]
@@ -165,15 +165,15 @@ def _apply_anywhere(repository: Repository, hunk: Sequence[str]) -> tuple[str, s
 
 @dataclass(frozen=True)
 class Place:
-    """Where some lines stand in a file, and how much further they are indented there."""
+    """A place of some lines in a file, with the additional indentation there."""
 
     path: str
-    lines: list[str]  # of the whole file
+    lines: list[str]  # the whole file
     start: int
     indent: int  # negative: less
 
     def replace(self, old: Sequence[str], new: Sequence[str]) -> str:
-        """The content of the file with `new` in place of `old`."""
+        """Return the content of the file with `new` in place of `old`."""
         moved = [_indented(line, self.indent) for line in new]
         return "".join(
             f"{line}\n" for line in [*self.lines[: self.start], *moved, *self.lines[self.start + len(old) :]]
@@ -181,7 +181,7 @@ class Place:
 
 
 def _places(repository: Repository, old: Sequence[str]) -> list[Place]:
-    """Every place of these lines in the files of the index, whatever their indentation."""
+    """Return every place of these lines in the files of the index, at any indentation."""
     longest = max(old, key=len).strip()
     search = ("grep", "--cached", "--name-only", "--fixed-strings", "-e", longest, "--", ".", ":!tests")
     listed = repository.git(*search, may_find_nothing=True)
@@ -204,7 +204,7 @@ def _indent_of(line: str) -> int:
 
 
 def _indented(line: str, indent: int) -> str:
-    """A line moved to the right by so many columns; a blank line stays blank."""
+    """Indent a line by `indent` more columns; a blank line stays blank."""
     return " " * (_indent_of(line) + indent) + line.lstrip() if line.strip() else ""
 
 
