@@ -23,7 +23,7 @@ DATABASE_URL = os.environ["DATABASE_URL"]
 DATABASE_OWNER_URL = os.environ.get("DATABASE_OWNER_URL") or DATABASE_URL  # for `manage.py migrate`
 REDIS_URL = os.environ["REDIS_URL"]
 DATABASE_POOL_SIZE = int(os.environ.get("DATABASE_POOL_SIZE", "20"))
-WEB_PROCESSES = int(os.environ.get("WEB_PROCESSES") or "2")  # with 1, batches need no turns
+WEB_PROCESSES = int(os.environ.get("WEB_PROCESSES") or "2")  # with 1, batches need no lock
 SECURE_COOKIES = os.environ.get("SECURE_COOKIES", "1") == "1"
 CSRF_TRUSTED_ORIGINS = os.environ.get("CSRF_TRUSTED_ORIGINS", "").split()
 TRUSTED_PROXIES = int(os.environ.get("TRUSTED_PROXIES") or "0")  # our own proxies, whose X-Forwarded-For is trusted
@@ -132,7 +132,7 @@ DATABASE_NETWORK_TIMEOUTS = {  # detect a silent host or network, which the serv
 DATABASE_LOCK_TIMEOUT_MS = 2_000
 DATABASE_STATEMENT_TIMEOUT_MS = 15_000
 DATABASE_IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
-SEQUENCER_TURN_TIMEOUT_SECONDS = 0.25  # for a batch that waits for another process's batch
+SEQUENCER_BATCH_LOCK_TIMEOUT_SECONDS = 0.25  # for a batch that waits for the batch of another process
 SEQUENCER_QUEUE_TIMEOUT_SECONDS = 5.0  # after it, a request is removed from the queue
 SEQUENCER_EXECUTION_TIMEOUT_SECONDS = 5.0  # after it, the outcome of a request in execution is unknown
 SEQUENCER_DEEP_LOCK_TIMEOUT_MS = 100  # for the process's other batches while it executes a deep order

@@ -43,7 +43,7 @@ _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 def begin_with_batch_lock(cursor: CursorWrapper) -> None:
     """Begin a transaction and wait for the batch lock until a timeout. The transaction's end releases the lock."""
-    milliseconds = max(round(settings.SEQUENCER_TURN_TIMEOUT_SECONDS * 1000), 1)  # 0 would mean no timeout
+    milliseconds = max(round(settings.SEQUENCER_BATCH_LOCK_TIMEOUT_SECONDS * 1000), 1)  # 0 would mean no timeout
     cursor.execute(_BEGIN_WITH_BATCH_LOCK, [milliseconds])
 
 

@@ -295,7 +295,7 @@ def test_a_single_request_is_executed_without_delay(settings: Settings) -> None:
         sequencer.submit(command)
         took.append(time.monotonic() - started)
     assert batch_sizes(commands) == [1] * 20
-    assert statistics.median(took) < settings.SEQUENCER_TURN_TIMEOUT_SECONDS
+    assert statistics.median(took) < settings.SEQUENCER_BATCH_LOCK_TIMEOUT_SECONDS
 
 
 def connections_in_use() -> int:
@@ -331,7 +331,7 @@ def batch_lock_held() -> AbstractContextManager[None]:
 
 @each_waiter
 def test_requests_that_arrive_before_the_batch_lock_join_the_batch(settings: Settings) -> None:
-    settings.SEQUENCER_TURN_TIMEOUT_SECONDS = WAIT_SECONDS
+    settings.SEQUENCER_BATCH_LOCK_TIMEOUT_SECONDS = WAIT_SECONDS
     commands = bids(10)
     with batch_lock_held():
         futures = enqueue_as_one_batch(one_per_request(commands[:3]))
@@ -344,7 +344,7 @@ def test_requests_that_arrive_before_the_batch_lock_join_the_batch(settings: Set
 
 @each_waiter
 def test_a_batch_runs_without_the_batch_lock_after_a_timeout(settings: Settings) -> None:
-    settings.SEQUENCER_TURN_TIMEOUT_SECONDS = 1.5
+    settings.SEQUENCER_BATCH_LOCK_TIMEOUT_SECONDS = 1.5
     commands = bids(10)
     with batch_lock_held():
         futures = enqueue_as_one_batch(one_per_request(commands))
@@ -354,7 +354,7 @@ def test_a_batch_runs_without_the_batch_lock_after_a_timeout(settings: Settings)
 
 
 def test_a_single_process_does_not_wait_for_the_batch_lock(settings: Settings) -> None:
-    settings.SEQUENCER_TURN_TIMEOUT_SECONDS, settings.WEB_PROCESSES = WAIT_SECONDS, 1
+    settings.SEQUENCER_BATCH_LOCK_TIMEOUT_SECONDS, settings.WEB_PROCESSES = WAIT_SECONDS, 1
     commands = bids(10)
     with batch_lock_held():
         futures = enqueue_as_one_batch(one_per_request(commands))
@@ -364,7 +364,7 @@ def test_a_single_process_does_not_wait_for_the_batch_lock(settings: Settings) -
 
 
 def test_a_single_request_does_not_wait_for_the_batch_lock(settings: Settings) -> None:
-    settings.SEQUENCER_TURN_TIMEOUT_SECONDS = WAIT_SECONDS
+    settings.SEQUENCER_BATCH_LOCK_TIMEOUT_SECONDS = WAIT_SECONDS
     commands = bids(3)
     with batch_lock_held():
         started = time.monotonic()
@@ -375,7 +375,7 @@ def test_a_single_request_does_not_wait_for_the_batch_lock(settings: Settings) -
 @each_waiter
 @pytest.mark.parametrize("end", ["pg_cancel_backend", "pg_terminate_backend"])
 def test_an_interrupted_wait_for_the_batch_lock_loses_no_order(end: str, settings: Settings) -> None:
-    settings.SEQUENCER_TURN_TIMEOUT_SECONDS = WAIT_SECONDS
+    settings.SEQUENCER_BATCH_LOCK_TIMEOUT_SECONDS = WAIT_SECONDS
     commands = bids(10)
     with batch_lock_held():
         futures = enqueue_as_one_batch(one_per_request(commands))
@@ -389,7 +389,7 @@ def test_an_interrupted_wait_for_the_batch_lock_loses_no_order(end: str, setting
 def test_the_batch_lock_ends_with_its_transaction(
     other: Callable[[], AbstractContextManager[None]], settings: Settings
 ) -> None:
-    settings.SEQUENCER_TURN_TIMEOUT_SECONDS = 0.05
+    settings.SEQUENCER_BATCH_LOCK_TIMEOUT_SECONDS = 0.05
     (command,) = bids(1)
     lock_timeout = query_rows("SHOW lock_timeout")
     with other():
@@ -1138,7 +1138,7 @@ def test_a_killed_leader_thread_passes_the_lead_on(
     blocker: Callable[[], AbstractContextManager[None]], expected: type[Outcome], settings: Settings
 ) -> None:
     """A stopping server may end a thread at any point."""
-    settings.SEQUENCER_TURN_TIMEOUT_SECONDS = 1.0  # the thread ends once the database has responded
+    settings.SEQUENCER_BATCH_LOCK_TIMEOUT_SECONDS = 1.0  # the thread ends once the database has responded
     leader, follower, last = bids(3, symbol="MSFT")
     identity: list[int] = []
 
