@@ -1,4 +1,4 @@
-"""What goes out: the answers, as they are encoded and as the OpenAPI document describes them."""
+"""Response bodies, as they are encoded and as the OpenAPI document describes them."""
 
 from collections.abc import Mapping
 from decimal import Decimal
@@ -15,6 +15,8 @@ from exchange.rules import BrokerStatus, InstrumentStatus, Pricing, Scope, round
 
 
 class HoldingBody(msgspec.Struct, frozen=True):
+    """Shares that a broker holds of one instrument."""
+
     symbol: str
     quantity: int
     reserved_quantity: int
@@ -22,7 +24,7 @@ class HoldingBody(msgspec.Struct, frozen=True):
 
 
 class BalanceBody(msgspec.Struct, frozen=True):
-    """What a broker owns, how much of it its open orders hold, and what is left."""
+    """Cash and shares of a broker: in total, reserved by its working orders, and available."""
 
     broker_id: str
     cash_balance: Decimal
@@ -33,13 +35,15 @@ class BalanceBody(msgspec.Struct, frozen=True):
 
 
 class NewBrokerBody(BalanceBody, frozen=True):
-    """A broker just admitted, with its first key, which is never shown again."""
+    """Balance of a new broker, with its first key."""
 
     created_at: Instant
     api_key: str
 
 
 class BrokerBody(msgspec.Struct, frozen=True):
+    """A broker, with its cash."""
+
     broker_id: str
     status: BrokerStatus
     cash_balance: Decimal
@@ -50,12 +54,14 @@ class BrokerBody(msgspec.Struct, frozen=True):
 
 
 class BrokerPage(msgspec.Struct, frozen=True):
+    """A page of brokers."""
+
     brokers: list[BrokerBody]
     next_cursor: str | None
 
 
 class TransferBody(msgspec.Struct, frozen=True):
-    """Cash or shares that came in (above zero) or went out (below)."""
+    """A deposit (positive) or withdrawal (negative) of cash or shares."""
 
     transfer_id: UUID
     reference: str
@@ -68,12 +74,14 @@ class TransferBody(msgspec.Struct, frozen=True):
 
 
 class TransferPage(msgspec.Struct, frozen=True):
+    """A page of transfers."""
+
     transfers: list[TransferBody]
     next_cursor: str | None
 
 
 class KeyBody(msgspec.Struct, frozen=True):
-    """What is kept of a key: never the key itself."""
+    """An API key, without the key itself, which is not stored."""
 
     prefix: str
     name: str
@@ -84,18 +92,20 @@ class KeyBody(msgspec.Struct, frozen=True):
 
 
 class NewKeyBody(KeyBody, frozen=True):
-    """A key just made, which is never shown again."""
+    """A new key."""
 
     api_key: str
 
 
 class KeyPage(msgspec.Struct, frozen=True):
+    """A page of keys."""
+
     keys: list[KeyBody]
     next_cursor: str | None
 
 
 class InstrumentBody(msgspec.Struct, frozen=True):
-    """What is traded, and the rules its orders obey."""
+    """An instrument, with the rules for its orders."""
 
     symbol: str
     name: str
@@ -106,16 +116,20 @@ class InstrumentBody(msgspec.Struct, frozen=True):
 
 
 class StockPage(msgspec.Struct, frozen=True):
+    """A page of instruments."""
+
     stocks: list[InstrumentBody]
     next_cursor: str | None
 
 
 class HealthBody(msgspec.Struct, frozen=True):
+    """The process is alive."""
+
     status: str
 
 
 class ReadinessBody(msgspec.Struct, frozen=True):
-    """Whether orders can be taken, and how long ago beat and a worker were last heard of (null: not known)."""
+    """Readiness for orders, and the age of the heartbeats of the scheduler and the worker."""
 
     database: bool
     valkey: bool
@@ -128,7 +142,7 @@ class ReadinessBody(msgspec.Struct, frozen=True):
 
 
 def balance_body(broker_id: str) -> BalanceBody:
-    """A broker's balance, read in one statement: no trade is seen half done."""
+    """Read a broker's balance, in one statement, so that it shows whole trades only."""
     rows = list(
         Broker.objects.filter(pk=broker_id)
         .order_by("holdings__instrument_id")
@@ -144,7 +158,9 @@ def balance_body(broker_id: str) -> BalanceBody:
         cash_balance=round_cash(cash),
         reserved_cash=round_cash(reserved),
         available_cash=round_cash(cash - reserved),
-        holdings=[_holding_body(row) for row in rows if row["holdings__quantity"]],  # a row may be there for its count
+        holdings=[
+            _holding_body(row) for row in rows if row["holdings__quantity"]
+        ],  # a row without shares may exist for its count
         updated_at=rows[0]["updated_at"],
     )
 
@@ -155,7 +171,7 @@ def _holding_body(row: Mapping[str, Any]) -> HoldingBody:
 
 
 def new_broker_body(broker: Broker, holdings: Mapping[str, int], api_key: str) -> NewBrokerBody:
-    """The balance a broker begins with; nothing is read again, because a failure now would lose its key."""
+    """Build the balance of a new broker without reading it again: a failure now would lose its key."""
     return NewBrokerBody(
         broker_id=broker.pk,
         cash_balance=round_cash(broker.cash),

@@ -16,11 +16,15 @@ class ChoicesEnum(StrEnum):
 
 
 class BrokerStatus(ChoicesEnum):
+    """Status of a broker. A `suspended` broker may not place orders."""
+
     ACTIVE = "active"
     SUSPENDED = "suspended"
 
 
 class InstrumentStatus(ChoicesEnum):
+    """Status of an instrument. A `halted` instrument does not trade."""
+
     TRADING = "trading"
     HALTED = "halted"
 
@@ -33,6 +37,8 @@ class Pricing(ChoicesEnum):
 
 
 class Scope(ChoicesEnum):
+    """Permission of a key. `trade` includes `read`."""
+
     READ = "read"
     TRADE = "trade"
     OPERATOR = "operator"

@@ -1,4 +1,4 @@
-"""Input forms, and the serializers of rows, which make Structs."""
+"""Serializers of request bodies, and of rows into the Structs of responses."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -36,18 +36,22 @@ from exchange.rules import (
 
 
 class InitialHoldingSerializer(StrictSerializer):
+    """Shares that a new broker starts with."""
+
     symbol = Text(SYMBOL)
     quantity = Quantity()
 
 
 class CreateBrokerSerializer(StrictSerializer):
+    """A new broker."""
+
     broker_id = Text(BROKER_ID)
     initial_cash = Amount(zero=True, maximum=MAX_INITIAL_CASH)
     initial_holdings = StrictList(child=InitialHoldingSerializer(), default=list)
 
     @classmethod
     def cross_field_errors(cls, data: Mapping[str, Any]) -> Iterator[CrossFieldError]:
-        """No symbol twice."""
+        """Reject a symbol that occurs twice."""
         holdings, seen = data.get("initial_holdings"), set[str]()
         for index, holding in enumerate(holdings if isinstance(holdings, list) else []):
             symbol = holding.get("symbol") if isinstance(holding, dict) else None
@@ -58,11 +62,13 @@ class CreateBrokerSerializer(StrictSerializer):
                 seen.add(symbol)
 
     def validate_initial_holdings(self, holdings: list[dict[str, Any]]) -> dict[str, int]:
-        """Symbol to quantity."""
+        """Return the quantity by symbol."""
         return {holding["symbol"]: holding["quantity"] for holding in holdings}
 
 
 class CreateTransferSerializer(StrictSerializer):
+    """A deposit or withdrawal of either cash or shares."""
+
     reference = Text(TRANSFER_REFERENCE)
     cash = Amount(negative=True, required=False, allow_null=True)
     symbol = Text(SYMBOL, required=False, allow_null=True)
@@ -71,7 +77,7 @@ class CreateTransferSerializer(StrictSerializer):
 
     @classmethod
     def cross_field_errors(cls, data: Mapping[str, Any]) -> Iterable[CrossFieldError]:
-        """Either `cash`, or `symbol` and `quantity`."""
+        """Require either `cash`, or `symbol` and `quantity`."""
         named = [name for name in ("symbol", "quantity") if data.get(name) is not None]
         if data.get("cash") is not None:
             both = ErrorDetail("Send either cash, or symbol and quantity, not both.", "cash_or_shares")
@@ -83,12 +89,18 @@ class CreateTransferSerializer(StrictSerializer):
 
 
 class CreateKeySerializer(StrictSerializer):
+    """A new key of a broker."""
+
     name = Text(min_length=0, max_length=MAX_NAME_LENGTH, required=False)
-    scopes = StrictList(child=Choice(Scope, members=(Scope.READ, Scope.TRADE)), min_length=1, required=False)
+    scopes = StrictList(
+        child=Choice(Scope, members=(Scope.READ, Scope.TRADE), name="BrokerScope"), min_length=1, required=False
+    )
     expires_at = Timestamp(required=False, allow_null=True)
 
 
 class ListInstrumentSerializer(StrictSerializer):
+    """A new instrument."""
+
     symbol = Text(SYMBOL)
     name = Text(min_length=0, max_length=MAX_NAME_LENGTH, required=False)
     tick_size = Amount(required=False)
@@ -97,6 +109,8 @@ class ListInstrumentSerializer(StrictSerializer):
 
 
 class ReasonSerializer(StrictSerializer):
+    """The reason of an operator's action."""
+
     reason = Text(min_length=0, max_length=MAX_REASON_LENGTH, required=False)
 
 

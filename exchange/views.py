@@ -8,7 +8,7 @@ from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.settings import spectacular_settings
-from drf_spectacular.utils import extend_schema, extend_schema_view
+from drf_spectacular.utils import OpenApiResponse, extend_schema, extend_schema_view
 from drf_spectacular.views import SpectacularSwaggerSplitView
 from rest_framework.decorators import action
 from rest_framework.mixins import ListModelMixin, RetrieveModelMixin
@@ -69,7 +69,9 @@ _DOCS_POLICY = (
 )
 
 
-@extend_schema_view(list=documented("list_brokers", "List all brokers", {200: BrokerPage}))
+@extend_schema_view(
+    list=documented("list_brokers", "List brokers", {200: BrokerPage}, description="All brokers, by id.")
+)
 class BrokerViewSet(ListModelMixin, ExchangeViewSet[Broker]):
     """Brokers and their balances."""
 
@@ -82,17 +84,25 @@ class BrokerViewSet(ListModelMixin, ExchangeViewSet[Broker]):
 
     @documented("create_broker", "Admit a broker", {201: NewBrokerBody}, [BrokerAlreadyExists])
     def create(self, request: Request) -> Response:
+        """Create a broker with its first balance and its first key."""
         broker, key = services.create_broker(**self.body, by=self.actor)
         return Response(new_broker_body(broker, self.body["initial_holdings"], key), status=201)
 
-    @documented("get_balance", "Read a broker's balance", {200: BalanceBody}, [BrokerNotFound])
+    @documented("get_balance", "Read a balance", {200: BalanceBody}, [BrokerNotFound])
     @action(detail=True)
     def balance(self, request: Request, broker_id: str) -> Response:
+        """Return the broker's cash and shares: in total, reserved by its working orders, and available."""
         return Response(balance_body(broker_id))
 
 
 @extend_schema_view(
-    list=documented("list_transfers", "List a broker's transfers", {200: TransferPage}, [BrokerNotFound])
+    list=documented(
+        "list_transfers",
+        "List transfers",
+        {200: TransferPage},
+        [BrokerNotFound],
+        description="A broker's transfers, newest first.",
+    )
 )
 class TransferViewSet(ListModelMixin, ExchangeViewSet[Transfer]):
     """A broker's deposits and withdrawals of cash and shares."""
@@ -109,16 +119,25 @@ class TransferViewSet(ListModelMixin, ExchangeViewSet[Transfer]):
 
     @documented(
         "create_transfer",
-        "Book a transfer",
-        {201: TransferBody, 200: TransferBody},
+        "Transfer cash or shares",
+        {201: TransferBody, 200: OpenApiResponse(TransferBody, description="The first transfer with this reference.")},
         [BrokerNotFound, SymbolNotFound, TransferReferenceConflict, InsufficientBalance, InsufficientHoldings],
     )
     def create(self, request: Request, broker_id: str) -> Response:
+        """Deposit or withdraw cash or shares, once per `reference`: a repeated request changes nothing."""
         transfer, is_new = services.transfer(broker_id, **self.body, by=self.actor)
         return Response(TransferSerializer(transfer).data, status=201 if is_new else 200)
 
 
-@extend_schema_view(list=documented("list_keys", "List a broker's keys", {200: KeyPage}, [BrokerNotFound]))
+@extend_schema_view(
+    list=documented(
+        "list_keys",
+        "List keys",
+        {200: KeyPage},
+        [BrokerNotFound],
+        description="A broker's keys, newest first, including revoked ones.",
+    )
+)
 class KeyViewSet(ListModelMixin, ExchangeViewSet[ApiKey]):
     """A broker's API keys."""
 
@@ -133,20 +152,28 @@ class KeyViewSet(ListModelMixin, ExchangeViewSet[ApiKey]):
         services.require_broker(self.kwargs["broker_id"])
         return super().get_queryset().filter(broker_id=self.kwargs["broker_id"])
 
-    @documented("create_key", "Issue a key to a broker", {201: NewKeyBody}, [BrokerNotFound])
+    @documented("create_key", "Issue a key", {201: NewKeyBody}, [BrokerNotFound])
     def create(self, request: Request, broker_id: str) -> Response:
+        """Create another key of the broker."""
         key, secret = services.issue_key(broker_id, **self.body, by=self.actor)
         return Response(NewKeyBody(**msgspec.structs.asdict(KeySerializer(key).data), api_key=secret), status=201)
 
     @documented("revoke_key", "Revoke a key", {204: None}, [BrokerNotFound, KeyNotFound])
     def destroy(self, request: Request, broker_id: str, prefix: str) -> Response:
+        """Revoke a key, which stops working within five seconds."""
         services.revoke_key(broker_id, prefix, by=self.actor)
         return Response(status=204)
 
 
 @extend_schema_view(
-    list=documented("list_stocks", "List all instruments", {200: StockPage}),
-    retrieve=documented("get_stock", "Read an instrument", {200: InstrumentBody}, [SymbolNotFound]),
+    list=documented("list_stocks", "List instruments", {200: StockPage}, description="All instruments, by symbol."),
+    retrieve=documented(
+        "get_stock",
+        "Read an instrument",
+        {200: InstrumentBody},
+        [SymbolNotFound],
+        description="An instrument, with the rules for its orders.",
+    ),
 )
 class InstrumentViewSet(ListModelMixin, RetrieveModelMixin, ExchangeViewSet[Instrument]):
     """Instruments (`/stocks`), and halting and resuming them."""
@@ -161,19 +188,22 @@ class InstrumentViewSet(ListModelMixin, RetrieveModelMixin, ExchangeViewSet[Inst
     def get_object(self) -> Instrument:
         return services.get_instrument(self.kwargs["symbol"])
 
-    @documented("create_stock", "List a new instrument", {201: InstrumentBody}, [SymbolAlreadyListed])
+    @documented("create_stock", "Add an instrument", {201: InstrumentBody}, [SymbolAlreadyListed])
     def create(self, request: Request) -> Response:
+        """List an instrument. Trading starts immediately."""
         instrument = services.list_instrument(**self.body, by=self.actor)
         return Response(InstrumentSerializer(instrument).data, status=201)
 
-    @documented("halt_stock", "Halt trading in an instrument", {200: InstrumentBody}, [SymbolNotFound])
+    @documented("halt_stock", "Halt an instrument", {200: InstrumentBody}, [SymbolNotFound])
     @action(detail=True, methods=["post"], body_optional=True)
     def halt(self, request: Request, symbol: str) -> Response:
+        """Reject new orders in the instrument. Its working orders stay, and can be cancelled."""
         return Response(InstrumentSerializer(services.halt(symbol, **self.body, by=self.actor)).data)
 
-    @documented("resume_stock", "Resume trading in an instrument", {200: InstrumentBody}, [SymbolNotFound])
+    @documented("resume_stock", "Resume an instrument", {200: InstrumentBody}, [SymbolNotFound])
     @action(detail=True, methods=["post"], body_optional=True)
     def resume(self, request: Request, symbol: str) -> Response:
+        """Accept orders in the instrument again."""
         return Response(InstrumentSerializer(services.resume(symbol, **self.body, by=self.actor)).data)
 
 
@@ -187,13 +217,13 @@ class SystemViewSet(ExchangeViewSet[Any]):
     @documented("get_health", "Check that the process is alive", {200: HealthBody}, tags=["health"])
     @action(detail=False)
     def healthz(self, request: Request) -> Response:
+        """Return `200` while the web process is alive."""
         return Response(HealthBody("ok"))
 
-    @documented(
-        "get_readiness", "Check that orders can be accepted", {200: ReadinessBody, 503: ReadinessBody}, tags=["health"]
-    )
+    @documented("get_readiness", "Check readiness", {200: ReadinessBody, 503: ReadinessBody}, tags=["health"])
     @action(detail=False)
     def readyz(self, request: Request) -> Response:
+        """Return `200` if the exchange can accept orders, and `503` otherwise."""
         body = readiness.current()
         return Response(body, status=body.status)
 

@@ -4,6 +4,8 @@ from exchange.rules import ChoicesEnum
 
 
 class Side(ChoicesEnum):
+    """Side of an order: `bid` buys, `ask` sells."""
+
     BID = "bid"
     ASK = "ask"
 
@@ -13,6 +15,8 @@ class Side(ChoicesEnum):
 
 
 class OrderType(ChoicesEnum):
+    """A `limit` order has a price, a `market` order has none."""
+
     LIMIT = "limit"
     MARKET = "market"
 
@@ -33,6 +37,8 @@ class TimeInForce(ChoicesEnum):
 
 
 class OrderStatus(ChoicesEnum):
+    """Status of an order. `filled`, `cancelled` and `expired` are final, and the last two may have trades."""
+
     PENDING = "pending"
     PARTIALLY_FILLED = "partially_filled"
     FILLED = "filled"
@@ -44,6 +50,12 @@ WORKING = (OrderStatus.PENDING, OrderStatus.PARTIALLY_FILLED)
 
 
 class CancelReason(ChoicesEnum):
+    """Reason of a cancel.
+
+    Of an order that rested: `by_broker`, `by_operator`, `broker_suspended`. Of the remainder of an order on arrival:
+    `no_liquidity` (market `ioc`), `ioc_remainder` (limit `ioc`), `fok_not_filled` (`fok`, without any trade).
+    """
+
     BY_BROKER = "by_broker"
     BY_OPERATOR = "by_operator"
     BROKER_SUSPENDED = "broker_suspended"

@@ -18,7 +18,7 @@ from orders.enums import Side
 
 
 class Level(msgspec.Struct, frozen=True):
-    """The total of the orders of one side at one price."""
+    """Orders of one side at one price."""
 
     price: Decimal
     total_quantity: int
@@ -26,7 +26,7 @@ class Level(msgspec.Struct, frozen=True):
 
 
 class BookSnapshot(msgspec.Struct, frozen=True):
-    """Both sides of a book, best first, at one moment. `sequence` counts the changes of the book."""
+    """Both sides of a book at one moment, best prices first."""
 
     symbol: str
     bids: list[Level]
@@ -52,6 +52,8 @@ class PriceSummary(msgspec.Struct, frozen=True):
 
 
 class QuoteLevel(msgspec.Struct, frozen=True):
+    """Trades at one price."""
+
     price: Decimal
     quantity: int
 

@@ -1,4 +1,4 @@
-"""What the API says about orders and trades: the contract's fields, in its order."""
+"""Response bodies about orders and trades, with the contract's fields in its order."""
 
 from collections.abc import Iterable
 from decimal import Decimal
@@ -15,7 +15,7 @@ from orders.models import Order, Trade
 
 
 class OrderTrade(msgspec.Struct, frozen=True):
-    """A trade, as the owner of one of its orders sees it; the other side is never shown."""
+    """A trade of an order. The other side is never disclosed."""
 
     trade_id: UUID
     price: Decimal
@@ -52,7 +52,7 @@ class OrderSummary(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, order: Order | OrderState, decimals: int, **more: Any) -> Self:
-        """The order with its prices at the instrument's `decimals`, and the fields that a subclass adds."""
+        """Return the order with prices at the instrument's `decimals`, and the fields that a subclass adds."""
         return cls(
             order_id=order.id,
             client_order_id=order.client_order_id,
@@ -84,12 +84,12 @@ class OrderBody(OrderSummary, frozen=True, kw_only=True):
 
     @classmethod
     def with_trades(cls, order: OrderState, trades: Iterable[TradeState], decimals: int) -> Self:
-        """The order and its trades, prices at the instrument's `decimals`."""
+        """Return the order and its trades with prices at the instrument's `decimals`."""
         return cls.of(order, decimals, trades=[OrderTrade.of(trade, decimals) for trade in trades])
 
 
 class OrderResult(msgspec.Struct, frozen=True):
-    """What one order of a batch would have been answered by itself: its status, with the order or the problem."""
+    """Result of one order of a batch: the status of a request of its own, with the order or the problem."""
 
     status: int
     order: OrderBody | msgspec.UnsetType = msgspec.UNSET
@@ -100,24 +100,26 @@ _ONE_OF_TWO = msgspec.Meta(extra_json_schema={"oneOf": [{"required": ["order"]},
 
 
 class OrderResults(msgspec.Struct, frozen=True):
-    """One result for each order of a batch, in its order."""
+    """Results of a batch."""
 
     results: list[Annotated[OrderResult, _ONE_OF_TWO]]
 
 
 class CancelledOrders(msgspec.Struct, frozen=True):
-    """How many orders were cancelled."""
+    """Result of a mass cancel."""
 
     cancelled: int
 
 
 class OrderPage(msgspec.Struct, frozen=True):
+    """A page of orders, without their trades."""
+
     orders: list[OrderSummary]
     next_cursor: str | None
 
 
 class BrokerTrade(msgspec.Struct, frozen=True):
-    """One side of a trade: a broker's own fill."""
+    """A broker's side of a trade."""
 
     trade_id: UUID
     order_id: UUID
@@ -129,7 +131,7 @@ class BrokerTrade(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, trade: Trade, side: Side) -> Self:
-        """`trade` as the owner of its `side` sees it; its instrument is loaded."""
+        """Return `trade` as the owner of its `side` sees it. The instrument must be loaded."""
         return cls(
             trade_id=trade.id,
             order_id=trade.bid_order_id if side is Side.BID else trade.ask_order_id,
@@ -142,12 +144,14 @@ class BrokerTrade(msgspec.Struct, frozen=True):
 
 
 class BrokerTradePage(msgspec.Struct, frozen=True):
+    """A page of a broker's trades."""
+
     trades: list[BrokerTrade]
     next_cursor: str | None
 
 
 class TapeTrade(msgspec.Struct, frozen=True):
-    """A trade, as everybody sees it."""
+    """A public trade."""
 
     trade_id: UUID
     price: Decimal
@@ -161,12 +165,14 @@ class TapeTrade(msgspec.Struct, frozen=True):
 
 
 class TapePage(msgspec.Struct, frozen=True):
+    """A page of an instrument's trades."""
+
     trades: list[TapeTrade]
     next_cursor: str | None
 
 
 class BrokerStanding(msgspec.Struct, frozen=True):
-    """Whether a broker may place orders, and how many of its orders this act cancelled."""
+    """Result of a suspension or reinstatement, after all cancels."""
 
     broker_id: str
     status: BrokerStatus

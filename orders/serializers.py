@@ -1,6 +1,6 @@
-"""Input forms of requests about orders, and the serializer of rows, which makes Structs.
+"""Serializers of requests about orders, and of order rows into Structs.
 
-Forms check the shape only: the market's rules are decided under the locks.
+They check the shape only. The rules of the market are checked under the locks.
 """
 
 import re
@@ -57,7 +57,7 @@ class PlaceOrderSerializer(StrictSerializer):
 
     @classmethod
     def with_derived_values(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The fields of a `PlaceOrder`, with the default time in force of the order's type."""
+        """Add the default time in force of the order's type."""
         default = TimeInForce.IOC if values["type"] is OrderType.MARKET else TimeInForce.GTD
         return {"time_in_force": default} | values
 
@@ -73,7 +73,7 @@ def _excessive_notional(data: Mapping[str, Any]) -> list[CrossFieldError]:
         price = _price.to_internal_value(data.get("price"))
         quantity = _quantity.to_internal_value(data.get("quantity"))
     except serializers.ValidationError:
-        return []  # named already
+        return []  # already an error of that field
     if price * quantity <= MAX_NOTIONAL:
         return []
     return [("quantity", ErrorDetail("price times quantity may be at most 10^15.", "notional_too_large"))]
@@ -104,7 +104,7 @@ def _market_order_errors(data: Mapping[str, Any]) -> list[CrossFieldError]:
 
 
 class OrderBodies(serializers.ListField):
-    """A list of order bodies, each still to be judged by itself: a bad one is its own refusal, not the list's."""
+    """List of orders that are validated one by one later: an invalid order is its own error, not the list's."""
 
     child = PlaceOrderSerializer()
 
@@ -113,20 +113,20 @@ class OrderBodies(serializers.ListField):
 
 
 class PlaceOrdersSerializer(StrictSerializer):
-    """New orders, each by itself."""
+    """A batch of orders."""
 
     orders = OrderBodies(min_length=1, max_length=settings.MAX_BATCH_ORDERS)
 
 
 class OrderLookupSerializer(StrictSerializer):
-    """Which order: by the id its broker gave it; an operator says whose."""
+    """Query of an order by its `client_order_id`."""
 
     client_order_id = Text(CLIENT_ORDER_ID)
     broker_id = Text(BROKER_ID, required=False)
 
 
 class CancelOrdersQuerySerializer(StrictSerializer):
-    """Which working orders to cancel: a symbol's, a side's, those of both, or all; an operator says whose."""
+    """Query of the working orders to cancel: by symbol, by side, by both, or all."""
 
     symbol = Text(SYMBOL, required=False)
     side = Choice(Side, required=False)
@@ -135,31 +135,31 @@ class CancelOrdersQuerySerializer(StrictSerializer):
 
     @classmethod
     def cross_field_errors(cls, data: Mapping[str, Any]) -> list[CrossFieldError]:
-        """Either a filter, or `all`: what cancels everything is said in so many words, and nothing else is."""
-        narrowed = "symbol" in data or "side" in data
-        if narrowed and "all" in data:
+        """Require either a filter or `all`, so that a missing filter never cancels everything."""
+        has_filter = "symbol" in data or "side" in data
+        if has_filter and "all" in data:
             detail = "all=true goes with no symbol or side: send either it, or them."
             return [("all", ErrorDetail(detail, "not_allowed"))]
-        if not narrowed and "all" not in data:
+        if not has_filter and "all" not in data:
             detail = "Say which orders: send symbol, side or both, or all=true."
             return [("symbol", ErrorDetail(detail, "required"))]
         return []
 
 
 class SuspendSerializer(ReasonSerializer):
-    """Why, and whether the broker's resting orders go too."""
+    """The reason of a suspension, and whether to cancel the broker's orders."""
 
     cancel_orders = Boolean(default=False)
 
 
 class BookQuerySerializer(StrictSerializer):
-    """How many levels of each side."""
+    """Query of a book."""
 
     depth = QueryInteger(1, settings.BOOK_DEPTH_MAX, default=settings.BOOK_DEPTH_DEFAULT)
 
 
 class QuoteQuerySerializer(StrictSerializer):
-    """What a market order would ask for."""
+    """Query of a quote: the market order."""
 
     side = Choice(Side)
     quantity = QueryInteger(1, MAX_QUANTITY)

@@ -9,7 +9,7 @@ from uuid import UUID
 from django.conf import settings
 from django.db.models import QuerySet
 from django.http import HttpResponse
-from drf_spectacular.utils import extend_schema_view
+from drf_spectacular.utils import OpenApiResponse, extend_schema_view
 from rest_framework.decorators import action
 from rest_framework.mixins import ListModelMixin
 from rest_framework.request import Request
@@ -102,29 +102,29 @@ class OrderViewSet(ExchangeViewSet[Order]):
     @documented(
         "place_order",
         "Place an order",
-        {201: OrderBody, 200: OrderBody},
+        {
+            201: OrderBody,
+            200: OpenApiResponse(OrderBody, description="The first order with this client_order_id, now."),
+        },
         PLACE_ERRORS,
-        tags=["orders"],
         headers=[header("Idempotent-Replayed", "The order was placed before.", on=[200], required=True, enum=["true"])],
     )
     def create(self, request: Request) -> HttpResponse:
+        """Match the order with the book, and return the result with its trades.
+
+        Send a `client_order_id` with every order: after a timeout or another unknown outcome, repeat the same request.
+        The [broker's guide](/static/docs/brokers.md#place-an-order) explains the fields, prices and results.
+        """
         return place_response(sequencer.submit(PlaceOrder(**self.body))).as_django()
 
-    @documented(
-        "find_order", "Find an order by its client_order_id", {200: OrderBody}, [errors.OrderNotFound], tags=["orders"]
-    )
+    @documented("find_order", "Find an order by its client_order_id", {200: OrderBody}, [errors.OrderNotFound])
     def list(self, request: Request) -> Response:
+        """Return the order in its current state, with its trades."""
         return Response(order_queries.read_order_by_client_order_id(self._broker_id, self.query["client_order_id"]))
 
-    @documented(
-        "cancel_orders",
-        "Cancel a broker's working orders",
-        {200: CancelledOrders},
-        [SymbolNotFound, BrokerNotFound],
-        tags=["orders"],
-    )
+    @documented("cancel_orders", "Cancel many orders", {200: CancelledOrders}, [SymbolNotFound, BrokerNotFound])
     def destroy_all(self, request: Request) -> Response:
-        """Cancel the working orders of a symbol, of a side, of both, or `all=true`. Operators also send `broker_id`."""
+        """Cancel a broker's working orders: of a `symbol`, of a `side`, of both, or all of them (`all=true`)."""
         symbol, side = self.query.get("symbol"), self.query.get("side")
         exchange_services.require_broker(self._broker_id)
         if symbol is not None:
@@ -134,27 +134,23 @@ class OrderViewSet(ExchangeViewSet[Order]):
         cancelled = services.cancel_all(self._broker_id, reason=reason, symbol=symbol, side=side, by=by)
         return Response(CancelledOrders(cancelled))
 
-    @documented("get_order", "Read an order", {200: OrderBody}, [errors.OrderNotFound], tags=["orders"])
+    @documented("get_order", "Read an order", {200: OrderBody}, [errors.OrderNotFound])
     def retrieve(self, request: Request, order_id: UUID) -> Response:
+        """Return the order in its current state, with its trades."""
         return Response(order_queries.read_order(order_id, owner=self.principal.broker_id))
 
-    @documented(
-        "cancel_order",
-        "Cancel an order",
-        {200: OrderBody},
-        [errors.OrderNotFound, errors.OrderNotCancellable],
-        tags=["orders"],
-    )
+    @documented("cancel_order", "Cancel an order", {200: OrderBody}, [errors.OrderNotFound, errors.OrderNotCancellable])
     def destroy(self, request: Request, order_id: UUID) -> HttpResponse:
+        """Cancel the unfilled quantity of a working order, and return the order. Its trades stand."""
         return cancel_response(sequencer.submit(cancel_command(order_id, self.principal, request.META))).as_django()
 
-    @documented("place_orders", "Place several orders", {200: OrderResults}, tags=["orders"])
+    @documented("place_orders", "Place several orders", {200: OrderResults})
     @action(detail=False, methods=["post"], max_body_bytes=settings.MAX_BATCH_BODY_BYTES)
     def batch(self, request: Request) -> Response:
-        """Place several orders, each independently of the others.
+        """Place each order independently, and return its `status` with the order or the problem.
 
-        The results are in the order of the request. Each has the `status` and the body, an order or a problem, of a
-        single order. A batch whose orders have a `client_order_id` can be repeated.
+        The results are in the order of the request. With a `client_order_id` in each order, the whole batch can be
+        repeated. The rate limit counts orders.
         """
         parsed = [self._parse_order(body) for body in self.body["orders"]]
         commands = [each for each in parsed if isinstance(each, PlaceOrder)]
@@ -210,7 +206,7 @@ class OrderViewSet(ExchangeViewSet[Order]):
     list=documented("list_orders", "List a broker's orders", {200: OrderPage}, [BrokerNotFound], tags=["orders"])
 )
 class BrokerOrderViewSet(ListModelMixin, ExchangeViewSet[Order]):
-    """A broker's orders, newest first."""
+    """A broker's orders without their trades, newest first."""
 
     queryset = Order.objects.select_related("instrument")
     filterset_class = OrderFilters
@@ -224,13 +220,13 @@ class BrokerOrderViewSet(ListModelMixin, ExchangeViewSet[Order]):
 
 
 class BrokerTradeViewSet(ExchangeViewSet[Trade]):
-    """A broker's own fills, newest first. A trade between two of its orders is two fills."""
+    """A broker's trades, newest first. A trade between two of its own orders is two rows, one per side."""
 
     filterset_class = TradeFilters
     keyset = Keyset(("-executed_at", Instant), ("-id", UUID), ("-side", str))
     scopes = {"list": READERS}
 
-    @documented("list_fills", "List a broker's fills", {200: BrokerTradePage}, [BrokerNotFound], tags=["orders"])
+    @documented("list_fills", "List a broker's trades", {200: BrokerTradePage}, [BrokerNotFound], tags=["orders"])
     def list(self, request: Request, broker_id: str) -> Response:
         exchange_services.require_broker(broker_id)
         page, next_cursor = self.keyset.split(self._fills(broker_id), self.page)
@@ -253,22 +249,22 @@ class MarketDataViewSet(ExchangeViewSet[Instrument]):
     @documented("get_price", "Read an instrument's price", {200: market_data.PriceSummary}, [SymbolNotFound])
     @action(detail=True)
     def price(self, request: Request, symbol: str) -> Response:
-        """An instrument's last and average prices, and its best bid and ask."""
+        """Return the last price, the mean price of the last five minutes and the best bid and ask."""
         return Response(market_data.price_summary(symbol))
 
     @documented("get_book", "Read an instrument's book", {200: market_data.BookSnapshot}, [SymbolNotFound])
     @action(detail=True)
     def book(self, request: Request, symbol: str) -> Response:
-        """The price levels of an instrument's book."""
+        """Return the best levels of both sides, as of one moment."""
         return Response(market_data.book_snapshot(symbol, self.query["depth"]))
 
     @documented("get_quote", "Quote a market order", {200: market_data.Quote}, [SymbolNotFound])
     @action(detail=True)
     def quote(self, request: Request, symbol: str) -> Response:
-        """The fills that a market order would get now.
+        """Return the trades that a market order would make now, by price.
 
-        A quote reads at most the best 1,000 resting orders; with more of them, `fillable_quantity` is a lower bound. It
-        counts as one request per 25 shares, up to 40 requests.
+        At most the best 1,000 resting orders are read; with more of them, `fillable_quantity` is a lower bound. A quote
+        counts as one request per 25 shares, at most 40.
         """
         self.charge(market_data.quote_cost(self.query["quantity"]))
         return Response(market_data.quote(symbol, self.query["side"], self.query["quantity"]))
@@ -298,13 +294,13 @@ class BrokerStatusViewSet(ExchangeViewSet[Broker]):
     @documented("suspend_broker", "Suspend a broker", {200: BrokerStanding}, [BrokerNotFound])
     @action(detail=True, methods=["post"], body_optional=True)
     def suspend(self, request: Request, broker_id: str) -> Response:
-        """Reject a broker's new orders."""
+        """Reject the broker's new orders. Its working orders stay, unless `cancel_orders` is true."""
         cancelled = services.suspend(broker_id, **self.body, by=self.actor)
         return Response(BrokerStanding(broker_id, BrokerStatus.SUSPENDED, cancelled))
 
     @documented("reinstate_broker", "Reinstate a broker", {200: BrokerStanding}, [BrokerNotFound])
     @action(detail=True, methods=["post"], body_optional=True)
     def reinstate(self, request: Request, broker_id: str) -> Response:
-        """Accept a suspended broker's orders again."""
+        """Accept the broker's orders again."""
         services.reinstate(broker_id, **self.body, by=self.actor)
         return Response(BrokerStanding(broker_id, BrokerStatus.ACTIVE, cancelled_orders=0))

@@ -11,6 +11,8 @@ MAX_URL_LENGTH = 2_048
 
 
 class EventType(ChoicesEnum):
+    """Type of an event."""
+
     TRADE_EXECUTED = "trade.executed"
     ORDER_CANCELLED = "order.cancelled"
     ORDER_EXPIRED = "order.expired"

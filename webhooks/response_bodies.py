@@ -1,4 +1,4 @@
-"""What goes out about subscriptions."""
+"""Response bodies about subscriptions."""
 
 from uuid import UUID
 
@@ -9,7 +9,7 @@ from webhooks.models import EventType, Subscription
 
 
 class WebhookBody(msgspec.Struct, frozen=True):
-    """One type of event, and where it is sent."""
+    """A subscription: one type of event, sent to one URL."""
 
     webhook_id: UUID
     broker_id: str
@@ -22,15 +22,19 @@ class WebhookBody(msgspec.Struct, frozen=True):
 
 
 class WebhooksBody(msgspec.Struct, frozen=True):
+    """The subscriptions of the request, one per event."""
+
     webhooks: list[WebhookBody]
 
 
 class ListedWebhookBody(WebhookBody, frozen=True):
+    """A subscription, with its time of creation."""
+
     created_at: Instant
 
 
 class WebhookListBody(msgspec.Struct, frozen=True):
-    """All of a broker's webhooks, oldest first."""
+    """All subscriptions of a broker, oldest first."""
 
     webhooks: list[ListedWebhookBody]
 

@@ -1,4 +1,4 @@
-"""What comes in about subscriptions."""
+"""Serializers of requests about subscriptions."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from webhooks.models import MAX_URL_LENGTH, EventType
 
 
 class Url(StrictField):
-    """Where webhooks may be sent, as far as the text tells; taken as it is."""
+    """Webhook URL, stored as sent. A host name is checked on connection, not here."""
 
     default_error_messages = {
         "invalid": "Must be a string.",
@@ -35,7 +35,7 @@ class Url(StrictField):
 
 
 def _unnamed(pattern: str) -> str:
-    """A pattern without Python's names for its groups, which JSON Schema's dialect does not know."""
+    """Return the pattern without Python's named groups, which JSON Schema lacks."""
     return pattern.replace("(?P<scheme>", "(").replace("(?P<host>", "(").replace("(?P<port>", "(")
 
 
@@ -49,10 +49,14 @@ class EventTypes(StrictList):
 
 
 class SubscribeSerializer(StrictSerializer):
+    """A subscription to events. Another URL for the same event replaces the first."""
+
     broker_id = Text(BROKER_ID)
     url = Url()
     events = EventTypes()
 
 
 class WebhooksQuerySerializer(StrictSerializer):
+    """Query of a broker's subscriptions."""
+
     broker_id = Text(BROKER_ID)

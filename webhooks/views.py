@@ -2,6 +2,7 @@
 
 from uuid import UUID
 
+from drf_spectacular.utils import OpenApiResponse
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -27,23 +28,29 @@ class WebhookViewSet(ExchangeViewSet[Subscription]):
     body_serializers = {"create": SubscribeSerializer}
     query_serializers = {"list": WebhooksQuerySerializer}
 
-    @documented("list_webhooks", "List a broker's webhooks", {200: WebhookListBody})
+    @documented("list_webhooks", "List webhooks", {200: WebhookListBody})
     def list(self, request: Request) -> Response:
+        """Return all subscriptions of the broker, oldest first."""
         mine = self.get_queryset().filter(broker=self.query["broker_id"]).order_by("created_at", "id")
         return Response(webhook_list_body([*mine]))
 
     @documented(
         "subscribe",
         "Subscribe to events",
-        {201: WebhooksBody, 200: WebhooksBody},
+        {201: WebhooksBody, 200: OpenApiResponse(WebhooksBody, description="All of these subscriptions existed.")},
     )
     def create(self, request: Request) -> Response:
+        """Send these types of events to the URL, which replaces the URL of an existing subscription to them.
+
+        [webhooks.md](/static/docs/webhooks.md) describes the deliveries and contains a complete receiver.
+        """
         subscriptions, any_new = services.subscribe(**self.body)
         body = WebhooksBody([WebhookBody.of(subscription) for subscription in subscriptions])
         return Response(body, status=201 if any_new else 200)
 
     @documented("unsubscribe", "Delete a webhook", {204: None}, [WebhookNotFound])
     def destroy(self, request: Request, webhook_id: UUID) -> Response:
-        assert self.principal.broker_id is not None  # operators have no `trade` scope
+        """End a subscription. Pending deliveries are not sent any more; one in flight may still arrive."""
+        assert self.principal.broker_id is not None  # the scope is a broker's
         services.unsubscribe(self.principal.broker_id, webhook_id)
         return Response(status=204)

@@ -243,7 +243,8 @@ SPECTACULAR_SETTINGS = {
     "SERVE_URLCONF": "config.urls",  # the API's, in every process
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
-    "POSTPROCESSING_HOOKS": [],  # enums are named components already
+    "SORT_OPERATIONS": False,  # in the order of the URL map
+    "POSTPROCESSING_HOOKS": ["config.openapi.complete"],
     "PATH_CONVERTER_OVERRIDES": {
         "broker_id": {"type": "string", "pattern": f"^{BROKER_ID.pattern}$"},
         "symbol": {"type": "string", "pattern": f"^{SYMBOL.pattern}$"},

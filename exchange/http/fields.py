@@ -232,12 +232,13 @@ class Text(StrictField):
 
 
 class Choice(StrictField, Generic[Member]):
-    """Enum field that returns the member. `members` restricts it to some of them."""
+    """Enum field that returns the member. `members` restricts it to some of them, a component called `name`."""
 
     default_error_messages = {"invalid": "Must be one of: {members}."}
 
-    def __init__(self, enum: type[Member], *, members: tuple[Member, ...] = (), **kwargs: Any) -> None:
+    def __init__(self, enum: type[Member], *, members: tuple[Member, ...] = (), name: str = "", **kwargs: Any) -> None:
         self.enum, self.members, self.takes_all_members = enum, members or tuple(enum), not members
+        self.component_name = name or enum.__name__
         super().__init__(**kwargs)
 
     def to_internal_value(self, data: Any) -> Member:
@@ -295,7 +296,8 @@ class Amount(StrictField):
 
     def schema(self) -> dict[str, Any]:
         bound = 10**AMOUNT_INTEGER_DIGITS
-        number: dict[str, Any] = {"type": "number", "exclusiveMaximum": bound, "multipleOf": float(_SMALLEST)}
+        exact = f"A number with at most {AMOUNT_DECIMALS} decimals, taken exactly as it is written."
+        number: dict[str, Any] = {"type": "number", "description": exact, "exclusiveMaximum": bound}
         if self.negative:
             number["exclusiveMinimum"] = -bound
         else:
@@ -304,7 +306,8 @@ class Amount(StrictField):
             del number["exclusiveMaximum"]
             number["maximum"] = self.maximum
         sign = "-?" if self.negative else ""
-        return {"anyOf": [number, {"type": "string", "pattern": f"^{sign}{AMOUNT.pattern}$"}]}
+        text = {"type": "string", "description": "The same in digits.", "pattern": f"^{sign}{AMOUNT.pattern}$"}
+        return {"anyOf": [number, text]}
 
 
 class Quantity(StrictField):
@@ -329,9 +332,8 @@ class Quantity(StrictField):
         return shares
 
     def schema(self) -> dict[str, Any]:
-        if self.signed:
-            return {"type": "integer", "minimum": -MAX_QUANTITY, "maximum": MAX_QUANTITY, "not": {"const": 0}}
-        return {"type": "integer", "minimum": 1, "maximum": MAX_QUANTITY}
+        integer = {"type": "integer", "format": "int64", "maximum": MAX_QUANTITY}
+        return integer | ({"minimum": -MAX_QUANTITY, "not": {"const": 0}} if self.signed else {"minimum": 1})
 
 
 class Timestamp(StrictField):
@@ -383,4 +385,4 @@ class QueryInteger(StrictField):
         return number
 
     def schema(self) -> dict[str, Any]:
-        return {"type": "integer", "minimum": self.minimum, "maximum": self.maximum}
+        return {"type": "integer", "format": "int64", "minimum": self.minimum, "maximum": self.maximum}

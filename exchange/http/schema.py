@@ -1,11 +1,13 @@
-"""The OpenAPI document, drawn from what the code goes by: the views' declarations, the fields, the answers' Structs."""
+"""The OpenAPI document of the code: views, serializer fields and the Structs of responses describe themselves.
+
+`config.openapi` completes it with the descriptions of fields and with the events.
+"""
 
 # mypy: disable-error-code="no-untyped-call"
 # drf-spectacular is only half typed.
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from enum import Enum
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,6 +18,7 @@ from drf_spectacular.extensions import (
 )
 from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.plumbing import ResolvedComponent
+from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import Direction, OpenApiParameter, OpenApiResponse, extend_schema
 
 from exchange import errors
@@ -24,35 +27,38 @@ from exchange.http.fields import Choice, StrictField
 from exchange.http.paging import PageQuerySerializer
 from exchange.http.problems import MEDIA_TYPE, STATUSES
 from exchange.json_codec import Problem
+from exchange.rules import Scope
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 JSONSchema = dict[str, Any]
 
-_ALWAYS = (errors.MethodNotAllowed, errors.InternalError, errors.Overloaded, errors.OutcomeUnknown)
-_OF_A_BODY = (errors.MalformedRequest, errors.TooLarge, errors.UnsupportedMediaType)
+_GENERAL_ERRORS = (errors.MethodNotAllowed, errors.InternalError, errors.Overloaded, errors.OutcomeUnknown)
+_KEY_ERRORS = (errors.Unauthenticated, errors.ScopeMissing, errors.BrokerMismatch, errors.RateLimited)
+_BODY_ERRORS = (errors.MalformedRequest, errors.TooLarge, errors.UnsupportedMediaType)
 
 
 def header(name: str, description: str, *, on: Iterable[int] = (), **kwargs: Any) -> OpenApiParameter:
-    """A header of the answers with these statuses, or of every answer."""
+    """Header of the responses with these statuses, or of every response."""
     return OpenApiParameter(
         name, location=OpenApiParameter.HEADER, description=description, response=list(on) or True, **kwargs
     )
 
 
 _HEADERS = (
-    header("X-Request-Id", "The id of this request, repeated in a problem and in the log.", required=True),
-    header("WWW-Authenticate", "How to say who is asking.", on=[401], required=True),
-    header("Retry-After", "In how many seconds to try again.", on=[429, 503], type=int),
+    header("X-Request-Id", "Id of this request, repeated in problems and in the log.", required=True),
+    header("WWW-Authenticate", "The authentication scheme, `Bearer`.", on=[401], required=True),
+    header("Retry-After", "Seconds to wait before a retry.", on=[429, 503], type=OpenApiTypes.INT64),
 )
-_OF_A_KEY = (
+_KEY_HEADERS = (
     header(
         "RateLimit-Policy",
-        "The limit that this request counts against, `requests` or `cancels`: so many at once (`q`), which come back "
-        'within so many seconds (`w`): `"requests";q=4000;w=2`. Without a good key there is none.',
+        "Rate limit of this request, `requests` or `cancels`: burst size (`q`) and the seconds in which it refills "
+        '(`w`), such as `"requests";q=4000;w=2`. Absent without a valid key.',
     ),
     header(
         "RateLimit",
-        'What this key has left of it (`r`); there is more after so many seconds (`t`): `"requests";r=3999;t=1`.',
+        "Remaining requests of this key (`r`), and the seconds until there are more (`t`), such as "
+        '`"requests";r=3999;t=1`.',
     ),
 )
 
@@ -61,48 +67,64 @@ def documented(
     operation_id: str,
     summary: str,
     responses: Mapping[int, Any],
-    refusals: Iterable[type[ExchangeError]] = (),
+    own_errors: Iterable[type[ExchangeError]] = (),
     *,
+    description: str | None = None,
     tags: Iterable[str] = (),
     headers: Iterable[OpenApiParameter] = (),
 ) -> Callable[[Handler], Handler]:
-    """Describe one action of an `ExchangeViewSet`: its answers by status, and the refusals that are its own.
+    """Describe an action of an `ExchangeViewSet`: its responses by status, and the errors that other actions lack.
 
-    Body, parameters, and the refusals and headers that every request may meet, follow from the view.
+    The view determines the body, the parameters, and the general errors and headers. The description is the docstring
+    unless given.
     """
     decorate: Callable[[Handler], Handler] = extend_schema(
         operation_id=operation_id,
         summary=summary,
+        description=description,
         tags=list(tags) or None,
         parameters=list(headers),
-        responses={**responses, **_by_status(refusals)},
+        responses={**responses, **_by_status(own_errors)},
     )
     return decorate
 
 
-def _by_status(refusals: Iterable[type[ExchangeError]]) -> dict[int, list[type[ExchangeError]]]:
-    found: dict[int, list[type[ExchangeError]]] = {}
-    for refusal in refusals:
-        found.setdefault(STATUSES[refusal.code], []).append(refusal)
-    return found
+def _by_status(kinds: Iterable[type[ExchangeError]]) -> dict[int, list[type[ExchangeError]]]:
+    grouped: dict[int, list[type[ExchangeError]]] = {}
+    for kind in kinds:
+        grouped.setdefault(STATUSES[kind.code], []).append(kind)
+    return grouped
 
 
 class Schema(AutoSchema):
-    """Reads an `ExchangeViewSet`'s declarations."""
+    """Schema of the operations of an `ExchangeViewSet`."""
 
     view: Any
 
+    def get_operation(self, *args: Any) -> Any:
+        """Add the scopes to the description: a key needs any one of them."""
+        operation = super().get_operation(*args)
+        if operation and self.view.scopes:
+            scopes = " or ".join(f"`{scope}`" for scope in self.view.scopes[self.view.action])
+            operation["description"] += f"\n\nScope: {scopes}."
+        return operation
+
     def get_description(self) -> str:  # type: ignore[override]  # as in the base class
-        """The docstring of the action, or of a view set that has one action only."""
+        """Return the docstring of the action, or of a view set with a single action."""
         of_action = _own_doc(getattr(self.view, self.view.action))
         return of_action or (_own_doc(type(self.view)) if len(self.view.scopes) == 1 else "")
+
+    def get_tags(self) -> list[str]:
+        """Return the tag of operators, or the first part of the path."""
+        only_operators = self.view.scopes.get(self.view.action) == (Scope.OPERATOR,)
+        return ["operators"] if only_operators else list(super().get_tags())
 
     def get_request_serializer(self) -> Any:
         return self.view.body_serializers.get(self.view.action)
 
     def get_override_parameters(self) -> list[Any]:
-        """The answers' headers; the query serializer's fields, the list's filters, and paging."""
-        view, parameters = self.view, [*_HEADERS, *(_OF_A_KEY if self.view.authentication_classes else ())]
+        """Return the response headers, the query serializer's fields, the list's filters, and paging."""
+        view, parameters = self.view, [*_HEADERS, *(_KEY_HEADERS if self.view.authentication_classes else ())]
         if view.action in view.query_serializers:
             parameters.append(view.query_serializers[view.action])
         if view.action == "list" and view.filterset_class:
@@ -115,14 +137,14 @@ class Schema(AutoSchema):
         return parameters
 
     def _is_list_view(self, serializer: Any = None) -> bool:
-        """Never: a page is an object, and its parameters are among the override parameters."""
+        """False: a page is an object, and its parameters are among the override parameters."""
         return False
 
     def _field(self, field: StrictField) -> JSONSchema:
         return dict(self._map_serializer_field(field, "request"))
 
     def get_response_serializers(self) -> Any:
-        """Without `documented` there is nothing to tell."""
+        """Return no responses for an action without `documented`."""
         return {}
 
     def _get_request_body(self, direction: Direction = "request") -> Any:
@@ -132,24 +154,27 @@ class Schema(AutoSchema):
         return body
 
     def _get_response_bodies(self, direction: Direction = "response") -> JSONSchema:
-        """The answers, and each status' problem with the codes it may carry."""
+        """Return the declared responses, and a problem for each status of an error, with the codes it may carry."""
         declared: dict[int, Any] = self.get_response_serializers()
-        answers = {status: each for status, each in declared.items() if not isinstance(each, list)}
-        refusals = [refusal for each in declared.values() if isinstance(each, list) for refusal in each]
-        bodies = {str(s): self._get_response_for_code(answer, str(s)) for s, answer in answers.items()}
-        for status, kinds in sorted(_by_status(dict.fromkeys([*self._general_refusals(), *refusals])).items()):
+        own_errors = [kind for each in declared.values() if isinstance(each, list) for kind in each]
+        bodies = {
+            str(status): self._get_response_for_code(_with_description(response), str(status))
+            for status, response in declared.items()
+            if not isinstance(response, list)
+        }
+        for status, kinds in sorted(_by_status(dict.fromkeys([*self._general_errors(), *own_errors])).items()):
             if str(int(status)) not in bodies:
-                codes = "\n".join(f"- `{kind.code}`: {(kind.__doc__ or '').strip()}" for kind in kinds)
+                codes = "\n".join(f"- `{kind.code}`: {_own_doc(kind)}" for kind in kinds)
                 problem = OpenApiResponse(Problem, description=codes)
                 bodies[str(int(status))] = self._get_response_for_code(problem, str(int(status)), [MEDIA_TYPE])
         return bodies
 
-    def _general_refusals(self) -> list[type[ExchangeError]]:
-        kinds: list[type[ExchangeError]] = [*_ALWAYS, errors.ValidationFailed]
+    def _general_errors(self) -> list[type[ExchangeError]]:
+        kinds: list[type[ExchangeError]] = [*_GENERAL_ERRORS, errors.ValidationFailed]
         if self.view.authentication_classes:
-            kinds += [errors.Unauthenticated, errors.ScopeMissing, errors.BrokerMismatch, errors.RateLimited]
+            kinds += _KEY_ERRORS
         if self.method == "POST":
-            kinds += _OF_A_BODY
+            kinds += _BODY_ERRORS
         if "{" in self.path:
             kinds.append(errors.NotFound)
         return kinds
@@ -160,11 +185,12 @@ class BearerScheme(OpenApiAuthenticationExtension):
     name = "key"
 
     def get_security_definition(self, auto_schema: AutoSchema) -> JSONSchema:
-        return {"type": "http", "scheme": "bearer"}
+        description = "An API key, sent as `Authorization: Bearer <key>`. The scope `trade` includes `read`."
+        return {"type": "http", "scheme": "bearer", "description": description}
 
 
 class FieldExtension(OpenApiSerializerFieldExtension):
-    """Schema of a strict field. An enum is a shared component, also where only some of its members are accepted."""
+    """Schema of a strict field. An enum is a shared component."""
 
     target_class = "exchange.http.fields.StrictField"
     match_subclasses = True
@@ -174,12 +200,12 @@ class FieldExtension(OpenApiSerializerFieldExtension):
         schema: JSONSchema = field.schema()
         if not isinstance(field, Choice):
             return schema
-        reference = _described(auto_schema, field.enum)
-        return reference if field.takes_all_members else reference | {"enum": schema["enum"]}
+        accepted = {} if field.takes_all_members else {"enum": schema["enum"]}
+        return _register(auto_schema, field.component_name, struct_schemas(field.enum)[field.enum.__name__] | accepted)
 
 
 class StrictSerializerExtension(OpenApiSerializerExtension):
-    """What comes in has no other fields than those named."""
+    """Schema of a request body, without other fields than the serializer's."""
 
     target_class = "exchange.http.fields.StrictSerializer"
     match_subclasses = True
@@ -195,7 +221,7 @@ class StrictSerializerExtension(OpenApiSerializerExtension):
 
 
 class StructExtension(OpenApiSerializerExtension):
-    """What goes out is a Struct, and msgspec knows its schema."""
+    """Schema of a response body, by msgspec."""
 
     target_class = "msgspec.Struct"
     match_subclasses = True
@@ -207,44 +233,55 @@ class StructExtension(OpenApiSerializerExtension):
         return str(self.target.__name__)
 
     def map_serializer(self, auto_schema: AutoSchema, direction: Direction) -> JSONSchema:
-        return _components(auto_schema, self.target)[self.target.__name__]
+        schemas = struct_schemas(self.target)
+        schema = schemas.pop(self.target.__name__)
+        for name, contained in schemas.items():
+            _register(auto_schema, name, contained)
+        return schema
+
+
+def struct_schemas(kind: type) -> dict[str, JSONSchema]:
+    """Return the schemas of a Struct or enum and of all Structs and enums that it contains, by component name."""
+    _, schemas = msgspec.json.schema_components([kind], ref_template="#/components/schemas/{name}")
+    return {name: _as_encoded(schema) for name, schema in schemas.items()}
+
+
+def _register(auto_schema: AutoSchema, name: str, schema: JSONSchema) -> JSONSchema:
+    """Add a component unless it exists, and return the reference to it."""
+    component = ResolvedComponent(name=name, type=ResolvedComponent.SCHEMA, object=name, schema=schema)
+    auto_schema.registry.register_on_missing(component)
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _with_description(response: Any) -> Any:
+    """Add the docstring of a Struct as the description of the response."""
+    is_struct = isinstance(response, type) and issubclass(response, msgspec.Struct)
+    return OpenApiResponse(response, description=_own_doc(response)) if is_struct else response
 
 
 def _own_doc(described: Any) -> str:
-    """The docstring of a class or function, if it has one of its own."""
+    """Return the docstring of a class or function, without an inherited one."""
     return inspect.cleandoc(described.__doc__ or "")
 
 
-def _described(auto_schema: AutoSchema, enum: type[Enum]) -> JSONSchema:
-    """A reference to the enum's component."""
-    _components(auto_schema, enum)
-    return {"$ref": f"#/components/schemas/{enum.__name__}"}
-
-
-def _components(auto_schema: AutoSchema, kind: type) -> dict[str, JSONSchema]:
-    """The schemas of a type and of all that it contains; the latter (and an enum itself) become components."""
-    _, schemas = msgspec.json.schema_components([kind], ref_template="#/components/schemas/{name}")
-    schemas = {name: _as_sent(schema) for name, schema in schemas.items()}
-    for name, schema in schemas.items():
-        if name != kind.__name__ or issubclass(kind, Enum):
-            component = ResolvedComponent(name=name, type=ResolvedComponent.SCHEMA, object=name, schema=schema)
-            auto_schema.registry.register_on_missing(component)
-    return schemas
-
-
-def _as_sent(schema: Any) -> Any:
-    """`schema` as it is sent: decimals are numbers."""
+def _as_encoded(schema: Any) -> Any:
+    """Adapt a schema of msgspec to our encoding (decimals are numbers) and to code generators (64-bit integers)."""
     if isinstance(schema, list):
-        return [_as_sent(each) for each in schema]
+        return [_as_encoded(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
     if schema.get("format") == "decimal":
         return {"type": "number"}
+    if schema.get("type") == "integer":
+        return {**schema, "format": "int64"}
     if "enum" in schema:
-        return {"type": "string", **schema}
-    return {key: _as_sent(value) for key, value in schema.items() if not _is_title(key, value)}
+        schema = {"type": "string", **schema}
+    schema = {key: _as_encoded(value) for key, value in schema.items() if not _is_class_name(key, value)}
+    if isinstance(schema.get("description"), str):
+        schema["description"] = inspect.cleandoc(schema["description"])
+    return schema
 
 
-def _is_title(key: str, value: Any) -> bool:
-    """Whether this is the name of a Python class, not a property that is called so."""
+def _is_class_name(key: str, value: Any) -> bool:
+    """True if this is the name of a Python class, not a property called `title`."""
     return key == "title" and isinstance(value, str)

@@ -44,21 +44,7 @@ CONFIG = {
         }
     ],
 }
-OPERATORS_ONLY = {
-    "list_brokers",
-    "create_broker",
-    "suspend_broker",
-    "reinstate_broker",
-    "list_transfers",
-    "create_transfer",
-    "list_keys",
-    "create_key",
-    "revoke_key",
-    "create_stock",
-    "halt_stock",
-    "resume_stock",
-}
-FORBIDDEN = {"broker": OPERATORS_ONLY, "operator": {"place_order", "place_orders", "subscribe", "unsubscribe"}}
+FORBIDDEN = {"broker": market.OPERATORS_ONLY, "operator": {"place_order", "place_orders", "subscribe", "unsubscribe"}}
 
 
 @dataclass(frozen=True, slots=True)

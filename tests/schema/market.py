@@ -18,6 +18,20 @@ from webhooks.models import EventType, Subscription
 
 BROKERS = ("alice", "bob")
 SYMBOLS = ("AAPL", "GOOG")
+OPERATORS_ONLY = {
+    "list_brokers",
+    "create_broker",
+    "suspend_broker",
+    "reinstate_broker",
+    "list_transfers",
+    "create_transfer",
+    "list_keys",
+    "create_key",
+    "revoke_key",
+    "create_stock",
+    "halt_stock",
+    "resume_stock",
+}
 EACH = 20  # of what one operation may use up
 
 BODIES: dict[str, list[dict[str, Any]]] = {
