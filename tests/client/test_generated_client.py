@@ -1,4 +1,4 @@
-"""The client that a broker makes of the running exchange: without a warning, with types that hold, and it trades."""
+"""The Python client that a broker generates from the running exchange: no warnings, correct types, and it trades."""
 
 import os
 import re
@@ -19,12 +19,12 @@ pytestmark = pytest.mark.django_db(transaction=True)
 HERE = Path(__file__).parent
 CONFIG, SCRIPT = HERE / "generator.yaml", HERE / "trade.py"
 TOOLS = Path(sys.executable).parent
-PATIENCE_SECONDS = 60.0
+TIMEOUT_SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
 def workshop(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the generated package in it."""
+    """Folder with the generated package."""
     folder = tmp_path_factory.mktemp("client")
     options = ["--meta", "none", "--config", str(CONFIG), "--fail-on-warning"]
     run(folder, "openapi-python-client", "generate", "--url", f"{server.url}/openapi.json", *options)
@@ -32,15 +32,15 @@ def workshop(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, tool: str, *arguments: str) -> None:
-    """Run a tool in the folder, as a broker would: nothing of ours is on its path, and no warning is let pass."""
+    """Run a tool in the folder as a broker would: without our packages on its path. A warning is an error."""
     env = {"PATH": f"{TOOLS}:{os.environ['PATH']}", "PYTHONPATH": str(folder), "PYTHONWARNINGS": "error"}
     done = subprocess.run(  # noqa: S603 - our own tools
-        [TOOLS / tool, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+        [TOOLS / tool, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_it_has_every_operation_and_calls_every_type_as_the_document_does(server: Server, workshop: Path) -> None:
+def test_every_operation_and_component_is_generated(server: Server, workshop: Path) -> None:
     document = httpx.get(f"{server.url}/openapi.json", trust_env=False).json()
     operations = {operation["operationId"] for item in document["paths"].values() for operation in item.values()}
     package = workshop / "bourse_client"
@@ -50,13 +50,13 @@ def test_it_has_every_operation_and_calls_every_type_as_the_document_does(server
     assert set(models) == document["components"]["schemas"].keys()
 
 
-def test_its_types_hold_and_those_of_a_script_that_needs_no_others(workshop: Path) -> None:
+def test_the_types_of_the_client_and_of_a_script_are_correct(workshop: Path) -> None:
     run(workshop, "mypy", "--strict", "--config-file=", "bourse_client", str(SCRIPT))
 
     assert re.findall(r"\b(?:Any|dict|cast|type: ignore)\b", SCRIPT.read_text()) == []
 
 
-def test_the_script_trades_and_is_told(server: Server, workshop: Path, celery: Celery) -> None:
+def test_the_script_trades_and_receives_events(server: Server, workshop: Path, celery: Celery) -> None:
     celery.webhook_worker().start()
 
     run(workshop, "python", str(SCRIPT), server.url, str(api.operator().key))

@@ -1,29 +1,29 @@
-"""A day at the exchange, with the client that openapi-python-client makes of /openapi.json and nothing else of ours.
+"""A day of trading, with the client that openapi-python-client generates from /openapi.json and nothing else of ours.
 
-Two brokers are admitted, trade, look around, cancel, and one is told about it; each answer is what it must be.
+An operator admits two brokers, which trade, read, cancel, and receive the events. Every response is checked.
 
     python trade.py http://127.0.0.1:8000 OPERATOR_KEY
 
-The package `bourse_client` must be importable. Every run trades a symbol of its own, so it can be run again.
+The package `bourse_client` must be importable. Every run trades a new symbol, so it can be repeated.
 """
 
 # mypy: disallow-any-explicit
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from decimal import Decimal
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from queue import Queue
 from threading import Thread
 from typing import TypeVar
-from uuid import UUID, uuid4
+from uuid import uuid4
 
-import msgspec
 from bourse_client import AuthenticatedClient
-from bourse_client.api.brokers import create_broker, get_balance
+from bourse_client.api.brokers import get_balance
+from bourse_client.api.operators import create_broker
 from bourse_client.api.orders import cancel_order, get_order, list_orders, place_order
 from bourse_client.api.stocks import get_book
 from bourse_client.api.webhooks import subscribe, unsubscribe
@@ -33,6 +33,7 @@ from bourse_client.models import (
     EventType,
     InitialHoldingForm,
     OrderBody,
+    OrderCancelledEvent,
     OrderStatus,
     OrderSummary,
     PlaceOrderForm,
@@ -40,100 +41,73 @@ from bourse_client.models import (
     Side,
     SubscribeForm,
     TimeInForce,
+    TradeExecutedEvent,
 )
 from bourse_client.types import UNSET, Unset
 
 WEBHOOK_SECONDS = 10.0
 
 Body = TypeVar("Body")
+Event = TradeExecutedEvent | OrderCancelledEvent
 
 
-class Refused(Exception):
-    """The exchange said no: the problem says why."""
+class RequestRejected(Exception):
+    """The exchange rejected a request."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         super().__init__(f"{problem.code}: {problem.detail}")
 
 
-def answered(answer: Body | Problem | None) -> Body:
-    """What was asked for; a refusal is raised."""
-    if isinstance(answer, Problem):
-        raise Refused(answer)
-    assert answer is not None  # a status that the document does not name is raised by the client
-    return answer
+def accepted(response: Body | Problem | None) -> Body:
+    """Return the body of a successful response, or raise the problem."""
+    if isinstance(response, Problem):
+        raise RequestRejected(response)
+    assert response is not None  # the client raises statuses that the document does not name
+    return response
 
 
 def exact(number: float) -> Decimal:
-    """The decimal that the exchange wrote: a float keeps 15 digits, as many as 9,999,999,999,999.99 has."""
+    """Return the decimal that the exchange sent: a float keeps 15 digits, as many as 9,999,999,999,999.99 has."""
     return Decimal(str(number))
 
 
-# --- Being told -----------------------------------------------------------------------------------------------------
-
-
-class Fill(msgspec.Struct):
-    """One side of a trade, with its order's state right after it."""
-
-    trade_id: UUID
-    order_id: UUID
-    symbol: str
-    side: Side
-    price: Decimal
-    quantity: int
-    status: OrderStatus
-    remaining_quantity: int
-
-
-class Closed(msgspec.Struct):
-    """A resting order that was cancelled."""
-
-    order_id: UUID
-    symbol: str
-    side: Side
-    price: Decimal
-    quantity: int
-    filled_quantity: int
-    remaining_quantity: int
-    status: OrderStatus
-
-
-class TradeExecuted(msgspec.Struct, tag_field="event", tag=EventType.TRADE_EXECUTED.value):
-    timestamp: datetime
-    data: Fill
-
-
-class OrderCancelled(msgspec.Struct, tag_field="event", tag=EventType.ORDER_CANCELLED.value):
-    timestamp: datetime
-    data: Closed
+# --- Webhooks -------------------------------------------------------------------------------------------------------
 
 
 class Receiver(HTTPServer):
-    """Takes in what the exchange tells, on a port of its own."""
+    """Receiver of events, on a port of its own."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Telling)
-        self.told: Queue[TradeExecuted | OrderCancelled] = Queue()
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.events: Queue[Event] = Queue()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/"
 
-    def next(self) -> TradeExecuted | OrderCancelled:
-        return self.told.get(timeout=WEBHOOK_SECONDS)
+    def next(self) -> Event:
+        return self.events.get(timeout=WEBHOOK_SECONDS)
 
 
-class _Telling(BaseHTTPRequestHandler):
+class _Handler(BaseHTTPRequestHandler):
     server: Receiver
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
-        self.server.told.put(msgspec.json.decode(body, type=TradeExecuted | OrderCancelled))
+        body = self.rfile.read(int(self.headers["Content-Length"]))
         self.send_response(HTTPStatus.NO_CONTENT)
         self.end_headers()
+        self.server.events.put(parse_event(body))
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Nothing: what was told is looked at."""
+        """Log nothing."""
+
+
+def parse_event(body: bytes) -> Event:
+    """Parse an event with the models of the client."""
+    event = json.loads(body)
+    model = TradeExecutedEvent if event["event"] == EventType.TRADE_EXECUTED else OrderCancelledEvent
+    return model.from_dict(event)
 
 
 @contextmanager
@@ -150,13 +124,13 @@ def receiving() -> Iterator[Receiver]:
 
 
 class Broker:
-    """What one broker does, with its own key."""
+    """A broker, with a client of its own key."""
 
     def __init__(self, client: AuthenticatedClient, broker_id: str) -> None:
         self.client, self.broker_id = client, broker_id
 
     def place(self, side: Side, quantity: int, price: str, symbol: str) -> OrderBody:
-        """Place an order that lives until it is cancelled. The price is a string: exact, however it is written."""
+        """Place an order that is good till cancelled. A string is an exact price in every language."""
         form = PlaceOrderForm(
             broker_id=self.broker_id,
             document_number="12345678900",
@@ -165,15 +139,15 @@ class Broker:
             quantity=quantity,
             price=price,
             time_in_force=TimeInForce.GTC,
-            client_order_id=str(uuid4()),  # with it, a request whose answer was lost can be sent again
+            client_order_id=str(uuid4()),  # with it, a request without a response can be repeated
         )
-        return answered(place_order.sync(client=self.client, body=form))
+        return accepted(place_order.sync(client=self.client, body=form))
 
     def orders(self) -> Iterator[OrderSummary]:
-        """All its orders, newest first, one page after the other."""
+        """Yield all its orders, newest first, page by page."""
         cursor: str | Unset = UNSET
         while True:
-            page = answered(list_orders.sync(self.broker_id, client=self.client, cursor=cursor, limit=1))
+            page = accepted(list_orders.sync(self.broker_id, client=self.client, cursor=cursor, limit=1))
             yield from page.orders
             if page.next_cursor is None:
                 return
@@ -192,19 +166,19 @@ def trade(base_url: str, operator_key: str) -> None:
     buying = CreateBrokerForm(broker_id=f"buyer-{run}", initial_cash="100000.25")
 
     with client_with(base_url, operator_key) as operator:
-        seller_key, buyer_key = (  # each is shown this once
-            answered(create_broker.sync(client=operator, body=form)).api_key for form in (selling, buying)
+        seller_key, buyer_key = (  # shown only here
+            accepted(create_broker.sync(client=operator, body=form)).api_key for form in (selling, buying)
         )
     with client_with(base_url, seller_key) as of_seller, client_with(base_url, buyer_key) as of_buyer:
         seller, buyer = Broker(of_seller, selling.broker_id), Broker(of_buyer, buying.broker_id)
         with receiving() as receiver:
-            trade_and_be_told(seller, buyer, symbol, receiver)
+            trade_and_receive(seller, buyer, symbol, receiver)
 
 
-def trade_and_be_told(seller: Broker, buyer: Broker, symbol: str, receiver: Receiver) -> None:
+def trade_and_receive(seller: Broker, buyer: Broker, symbol: str, receiver: Receiver) -> None:
     events = [EventType.TRADE_EXECUTED, EventType.ORDER_CANCELLED]
-    wanted = SubscribeForm(broker_id=seller.broker_id, url=receiver.url, events=events)
-    webhooks = answered(subscribe.sync(client=seller.client, body=wanted)).webhooks
+    subscription = SubscribeForm(broker_id=seller.broker_id, url=receiver.url, events=events)
+    webhooks = accepted(subscribe.sync(client=seller.client, body=subscription)).webhooks
     assert [webhook.event for webhook in webhooks] == events
 
     ask = seller.place(Side.ASK, 500, "148.00", symbol)
@@ -212,45 +186,45 @@ def trade_and_be_told(seller: Broker, buyer: Broker, symbol: str, receiver: Rece
     assert (ask.status, bid.status, bid.filled_quantity) == (OrderStatus.PENDING, OrderStatus.FILLED, 300)
     assert [(exact(fill.price), fill.quantity) for fill in bid.trades] == [(Decimal("148.00"), 300)]
 
-    told = receiver.next()
-    assert isinstance(told, TradeExecuted)
-    assert (told.data.trade_id, told.data.order_id) == (bid.trades[0].trade_id, ask.order_id)
-    assert (told.data.price, told.data.quantity) == (Decimal("148.00"), 300)
-    assert (told.data.status, told.data.remaining_quantity) == (OrderStatus.PARTIALLY_FILLED, 200)
+    event = receiver.next()
+    assert isinstance(event, TradeExecutedEvent)
+    assert (event.data.trade_id, event.data.order_id) == (bid.trades[0].trade_id, ask.order_id)
+    assert (exact(event.data.price), event.data.quantity) == (Decimal("148.00"), 300)
+    assert (event.data.status, event.data.remaining_quantity) == (OrderStatus.PARTIALLY_FILLED, 200)
 
-    look_around(seller, buyer, ask, symbol)
+    read_back(seller, buyer, ask, symbol)
 
     resting = seller.place(Side.ASK, 100, "155.10", symbol)
     cancelled = cancel(seller, resting)
 
-    told = receiver.next()
-    assert isinstance(told, OrderCancelled)
-    assert (told.data.order_id, told.timestamp) == (resting.order_id, cancelled.cancelled_at)
-    assert (told.data.price, told.data.remaining_quantity) == (Decimal("155.10"), 100)
+    event = receiver.next()
+    assert isinstance(event, OrderCancelledEvent)
+    assert (event.data.order_id, event.timestamp) == (resting.order_id, cancelled.cancelled_at)
+    assert (exact(event.data.price), event.data.remaining_quantity) == (Decimal("155.10"), 100)
 
     for webhook in webhooks:
-        gone = unsubscribe.sync_detailed(webhook.webhook_id, client=seller.client)
-        assert gone.status_code == HTTPStatus.NO_CONTENT
+        deleted = unsubscribe.sync_detailed(webhook.webhook_id, client=seller.client)
+        assert deleted.status_code == HTTPStatus.NO_CONTENT
     assert [order.order_id for order in seller.orders()] == [resting.order_id, ask.order_id]
 
 
-def look_around(seller: Broker, buyer: Broker, ask: OrderBody, symbol: str) -> None:
+def read_back(seller: Broker, buyer: Broker, ask: OrderBody, symbol: str) -> None:
     """Read the order, the book and the balance after the first trade."""
-    order = answered(get_order.sync(ask.order_id, client=seller.client))
+    order = accepted(get_order.sync(ask.order_id, client=seller.client))
     assert (order.status, order.filled_quantity, order.remaining_quantity) == (OrderStatus.PARTIALLY_FILLED, 300, 200)
 
-    book = answered(get_book.sync(symbol, client=buyer.client))
+    book = accepted(get_book.sync(symbol, client=buyer.client))
     assert [(exact(level.price), level.total_quantity) for level in book.asks] == [(Decimal("148.00"), 200)]
     assert book.bids == []
 
-    balance = answered(get_balance.sync(buyer.broker_id, client=buyer.client))
+    balance = accepted(get_balance.sync(buyer.broker_id, client=buyer.client))
     assert exact(balance.cash_balance) == Decimal("100000.25") - 300 * Decimal("148.00")
     assert [(holding.symbol, holding.quantity) for holding in balance.holdings] == [(symbol, 300)]
 
 
 def cancel(broker: Broker, order: OrderBody) -> OrderBody:
-    """Cancel the order; a second time that is refused."""
-    cancelled = answered(cancel_order.sync(order.order_id, client=broker.client))
+    """Cancel the order. A repeated cancel is rejected."""
+    cancelled = accepted(cancel_order.sync(order.order_id, client=broker.client))
     assert (cancelled.status, cancelled.cancel_reason) == (OrderStatus.CANCELLED, CancelReason.BY_BROKER)
 
     again = cancel_order.sync(order.order_id, client=broker.client)
