@@ -1,5 +1,5 @@
-# One image for every process of ours: the locked packages and our own code, run by an account that may write nothing.
-# All packages come as wheels, so there is nothing to compile and no stage to leave behind.
+# One image for all processes: the locked packages and our own code, run by an account that cannot write.
+# All packages are wheels, so there is nothing to compile and no build stage.
 
 FROM python:3.11-slim
 
@@ -21,7 +21,7 @@ COPY gateway gateway
 COPY orders orders
 COPY webhooks webhooks
 COPY docs docs
-# Compiled once here; and readable by the account, whatever the checkout's files were.
+# Compiled once, and readable by the account regardless of the modes in the checkout.
 RUN python -m compileall -q . && chmod -R a+rX .
 
 USER 10001

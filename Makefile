@@ -1,4 +1,4 @@
-# What there is to do with this folder. All paths are relative, so that its own path may contain anything.
+# Commands for this folder. All paths are relative, so its own path may contain any character.
 
 PYTHON ?= python3
 PORT ?= 8000
@@ -6,11 +6,11 @@ export PORT
 
 IN_VENV := .venv/bin/python
 WORKERS ?= 4
-# Compiled files are kept, whatever this machine prefers: the tests start many processes.
+# Write compiled files even if this machine disables them, because the tests start many processes.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(IN_VENV) -m pytest --quiet
-# For tools that load the settings and talk to no server.
+# For tools that load the settings but use no server.
 NO_SERVERS := SECRET_KEY=lint DATABASE_URL=postgresql://127.0.0.1:1/none REDIS_URL=redis://127.0.0.1:1/0
-# What differs there, whatever is set here.
+# Production values, regardless of the environment.
 PRODUCTION := SECRET_KEY=only-for-checks-but-as-long-and-as-mixed-as-a-real-one-is-0123456789 SECURE_COOKIES=1 TRUSTED_PROXIES=1 DEBUG=0
 
 .DEFAULT_GOAL := help
@@ -19,13 +19,13 @@ PRODUCTION := SECRET_KEY=only-for-checks-but-as-long-and-as-mixed-as-a-real-one-
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1|/' | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
 
-run: .venv/installed ## run the whole exchange in the foreground, on 127.0.0.1:PORT (8000), the back office on BACKOFFICE_PORT (8001)
+run: .venv/installed ## run the exchange in the foreground, on 127.0.0.1:PORT (8000), the back office on BACKOFFICE_PORT (8001)
 	@exec $(IN_VENV) -m config.local
 
-test: .venv/installed ## run all tests, in parallel (WORKERS=4), on servers of their own
+test: .venv/installed ## run all tests, in parallel (WORKERS=4), on their own servers
 	$(PYTEST) --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
-test-quick: .venv/installed ## run the tests that start no process and no browser, and name the others
+test-quick: .venv/installed ## run the tests that start no process and no browser, and list the others
 	$(PYTEST) --numprocesses $(WORKERS) --dist worksteal --quick $(TESTS)
 
 lint: .venv/installed ## format, lint, types, layers, migrations, schema: all checks, no changes
@@ -42,19 +42,19 @@ replay: .venv/installed ## send MESSAGES=file to the running exchange and compar
 	@test -r .run/credentials.json || { echo "Nothing has run here yet: make run"; exit 1; }
 	@exec $(IN_VENV) -m tools.replay --messages "$(MESSAGES)" --book "$(BOOK)"
 
-schemathesis: .venv/installed ## ask each operation 100 times with each kind of key, compare the answers with the schema
+schemathesis: .venv/installed ## send 100 requests per operation and kind of key, and compare the responses with the schema
 	$(PYTEST) --numprocesses 2 tests/schema/conformance.py
 
-bench: .venv/installed ## measure everything, some 25 minutes (QUICK=1: try it); needs wrk; see bench/README.md
+bench: .venv/installed ## run the benchmark, about 25 minutes (QUICK=1: 2 minutes); needs wrk; see bench/README.md
 	@QUICK="$(QUICK)" exec $(IN_VENV) -m bench
 
-mutants: .venv/installed ## break the code in small ways, in parallel, and check that the tests notice
+mutants: .venv/installed ## break one rule at a time, in parallel, and check that its test fails
 	$(IN_VENV) -m tests.mutants
 
 clean: ## remove .run/: the database, the keys, the logs (not while it runs)
 	@$(PYTHON) config/local/clean.py
 
-# Installs what the lock file names, with its hashes; again only when the file has changed.
+# Install the packages of the lock file, with hash checks; repeated only when the file has changed.
 .venv/installed: requirements-dev.txt
 	@command -v "$(PYTHON)" > /dev/null || { echo "There is no $(PYTHON) here; Python 3.11 or newer is needed."; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
