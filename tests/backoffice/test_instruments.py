@@ -371,7 +371,7 @@ def test_the_limits_are_those_of_the_api(office: Client, field: str, value: str,
     assert found[field][0].startswith(error)
 
 
-def test_a_symbol_is_listed_once(office: Client) -> None:
+def test_a_listed_symbol_cannot_be_listed_again(office: Client) -> None:
     response = perform(office, Instrument, "list", symbol="AAPL", **RULES)
 
     assert form_errors(response) == {"__all__": ["Instrument AAPL is already listed."]}

@@ -113,7 +113,7 @@ def strings(value: Any) -> Iterator[str]:
 # --- The document ---------------------------------------------------------------------------------------------------
 
 
-def test_the_services_and_their_images() -> None:
+def test_each_service_has_its_image() -> None:
     images = {name: service["image"] for name, service in SERVICES.items()}
     tags = {name: image.partition("@sha256:")[0] for name, image in images.items()}  # an operator may pin digests
     assert tags == {"db": "postgres:18", "valkey": "valkey/valkey:9"} | dict.fromkeys(OURS, "bourse")
@@ -121,7 +121,7 @@ def test_the_services_and_their_images() -> None:
     assert {SERVICES[name]["pull_policy"] for name in OURS} == {"never"}
 
 
-def test_everything_waits_for_the_migrations_which_wait_for_the_database() -> None:
+def test_services_start_after_the_migrations_and_these_after_the_database() -> None:
     assert SERVICES["create_roles"]["depends_on"] == {"db": {"condition": "service_healthy"}}
     assert SERVICES["migrate"]["depends_on"] == {"create_roles": {"condition": "service_completed_successfully"}}
     for name in RUNNING:
@@ -132,7 +132,7 @@ def test_everything_waits_for_the_migrations_which_wait_for_the_database() -> No
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_container_may_do_nothing_that_it_need_not(name: str) -> None:
+def test_containers_have_no_unneeded_privileges(name: str) -> None:
     service = SERVICES[name]
     assert (service["read_only"], service["init"]) == (True, True)
     assert (service["cap_drop"], service["security_opt"]) == (["ALL"], ["no-new-privileges:true"])
@@ -141,7 +141,7 @@ def test_a_container_may_do_nothing_that_it_need_not(name: str) -> None:
     assert service.get("user") == {"db": "postgres", "valkey": "valkey"}.get(name)  # ours: the image's own, below
 
 
-def test_a_service_shares_networks_only_with_those_it_needs() -> None:
+def test_a_service_shares_networks_only_with_the_servers_it_needs() -> None:
     servers = {"db", "valkey"}
     assert {name: neighbours(name) & servers for name in OURS} == {
         "create_roles": {"db"},
@@ -176,7 +176,7 @@ def test_memory_processes_and_temporary_files_are_limited(name: str) -> None:
     assert all(size and megabytes(size[1]) <= 64 for size in sizes)
 
 
-def test_the_limits_leave_room_for_what_the_settings_allow() -> None:
+def test_the_limits_of_containers_suffice_for_the_settings() -> None:
     web = SERVICES["web"]
     assert web["pids_limit"] >= 2 * settings.WEB_PROCESSES * settings.WEB_THREADS
     assert web["ulimits"] == {"nofile": 65536}  # of which 10,000 and more are connections
@@ -189,7 +189,7 @@ def test_the_limits_leave_room_for_what_the_settings_allow() -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_what_runs_on_is_watched_started_again_and_rotates_its_log(name: str) -> None:
+def test_running_services_have_a_health_check_restart_and_rotate_their_logs(name: str) -> None:
     service = SERVICES[name]
     assert service["logging"] == {"driver": "local"}
     if name in ENDING:
@@ -211,7 +211,7 @@ def test_there_is_one_beat_and_a_worker_for_each_queue() -> None:
     assert queues == {"worker": "celery", "webhooks": "webhooks"}
 
 
-def test_the_web_server_is_the_one_of_the_tests_and_is_published_to_this_machine_only() -> None:
+def test_the_web_server_runs_as_in_the_tests_and_is_published_locally_only() -> None:
     command = [sys.executable if word == "python" else word for word in words(SERVICES["web"]["command"])]
     assert option(command, "--host") == "0.0.0.0"  # noqa: S104 - inside the container
     assert option(command, "--workers") == str(web.PROCESSES)
@@ -224,7 +224,7 @@ def test_the_web_server_is_the_one_of_the_tests_and_is_published_to_this_machine
     }
 
 
-def test_the_back_office_runs_as_in_the_tests_and_comes_after_orders() -> None:
+def test_the_back_office_runs_as_in_the_tests_at_a_low_priority() -> None:
     service = SERVICES["backoffice"]
     here = [word.replace("0.0.0.0", "127.0.0.1") for word in words(service["command"])]  # noqa: S104
     assert [sys.executable, *here[1:]] == web.backoffice_command(BACKOFFICE_PORT)
@@ -233,7 +233,7 @@ def test_the_back_office_runs_as_in_the_tests_and_comes_after_orders() -> None:
     assert gunicorn.threads >= 2 * settings.MAX_CONCURRENT_EXPORTS
 
 
-def test_a_stop_may_take_as_long_as_what_is_in_flight() -> None:
+def test_the_grace_periods_suffice_for_requests_in_progress() -> None:
     assert {name: seconds(SERVICES[name].get("stop_grace_period", "10s")) for name in ["db", *RUNNING]} == {
         "db": 60,
         "web": 15,
@@ -244,7 +244,7 @@ def test_a_stop_may_take_as_long_as_what_is_in_flight() -> None:
     }
 
 
-def test_secrets_must_be_set_and_are_nowhere_else() -> None:
+def test_secrets_are_required_and_not_in_the_file() -> None:
     for name in SECRETS:
         uses = re.findall(rf"\$\{{?{name}\b[^}}]*\}}?", (ROOT / "docker-compose.yml").read_text())
         assert set(uses) == {f"${{{name}:?Set {name}, see .env.example}}"}
@@ -260,7 +260,7 @@ def test_secrets_must_be_set_and_are_nowhere_else() -> None:
     assert example == dict.fromkeys(SECRETS, "")
 
 
-def test_our_services_are_told_what_the_settings_read() -> None:
+def test_our_services_receive_the_variables_that_the_settings_read() -> None:
     source = (ROOT / "config" / "settings" / "base.py").read_text()
     required = set(re.findall(r'os\.environ\["(\w+)"\]', source))
     optional = set(re.findall(r'os\.environ\.get\("(\w+)"', source)) - {"DEBUG"}  # never in production
@@ -274,7 +274,7 @@ def test_our_services_are_told_what_the_settings_read() -> None:
     assert offered == optional | {"PORT", "BIND_ADDRESS", "BACKOFFICE_PORT", "BACKOFFICE_BIND_ADDRESS", "WEB_MEMORY"}
 
 
-def test_only_what_ends_by_itself_knows_the_owner_and_the_superuser() -> None:
+def test_only_the_setup_services_know_the_owner_and_the_superuser() -> None:
     known = {}
     for name in OURS:
         variables = SERVICES[name]["environment"]
@@ -288,13 +288,13 @@ def test_only_what_ends_by_itself_knows_the_owner_and_the_superuser() -> None:
     } | dict.fromkeys(RUNNING, running)
 
 
-def test_only_the_database_keeps_anything() -> None:
+def test_only_the_database_has_a_volume() -> None:
     volumes = {name: service["volumes"] for name, service in SERVICES.items() if "volumes" in service}
     assert volumes == {"db": ["database:/var/lib/postgresql"]}
     assert COMPOSE["volumes"] == {"database": None}
 
 
-def test_the_database_waits_for_the_disk_and_has_connections_for_all() -> None:
+def test_the_database_uses_fsync_and_has_enough_connections() -> None:
     command = words(SERVICES["db"]["command"])
     options = dict(pair.split("=") for flag, pair in zip(command[1::2], command[2::2], strict=True) if flag == "-c")
     assert command[0] == "postgres"
@@ -468,7 +468,7 @@ def stop(child: Child, grace_seconds: float) -> int | None:
 
 
 @pytest.mark.processes
-def test_the_commands_start_are_healthy_and_stop_in_good_order(containers: Containers) -> None:
+def test_the_commands_start_become_healthy_and_stop_normally(containers: Containers) -> None:
     files = sorted(containers.app.rglob("*"))
     with ThreadPoolExecutor() as threads:
         before = threads.submit(of_each, containers.is_healthy)
@@ -517,9 +517,9 @@ def valkey(folder: Path, password: str) -> Iterator[tuple[Child, str]]:
 
 
 @pytest.mark.processes
-def test_valkey_keeps_nothing_drops_nothing_and_wants_its_password(tmp_path: Path) -> None:
+def test_valkey_persists_nothing_evicts_nothing_and_requires_its_password(tmp_path: Path) -> None:
     with valkey(tmp_path, SECRETS["VALKEY_PASSWORD"]) as (child, url), redis.Redis.from_url(url, retry=None) as client:
-        assert wait_until(lambda: answers(client), START_SECONDS), child.log.read_text()
+        assert wait_until(lambda: responses(client), START_SECONDS), child.log.read_text()
         found = {name: client.config_get(name)[name] for name in ["save", "appendonly", "maxmemory-policy"]}
         assert found == {"save": "", "appendonly": "no", "maxmemory-policy": "noeviction"}
         address = url.partition("@")[2]
@@ -533,14 +533,14 @@ def test_valkey_keeps_nothing_drops_nothing_and_wants_its_password(tmp_path: Pat
 
 @pytest.mark.processes
 @pytest.mark.parametrize("password", ["a/b", "a%41", "a@b", "a:b", "a#b", "a?b", "a b", 'a"b', "a$b", "ä", "a\nport 1"])
-def test_a_password_that_would_break_the_url_is_refused(tmp_path: Path, password: str) -> None:
+def test_a_valkey_password_that_would_break_the_url_is_rejected(tmp_path: Path, password: str) -> None:
     with valkey(tmp_path, password) as (child, _):
         assert wait_until(lambda: not child.is_running(), START_SECONDS)
         assert child.exit_code == 1
         assert child.log.read_text() == "VALKEY_PASSWORD becomes part of a URL: letters, digits and -._~ only.\n"
 
 
-def answers(client: redis.Redis) -> bool:
+def responses(client: redis.Redis) -> bool:
     with suppress(redis.ConnectionError):
         return bool(client.ping())
     return False

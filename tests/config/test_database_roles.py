@@ -132,7 +132,9 @@ def _post(port: int, path: str, key: str, body: dict[str, Any]) -> int:
         client.close()
 
 
-def test_it_reads_and_writes_every_other_table(runtime: psycopg.Connection) -> None:
+def test_the_runtime_account_reads_and_writes_all_tables_except_migrations_and_audit(
+    runtime: psycopg.Connection,
+) -> None:
     rights = runtime.execute(
         "SELECT relname, array(SELECT lower(privilege) FROM unnest(%s::text[]) AS privilege"
         "  WHERE has_table_privilege(oid, privilege) ORDER BY 1)"
@@ -182,7 +184,7 @@ def test_the_runtime_account_is_denied(runtime: psycopg.Connection, statement: s
         runtime.execute(statement)
 
 
-def test_the_owner_is_no_superuser(owner: psycopg.Connection) -> None:
+def test_the_owner_is_not_a_superuser(owner: psycopg.Connection) -> None:
     for statement in [
         "SET session_replication_role = replica",
         "COPY exchange_instrument FROM PROGRAM 'true'",
@@ -194,7 +196,7 @@ def test_the_owner_is_no_superuser(owner: psycopg.Connection) -> None:
             owner.execute(statement)
 
 
-def test_an_entry_is_recorded_whatever_the_search_path(runtime: psycopg.Connection) -> None:
+def test_an_audit_entry_is_recorded_with_any_search_path(runtime: psycopg.Connection) -> None:
     runtime.execute("SET search_path = pg_temp, pg_catalog")
     runtime.execute("SELECT public.exchange_record_audit(%s::json)", [json.dumps([ENTRY])])
     last = "SELECT entry.subject FROM exchange_auditentry entry JOIN exchange_audithead USING (number, hash)"
@@ -209,7 +211,7 @@ ENTRY |= {"actor_kind": "user", "actor": "olga", "action": "broker.suspend", "su
 # --- How they come about --------------------------------------------------------------------------------------------
 
 
-def test_a_table_of_a_later_migration_is_open_to_the_runtime_account(
+def test_the_runtime_account_may_use_tables_of_later_migrations(
     owner: psycopg.Connection, runtime: psycopg.Connection
 ) -> None:
     owner.execute("CREATE TABLE later (id bigint GENERATED ALWAYS AS IDENTITY)")
@@ -230,7 +232,7 @@ def test_passwords_are_stored_as_verifiers(accounts: Accounts) -> None:
     assert stored == [(True,), (True,)]
 
 
-def test_a_database_of_a_superuser_is_taken_over(accounts: Accounts, owner: psycopg.Connection) -> None:
+def test_create_roles_changes_the_owner_of_an_existing_database(accounts: Accounts, owner: psycopg.Connection) -> None:
     with psycopg.connect(accounts.admin_url) as connection:
         superuser = sql.Identifier(connection.info.user)
         connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(sql.Identifier(DATABASE), superuser))
@@ -252,7 +254,7 @@ def test_a_database_of_a_superuser_is_taken_over(accounts: Accounts, owner: psyc
     assert is_superuser == (False,)
 
 
-def test_one_account_for_both_is_refused(accounts: Accounts) -> None:
+def test_one_account_for_both_roles_is_rejected(accounts: Accounts) -> None:
     done = accounts.manage("create_roles", DATABASE_ADMIN_URL=accounts.admin_url)
     assert done.returncode == 1
     assert done.stderr == "CommandError: DATABASE_OWNER_URL must name another account than DATABASE_URL.\n"

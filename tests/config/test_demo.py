@@ -34,7 +34,7 @@ def _authenticated(found: dict[str, Any]) -> object:
     return authenticate(LOGIN, username=found["admin"]["username"], password=found["admin"]["password"])
 
 
-def test_it_creates_two_brokers_an_operator_and_an_administrator(path: Path) -> None:
+def test_the_demo_creates_two_brokers_an_operator_and_an_administrator(path: Path) -> None:
     found = demo(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert authenticate_key(found["operator_key"]).is_operator
@@ -45,7 +45,7 @@ def test_it_creates_two_brokers_an_operator_and_an_administrator(path: Path) -> 
     assert list(holdings.values_list("instrument_id", flat=True)) == ["AAPL", "GOOG", "PETR4"]
 
 
-def test_a_second_run_keeps_everything_but_the_address(path: Path) -> None:
+def test_a_second_run_changes_only_the_address(path: Path) -> None:
     first = demo(path)
     assert demo(path, "http://127.0.0.1:9000/") == first | {
         "base_url": "http://127.0.0.1:9000",
@@ -53,7 +53,7 @@ def test_a_second_run_keeps_everything_but_the_address(path: Path) -> None:
     }
 
 
-def test_a_lost_file_is_written_anew_for_the_same_brokers(path: Path) -> None:
+def test_a_lost_file_is_replaced_with_new_keys_of_the_same_brokers(path: Path) -> None:
     first = demo(path)
     path.unlink()
     second = demo(path)

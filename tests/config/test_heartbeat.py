@@ -30,11 +30,11 @@ def _no_marks() -> Iterator[None]:
         heartbeat._client.cache_clear()
 
 
-def test_without_marks_the_ages_are_unknown() -> None:
+def test_the_ages_are_unknown_without_heartbeats() -> None:
     assert heartbeat.read() == heartbeat.Heartbeat(valkey=True, beat_age_seconds=None, worker_age_seconds=None)
 
 
-def test_a_sent_task_is_beats_mark_and_a_run_one_is_the_workers() -> None:
+def test_sending_the_task_is_beats_heartbeat_and_running_it_the_workers() -> None:
     heartbeat.record.apply_async(expires=1)
     sent = heartbeat.read()
     heartbeat.record()
@@ -49,7 +49,7 @@ def test_a_sent_task_is_beats_mark_and_a_run_one_is_the_workers() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_web_processes_and_the_webhooks_worker_leave_marks_of_their_own() -> None:
+def test_web_processes_and_the_webhook_worker_have_their_own_heartbeats() -> None:
     heartbeat.mark(heartbeat.WEB)
     read = heartbeat.read()
     assert read.web_age_seconds is not None
@@ -60,7 +60,7 @@ def test_web_processes_and_the_webhooks_worker_leave_marks_of_their_own() -> Non
     assert heartbeat.read().webhooks_age_seconds is not None
 
 
-def test_a_mark_is_left_out_without_valkey() -> None:
+def test_a_heartbeat_without_valkey_is_skipped() -> None:
     with valkey_at(free_port()):
         heartbeat.mark(heartbeat.WEB)
     assert heartbeat.read().web_age_seconds is None
@@ -76,19 +76,19 @@ def valkey_at(port: int) -> Iterator[None]:
         heartbeat._client.cache_clear()
 
 
-def test_without_valkey_it_says_so() -> None:
+def test_the_heartbeats_report_an_unavailable_valkey() -> None:
     with valkey_at(free_port()):
         assert heartbeat.read() == heartbeat.Heartbeat(valkey=False, beat_age_seconds=None, worker_age_seconds=None)
 
 
-def test_a_valkey_that_does_not_answer_is_given_up_in_time() -> None:
+def test_reading_the_heartbeats_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, valkey_at(silent.getsockname()[1]):
         started = time.monotonic()
         assert not heartbeat.read().valkey
         assert time.monotonic() - started < 5 * settings.VALKEY_TIMEOUT_SECONDS  # it tries twice
 
 
-def test_beat_sends_what_must_be_repeated_and_all_of_it_expires() -> None:
+def test_beats_schedule_is_complete_and_every_message_expires() -> None:
     schedule = app.conf.beat_schedule
     assert {entry["task"]: entry["schedule"].seconds for entry in schedule.values()} == {
         "exchange.heartbeat.record": settings.HEARTBEAT_SECONDS,

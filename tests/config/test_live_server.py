@@ -31,7 +31,7 @@ def fresh_server(transactional_db: None, tmp_path: Path) -> Iterator[Server]:
         running.stop()
 
 
-def test_it_answers_and_comes_back_on_its_port(server: Server) -> None:
+def test_a_restarted_server_has_the_same_port(server: Server) -> None:
     before, port = server.pid, server.port
     assert server.is_up()
     server.restart()
@@ -47,9 +47,9 @@ def ask_at_once(server: Server, paths: list[str]) -> list[httpx.Response]:
 
 
 @pytest.mark.parametrize("paths", [["/openapi.json"], ["/readyz"], PATHS], ids=["openapi", "readyz", "all"])
-def test_the_first_requests_may_come_at_once(fresh_server: Server, paths: list[str]) -> None:
+def test_the_first_requests_may_be_concurrent(fresh_server: Server, paths: list[str]) -> None:
     responses = ask_at_once(fresh_server, [*paths * AT_ONCE][:AT_ONCE])
 
     assert len(responses) == AT_ONCE
-    assert {answer.status_code for answer in responses} == {200}
-    assert len({answer.content for answer in responses if answer.url.path == "/openapi.json"}) <= 1
+    assert {response.status_code for response in responses} == {200}
+    assert len({response.content for response in responses if response.url.path == "/openapi.json"}) <= 1

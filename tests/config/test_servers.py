@@ -18,13 +18,13 @@ def test_the_database_is_postgresql_in_utf8() -> None:
 
 
 @pytest.mark.django_db
-def test_the_log_gets_no_statements_since_they_carry_document_numbers() -> None:
+def test_postgresql_logs_no_statements_because_they_contain_document_numbers() -> None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT current_setting('log_min_error_statement'), current_setting('log_statement')")
         assert cursor.fetchone() == ("panic", "none")
 
 
-def test_valkey_wants_its_password() -> None:
+def test_valkey_requires_its_password() -> None:
     with redis.Redis.from_url(settings.REDIS_URL) as client:
         assert client.ping()
         port = client.connection_pool.connection_kwargs["port"]

@@ -45,13 +45,13 @@ def api_paths() -> list[str]:
     return sorted({"/" + re.sub(r"<(\w+):\w+>", lambda found: values.get(found[1], "x"), each) for each in patterns})
 
 
-def test_the_back_office_has_djangos_middleware_in_djangos_order() -> None:
+def test_the_back_office_has_djangos_middleware_in_the_documented_order() -> None:
     assert [
         each for each in backoffice.MIDDLEWARE if not each.startswith(("exchange.", "backoffice."))
     ] == DJANGOS_ORDER
 
 
-def test_the_api_has_no_apps_and_no_middleware_for_people() -> None:
+def test_the_api_has_no_apps_and_no_middleware_for_users() -> None:
     loaded = " ".join([*api.INSTALLED_APPS, *api.MIDDLEWARE])
     for each in ("admin", "auth", "sessions", "messages", "axes", "otp", "unfold", "csp", "backoffice"):
         assert each not in loaded
@@ -59,7 +59,7 @@ def test_the_api_has_no_apps_and_no_middleware_for_people() -> None:
 
 @pytest.mark.processes
 @pytest.mark.parametrize("inherited", [{}, {"DJANGO_SETTINGS_MODULE": "config.settings.backoffice"}])
-def test_the_api_process_loads_nothing_of_the_back_office(inherited: dict[str, str]) -> None:
+def test_the_api_process_loads_no_module_of_the_back_office(inherited: dict[str, str]) -> None:
     program = "import sys, config.rsgi; print(*(name.partition('.')[0] for name in sys.modules))"
     environment = inherited | {"SECRET_KEY": "s", "PATH": "/usr/bin"}
     environment |= {"DATABASE_URL": "postgresql://127.0.0.1:1/none", "REDIS_URL": "redis://127.0.0.1:1/0"}
@@ -70,18 +70,18 @@ def test_the_api_process_loads_nothing_of_the_back_office(inherited: dict[str, s
 
 
 @pytest.mark.django_db
-def test_the_back_office_answers_no_path_of_the_api(client: Browser) -> None:
+def test_the_back_office_has_no_path_of_the_api(client: Browser) -> None:
     root, key = sign_in(client), trading.broker("alice")
     paths = api_paths()
     assert {"/orders", "/stocks/AAPL/book", "/healthz", "/docs", "/openapi.json"} <= set(paths)
     for path in paths:
         for method in ("GET", "POST", "DELETE"):
-            answer = root.generic(method, path, headers={"Authorization": f"Bearer {key}"})
-            assert (answer.status_code, answer.headers["Content-Type"]) == (404, "text/html; charset=utf-8"), path
+            response = root.generic(method, path, headers={"Authorization": f"Bearer {key}"})
+            assert (response.status_code, response.headers["Content-Type"]) == (404, "text/html; charset=utf-8"), path
 
 
 @pytest.mark.django_db
-def test_the_root_of_the_back_office_leads_to_its_dashboard(client: Browser) -> None:
+def test_the_root_of_the_back_office_redirects_to_the_dashboard(client: Browser) -> None:
     assert client.get("/").headers["Location"] == "/admin/"
     assert client.get("/admin").headers["Location"] == "/admin/"
 
@@ -92,7 +92,7 @@ PATHS = ["/admin/", "/admin/login/?next=/admin/", "/admin/orders/order/", "/admi
 
 
 @pytest.mark.parametrize("path", [*PATHS, "/admin"])
-def test_the_api_does_not_know_the_admin(path: str) -> None:
+def test_the_api_has_no_admin_by_default(path: str) -> None:
     anonymous = Client(None)
     assert anonymous.get(path).code == "not_found"
     assert anonymous.post(path, {}).code == "not_found"
@@ -100,15 +100,15 @@ def test_the_api_does_not_know_the_admin(path: str) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_the_api_redirects_to_the_back_office_when_told_its_address(settings: Settings, method: str, path: str) -> None:
+def test_the_api_redirects_to_the_back_office_if_its_address_is_set(settings: Settings, method: str, path: str) -> None:
     settings.BACKOFFICE_URL = "http://127.0.0.1:8001"
-    answer = Client(None).request(method, path)
-    assert (answer.status, answer.headers["Location"]) == (307, f"http://127.0.0.1:8001{path}")
-    assert "Set-Cookie" not in answer.headers
+    response = Client(None).request(method, path)
+    assert (response.status, response.headers["Location"]) == (307, f"http://127.0.0.1:8001{path}")
+    assert "Set-Cookie" not in response.headers
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_api_sets_no_cookie_and_reads_none(server: Server) -> None:
+def test_the_api_sets_and_reads_no_cookies(server: Server) -> None:
     headers = {"Cookie": "sessionid=of-somebody; csrftoken=a", "Authorization": f"Bearer {trading.broker('alice')}"}
     for method, path in [
         ("GET", "/docs"),
@@ -119,12 +119,12 @@ def test_the_api_sets_no_cookie_and_reads_none(server: Server) -> None:
     ]:
         with closing(HTTPConnection("127.0.0.1", server.port, timeout=10)) as http:
             http.request(method, path, headers=headers)
-            answer = http.getresponse()
-            assert (answer.headers["Set-Cookie"], "Cookie" in answer.headers.get("Vary", "")) == (None, False), path
+            response = http.getresponse()
+            assert (response.headers["Set-Cookie"], "Cookie" in response.headers.get("Vary", "")) == (None, False), path
 
 
 @pytest.mark.django_db(transaction=True)
-def test_each_server_answers_its_own_paths_only(server: Server, backoffice: Server) -> None:
+def test_each_server_has_only_its_own_paths(server: Server, backoffice: Server) -> None:
     statuses = {
         (name, path): status(each, path)
         for name, each in (("api", server), ("back office", backoffice))

@@ -44,32 +44,32 @@ BAD_HEADERS = [
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATORS_ONLY + READABLE)
-def test_without_a_key_nothing_is_answered(anonymous: Client, method: str, path: str) -> None:
-    answer = anonymous.request(method, path, b"not even JSON", content_type="text/plain")
+def test_a_request_without_a_key_is_unauthenticated(anonymous: Client, method: str, path: str) -> None:
+    response = anonymous.request(method, path, b"not even JSON", content_type="text/plain")
 
-    assert (answer.status, answer.code) == (401, "unauthenticated")
-    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+    assert (response.status, response.code) == (401, "unauthenticated")
+    assert response.headers["WWW-Authenticate"].startswith("Bearer")
 
 
 @pytest.mark.parametrize("header", BAD_HEADERS)
-def test_what_is_not_a_key_is_refused(anonymous: Client, header: str) -> None:
-    answer = anonymous.get("/stocks", Authorization=header)
+def test_an_invalid_authorization_header_is_unauthenticated(anonymous: Client, header: str) -> None:
+    response = anonymous.get("/stocks", Authorization=header)
 
-    assert (answer.status, answer.code) == (401, "unauthenticated")
+    assert (response.status, response.code) == (401, "unauthenticated")
 
 
-def test_the_scheme_may_be_spelled_in_any_case(alice: Client) -> None:
+def test_the_authorization_scheme_is_case_insensitive(alice: Client) -> None:
     assert Client(None).get("/stocks", Authorization=f"bearer {alice.key}").status == 200
 
 
-def test_a_known_prefix_with_another_secret_is_refused(alice: Client) -> None:
+def test_a_known_prefix_with_another_secret_is_rejected(alice: Client) -> None:
     assert alice.key is not None
     forged = alice.key[:-1] + ("0" if alice.key[-1] != "0" else "1")
 
     assert Client(forged).get("/stocks").status == 401
 
 
-def test_the_secret_is_not_kept(alice: Client) -> None:
+def test_the_secret_is_not_stored(alice: Client) -> None:
     assert alice.key is not None
     _, prefix, secret = alice.key.split("_")
     kept = ApiKey.objects.get(pk=prefix)
@@ -80,31 +80,31 @@ def test_the_secret_is_not_kept(alice: Client) -> None:
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATORS_ONLY)
-def test_a_broker_s_key_does_not_act_for_an_operator(alice: Client, method: str, path: str) -> None:
-    answer = alice.request(method, path, {"broker_id": "alice"})
+def test_a_brokers_key_lacks_the_operator_scope(alice: Client, method: str, path: str) -> None:
+    response = alice.request(method, path, {"broker_id": "alice"})
 
-    assert (answer.status, answer.code) == (403, "scope_missing")
+    assert (response.status, response.code) == (403, "scope_missing")
 
 
 @pytest.mark.parametrize("path", ["/brokers/bob/balance", "/brokers/nobody/balance"])
-def test_a_broker_asks_for_itself_only(alice: Client, bob: Client, path: str) -> None:
+def test_a_broker_reads_its_own_balance_only(alice: Client, bob: Client, path: str) -> None:
     assert alice.get(path).code == "broker_mismatch"
 
 
-def test_a_broker_named_in_the_query_is_checked_before_the_query_is(alice: Client) -> None:
+def test_the_broker_id_in_a_query_is_checked_before_its_parameters(alice: Client) -> None:
     assert alice.get("/stocks?broker_id=bob").code == "broker_mismatch"
     assert alice.get("/stocks?broker_id=bob&broker_id=alice").code == "broker_mismatch"
     assert alice.get("/stocks?broker_id=alice").fields == {"broker_id": "unknown_parameter"}
 
 
-def test_every_key_reads(operator: Client, alice: Client) -> None:
+def test_every_key_may_read(operator: Client, alice: Client) -> None:
     reader = Client(services.issue_key("alice", scopes=[Scope.READ], by=BY)[1])
     for client in (operator, alice, reader):
         for method, path in READABLE:
             assert client.request(method, path).status == 200
 
 
-def test_scopes_include_what_the_contract_says(operator: Client, alice: Client) -> None:
+def test_the_trade_and_operator_scopes_include_read(operator: Client, alice: Client) -> None:
     assert operator.key is not None
     assert alice.key is not None
     trader, boss = authenticate_key(alice.key), authenticate_key(operator.key)
@@ -115,20 +115,20 @@ def test_scopes_include_what_the_contract_says(operator: Client, alice: Client) 
 
 
 @pytest.mark.django_db(transaction=True)
-def test_garbage_is_nobody() -> None:
+def test_a_malformed_key_is_unauthenticated() -> None:
     with pytest.raises(Unauthenticated):
         authenticate_key("brs_")
 
 
 @pytest.mark.parametrize("path", OPEN)
-def test_some_paths_are_open_to_all(anonymous: Client, path: str) -> None:
+def test_public_paths_need_no_key(anonymous: Client, path: str) -> None:
     assert anonymous.get(path).status == 200
 
 
 WORST: dict[str, Any] = {"method": "POST", "path": "/brokers?x=1", "body": b"{", "content_type": "text/plain"}
 
 
-def test_refusals_come_in_the_contract_s_order(anonymous: Client, alice: Client, operator: Client) -> None:
+def test_rejections_have_the_precedence_of_the_contract(anonymous: Client, alice: Client, operator: Client) -> None:
     """One request that breaks every rule, mended rule by rule."""
     mended: dict[str, Any] = {**WORST, "method": "DELETE"}
     assert anonymous.request(**mended).code == "unauthenticated"
@@ -146,21 +146,23 @@ def test_refusals_come_in_the_contract_s_order(anonymous: Client, alice: Client,
     assert not Broker.objects.filter(pk="bob").exists()
 
 
-def test_fields_are_refused_before_what_is_missing(operator: Client) -> None:
+def test_invalid_fields_precede_missing_objects(operator: Client) -> None:
     assert operator.post("/brokers/nobody/transfers", {}).status == 400
     assert operator.get("/stocks/NONE?x=1").status == 400
     assert operator.get("/stocks/NONE").status == 404
 
 
-def test_every_bad_field_and_parameter_is_named_at_once(operator: Client) -> None:
-    answer = operator.post("/stocks?a=1&b=2", {"symbol": 1, "tick_size": "0", "lot_size": 0, "pricing": "best", "z": 1})
+def test_all_invalid_fields_and_parameters_are_named_together(operator: Client) -> None:
+    response = operator.post(
+        "/stocks?a=1&b=2", {"symbol": 1, "tick_size": "0", "lot_size": 0, "pricing": "best", "z": 1}
+    )
 
-    assert (answer.status, answer.code) == (400, "validation_error")
-    assert sorted(answer.fields) == ["a", "b", "lot_size", "pricing", "symbol", "tick_size", "z"]
+    assert (response.status, response.code) == (400, "validation_error")
+    assert sorted(response.fields) == ["a", "b", "lot_size", "pricing", "symbol", "tick_size", "z"]
     assert not Instrument.objects.exists()
 
 
-def test_a_key_is_in_no_log(operator: Client, alice: Client, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_secret_of_a_key_is_never_logged(operator: Client, alice: Client, caplog: pytest.LogCaptureFixture) -> None:
     assert alice.key is not None
     with caplog.at_level(logging.DEBUG):
         alice.get(f"/stocks?key={alice.key}")
@@ -173,7 +175,7 @@ def test_a_key_is_in_no_log(operator: Client, alice: Client, caplog: pytest.LogC
     assert alice.key.split("_")[2][:20] not in logged
 
 
-def test_the_command_makes_an_operator(db: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_creates_an_operator_key(db: None, capsys: pytest.CaptureFixture[str]) -> None:
     from django.core.management import call_command
 
     call_command("create_operator_key", name="desk")
@@ -184,7 +186,7 @@ def test_the_command_makes_an_operator(db: None, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.django_db(transaction=True)
-def test_every_operation_but_the_open_ones_needs_a_key_and_a_scope(anonymous: Client, alice: Client) -> None:
+def test_every_operation_except_public_ones_needs_a_key_and_a_scope(anonymous: Client, alice: Client) -> None:
     """Whoever adds a view forgets neither: one without scopes would be a 500 here."""
     nothing = str(UUID(int=0))
     sample = {"broker_id": "alice", "symbol": "AAPL", "prefix": "0" * 12, "order_id": nothing, "webhook_id": nothing}

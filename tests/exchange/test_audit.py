@@ -213,21 +213,21 @@ def who(entry: AuditEntry) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("act", ACTS, ids=IDS)
-def test_an_act_over_rest_leaves_one_entry(operator: Client, alice: Client, act: Act) -> None:
+def test_an_action_over_rest_has_one_audit_entry(operator: Client, alice: Client, act: Act) -> None:
     act.first()
     asked_at = timezone.now()
     with new_audit_entries() as entries:
-        answer = operator.request(*act.request())
+        response = operator.request(*act.request())
 
-    assert answer.status < 300, answer
+    assert response.status < 300, response
     (entry,) = entries
     assert told(entry) == (act.action, act.subject(), act.reason, act.before, act.after())
-    assert who(entry) == ("key", str(operator.key).split("_")[1], "127.0.0.1", answer.headers["X-Request-Id"])
+    assert who(entry) == ("key", str(operator.key).split("_")[1], "127.0.0.1", response.headers["X-Request-Id"])
     assert asked_at - timedelta(seconds=1) < entry.at < timezone.now() + timedelta(seconds=1)
 
 
 @pytest.mark.parametrize("act", ACTS, ids=IDS)
-def test_an_act_by_the_services_leaves_the_same_one(alice: Client, act: Act) -> None:
+def test_an_action_by_the_services_has_the_same_audit_entry(alice: Client, act: Act) -> None:
     act.first()
     with new_audit_entries() as entries:
         act.call(SOMEBODY)
@@ -238,7 +238,7 @@ def test_an_act_by_the_services_leaves_the_same_one(alice: Client, act: Act) -> 
 
 
 @pytest.mark.parametrize("act", ACTS, ids=IDS)
-def test_an_act_writes_its_entry_last(alice: Client, act: Act) -> None:
+def test_an_action_writes_its_audit_entry_last(alice: Client, act: Act) -> None:
     """So the lock of the audit is taken after all others, and held for as short as possible."""
     act.first()
     with CaptureQueriesContext(connection) as queries:
@@ -254,7 +254,7 @@ def test_an_act_writes_its_entry_last(alice: Client, act: Act) -> None:
     "tables", [["exchange_auditentry"], ["exchange_broker", "exchange_instrument", "exchange_apikey"]]
 )
 @pytest.mark.parametrize("act", ACTS, ids=IDS)
-def test_an_act_and_its_entry_are_done_together_or_not_at_all(alice: Client, act: Act, tables: list[str]) -> None:
+def test_an_action_and_its_audit_entry_are_one_transaction(alice: Client, act: Act, tables: list[str]) -> None:
     act.first()
     before = trading.snapshot()
     with trading.failing_commits(*tables), pytest.raises(DatabaseError, match="not this one"):
@@ -282,7 +282,7 @@ REFUSED: list[Callable[[], Any]] = [
 
 
 @pytest.mark.parametrize("act", REFUSED)
-def test_what_is_refused_leaves_nothing(alice: Client, act: Callable[[], Any]) -> None:
+def test_a_rejected_action_writes_nothing(alice: Client, act: Callable[[], Any]) -> None:
     before = trading.snapshot()
     with pytest.raises(ExchangeError):
         act()
@@ -290,12 +290,12 @@ def test_what_is_refused_leaves_nothing(alice: Client, act: Callable[[], Any]) -
     assert trading.snapshot() == before
 
 
-def test_a_transfer_is_on_record_once_and_what_is_refused_over_rest_not_at_all(operator: Client, alice: Client) -> None:
+def test_a_repeated_transfer_has_one_audit_entry_and_a_rejected_one_none(operator: Client, alice: Client) -> None:
     body = {"reference": "r", "cash": "1", "reason": "in"}
     with new_audit_entries() as entries:
-        answers = [operator.post("/brokers/alice/transfers", body | more) for more in ({}, {}, {"cash": "2"})]
+        responses = [operator.post("/brokers/alice/transfers", body | more) for more in ({}, {}, {"cash": "2"})]
 
-    assert [answer.status for answer in answers] == [201, 200, 409]
+    assert [response.status for response in responses] == [201, 200, 409]
     assert (len(entries), Transfer.objects.filter(reference="r").count()) == (1, 1)
 
 
@@ -308,7 +308,7 @@ def test_an_operators_key_can_be_revoked(operator: Client) -> None:
     assert [(each.action, each.subject, each.reason) for each in entries] == [("key.revoke", prefix, "left")]
 
 
-def test_no_key_and_no_hash_is_on_record(operator: Client) -> None:
+def test_the_audit_log_contains_no_key_and_no_hash(operator: Client) -> None:
     with new_audit_entries() as entries:
         admitted = operator.post("/brokers", {"broker_id": "carol", "initial_cash": "0"}).body["api_key"]
         issued = operator.post("/brokers/carol/keys", {"name": "desk"}).body["api_key"]
@@ -324,7 +324,7 @@ def test_no_key_and_no_hash_is_on_record(operator: Client) -> None:
 # --- Halting everything ---------------------------------------------------------------------------------------------
 
 
-def test_everything_that_trades_is_halted_and_each_halt_is_on_record(db: None) -> None:
+def test_halt_all_halts_every_trading_instrument_and_audits_each(db: None) -> None:
     for symbol in ("GOOG", "AAPL", "PETR4"):
         trading.instrument(symbol)
     services.halt("GOOG", "earlier", by=BY)
@@ -339,7 +339,7 @@ def test_everything_that_trades_is_halted_and_each_halt_is_on_record(db: None) -
     assert Instrument.objects.get(pk="GOOG").halt_reason == "earlier"
 
 
-def test_a_book_that_is_held_up_is_told_and_holds_up_no_other(db: None) -> None:
+def test_halt_all_reports_a_locked_book_and_halts_the_others(db: None) -> None:
     for symbol in ("AAPL", "GOOG"):
         trading.instrument(symbol)
     with transaction.atomic(), new_audit_entries() as entries:
@@ -366,7 +366,7 @@ def test_a_book_that_is_held_up_is_told_and_holds_up_no_other(db: None) -> None:
         "TRUNCATE exchange_auditentry, exchange_broker CASCADE",
     ],
 )
-def test_the_database_refuses_to_change_what_is_on_record(alice: Client, statement: str) -> None:
+def test_the_database_rejects_changes_of_audit_entries(alice: Client, statement: str) -> None:
     before = trading.snapshot()
     with connection.cursor() as cursor:
         cursor.execute("SELECT usesuper FROM pg_user WHERE usename = current_user")
@@ -377,7 +377,7 @@ def test_the_database_refuses_to_change_what_is_on_record(alice: Client, stateme
     assert trading.snapshot() == before
 
 
-def test_an_entry_belongs_to_a_transaction(db: None) -> None:
+def test_an_audit_entry_needs_a_transaction(db: None) -> None:
     with pytest.raises(AssertionError):
         audit.record(Entry.of(BY, Action.KEY_ISSUE, "x"))
 
@@ -395,7 +395,7 @@ def test_an_entry_belongs_to_a_transaction(db: None) -> None:
         (1, "x" * 65, "x" * 64),
     ],
 )
-def test_an_address_is_what_the_outermost_of_our_own_proxies_says(
+def test_the_client_address_comes_from_the_outermost_trusted_proxy(
     settings: Settings, proxies: int, forwarded: str | None, address: str
 ) -> None:
     settings.TRUSTED_PROXIES = proxies
@@ -404,7 +404,7 @@ def test_an_address_is_what_the_outermost_of_our_own_proxies_says(
     assert audit.address_of(environ) == address
 
 
-def test_what_a_command_does_is_on_record(db: None, tmp_path: Path) -> None:
+def test_actions_of_commands_are_audited(db: None, tmp_path: Path) -> None:
     with new_audit_entries() as entries:
         call_command("create_operator_key", name="desk", stdout=StringIO())
         call_command("demo", credentials=tmp_path / "credentials.json", base_url="http://localhost")
@@ -418,9 +418,7 @@ def test_what_a_command_does_is_on_record(db: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("header", ["HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED"])
-def test_a_proxy_that_is_not_trusted_is_told_of_once(
-    settings: Settings, caplog: pytest.LogCaptureFixture, header: str
-) -> None:
+def test_an_untrusted_proxy_is_logged_once(settings: Settings, caplog: pytest.LogCaptureFixture, header: str) -> None:
     audit._warn_of_untrusted_proxy.cache_clear()
     audit.address_of({"REMOTE_ADDR": "192.0.2.1"})
     settings.TRUSTED_PROXIES = 1

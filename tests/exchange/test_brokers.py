@@ -13,11 +13,11 @@ from tests.exchange.client import Client
 NEW = {"broker_id": "carol", "initial_cash": 1000.5, "initial_holdings": [{"symbol": "PETR4", "quantity": 7}]}
 
 
-def test_a_new_broker_is_answered_with_its_balance_and_its_first_key(operator: Client) -> None:
-    answer = operator.post("/brokers", NEW)
+def test_the_response_for_a_new_broker_has_its_balance_and_first_key(operator: Client) -> None:
+    response = operator.post("/brokers", NEW)
 
-    body = answer.body
-    assert answer.status == 201
+    body = response.body
+    assert response.status == 201
     assert list(body) == [
         "broker_id",
         "cash_balance",
@@ -32,7 +32,7 @@ def test_a_new_broker_is_answered_with_its_balance_and_its_first_key(operator: C
     assert Client(body["api_key"]).get("/brokers/carol/balance").body["cash_balance"] == Decimal("1000.50")
 
 
-def test_amounts_are_written_with_their_very_decimals(operator: Client) -> None:
+def test_amounts_keep_their_exact_decimals(operator: Client) -> None:
     for broker_id, cash, shown in [
         ("a", b"1000", b"1000.00"),
         ("b", b"0.5", b"0.50"),
@@ -42,12 +42,12 @@ def test_amounts_are_written_with_their_very_decimals(operator: Client) -> None:
         ("f", b"1.5000000000000000000000000000", b"1.50"),
         ("g", b"1.5e3", b"1500.00"),
     ]:
-        answer = operator.post("/brokers", b'{"broker_id":"%s","initial_cash":%s}' % (broker_id.encode(), cash))
-        assert answer.status == 201, answer
-        assert b'"cash_balance":%s,"reserved_cash":0.00,"available_cash":%s,' % (shown, shown) in answer.content
+        response = operator.post("/brokers", b'{"broker_id":"%s","initial_cash":%s}' % (broker_id.encode(), cash))
+        assert response.status == 201, response
+        assert b'"cash_balance":%s,"reserved_cash":0.00,"available_cash":%s,' % (shown, shown) in response.content
 
 
-def test_unlisted_symbols_are_listed_and_the_journal_has_every_first_amount(operator: Client) -> None:
+def test_initial_holdings_list_their_symbols_and_every_initial_amount_is_a_transfer(operator: Client) -> None:
     operator.post("/brokers", NEW)
 
     assert Instrument.objects.get().pk == "PETR4"
@@ -57,15 +57,15 @@ def test_unlisted_symbols_are_listed_and_the_journal_has_every_first_amount(oper
     ]
 
 
-def test_a_broker_without_cash_or_shares_has_an_empty_journal(operator: Client) -> None:
+def test_a_broker_without_cash_or_shares_has_no_transfers(operator: Client) -> None:
     assert operator.post("/brokers", {"broker_id": "carol", "initial_cash": 0}).status == 201
     assert not Transfer.objects.exists()
 
 
-def test_a_broker_exists_once(operator: Client, alice: Client) -> None:
-    answer = operator.post("/brokers", NEW | {"broker_id": "alice"})
+def test_a_broker_id_is_unique(operator: Client, alice: Client) -> None:
+    response = operator.post("/brokers", NEW | {"broker_id": "alice"})
 
-    assert (answer.status, answer.code) == (409, "broker_already_exists")
+    assert (response.status, response.code) == (409, "broker_already_exists")
     assert Broker.objects.get().cash == 1000
     assert not Instrument.objects.filter(pk="PETR4").exists()
 
@@ -79,21 +79,23 @@ BAD: list[tuple[str, list[Any]]] = [
 
 
 @pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in BAD for value in values])
-def test_a_bad_field_of_a_new_broker_is_named_and_nothing_is_done(operator: Client, field: str, value: Any) -> None:
-    answer = operator.post("/brokers", NEW | {field: value})
+def test_an_invalid_field_of_a_new_broker_is_named_and_nothing_is_written(
+    operator: Client, field: str, value: Any
+) -> None:
+    response = operator.post("/brokers", NEW | {field: value})
 
-    assert (answer.status, answer.code) == (400, "validation_error")
-    assert list(answer.fields) == [field]
+    assert (response.status, response.code) == (400, "validation_error")
+    assert list(response.fields) == [field]
     assert not Broker.objects.exists()
 
 
 @pytest.mark.parametrize(
     "number", [b"1e400", b"1e-400", b"-1e400", b"1e99999999999999999999", b"1" * 4000 + b".5", b"-0.1"]
 )
-def test_numbers_beyond_all_bounds_are_bad_fields(operator: Client, number: bytes) -> None:
-    answer = operator.post("/brokers", b'{"broker_id":"carol","initial_cash":%s}' % number)
+def test_numbers_out_of_range_are_invalid_fields(operator: Client, number: bytes) -> None:
+    response = operator.post("/brokers", b'{"broker_id":"carol","initial_cash":%s}' % number)
 
-    assert (answer.status, list(answer.fields)) == (400, ["initial_cash"])
+    assert (response.status, list(response.fields)) == (400, ["initial_cash"])
 
 
 BAD_HOLDINGS = [
@@ -111,19 +113,19 @@ BAD_HOLDINGS = [
 
 
 @pytest.mark.parametrize(("holding", "blamed"), BAD_HOLDINGS)
-def test_bad_holdings_are_named_by_their_place(operator: Client, holding: Any, blamed: list[str]) -> None:
-    answer = operator.post("/brokers", NEW | {"initial_holdings": [{"symbol": "GOOG", "quantity": 1}, holding]})
+def test_invalid_holdings_are_named_by_their_index(operator: Client, holding: Any, blamed: list[str]) -> None:
+    response = operator.post("/brokers", NEW | {"initial_holdings": [{"symbol": "GOOG", "quantity": 1}, holding]})
 
-    assert answer.status == 400
-    assert sorted(answer.fields) == [f"initial_holdings.1.{name}" for name in blamed]
+    assert response.status == 400
+    assert sorted(response.fields) == [f"initial_holdings.1.{name}" for name in blamed]
     assert not Instrument.objects.exists()
 
 
-def test_a_symbol_is_held_once(operator: Client) -> None:
+def test_a_symbol_may_occur_once_in_the_initial_holdings(operator: Client) -> None:
     holdings = [{"symbol": "AAPL", "quantity": 1}, {"symbol": "AAPL", "quantity": 2}]
-    answer = operator.post("/brokers", NEW | {"initial_holdings": holdings})
+    response = operator.post("/brokers", NEW | {"initial_holdings": holdings})
 
-    assert answer.fields == {"initial_holdings.1.symbol": "duplicate"}
+    assert response.fields == {"initial_holdings.1.symbol": "duplicate"}
 
 
 def test_brokers_are_listed_by_id(operator: Client, alice: Client, bob: Client) -> None:
@@ -134,18 +136,18 @@ def test_brokers_are_listed_by_id(operator: Client, alice: Client, bob: Client) 
     assert body["next_cursor"] is None
 
 
-def test_a_balance_shows_what_is_reserved_and_what_is_left(alice: Client) -> None:
+def test_a_balance_shows_reserved_and_available_amounts(alice: Client) -> None:
     Broker.objects.filter(pk="alice").update(reserved_cash=Decimal("0.1234"))
     Holding.objects.update(reserved=30)
 
-    answer = alice.get("/brokers/alice/balance")
+    response = alice.get("/brokers/alice/balance")
 
-    assert answer.status == 200
-    assert b'"cash_balance":1000.00,"reserved_cash":0.1234,"available_cash":999.8766,' in answer.content
-    assert answer.body["holdings"] == [
+    assert response.status == 200
+    assert b'"cash_balance":1000.00,"reserved_cash":0.1234,"available_cash":999.8766,' in response.content
+    assert response.body["holdings"] == [
         {"symbol": "AAPL", "quantity": 100, "reserved_quantity": 30, "available_quantity": 70}
     ]
-    assert answer.body["updated_at"].endswith("Z")
+    assert response.body["updated_at"].endswith("Z")
 
 
 def test_holdings_are_sorted_by_symbol(operator: Client, alice: Client) -> None:
@@ -160,17 +162,17 @@ def test_a_broker_without_holdings_has_a_balance(bob: Client) -> None:
     assert bob.get("/brokers/bob/balance").body["holdings"] == []
 
 
-def test_an_operator_reads_every_balance_and_learns_that_a_broker_is_missing(operator: Client, alice: Client) -> None:
+def test_an_operator_reads_every_balance_and_gets_404_for_a_missing_broker(operator: Client, alice: Client) -> None:
     assert operator.get("/brokers/alice/balance").status == 200
     assert operator.get("/brokers/nobody/balance").code == "broker_not_found"
 
 
 @pytest.mark.parametrize("path", ["/brokers/a%00b/balance", "/brokers/a%20b/balance", f"/brokers/{'a' * 65}/balance"])
-def test_a_malformed_broker_id_is_no_path(operator: Client, path: str) -> None:
+def test_a_malformed_broker_id_is_not_found(operator: Client, path: str) -> None:
     assert operator.get(path).code == "not_found"
 
 
-def test_a_key_is_shown_once_and_then_only_described(operator: Client, alice: Client) -> None:
+def test_a_key_is_shown_only_when_it_is_issued(operator: Client, alice: Client) -> None:
     made = operator.post("/brokers/alice/keys", {"name": "desk 1", "scopes": ["read", "read"]}).body
     listed = operator.get("/brokers/alice/keys")
 
@@ -180,7 +182,7 @@ def test_a_key_is_shown_once_and_then_only_described(operator: Client, alice: Cl
     assert len(listed.body["keys"]) == 2
 
 
-def test_a_new_key_may_trade_unless_told_otherwise(operator: Client, alice: Client) -> None:
+def test_a_new_key_has_the_trade_scope_by_default(operator: Client, alice: Client) -> None:
     assert operator.post("/brokers/alice/keys", {}).body["scopes"] == ["trade"]
 
 
@@ -209,20 +211,20 @@ def test_a_new_key_may_trade_unless_told_otherwise(operator: Client, alice: Clie
         ({"prefix": "mine"}, ["prefix"]),
     ],
 )
-def test_a_bad_field_of_a_new_key_is_named(operator: Client, alice: Client, body: Any, blamed: list[str]) -> None:
-    answer = operator.post("/brokers/alice/keys", body)
+def test_an_invalid_field_of_a_new_key_is_named(operator: Client, alice: Client, body: Any, blamed: list[str]) -> None:
+    response = operator.post("/brokers/alice/keys", body)
 
-    assert (answer.status, list(answer.fields)) == (400, blamed)
+    assert (response.status, list(response.fields)) == (400, blamed)
     assert ApiKey.objects.filter(broker="alice").count() == 1
 
 
-def test_a_time_may_have_any_offset_and_is_answered_in_utc(operator: Client, alice: Client) -> None:
+def test_a_time_may_have_any_offset_and_is_returned_in_utc(operator: Client, alice: Client) -> None:
     body = operator.post("/brokers/alice/keys", {"expires_at": "2099-01-01T00:00:00.000001-03:00"}).body
 
     assert body["expires_at"] == "2099-01-01T03:00:00.000001Z"
 
 
-def test_a_revoked_key_is_dead(operator: Client, alice: Client) -> None:
+def test_a_revoked_key_is_rejected(operator: Client, alice: Client) -> None:
     made = operator.post("/brokers/alice/keys", {}).body
     client = Client(made["api_key"])
     assert client.get("/stocks").status == 200
@@ -232,7 +234,7 @@ def test_a_revoked_key_is_dead(operator: Client, alice: Client) -> None:
     assert alice.get("/stocks").status == 200
 
 
-def test_revoking_again_changes_nothing(operator: Client, alice: Client) -> None:
+def test_a_repeated_revocation_changes_nothing(operator: Client, alice: Client) -> None:
     prefix = ApiKey.objects.get(broker="alice").pk
     operator.delete(f"/brokers/alice/keys/{prefix}")
     first = ApiKey.objects.get(pk=prefix).revoked_at
@@ -241,7 +243,7 @@ def test_revoking_again_changes_nothing(operator: Client, alice: Client) -> None
     assert ApiKey.objects.get(pk=prefix).revoked_at == first
 
 
-def test_only_a_key_of_that_broker_is_revoked(operator: Client, alice: Client, bob: Client) -> None:
+def test_a_key_of_another_broker_cannot_be_revoked(operator: Client, alice: Client, bob: Client) -> None:
     prefix = ApiKey.objects.get(broker="alice").pk
 
     assert operator.delete(f"/brokers/bob/keys/{prefix}").code == "key_not_found"
@@ -250,7 +252,7 @@ def test_only_a_key_of_that_broker_is_revoked(operator: Client, alice: Client, b
     assert alice.get("/stocks").status == 200
 
 
-def test_an_expired_key_is_dead(operator: Client, alice: Client) -> None:
+def test_an_expired_key_is_rejected(operator: Client, alice: Client) -> None:
     expires_at = datetime.now(UTC) + timedelta(seconds=1)
     made = operator.post("/brokers/alice/keys", {"expires_at": expires_at.isoformat()}).body
     assert Client(made["api_key"]).get("/stocks").status == 200
@@ -259,7 +261,7 @@ def test_an_expired_key_is_dead(operator: Client, alice: Client) -> None:
     assert Client(made["api_key"]).get("/stocks").status == 401
 
 
-def test_keys_of_a_broker_that_is_not_there(operator: Client) -> None:
+def test_keys_of_a_missing_broker_are_not_found(operator: Client) -> None:
     assert operator.post("/brokers/nobody/keys", {}).code == "broker_not_found"
     assert operator.get("/brokers/nobody/keys").code == "broker_not_found"
     assert operator.get("/brokers/nobody/transfers").code == "broker_not_found"

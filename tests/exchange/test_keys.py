@@ -68,9 +68,7 @@ def key(alice: Client) -> str:
     return alice.key
 
 
-def test_a_known_key_needs_no_query_for_two_seconds(
-    key: str, django_assert_num_queries: DjangoAssertNumQueries
-) -> None:
+def test_a_cached_key_needs_no_query(key: str, django_assert_num_queries: DjangoAssertNumQueries) -> None:
     with django_assert_num_queries(1):
         first = authenticate_key(key, at(0))
     with django_assert_num_queries(0):
@@ -79,7 +77,7 @@ def test_a_known_key_needs_no_query_for_two_seconds(
         assert authenticate_key(key, at(SECONDS)) == first
 
 
-def test_a_key_revoked_here_is_dead_at_once(key: str, bob: Client) -> None:
+def test_a_key_revoked_in_this_process_is_rejected_immediately(key: str, bob: Client) -> None:
     assert bob.key is not None
     assert is_good(key)
     assert is_good(bob.key)
@@ -90,7 +88,7 @@ def test_a_key_revoked_here_is_dead_at_once(key: str, bob: Client) -> None:
     assert is_good(bob.key)
 
 
-def test_a_key_revoked_elsewhere_is_dead_two_seconds_after_it_was_looked_up(key: str) -> None:
+def test_a_key_revoked_by_another_process_is_rejected_when_its_cache_entry_expires(key: str) -> None:
     assert is_good(key)
     ApiKey.objects.filter(pk=key.split("_")[1]).update(revoked_at=timezone.now())
 
@@ -99,14 +97,14 @@ def test_a_key_revoked_elsewhere_is_dead_two_seconds_after_it_was_looked_up(key:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_key_revoked_while_it_is_looked_up_is_not_remembered(key: str) -> None:
+def test_a_key_revoked_during_its_lookup_is_not_cached(key: str) -> None:
     with revoked_after_the_next_query(key):
         assert is_good(key)  # it was, when the database was asked
 
     assert not is_good(key)
 
 
-def test_keys_in_use_are_renewed_together(
+def test_keys_in_use_are_refreshed_together(
     alice: Client, django_assert_num_queries: DjangoAssertNumQueries, settings: Settings
 ) -> None:
     settings.KEY_REFRESH_SECONDS = 1.5
@@ -124,7 +122,7 @@ def test_keys_in_use_are_renewed_together(
         assert cached_principal(unused, at(1.5 * SECONDS)) is None
 
 
-def test_a_key_revoked_elsewhere_is_not_renewed(key: str) -> None:
+def test_a_key_revoked_by_another_process_is_not_refreshed(key: str) -> None:
     assert is_good(key)
     ApiKey.objects.filter(pk=key.split("_")[1]).update(revoked_at=timezone.now())
     refresh_cache(at(SECONDS / 2))
@@ -134,7 +132,7 @@ def test_a_key_revoked_elsewhere_is_not_renewed(key: str) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_key_revoked_while_all_are_renewed_is_dead(key: str) -> None:
+def test_a_key_revoked_during_a_refresh_is_rejected(key: str) -> None:
     assert is_good(key)
     with revoked_after_the_next_query(key):
         refresh_cache(at(SECONDS / 2))
@@ -142,7 +140,9 @@ def test_a_key_revoked_while_all_are_renewed_is_dead(key: str) -> None:
     assert not is_good(key, SECONDS / 2)
 
 
-def test_without_a_database_keys_are_believed_as_long_as_ever(key: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_the_database_cached_keys_stay_valid_until_their_expiry(
+    key: str, caplog: pytest.LogCaptureFixture
+) -> None:
     assert is_good(key)
 
     def fail(*_: Any) -> Any:
@@ -154,7 +154,7 @@ def test_without_a_database_keys_are_believed_as_long_as_ever(key: str, caplog: 
     assert "keys_not_renewed" in caplog.text
 
 
-def test_an_expired_key_is_dead_although_it_is_remembered(alice: Client) -> None:
+def test_an_expired_key_is_rejected_although_it_is_cached(alice: Client) -> None:
     expires_at = timezone.now() + timedelta(seconds=0.5)
     key = services.issue_key("alice", expires_at=expires_at, by=BY)[1]
     assert is_good(key)
@@ -163,7 +163,7 @@ def test_an_expired_key_is_dead_although_it_is_remembered(alice: Client) -> None
     assert not is_good(key)
 
 
-def test_what_is_no_key_is_not_remembered(key: str) -> None:
+def test_invalid_keys_are_not_in_the_cache_of_valid_keys(key: str) -> None:
     keys._cache.by_digest.clear()
     revoked, revoked_key = services.issue_key("alice", by=BY)
     services.revoke_key("alice", revoked.pk, by=BY)
@@ -174,9 +174,7 @@ def test_what_is_no_key_is_not_remembered(key: str) -> None:
     assert keys._cache.by_digest == {}
 
 
-def test_an_invalid_key_needs_one_query_in_a_second(
-    key: str, django_assert_num_queries: DjangoAssertNumQueries
-) -> None:
+def test_an_invalid_key_needs_one_query_per_second(key: str, django_assert_num_queries: DjangoAssertNumQueries) -> None:
     forged = key[:-1] + ("0" if key[-1] != "0" else "1")
     unknown, prefix, secret_hash = new_key()
     with django_assert_num_queries(2):
@@ -188,19 +186,19 @@ def test_an_invalid_key_needs_one_query_in_a_second(
     assert is_good(key)
 
 
-def test_no_more_invalid_keys_are_remembered_than_the_limit(settings: Settings, db: None) -> None:
+def test_the_number_of_cached_invalid_keys_is_limited(settings: Settings, db: None) -> None:
     settings.INVALID_KEY_CACHE_SIZE = 10
     assert not any(is_good(new_key()[0]) for _ in range(30))
     assert len(keys._cache.rejected_until) == 10
 
 
-def test_a_known_key_with_another_secret_is_refused(key: str) -> None:
+def test_a_cached_key_with_another_secret_is_rejected(key: str) -> None:
     assert is_good(key)
 
     assert not is_good(key[:-1] + ("0" if key[-1] != "0" else "1"))
 
 
-def test_no_more_keys_are_remembered_than_the_limit(alice: Client, settings: Settings) -> None:
+def test_the_number_of_cached_keys_is_limited(alice: Client, settings: Settings) -> None:
     settings.KEY_CACHE_SIZE = 10
     keys._cache.by_digest.clear()
     many = [services.issue_key("alice", scopes=[Scope.READ], by=BY)[1] for _ in range(30)]
@@ -223,7 +221,7 @@ def minute_of(moment: datetime) -> datetime:
     return moment.replace(second=0, microsecond=0)
 
 
-def test_the_use_of_keys_is_written_down_to_the_minute_in_one_statement(
+def test_the_last_use_of_keys_is_stored_to_the_minute_in_one_statement(
     alice: Client, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
     used = [services.issue_key("alice", by=trading.BY)[1] for _ in range(5)]
@@ -245,7 +243,7 @@ def test_the_use_of_keys_is_written_down_to_the_minute_in_one_statement(
     assert last_use(unused) is None
 
 
-def test_a_use_is_written_down_once_and_never_turns_back(
+def test_a_last_use_is_stored_once_and_never_goes_back(
     key: str, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
     later = timezone.now() + timedelta(hours=1)
@@ -258,7 +256,7 @@ def test_a_use_is_written_down_once_and_never_turns_back(
         save_last_used(at(2))
 
 
-def test_the_last_use_of_a_key_that_was_revoked_since_is_written_down(key: str) -> None:
+def test_the_last_use_of_a_key_revoked_since_is_stored(key: str) -> None:
     assert is_good(key)
     services.revoke_key("alice", key.split("_")[1], by=trading.BY)
     refresh_cache(at(1))
@@ -267,7 +265,7 @@ def test_the_last_use_of_a_key_that_was_revoked_since_is_written_down(key: str) 
     assert last_use(key) is not None
 
 
-def test_a_use_that_could_not_be_written_down_is_the_next_time(key: str) -> None:
+def test_a_last_use_that_could_not_be_stored_is_stored_later(key: str) -> None:
     assert is_good(key)
 
     def fail(*_: Any) -> Any:
@@ -280,7 +278,7 @@ def test_a_use_that_could_not_be_written_down_is_the_next_time(key: str) -> None
     assert last_use(key) is not None
 
 
-def test_a_key_that_is_refused_is_not_used(key: str) -> None:
+def test_a_rejected_key_has_no_last_use(key: str) -> None:
     ApiKey.objects.filter(pk=key.split("_")[1]).update(expires_at=timezone.now())
     assert not is_good(key)
     assert not is_good(key[:-1] + ("0" if key[-1] != "0" else "1"))
@@ -293,7 +291,7 @@ def test_a_key_that_is_refused_is_not_used(key: str) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_key_revoked_by_one_process_is_dead_in_the_other_within_five_seconds(server: Server) -> None:
+def test_a_key_revoked_by_one_process_is_rejected_by_another_within_five_seconds(server: Server) -> None:
     key = trading.broker("alice")
     other = services.issue_key("alice", by=BY)[1]
 

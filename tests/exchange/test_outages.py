@@ -17,21 +17,21 @@ OUTAGE_SECONDS = 7.5  # by then the pool's own pause between two attempts is eig
 BACK_SECONDS = 4.0
 
 
-def test_connections_are_back_soon_after_postgresql_is(postgres: Postgres) -> None:
+def test_connections_recover_soon_after_postgresql_restarts(postgres: Postgres) -> None:
     options = settings.DATABASES["default"]["OPTIONS"]["pool"] | {"timeout": 0.2}
     with psycopg_pool.ConnectionPool(postgres.url("bourse"), **options) as pool:
-        assert answers(pool, trading.TIMEOUT_SECONDS)
+        assert responses(pool, trading.TIMEOUT_SECONDS)
         postgres.child.stop()
         lost_at = time.monotonic()
         while time.monotonic() < lost_at + OUTAGE_SECONDS:
-            assert not answers(pool)
+            assert not responses(pool)
         postgres.start("bourse")
         back_at = time.monotonic()
-        while not answers(pool):
+        while not responses(pool):
             assert time.monotonic() < back_at + BACK_SECONDS
 
 
-def answers(pool: psycopg_pool.ConnectionPool, timeout: float | None = None) -> bool:
+def responses(pool: psycopg_pool.ConnectionPool, timeout: float | None = None) -> bool:
     with suppress(psycopg.OperationalError), pool.connection(timeout) as connection:
         connection.execute("SELECT")
         return True

@@ -30,8 +30,8 @@ def at_once(*acts: Callable[[], object]) -> Counter[str]:
             start.wait()
             act()
             return "done"
-        except ExchangeError as refusal:
-            return refusal.code
+        except ExchangeError as rejection:
+            return rejection.code
         finally:
             connection.close()
 
@@ -43,18 +43,18 @@ def _broker(broker_id: str, cash: int = 1000) -> None:
     services.create_broker(broker_id, initial_cash=Decimal(cash), initial_holdings={"AAPL": 100}, by=BY)
 
 
-def test_a_broker_is_admitted_once() -> None:
+def test_a_broker_is_created_once() -> None:
     assert at_once(*[lambda: _broker("alice")] * THREADS) == {"done": 1, "broker_already_exists": THREADS - 1}
     assert (Broker.objects.get().cash, Transfer.objects.count()) == (Decimal(1000), 2)
 
 
-def test_a_symbol_is_listed_once() -> None:
+def test_a_listed_symbol_cannot_be_listed_again() -> None:
     found = at_once(*[lambda: services.list_instrument("AAPL", by=BY)] * THREADS)
 
     assert found == {"done": 1, "symbol_already_listed": THREADS - 1}
 
 
-def test_brokers_with_the_same_new_symbols_do_not_wait_in_a_circle() -> None:
+def test_brokers_with_the_same_new_symbols_do_not_deadlock() -> None:
     def admit(broker_id: str, symbols: str) -> None:
         services.create_broker(broker_id, initial_cash=Decimal(0), initial_holdings=dict.fromkeys(symbols, 1), by=BY)
 
@@ -89,7 +89,7 @@ def test_one_reference_is_one_transfer() -> None:
     assert Broker.objects.get().cash == 990
 
 
-def test_one_reference_on_many_brokers_is_one_transfer() -> None:
+def test_one_reference_for_many_brokers_is_one_transfer() -> None:
     brokers = [f"b{number}" for number in range(THREADS)]
     for broker_id in brokers:
         _broker(broker_id)
@@ -103,7 +103,7 @@ def test_one_reference_on_many_brokers_is_one_transfer() -> None:
     assert sum(broker.cash for broker in Broker.objects.all()) == 1000 * THREADS - 10
 
 
-def test_the_free_amount_is_spent_once() -> None:
+def test_concurrent_withdrawals_do_not_exceed_the_available_amount() -> None:
     _broker("alice", cash=30)
 
     def withdraw(number: int) -> None:
@@ -120,7 +120,7 @@ def test_the_free_amount_is_spent_once() -> None:
     assert (Broker.objects.get().cash, Holding.objects.get().quantity) == (Decimal(0), Decimal(20))
 
 
-def test_first_shares_at_once_make_one_holding() -> None:
+def test_concurrent_first_transfers_of_shares_create_one_holding() -> None:
     _broker("alice")
     services.list_instrument("GOOG", by=BY)
 

@@ -40,9 +40,7 @@ def status(server: live.Server) -> int:
         return client.getresponse().status
 
 
-def test_an_answer_is_repeated_for_a_second(
-    settings: Settings, django_assert_num_queries: DjangoAssertNumQueries
-) -> None:
+def test_the_readiness_is_cached(settings: Settings, django_assert_num_queries: DjangoAssertNumQueries) -> None:
     settings.READINESS_CACHE_SECONDS = PATIENCE_SECONDS
     assert readiness.current().database
     with django_assert_num_queries(0):
@@ -53,7 +51,7 @@ def test_an_answer_is_repeated_for_a_second(
         readiness.current()
 
 
-def test_only_one_asks_and_the_others_get_the_last_answer(settings: Settings) -> None:
+def test_only_one_thread_checks_and_the_others_get_the_cached_readiness(settings: Settings) -> None:
     settings.READINESS_TIMEOUT_SECONDS = PATIENCE_SECONDS
     assert readiness.current().database
     settings.READINESS_CACHE_SECONDS = 0
@@ -61,11 +59,11 @@ def test_only_one_asks_and_the_others_get_the_last_answer(settings: Settings) ->
         first = trading.start_thread(readiness.current)
         assert wait_until(lambda: readiness._readiness._refreshing_since is not None, PATIENCE_SECONDS)
         others = trading.run_concurrently([readiness.current] * 10)
-        assert {answer.database for answer in others} == {True}
+        assert {response.database for response in others} == {True}
         assert not first.done()
 
 
-def test_a_database_that_does_not_answer_is_not_waited_for(settings: Settings) -> None:
+def test_a_database_that_does_not_answer_counts_as_unavailable(settings: Settings) -> None:
     assert readiness.current().database
     settings.READINESS_CACHE_SECONDS, settings.READINESS_TIMEOUT_SECONDS = 0, 0.2
     with locked_migrations():
@@ -77,11 +75,11 @@ def test_a_database_that_does_not_answer_is_not_waited_for(settings: Settings) -
 
 
 def _is_remembered_as_not_ready() -> bool:
-    answer = readiness.cached()
-    return answer is not None and not answer.database
+    response = readiness.cached()
+    return response is not None and not response.database
 
 
-def test_the_server_notices_that_the_database_is_gone_and_back(server: live.Server) -> None:
+def test_the_server_detects_the_loss_and_return_of_the_database(server: live.Server) -> None:
     assert wait_until(lambda: status(server) == 200, TURNS_SECONDS)
     with without_migrations():
         assert wait_until(lambda: status(server) == 503, TURNS_SECONDS)

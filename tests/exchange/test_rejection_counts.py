@@ -63,25 +63,25 @@ def sent(key: str, path: str, body: Any, *, full: bool = False, method: str = "P
         method=method, path=path, query_string="", http_version="1.1", server="127.0.0.1:8000", client="10.0.0.1:4711",
         scheme="http", headers=SimpleNamespace(items=headers.items),
     )  # fmt: skip
-    answers: list[int] = []
+    responses: list[int] = []
 
     class Protocol:
         async def __call__(self) -> bytes:
             return content
 
         def response_bytes(self, status: int, headers: Any, content: bytes) -> None:
-            answers.append(status)
+            responses.append(status)
 
     front = Gateway(ApiHandler(), (lambda: True) if full else sequencer.is_full, order_entry.parse_fast_request)
     asyncio.run(front.__rsgi__(scope, Protocol()))  # type: ignore[arg-type]  # the smallest fake of both
-    return answers[0]
+    return responses[0]
 
 
 USUAL, UNUSUAL = "json", "json; charset=UTF8"  # the short way and the long one
 
 
 @pytest.mark.parametrize("how", [USUAL, UNUSUAL])
-def test_a_refused_order_counts_once_whichever_way_it_goes(how: str) -> None:
+def test_a_rejected_order_counts_once_on_the_fast_path_and_the_full_path(how: str) -> None:
     key = trading.broker("alice")
     assert sent(key, "/orders", LIMIT, how=how) == 201
     assert counted() == 0
@@ -91,7 +91,7 @@ def test_a_refused_order_counts_once_whichever_way_it_goes(how: str) -> None:
     assert counted() == 3
 
 
-def test_a_replay_is_no_refusal() -> None:
+def test_a_replay_is_not_a_rejection() -> None:
     key, body = trading.broker("alice"), LIMIT | {"client_order_id": "once"}
 
     assert [sent(key, "/orders", body) for _ in range(2)] == [201, 200]
@@ -99,14 +99,14 @@ def test_a_replay_is_no_refusal() -> None:
     assert counted() == 1
 
 
-def test_strangers_do_not_count() -> None:
+def test_unauthenticated_requests_do_not_count() -> None:
     trading.broker("alice")
 
     assert sent(f"brs_{'0' * 12}_{'0' * 64}", "/orders", LIMIT) == 401
     assert counted() == 0
 
 
-def test_what_is_turned_away_at_the_door_counts() -> None:
+def test_rejections_by_a_full_queue_count() -> None:
     key = trading.broker("alice")
 
     assert sent(key, "/orders", LIMIT, full=True) == 503
@@ -115,7 +115,7 @@ def test_what_is_turned_away_at_the_door_counts() -> None:
     assert counted() == 2
 
 
-def test_in_a_batch_each_refused_order_counts() -> None:
+def test_each_rejected_order_of_a_batch_counts() -> None:
     key = trading.broker("alice")
     orders = [LIMIT, LIMIT | {"price": "900000000"}, "no order", LIMIT | {"broker_id": "bob"}, LIMIT]
 
@@ -123,7 +123,7 @@ def test_in_a_batch_each_refused_order_counts() -> None:
     assert counted() == 3
 
 
-def test_a_batch_that_is_refused_as_a_whole_counts_as_one() -> None:
+def test_a_rejected_batch_counts_as_one() -> None:
     key = trading.broker("alice")
 
     assert sent(key, "/orders/batch", {"orders": []}) == 400
@@ -143,14 +143,14 @@ def test_other_requests_do_not_count() -> None:
     [(200, False), (201, False), (400, True), (401, False), (403, True), (409, True), (429, True), (500, False),
      (503, True), (504, False)],
 )  # fmt: skip
-def test_only_what_certainly_was_not_done_is_a_refusal(status: int, is_one: bool) -> None:
+def test_only_statuses_of_requests_that_were_not_executed_are_rejections(status: int, is_one: bool) -> None:
     assert rejection_counts.is_rejection(status) is is_one
 
 
 # --- How they are stored --------------------------------------------------------------------------------------------
 
 
-def test_counts_add_up_in_buckets_of_ten_seconds() -> None:
+def test_counts_are_summed_in_buckets_of_ten_seconds() -> None:
     for seconds in (0, 9.9, 10, 25):
         rejection_counts.add(1, at(seconds))
     rejection_counts.flush()
@@ -161,7 +161,7 @@ def test_counts_add_up_in_buckets_of_ten_seconds() -> None:
     assert stored() == {TEN: 7, TEN + timedelta(seconds=10): 1, TEN + timedelta(seconds=20): 1}
 
 
-def test_what_could_not_be_stored_is_stored_the_next_time() -> None:
+def test_counts_that_could_not_be_stored_are_stored_later() -> None:
     rejection_counts.add(2, at(0))
 
     def fail(*_: Any) -> Any:
@@ -175,13 +175,13 @@ def test_what_could_not_be_stored_is_stored_the_next_time() -> None:
     assert stored() == {TEN: 3}
 
 
-def test_nothing_refused_needs_no_query(django_assert_num_queries: Any) -> None:
+def test_without_rejections_a_flush_needs_no_query(django_assert_num_queries: Any) -> None:
     rejection_counts.add(0)
     with django_assert_num_queries(0):
         rejection_counts.flush()
 
 
-def test_threads_lose_no_count() -> None:
+def test_concurrent_threads_lose_no_count() -> None:
     def note_many() -> None:
         for _ in range(2_000):
             rejection_counts.add(1, at(0))
@@ -192,7 +192,7 @@ def test_threads_lose_no_count() -> None:
     assert stored() == {TEN: 16_000}
 
 
-def test_what_was_refused_is_told_of_the_last_minute_the_day_and_each_minute() -> None:
+def test_the_summary_has_the_last_minute_the_day_and_each_minute() -> None:
     for seconds in (-3_700, -70, -50, -10, 5, 15):  # of midnight
         rejection_counts.add(1, at(seconds))
     rejection_counts.flush()
@@ -201,7 +201,7 @@ def test_what_was_refused_is_told_of_the_last_minute_the_day_and_each_minute() -
     assert rejection_counts.summary(TEN + timedelta(seconds=80), TEN, 1) == (0, 2, [2])
 
 
-def test_counts_are_dropped_after_two_days_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_are_deleted_after_two_days_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rejection_counts, "DELETE_BATCH", 3)
     edge = timezone.now() - rejection_counts.RETENTION
     for seconds in (-70, -60, -50, -40, -30, -20, -10, 60):
@@ -212,16 +212,16 @@ def test_counts_are_dropped_after_two_days_in_batches(monkeypatch: pytest.Monkey
     assert stored() == {edge + timedelta(seconds=60): 1}
 
 
-def test_a_web_process_writes_its_counts_down_by_itself(server: Server) -> None:
+def test_a_web_process_stores_its_counts_periodically(server: Server) -> None:
     key = trading.broker("alice")
     services.halt("AAPL", by=trading.BY)
     client = HTTPConnection("127.0.0.1", server.port, timeout=10)
     for _ in range(3):
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         client.request("POST", "/orders", msgspec.json.encode(LIMIT), headers)
-        answer = client.getresponse()
-        assert answer.status == 409
-        answer.read()
+        response = client.getresponse()
+        assert response.status == 409
+        response.read()
     client.close()
 
     assert wait_until(lambda: sum(stored().values()) == 3, 10)

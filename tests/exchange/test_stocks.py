@@ -11,24 +11,24 @@ from exchange.models import Instrument
 from tests.exchange.client import Client
 
 
-def test_an_instrument_is_listed_with_the_usual_rules(operator: Client) -> None:
-    answer = operator.post("/stocks", {"symbol": "AAPL"})
+def test_an_instrument_is_listed_with_default_rules(operator: Client) -> None:
+    response = operator.post("/stocks", {"symbol": "AAPL"})
 
-    assert answer.status == 201
-    assert answer.content == (
+    assert response.status == 201
+    assert response.content == (
         b'{"symbol":"AAPL","name":"AAPL","status":"trading","tick_size":0.01,"lot_size":1,"pricing":"seller"}'
     )
-    assert operator.get("/stocks/AAPL").content == answer.content
+    assert operator.get("/stocks/AAPL").content == response.content
 
 
-def test_an_instrument_may_have_rules_of_its_own(operator: Client) -> None:
+def test_an_instrument_may_be_listed_with_other_rules(operator: Client) -> None:
     rules = {"symbol": "X.1", "name": "Ex", "tick_size": "0.0005", "lot_size": 100, "pricing": "maker"}
     body = operator.post("/stocks", rules).body
 
     assert body == rules | {"status": "trading", "tick_size": Decimal("0.0005")}
 
 
-def test_a_symbol_is_listed_once(operator: Client) -> None:
+def test_a_listed_symbol_cannot_be_listed_again(operator: Client) -> None:
     operator.post("/stocks", {"symbol": "AAPL"})
 
     assert operator.post("/stocks", {"symbol": "AAPL", "name": "other"}).code == "symbol_already_listed"
@@ -60,15 +60,15 @@ def test_a_symbol_is_listed_once(operator: Client) -> None:
         ("status", "halted"),
     ],
 )
-def test_a_bad_field_of_a_new_instrument_is_named(operator: Client, field: str, value: Any) -> None:
-    answer = operator.post("/stocks", {"symbol": "AAPL"} | {field: value})
+def test_an_invalid_field_of_a_new_instrument_is_named(operator: Client, field: str, value: Any) -> None:
+    response = operator.post("/stocks", {"symbol": "AAPL"} | {field: value})
 
-    assert (answer.status, list(answer.fields)) == (400, [field])
+    assert (response.status, list(response.fields)) == (400, [field])
     assert not Instrument.objects.exists()
 
 
 @pytest.mark.parametrize("body", [b"", {}, {"reason": ""}, {"reason": "news"}])
-def test_a_halt_and_its_end_are_told(operator: Client, body: Any) -> None:
+def test_the_status_follows_halts_and_resumes(operator: Client, body: Any) -> None:
     operator.post("/stocks", {"symbol": "AAPL"})
 
     assert operator.post("/stocks/AAPL/halt", body).body["status"] == "halted"
@@ -79,7 +79,7 @@ def test_a_halt_and_its_end_are_told(operator: Client, body: Any) -> None:
     assert operator.get("/stocks/AAPL").body["status"] == "trading"
 
 
-def test_a_halt_keeps_its_reason_and_touches_nothing_else(operator: Client) -> None:
+def test_a_halt_stores_its_reason_and_changes_nothing_else(operator: Client) -> None:
     operator.post("/stocks", {"symbol": "AAPL", "lot_size": 7})
     Instrument.objects.update(sequence=41)
     operator.post("/stocks/AAPL/halt", {"reason": "news"})
@@ -88,7 +88,7 @@ def test_a_halt_keeps_its_reason_and_touches_nothing_else(operator: Client) -> N
     assert (instrument.halt_reason, instrument.sequence, instrument.lot_size) == ("news", 41, 7)
 
 
-def test_only_what_is_listed_is_halted(operator: Client) -> None:
+def test_only_listed_instruments_can_be_halted(operator: Client) -> None:
     assert operator.post("/stocks/NONE/halt").code == "symbol_not_found"
     assert operator.post("/stocks/NONE/resume").code == "symbol_not_found"
     assert operator.post("/stocks/NONE/halt", {"reason": 1}).fields == {"reason": "invalid"}
@@ -115,13 +115,13 @@ def test_pages_follow_each_other_without_gaps(operator: Client) -> None:
     assert (seen, page["next_cursor"]) == (symbols, None)
 
 
-def test_the_last_full_page_is_the_last(operator: Client) -> None:
+def test_a_full_last_page_has_no_next_cursor(operator: Client) -> None:
     _list_many(operator, 3)
 
     assert operator.get("/stocks?limit=3").body["next_cursor"] is None
 
 
-def test_a_page_has_50_unless_asked_otherwise_and_500_at_most(operator: Client) -> None:
+def test_a_page_has_50_rows_by_default_and_at_most_500(operator: Client) -> None:
     _list_many(operator, 501)
 
     assert len(operator.get("/stocks").body["stocks"]) == 50
@@ -129,7 +129,7 @@ def test_a_page_has_50_unless_asked_otherwise_and_500_at_most(operator: Client) 
 
 
 @pytest.mark.parametrize("limit", ["0", "501", "-1", "1.0", "abc", "", "%EF%BC%95", "1e2", "9" * 400, "+1", "%201"])
-def test_a_bad_limit_is_named(operator: Client, limit: str) -> None:
+def test_an_invalid_limit_is_named(operator: Client, limit: str) -> None:
     assert list(operator.get(f"/stocks?limit={limit}").fields) == ["limit"]
 
 
@@ -158,7 +158,7 @@ CURSORS = [
 
 
 @pytest.mark.parametrize("cursor", CURSORS)
-def test_a_cursor_that_is_not_ours_is_named(operator: Client, cursor: str) -> None:
+def test_an_invalid_cursor_is_named(operator: Client, cursor: str) -> None:
     assert list(operator.get(f"/stocks?cursor={cursor}").fields) == ["cursor"]
 
 

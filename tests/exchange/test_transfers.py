@@ -20,10 +20,10 @@ def _state() -> tuple[Any, ...]:
 
 def test_cash_is_booked(operator: Client, alice: Client) -> None:
     before = Broker.objects.get(pk="alice").updated_at
-    answer = operator.post(PATH, CASH)
+    response = operator.post(PATH, CASH)
 
-    body = answer.body
-    assert answer.status == 201
+    body = response.body
+    assert response.status == 201
     assert {name: body[name] for name in ("reference", "broker_id", "cash", "symbol", "quantity", "reason")} == {
         "reference": "r1",
         "broker_id": "alice",
@@ -37,9 +37,9 @@ def test_cash_is_booked(operator: Client, alice: Client) -> None:
 
 
 def test_shares_are_booked(operator: Client, alice: Client) -> None:
-    answer = operator.post(PATH, SHARES)
+    response = operator.post(PATH, SHARES)
 
-    assert (answer.status, answer.body["symbol"], answer.body["quantity"], answer.body["cash"]) == (
+    assert (response.status, response.body["symbol"], response.body["quantity"], response.body["cash"]) == (
         201,
         "AAPL",
         -40,
@@ -48,14 +48,14 @@ def test_shares_are_booked(operator: Client, alice: Client) -> None:
     assert _state() == (1000, 60, 3)
 
 
-def test_first_shares_of_an_instrument_make_a_holding(operator: Client, bob: Client, alice: Client) -> None:
+def test_the_first_shares_of_an_instrument_create_a_holding(operator: Client, bob: Client, alice: Client) -> None:
     operator.post("/brokers/bob/transfers", SHARES | {"quantity": 5})
 
     assert bob.get("/brokers/bob/balance").body["holdings"][0]["quantity"] == 5
 
 
 @pytest.mark.parametrize("wanted", [CASH, SHARES])
-def test_a_reference_is_booked_once(operator: Client, alice: Client, wanted: dict[str, Any]) -> None:
+def test_a_repeated_reference_is_booked_once(operator: Client, alice: Client, wanted: dict[str, Any]) -> None:
     first = operator.post(PATH, wanted)
     after = _state()
     again = operator.post(PATH, wanted)
@@ -65,7 +65,7 @@ def test_a_reference_is_booked_once(operator: Client, alice: Client, wanted: dic
     assert _state() == after
 
 
-def test_the_same_amount_may_be_written_otherwise(operator: Client, alice: Client) -> None:
+def test_a_repeated_transfer_may_write_the_amount_differently(operator: Client, alice: Client) -> None:
     operator.post(PATH, CASH)
 
     assert operator.post(PATH, b'{"reference":"r1","cash":-250.5000,"symbol":null,"reason":"withdrawal"}').status == 200
@@ -79,29 +79,31 @@ def test_the_same_amount_may_be_written_otherwise(operator: Client, alice: Clien
         ({"cash": None, "symbol": "AAPL", "quantity": 1}, ["cash", "quantity", "symbol"]),
     ],
 )
-def test_a_reference_means_one_transfer(operator: Client, alice: Client, change: Any, blamed: list[str]) -> None:
+def test_a_reference_used_for_another_transfer_is_a_conflict(
+    operator: Client, alice: Client, change: Any, blamed: list[str]
+) -> None:
     operator.post(PATH, CASH)
     after = _state()
-    answer = operator.post(PATH, CASH | change)
+    response = operator.post(PATH, CASH | change)
 
-    assert (answer.status, answer.code) == (409, "transfer_reference_conflict")
-    assert sorted(answer.fields) == blamed
+    assert (response.status, response.code) == (409, "transfer_reference_conflict")
+    assert sorted(response.fields) == blamed
     assert _state() == after
 
 
-def test_a_reference_is_not_another_broker_s(operator: Client, alice: Client, bob: Client) -> None:
+def test_a_reference_used_for_another_broker_is_a_conflict(operator: Client, alice: Client, bob: Client) -> None:
     operator.post(PATH, CASH)
-    answer = operator.post("/brokers/bob/transfers", CASH)
+    response = operator.post("/brokers/bob/transfers", CASH)
 
-    assert (answer.code, answer.fields) == ("transfer_reference_conflict", {"broker_id": "differs"})
+    assert (response.code, response.fields) == ("transfer_reference_conflict", {"broker_id": "differs"})
     assert Broker.objects.get(pk="bob").cash == 0
 
 
-def test_a_broker_s_first_journal_lines_cannot_be_named(operator: Client, alice: Client) -> None:
+def test_the_references_of_initial_amounts_are_reserved(operator: Client, alice: Client) -> None:
     assert list(operator.post(PATH, CASH | {"reference": "initial/alice/cash"}).fields) == ["reference"]
 
 
-def test_what_is_reserved_stays(operator: Client, alice: Client) -> None:
+def test_reserved_amounts_cannot_be_withdrawn(operator: Client, alice: Client) -> None:
     Broker.objects.update(reserved_cash=800)
     Holding.objects.update(reserved=70)
     before = _state()
@@ -113,12 +115,12 @@ def test_what_is_reserved_stays(operator: Client, alice: Client) -> None:
     assert operator.post(PATH, SHARES | {"quantity": -30}).status == 201
 
 
-def test_a_refused_transfer_does_not_use_up_its_reference(operator: Client, alice: Client) -> None:
+def test_a_rejected_transfer_does_not_use_up_its_reference(operator: Client, alice: Client) -> None:
     assert operator.post(PATH, CASH | {"cash": -5000}).status == 409
     assert operator.post(PATH, CASH).status == 201
 
 
-def test_shares_that_were_never_held_cannot_go(operator: Client, alice: Client, bob: Client) -> None:
+def test_shares_without_a_holding_cannot_be_withdrawn(operator: Client, alice: Client, bob: Client) -> None:
     assert operator.post("/brokers/bob/transfers", SHARES).code == "insufficient_holdings"
 
 
@@ -161,10 +163,10 @@ def test_broker_and_symbol_must_exist(operator: Client, alice: Client) -> None:
         (CASH | {"broker_id": "alice"}, ["broker_id"]),
     ],
 )
-def test_a_bad_field_of_a_transfer_is_named(operator: Client, alice: Client, body: Any, blamed: list[str]) -> None:
-    answer = operator.post(PATH, body)
+def test_an_invalid_field_of_a_transfer_is_named(operator: Client, alice: Client, body: Any, blamed: list[str]) -> None:
+    response = operator.post(PATH, body)
 
-    assert (answer.status, sorted(answer.fields)) == (400, blamed)
+    assert (response.status, sorted(response.fields)) == (400, blamed)
     assert _state() == (1000, 100, 2)
 
 

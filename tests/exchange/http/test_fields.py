@@ -53,13 +53,13 @@ MALFORMED = {
 
 @pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED.keys())
 def test_a_body_that_is_not_a_json_object_is_malformed(operator: Client, body: bytes) -> None:
-    answer = operator.post("/stocks", body)
+    response = operator.post("/stocks", body)
 
-    assert (answer.status, answer.code) == (400, "malformed_request")
+    assert (response.status, response.code) == (400, "malformed_request")
     assert not Instrument.objects.exists()
 
 
-def test_a_body_has_64_kib(operator: Client) -> None:
+def test_a_body_may_have_64_kib(operator: Client) -> None:
     body = b'{"symbol": "AAPL"}'
 
     assert operator.post("/stocks", body.ljust(64 * 1024 + 1)).code == "too_large"
@@ -70,25 +70,25 @@ def test_a_body_has_64_kib(operator: Client) -> None:
 @pytest.mark.parametrize(
     "media_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "*/*", ""]
 )
-def test_a_body_says_that_it_is_json(operator: Client, media_type: str) -> None:
-    answer = operator.post("/stocks", b'{"symbol": "AAPL"}', content_type=media_type)
+def test_a_body_must_have_the_json_media_type(operator: Client, media_type: str) -> None:
+    response = operator.post("/stocks", b'{"symbol": "AAPL"}', content_type=media_type)
 
-    assert (answer.status, answer.code) == (415, "unsupported_media_type")
+    assert (response.status, response.code) == (415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize("accept", ["text/html", "application/xml;q=0", "nonsense", ""])
-def test_any_accept_header_is_answered_in_json(operator: Client, accept: str) -> None:
-    answer = operator.get("/stocks", Accept=accept)
+def test_the_response_is_json_for_any_accept_header(operator: Client, accept: str) -> None:
+    response = operator.get("/stocks", Accept=accept)
 
-    assert (answer.status, answer.headers["Content-Type"]) == (200, "application/json")
+    assert (response.status, response.headers["Content-Type"]) == (200, "application/json")
 
 
 def test_a_problem_has_every_member(operator: Client) -> None:
-    answer = operator.get("/stocks/NONE")
-    request_id = answer.headers["X-Request-Id"]
+    response = operator.get("/stocks/NONE")
+    request_id = response.headers["X-Request-Id"]
 
-    assert answer.headers["Content-Type"] == "application/problem+json"
-    assert answer.body == {
+    assert response.headers["Content-Type"] == "application/problem+json"
+    assert response.body == {
         "type": "about:blank",
         "title": "Not Found",
         "status": 404,
@@ -99,20 +99,20 @@ def test_a_problem_has_every_member(operator: Client) -> None:
     assert UUID.fullmatch(request_id)
 
 
-def test_bad_fields_are_listed_with_code_and_detail(operator: Client) -> None:
+def test_invalid_fields_are_listed_with_code_and_detail(operator: Client) -> None:
     body = operator.post("/stocks", {"symbol": "aapl"}).body
 
     assert body["errors"] == [{"field": "symbol", "code": "pattern", "detail": "Must match ^[A-Z0-9.]{1,12}$."}]
 
 
-def test_ever_so_many_unknown_fields_give_a_short_answer(operator: Client) -> None:
-    answer = operator.post("/stocks", {f"{n}{'x' * 100}": n for n in range(400)})
+def test_many_unknown_fields_have_a_short_response(operator: Client) -> None:
+    response = operator.post("/stocks", {f"{n}{'x' * 100}": n for n in range(400)})
 
-    assert answer.status == 400
-    assert len(answer.content) < 10_000
+    assert response.status == 400
+    assert len(response.content) < 10_000
 
 
-def test_as_many_objects_and_lists_as_a_body_may_have_are_the_fields_to_refuse(operator: Client) -> None:
+def test_a_body_with_the_maximum_number_of_containers_is_validated(operator: Client) -> None:
     body = b'{"symbol": [' + b"{}," * 9_998 + b"1]}"
 
     assert operator.post("/stocks", body).fields == {"symbol": "invalid"}
@@ -129,7 +129,7 @@ class CountedNames(dict[str, Any]):
             yield name
 
 
-def test_unknown_fields_are_looked_at_until_an_answer_is_full() -> None:
+def test_unknown_fields_are_checked_until_the_response_is_full() -> None:
     body, errors = CountedNames({f"x{n}": n for n in range(100_000)}), list[FieldError]()
     validate(ListInstrumentSerializer, body, errors)
 
@@ -137,33 +137,33 @@ def test_unknown_fields_are_looked_at_until_an_answer_is_full() -> None:
     assert body.looked_at <= MAX_ERRORS
 
 
-def test_items_of_a_list_are_looked_at_until_an_answer_is_full() -> None:
+def test_items_of_a_list_are_checked_until_the_response_is_full() -> None:
     items: Iterator[dict[str, Any]] = iter([{}] * 10_000)
-    with pytest.raises(serializers.ValidationError) as refusal:
+    with pytest.raises(serializers.ValidationError) as rejection:
         StrictList(child=InitialHoldingSerializer()).run_child_validation(items)
 
-    assert len(field_errors(refusal.value.detail)) == MAX_ERRORS
+    assert len(field_errors(rejection.value.detail)) == MAX_ERRORS
     assert len(list(items)) == 10_000 - MAX_ERRORS
 
 
-def test_a_symbol_is_looked_for_twice_until_an_answer_is_full(operator: Client) -> None:
+def test_duplicate_symbols_are_named_until_the_response_is_full(operator: Client) -> None:
     body = {"broker_id": "a", "initial_cash": 1, "initial_holdings": [{"symbol": "A", "quantity": 1}] * 1_000}
-    answer = operator.post("/brokers", body)
+    response = operator.post("/brokers", body)
 
-    assert answer.fields == {f"initial_holdings.{n}.symbol": "duplicate" for n in range(1, MAX_ERRORS + 1)}
-
-
-def test_ever_so_many_unknown_parameters_give_a_short_answer(operator: Client) -> None:
-    answer = operator.get("/stocks?" + "&".join(f"x{n}=1" for n in range(900)))
-
-    assert answer.fields == {f"x{n}": "unknown_parameter" for n in range(MAX_ERRORS)}
+    assert response.fields == {f"initial_holdings.{n}.symbol": "duplicate" for n in range(1, MAX_ERRORS + 1)}
 
 
-def test_fields_and_parameters_share_the_number_of_errors(operator: Client) -> None:
+def test_many_unknown_parameters_have_a_short_response(operator: Client) -> None:
+    response = operator.get("/stocks?" + "&".join(f"x{n}=1" for n in range(900)))
+
+    assert response.fields == {f"x{n}": "unknown_parameter" for n in range(MAX_ERRORS)}
+
+
+def test_fields_and_parameters_share_the_limit_of_errors(operator: Client) -> None:
     body = {"symbol": "AAPL"} | {f"x{n}": n for n in range(MAX_ERRORS - 1)}
-    answer = operator.post("/stocks?y=1&z=1", body)
+    response = operator.post("/stocks?y=1&z=1", body)
 
-    assert list(answer.fields) == [*(f"x{n}" for n in range(MAX_ERRORS - 1)), "y"]
+    assert list(response.fields) == [*(f"x{n}" for n in range(MAX_ERRORS - 1)), "y"]
 
 
 @pytest.mark.parametrize(
@@ -171,48 +171,50 @@ def test_fields_and_parameters_share_the_number_of_errors(operator: Client) -> N
 )
 def test_an_unknown_path_is_a_problem_with_or_without_a_key(operator: Client, anonymous: Client, path: str) -> None:
     for client in (operator, anonymous):
-        answer = client.get(path)
-        assert (answer.status, answer.code) == (404, "not_found")
-        assert answer.headers["X-Request-Id"] == answer.body["request_id"]
+        response = client.get(path)
+        assert (response.status, response.code) == (404, "not_found")
+        assert response.headers["X-Request-Id"] == response.body["request_id"]
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PURGE"])
-def test_other_methods_are_refused_with_those_that_are_not(operator: Client, method: str) -> None:
-    answer = operator.request(method, "/stocks")
+def test_unsupported_methods_are_rejected_with_the_supported_ones(operator: Client, method: str) -> None:
+    response = operator.request(method, "/stocks")
 
-    assert (answer.status, answer.code) == (405, "method_not_allowed")
-    assert answer.headers["Allow"] == "GET, POST, HEAD"
+    assert (response.status, response.code) == (405, "method_not_allowed")
+    assert response.headers["Allow"] == "GET, POST, HEAD"
 
 
 def test_head_is_get_without_a_body(operator: Client) -> None:
-    answer = operator.request("HEAD", "/stocks")
+    response = operator.request("HEAD", "/stocks")
 
-    assert (answer.status, answer.content) == (200, b"")
+    assert (response.status, response.content) == (200, b"")
 
 
 @pytest.mark.parametrize(
     "query", ["x=%00", "%00=1", "%ff%fe=1", "=", "limit=%00", "cursor=%00", "a[]=1", "x=1&x=2", "x" * 5000]
 )
-def test_an_odd_query_is_a_bad_request(operator: Client, query: str) -> None:
+def test_a_malformed_query_is_a_validation_error(operator: Client, query: str) -> None:
     assert operator.get(f"/stocks?{query}").code == "validation_error"
 
 
-def test_a_request_id_is_taken_over_when_it_is_a_plain_word(operator: Client) -> None:
+def test_a_valid_request_id_of_the_client_is_used(operator: Client) -> None:
     assert operator.get("/stocks", **{"X-Request-Id": "abc.DEF-1_2"}).headers["X-Request-Id"] == "abc.DEF-1_2"
     for odd in ["", "a b", "a" * 65, "é", 'a"', "a\n"]:
         assert UUID.fullmatch(operator.get("/stocks", **{"X-Request-Id": odd}).headers["X-Request-Id"])
 
 
-def test_a_surprise_is_a_problem_too(operator: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_exception_is_a_problem_with_status_500(
+    operator: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(services, "get_instrument", lambda symbol: 1 // 0)
-    answer = operator.get("/stocks/AAPL")
+    response = operator.get("/stocks/AAPL")
 
-    assert (answer.status, answer.code) == (500, "internal_error")
-    assert b"Zero" not in answer.content
+    assert (response.status, response.code) == (500, "internal_error")
+    assert b"Zero" not in response.content
 
 
 @override_settings(ALLOWED_HOSTS=["elsewhere"])
-def test_a_host_that_is_not_ours_gets_no_error_page(anonymous: Client) -> None:
+def test_an_unknown_host_causes_no_error(anonymous: Client) -> None:
     assert anonymous.get("/healthz", Host="x" * 300).status < 500
 
 
@@ -235,18 +237,18 @@ def _wrapped(kind: type[Exception], cause: BaseException) -> Exception:
         (InterfaceError("connection already closed"), "outcome_unknown"),
     ],
 )
-def test_overloaded_means_certainly_not_done(error: Exception, code: str) -> None:
+def test_database_errors_are_overloaded_only_if_nothing_was_executed(error: Exception, code: str) -> None:
     assert as_exchange_error(error).code == code
 
 
-def test_a_busy_exchange_says_when_to_come_again(operator: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overloaded_has_a_retry_after_header(operator: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     def busy(symbol: str) -> None:
         raise _wrapped(OperationalError, postgres.LockNotAvailable())
 
     monkeypatch.setattr(services, "get_instrument", busy)
-    answer = operator.get("/stocks/AAPL")
+    response = operator.get("/stocks/AAPL")
 
-    assert (answer.status, answer.code, answer.headers["Retry-After"]) == (503, "overloaded", "1")
+    assert (response.status, response.code, response.headers["Retry-After"]) == (503, "overloaded", "1")
 
 
 def test_every_code_has_a_status() -> None:
@@ -260,17 +262,17 @@ def _kinds(base: type[ExchangeError]) -> list[type[ExchangeError]]:
 def test_readiness_needs_the_database_and_its_migrations(anonymous: Client, nothing_remembered: None) -> None:
     from django.db.migrations.recorder import MigrationRecorder
 
-    answer = anonymous.get("/readyz")
-    assert answer.status == 200
-    assert list(answer.body) == ["database", "valkey", "beat_age_seconds", "worker_age_seconds"]
-    assert answer.body["database"] is True
+    response = anonymous.get("/readyz")
+    assert response.status == 200
+    assert list(response.body) == ["database", "valkey", "beat_age_seconds", "worker_age_seconds"]
+    assert response.body["database"] is True
 
     MigrationRecorder.Migration.objects.filter(app="exchange", name="0001_initial").delete()
     assert wait_until(lambda: anonymous.get("/readyz").status == 503, PATIENCE_SECONDS)
     assert anonymous.get("/readyz").body["database"] is False
 
 
-def test_nothing_hostile_leaves_a_trace(operator: Client) -> None:
+def test_hostile_values_are_rejected_without_a_write(operator: Client) -> None:
     hostile: list[Any] = [
         "\0",
         "' OR 1=1 --",

@@ -27,7 +27,7 @@ def counted(caplog: pytest.LogCaptureFixture) -> dict[str, tuple[int, dict[str, 
 
 
 @pytest.mark.django_db
-def test_many_refusals_are_few_lines_and_a_count_and_good_keys_always_have_theirs(
+def test_many_unauthenticated_requests_are_counted_and_valid_keys_are_always_logged(
     alice: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -48,7 +48,7 @@ def test_many_refusals_are_few_lines_and_a_count_and_good_keys_always_have_their
     assert [record.name for record in caplog.records].count("exchange.http.log_throttle") == 1
 
 
-def test_each_address_has_its_lines_in_each_second() -> None:
+def test_each_address_has_its_limit_of_lines_per_second() -> None:
     throttle = LogThrottle()
     said = [throttle.should_log(address, 401, now) for now in (7.0, 7.9, 8.0) for address in [HERE, ELSEWHERE] * 3]
     assert said == [True] * 6 + [False] * 6 + [True] * 6
@@ -56,7 +56,7 @@ def test_each_address_has_its_lines_in_each_second() -> None:
     assert throttle.take_counts() == {}
 
 
-def test_more_addresses_than_are_told_apart_are_counted_together(settings: Settings) -> None:
+def test_addresses_beyond_the_limit_are_counted_together(settings: Settings) -> None:
     settings.LOG_UNKNOWN_ADDRESSES = 2
     throttle = LogThrottle()
     said = [throttle.should_log(f"192.0.2.{number}", 429, 7.0) for number in range(100)]

@@ -20,9 +20,9 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [formatter.format(record) for record in caplog.records if record.name == "exchange.requests"]
 
 
-def test_every_request_has_its_line(alice: Client, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_request_has_a_log_line(alice: Client, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        answer = alice.get("/stocks")
+        response = alice.get("/stocks")
         Client(None).post("/orders", {}, **{"X-Request-Id": "mine"})
 
     first, second = (json.loads(line) for line in lines(caplog))
@@ -36,7 +36,7 @@ def test_every_request_has_its_line(alice: Client, caplog: pytest.LogCaptureFixt
         "key": alice.key.split("_")[1],
         "broker": "alice",
         "event": "request",
-        "request_id": answer.headers["X-Request-Id"],
+        "request_id": response.headers["X-Request-Id"],
         "logger": "exchange.requests",
         "level": "info",
         "timestamp": "",
@@ -46,7 +46,7 @@ def test_every_request_has_its_line(alice: Client, caplog: pytest.LogCaptureFixt
     assert (second["status"], second["key"], second["broker"], second["request_id"]) == (401, None, None, "mine")
 
 
-def test_a_line_is_one_line_whatever_the_path(anonymous: Client, caplog: pytest.LogCaptureFixture) -> None:
+def test_line_breaks_in_the_path_do_not_split_the_log_line(anonymous: Client, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         anonymous.get("/a%0Ab%C2%85c%E2%80%A8d%22e%FF")
 
@@ -55,7 +55,7 @@ def test_a_line_is_one_line_whatever_the_path(anonymous: Client, caplog: pytest.
     assert json.loads(line)["path"] == '/a\nb\x85c\u2028d"e%FF'
 
 
-def test_other_lines_of_a_request_have_its_id(anonymous: Client, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_log_lines_of_a_request_have_its_id(anonymous: Client, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         anonymous.get("/healthz", **{"X-Request-Id": "one"})
         anonymous.get("/healthz", **{"X-Request-Id": "two"})
@@ -72,7 +72,7 @@ def test_other_lines_of_a_request_have_its_id(anonymous: Client, caplog: pytest.
     assert (noticed["event"], noticed["what"], noticed["request_id"]) == ("noticed", 1, "two")
 
 
-def test_every_answer_is_safe_in_browsers(alice: Client) -> None:
+def test_every_response_has_security_headers(alice: Client) -> None:
     everywhere = {"X-Content-Type-Options", "Referrer-Policy", "Cross-Origin-Opener-Policy", "X-Request-Id"}
     for path in ("/docs", "/stocks", "/healthz", "/nothing", "/admin/", "/admin/login/"):
         headers = alice.get(path).headers

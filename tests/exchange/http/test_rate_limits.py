@@ -38,7 +38,7 @@ def granted(of: RateLimit, times: int, now: int, key: str = "a") -> int:
 # --- The bucket -----------------------------------------------------------------------------------------------------
 
 
-def test_a_burst_gets_through_then_what_time_brings() -> None:
+def test_a_burst_is_granted_and_then_the_refilled_tokens() -> None:
     bucket = limit(per_second=10, burst=20)
 
     assert granted(bucket, 50, START) == 20
@@ -59,7 +59,7 @@ def test_no_token_is_lost_or_gained_by_rounding(per_second: int) -> None:
     assert passed == 5 + (now - START) * per_second // SECOND
 
 
-def test_so_many_at_once_or_none() -> None:
+def test_tokens_are_granted_all_together_or_not_at_all() -> None:
     bucket = limit(per_second=10, burst=20)
 
     assert bucket.take("a", 15, START) == Allowance(True, 5, 1)
@@ -67,7 +67,7 @@ def test_so_many_at_once_or_none() -> None:
     assert bucket.take("a", 5, START) == Allowance(True, 0, 1)
 
 
-def test_what_costs_more_than_a_bucket_holds_gets_through_when_it_is_full() -> None:
+def test_a_request_larger_than_the_bucket_is_granted_when_the_bucket_is_full() -> None:
     bucket = limit(per_second=10, burst=20)
 
     assert bucket.take("a", 500, START).is_granted
@@ -75,7 +75,7 @@ def test_what_costs_more_than_a_bucket_holds_gets_through_when_it_is_full() -> N
     assert bucket.take("a", 500, START + 2 * SECOND).is_granted
 
 
-def test_what_the_request_holds_already_counts_and_goes_back_when_there_is_too_little() -> None:
+def test_tokens_already_taken_count_and_are_returned_on_a_rejection() -> None:
     bucket = limit(per_second=10, burst=20)
     bucket.take("a", 1, START)
 
@@ -88,27 +88,27 @@ def test_what_the_request_holds_already_counts_and_goes_back_when_there_is_too_l
 @pytest.mark.parametrize("tokens", [1, 7, 20])
 @pytest.mark.parametrize("used", [1, 13, 20])
 @pytest.mark.parametrize("per_second", [1, 3, 10])
-def test_what_is_repeated_after_the_seconds_named_gets_through(tokens: int, used: int, per_second: int) -> None:
+def test_a_request_repeated_after_the_returned_seconds_is_granted(tokens: int, used: int, per_second: int) -> None:
     bucket = limit(per_second, burst=20)
     bucket.take("a", used, START)
 
-    refused = bucket.take("a", tokens, START)
-    if refused.is_granted:
+    rejected = bucket.take("a", tokens, START)
+    if rejected.is_granted:
         return
-    assert bucket.take("a", tokens, START + refused.seconds * SECOND).is_granted
+    assert bucket.take("a", tokens, START + rejected.seconds * SECOND).is_granted
     before = limit(per_second, burst=20)
     before.take("a", used, START)
-    assert not before.take("a", tokens, START + (refused.seconds - 1) * SECOND).is_granted
+    assert not before.take("a", tokens, START + (rejected.seconds - 1) * SECOND).is_granted
 
 
-def test_keys_do_not_share() -> None:
+def test_each_key_has_its_own_bucket() -> None:
     bucket = limit(burst=3)
 
     assert granted(bucket, 9, START, "a") == 3
     assert granted(bucket, 9, START, "b") == 3
 
 
-def test_keys_unused_for_longest_are_forgotten() -> None:
+def test_the_least_recently_used_keys_are_evicted() -> None:
     bucket = limit(burst=3, max_keys=100)
     for number in range(100_000):
         bucket.take(f"key-{number}", 1, START)
@@ -118,7 +118,7 @@ def test_keys_unused_for_longest_are_forgotten() -> None:
     assert granted(bucket, 1, START, "busy") == 0
 
 
-def test_threads_together_get_no_more_than_one() -> None:
+def test_concurrent_threads_share_the_limit_of_a_key() -> None:
     bucket = limit(per_second=5_000, burst=1_000)
     started = time.monotonic_ns()
 
@@ -143,34 +143,34 @@ def _slow(settings: Settings) -> None:
 def until_refused(client: Client, method: str, path: str, body: Any = None) -> tuple[int, ApiResponse]:
     """Repeat a request until it is too much; how often it was not."""
     for passed in range(100):
-        answer = client.request(method, path, body)
-        if answer.status == 429:
-            return passed, answer
+        response = client.request(method, path, body)
+        if response.status == 429:
+            return passed, response
     raise AssertionError("never refused")
 
 
-def told(answer: ApiResponse) -> tuple[str, str]:
-    return answer.headers["RateLimit-Policy"], answer.headers["RateLimit"]
+def told(response: ApiResponse) -> tuple[str, str]:
+    return response.headers["RateLimit-Policy"], response.headers["RateLimit"]
 
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("_slow")
-def test_too_much_is_refused_and_nothing_of_it_is_done(alice: Client) -> None:
+def test_a_request_over_the_limit_is_rejected_and_not_executed(alice: Client) -> None:
     body = LIMIT | {"side": "ask"}
-    passed, refusal = until_refused(alice, "POST", "/orders", body)
+    passed, rejection = until_refused(alice, "POST", "/orders", body)
 
     assert passed >= 3
     assert Order.objects.count() == passed
-    api.assert_problem(refusal)
-    assert refusal.code == "rate_limited"
-    assert told(refusal) == ('"requests";q=3;w=3', '"requests";r=0;t=1')
-    assert refusal.headers["Retry-After"] == "1"
+    api.assert_problem(rejection)
+    assert rejection.code == "rate_limited"
+    assert told(rejection) == ('"requests";q=3;w=3', '"requests";r=0;t=1')
+    assert rejection.headers["Retry-After"] == "1"
     time.sleep(1)
     assert alice.post("/orders", body).status == 201
 
 
 @pytest.mark.usefixtures("_slow")
-def test_what_is_too_much_is_refused_before_it_is_looked_at(alice: Client) -> None:
+def test_a_request_over_the_limit_is_rejected_before_its_validation(alice: Client) -> None:
     until_refused(alice, "GET", "/stocks")
 
     for method, path, body in [("POST", "/orders", b"{"), ("PUT", "/orders", b""), ("GET", "/stocks?x=1", None)]:
@@ -180,12 +180,12 @@ def test_what_is_too_much_is_refused_before_it_is_looked_at(alice: Client) -> No
 
 
 @pytest.mark.usefixtures("_slow")
-def test_cancels_have_a_limit_of_their_own(alice: Client, operator: Client) -> None:
+def test_cancels_have_a_separate_limit(alice: Client, operator: Client) -> None:
     until_refused(alice, "GET", "/stocks")
-    passed, refusal = until_refused(alice, "DELETE", NOBODYS)
+    passed, rejection = until_refused(alice, "DELETE", NOBODYS)
 
     assert passed >= 2
-    assert told(refusal) == ('"cancels";q=2;w=2', '"cancels";r=0;t=1')
+    assert told(rejection) == ('"cancels";q=2;w=2', '"cancels";r=0;t=1')
     until_refused(operator, "DELETE", NOBODYS)
     assert operator.get("/stocks").status == 200
     other_deletes = operator.delete("/brokers/alice/keys/0123456789ab")
@@ -193,7 +193,7 @@ def test_cancels_have_a_limit_of_their_own(alice: Client, operator: Client) -> N
 
 
 @pytest.mark.usefixtures("_slow")
-def test_keys_of_one_broker_do_not_share(alice: Client) -> None:
+def test_keys_of_one_broker_have_separate_limits(alice: Client) -> None:
     second = Client(services.issue_key("alice", scopes=[Scope.TRADE], by=BY)[1])
     until_refused(alice, "GET", "/stocks")
 
@@ -201,11 +201,11 @@ def test_keys_of_one_broker_do_not_share(alice: Client) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_every_answer_to_a_good_key_says_what_is_left(alice: Client, bob: Client) -> None:
+def test_every_response_to_a_valid_key_has_the_remaining_tokens(alice: Client, bob: Client) -> None:
     order = LIMIT | {"side": "ask", "client_order_id": "once"}
     placed = alice.post("/orders", order)
     cancel = f"/orders/{placed.body['order_id']}"
-    answers = [
+    responses = [
         placed,
         alice.post("/orders", order),
         alice.post("/orders", {}),
@@ -217,25 +217,25 @@ def test_every_answer_to_a_good_key_says_what_is_left(alice: Client, bob: Client
     ]
     cancels = [alice.delete(cancel), alice.delete(cancel)]
 
-    assert [answer.status for answer in answers] == [201, 200, 400, 403, 404, 409, 405, 413]
-    assert [answer.status for answer in cancels] == [200, 409]
-    for name, group in (("requests", answers), ("cancels", cancels)):
-        for answer in group:
-            policy, left = told(answer)
+    assert [response.status for response in responses] == [201, 200, 400, 403, 404, 409, 405, 413]
+    assert [response.status for response in cancels] == [200, 409]
+    for name, group in (("requests", responses), ("cancels", cancels)):
+        for response in group:
+            policy, left = told(response)
             assert policy == f'"{name}";q=4000;w=2'
             assert re.fullmatch(rf'"{name}";r=39\d\d;t=1', left), left
 
 
-def test_other_answers_say_nothing_of_it(alice: Client) -> None:
-    for answer in [Client(None).get("/stocks"), Client(None).get("/healthz"), alice.get("/nothing")]:
-        assert not {"RateLimit", "RateLimit-Policy"} & answer.headers.keys()
+def test_other_responses_have_no_rate_limit_headers(alice: Client) -> None:
+    for response in [Client(None).get("/stocks"), Client(None).get("/healthz"), alice.get("/nothing")]:
+        assert not {"RateLimit", "RateLimit-Policy"} & response.headers.keys()
 
 
-def left(answer: ApiResponse) -> int:
-    return int(answer.headers["RateLimit"].split(";")[1].removeprefix("r="))
+def left(response: ApiResponse) -> int:
+    return int(response.headers["RateLimit"].split(";")[1].removeprefix("r="))
 
 
-def test_a_list_counts_as_many_as_it_has_and_passes_as_a_whole_or_not_at_all(settings: Settings, alice: Client) -> None:
+def test_a_batch_counts_its_orders_and_is_granted_completely_or_not_at_all(settings: Settings, alice: Client) -> None:
     settings.RATE_LIMIT_PER_SECOND, settings.RATE_LIMIT_BURST = 1, 100
 
     assert left(alice.get("/stocks")) == 99
@@ -269,7 +269,7 @@ def test_a_long_body_counts_by_its_length_unless_it_is_too_long_to_be_read(
     assert 0 <= left(alice.post(path, body.ljust(length))) - (before - tokens) <= 5  # some seconds' tokens
 
 
-def test_a_long_body_is_not_decoded_when_the_key_may_not_send_it(settings: Settings, alice: Client) -> None:
+def test_a_long_body_over_the_limit_is_not_decoded(settings: Settings, alice: Client) -> None:
     settings.RATE_LIMIT_PER_SECOND, settings.RATE_LIMIT_BURST = 1, 50
     alice.get("/stocks")
 
@@ -291,7 +291,7 @@ LONGEST = {
 }
 
 
-def test_no_order_counts_as_several_for_its_length_unless_it_is_padded(alice: Client) -> None:
+def test_the_longest_order_without_padding_counts_as_one(alice: Client) -> None:
     assert LONGEST.keys() == PlaceOrderSerializer().fields.keys()
     batch = json.dumps({"orders": [LONGEST] * 500}, indent=4)
 
@@ -300,7 +300,7 @@ def test_no_order_counts_as_several_for_its_length_unless_it_is_padded(alice: Cl
 
 
 @pytest.mark.django_db(transaction=True)
-def test_threads_that_hammer_get_no_more_than_their_key_may(settings: Settings) -> None:
+def test_concurrent_requests_do_not_exceed_the_limit_of_a_key(settings: Settings) -> None:
     settings.RATE_LIMIT_PER_SECOND, settings.RATE_LIMIT_BURST = 20, 50
     client = api.broker("alice")
     started = time.monotonic()

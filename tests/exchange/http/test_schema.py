@@ -36,11 +36,11 @@ def _every_schema(node: Any) -> Iterator[dict[str, Any]]:
         yield from _every_schema(child)
 
 
-def test_the_document_is_valid_and_nothing_in_it_was_guessed() -> None:
+def test_the_document_is_valid_and_builds_without_warnings() -> None:
     call_command("spectacular", urlconf="config.urls", validate=True, fail_on_warn=True, stdout=StringIO())
 
 
-def test_every_operation_is_named_once_and_summed_up(document: dict[str, Any]) -> None:
+def test_every_operation_has_a_unique_id_and_a_summary(document: dict[str, Any]) -> None:
     operations = list(_operations(document))
 
     assert len({operation["operationId"] for _, _, operation in operations}) == len(operations)
@@ -48,7 +48,7 @@ def test_every_operation_is_named_once_and_summed_up(document: dict[str, Any]) -
     assert not [path for path in document["paths"] if path != "/" and path.endswith("/")]
 
 
-def test_every_operation_tells_its_refusals(document: dict[str, Any]) -> None:
+def test_every_operation_describes_its_rejections(document: dict[str, Any]) -> None:
     for path, method, operation in _operations(document):
         refusals = {"400", "405", "503", "504"} | ({"401", "403"} if "security" in operation else set())
         refusals |= {"413", "415"} if method == "post" else set()
@@ -58,14 +58,14 @@ def test_every_operation_tells_its_refusals(document: dict[str, Any]) -> None:
                 assert response["content"] == {"application/problem+json": {"schema": PROBLEM}}
 
 
-def test_every_body_is_closed(document: dict[str, Any]) -> None:
+def test_every_body_rejects_additional_properties(document: dict[str, Any]) -> None:
     for _, method, operation in _operations(document):
         if method == "post":
             name = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
             assert document["components"]["schemas"][name]["additionalProperties"] is False
 
 
-def test_decimals_are_numbers_and_words_are_shared(document: dict[str, Any]) -> None:
+def test_decimals_are_numbers_and_enums_are_shared(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
 
     assert not [found for found in _every_schema(document) if found.get("format") == "decimal"]
@@ -85,7 +85,7 @@ def test_an_amount_is_a_number_or_digits(document: dict[str, Any]) -> None:
     assert text == {"type": "string", "pattern": r"^[0-9]{1,16}(\.[0-9]{1,4})?$"}
 
 
-def test_paths_and_queries_tell_what_they_take(document: dict[str, Any]) -> None:
+def test_paths_and_queries_describe_their_parameters(document: dict[str, Any]) -> None:
     parameters = document["paths"]["/brokers/{broker_id}/transfers"]["get"]["parameters"]
     by_name = {parameter["name"]: parameter["schema"] for parameter in parameters}
 
@@ -94,14 +94,14 @@ def test_paths_and_queries_tell_what_they_take(document: dict[str, Any]) -> None
     assert by_name.keys() == {"broker_id", "limit", "cursor"}
 
 
-def test_a_quote_tells_how_many_orders_it_looks_at(document: dict[str, Any], settings: Settings) -> None:
+def test_the_description_of_a_quote_has_the_limit_of_orders(document: dict[str, Any], settings: Settings) -> None:
     most = f"the best {settings.MAX_MAKERS_PER_QUOTE:,} "
 
     assert most in document["paths"]["/stocks/{symbol}/quote"]["get"]["description"]
     assert most in document["components"]["schemas"]["Quote"]["description"]
 
 
-def test_the_docs_need_nothing_from_elsewhere(anonymous: Client) -> None:
+def test_the_documentation_page_loads_no_external_files(anonymous: Client) -> None:
     page = anonymous.get("/docs", Host="some.where").content.decode()
     script = anonymous.get("/docs?script=", Host="some.where")
     links = re.findall(r'(?:src|href)="([^"]+)"', page)

@@ -71,7 +71,7 @@ def about(tokens: int) -> range:
 # --- Two processes and their Valkey ---------------------------------------------------------------------------------
 
 
-def test_a_process_learns_what_the_others_granted(client: redis.Redis, key: str) -> None:
+def test_a_process_receives_the_grants_of_the_others(client: redis.Redis, key: str) -> None:
     first, second, third = process(), process(), process()
     assert granted(first, key, 40) == 40
     assert share([first], client, at(START))
@@ -87,32 +87,32 @@ def test_a_process_learns_what_the_others_granted(client: redis.Redis, key: str)
     assert granted(first, key, 1) == 0
 
 
-def test_what_both_granted_at_once_is_repaid(client: redis.Redis, key: str) -> None:
+def test_tokens_granted_by_two_processes_at_once_are_deducted_later(client: redis.Redis, key: str) -> None:
     first, second = process(), process()
     assert granted(first, key, 2 * BURST) == granted(second, key, 2 * BURST) == BURST
     share([first], client, at(START))
     share([second], client, at(START))
 
-    refused = second.take(key, 1, START)
-    assert (refused.is_granted, refused.remaining) == (False, 0)
-    assert refused.seconds in range(BURST - 5, BURST + 2)
-    assert not second.take(key, 1, START + (refused.seconds - 1) * SECOND).is_granted
-    assert second.take(key, 1, START + refused.seconds * SECOND).is_granted
+    rejected = second.take(key, 1, START)
+    assert (rejected.is_granted, rejected.remaining) == (False, 0)
+    assert rejected.seconds in range(BURST - 5, BURST + 2)
+    assert not second.take(key, 1, START + (rejected.seconds - 1) * SECOND).is_granted
+    assert second.take(key, 1, START + rejected.seconds * SECOND).is_granted
 
 
-def test_a_clock_that_was_set_back_refuses_nobody_for_as_long(client: redis.Redis, key: str) -> None:
+def test_a_clock_that_was_set_back_does_not_block_a_key(client: redis.Redis, key: str) -> None:
     in_a_day = int((time.time() + 86_400) * 1_000_000)
     client.set(f"bourse:limit:requests:{key}", in_a_day, ex=60)
     first = process()
     assert granted(first, key, 1) == 1
     share([first], client, at(START))
 
-    refused = first.take(key, 1, START)
-    assert not refused.is_granted
-    assert refused.seconds <= 8 * BURST
+    rejected = first.take(key, 1, START)
+    assert not rejected.is_granted
+    assert rejected.seconds <= 8 * BURST
 
 
-def test_both_together_get_the_burst_and_the_rate(client: redis.Redis, key: str) -> None:
+def test_two_processes_together_grant_the_burst_and_the_rate(client: redis.Redis, key: str) -> None:
     processes = [process(per_second=2_000, burst=500) for _ in range(2)]
     passed, started, seconds = 0, time.monotonic(), 0.0
     while seconds < 1.5:
@@ -125,7 +125,7 @@ def test_both_together_get_the_burst_and_the_rate(client: redis.Redis, key: str)
     assert passed == pytest.approx(500 + 2_000 * seconds, rel=0.1)
 
 
-def test_each_limit_and_each_key_has_a_bucket_of_its_own(client: redis.Redis, key: str) -> None:
+def test_each_limit_and_each_key_has_its_own_bucket(client: redis.Redis, key: str) -> None:
     first = [process("requests"), process("cancels", per_second=2)]
     second = [process("requests"), process("cancels", per_second=2)]
     assert [granted(limit, key, taken) for limit, taken in zip(first, (30, 50), strict=True)] == [30, 50]
@@ -140,7 +140,7 @@ def test_each_limit_and_each_key_has_a_bucket_of_its_own(client: redis.Redis, ke
     assert granted(second[0], f"{key}-of-another", BURST) == 99
 
 
-def test_tokens_given_back_are_given_back_to_all(client: redis.Redis, key: str) -> None:
+def test_returned_tokens_are_shared(client: redis.Redis, key: str) -> None:
     first, second = process(), process()
     first.take(key, 50, START)
     share([first], client, at(START))
@@ -152,7 +152,7 @@ def test_tokens_given_back_are_given_back_to_all(client: redis.Redis, key: str) 
     assert granted(second, key, BURST) in about(89)
 
 
-def test_tokens_taken_while_a_report_is_on_its_way_count(client: redis.Redis, key: str) -> None:
+def test_tokens_taken_during_a_report_count(client: redis.Redis, key: str) -> None:
     first = process()
     first.take(key, 10, START)
     share([first], client, at_start_after(lambda: first.take(key, 30, START)))
@@ -162,7 +162,7 @@ def test_tokens_taken_while_a_report_is_on_its_way_count(client: redis.Redis, ke
     assert granted(first, key, BURST) in range(5)
 
 
-def test_nothing_is_sent_when_nothing_was_used(key: str) -> None:
+def test_no_report_is_sent_without_new_grants(key: str) -> None:
     unreachable, limit = redis.Redis(port=1, retry=NO_RETRY), process()
     assert not share([limit], unreachable)
     limit.take(key, 1, START)
@@ -170,7 +170,7 @@ def test_nothing_is_sent_when_nothing_was_used(key: str) -> None:
         share([limit], unreachable)
 
 
-def test_buckets_are_gone_from_valkey_when_they_are_full(client: redis.Redis, key: str) -> None:
+def test_full_buckets_expire_in_valkey(client: redis.Redis, key: str) -> None:
     limit = process(per_second=10)
     limit.take(key, 20, START)
     share([limit], client, at(START))
@@ -180,7 +180,7 @@ def test_buckets_are_gone_from_valkey_when_they_are_full(client: redis.Redis, ke
     assert wait_until(lambda: not client.exists(name), PATIENCE_SECONDS)
 
 
-def test_keys_that_were_forgotten_stay_forgotten(client: redis.Redis) -> None:
+def test_evicted_keys_stay_evicted(client: redis.Redis) -> None:
     limit = process(max_keys=3)
     names = [str(uuid4()) for _ in range(5)]
     for name in names:
@@ -195,7 +195,7 @@ def test_keys_that_were_forgotten_stay_forgotten(client: redis.Redis) -> None:
 # --- Without Valkey -------------------------------------------------------------------------------------------------
 
 
-def test_without_valkey_each_counts_for_itself_and_afterwards_together_again(valkey: Valkey, key: str) -> None:
+def test_processes_limit_separately_without_valkey_and_together_afterwards(valkey: Valkey, key: str) -> None:
     first, second = process(), process()
     with redis.Redis.from_url(valkey.url, retry=NO_RETRY) as client:
         valkey.child.kill()
@@ -259,7 +259,7 @@ def hammer(server: live.Server, key: str, until: float) -> Counter[int]:
 
 @pytest.mark.processes
 @pytest.mark.django_db(transaction=True)
-def test_a_key_gets_its_limit_once_however_many_processes_it_asks(servers: list[live.Server]) -> None:
+def test_a_keys_limit_holds_for_all_processes_together(servers: list[live.Server]) -> None:
     key = api.broker("alice").key
     assert key is not None
     started = time.monotonic()
@@ -274,7 +274,7 @@ def test_a_key_gets_its_limit_once_however_many_processes_it_asks(servers: list[
 
 @pytest.mark.processes
 @pytest.mark.django_db(transaction=True)
-def test_requests_and_their_limit_go_on_when_valkey_stops(servers: list[live.Server], valkey: Valkey) -> None:
+def test_requests_and_their_limits_continue_when_valkey_stops(servers: list[live.Server], valkey: Valkey) -> None:
     key = api.broker("alice").key
     assert key is not None
     for each in servers:

@@ -6,7 +6,7 @@ from exchange.http.threads import compute_once
 from tests.trading import run_concurrently
 
 
-def test_threads_that_come_at_once_get_the_result_of_one_computation() -> None:
+def test_concurrent_threads_share_the_result_of_one_computation() -> None:
     computed = []
 
     @compute_once
