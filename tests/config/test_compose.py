@@ -1,8 +1,7 @@
-"""docker-compose.yml and Dockerfile: what they promise, and that each of their commands does its work.
+"""Properties of docker-compose.yml and Dockerfile, and a run of their commands.
 
-No Docker is needed: the commands of our own services are run as they stand, with the environment that compose gives
-them and no other, in a copy of the files that the image gets, by a Python with no packages but the image's. Ports and
-the addresses of the servers are all that differs.
+No Docker is needed: the commands of our services run unchanged, with only the environment from compose, in a copy of
+the image's files, with a Python that has only the image's packages. Only ports and addresses of servers differ.
 """
 
 import os
@@ -39,21 +38,21 @@ from tests.live import ROOT
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text().splitlines()
-RUNNING = ["web", "backoffice", "worker", "webhooks", "beat"]  # our own, but for the one that ends by itself
+RUNNING = ["web", "backoffice", "worker", "webhooks", "beat"]  # our services, except those that end
 OURS = ["create_roles", "migrate", *RUNNING]
 ENDING = {"create_roles", "migrate"}
 SECRETS = {"SECRET_KEY": "s" * 50, "VALKEY_PASSWORD": "aZ09._~-"}
 SECRETS |= dict.fromkeys(["POSTGRES_PASSWORD", "DATABASE_OWNER_PASSWORD", "DATABASE_PASSWORD"], "p@s$/w:rd%")
 DATABASE = "bourse_in_containers"
-NOBODY = "postgresql://127.0.0.1:1/none"  # the database of a service without a network to it
-VALKEY_DATABASE = 1  # the other tests have number 0
+UNREACHABLE = "postgresql://127.0.0.1:1/none"  # the database of a service without a network to it
+VALKEY_DATABASE = 1  # other tests use database 0
 STEP_SECONDS = 60.0
 START_SECONDS = 60.0
 CONTAINER_PORT, BACKOFFICE_PORT = 8000, 8001
 
 
 def interpolated(value: str, variables: dict[str, str]) -> str:
-    """What compose makes of `${NAME:?message}`, `${NAME:-default}` and `$$`."""
+    """Replace `${NAME:?message}`, `${NAME:-default}` and `$$` like compose."""
 
     def replaced(found: re.Match[str]) -> str:
         if found[0] == "$$":
@@ -64,13 +63,13 @@ def interpolated(value: str, variables: dict[str, str]) -> str:
 
 
 def words(command: str | list[str]) -> list[str]:
-    """A command as compose gives it to the engine."""
+    """Return the words of a command, like compose."""
     split = shlex.split(command) if isinstance(command, str) else command
     return [interpolated(word, {}) for word in split]
 
 
 def environment(service: str, **variables: str) -> dict[str, str]:
-    """What compose hands to a service: a name without a value only when somebody set it."""
+    """Return the environment of a service. A name without a value is included only if it is in `variables`."""
     given = SERVICES[service]["environment"]
     return {
         name: variables[name] if value is None else interpolated(value, SECRETS | variables)
@@ -80,13 +79,13 @@ def environment(service: str, **variables: str) -> dict[str, str]:
 
 
 def option(command: str | list[str], name: str) -> str:
-    """What follows an option of a command."""
+    """Return the value of a command's option."""
     split = words(command)
     return split[split.index(name) + 1]
 
 
 def seconds(duration: str) -> float:
-    number, unit = re.fullmatch(r"(\d+)([sm])", duration).groups()  # type: ignore[union-attr]  # fails as it should
+    number, unit = re.fullmatch(r"(\d+)([sm])", duration).groups()  # type: ignore[union-attr]  # fails the test
     return int(number) * {"s": 1.0, "m": 60.0}[unit]
 
 
@@ -96,13 +95,13 @@ def megabytes(size: str) -> int:
 
 
 def neighbours(name: str) -> set[str]:
-    """The other services that a service shares a network with."""
+    """Return the other services that share a network with a service."""
     networks = set(SERVICES[name]["networks"])
     return {other for other, service in SERVICES.items() if other != name and networks & set(service["networks"])}
 
 
 def strings(value: Any) -> Iterator[str]:
-    """All strings in a document, wherever they are."""
+    """Yield all strings of a document."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -138,7 +137,7 @@ def test_containers_have_no_unneeded_privileges(name: str) -> None:
     assert (service["cap_drop"], service["security_opt"]) == (["ALL"], ["no-new-privileges:true"])
     assert "/tmp" in {mount.partition(":")[0] for mount in service["tmpfs"]}  # noqa: S108 - the container's
     assert not {"privileged", "cap_add", "network_mode", "pid", "devices"} & service.keys()
-    assert service.get("user") == {"db": "postgres", "valkey": "valkey"}.get(name)  # ours: the image's own, below
+    assert service.get("user") == {"db": "postgres", "valkey": "valkey"}.get(name)  # ours: set in the Dockerfile
 
 
 def test_a_service_shares_networks_only_with_the_servers_it_needs() -> None:
@@ -179,7 +178,7 @@ def test_memory_processes_and_temporary_files_are_limited(name: str) -> None:
 def test_the_limits_of_containers_suffice_for_the_settings() -> None:
     web = SERVICES["web"]
     assert web["pids_limit"] >= 2 * settings.WEB_PROCESSES * settings.WEB_THREADS
-    assert web["ulimits"] == {"nofile": 65536}  # of which 10,000 and more are connections
+    assert web["ulimits"] == {"nofile": 65536}  # more than 10,000 connections
     db = SERVICES["db"]
     assert db["pids_limit"] >= 2 * int(re.findall(r"max_connections=(\d+)", db["command"])[0])
     hash_memory = 2 * 3 * megabytes(settings.RECONCILE_WORK_MEM.lower())  # hash_mem_multiplier; a leader, two workers
@@ -228,7 +227,7 @@ def test_the_back_office_runs_as_in_the_tests_at_a_low_priority() -> None:
     service = SERVICES["backoffice"]
     here = [word.replace("0.0.0.0", "127.0.0.1") for word in words(service["command"])]  # noqa: S104
     assert [sys.executable, *here[1:]] == web.backoffice_command(BACKOFFICE_PORT)
-    assert service["cpu_shares"] * 8 == 1024  # what the others have unless told otherwise
+    assert service["cpu_shares"] * 8 == 1024  # the default of the others
     assert service["pids_limit"] >= 2 * gunicorn.threads
     assert gunicorn.threads >= 2 * settings.MAX_CONCURRENT_EXPORTS
 
@@ -253,7 +252,7 @@ def test_secrets_are_required_and_not_in_the_file() -> None:
         if re.search("PASS|SECRET|KEY|TOKEN|AUTH", name) and value is not None:
             assert re.fullmatch(r"\$\{\w+:\?[^}]+\}", value), name
     (start,) = re.findall(r"^exec .*$", SERVICES["valkey"]["command"][-1], re.MULTILINE)
-    assert "$" not in start  # anybody may read a command line
+    assert "$" not in start  # command lines are visible to all users
     for text in strings(COMPOSE):
         assert not re.search(r"://[^/$]*:[^/$]+@", text), text  # a password in a URL
     example = dict(re.findall(r"^(\w+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
@@ -267,8 +266,8 @@ def test_our_services_receive_the_variables_that_the_settings_read() -> None:
     environments = [SERVICES[name]["environment"] for name in RUNNING]
     assert all(each == environments[0] for each in environments)
     given = {name for name, value in environments[0].items() if value is not None}
-    assert given == required | {"PGPASSWORD"}  # read by PostgreSQL's own library
-    optional -= {"DATABASE_OWNER_URL"}  # below
+    assert given == required | {"PGPASSWORD"}  # read by libpq
+    optional -= {"DATABASE_OWNER_URL"}  # tested below
     assert environments[0].keys() - given == optional
     offered = set(re.findall(r"^#(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
     assert offered == optional | {"PORT", "BIND_ADDRESS", "BACKOFFICE_PORT", "BACKOFFICE_BIND_ADDRESS", "WEB_MEMORY"}
@@ -300,23 +299,23 @@ def test_the_database_uses_fsync_and_has_enough_connections() -> None:
     assert command[0] == "postgres"
     assert (options["fsync"], options["synchronous_commit"]) == ("on", "on")
     processes = int(option(SERVICES["web"]["command"], "--workers")) + int(option(SERVICES["worker"]["command"], "-c"))
-    processes += 2  # the webhook worker is one, with threads; and a command of an operator
+    processes += 2  # the webhook worker, which uses threads, and a command of an operator
     pools = processes * 20 + gunicorn.POOL_SIZE
-    assert pools + 10 <= int(options["max_connections"])  # a few for people
+    assert pools + 10 <= int(options["max_connections"])  # a few for administrators
     arguments = SERVICES["db"]["environment"]["POSTGRES_INITDB_ARGS"]
-    assert set(arguments.split()) == {"--encoding=UTF8", *INITDB_LOCALE}  # sorts as it does in the tests
+    assert set(arguments.split()) == {"--encoding=UTF8", *INITDB_LOCALE}  # the same sort order as in the tests
 
 
 # --- The image ------------------------------------------------------------------------------------------------------
 
 
 def instructions(name: str) -> list[str]:
-    """The arguments of all instructions of this name."""
+    """Return the arguments of all instructions of this name."""
     return [line.removeprefix(name).strip() for line in DOCKERFILE if line.startswith(f"{name} ")]
 
 
 def copied() -> list[str]:
-    """The files and folders of ours that the image gets."""
+    """Return our files and folders in the image."""
     sources = [line.split()[0] for line in instructions("COPY")]
     return [source for source in sources if source != "requirements.txt"]
 
@@ -345,11 +344,11 @@ def test_the_image_runs_as_a_fixed_account_that_is_not_root() -> None:
 
 
 def only_the_locked_packages(folder: Path) -> Path:
-    """Where a Python is that has the packages of requirements.txt and no others."""
+    """Create a virtual environment with only the packages of requirements.txt, and return its folder of programs."""
     venv.create(folder, symlinks=True)
     (site,) = folder.glob("lib/python*/site-packages")
     for name in re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE):
-        with suppress(PackageNotFoundError):  # of another system, or an older Python
+        with suppress(PackageNotFoundError):  # for another system or an older Python
             package = distribution(name)
             for top in {file.parts[0] for file in package.files or []} - {"..", "__pycache__"}:
                 (site / top).symlink_to(Path(str(package.locate_file(top))))
@@ -358,7 +357,7 @@ def only_the_locked_packages(folder: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Containers:
-    """Stands in for the engine: runs a service's command, or its health check, where the image's files are."""
+    """Replacement of the container engine, which runs commands and health checks of services in the image's files."""
 
     app: Path
     logs: Path
@@ -376,17 +375,17 @@ class Containers:
         return engine | image | given | urls
 
     def _here(self, service: str, url: str) -> str:
-        """The URL of a server of compose, as it is reached here; of nobody when the service has no network to it."""
+        """Return the local URL of a server of compose, or an unreachable one without a common network."""
         if "@valkey/" in url:
             return self.redis_url
         account = re.fullmatch(r"postgresql://(\w+)@db/bourse", url)
         assert account, url
         if "db" not in neighbours(service):
-            return NOBODY
+            return UNREACHABLE
         return self.database_url if account[1] == "bourse" else self.database_url.replace("postgres@", f"{account[1]}@")
 
     def here(self, command: Sequence[str]) -> list[str]:
-        """The same command, on a port of 127.0.0.1 that is free."""
+        """Return the command with a free port of 127.0.0.1."""
         changes = {"0.0.0.0": "127.0.0.1", str(CONTAINER_PORT): self.port, str(BACKOFFICE_PORT): self.backoffice_port}  # noqa: S104
         moved = [reduce(lambda word, old: word.replace(old, str(changes[old])), changes, word) for word in command]
         return [str(shutil.which(moved[0], path=self.env("web")["PATH"])), *moved[1:]]
@@ -396,7 +395,7 @@ class Containers:
         return Child(service, command, log=self.logs / f"{service}.log", env=self.env(service), cwd=self.app)
 
     def is_healthy(self, service: str) -> bool:
-        """What the service's own health check says, within its time."""
+        """Run the service's health check and return True if it passes within its timeout."""
         check = SERVICES[service]["healthcheck"]
         kind, *command = [interpolated(word, {}) for word in check["test"]]
         argv = self.here(["/bin/sh", "-c", *command] if kind == "CMD-SHELL" else command)
@@ -407,7 +406,7 @@ class Containers:
         return False
 
     def ends_of_logs(self) -> dict[str, str]:
-        """What each service said last."""
+        """Return the end of each service's log."""
         return {log.stem: log.read_text()[-4_000:] for log in self.logs.iterdir()}
 
     def run(self, service: str) -> None:
@@ -423,7 +422,7 @@ class Containers:
 
 @pytest.fixture(scope="module")
 def urls() -> Iterator[tuple[str, str]]:
-    """The test session's servers, with a database of each that is empty and ours alone."""
+    """The URLs of two empty databases of the test session's servers."""
     base, _, _ = os.environ["DATABASE_URL"].rpartition("/")
     valkey_base, _, _ = os.environ["REDIS_URL"].rpartition("/")
     redis_url = f"{valkey_base}/{VALKEY_DATABASE}"
@@ -453,14 +452,14 @@ def containers(urls: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) 
     return Containers(app, logs, only_the_locked_packages(python), *urls, free_port(), free_port())
 
 
-def of_each(do: Callable[[str], Any]) -> dict[str, Any]:
-    """Do it for all services at once: each takes seconds, most of them waiting."""
+def of_each(function: Callable[[str], Any]) -> dict[str, Any]:
+    """Call a function for all services concurrently, because each call takes seconds."""
     with ThreadPoolExecutor() as threads:
-        return dict(zip(RUNNING, threads.map(do, RUNNING), strict=True))
+        return dict(zip(RUNNING, threads.map(function, RUNNING), strict=True))
 
 
 def stop(child: Child, grace_seconds: float) -> int | None:
-    """Ask as the engine asks; the exit code, or None when it would have had to be killed."""
+    """Stop a process like the engine, and return its exit code, or None if it exceeds its grace period."""
     assert child.pid is not None
     os.kill(child.pid, signal.SIGTERM)
     wait_until(lambda: not child.is_running(), grace_seconds)
@@ -491,9 +490,11 @@ def test_the_commands_start_become_healthy_and_stop_normally(containers: Contain
 
         assert of_each(becomes_healthy) == dict.fromkeys(RUNNING, True), containers.ends_of_logs()
         assert of_each(stop_code) == dict.fromkeys(RUNNING, 0), containers.ends_of_logs()
-        assert [name for name, said in containers.ends_of_logs().items() if "Traceback" in said] == []
+        assert [name for name, text in containers.ends_of_logs().items() if "Traceback" in text] == []
     assert not containers.is_healthy("web")
-    assert sorted(containers.app.rglob("*")) == files  # what the engine mounts read-only nobody tried to write
+    assert (
+        sorted(containers.app.rglob("*")) == files
+    )  # no process has written to files that are read-only in a container
 
 
 # --- Valkey ---------------------------------------------------------------------------------------------------------
@@ -501,7 +502,7 @@ def test_the_commands_start_become_healthy_and_stop_normally(containers: Contain
 
 @contextmanager
 def valkey(folder: Path, password: str) -> Iterator[tuple[Child, str]]:
-    """Valkey, started by compose's own script but for its port, and the URL that compose gives to our services."""
+    """Run Valkey with compose's script on a free port, with the URL of our services."""
     program = Path(Valkey(folder, log=folder / "unused.log").child.argv[0])
     port = free_port()
     shell, flag, script = words(SERVICES["valkey"]["command"])
@@ -519,15 +520,15 @@ def valkey(folder: Path, password: str) -> Iterator[tuple[Child, str]]:
 @pytest.mark.processes
 def test_valkey_persists_nothing_evicts_nothing_and_requires_its_password(tmp_path: Path) -> None:
     with valkey(tmp_path, SECRETS["VALKEY_PASSWORD"]) as (child, url), redis.Redis.from_url(url, retry=None) as client:
-        assert wait_until(lambda: responses(client), START_SECONDS), child.log.read_text()
+        assert wait_until(lambda: is_up(client), START_SECONDS), child.log.read_text()
         found = {name: client.config_get(name)[name] for name in ["save", "appendonly", "maxmemory-policy"]}
         assert found == {"save": "", "appendonly": "no", "maxmemory-policy": "noeviction"}
         address = url.partition("@")[2]
         with (
-            redis.Redis.from_url(f"redis://{address}", retry=None) as stranger,
+            redis.Redis.from_url(f"redis://{address}", retry=None) as anonymous,
             pytest.raises(redis.AuthenticationError),
         ):
-            stranger.ping()
+            anonymous.ping()
         assert stop(child, 10.0) == 0
 
 
@@ -540,7 +541,7 @@ def test_a_valkey_password_that_would_break_the_url_is_rejected(tmp_path: Path, 
         assert child.log.read_text() == "VALKEY_PASSWORD becomes part of a URL: letters, digits and -._~ only.\n"
 
 
-def responses(client: redis.Redis) -> bool:
+def is_up(client: redis.Redis) -> bool:
     with suppress(redis.ConnectionError):
         return bool(client.ping())
     return False

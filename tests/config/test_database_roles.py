@@ -1,6 +1,6 @@
-"""The two accounts of the database: the runtime account does the exchange's work and nothing beyond it.
+"""The two accounts of the database: the runtime account has only the rights that the exchange needs.
 
-The accounts are made, and the migrations run, by the commands that `make run` and `docker-compose.yml` run.
+The commands of `make run` and `docker-compose.yml` create the accounts and run the migrations.
 """
 
 import http.client
@@ -31,7 +31,7 @@ DENIED = psycopg.errors.InsufficientPrivilege
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
-    """A database whose owner is not the account that the exchange runs with, and the environments of both."""
+    """A database with separate owner and runtime accounts, and their environments."""
 
     admin_url: str
     owner_url: str
@@ -90,7 +90,7 @@ def owner(accounts: Accounts) -> Iterator[psycopg.Connection]:
         yield connection
 
 
-# --- What the runtime account does ----------------------------------------------------------------------------------
+# --- Rights of the runtime account ----------------------------------------------------------------------------------
 
 
 def test_the_exchange_trades_and_reconciles_with_the_runtime_account(accounts: Accounts, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ ORDER |= {"time_in_force": "gtc"}
 
 
 def _post(port: int, path: str, key: str, body: dict[str, Any]) -> int:
-    """The status of the response."""
+    """Send a request and return the status of the response."""
     client = http.client.HTTPConnection("127.0.0.1", port, timeout=live.RESPONSE_TIMEOUT_SECONDS)
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     try:
@@ -147,7 +147,7 @@ def test_the_runtime_account_reads_and_writes_all_tables_except_migrations_and_a
     assert len(rights) > 20
 
 
-# --- What it may not do ---------------------------------------------------------------------------------------------
+# --- Denied statements ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ ENTRY = dict.fromkeys(("address", "request_id", "reason"), "")
 ENTRY |= {"actor_kind": "user", "actor": "olga", "action": "broker.suspend", "subject": "b1"}
 
 
-# --- How they come about --------------------------------------------------------------------------------------------
+# --- Creation of the accounts ---------------------------------------------------------------------------------------
 
 
 def test_the_runtime_account_may_use_tables_of_later_migrations(

@@ -1,4 +1,4 @@
-"""`manage.py demo` can be run again and again: what works is kept, what does not is replaced."""
+"""`manage.py demo` can be repeated: it keeps valid credentials and replaces invalid ones."""
 
 import json
 import stat
@@ -15,7 +15,7 @@ from exchange.models import ApiKey, Broker, Holding
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-LOGIN = RequestFactory().post("/admin/login/")  # attempts are counted by where they come from
+LOGIN = RequestFactory().post("/admin/login/")  # attempts are counted by address
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The marks that beat and the workers leave, and what they read like when nobody leaves them."""
+"""Heartbeats of beat, the workers and the web processes."""
 
 import socket
 import time
@@ -18,8 +18,8 @@ OWN_DATABASE = 15
 
 
 @pytest.fixture(autouse=True)
-def _no_marks() -> Iterator[None]:
-    """A database of Valkey's own: processes that other tests have left running go on leaving marks in theirs."""
+def _empty_valkey() -> Iterator[None]:
+    """Use a separate Valkey database, because processes of other tests continue to write heartbeats to theirs."""
     server, _, _ = settings.REDIS_URL.rpartition("/")
     heartbeat._client.cache_clear()
     with override_settings(REDIS_URL=f"{server}/{OWN_DATABASE}"):
@@ -40,7 +40,7 @@ def test_sending_the_task_is_beats_heartbeat_and_running_it_the_workers() -> Non
     heartbeat.record()
     ran = heartbeat.read()
     app.control.purge()
-    app.pool.force_close_all()  # type: ignore[attr-defined]  # the stubs name another pool
+    app.pool.force_close_all()  # type: ignore[attr-defined]  # the stubs have another type of pool
     assert sent.beat_age_seconds is not None
     assert 0 <= sent.beat_age_seconds < 5
     assert sent.worker_age_seconds is None
@@ -85,7 +85,7 @@ def test_reading_the_heartbeats_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, valkey_at(silent.getsockname()[1]):
         started = time.monotonic()
         assert not heartbeat.read().valkey
-        assert time.monotonic() - started < 5 * settings.VALKEY_TIMEOUT_SECONDS  # it tries twice
+        assert time.monotonic() - started < 5 * settings.VALKEY_TIMEOUT_SECONDS  # two attempts
 
 
 def test_beats_schedule_is_complete_and_every_message_expires() -> None:

@@ -1,4 +1,4 @@
-"""The live web server that tests talk to over real sockets."""
+"""The live web server of tests over real sockets."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -22,7 +22,7 @@ PATHS = [
 
 @pytest.fixture
 def fresh_server(transactional_db: None, tmp_path: Path) -> Iterator[Server]:
-    """A web server that has answered nothing but `/healthz`."""
+    """A web server that has received only `/healthz`."""
     running = live.server(tmp_path / "web.log")
     try:
         running.start()
@@ -40,7 +40,7 @@ def test_a_restarted_server_has_the_same_port(server: Server) -> None:
 
 
 def ask_at_once(server: Server, paths: list[str]) -> list[httpx.Response]:
-    """Send a GET for each path, all at the same time, with a broker's key."""
+    """Send a GET request for each path concurrently, with a broker's key."""
     headers = {"Authorization": f"Bearer {api.broker('alice').key}"}
     ask = partial(httpx.get, headers=headers, timeout=ANSWER_SECONDS, trust_env=False)
     return trading.run_concurrently([partial(ask, server.url + path) for path in paths])

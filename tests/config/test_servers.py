@@ -1,4 +1,4 @@
-"""The servers that the tests run on are real ones."""
+"""The embedded servers of the tests have the settings of production."""
 
 import pytest
 import redis
@@ -28,5 +28,5 @@ def test_valkey_requires_its_password() -> None:
     with redis.Redis.from_url(settings.REDIS_URL) as client:
         assert client.ping()
         port = client.connection_pool.connection_kwargs["port"]
-    with redis.Redis(port=port, retry=Retry(NoBackoff(), 0)) as stranger, pytest.raises(redis.AuthenticationError):
-        stranger.ping()
+    with redis.Redis(port=port, retry=Retry(NoBackoff(), 0)) as anonymous, pytest.raises(redis.AuthenticationError):
+        anonymous.ping()

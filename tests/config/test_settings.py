@@ -1,4 +1,4 @@
-"""What the settings promise."""
+"""Settings of the database connection."""
 
 import pytest
 from django.db import connection

@@ -1,4 +1,4 @@
-"""The API and the back office are two sites: neither answers the other's paths, and the API knows nobody's session."""
+"""The API and the back office are separate sites: neither has the other's paths, and the API has no sessions."""
 
 import re
 import subprocess
@@ -38,7 +38,7 @@ DJANGOS_ORDER = [  # https://docs.djangoproject.com/en/5.2/ref/middleware/#middl
 
 
 def api_paths() -> list[str]:
-    """One path of each pattern of the API."""
+    """Return one path for each pattern of the API."""
     packages = [each for each in get_resolver("config.urls").url_patterns if isinstance(each, URLResolver)]
     patterns = [str(pattern.pattern) for package in packages for pattern in package.url_patterns]
     values = {"uuid": "018f0000-0000-7000-8000-000000000000", "symbol": "AAPL", "key_prefix": "0" * 12}
@@ -142,7 +142,7 @@ def test_each_server_has_only_its_own_paths(server: Server, backoffice: Server) 
 
 @pytest.mark.django_db(transaction=True)
 def test_the_back_office_survives_the_loss_of_its_connections(backoffice: Server) -> None:
-    session = {"Cookie": "sessionid=of-nobody"}  # which it looks for
+    session = {"Cookie": "sessionid=of-nobody"}  # looked up in the database
     with ThreadPoolExecutor(POOL_SIZE) as threads:
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute("LOCK TABLE django_session")

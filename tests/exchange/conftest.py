@@ -29,7 +29,7 @@ def bob(db: None) -> Client:
 
 
 @pytest.fixture
-def nothing_remembered() -> Iterator[None]:
+def no_cached_readiness() -> Iterator[None]:
     """Clear the cached readiness before and after the test."""
     readiness._readiness = readiness.Readiness()
     yield

@@ -1,4 +1,4 @@
-"""Who may do what, and which refusal comes first (contract: "Access", "Order of refusals")."""
+"""Authentication, scopes and the precedence of errors (contract: "Authentication and access", "Error precedence")."""
 
 import logging
 from typing import Any
@@ -129,7 +129,7 @@ WORST: dict[str, Any] = {"method": "POST", "path": "/brokers?x=1", "body": b"{",
 
 
 def test_rejections_have_the_precedence_of_the_contract(anonymous: Client, alice: Client, operator: Client) -> None:
-    """One request that breaks every rule, mended rule by rule."""
+    """Send a request that breaks every rule, and correct it rule by rule."""
     mended: dict[str, Any] = {**WORST, "method": "DELETE"}
     assert anonymous.request(**mended).code == "unauthenticated"
     assert alice.request(**mended).code == "method_not_allowed"
@@ -187,7 +187,7 @@ def test_the_command_creates_an_operator_key(db: None, capsys: pytest.CaptureFix
 
 @pytest.mark.django_db(transaction=True)
 def test_every_operation_except_public_ones_needs_a_key_and_a_scope(anonymous: Client, alice: Client) -> None:
-    """Whoever adds a view forgets neither: one without scopes would be a 500 here."""
+    """A view without scopes would respond with 500 here."""
     nothing = str(UUID(int=0))
     sample = {"broker_id": "alice", "symbol": "AAPL", "prefix": "0" * 12, "order_id": nothing, "webhook_id": nothing}
     for path, methods in anonymous.get("/openapi.json").body["paths"].items():

@@ -1,4 +1,4 @@
-"""Every act of an operator is on record, by the transaction that does it, and nothing on record ever changes."""
+"""Every action of an operator has an audit entry, written by its transaction, and audit entries never change."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -27,7 +27,7 @@ from tests.trading import BY, new_audit_entries
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-SOMEBODY = Actor(ActorKind.USER, "olga", "192.0.2.7", "r-1")
+OLGA = Actor(ActorKind.USER, "olga", "192.0.2.7", "r-1")
 CASH, SHARES = Decimal(250), {"symbol": "AAPL", "quantity": -40}
 RULES = {"name": "Apple", "tick_size": "0.05", "lot_size": 10, "pricing": "maker"}
 PLAIN_RULES = {"name": "PETR4", "tick_size": "0.01", "lot_size": 1, "pricing": "seller"}
@@ -41,7 +41,7 @@ def newest_key() -> str:
 
 
 def old_key() -> str:
-    """The first of alice's."""
+    """Return the prefix of alice's first key."""
     return ApiKey.objects.filter(broker="alice").earliest("created_at").prefix
 
 
@@ -57,8 +57,8 @@ def nothing() -> None:
     pass
 
 
-class Act(NamedTuple):
-    """An act over REST and the same by the services, and what it leaves on record."""
+class AuditedAction(NamedTuple):
+    """An action over REST and by the services, with its audit entry."""
 
     action: Action
     request: Callable[[], tuple[str, str, Any]]
@@ -70,8 +70,8 @@ class Act(NamedTuple):
     first: Callable[[], None] = nothing
 
 
-ACTS = [
-    Act(
+ACTIONS = [
+    AuditedAction(
         Action.BROKER_ADMIT,
         lambda: (
             "POST",
@@ -95,7 +95,7 @@ ACTS = [
             "key": newest_key(),
         },
     ),
-    Act(
+    AuditedAction(
         Action.BROKER_SUSPEND,
         lambda: ("POST", "/brokers/alice/suspend", {"reason": "late"}),
         lambda by: orders_services.suspend("alice", cancel_orders=False, reason="late", by=by),
@@ -104,7 +104,7 @@ ACTS = [
         lambda: {"status": "suspended"},
         "late",
     ),
-    Act(
+    AuditedAction(
         Action.BROKER_REINSTATE,
         lambda: ("POST", "/brokers/alice/reinstate", {"reason": "paid"}),
         lambda by: orders_services.reinstate("alice", reason="paid", by=by),
@@ -114,7 +114,7 @@ ACTS = [
         "paid",
         suspended,
     ),
-    Act(
+    AuditedAction(
         Action.BROKER_TRANSFER,
         lambda: ("POST", "/brokers/alice/transfers", {"reference": "r", "cash": "250", "reason": "in"}),
         lambda by: services.transfer("alice", reference="r", cash=CASH, reason="in", by=by),
@@ -123,7 +123,7 @@ ACTS = [
         lambda: BALANCE | {"cash": "1250.00", "reference": "r"},
         "in",
     ),
-    Act(
+    AuditedAction(
         Action.BROKER_TRANSFER,
         lambda: ("POST", "/brokers/alice/transfers", {"reference": "r", "reason": "out"} | SHARES),
         lambda by: services.transfer("alice", reference="r", symbol="AAPL", quantity=-40, reason="out", by=by),
@@ -132,7 +132,7 @@ ACTS = [
         lambda: HOLDING | {"quantity": 60, "reference": "r"},
         "out",
     ),
-    Act(
+    AuditedAction(
         Action.KEY_ISSUE,
         lambda: ("POST", "/brokers/alice/keys", {"name": "desk", "scopes": ["read"]}),
         lambda by: services.issue_key("alice", name="desk", scopes=[Scope.READ], by=by),
@@ -140,7 +140,7 @@ ACTS = [
         None,
         lambda: {"broker_id": "alice", "name": "desk", "scopes": ["read"], "expires_at": None},
     ),
-    Act(
+    AuditedAction(
         Action.KEY_REVOKE,
         lambda: ("DELETE", f"/brokers/alice/keys/{old_key()}", None),
         lambda by: services.revoke_key("alice", old_key(), by=by),
@@ -148,7 +148,7 @@ ACTS = [
         {"broker_id": "alice", "name": "", "revoked_at": None},
         lambda: {"broker_id": "alice", "name": "", "revoked_at": _json_time(ApiKey.objects.get(pk=old_key()))},
     ),
-    Act(
+    AuditedAction(
         Action.INSTRUMENT_LIST,
         lambda: ("POST", "/stocks", {"symbol": "PETR4"} | RULES),
         lambda by: services.list_instrument(
@@ -158,7 +158,7 @@ ACTS = [
         None,
         lambda: RULES,
     ),
-    Act(
+    AuditedAction(
         Action.INSTRUMENT_LIST,
         lambda: ("POST", "/stocks", {"symbol": "PETR4"}),
         lambda by: services.list_instrument("PETR4", by=by),
@@ -166,7 +166,7 @@ ACTS = [
         None,
         lambda: PLAIN_RULES,
     ),
-    Act(
+    AuditedAction(
         Action.INSTRUMENT_HALT,
         lambda: ("POST", "/stocks/AAPL/halt", {"reason": "news"}),
         lambda by: services.halt("AAPL", "news", by=by),
@@ -175,7 +175,7 @@ ACTS = [
         lambda: HALTED,
         "news",
     ),
-    Act(
+    AuditedAction(
         Action.INSTRUMENT_HALT,  # changes nothing
         lambda: ("POST", "/stocks/AAPL/halt", {"reason": "news"}),
         lambda by: services.halt("AAPL", "news", by=by),
@@ -185,7 +185,7 @@ ACTS = [
         "news",
         halted,
     ),
-    Act(
+    AuditedAction(
         Action.INSTRUMENT_RESUME,
         lambda: ("POST", "/stocks/AAPL/resume", None),
         lambda by: services.resume("AAPL", by=by),
@@ -196,7 +196,7 @@ ACTS = [
         halted,
     ),
 ]
-IDS = [f"{number}-{act.action}" for number, act in enumerate(ACTS)]
+IDS = [f"{number}-{action.action}" for number, action in enumerate(ACTIONS)]
 
 
 def _json_time(key: ApiKey) -> str:
@@ -204,45 +204,45 @@ def _json_time(key: ApiKey) -> str:
     return key.revoked_at.isoformat().replace("+00:00", "Z")
 
 
-def told(entry: AuditEntry) -> tuple[Any, ...]:
+def content_of(entry: AuditEntry) -> tuple[Any, ...]:
     return entry.action, entry.subject, entry.reason, entry.before, entry.after
 
 
-def who(entry: AuditEntry) -> tuple[str, ...]:
+def origin_of(entry: AuditEntry) -> tuple[str, ...]:
     return entry.actor_kind, entry.actor, entry.address, entry.request_id
 
 
-@pytest.mark.parametrize("act", ACTS, ids=IDS)
-def test_an_action_over_rest_has_one_audit_entry(operator: Client, alice: Client, act: Act) -> None:
-    act.first()
-    asked_at = timezone.now()
+@pytest.mark.parametrize("action", ACTIONS, ids=IDS)
+def test_an_action_over_rest_has_one_audit_entry(operator: Client, alice: Client, action: AuditedAction) -> None:
+    action.first()
+    sent_at = timezone.now()
     with new_audit_entries() as entries:
-        response = operator.request(*act.request())
+        response = operator.request(*action.request())
 
     assert response.status < 300, response
     (entry,) = entries
-    assert told(entry) == (act.action, act.subject(), act.reason, act.before, act.after())
-    assert who(entry) == ("key", str(operator.key).split("_")[1], "127.0.0.1", response.headers["X-Request-Id"])
-    assert asked_at - timedelta(seconds=1) < entry.at < timezone.now() + timedelta(seconds=1)
+    assert content_of(entry) == (action.action, action.subject(), action.reason, action.before, action.after())
+    assert origin_of(entry) == ("key", str(operator.key).split("_")[1], "127.0.0.1", response.headers["X-Request-Id"])
+    assert sent_at - timedelta(seconds=1) < entry.at < timezone.now() + timedelta(seconds=1)
 
 
-@pytest.mark.parametrize("act", ACTS, ids=IDS)
-def test_an_action_by_the_services_has_the_same_audit_entry(alice: Client, act: Act) -> None:
-    act.first()
+@pytest.mark.parametrize("action", ACTIONS, ids=IDS)
+def test_an_action_by_the_services_has_the_same_audit_entry(alice: Client, action: AuditedAction) -> None:
+    action.first()
     with new_audit_entries() as entries:
-        act.call(SOMEBODY)
+        action.call(OLGA)
 
     (entry,) = entries
-    assert told(entry) == (act.action, act.subject(), act.reason, act.before, act.after())
-    assert who(entry) == ("user", "olga", "192.0.2.7", "r-1")
+    assert content_of(entry) == (action.action, action.subject(), action.reason, action.before, action.after())
+    assert origin_of(entry) == ("user", "olga", "192.0.2.7", "r-1")
 
 
-@pytest.mark.parametrize("act", ACTS, ids=IDS)
-def test_an_action_writes_its_audit_entry_last(alice: Client, act: Act) -> None:
-    """So the lock of the audit is taken after all others, and held for as short as possible."""
-    act.first()
+@pytest.mark.parametrize("action", ACTIONS, ids=IDS)
+def test_an_action_writes_its_audit_entry_last(alice: Client, action: AuditedAction) -> None:
+    """The lock of the audit log is taken after all others and held as briefly as possible."""
+    action.first()
     with CaptureQueriesContext(connection) as queries:
-        act.call(BY)
+        action.call(BY)
 
     statements = [query["sql"] for query in queries]
     records = [n for n, statement in enumerate(statements) if "exchange_record_audit" in statement]
@@ -253,17 +253,19 @@ def test_an_action_writes_its_audit_entry_last(alice: Client, act: Act) -> None:
 @pytest.mark.parametrize(
     "tables", [["exchange_auditentry"], ["exchange_broker", "exchange_instrument", "exchange_apikey"]]
 )
-@pytest.mark.parametrize("act", ACTS, ids=IDS)
-def test_an_action_and_its_audit_entry_are_one_transaction(alice: Client, act: Act, tables: list[str]) -> None:
-    act.first()
+@pytest.mark.parametrize("action", ACTIONS, ids=IDS)
+def test_an_action_and_its_audit_entry_are_one_transaction(
+    alice: Client, action: AuditedAction, tables: list[str]
+) -> None:
+    action.first()
     before = trading.snapshot()
     with trading.failing_commits(*tables), pytest.raises(DatabaseError, match="not this one"):
-        act.call(BY)
+        action.call(BY)
 
     assert trading.snapshot() == before
 
 
-REFUSED: list[Callable[[], Any]] = [
+REJECTED: list[Callable[[], Any]] = [
     lambda: services.create_broker("alice", initial_cash=Decimal(0), initial_holdings={"NEW": 1}, by=BY),
     lambda: orders_services.suspend("nobody", cancel_orders=True, by=BY),
     lambda: orders_services.reinstate("nobody", by=BY),
@@ -281,11 +283,11 @@ REFUSED: list[Callable[[], Any]] = [
 ]
 
 
-@pytest.mark.parametrize("act", REFUSED)
-def test_a_rejected_action_writes_nothing(alice: Client, act: Callable[[], Any]) -> None:
+@pytest.mark.parametrize("action", REJECTED)
+def test_a_rejected_action_writes_nothing(alice: Client, action: Callable[[], Any]) -> None:
     before = trading.snapshot()
     with pytest.raises(ExchangeError):
-        act()
+        action()
 
     assert trading.snapshot() == before
 
@@ -302,7 +304,7 @@ def test_a_repeated_transfer_has_one_audit_entry_and_a_rejected_one_none(operato
 def test_an_operators_key_can_be_revoked(operator: Client) -> None:
     prefix = str(operator.key).split("_")[1]
     with new_audit_entries() as entries:
-        services.revoke_key(None, prefix, by=SOMEBODY, reason="left")
+        services.revoke_key(None, prefix, by=OLGA, reason="left")
 
     assert operator.get("/stocks").status == 401
     assert [(each.action, each.subject, each.reason) for each in entries] == [("key.revoke", prefix, "left")]
@@ -313,12 +315,12 @@ def test_the_audit_log_contains_no_key_and_no_hash(operator: Client) -> None:
         admitted = operator.post("/brokers", {"broker_id": "carol", "initial_cash": "0"}).body["api_key"]
         issued = operator.post("/brokers/carol/keys", {"name": "desk"}).body["api_key"]
 
-    said = str([(each.subject, each.before, each.after) for each in entries])
+    recorded = str([(each.subject, each.before, each.after) for each in entries])
     for key in (admitted, issued):
         _, prefix, secret = key.split("_")
-        assert prefix in said
-        assert secret not in said
-        assert bytes(ApiKey.objects.get(pk=prefix).secret_hash).hex() not in said
+        assert prefix in recorded
+        assert secret not in recorded
+        assert bytes(ApiKey.objects.get(pk=prefix).secret_hash).hex() not in recorded
 
 
 # --- Halting everything ---------------------------------------------------------------------------------------------
@@ -329,13 +331,13 @@ def test_halt_all_halts_every_trading_instrument_and_audits_each(db: None) -> No
         trading.instrument(symbol)
     services.halt("GOOG", "earlier", by=BY)
     with new_audit_entries() as entries:
-        assert services.halt_all("fire", by=SOMEBODY) == (["AAPL", "PETR4"], [])
+        assert services.halt_all("fire", by=OLGA) == (["AAPL", "PETR4"], [])
 
     halted = {"status": "halted", "halt_reason": "fire"}
-    assert [told(each) for each in entries] == [
+    assert [content_of(each) for each in entries] == [
         ("instrument.halt", symbol, "fire", TRADING, halted) for symbol in ("AAPL", "PETR4")
     ]
-    assert {who(each) for each in entries} == {("user", "olga", "192.0.2.7", "r-1")}
+    assert {origin_of(each) for each in entries} == {("user", "olga", "192.0.2.7", "r-1")}
     assert Instrument.objects.get(pk="GOOG").halt_reason == "earlier"
 
 
@@ -353,7 +355,7 @@ def test_halt_all_reports_a_locked_book_and_halts_the_others(db: None) -> None:
     assert Instrument.objects.get(pk="AAPL").status == InstrumentStatus.TRADING
 
 
-# --- The record itself ----------------------------------------------------------------------------------------------
+# --- The audit log --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -370,7 +372,7 @@ def test_the_database_rejects_changes_of_audit_entries(alice: Client, statement:
     before = trading.snapshot()
     with connection.cursor() as cursor:
         cursor.execute("SELECT usesuper FROM pg_user WHERE usename = current_user")
-        assert cursor.fetchone() == (True,)  # whoever else there is may do less
+        assert cursor.fetchone() == (True,)  # other accounts have fewer rights
         with pytest.raises(DatabaseError, match="The audit only grows"):
             cursor.execute(statement)
 
@@ -386,12 +388,12 @@ def test_an_audit_entry_needs_a_transaction(db: None) -> None:
     ("proxies", "forwarded", "address"),
     [
         (0, None, "192.0.2.1"),
-        (0, "198.51.100.1", "192.0.2.1"),  # anybody may write that
+        (0, "198.51.100.1", "192.0.2.1"),  # forged by the client
         (1, "198.51.100.1", "198.51.100.1"),
-        (1, "203.0.113.9, 198.51.100.1", "198.51.100.1"),  # what the client wrote before the proxy did
+        (1, "203.0.113.9, 198.51.100.1", "198.51.100.1"),  # the first was sent by the client
         (2, "203.0.113.9,198.51.100.1 , 10.0.0.1", "198.51.100.1"),
         (1, None, "192.0.2.1"),
-        (2, "198.51.100.1", "192.0.2.1"),  # it did not come through both
+        (2, "198.51.100.1", "192.0.2.1"),  # it came through one proxy only
         (1, "x" * 65, "x" * 64),
     ],
 )
@@ -409,7 +411,7 @@ def test_actions_of_commands_are_audited(db: None, tmp_path: Path) -> None:
         call_command("create_operator_key", name="desk", stdout=StringIO())
         call_command("demo", credentials=tmp_path / "credentials.json", base_url="http://localhost")
 
-    assert [(each.action, *who(each)) for each in entries] == [
+    assert [(each.action, *origin_of(each)) for each in entries] == [
         ("key.issue", "command", "manage.py create_operator_key", "", ""),
         ("broker.admit", "command", "manage.py demo", "", ""),
         ("broker.admit", "command", "manage.py demo", "", ""),

@@ -1,4 +1,4 @@
-"""Ids of version 7 and the time in them."""
+"""UUIDs of version 7 and their times."""
 
 from datetime import UTC, datetime, timedelta
 from uuid import UUID

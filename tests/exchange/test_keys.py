@@ -1,4 +1,4 @@
-"""Keys that are known need no query; revoked and expired ones are dead all the same (contract: "Access")."""
+"""Cached keys need no query, and revoked and expired ones are rejected in time (contract: "Access")."""
 
 import http.client
 import time
@@ -24,16 +24,16 @@ from tests.live import Server
 from tests.trading import BY
 
 SECONDS = 4.0  # KEY_CACHE_SECONDS
-REFUSAL_SECONDS = 1.0  # INVALID_KEY_CACHE_SECONDS
+INVALID_SECONDS = 1.0  # INVALID_KEY_CACHE_SECONDS
 
 
 def at(seconds: float) -> Callable[[], float]:
-    """A monotonic clock that stands still."""
+    """Return a stopped monotonic clock."""
     return lambda: 1_000.0 + seconds
 
 
-def is_good(key: str, seconds: float = 0) -> bool:
-    """Whether the key stands for somebody, so long after the test's beginning."""
+def is_valid(key: str, seconds: float = 0) -> bool:
+    """True if the key is valid at this time after the start of the test."""
     try:
         authenticate_key(key, at(seconds))
     except Unauthenticated:
@@ -42,8 +42,8 @@ def is_good(key: str, seconds: float = 0) -> bool:
 
 
 @contextmanager
-def revoked_after_the_next_query(key: str) -> Iterator[None]:
-    """The database is asked, and before its answer is used the key is revoked."""
+def revoke_after_the_next_query(key: str) -> Iterator[None]:
+    """Revoke the key after the next query, before its result is used."""
 
     def revoke_after(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
         result = execute(sql, *args)
@@ -57,13 +57,13 @@ def revoked_after_the_next_query(key: str) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_known() -> None:
+def _empty_cache() -> None:
     keys._cache = keys._KeyCache()
 
 
 @pytest.fixture
 def key(alice: Client) -> str:
-    """Alice's, which nobody has used yet."""
+    """Alice's key, not used yet."""
     assert alice.key is not None
     return alice.key
 
@@ -79,29 +79,29 @@ def test_a_cached_key_needs_no_query(key: str, django_assert_num_queries: Django
 
 def test_a_key_revoked_in_this_process_is_rejected_immediately(key: str, bob: Client) -> None:
     assert bob.key is not None
-    assert is_good(key)
-    assert is_good(bob.key)
+    assert is_valid(key)
+    assert is_valid(bob.key)
 
     services.revoke_key("alice", key.split("_")[1], by=BY)
 
-    assert not is_good(key)
-    assert is_good(bob.key)
+    assert not is_valid(key)
+    assert is_valid(bob.key)
 
 
 def test_a_key_revoked_by_another_process_is_rejected_when_its_cache_entry_expires(key: str) -> None:
-    assert is_good(key)
+    assert is_valid(key)
     ApiKey.objects.filter(pk=key.split("_")[1]).update(revoked_at=timezone.now())
 
-    assert is_good(key, SECONDS - 0.001)  # what the limit of four seconds means; the contract allows five
-    assert not is_good(key, SECONDS)
+    assert is_valid(key, SECONDS - 0.001)  # the contract allows five seconds
+    assert not is_valid(key, SECONDS)
 
 
 @pytest.mark.django_db(transaction=True)
 def test_a_key_revoked_during_its_lookup_is_not_cached(key: str) -> None:
-    with revoked_after_the_next_query(key):
-        assert is_good(key)  # it was, when the database was asked
+    with revoke_after_the_next_query(key):
+        assert is_valid(key)  # it was valid at the time of the query
 
-    assert not is_good(key)
+    assert not is_valid(key)
 
 
 def test_keys_in_use_are_refreshed_together(
@@ -110,9 +110,9 @@ def test_keys_in_use_are_refreshed_together(
     settings.KEY_REFRESH_SECONDS = 1.5
     used = [services.issue_key("alice", by=BY)[1] for _ in range(20)]
     unused = services.issue_key("alice", by=BY)[1]
-    assert all(is_good(key) for key in [*used, unused])
+    assert all(is_valid(key) for key in [*used, unused])
     refresh_cache(at(SECONDS / 2))
-    assert all(is_good(key, 3) for key in used)
+    assert all(is_valid(key, 3) for key in used)
 
     with django_assert_num_queries(1):
         refresh_cache(at(SECONDS))
@@ -123,44 +123,44 @@ def test_keys_in_use_are_refreshed_together(
 
 
 def test_a_key_revoked_by_another_process_is_not_refreshed(key: str) -> None:
-    assert is_good(key)
+    assert is_valid(key)
     ApiKey.objects.filter(pk=key.split("_")[1]).update(revoked_at=timezone.now())
     refresh_cache(at(SECONDS / 2))
 
-    assert is_good(key, SECONDS - 0.001)
-    assert not is_good(key, SECONDS)
+    assert is_valid(key, SECONDS - 0.001)
+    assert not is_valid(key, SECONDS)
 
 
 @pytest.mark.django_db(transaction=True)
 def test_a_key_revoked_during_a_refresh_is_rejected(key: str) -> None:
-    assert is_good(key)
-    with revoked_after_the_next_query(key):
+    assert is_valid(key)
+    with revoke_after_the_next_query(key):
         refresh_cache(at(SECONDS / 2))
 
-    assert not is_good(key, SECONDS / 2)
+    assert not is_valid(key, SECONDS / 2)
 
 
 def test_without_the_database_cached_keys_stay_valid_until_their_expiry(
     key: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert is_good(key)
+    assert is_valid(key)
 
     def fail(*_: Any) -> Any:
         raise OperationalError("away")
 
     with connection.execute_wrapper(fail):
         refresh_cache(at(SECONDS / 2))
-        assert is_good(key, SECONDS - 0.001)
+        assert is_valid(key, SECONDS - 0.001)
     assert "keys_not_renewed" in caplog.text
 
 
 def test_an_expired_key_is_rejected_although_it_is_cached(alice: Client) -> None:
     expires_at = timezone.now() + timedelta(seconds=0.5)
     key = services.issue_key("alice", expires_at=expires_at, by=BY)[1]
-    assert is_good(key)
+    assert is_valid(key)
 
     time.sleep((expires_at - timezone.now()).total_seconds())
-    assert not is_good(key)
+    assert not is_valid(key)
 
 
 def test_invalid_keys_are_not_in_the_cache_of_valid_keys(key: str) -> None:
@@ -170,7 +170,7 @@ def test_invalid_keys_are_not_in_the_cache_of_valid_keys(key: str) -> None:
     forged = key[:-1] + ("0" if key[-1] != "0" else "1")
     bad = [revoked_key, forged, "", "x" * len(key), "é" * len(key), *(new_key()[0] for _ in range(100))]
 
-    assert not any(is_good(each) for each in bad)
+    assert not any(is_valid(each) for each in bad)
     assert keys._cache.by_digest == {}
 
 
@@ -178,24 +178,24 @@ def test_an_invalid_key_needs_one_query_per_second(key: str, django_assert_num_q
     forged = key[:-1] + ("0" if key[-1] != "0" else "1")
     unknown, prefix, secret_hash = new_key()
     with django_assert_num_queries(2):
-        assert not any(is_good(bad, each) for each in (0, 0.5, REFUSAL_SECONDS - 0.001) for bad in (forged, unknown))
+        assert not any(is_valid(bad, each) for each in (0, 0.5, INVALID_SECONDS - 0.001) for bad in (forged, unknown))
     made = {"prefix": prefix, "secret_hash": secret_hash, "broker_id": "alice", "created_at": timezone.now()}
     ApiKey.objects.create(**made, scopes=[Scope.READ])
 
-    assert is_good(unknown, REFUSAL_SECONDS)
-    assert is_good(key)
+    assert is_valid(unknown, INVALID_SECONDS)
+    assert is_valid(key)
 
 
 def test_the_number_of_cached_invalid_keys_is_limited(settings: Settings, db: None) -> None:
     settings.INVALID_KEY_CACHE_SIZE = 10
-    assert not any(is_good(new_key()[0]) for _ in range(30))
+    assert not any(is_valid(new_key()[0]) for _ in range(30))
     assert len(keys._cache.rejected_until) == 10
 
 
 def test_a_cached_key_with_another_secret_is_rejected(key: str) -> None:
-    assert is_good(key)
+    assert is_valid(key)
 
-    assert not is_good(key[:-1] + ("0" if key[-1] != "0" else "1"))
+    assert not is_valid(key[:-1] + ("0" if key[-1] != "0" else "1"))
 
 
 def test_the_number_of_cached_keys_is_limited(alice: Client, settings: Settings) -> None:
@@ -203,14 +203,14 @@ def test_the_number_of_cached_keys_is_limited(alice: Client, settings: Settings)
     keys._cache.by_digest.clear()
     many = [services.issue_key("alice", scopes=[Scope.READ], by=BY)[1] for _ in range(30)]
 
-    assert all(is_good(key) for key in many)
+    assert all(is_valid(key) for key in many)
     assert {known.principal.key_prefix for known in keys._cache.by_digest.values()} == {
         key.split("_")[1] for key in many[-10:]
     }
     assert not any(key.split("_")[2] in repr(keys._cache.by_digest) for key in many)
 
 
-# --- When it was last used ------------------------------------------------------------------------------------------
+# --- Last use -------------------------------------------------------------------------------------------------------
 
 
 def last_use(key: str) -> datetime | None:
@@ -226,7 +226,7 @@ def test_the_last_use_of_keys_is_stored_to_the_minute_in_one_statement(
 ) -> None:
     used = [services.issue_key("alice", by=trading.BY)[1] for _ in range(5)]
     unused = services.issue_key("alice", by=trading.BY)[1]
-    assert all(is_good(key, 10) for key in used)
+    assert all(is_valid(key, 10) for key in used)
     assert all(cached_principal(key, at(11)) for key in used)
     assert [last_use(key) for key in used] == [None] * 5
 
@@ -247,8 +247,8 @@ def test_a_last_use_is_stored_once_and_never_goes_back(
     key: str, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
     later = timezone.now() + timedelta(hours=1)
-    ApiKey.objects.filter(pk=key.split("_")[1]).update(last_used_at=later)  # another process', say
-    assert is_good(key)
+    ApiKey.objects.filter(pk=key.split("_")[1]).update(last_used_at=later)  # by another process
+    assert is_valid(key)
 
     save_last_used(at(1))
     assert last_use(key) == later
@@ -257,7 +257,7 @@ def test_a_last_use_is_stored_once_and_never_goes_back(
 
 
 def test_the_last_use_of_a_key_revoked_since_is_stored(key: str) -> None:
-    assert is_good(key)
+    assert is_valid(key)
     services.revoke_key("alice", key.split("_")[1], by=trading.BY)
     refresh_cache(at(1))
 
@@ -266,7 +266,7 @@ def test_the_last_use_of_a_key_revoked_since_is_stored(key: str) -> None:
 
 
 def test_a_last_use_that_could_not_be_stored_is_stored_later(key: str) -> None:
-    assert is_good(key)
+    assert is_valid(key)
 
     def fail(*_: Any) -> Any:
         raise OperationalError("away")
@@ -280,14 +280,14 @@ def test_a_last_use_that_could_not_be_stored_is_stored_later(key: str) -> None:
 
 def test_a_rejected_key_has_no_last_use(key: str) -> None:
     ApiKey.objects.filter(pk=key.split("_")[1]).update(expires_at=timezone.now())
-    assert not is_good(key)
-    assert not is_good(key[:-1] + ("0" if key[-1] != "0" else "1"))
+    assert not is_valid(key)
+    assert not is_valid(key[:-1] + ("0" if key[-1] != "0" else "1"))
 
     save_last_used(at(1))
     assert last_use(key) is None
 
 
-# --- Over the wire --------------------------------------------------------------------------------------------------
+# --- A web process --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.django_db(transaction=True)

@@ -1,4 +1,4 @@
-"""Orders that are refused are counted, once each, whichever way they went; strangers and what is unknown are not."""
+"""Each rejected order is counted once; unauthenticated requests and unknown outcomes are not counted."""
 
 import asyncio
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def _nothing_is_counted() -> None:
 
 
 def at(seconds: float) -> Callable[[], float]:
-    """A clock that stands still so long after ten."""
+    """Return a clock stopped at this time after ten o'clock."""
     return lambda: TEN.timestamp() + seconds
 
 
@@ -44,19 +44,19 @@ def stored() -> dict[datetime, int]:
 
 
 def counted() -> int:
-    """What this process counted and has not written down."""
+    """Return the count that this process has not stored yet."""
     return sum(rejection_counts._counts.values())
 
 
-# --- Which count ----------------------------------------------------------------------------------------------------
+# --- Counted requests -----------------------------------------------------------------------------------------------
 
 
-def sent(key: str, path: str, body: Any, *, full: bool = False, method: str = "POST", how: str = "json") -> int:
-    """The status that a request over the front gets."""
+def send(key: str, path: str, body: Any, *, full: bool = False, method: str = "POST", media_type: str = "json") -> int:
+    """Send a request through the gateway and return the status of the response."""
     content = msgspec.json.encode(body)
     headers = {
         "authorization": f"Bearer {key}",
-        "content-type": f"application/{how}",
+        "content-type": f"application/{media_type}",
         "content-length": str(len(content)),
     }
     scope = SimpleNamespace(
@@ -72,46 +72,46 @@ def sent(key: str, path: str, body: Any, *, full: bool = False, method: str = "P
         def response_bytes(self, status: int, headers: Any, content: bytes) -> None:
             responses.append(status)
 
-    front = Gateway(ApiHandler(), (lambda: True) if full else sequencer.is_full, order_entry.parse_fast_request)
-    asyncio.run(front.__rsgi__(scope, Protocol()))  # type: ignore[arg-type]  # the smallest fake of both
+    gateway = Gateway(ApiHandler(), (lambda: True) if full else sequencer.is_full, order_entry.parse_fast_request)
+    asyncio.run(gateway.__rsgi__(scope, Protocol()))  # type: ignore[arg-type]  # the smallest fake of both
     return responses[0]
 
 
-USUAL, UNUSUAL = "json", "json; charset=UTF8"  # the short way and the long one
+FAST, FULL = "json", "json; charset=UTF8"  # the fast path and the full path
 
 
-@pytest.mark.parametrize("how", [USUAL, UNUSUAL])
-def test_a_rejected_order_counts_once_on_the_fast_path_and_the_full_path(how: str) -> None:
+@pytest.mark.parametrize("media_type", [FAST, FULL])
+def test_a_rejected_order_counts_once_on_the_fast_path_and_the_full_path(media_type: str) -> None:
     key = trading.broker("alice")
-    assert sent(key, "/orders", LIMIT, how=how) == 201
+    assert send(key, "/orders", LIMIT, media_type=media_type) == 201
     assert counted() == 0
 
-    asked = [LIMIT | {"price": "900000000"}, LIMIT | {"symbol": "NONE"}, LIMIT | {"quantity": 0}]
-    assert [sent(key, "/orders", body, how=how) for body in asked] == [409, 404, 400]
+    bodies = [LIMIT | {"price": "900000000"}, LIMIT | {"symbol": "NONE"}, LIMIT | {"quantity": 0}]
+    assert [send(key, "/orders", body, media_type=media_type) for body in bodies] == [409, 404, 400]
     assert counted() == 3
 
 
 def test_a_replay_is_not_a_rejection() -> None:
     key, body = trading.broker("alice"), LIMIT | {"client_order_id": "once"}
 
-    assert [sent(key, "/orders", body) for _ in range(2)] == [201, 200]
-    assert sent(key, "/orders", body | {"quantity": 6}) == 409
+    assert [send(key, "/orders", body) for _ in range(2)] == [201, 200]
+    assert send(key, "/orders", body | {"quantity": 6}) == 409
     assert counted() == 1
 
 
 def test_unauthenticated_requests_do_not_count() -> None:
     trading.broker("alice")
 
-    assert sent(f"brs_{'0' * 12}_{'0' * 64}", "/orders", LIMIT) == 401
+    assert send(f"brs_{'0' * 12}_{'0' * 64}", "/orders", LIMIT) == 401
     assert counted() == 0
 
 
 def test_rejections_by_a_full_queue_count() -> None:
     key = trading.broker("alice")
 
-    assert sent(key, "/orders", LIMIT, full=True) == 503
-    assert sent(key, "/orders/batch", {"orders": [LIMIT] * 3}, full=True) == 503
-    assert sent(key, "/orders/01a1b97c-7119-7000-8000-000000000000", {}, full=True, method="DELETE") == 503
+    assert send(key, "/orders", LIMIT, full=True) == 503
+    assert send(key, "/orders/batch", {"orders": [LIMIT] * 3}, full=True) == 503
+    assert send(key, "/orders/01a1b97c-7119-7000-8000-000000000000", {}, full=True, method="DELETE") == 503
     assert counted() == 2
 
 
@@ -119,42 +119,42 @@ def test_each_rejected_order_of_a_batch_counts() -> None:
     key = trading.broker("alice")
     orders = [LIMIT, LIMIT | {"price": "900000000"}, "no order", LIMIT | {"broker_id": "bob"}, LIMIT]
 
-    assert sent(key, "/orders/batch", {"orders": orders}) == 200
+    assert send(key, "/orders/batch", {"orders": orders}) == 200
     assert counted() == 3
 
 
 def test_a_rejected_batch_counts_as_one() -> None:
     key = trading.broker("alice")
 
-    assert sent(key, "/orders/batch", {"orders": []}) == 400
+    assert send(key, "/orders/batch", {"orders": []}) == 400
     assert counted() == 1
 
 
 def test_other_requests_do_not_count() -> None:
     key = trading.broker("alice")
 
-    assert sent(key, "/webhooks", {}) == 400
-    assert sent(key, "/orders/01a1b97c-7119-7000-8000-000000000000", {}, method="DELETE") == 404
+    assert send(key, "/webhooks", {}) == 400
+    assert send(key, "/orders/01a1b97c-7119-7000-8000-000000000000", {}, method="DELETE") == 404
     assert counted() == 0
 
 
 @pytest.mark.parametrize(
-    ("status", "is_one"),
+    ("status", "is_rejection"),
     [(200, False), (201, False), (400, True), (401, False), (403, True), (409, True), (429, True), (500, False),
      (503, True), (504, False)],
 )  # fmt: skip
-def test_only_statuses_of_requests_that_were_not_executed_are_rejections(status: int, is_one: bool) -> None:
-    assert rejection_counts.is_rejection(status) is is_one
+def test_only_statuses_of_requests_that_were_not_executed_are_rejections(status: int, is_rejection: bool) -> None:
+    assert rejection_counts.is_rejection(status) is is_rejection
 
 
-# --- How they are stored --------------------------------------------------------------------------------------------
+# --- Storage --------------------------------------------------------------------------------------------------------
 
 
 def test_counts_are_summed_in_buckets_of_ten_seconds() -> None:
     for seconds in (0, 9.9, 10, 25):
         rejection_counts.add(1, at(seconds))
     rejection_counts.flush()
-    rejection_counts.add(5, at(3))  # another process', say
+    rejection_counts.add(5, at(3))  # by another process
     rejection_counts.flush()
     rejection_counts.flush()
 
@@ -165,7 +165,7 @@ def test_counts_that_could_not_be_stored_are_stored_later() -> None:
     rejection_counts.add(2, at(0))
 
     def fail(*_: Any) -> Any:
-        rejection_counts.add(1, at(1))  # meanwhile
+        rejection_counts.add(1, at(1))  # during the failing flush
         raise OperationalError("away")
 
     with connection.execute_wrapper(fail), pytest.raises(OperationalError):
@@ -182,18 +182,18 @@ def test_without_rejections_a_flush_needs_no_query(django_assert_num_queries: An
 
 
 def test_concurrent_threads_lose_no_count() -> None:
-    def note_many() -> None:
+    def count_many() -> None:
         for _ in range(2_000):
             rejection_counts.add(1, at(0))
 
-    trading.run_concurrently([note_many] * 8)
+    trading.run_concurrently([count_many] * 8)
     rejection_counts.flush()
 
     assert stored() == {TEN: 16_000}
 
 
 def test_the_summary_has_the_last_minute_the_day_and_each_minute() -> None:
-    for seconds in (-3_700, -70, -50, -10, 5, 15):  # of midnight
+    for seconds in (-3_700, -70, -50, -10, 5, 15):  # relative to midnight
         rejection_counts.add(1, at(seconds))
     rejection_counts.flush()
 

@@ -1,4 +1,4 @@
-"""Cash and shares in and out: once per reference, and never below what is free (contract: "Operators")."""
+"""Transfers of cash and shares: once per reference, never more than is available (contract: "Operators")."""
 
 from decimal import Decimal
 from typing import Any
@@ -14,7 +14,7 @@ SHARES = {"reference": "r2", "symbol": "AAPL", "quantity": -40, "reason": "to an
 
 
 def _state() -> tuple[Any, ...]:
-    """Alice's cash, her shares of AAPL, and the length of the journal."""
+    """Return alice's cash, her shares of AAPL, and the number of transfers."""
     return Broker.objects.get(pk="alice").cash, Holding.objects.get(broker="alice").quantity, Transfer.objects.count()
 
 

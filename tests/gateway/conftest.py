@@ -1,5 +1,5 @@
 """The clients of the exchange tests."""
 
-from tests.exchange.conftest import alice, anonymous, bob, nothing_remembered, operator
+from tests.exchange.conftest import alice, anonymous, bob, no_cached_readiness, operator
 
-__all__ = ["alice", "anonymous", "bob", "nothing_remembered", "operator"]
+__all__ = ["alice", "anonymous", "bob", "no_cached_readiness", "operator"]

@@ -1,4 +1,4 @@
-"""What a request looks like before its fields are read, and what every answer looks like (contract: "Conventions")."""
+"""Formats of requests and responses, independent of their fields (contract: "Conventions")."""
 
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from exchange.models import Broker, Instrument
 from exchange.serializers import InitialHoldingSerializer, ListInstrumentSerializer
 from tests.exchange.client import Client
 
-PATIENCE_SECONDS = 30.0
+TIMEOUT_SECONDS = 30.0
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 MALFORMED = {
@@ -119,13 +119,13 @@ def test_a_body_with_the_maximum_number_of_containers_is_validated(operator: Cli
 
 
 class CountedNames(dict[str, Any]):
-    """A JSON object that counts how many of its names were looked at."""
+    """A JSON object that counts the names that were checked."""
 
-    looked_at = 0
+    checked = 0
 
     def __iter__(self) -> Iterator[str]:
         for name in super().__iter__():
-            self.looked_at += 1
+            self.checked += 1
             yield name
 
 
@@ -134,7 +134,7 @@ def test_unknown_fields_are_checked_until_the_response_is_full() -> None:
     validate(ListInstrumentSerializer, body, errors)
 
     assert [error.field for error in errors] == ["symbol", *(f"x{n}" for n in range(MAX_ERRORS - 1))]
-    assert body.looked_at <= MAX_ERRORS
+    assert body.checked <= MAX_ERRORS
 
 
 def test_items_of_a_list_are_checked_until_the_response_is_full() -> None:
@@ -259,7 +259,7 @@ def _kinds(base: type[ExchangeError]) -> list[type[ExchangeError]]:
     return [found for kind in base.__subclasses__() for found in [kind, *_kinds(kind)]]
 
 
-def test_readiness_needs_the_database_and_its_migrations(anonymous: Client, nothing_remembered: None) -> None:
+def test_readiness_needs_the_database_and_its_migrations(anonymous: Client, no_cached_readiness: None) -> None:
     from django.db.migrations.recorder import MigrationRecorder
 
     response = anonymous.get("/readyz")
@@ -268,7 +268,7 @@ def test_readiness_needs_the_database_and_its_migrations(anonymous: Client, noth
     assert response.body["database"] is True
 
     MigrationRecorder.Migration.objects.filter(app="exchange", name="0001_initial").delete()
-    assert wait_until(lambda: anonymous.get("/readyz").status == 503, PATIENCE_SECONDS)
+    assert wait_until(lambda: anonymous.get("/readyz").status == 503, TIMEOUT_SECONDS)
     assert anonymous.get("/readyz").body["database"] is False
 
 

@@ -1,4 +1,4 @@
-"""The log under a throttle: few lines and a right count, and every request with a good key by itself."""
+"""The throttled log has few lines with a correct count, and a line for every request with a valid key."""
 
 import json
 import logging
@@ -21,9 +21,9 @@ def _three_lines(settings: Settings) -> None:
 
 
 def counted(caplog: pytest.LogCaptureFixture) -> dict[str, tuple[int, dict[str, int]]]:
-    """What the lines with counts say, by address."""
-    told: list[Any] = [record.msg for record in caplog.records if record.name == "exchange.http.log_throttle"]
-    return {line["address"]: (line["count"], line["statuses"]) for line in told}
+    """Return the logged counts by address."""
+    logged: list[Any] = [record.msg for record in caplog.records if record.name == "exchange.http.log_throttle"]
+    return {line["address"]: (line["count"], line["statuses"]) for line in logged}
 
 
 @pytest.mark.django_db
@@ -37,9 +37,9 @@ def test_many_unauthenticated_requests_are_counted_and_valid_keys_are_always_log
         log_throttle.flush()
         log_throttle.flush()
 
-    told = [json.loads(line) for line in lines(caplog)]
-    own = [line for line in told if line["key"] is None]
-    assert len(told) - len(own) == 200
+    logged = [json.loads(line) for line in lines(caplog)]
+    own = [line for line in logged if line["key"] is None]
+    assert len(logged) - len(own) == 200
     ((count, statuses),) = counted(caplog).values()
     assert len(own) + count == 200
     assert 3 <= len(own) < 200
@@ -50,8 +50,8 @@ def test_many_unauthenticated_requests_are_counted_and_valid_keys_are_always_log
 
 def test_each_address_has_its_limit_of_lines_per_second() -> None:
     throttle = LogThrottle()
-    said = [throttle.should_log(address, 401, now) for now in (7.0, 7.9, 8.0) for address in [HERE, ELSEWHERE] * 3]
-    assert said == [True] * 6 + [False] * 6 + [True] * 6
+    is_logged = [throttle.should_log(address, 401, now) for now in (7.0, 7.9, 8.0) for address in [HERE, ELSEWHERE] * 3]
+    assert is_logged == [True] * 6 + [False] * 6 + [True] * 6
     assert throttle.take_counts() == {HERE: {401: 3}, ELSEWHERE: {401: 3}}
     assert throttle.take_counts() == {}
 
@@ -59,6 +59,6 @@ def test_each_address_has_its_limit_of_lines_per_second() -> None:
 def test_addresses_beyond_the_limit_are_counted_together(settings: Settings) -> None:
     settings.LOG_UNKNOWN_ADDRESSES = 2
     throttle = LogThrottle()
-    said = [throttle.should_log(f"192.0.2.{number}", 429, 7.0) for number in range(100)]
-    assert said.count(True) == 2
+    is_logged = [throttle.should_log(f"192.0.2.{number}", 429, 7.0) for number in range(100)]
+    assert is_logged.count(True) == 2
     assert throttle.take_counts() == {"192.0.2.2": {429: 1}, "192.0.2.3": {429: 1}, log_throttle.OTHERS: {429: 96}}

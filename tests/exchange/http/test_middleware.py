@@ -1,4 +1,4 @@
-"""What every request passes: its line in the log, and headers for browsers where browsers are."""
+"""The middleware of all requests: the request log and the security headers."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ FIELDS = [
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What has been written to the log of requests."""
+    """Return the lines of the request log."""
     formatter = JSONFormatter(processors=LOGGING["formatters"]["json"]["processors"])
     return [formatter.format(record) for record in caplog.records if record.name == "exchange.requests"]
 

@@ -1,4 +1,4 @@
-"""How much a key may send (contract: "Limits"): burst, refusal, refill, and what the answers say of it."""
+"""Rate limits of keys (contract: "Rate limits"): burst, rejection, refill, and the headers of responses."""
 
 import json
 import re
@@ -22,8 +22,8 @@ from tests.exchange.client import ApiResponse, Client
 from tests.trading import BY
 
 SECOND = 1_000_000_000
-START = 123_456_789_012_345  # of a monotonic clock: any
-NOBODYS = f"/orders/{UUID(int=0)}"
+START = 123_456_789_012_345  # an arbitrary time of a monotonic clock
+UNKNOWN_ORDER = f"/orders/{UUID(int=0)}"
 
 
 def limit(per_second: int = 10, burst: int = 20, max_keys: int = 1_000) -> RateLimit:
@@ -31,7 +31,7 @@ def limit(per_second: int = 10, burst: int = 20, max_keys: int = 1_000) -> RateL
 
 
 def granted(of: RateLimit, times: int, now: int, key: str = "a") -> int:
-    """How many of so many requests get through."""
+    """Return the number of granted requests."""
     return sum(of.take(key, 1, now).is_granted for _ in range(times))
 
 
@@ -53,7 +53,7 @@ def test_no_token_is_lost_or_gained_by_rounding(per_second: int) -> None:
     bucket, now = limit(per_second, burst=5), START
     passed = granted(bucket, 5, now)
     for step in range(1, 3_001):
-        now = START + step * SECOND // (per_second * 2)  # twice as often as tokens come
+        now = START + step * SECOND // (per_second * 2)  # twice the rate of the refill
         passed += granted(bucket, 1, now)
 
     assert passed == 5 + (now - START) * per_second // SECOND
@@ -135,21 +135,21 @@ def test_concurrent_threads_share_the_limit_of_a_key() -> None:
 
 @pytest.fixture
 def _slow(settings: Settings) -> None:
-    """Three requests and two cancels at once; then one of either a second."""
+    """Bursts of three requests and two cancels, then one of each per second."""
     settings.RATE_LIMIT_PER_SECOND, settings.RATE_LIMIT_BURST = 1, 3
     settings.RATE_LIMIT_CANCELS_PER_SECOND, settings.RATE_LIMIT_CANCELS_BURST = 1, 2
 
 
-def until_refused(client: Client, method: str, path: str, body: Any = None) -> tuple[int, ApiResponse]:
-    """Repeat a request until it is too much; how often it was not."""
+def repeat_until_rejected(client: Client, method: str, path: str, body: Any = None) -> tuple[int, ApiResponse]:
+    """Repeat a request until it is rejected, and return the number of granted ones with the rejection."""
     for passed in range(100):
         response = client.request(method, path, body)
         if response.status == 429:
             return passed, response
-    raise AssertionError("never refused")
+    raise AssertionError("never rejected")
 
 
-def told(response: ApiResponse) -> tuple[str, str]:
+def rate_limit_headers(response: ApiResponse) -> tuple[str, str]:
     return response.headers["RateLimit-Policy"], response.headers["RateLimit"]
 
 
@@ -157,13 +157,13 @@ def told(response: ApiResponse) -> tuple[str, str]:
 @pytest.mark.usefixtures("_slow")
 def test_a_request_over_the_limit_is_rejected_and_not_executed(alice: Client) -> None:
     body = LIMIT | {"side": "ask"}
-    passed, rejection = until_refused(alice, "POST", "/orders", body)
+    passed, rejection = repeat_until_rejected(alice, "POST", "/orders", body)
 
     assert passed >= 3
     assert Order.objects.count() == passed
     api.assert_problem(rejection)
     assert rejection.code == "rate_limited"
-    assert told(rejection) == ('"requests";q=3;w=3', '"requests";r=0;t=1')
+    assert rate_limit_headers(rejection) == ('"requests";q=3;w=3', '"requests";r=0;t=1')
     assert rejection.headers["Retry-After"] == "1"
     time.sleep(1)
     assert alice.post("/orders", body).status == 201
@@ -171,7 +171,7 @@ def test_a_request_over_the_limit_is_rejected_and_not_executed(alice: Client) ->
 
 @pytest.mark.usefixtures("_slow")
 def test_a_request_over_the_limit_is_rejected_before_its_validation(alice: Client) -> None:
-    until_refused(alice, "GET", "/stocks")
+    repeat_until_rejected(alice, "GET", "/stocks")
 
     for method, path, body in [("POST", "/orders", b"{"), ("PUT", "/orders", b""), ("GET", "/stocks?x=1", None)]:
         assert alice.request(method, path, body).code == "rate_limited"
@@ -181,21 +181,21 @@ def test_a_request_over_the_limit_is_rejected_before_its_validation(alice: Clien
 
 @pytest.mark.usefixtures("_slow")
 def test_cancels_have_a_separate_limit(alice: Client, operator: Client) -> None:
-    until_refused(alice, "GET", "/stocks")
-    passed, rejection = until_refused(alice, "DELETE", NOBODYS)
+    repeat_until_rejected(alice, "GET", "/stocks")
+    passed, rejection = repeat_until_rejected(alice, "DELETE", UNKNOWN_ORDER)
 
     assert passed >= 2
-    assert told(rejection) == ('"cancels";q=2;w=2', '"cancels";r=0;t=1')
-    until_refused(operator, "DELETE", NOBODYS)
+    assert rate_limit_headers(rejection) == ('"cancels";q=2;w=2', '"cancels";r=0;t=1')
+    repeat_until_rejected(operator, "DELETE", UNKNOWN_ORDER)
     assert operator.get("/stocks").status == 200
     other_deletes = operator.delete("/brokers/alice/keys/0123456789ab")
-    assert told(other_deletes)[0] == '"requests";q=3;w=3'
+    assert rate_limit_headers(other_deletes)[0] == '"requests";q=3;w=3'
 
 
 @pytest.mark.usefixtures("_slow")
 def test_keys_of_one_broker_have_separate_limits(alice: Client) -> None:
     second = Client(services.issue_key("alice", scopes=[Scope.TRADE], by=BY)[1])
-    until_refused(alice, "GET", "/stocks")
+    repeat_until_rejected(alice, "GET", "/stocks")
 
     assert second.get("/stocks").status == 200
 
@@ -221,9 +221,9 @@ def test_every_response_to_a_valid_key_has_the_remaining_tokens(alice: Client, b
     assert [response.status for response in cancels] == [200, 409]
     for name, group in (("requests", responses), ("cancels", cancels)):
         for response in group:
-            policy, left = told(response)
+            policy, remaining = rate_limit_headers(response)
             assert policy == f'"{name}";q=4000;w=2'
-            assert re.fullmatch(rf'"{name}";r=39\d\d;t=1', left), left
+            assert re.fullmatch(rf'"{name}";r=39\d\d;t=1', remaining), remaining
 
 
 def test_other_responses_have_no_rate_limit_headers(alice: Client) -> None:
@@ -231,19 +231,19 @@ def test_other_responses_have_no_rate_limit_headers(alice: Client) -> None:
         assert not {"RateLimit", "RateLimit-Policy"} & response.headers.keys()
 
 
-def left(response: ApiResponse) -> int:
+def remaining(response: ApiResponse) -> int:
     return int(response.headers["RateLimit"].split(";")[1].removeprefix("r="))
 
 
 def test_a_batch_counts_its_orders_and_is_granted_completely_or_not_at_all(settings: Settings, alice: Client) -> None:
     settings.RATE_LIMIT_PER_SECOND, settings.RATE_LIMIT_BURST = 1, 100
 
-    assert left(alice.get("/stocks")) == 99
+    assert remaining(alice.get("/stocks")) == 99
     first = alice.post("/orders/batch", {"orders": [{}] * 60})
-    assert (first.status, left(first)) in [(200, each) for each in range(39, 45)]
+    assert (first.status, remaining(first)) in [(200, each) for each in range(39, 45)]
     too_many = api.assert_rejected(alice, "POST", "/orders/batch", {"orders": [LIMIT | {"side": "ask"}] * 90})
     assert too_many.code == "rate_limited"
-    assert int(too_many.headers["Retry-After"]) == 90 - left(too_many) <= 90 - 39
+    assert int(too_many.headers["Retry-After"]) == 90 - remaining(too_many) <= 90 - 39
     assert alice.post("/orders/batch", {"orders": [{}] * 39}).status == 200
 
 
@@ -264,9 +264,9 @@ def test_a_long_body_counts_by_its_length_unless_it_is_too_long_to_be_read(
     settings: Settings, alice: Client, path: str, body: bytes, length: int, tokens: int
 ) -> None:
     settings.RATE_LIMIT_PER_SECOND, settings.RATE_LIMIT_BURST = 1, 4_000
-    before = left(alice.get("/stocks"))
+    before = remaining(alice.get("/stocks"))
 
-    assert 0 <= left(alice.post(path, body.ljust(length))) - (before - tokens) <= 5  # some seconds' tokens
+    assert 0 <= remaining(alice.post(path, body.ljust(length))) - (before - tokens) <= 5  # the refill of some seconds
 
 
 def test_a_long_body_over_the_limit_is_not_decoded(settings: Settings, alice: Client) -> None:

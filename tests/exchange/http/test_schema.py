@@ -1,4 +1,4 @@
-"""The OpenAPI document: valid, complete, exact, and served from here alone (contract: "Conventions")."""
+"""The OpenAPI document is valid and complete, and its page loads no external files (contract: "Conventions")."""
 
 import json
 import re

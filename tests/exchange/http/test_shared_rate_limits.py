@@ -1,4 +1,4 @@
-"""A key's limit holds across all web processes (contract: "Rate limits"), and without Valkey in each of them."""
+"""A key's limit holds for all web processes together (contract: "Rate limits"), and for each without Valkey."""
 
 import http.client
 import time
@@ -21,15 +21,15 @@ from exchange.http.rate_limits import RateLimit, share
 from tests import api, live, trading
 
 SECOND = 1_000_000_000
-START = 123_456_789_012_345  # of a monotonic clock: any
+START = 123_456_789_012_345  # an arbitrary time of a monotonic clock
 BURST = 100
 NO_RETRY = Retry(NoBackoff(), 0)
-PATIENCE_SECONDS = 10.0
+TIMEOUT_SECONDS = 10.0
 
 
 @pytest.fixture
 def key() -> str:
-    """A key whose buckets are full, because no test used it before."""
+    """A new key, whose buckets are full."""
     return str(uuid4())
 
 
@@ -40,17 +40,17 @@ def client() -> Iterator[redis.Redis]:
 
 
 def process(name: str = "requests", per_second: int = 1, burst: int = BURST, max_keys: int = 100) -> RateLimit:
-    """The limit as one web process has it. One token a second: Valkey's clock, which runs, adds few in a test."""
+    """Return the limit of one web process, by default one token per second: Valkey's clock is not stopped."""
     return RateLimit(name, per_second=per_second, burst=burst, max_keys=max_keys)
 
 
 def at(nanoseconds: int) -> Callable[[], int]:
-    """A clock that stands still."""
+    """Return a stopped clock."""
     return lambda: nanoseconds
 
 
 def at_start_after(step: Callable[[], object]) -> Callable[[], int]:
-    """A clock that does something else before it tells the time: after Valkey has answered, before that is used."""
+    """Return a clock that calls `step` first: after the response of Valkey, before its use."""
 
     def clock() -> int:
         step()
@@ -64,7 +64,7 @@ def granted(of: RateLimit, key: str, times: int, now: int = START) -> int:
 
 
 def about(tokens: int) -> range:
-    """So many, or some more if the test took seconds."""
+    """Return a range of tokens that includes the refill of some seconds."""
     return range(tokens, tokens + 5)
 
 
@@ -82,7 +82,7 @@ def test_a_process_receives_the_grants_of_the_others(client: redis.Redis, key: s
 
     assert granted(third, key, 2 * BURST) in about(39)
     share([third], client, at(START))
-    assert granted(first, key, 1) == 1  # it has heard nothing since
+    assert granted(first, key, 1) == 1  # it has received no report since
     share([first], client, at(START))
     assert granted(first, key, 1) == 0
 
@@ -177,7 +177,7 @@ def test_full_buckets_expire_in_valkey(client: redis.Redis, key: str) -> None:
     name = f"bourse:limit:requests:{key}"
 
     assert 0 < client.pttl(name) <= 2_002
-    assert wait_until(lambda: not client.exists(name), PATIENCE_SECONDS)
+    assert wait_until(lambda: not client.exists(name), TIMEOUT_SECONDS)
 
 
 def test_evicted_keys_stay_evicted(client: redis.Redis) -> None:
@@ -221,14 +221,14 @@ SETTINGS = f"""
 from config.settings.api import *
 
 RATE_LIMIT_PER_SECOND, RATE_LIMIT_BURST = {PER_SECOND}, {BURST}
-RATE_LIMIT_DELAY_SECONDS = 0  # a client that is refused asks again at once
+RATE_LIMIT_DELAY_SECONDS = 0  # rejected clients retry immediately
 """
 HAMMER_SECONDS = 5.0
 
 
 @pytest.fixture
 def servers(transactional_db: None, tmp_path: Path, valkey: Valkey) -> Iterator[list[live.Server]]:
-    """Two web servers of one process each, so that a test decides which process it asks."""
+    """Two web servers of one process each, so that a test can choose the process."""
     (tmp_path / "slow_settings.py").write_text(SETTINGS)
     with ExitStack() as stack:
         both = [live.server(tmp_path / f"web{number}.log") for number in range(2)]
@@ -245,8 +245,8 @@ def servers(transactional_db: None, tmp_path: Path, valkey: Valkey) -> Iterator[
 
 
 def hammer(server: live.Server, key: str, until: float) -> Counter[int]:
-    """Ask over one connection as often as possible, and count the statuses."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_SECONDS)
+    """Send requests over one connection as fast as possible, and count the statuses."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT_SECONDS)
     statuses: Counter[int] = Counter()
     while time.monotonic() < until:
         connection.request("GET", "/stocks", headers={"Authorization": f"Bearer {key}"})

@@ -1,4 +1,4 @@
-"""What threads that come at once do together, and what one of them does for all."""
+"""Concurrent threads share one computation."""
 
 import time
 
@@ -11,7 +11,7 @@ def test_concurrent_threads_share_the_result_of_one_computation() -> None:
 
     @compute_once
     def compute() -> object:
-        time.sleep(0.1)  # long enough for the others to come
+        time.sleep(0.1)  # long enough for the other threads to start
         computed.append(object())
         return computed[-1]
 
