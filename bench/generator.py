@@ -40,7 +40,7 @@ class Latencies:
     waited: int = 0  # for a connection
 
 
-class Connection(asyncio.Protocol):
+class LoadConnection(asyncio.Protocol):
     """One keep-alive connection, one request at a time."""
 
     def __init__(self, generator: "Generator") -> None:
@@ -77,14 +77,14 @@ class Generator:
     def __init__(self, requests: Requests, warm_until: float) -> None:
         self.requests, self.warm_until = requests, warm_until
         self.found = Latencies()
-        self.idle: list[Connection] = []
+        self.idle: list[LoadConnection] = []
         self.queue: deque[tuple[bytes, float]] = deque()
         self.in_flight = 0
         self.loop = asyncio.get_running_loop()
 
     async def connect(self, port: int, connections: int) -> None:
         for _ in range(connections):
-            _, connection = await self.loop.create_connection(lambda: Connection(self), "127.0.0.1", port)
+            _, connection = await self.loop.create_connection(lambda: LoadConnection(self), "127.0.0.1", port)
             self.idle.append(connection)
 
     def offer(self, due: float) -> None:
@@ -97,7 +97,7 @@ class Generator:
             self.queue.append((request, due))
             self.found.waited += 1
 
-    def response_received(self, connection: Connection, status: int, body: bytes) -> None:
+    def response_received(self, connection: LoadConnection, status: int, body: bytes) -> None:
         due, now = connection.due, self.loop.time()
         assert due is not None
         self.in_flight -= 1
@@ -113,7 +113,7 @@ class Generator:
         if status == CREATED:
             self.requests.accepted(body)
 
-    def lost(self, connection: Connection) -> None:
+    def lost(self, connection: LoadConnection) -> None:
         """Count the request in flight on a closed connection as lost."""
         if connection.due is not None:
             self.in_flight -= 1

@@ -7,8 +7,8 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 HEAD_END, LENGTH = b"\r\n\r\n", b"content-length:"
 
 
-class Connection(asyncio.Protocol):
-    """Connection of a sender, which finds the end of each request and parses nothing else."""
+class SenderConnection(asyncio.Protocol):
+    """A sender's connection, which finds the end of each request and parses nothing else."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -31,7 +31,7 @@ class Connection(asyncio.Protocol):
 
 
 async def serve(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", port, backlog=1024)
+    server = await asyncio.get_running_loop().create_server(SenderConnection, "127.0.0.1", port, backlog=1024)
     await server.serve_forever()
 
 

@@ -16,7 +16,7 @@ from orders.enums import Side
 from tests.orders.conftest import _check_invariants  # noqa: F401 (a fixture)
 from tests.trading import BY
 from tools.replay.__main__ import main
-from tools.replay.files import Level, Message, MessageType, parse_book, parse_message
+from tools.replay.files import BookLevel, Message, MessageType, parse_book, parse_message
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL_FLOW = ROOT.parent / "shared" / "data"
@@ -90,7 +90,7 @@ def test_a_message_is_parsed_exactly() -> None:
 
 def test_a_book_row_has_no_empty_levels() -> None:
     book = parse_book(book_row(bids=[(5853300, 18), (5853000, 150)], asks=[]))
-    assert book.bids == (Level(Decimal("585.3300"), 18), Level(Decimal("585.3000"), 150))
+    assert book.bids == (BookLevel(Decimal("585.3300"), 18), BookLevel(Decimal("585.3000"), 150))
     assert book.asks == ()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from tools.replay.client import Exchange
+from tools.replay.client import ExchangeClient
 from tools.replay.files import TOP_LEVELS, ReplayError, read_rows
 from tools.replay.replay import Replay, Report
 
@@ -64,11 +64,11 @@ def _print(symbol: str, report: Report) -> None:
         print(difference)
 
 
-def _exchange(credentials: Path) -> Exchange:
+def _exchange(credentials: Path) -> ExchangeClient:
     """Return the running exchange named by the credentials file."""
     try:
         known = json.loads(credentials.read_bytes())
-        return Exchange(known["base_url"], known["operator_key"])
+        return ExchangeClient(known["base_url"], known["operator_key"])
     except FileNotFoundError as error:
         raise ReplayError(f"There is no file {credentials}: start the exchange with `make run`.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

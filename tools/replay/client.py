@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from orders.enums import Side, TimeInForce
-from tools.replay.files import FILE_LEVELS, Book, Level, ReplayError
+from tools.replay.files import FILE_LEVELS, Book, BookLevel, ReplayError
 
 HTTP_TIMEOUT_SECONDS = 20
 TICK_SIZE = "0.0001"  # the unit of the file's prices, so that all of them are on tick
@@ -35,7 +35,7 @@ class PlacedOrder:
     trades: int
 
 
-class Exchange:
+class ExchangeClient:
     """A running exchange, over one persistent connection."""
 
     def __init__(self, base_url: str, operator_key: str) -> None:
@@ -61,7 +61,7 @@ class Exchange:
         return BrokerCredentials(broker_id, self._call(self._operator_key, "POST", "/brokers", broker)["api_key"])
 
     def place(
-        self, credentials: BrokerCredentials, symbol: str, side: Side, level: Level, time_in_force: TimeInForce
+        self, credentials: BrokerCredentials, symbol: str, side: Side, level: BookLevel, time_in_force: TimeInForce
     ) -> PlacedOrder:
         order = {
             "type": "limit",
@@ -90,7 +90,7 @@ class Exchange:
     def book(self, credentials: BrokerCredentials, symbol: str) -> Book:
         book = self._call(credentials.key, "GET", f"/stocks/{symbol}/book?depth={FILE_LEVELS}")
         bids, asks = (
-            tuple(Level(Decimal(level["price"]), level["total_quantity"]) for level in book[side])
+            tuple(BookLevel(Decimal(level["price"]), level["total_quantity"]) for level in book[side])
             for side in ("bids", "asks")
         )
         return Book(bids, asks)

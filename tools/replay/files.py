@@ -44,7 +44,7 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class BookLevel:
     price: Decimal
     quantity: int
 
@@ -53,10 +53,10 @@ class Level:
 class Book:
     """Both sides, best level first, without empty levels."""
 
-    bids: tuple[Level, ...]
-    asks: tuple[Level, ...]
+    bids: tuple[BookLevel, ...]
+    asks: tuple[BookLevel, ...]
 
-    def levels(self, side: Side) -> tuple[Level, ...]:
+    def levels(self, side: Side) -> tuple[BookLevel, ...]:
         return self.bids if side is Side.BID else self.asks
 
     def quantity_at(self, side: Side, price: Decimal) -> int:
@@ -113,12 +113,12 @@ def parse_book(row: str) -> Book:
     return Book(bids=_levels(values[2::4], values[3::4]), asks=_levels(values[0::4], values[1::4]))
 
 
-def _levels(prices: list[int], quantities: list[int]) -> tuple[Level, ...]:
+def _levels(prices: list[int], quantities: list[int]) -> tuple[BookLevel, ...]:
     """Return the levels of one side. A missing level has size 0 and a dummy price (9999999999 or -9999999999)."""
     pairs = [(price, quantity) for price, quantity in zip(prices, quantities, strict=True) if quantity]
     if any(price <= 0 or quantity < 0 for price, quantity in pairs):
         raise ValueError("the size and the price of a level must be greater than 0, or the size 0")
-    return tuple(Level(_to_dollars(price), quantity) for price, quantity in pairs)
+    return tuple(BookLevel(_to_dollars(price), quantity) for price, quantity in pairs)
 
 
 def _lines(path: Path) -> list[str]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from orders.enums import Side, TimeInForce
-from tools.replay.client import BrokerCredentials, Exchange, PlacedOrder
-from tools.replay.files import Book, Level, Message, MessageType
+from tools.replay.client import BrokerCredentials, ExchangeClient, PlacedOrder
+from tools.replay.files import Book, BookLevel, Message, MessageType
 
 MAX_DIFFERENCES = 5  # described in the report; more are only counted
 
@@ -56,7 +56,7 @@ class RestingOrder:
 class Replay:
     """A run with a new instrument and two new brokers. `suffix` (up to 11 digits) makes their names unique."""
 
-    def __init__(self, exchange: Exchange, suffix: str) -> None:
+    def __init__(self, exchange: ExchangeClient, suffix: str) -> None:
         self.symbol = f"R{suffix}"
         self.report = Report()
         self._exchange = exchange
@@ -89,10 +89,10 @@ class Replay:
                     self._place_resting(side, level)
         own = book.quantity_at(message.side, message.price) - message.change
         if own > 0:
-            self._place_resting(message.side, Level(message.price, own))
+            self._place_resting(message.side, BookLevel(message.price, own))
 
     def _send(self, number: int, message: Message) -> None:
-        level = Level(message.price, message.quantity)
+        level = BookLevel(message.price, message.quantity)
         match message.type:
             case MessageType.PLACED:
                 self._place_resting(message.side, level, message.file_id)
@@ -115,15 +115,15 @@ class Replay:
                 if level.price not in shown:
                     self._set_level(side, level)
 
-    def _set_level(self, side: Side, level: Level) -> None:
+    def _set_level(self, side: Side, level: BookLevel) -> None:
         missing = level.quantity - sum(order.quantity for order in self._resting[side].get(level.price, []))
         if missing == 0:
             return
         self.report.seeds += 1
         if missing > 0:
-            self._place_resting(side, Level(level.price, missing))
+            self._place_resting(side, BookLevel(level.price, missing))
         else:
-            self._reduce_level(side, Level(level.price, -missing))
+            self._reduce_level(side, BookLevel(level.price, -missing))
 
     def _compare(self, number: int, expected: Book) -> None:
         self.report.requests += 1
@@ -133,14 +133,14 @@ class Replay:
             self.report.wrong_books += 1
             self.report.add_difference(f"row {number}: expected {expected.top()}; found {found.top()}")
 
-    def _place_resting(self, side: Side, level: Level, file_id: int | None = None) -> None:
+    def _place_resting(self, side: Side, level: BookLevel, file_id: int | None = None) -> None:
         """Place an order of the maker; its remainder rests behind the others at its price."""
         placed = self._place(self._maker, side, level, TimeInForce.GTC)
         if placed.remaining_quantity:
             order = RestingOrder(placed.order_id, file_id, placed.remaining_quantity)
             self._resting[side].setdefault(level.price, []).append(order)
 
-    def _reduce_level(self, side: Side, level: Level, file_id: int | None = None) -> None:
+    def _reduce_level(self, side: Side, level: BookLevel, file_id: int | None = None) -> None:
         """Cancel this quantity at a level: of the file's order first, then of seeded ones, then of the others."""
         orders = self._resting[side].get(level.price, [])
         wanted = level.quantity
@@ -152,10 +152,10 @@ class Replay:
             rest = max(cancelled - wanted, 0)
             wanted -= cancelled - rest
             if rest:
-                self._place_resting(side, Level(level.price, rest), order.file_id)
+                self._place_resting(side, BookLevel(level.price, rest), order.file_id)
 
     def _place(
-        self, credentials: BrokerCredentials, side: Side, level: Level, time_in_force: TimeInForce
+        self, credentials: BrokerCredentials, side: Side, level: BookLevel, time_in_force: TimeInForce
     ) -> PlacedOrder:
         self.report.requests += 1
         placed = self._exchange.place(credentials, self.symbol, side, level, time_in_force)
