@@ -1,4 +1,4 @@
-"""The market that generated requests act on: what exists in it, and bodies that make sense there."""
+"""Market for generated requests: the ids that exist in it, and valid request bodies."""
 
 from dataclasses import dataclass, field
 from itertools import count
@@ -32,7 +32,7 @@ OPERATORS_ONLY = {
     "halt_stock",
     "resume_stock",
 }
-EACH = 20  # of what one operation may use up
+EACH = 20  # objects that the requests of one operation may use up
 
 BODIES: dict[str, list[dict[str, Any]]] = {
     "place_order": [
@@ -58,13 +58,13 @@ BODIES: dict[str, list[dict[str, Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Market:
-    """Two brokers with orders and trades; alice's key and an operator's."""
+    """Two brokers with orders and trades, with the keys of alice and of an operator."""
 
     keys: dict[str, str]
     _numbers: "count[int]" = field(default_factory=count)
 
     def existing(self) -> dict[str, list[Any]]:
-        """Undo what operators do to a market, add what can be used up, and name what exists, by parameter."""
+        """Undo the actions of operators, add objects that can be used up, and return existing values by parameter."""
         for symbol in SYMBOLS:
             exchange_services.resume(symbol, by=BY)
         for broker_id in BROKERS:
@@ -73,7 +73,7 @@ class Market:
         trading.place(Side.BID, 1, "10.00")
         resting = self._resting()
         return {
-            "broker_id": [BROKERS[0], *BROKERS],  # mostly the one whose key it may be
+            "broker_id": [BROKERS[0], *BROKERS],  # mostly the broker of the key
             "symbol": list(SYMBOLS),
             "order_id": [str(order.id) for order in resting],
             "client_order_id": [order.client_order_id for order in resting],
@@ -88,14 +88,14 @@ class Market:
         return subscription
 
     def _resting(self) -> list[OrderState]:
-        """New orders of alice's, that nothing in the book crosses."""
+        """Place new orders of alice that no order in the book crosses."""
         ids = [f"resting-{next(self._numbers)}" for _ in range(EACH)]
         placed = service.execute([trading.order(Side.BID, 1, "9.00", client_order_id=each) for each in ids])
         return [outcome.order for outcome in placed if isinstance(outcome, Accepted)]
 
 
 def opened() -> Market:
-    """A new market, in an empty database."""
+    """Create the market in an empty database."""
     holdings = dict.fromkeys(SYMBOLS, 1_000_000)
     alice, _ = (trading.broker(broker_id, cash=10**9, holdings=holdings) for broker_id in BROKERS)
     _, operator = exchange_services.issue_key(None, scopes=[Scope.OPERATOR], by=BY)

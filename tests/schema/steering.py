@@ -1,6 +1,6 @@
-"""Generated requests, many of them steered towards what exists: else few would get past a 404.
+"""Generated requests, many with ids that exist: otherwise most responses would be 404.
 
-What is replaced is drawn by Hypothesis like the rest, and schemathesis judges anew whether the request is valid.
+Hypothesis draws the replacements like all other values, and schemathesis decides again whether the request is valid.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _MOSTLY = st.sampled_from((True, True, False))
 def requests(
     operation: Operation, existing: Mapping[str, list[Any]], bodies: list[dict[str, Any]]
 ) -> st.SearchStrategy[AnyCase]:
-    """Valid and invalid requests; in most of them, some or all of the values are of things that exist."""
+    """Generate valid and invalid requests. Most of them contain some or only existing values."""
     generated = st.one_of([operation.as_strategy(generation_mode=mode) for mode in GenerationMode])
     return _towards(generated, existing, bodies)
 
@@ -31,7 +31,7 @@ def _towards(
     existing: Mapping[str, list[Any]],
     bodies: list[dict[str, Any]],
 ) -> AnyCase:
-    draw(_NUMBERS)  # no request is like another, so that one without parameters is made as often as any other
+    draw(_NUMBERS)  # makes every request unique, so that one without parameters is generated as often as others
     case = draw(generated)
     if draw(_MOSTLY):
         case.path_parameters = _steered(draw, case.path_parameters, existing)
@@ -43,7 +43,7 @@ def _towards(
 
 
 def _steered(draw: st.DrawFn, values: Mapping[str, Any], existing: Mapping[str, list[Any]]) -> dict[str, Any]:
-    """`values`, most of those that name a thing replaced by one that exists."""
+    """Replace most values that name an object by existing ones."""
     return {
         name: draw(st.sampled_from(existing[name])) if name in existing and draw(_MOSTLY) else value
         for name, value in values.items()
@@ -51,6 +51,6 @@ def _steered(draw: st.DrawFn, values: Mapping[str, Any], existing: Mapping[str, 
 
 
 def _mixed(draw: st.DrawFn, generated: dict[str, Any], sensible: dict[str, Any]) -> dict[str, Any]:
-    """`sensible`, up to two of its fields as they were generated."""
+    """Return `sensible` with up to two fields as generated."""
     names = draw(st.lists(st.sampled_from(sorted(generated)), max_size=2)) if generated else []
     return sensible | {name: generated[name] for name in names}
