@@ -34,7 +34,7 @@ SCRIPTS = {"Makefile": ".sh", "Dockerfile": ".sh", "run": ".sh"}  # files withou
 DIRECTIVE = re.compile(r"#?\s*(?:noqa\b(?::\s*[A-Z0-9, ]+)?|type:\s*ignore\S*|fmt:\s*\w+|pragma\b.*)\s*-?")
 TEMPLATE_COMMENT = re.compile(r"\{#(.*?)#\}|\{% comment %\}(.*?)\{% endcomment %\}|<!--(.*?)-->", re.DOTALL)
 FENCE = re.compile(r"```|~~~")
-LIST_ITEM = re.compile(r"(?:[-*+]|\d+[.)])\s+")
+LIST_ITEM = re.compile(r"^(?:[-*+]|\d+[.)])\s+")
 CODE = re.compile(r"`+[^`]+`+|\"[^\"]*\"|“[^”]*”|\{[{%].*?[%}]\}")
 LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 ENDING = r"(?<!e\.g)(?<!i\.e)(?<!vs)[.!?][\"')\]*_`]*(?=\s+[A-Z`\"“(*_\[<0-9])"
