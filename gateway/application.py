@@ -96,8 +96,8 @@ class Gateway:
         """Send the request down the fast path or the full path. With a full queue, reject orders before either.
 
         Rejections must cost next to nothing, so that they are still sent at several times the load that the exchange
-        can process. The body has been read all the same: otherwise the server would close the connection, and the
-        client's next order would have an unknown outcome.
+        can process. The body has been read before, because a server that responds earlier closes the connection, and
+        the client's next order would have an unknown outcome.
         """
         if _enters_queue(environ) and self._is_queue_full():
             return _overloaded_response(environ)

@@ -39,7 +39,7 @@ class Connections:
     """The client connections of this process, and the time of the last request of each."""
 
     def __init__(self) -> None:
-        self._port: int | None = None  # of the web server, known from its first request
+        self._port: int | None = None  # the web server's, known from its first request
         self._last_request_at: dict[str, float] = {}  # by client
 
     def record_request(self, server: str, client: str, now: float) -> None:
@@ -55,7 +55,7 @@ class Connections:
         connections = list(dict.fromkeys(_connections(self._port)))  # the kernel may list one twice as others change
         for client in self._last_request_at.keys() - {each.client for each in connections}:
             self._last_request_at.pop(client, None)
-        if not _over_limit(connections):  # of any process: finding those of this process takes longer
+        if not _over_limit(connections):  # counts all processes, because finding the connections of one takes longer
             return
         descriptors = dict(_sockets())
         for network, own in _over_limit([each for each in connections if each.inode in descriptors]).items():

@@ -22,7 +22,7 @@ from exchange.http.rate_limits import RateLimit
 from exchange.http.responses import JSON, RenderedResponse
 from exchange.keys import Principal, cached_principal
 
-_JSON_TYPES = {JSON, f"{JSON}; charset=utf-8"}  # what HTTP clients send by default
+_JSON_TYPES = {JSON, f"{JSON}; charset=utf-8"}  # the defaults of HTTP clients
 _SCHEME = "Bearer "
 _LENGTH = re.compile(r"[0-9]{1,9}")
 

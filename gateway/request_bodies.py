@@ -16,7 +16,7 @@ from exchange.http.authentication import bearer_key
 from exchange.http.middleware import Environ
 from exchange.keys import was_valid
 
-MAX_CHUNKS = 1_024  # of a chunked body: each chunk costs the event loop as much as a request
+MAX_CHUNKS = 1_024  # per body, because each chunk costs the event loop as much as a request
 
 _LARGE_BODY_OF = "exchange.large_body_of"  # in the environ of a request with a large body: its key
 

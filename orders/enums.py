@@ -22,7 +22,7 @@ class OrderType(ChoicesEnum):
 
 
 class TimeInForce(ChoicesEnum):
-    """How long an order remains in effect.
+    """Time for which an order remains in effect.
 
     `gtd` (good till date): until `expires_at`. `gtc` (good till cancelled). `day`: until the next 00:00 UTC. `ioc`
     (immediate or cancel): the remainder is cancelled on arrival. `fok` (fill or kill): filled in full on arrival, or

@@ -219,7 +219,7 @@ class ReconcileRun(models.Model):
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
     checks = models.SmallIntegerField(default=0)  # number of checks in the run
-    findings = models.JSONField(default=list)  # of each check so far: check, count, examples, seconds
+    findings = models.JSONField(default=list)  # one per check so far: check, count, examples, seconds
     error = models.CharField(max_length=200, blank=True)  # why it ended without a result
 
     objects = ReconcileRunQuerySet.as_manager()

@@ -8,7 +8,7 @@ import rest_framework
 from tests.plain_english import Kind, files, percentages, problem_of, sentences_of
 
 LIMIT = 2.0  # per cent of the sentences of an area
-HIGHER_LIMITS = {"backoffice": 2.5, "gateway": 4.6, "orders": 3.1}  # present percentages, which may only fall
+HIGHER_LIMITS = {"backoffice": 2.5}  # present percentages, which may only fall
 
 HARD_TO_READ = [
     "Execute what waits, the first one's commands first, and appoint who leads next before calling who is done.",

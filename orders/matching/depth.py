@@ -96,7 +96,7 @@ class Reach(NamedTuple):
 
 
 def measure_reach(cursor: CursorWrapper, order: PlaceOrder) -> Reach:
-    """Measure what the order would fill, up to one resting order more than `MAX_MAKERS_PER_COMMAND`."""
+    """Measure the order's fills, up to one resting order more than `MAX_MAKERS_PER_COMMAND`."""
     (demand,) = demands([order])
     parameters = msgspec.structs.asdict(demand) | {"most": settings.MAX_MAKERS_PER_COMMAND}
     cursor.execute(_REACH, parameters)
@@ -187,7 +187,7 @@ def fundable_orders(takers: Sequence[PlaceOrder], funds: dict[str, Funds], *, is
     """The orders that their brokers may be able to pay for. The others fill nothing, so no makers are read for them.
 
     A single order needs available funds. In a batch, a broker can get shares from the batch's other sellers and cash
-    from its other buyers, so the limit is what all of them own together, plus what the sellers buy in the batch.
+    from its other buyers, so the limit is the total of their funds, plus the purchases of the sellers in the batch.
     """
     sellers = {(each.broker_id, each.symbol) for each in takers if each.side is Side.ASK}
     buyers = {each.broker_id for each in takers if each.side is Side.BID}

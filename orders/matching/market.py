@@ -47,7 +47,7 @@ class Market:
     brokers: dict[str, BrokerState]
     orders: dict[UUID, OrderState]
     sweeps: dict[CancelOrders | ExpireOrders, list[OrderState]]
-    earlier_trades: dict[UUID, list[TradeState]]  # of the orders to cancel
+    earlier_trades: dict[UUID, list[TradeState]]  # for the orders to cancel
     max_open_orders: int
     skip_busy: bool = False  # a book or a broker that is missing here may be locked
     # The cost of each new order whose makers were not read.

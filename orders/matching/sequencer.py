@@ -85,7 +85,7 @@ class Sequencer:
         self._has_leader = False
         self._seconds_per_command = 0.0  # in the previous batch
         self._deep_requests = 0  # waiting for, or in, a separate transaction
-        self._waker: LoopWaker | None = None  # of the event loop; a web process has one loop
+        self._waker: LoopWaker | None = None  # for the event loop; a web process has one loop
 
     def submit(self, commands: Sequence[Command]) -> list[Outcome]:
         waiter = ThreadWaiter(commands)
@@ -175,7 +175,7 @@ class Sequencer:
                     outcomes = self._execute(waiters, is_retry=is_retry)
                 except TooManyMakers as too_many:  # nothing was executed
                     waiters = self._split_off_deep(waiters, too_many)
-        finally:  # also if an exception from outside stops this thread
+        finally:  # runs even if an exception from outside stops this thread
             waiters = waiters if taken else self._dequeue(0)
             self._promote_next()
             in_order = iter(outcomes)

@@ -134,7 +134,7 @@ class BookState:
     # Sides of which a taker reaches more orders than one transaction reads.
     truncated_sides: set[Side] = field(default_factory=set)
 
-    COLUMNS: ClassVar = ("symbol", "status", "tick_size", "lot_size", "pricing", "sequence")  # of the instrument
+    COLUMNS: ClassVar = ("symbol", "status", "tick_size", "lot_size", "pricing", "sequence")  # the instrument's
 
     @classmethod
     def of(cls, symbol: str, status: str, tick_size: Decimal, lot_size: int, pricing: str, sequence: int) -> Self:

@@ -274,7 +274,7 @@ class _ReadResult(msgspec.Struct, frozen=True):
     makers: list[OrderState] | None  # best first on each side of a book
     holdings: list[_Holding] | None
     used: list[OrderState] | None  # under the takers' client_order_ids
-    trades: list[TradeState] | None  # of the orders to cancel, oldest first
+    trades: list[TradeState] | None  # for the orders to cancel, oldest first
 
     def brokers_by_id(self) -> dict[str, BrokerState]:
         """The locked brokers, with their positions and used client_order_ids."""

@@ -26,8 +26,8 @@ from webhooks.wakeup import connection_with_timeouts
 
 TASK = "orders.tasks.run_reconcile"
 ABANDONED = "The process was stopped, killed or timed out before the run had a result."
-_LOCK_CLASS = 0x7265636F  # first key of the advisory locks, used only here; the second key is the run's,
-_START_LOCK = 0  # or this one, held while a run is created
+_LOCK_CLASS = 0x7265636F  # first key of all advisory locks of runs
+_START_LOCK = 0  # second key of the lock held while a run is created; a run's own lock has another one
 
 _log = structlog.get_logger(__name__)
 
