@@ -273,7 +273,7 @@ DELIVERY_HEADERS = {
 
 def complete(result: JSONSchema, **_: Any) -> JSONSchema:
     """Add the events, and the description of every property and parameter (a hook of drf-spectacular)."""
-    schemas = result["components"]["schemas"]
+    schemas = result.setdefault("components", {}).setdefault("schemas", {})  # none in a site without the API
     for event, (description, data, _example) in EVENTS.items():
         schemas |= struct_schemas(data) | {_component(event): _event_schema(event, description, data)}
     result["components"]["schemas"] = dict(sorted(schemas.items()))
