@@ -21,6 +21,10 @@ TICKS = 5  # the maximum on an axis
 HEIGHT_USED = Decimal("0.95")  # of the depth chart's box
 PRICES_PART, VOLUMES_PART = Decimal("0.76"), Decimal("0.2")  # of the height of the price chart
 BODY_PART = 0.7  # of a candle's column; the rest is the gap
+CANDLES_PER_OUTLIER = 20  # the share of candles that may be outliers: one in 20, but at least one
+OUTLIER_STRETCH = 4  # outliers are left out of the price axis if they stretch it by more than this factor
+CALM_TICKS = 20  # a smaller range of the other candles counts as this, so that small moves are not outliers
+MARK_HEIGHT = 3  # of the mark of an outlier, in percent of the box
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +94,8 @@ class _PriceScale:
         return _percent(price - self.low, self.high - self.low)
 
     def down(self, price: Decimal) -> float:
-        """Return a price's position from the top, above the volumes at the bottom of the box."""
-        return _percent((self.high - price) * PRICES_PART, self.high - self.low)
+        """Return a price's position from the top, above the volumes; at the edge if it is outside the scale."""
+        return _percent((self.high - min(max(price, self.low), self.high)) * PRICES_PART, self.high - self.low)
 
     def ticks(self) -> list[Decimal]:
         return ticks(max(self.low, self.tick_size), self.high, TICKS, self.tick_size)
@@ -239,9 +243,10 @@ class CandlePaths:
 
 @dataclass(frozen=True, slots=True)
 class PriceChart:
-    """Candles over time with volumes, and the position of the last price."""
+    """Candles over time with volumes, the marks of outliers, and the position of the last price."""
 
     paths: list[CandlePaths]
+    outliers: list[str]  # a path per mark
     columns: list[CandleColumn]
     width: float  # of a column
     prices: list[AxisLabel]
@@ -259,7 +264,7 @@ def price_chart(candles: Sequence[Candle], span: Span, begin: datetime, tick_siz
     if not candles:
         return None
     lowest, highest = min(each.low for each in candles), max(each.high for each in candles)
-    scale = _PriceScale.around(lowest, highest, tick_size)
+    scale = _PriceScale.around(*_main_range(candles, tick_size), tick_size)
     most = max(each.volume for each in candles)
     first, last = candles[0].open, candles[-1].close
     x_of = {candle: span.part(candle.at - begin) for candle in candles}
@@ -274,6 +279,7 @@ def price_chart(candles: Sequence[Candle], span: Span, begin: datetime, tick_siz
             draw("up", [each for each in candles if each.close >= each.open]),
             draw("down", [each for each in candles if each.close < each.open]),
         ],
+        outliers=[mark for candle in candles for mark in _outlier_marks(candle, x_of[candle], width, scale)],
         columns=[_column(candle, x_of[candle], scale) for candle in candles],
         width=width,
         prices=[AxisLabel(scale.down(price), scale.written(price)) for price in scale.ticks()],
@@ -284,6 +290,27 @@ def price_chart(candles: Sequence[Candle], span: Span, begin: datetime, tick_siz
             f"{scale.written(highest)}; {sum(each.volume for each in candles):,} shares."
         ),
     )
+
+
+def _main_range(candles: Sequence[Candle], tick_size: Decimal) -> tuple[Decimal, Decimal]:
+    """Return the range of the prices, without a few extremes that would flatten all other candles."""
+    lows, highs = sorted(each.low for each in candles), sorted(each.high for each in candles)
+    count, spare = len(candles), max(1, len(candles) // CANDLES_PER_OUTLIER)
+    if count <= 2:
+        return lows[0], highs[-1]
+    cores = [(lows[below], highs[count - 1 - (spare - below)]) for below in range(spare + 1)]
+    low, high = min(cores, key=lambda core: core[1] - core[0])
+    is_flattened = highs[-1] - lows[0] > OUTLIER_STRETCH * max(high - low, CALM_TICKS * tick_size)
+    return (low, high) if is_flattened else (lows[0], highs[-1])
+
+
+def _outlier_marks(candle: Candle, x: float, width: float, scale: _PriceScale) -> Iterator[str]:
+    """Yield a triangle at each edge of the scale that the candle's prices exceed."""
+    right, middle, bottom = round(x + width, 2), round(x + width / 2, 2), _percent(PRICES_PART, 1)
+    if candle.high > scale.high:
+        yield f"M {x} {MARK_HEIGHT} H {right} L {middle} 0 Z"
+    if candle.low < scale.low:
+        yield f"M {x} {round(bottom - MARK_HEIGHT, 2)} H {right} L {middle} {bottom} Z"
 
 
 def _candle(candle: Candle, x: float, width: float, scale: _PriceScale) -> str:

@@ -42,6 +42,11 @@ class Figures:
     value: Decimal
     open_orders: int
 
+    @property
+    def mid(self) -> Decimal | None:
+        """The exact mean of bid and ask: with one more decimal than a price if the spread is an odd number of ticks."""
+        return (self.best_bid + self.best_ask) / 2 if self.best_bid and self.best_ask else None
+
 
 @dataclass(frozen=True, slots=True)
 class Candle:

@@ -1,5 +1,6 @@
 """Charts: positions in percent of the box, also for markets that hardly move."""
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -15,6 +16,7 @@ from orders.market_data import BookSnapshot, Level
 NOON = datetime(2026, 2, 16, 12, tzinfo=UTC)
 TICK = Decimal("0.01")
 MINUTE = timedelta(minutes=1)
+HOUR = Span("1h", "1 hour", 60 * MINUTE, step=MINUTE, mark=10 * MINUTE)
 TEN_MINUTES = Span("10m", "10 minutes", 10 * MINUTE, step=MINUTE, mark=5 * MINUTE)
 
 
@@ -143,6 +145,59 @@ def test_one_trade_is_a_line_in_the_middle() -> None:
         ("", ""),
     ]
     assert chart.prices == [AxisLabel(76.0, "9.99"), AxisLabel(38.0, "10.00"), AxisLabel(0.0, "10.01")]
+
+
+CALM = [candle(minute, "148.00", "148.20", "147.80", "148.10") for minute in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("outlier", "mark"),
+    [
+        pytest.param(candle(4, "1.00", "1.00", "1.00", "1.00"), "M 40.0 73.0 H 50.0 L 45.0 76.0 Z", id="far below"),
+        pytest.param(candle(8, "900", "900", "900", "900"), "M 80.0 3 H 90.0 L 85.0 0 Z", id="the last trade"),
+        pytest.param(candle(4, "148", "900", "147.90", "148"), "M 40.0 3 H 50.0 L 45.0 0 Z", id="within a minute"),
+    ],
+)
+def test_an_outlying_trade_is_marked_and_does_not_flatten_the_chart(outlier: Candle, mark: str) -> None:
+    candles = sorted([*(each for each in CALM if each.at != outlier.at), outlier], key=lambda each: each.at)
+
+    chart = charts.price_chart(candles, TEN_MINUTES, NOON, TICK)
+
+    assert chart is not None
+    assert [each.text for each in chart.prices] == ["147.80", "147.90", "148.00", "148.10", "148.20"]
+    assert chart.outliers == [mark]
+    heights = [float(each) for path in chart.paths for each in re.findall(r"(?<=V )[\d.]+", path.candles)]
+    assert 0 <= min(heights) <= max(heights) <= 76  # the outlier ends at the edge
+    assert str(outlier.high) in chart.description or str(outlier.low) in chart.description
+
+
+@pytest.mark.parametrize(
+    "prices",
+    [
+        pytest.param(["148", "900"], id="two trades"),
+        pytest.param(["100", "110", "120"], id="a trend"),
+        pytest.param(["148"] * 8 + ["148.10"], id="a small move"),
+        pytest.param(["148"] * 7 + ["152", "152"], id="a move that lasts"),
+    ],
+)
+def test_all_other_prices_are_on_the_axis(prices: list[str]) -> None:
+    candles = [candle(minute, *[price] * 4) for minute, price in enumerate(prices)]
+
+    chart = charts.price_chart(candles, TEN_MINUTES, NOON, TICK)
+
+    assert chart is not None
+    assert chart.outliers == []
+    assert 0 < chart.last.at < 76
+
+
+def test_of_many_candles_one_in_twenty_may_be_an_outlier() -> None:
+    def outliers(count: int) -> int:
+        highs = [900 if minute < count else 148 for minute in range(60)]
+        candles = [candle(minute, "148", f"{high}", "148", "148") for minute, high in enumerate(highs)]
+        chart = charts.price_chart(candles, HOUR, NOON, TICK)
+        return len(chart.outliers) if chart else 0
+
+    assert [outliers(count) for count in (1, 3, 4)] == [1, 3, 0]
 
 
 def test_a_price_axis_starts_above_zero() -> None:

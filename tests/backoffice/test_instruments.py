@@ -263,9 +263,28 @@ def test_the_page_shows_the_market_figures(office: Client) -> None:
     shown = context(office)
     summary, figures = shown["summary"], shown["figures"]
 
-    assert (summary.current_price, summary.moving_average, summary.mid) == tuple(d("10.00", "10.25", "10.50"))
+    assert (summary.current_price, summary.moving_average) == tuple(d("10.00", "10.25"))
     assert (figures.best_bid, figures.best_ask, figures.last_price) == tuple(d("9.00", "12.00", "10.00"))
     assert (figures.change, figures.open_orders) == (Decimal("0.00"), 2)
+
+
+@pytest.mark.parametrize(("bid", "ask", "mid"), [("10.00", "10.01", "10.005"), ("10.00", "10.02", "10.01")])
+def test_the_mid_of_an_odd_spread_has_one_more_decimal(office: Client, bid: str, ask: str, mid: str) -> None:
+    place(Side.BID, 5, bid)
+    place(Side.ASK, 5, ask)
+
+    assert f"<dt>Mid</dt><dd>{mid}</dd>" in html(office)
+
+
+def test_an_outlying_trade_is_marked_on_the_chart(office: Client) -> None:
+    for minute in range(1, 6):
+        bar(minute, "10", "10.10", "9.90", "10", volume=5)
+    assert "Triangles mark" not in html(office)
+
+    bar(0, "10", "500", "10", "10", volume=5)
+
+    assert '<path class="o-outliers" d="M ' in html(office)
+    assert "Triangles mark trades beyond the price axis." in html(office)
 
 
 def test_a_new_instrument_shows_placeholders(office: Client) -> None:
