@@ -18,6 +18,7 @@ from bench import (
     baseline,
     batches,
     closed_loop,
+    day,
     floor,
     growth,
     machine,
@@ -33,6 +34,7 @@ from bench import (
 from bench.rounds import Measurement, alternate, order_for_comparison
 from bench.run import QUICK, Lengths, Run
 from bench.venue import FOLDER, ROOT, servers
+from config.local import web
 from config.local.processes import LocalError
 from config.local.supervisor import print_line
 
@@ -46,6 +48,7 @@ ALTERNATING: dict[str, Callable[[Run, argparse.Namespace], AbstractContextManage
 SEQUENTIAL: dict[str, Callable[[Run, argparse.Namespace], None]] = {
     "requests": lambda run, _: single_requests.measure(run),
     "open": lambda run, _: open_loop.measure(run),
+    "day": lambda run, options: day.measure(run, options.only, options.processes or web.PROCESSES),
     "growth": lambda run, _: growth.measure(run),
     "overload": lambda run, _: overload.measure(run),
     "attacks": lambda run, _: attacks.measure(run),
@@ -79,8 +82,10 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="CELL", help="http: clients x symbols x processes")
-    parser.add_argument("--processes", type=int, help="profile: number of web processes")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="CELL", help="http: clients x symbols x processes; day: loads"
+    )
+    parser.add_argument("--processes", type=int, help="day, profile: number of web processes")
     parser.add_argument("--quick", action="store_true", default=os.environ.get("QUICK") == "1", help="a shortened run")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):

@@ -23,13 +23,15 @@ def measure(run: Run) -> None:
         path = FOLDER / "world.json"
         path.write_text(json.dumps(venue.world))
         for load in LOADS[1:2] if run.quick else LOADS:
-            arguments = {"port": venue.port, "world": str(path), "rate": capacity["requests_per_second"] * load / 100}
+            arguments = {"mix": "mix", "port": venue.port, "world": str(path)}
+            arguments |= {"rate": capacity["requests_per_second"] * load / 100}
             arguments |= {"seed": wrk.seed(), "seconds": run.lengths.open_loop, "warm_up": run.lengths.warm_up}
-            run.record("open", str(load), _generate(arguments))
+            run.record("open", str(load), generate(arguments))
             venue.wait_for_deliveries()
 
 
-def _generate(arguments: dict[str, Any]) -> dict[str, Any]:
+def generate(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Run the generator and return its summary."""
     command = [sys.executable, "-m", "bench.generator", json.dumps(arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:

@@ -20,12 +20,14 @@ class Lengths:
     open_loop: float = 10
     overload: float = 30
     attack: float = 10
+    day: float = 20
+    day_warm_up: float = 3
     rounds: int = 5
     history: int = 2_000_000
     resting: int = 200_000
 
 
-QUICK = Lengths(cell=2, warm_up=1, open_loop=3, overload=5, attack=3, rounds=1, history=50_000, resting=20_000)
+QUICK = Lengths(cell=2, warm_up=1, open_loop=3, overload=5, attack=3, day=5, rounds=1, history=50_000, resting=20_000)
 
 
 @dataclass

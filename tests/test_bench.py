@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any, cast
@@ -149,36 +150,40 @@ class SlowServer(asyncio.Protocol):
 class Pings:
     """Source of equal requests."""
 
-    def next(self) -> bytes:
-        return b"GET / HTTP/1.1\r\n\r\n"
+    def next(self) -> tuple[str, bytes]:
+        return "order", b"GET / HTTP/1.1\r\n\r\n"
 
     def accepted(self, body: bytes) -> None:
         assert body == b"{}"
 
 
-async def measured(*, rate: float, seconds: float, connections: int) -> generator.Latencies:
+async def measured(*, connections: int) -> generator.Outcomes:
     server = await asyncio.get_running_loop().create_server(SlowServer, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
+    starts = time.monotonic()
+    dues = [starts + offset for offset in generator.arrivals(rate=40, seconds=1, seed=0)]
     async with server:
-        return await generator.generate(Pings(), port=port, rate=rate, seconds=seconds, connections=connections)
+        return await asyncio.to_thread(generator.generate, Pings(), dues, port=port, connections=connections)
 
 
 def test_latency_includes_the_wait_for_a_slow_server() -> None:
-    found = asyncio.run(measured(rate=40, seconds=1, connections=1))
-    latencies = found.accepted
+    found = asyncio.run(measured(connections=1))
+    latencies = found.of(["order"])
     assert found.lost == 0
-    assert len(latencies) == found.statuses["201"] > 20
+    assert len(latencies) == found.statuses()["201"] > 20
     # One at a time, each request takes a tenth of a second: the last of n has its response after n tenths, and was due
     # within the first second. A clock that started when a request was sent would show one tenth for each.
     assert max(latencies) > len(latencies) * SERVICE_SECONDS - 1
     assert min(latencies) >= SERVICE_SECONDS
     assert generator.summary(found, 1)["p99_ms"] > 1_000
+    assert found.backlog_max >= found.backlog_at_end > len(latencies) - 1 / SERVICE_SECONDS - 2
+    assert found.drain_seconds >= (found.backlog_at_end - 1) * SERVICE_SECONDS
 
 
 def test_no_request_waits_while_connections_are_free() -> None:
-    found = asyncio.run(measured(rate=40, seconds=1, connections=64))
+    found = asyncio.run(measured(connections=64))
     assert found.waited == 0
-    assert SERVICE_SECONDS <= generator.percentile(found.accepted, 0.5) / 1_000 < 2 * SERVICE_SECONDS
+    assert SERVICE_SECONDS <= generator.percentile(found.of(["order"]), 0.5) / 1_000 < 2 * SERVICE_SECONDS
 
 
 # --- Rounds ---------------------------------------------------------------------------------------------------------
