@@ -24,7 +24,7 @@ BODY_PART = 0.7  # of a candle's column; the rest is the gap
 CANDLES_PER_OUTLIER = 20  # the share of candles that may be outliers: one in 20, but at least one
 OUTLIER_STRETCH = 4  # outliers are left out of the price axis if they stretch it by more than this factor
 CALM_TICKS = 20  # a smaller range of the other candles counts as this, so that small moves are not outliers
-MARK_HEIGHT = 3  # of the mark of an outlier, in percent of the box
+MARK_HEIGHT = 3  # percent of the box
 
 
 @dataclass(frozen=True, slots=True)

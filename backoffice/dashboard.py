@@ -199,7 +199,7 @@ def _oldest_due() -> UUID | None:
 
 
 def _failing(now: datetime) -> QuerySet[Subscription]:
-    """Return the active subscriptions whose last attempt failed, latest failure first."""
+    """Return the failing active subscriptions, latest failure first."""
     failing = Subscription.objects.alive().filter(FAILING, paused_at=None, last_failure_at__gt=now - FAILING_WITHIN)
     return failing.order_by("-last_failure_at", "pk")
 

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.contrib.postgres.expressions import ArraySubquery
-from django.db.models import F, OuterRef, Q, QuerySet, Subquery, Sum
+from django.db.models import OuterRef, Q, QuerySet, Subquery, Sum
 from django.utils import timezone
 
 from backoffice.templatetags.formatting import DASH, age
@@ -17,8 +17,7 @@ DUE_COUNT_LIMIT = 1_000
 HOUR, CHART_HOURS = timedelta(hours=1), 24
 CHART_WIDTH, CHART_HEIGHT = 480, 96
 
-# The last completed delivery failed; equivalent to `Subscription.is_failing`.
-FAILING = Q(last_failure_at__isnull=False) & (Q(last_success_at=None) | Q(last_failure_at__gt=F("last_success_at")))
+FAILING = Q(failures_left=0)  # `Subscription.is_failing`
 
 
 def with_health(rows: QuerySet[Subscription]) -> QuerySet[Any]:
@@ -57,9 +56,10 @@ def _total(column: str, since: datetime) -> Subquery:
 
 
 def health_of(row: Subscription) -> str:
-    if row.last_success_at is None and row.last_failure_at is None:
-        return ""
-    return "failing" if row.is_failing else "ok"
+    """Return "failing", "ok" if it has succeeded, or ""."""
+    if row.is_failing:
+        return "failing"
+    return "ok" if row.last_success_at else ""
 
 
 def failed_share(completed: int | None, failed: int | None) -> str:

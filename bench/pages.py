@@ -116,7 +116,7 @@ def create_rows(actions: int) -> None:
     now = database_now()
     pending = Delivery.objects.filter(subscription=live, claimed_at=None)
     assert pending.update(claimed_at=now, completed_at=now, error=DeliveryError.TIMEOUT, duration_ms=5_000)
-    Subscription.objects.filter(pk=live.pk).update(last_failure_at=now)
+    Subscription.objects.filter(pk=live.pk).update(last_failure_at=now, failures_left=0)
     runs.run_now(by=BY)
 
 

@@ -15,7 +15,7 @@ import psycopg
 from django.db import connection as django_connection
 from psycopg.rows import TupleRow
 
-from webhooks.models import DeliveryError
+from webhooks.models import TOLERATED_FAILURES, DeliveryError
 
 Connection = psycopg.AsyncConnection[TupleRow]
 
@@ -158,43 +158,54 @@ ORDER BY due.id
 # The two updates of deliveries never meet in a row: one requires `claimed_at`, the other requires that it is null.
 # `id = ANY(ARRAY(…))` makes the planner expect few rows; otherwise it would read both tables in full with a long queue.
 # `is_failed` is the condition of `models.IS_FAILED`.
-# The times of a subscription's last success and failure are for display. If they would change by only a few seconds and
-# not in their order, the row is not updated: publishing reads it, and a long transaction would keep all its versions. A
-# locked row is skipped, so that no transaction delays the deliveries. The counts per hour are complete.
+# A subscription's health is for display. If only its times would change, and by only a few seconds, the row is not
+# updated: publishing reads it, and a long transaction would keep all its versions. A locked row is skipped, so that no
+# transaction delays the deliveries. The counts per hour are complete.
 _SAVE_OUTCOMES_AND_CLAIM = f"""
 WITH completed AS (
   UPDATE webhooks_delivery delivery
   SET completed_at = clock_timestamp(), status_code = row.status_code, error = coalesce(row.error, ''),
       duration_ms = row.duration_ms
-  FROM json_to_recordset(%s::json) AS row(id uuid, status_code smallint, error text, duration_ms int, answer text)
+  FROM ROWS FROM (
+    json_to_recordset(%s::json) AS (id uuid, status_code smallint, error text, duration_ms int, answer text)
+  ) WITH ORDINALITY AS row(id, status_code, error, duration_ms, answer, position)
   WHERE delivery.id = row.id AND delivery.completed_at IS NULL
-  RETURNING delivery.id, delivery.subscription_id, delivery.completed_at, row.answer,
+  RETURNING delivery.id, delivery.subscription_id, delivery.completed_at, row.answer, row.position,
             delivery.error <> '' OR delivery.status_code NOT BETWEEN 200 AND 299 AS is_failed
 ), answered AS (
   INSERT INTO webhooks_answer (delivery_id, body) SELECT id, answer FROM completed WHERE answer <> ''
 ), counted AS (
   SELECT subscription_id, date_trunc('hour', completed_at, 'UTC') AS hour, count(*) AS completed,
-         count(*) FILTER (WHERE is_failed) AS failed, max(completed_at) FILTER (WHERE NOT is_failed) AS succeeded_at,
-         max(completed_at) FILTER (WHERE is_failed) AS failed_at
+         count(*) FILTER (WHERE is_failed) AS failed
   FROM completed GROUP BY 1, 2
 ), summed AS (
   INSERT INTO webhooks_subscriptionhour AS hours (subscription_id, hour, completed, failed)
   SELECT subscription_id, hour, completed, failed FROM counted ORDER BY subscription_id, hour
   ON CONFLICT (subscription_id, hour)
   DO UPDATE SET completed = hours.completed + excluded.completed, failed = hours.failed + excluded.failed
+), latest AS (
+  SELECT subscription_id, max(completed_at) FILTER (WHERE NOT is_failed) AS succeeded_at,
+         max(completed_at) FILTER (WHERE is_failed) AS failed_at,
+         count(*) FILTER (WHERE successes_since = 0) AS failures_since
+  FROM (
+    SELECT *, count(*) FILTER (WHERE NOT is_failed)
+                OVER (PARTITION BY subscription_id ORDER BY position DESC) AS successes_since
+    FROM completed) attempt
+  GROUP BY 1
 ), changed_health AS (
   SELECT subscription.id, greatest(last_success_at, succeeded_at) AS success_at,
-         greatest(last_failure_at, failed_at) AS failure_at
-  FROM (SELECT subscription_id, max(succeeded_at) AS succeeded_at, max(failed_at) AS failed_at
-        FROM counted GROUP BY 1) latest
-  JOIN webhooks_subscription subscription ON subscription.id = latest.subscription_id
+         greatest(last_failure_at, failed_at) AS failure_at, remaining.failures
+  FROM latest JOIN webhooks_subscription subscription ON subscription.id = latest.subscription_id
+  CROSS JOIN LATERAL (
+    SELECT greatest(CASE WHEN succeeded_at IS NULL THEN failures_left ELSE {TOLERATED_FAILURES} END - failures_since, 0)
+  ) AS remaining(failures)
   WHERE succeeded_at > coalesce(last_success_at + {_HEALTH_LAG}, '-infinity')
      OR failed_at > coalesce(last_failure_at + {_HEALTH_LAG}, '-infinity')
-     OR coalesce(failed_at > succeeded_at, failed_at IS NOT NULL)
-        <> coalesce(last_failure_at > last_success_at, last_failure_at IS NOT NULL)
+     OR remaining.failures <> failures_left
   FOR NO KEY UPDATE OF subscription SKIP LOCKED
 ), updated AS (
-  UPDATE webhooks_subscription subscription SET last_success_at = success_at, last_failure_at = failure_at
+  UPDATE webhooks_subscription subscription
+  SET last_success_at = success_at, last_failure_at = failure_at, failures_left = failures
   FROM changed_health WHERE subscription.id = changed_health.id
 ), selected AS (
   SELECT delivery.id

@@ -8,6 +8,7 @@ from exchange.models import Broker
 from exchange.rules import ChoicesEnum
 
 MAX_URL_LENGTH = 2_048
+TOLERATED_FAILURES = 3  # in a row, of a URL that has worked; the last of them makes the subscription failing
 
 
 class EventType(ChoicesEnum):
@@ -77,6 +78,8 @@ class Subscription(models.Model):
     paused_at = models.DateTimeField(null=True)  # by an operator; due deliveries wait until it is resumed
     last_success_at = models.DateTimeField(null=True)
     last_failure_at = models.DateTimeField(null=True)
+    # Failures in a row until it counts as failing: 1 for a new URL, `TOLERATED_FAILURES` after a success, 0 if it is.
+    failures_left = models.SmallIntegerField(default=1, db_default=1)
 
     objects = SubscriptionQuerySet.as_manager()
 
@@ -99,10 +102,8 @@ class Subscription(models.Model):
 
     @property
     def is_failing(self) -> bool:
-        """True if the last delivery with an outcome failed. The times may lag by seconds: see `delivery_queue`."""
-        return self.last_failure_at is not None and (
-            self.last_success_at is None or self.last_failure_at > self.last_success_at
-        )
+        """True if the latest attempts failed: `TOLERATED_FAILURES`, or one at a URL that has not worked yet."""
+        return self.failures_left == 0
 
 
 class DeliveryState(ChoicesEnum):

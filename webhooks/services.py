@@ -142,9 +142,10 @@ WHERE delivery.id = ANY(%(ids)s::uuid[]) ORDER BY delivery.id
 
 # `xmax` of an existing row is the transaction that locked it for the update, this one; of a new row it is 0.
 _SUBSCRIBE = """
-INSERT INTO webhooks_subscription (id, broker_id, event_type, url, created_at)
+INSERT INTO webhooks_subscription AS known (id, broker_id, event_type, url, created_at)
 SELECT wanted.id, %s, wanted.event_type, %s, clock_timestamp()
 FROM unnest(%s::uuid[], %s::text[]) AS wanted(id, event_type)
-ON CONFLICT (broker_id, event_type) WHERE deleted_at IS NULL DO UPDATE SET url = excluded.url
+ON CONFLICT (broker_id, event_type) WHERE deleted_at IS NULL DO UPDATE
+SET url = excluded.url, failures_left = CASE WHEN known.url = excluded.url THEN known.failures_left ELSE 1 END
 RETURNING id, event_type, xmax = 0
 """

@@ -259,28 +259,28 @@ def test_failing_endpoints_raise_an_alarm_until_they_succeed_or_are_paused(root:
     def set_all(**fields: Any) -> None:
         Subscription.objects.filter(pk__in=[each.pk for each in subscriptions]).update(**fields)
 
-    set_all(last_success_at=now - timedelta(hours=1), last_failure_at=now - timedelta(hours=2))
+    set_all(last_success_at=now - timedelta(hours=2), last_failure_at=now - timedelta(hours=1), failures_left=2)
     assert alarms(root) == []
 
     subscriptions = [subscriptions[0]]
-    set_all(last_failure_at=now - timedelta(minutes=1))
+    set_all(last_failure_at=now - timedelta(minutes=1), failures_left=0)
     page = "/admin/webhooks/subscription/?failing=on"
     assert alarms(root) == [("1 webhook endpoint is failing: https://alice.example/ (alice)", page)]
     assert f'href="/admin/webhooks/subscription/{subscriptions[0].pk}/change/"' in root.get(INDEX).content.decode()
 
     subscriptions = list(Subscription.objects.filter(broker="bob"))
-    set_all(last_success_at=None, last_failure_at=now)
+    set_all(last_success_at=None, last_failure_at=now, failures_left=0)
     assert alarms(root) == [("2 webhook endpoints are failing. Latest: https://bob.example/ (bob)", page)]
 
     set_all(paused_at=now)
     subscriptions = list(Subscription.objects.filter(broker="alice"))
-    set_all(last_success_at=now)
+    set_all(last_success_at=now, failures_left=3)
     assert alarms(root) == []
 
 
 def test_failures_older_than_a_day_raise_no_alarm(root: Client) -> None:
     subscribed("alice")
-    Subscription.objects.update(last_failure_at=database_now() - timedelta(hours=25))
+    Subscription.objects.update(last_failure_at=database_now() - timedelta(hours=25), failures_left=0)
 
     assert alarms(root) == []
 
@@ -428,7 +428,7 @@ def test_the_dashboard_takes_few_queries_for_any_amount_of_data(
         due(subscribed(f"broker-{number}"), 500)
         trading.instrument(f"S{number}")
         trading.place(Side.ASK, 1, "10", by=f"broker-{number}")
-    Subscription.objects.update(last_failure_at=database_now())
+    Subscription.objects.update(last_failure_at=database_now(), failures_left=0)
     run()
     browser = user_with(client, *EVERY_PART)
     User.objects.update(is_superuser=is_superuser)

@@ -116,8 +116,8 @@ def test_subscriptions_are_found_by_each_filter(root: Client, receiver: Receiver
 def test_failing_subscriptions_are_found_and_marked(root: Client, receiver: Receiver) -> None:
     deliver("alice", receiver, respond(500), 3)
     deliver("bob", receiver, respond(), 2)
-    deliver("carol", receiver, close)
     deliver("carol", receiver, respond())
+    deliver("carol", receiver, close)
 
     assert {row.broker_id for row in listed_rows(root, Subscription, failing="on")} == {"alice"}
     rows = {row.broker_id: row for row in listed_rows(root, Subscription)}

@@ -126,14 +126,60 @@ def test_a_subscription_stores_its_last_success_and_failure(receiver: Receiver) 
     trade()
     drain()
     assert last_times(webhook_id) == (succeeded, last_completed_at())
-    assert Subscription.objects.get().is_failing
 
     receiver.on("/", respond())
     _, failed = last_times(webhook_id)
     trade()
     drain()
     assert last_times(webhook_id) == (last_completed_at(), failed)  # immediately, because the health changed
+
+
+def save_outcomes(*status_codes: int) -> bool:
+    """Save these outcomes of new deliveries to alice in one batch. Return whether her subscription is failing."""
+    trade(len(status_codes))
+
+    async def claim_and_save(queue: DeliveryQueue) -> None:
+        (due,) = await queue.find_due(len(status_codes))
+        claims = await queue.save_outcomes_and_claim([], [(due, len(status_codes))])
+        done = [
+            DeliveryOutcome(claim.delivery_id, code, None, 3) for claim, code in zip(claims, status_codes, strict=True)
+        ]
+        await queue.save_outcomes_and_claim(done, [])
+
+    with_delivery_queue(claim_and_save)
+    return Subscription.objects.get(broker="alice").is_failing
+
+
+def test_a_subscription_is_failing_after_three_failures_in_a_row() -> None:
+    subscribe("alice", "http://127.0.0.1:9/")
+    assert not save_outcomes(200)
+    assert [save_outcomes(500), save_outcomes(500), save_outcomes(500)] == [False, False, True]
+    assert save_outcomes(500)
+    assert not save_outcomes(200)
+    assert [save_outcomes(500), save_outcomes(200), save_outcomes(500), save_outcomes(500)] == [False] * 4
+
+
+def test_the_last_outcomes_of_a_batch_decide_whether_a_subscription_is_failing() -> None:
+    subscribe("alice", "http://127.0.0.1:9/")
+    assert not save_outcomes(500, 500, 500, 500, 200)
+    assert not save_outcomes(500, 200, 500, 500)
+    assert save_outcomes(500)
+    assert not save_outcomes(500, 200)
+    assert save_outcomes(200, 500, 500, 500)
+
+
+def test_a_url_that_has_not_worked_is_failing_after_its_first_failure() -> None:
+    subscribe("alice", "http://127.0.0.1:9/wrong")
+    assert save_outcomes(500)
+
+    subscribe("alice", "http://127.0.0.1:9/wrong")  # no change
+    assert Subscription.objects.get().is_failing
+    subscribe("alice", "http://127.0.0.1:9/right")
     assert not Subscription.objects.get().is_failing
+    assert save_outcomes(500)
+    assert not save_outcomes(200)
+    subscribe("alice", "http://127.0.0.1:9/right")
+    assert not save_outcomes(500)
 
 
 def test_unchanged_health_is_written_at_intervals(receiver: Receiver) -> None:
