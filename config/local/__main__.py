@@ -78,9 +78,11 @@ def _run(port: int, backoffice_port: int, processes: int, stop: StopSignal) -> N
         env = _environment(supervisor, cleanup)
         cleanup.callback(supervisor.stop_all)  # runs before the callbacks that stop the servers
         base_url, backoffice_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{backoffice_port}"
+        print_line("Preparing the database ...")
         for name, arguments in _setup_steps(base_url, backoffice_url).items():
             if name != "create_roles" or "DATABASE_ADMIN_URL" in env:
-                run_step(_python(name, ["manage.py", *arguments], env), stop, STEP_SECONDS)
+                time_limit = None if name == "migrate" else STEP_SECONDS  # a large index takes as long as it takes
+                run_step(_python(name, ["manage.py", *arguments], env), stop, time_limit)
         env = {name: value for name, value in env.items() if name not in OWNER_VARIABLES}
         supervisor.supervise(_celery("beat", ["beat", "--scheduler", "celery.beat.Scheduler", "--pidfile="], env))
         for name, arguments in WORKERS.items():

@@ -3,6 +3,7 @@
 The supervisor never listens on a port itself, so it survives when the process that listens on a port is killed.
 """
 
+import math
 import os
 import shutil
 import signal
@@ -54,10 +55,10 @@ def print_line(text: str) -> None:
             sys.stdout.flush()
 
 
-def run_step(step: Child, stop: StopSignal, timeout_seconds: float) -> None:
+def run_step(step: Child, stop: StopSignal, timeout_seconds: float | None) -> None:
     """Run a program to its end; raise `LocalError` if it fails."""
     step.start()
-    deadline = time.monotonic() + timeout_seconds
+    deadline = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
     try:
         while step.is_running() and time.monotonic() < deadline:
             stop.raise_if_requested()
