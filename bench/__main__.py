@@ -35,8 +35,7 @@ from bench.rounds import Measurement, alternate, order_for_comparison
 from bench.run import QUICK, Lengths, Run
 from bench.venue import FOLDER, ROOT, servers
 from config.local import web
-from config.local.processes import LocalError
-from config.local.supervisor import print_line
+from config.local.processes import LocalError, print_line
 
 # The targets compare these parts with each other, so their measurements alternate.
 ALTERNATING: dict[str, Callable[[Run, argparse.Namespace], AbstractContextManager[list[Measurement]]]] = {

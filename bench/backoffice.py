@@ -10,7 +10,7 @@ import sys
 
 from bench.history import load_history
 from bench.venue import ROOT, environment, servers
-from config.local.supervisor import print_line
+from config.local.processes import print_line
 
 DATABASE = "backoffice"
 MILLION = 1_000_000

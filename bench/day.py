@@ -14,8 +14,7 @@ from bench.history import load_history
 from bench.run import Run
 from bench.venue import FOLDER, MID, Venue
 from config.local import web
-from config.local.processes import wait_until
-from config.local.supervisor import print_line
+from config.local.processes import print_line, wait_until
 
 LOADS = {"0.5x": 0.5, "1x": 1, "2x": 2, "3x": 3}
 REJECTING = ("3x",)  # the load at which 503 is expected

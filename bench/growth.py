@@ -11,7 +11,7 @@ from typing import Any
 from bench.history import load_history
 from bench.rounds import Measurement, alternate
 from bench.run import Run
-from config.local.supervisor import print_line
+from config.local.processes import print_line
 
 BASE = {"orders": 1_000, "trades": 1_000, "resting": 100, "brokers": 20, "symbols": 16}
 CLIENTS = (64, 1)

@@ -28,7 +28,7 @@ from backoffice.events import event_data  # noqa: E402
 from backoffice.links import list_url  # noqa: E402
 from backoffice.model_admin import ExchangeModelAdmin, KeysetModelAdmin  # noqa: E402
 from bench import pages  # noqa: E402
-from config.local.supervisor import print_line  # noqa: E402
+from config.local.processes import print_line  # noqa: E402
 from exchange.database import database_now  # noqa: E402
 from exchange.models import ApiKey, AuditEntry, Broker, Instrument, Transfer  # noqa: E402
 from orders.models import Order, Trade  # noqa: E402

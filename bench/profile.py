@@ -4,7 +4,7 @@ import time
 
 from bench import profiling, wrk
 from bench.run import Run, describe
-from config.local.supervisor import print_line
+from config.local.processes import print_line
 from exchange.http.rate_limits import RateLimit
 
 CHECKS = 100_000

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench import wrk
 from bench.venue import Servers, Venue, venue
-from config.local.supervisor import print_line
+from config.local.processes import print_line
 
 
 @dataclass(frozen=True)

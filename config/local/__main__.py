@@ -9,13 +9,13 @@ import shlex
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from config.local import child, orphans, web
-from config.local.processes import Child, LocalError
+from config.local.processes import Child, LocalError, print_line
 from config.local.servers import Postgres, Valkey
-from config.local.supervisor import StopRequested, StopSignal, Supervisor, print_line, run_step, shift_rotated_logs
+from config.local.supervisor import StopRequested, StopSignal, Supervisor, run_step, shift_rotated_logs
 from exchange import private_file
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -55,9 +55,9 @@ def main() -> int:
         _make_folders()
         with _exclusive_lock(RUN / "lock"):
             orphans.stop(RUN)
-            _require_free("PORT", port)
-            _require_free("BACKOFFICE_PORT", backoffice_port)
-            _run(port, backoffice_port, processes, stop)
+            with _reserved_port("PORT", port), _reserved_port("BACKOFFICE_PORT", backoffice_port):
+                _rotate_logs()
+                _run(port, backoffice_port, processes, stop)
     except StopRequested:
         pass
     except LocalError as error:
@@ -181,9 +181,13 @@ def _make_folders() -> None:
     RUN.mkdir(exist_ok=True)
     RUN.chmod(0o711)  # lets PostgreSQL's account through if we are root; each file below has private permissions
     LOGS.mkdir(exist_ok=True, mode=0o700)
+
+
+def _rotate_logs() -> None:
     for log in LOGS.glob("*.log"):
-        if log.stat().st_size:
-            log.replace(shift_rotated_logs(log))
+        with suppress(OSError):  # in a read-only folder, for example: the children warn
+            if log.stat().st_size:
+                log.replace(shift_rotated_logs(log))
 
 
 @contextmanager
@@ -199,14 +203,23 @@ def _exclusive_lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _require_free(name: str, port: int) -> None:
-    with socket.socket() as probe:
+@contextmanager
+def _reserved_port(name: str, port: int) -> Iterator[None]:
+    """Check that the port is free, and reserve it against another `make run`.
+
+    The servers listen later, and granian shares its port with any process. The reservation is an abstract Unix socket
+    of this name, which Linux closes even if this process is killed.
+    """
+    with socket.socket(socket.AF_UNIX) as reservation, socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
+            reservation.bind(f"\0bourse-port-{port}")
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             reason = "is in use by another program" if error.errno == errno.EADDRINUSE else f"cannot be used ({error})"
             raise LocalError(f"Port {port} {reason}; choose another one, e.g. `make run {name}=9000`.") from None
+        probe.close()
+        yield
 
 
 def _secret_key() -> str:

@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from config.local import child
 
@@ -28,6 +30,14 @@ def wait_until(condition: Callable[[], bool], timeout_seconds: float) -> bool:
             return False
         time.sleep(POLL_SECONDS)
     return True
+
+
+def print_line(text: str) -> None:
+    """Print to the terminal, if there is one."""
+    if sys.stdout is not None:  # None if it was closed before the start
+        with suppress(OSError, ValueError):
+            sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +60,16 @@ class Child:
     account: SystemAccount | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     grace_seconds: float = 10.0
+    current_log: Path = field(init=False)  # `log`, or another file if that cannot be opened
     _process: subprocess.Popen[bytes] | None = None
 
+    def __post_init__(self) -> None:
+        self.current_log = self.log
+
     def start(self) -> None:
-        """Start the program and append its output to `log`."""
-        with self.log.open("ab") as log:
+        """Start the program and append its output to `log`, or to another file if that cannot be opened."""
+        with self._open_log() as log:
+            self.current_log = Path(log.name)
             self._process = subprocess.Popen(  # noqa: S603 - our own programs
                 [*self._launcher(), *map(str, self.argv)],
                 cwd=self.cwd,
@@ -99,14 +114,31 @@ class Child:
 
     def last_log_line(self) -> str:
         """Return the last line of the log, for an error message."""
-        with self.log.open("rb") as log:
-            log.seek(max(0, self.log.stat().st_size - 2_000))
+        with self.current_log.open("rb") as log:
+            log.seek(max(0, self.current_log.stat().st_size - 2_000))
             lines = log.read().decode(errors="replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
+
+    def _open_log(self) -> IO[bytes]:
+        """Open the log. If that fails, for example in a read-only folder, print a warning and open a temporary file."""
+        try:
+            return self.log.open("ab")
+        except OSError as error:
+            log = _open_fallback(self.name)
+            print_line(f"{error.strerror}: {self.log}. Until its next start, `{self.name}` logs to {log.name}.")
+            return log
 
     def _launcher(self) -> list[str]:
         account = f"{self.account.uid}:{self.account.gid}" if self.account else ""
         return [sys.executable, "-IS", str(Path(child.__file__)), str(os.getpid()), str(int(self.stop_signal)), account]
+
+
+def _open_fallback(name: str) -> IO[bytes]:
+    with suppress(OSError):
+        descriptor, path = tempfile.mkstemp(prefix=f"bourse-{name}-", suffix=".log")
+        os.close(descriptor)
+        return Path(path).open("ab")
+    return Path(os.devnull).open("ab")
 
 
 def _group_exists(group: int) -> bool:

@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
-from config.local.processes import POLL_SECONDS, Child, LocalError
+from config.local.processes import POLL_SECONDS, Child, LocalError, print_line
 
 MIN_UPTIME_SECONDS = 1.0
 CRASH_RESTART_DELAY_SECONDS = 2.0  # for a child that ended within MIN_UPTIME_SECONDS
@@ -47,14 +46,6 @@ class StopSignal:
             raise StopRequested
 
 
-def print_line(text: str) -> None:
-    """Print to the terminal, if there is one."""
-    if sys.stdout is not None:  # None if it was closed before the start
-        with suppress(OSError, ValueError):
-            sys.stdout.write(f"{text}\n")
-            sys.stdout.flush()
-
-
 def run_step(step: Child, stop: StopSignal, timeout_seconds: float | None) -> None:
     """Run a program to its end; raise `LocalError` if it fails."""
     step.start()
@@ -64,7 +55,7 @@ def run_step(step: Child, stop: StopSignal, timeout_seconds: float | None) -> No
             stop.raise_if_requested()
             time.sleep(POLL_SECONDS)
         if step.exit_code != 0:
-            raise LocalError(f"`{step.name}` failed: {step.last_log_line()} (log: {step.log})")
+            raise LocalError(f"`{step.name}` failed: {step.last_log_line()} (log: {step.current_log})")
     finally:
         step.stop()
 
@@ -87,7 +78,8 @@ class SupervisedChild:
         if self.child.is_running():
             return
         if self._start_at is None:
-            print_line(f"{self.child.name} ended (code {self.child.exit_code}); restarting it. Log: {self.child.log}")
+            log = self.child.current_log
+            print_line(f"{self.child.name} ended (code {self.child.exit_code}); restarting it. Log: {log}")
             self.child.kill()  # the rest of its group may hold its port
             self._start_at = now + (CRASH_RESTART_DELAY_SECONDS if now - self._started_at < MIN_UPTIME_SECONDS else 0)
         if now >= self._start_at:
@@ -116,7 +108,7 @@ class Supervisor:
                 return False
             for supervised in self.children:
                 supervised.restart_if_ended()
-                _rotate(supervised.child.log)
+                _rotate(supervised.child.current_log)
             time.sleep(2 * POLL_SECONDS)
         return True
 
@@ -127,9 +119,9 @@ class Supervisor:
 
 
 def _rotate(log: Path) -> None:
-    """Rotate a log that is too large. Its writer appends, so truncating it is safe."""
+    """Rotate a log that is too large, if there is space for the copy. Its writer appends, so truncating it is safe."""
     with suppress(OSError):
-        if log.stat().st_size > LOG_BYTES_MAX:
+        if (size := log.stat().st_size) > LOG_BYTES_MAX and shutil.disk_usage(log.parent).free > size:
             shutil.copyfile(log, shift_rotated_logs(log))
             os.truncate(log, 0)
 

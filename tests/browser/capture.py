@@ -23,7 +23,7 @@ from playwright.sync_api import Browser, Page, ViewportSize  # noqa: E402
 from backoffice import two_factor  # noqa: E402
 from bench import pages  # noqa: E402
 from bench.pages import OfficePage  # noqa: E402
-from config.local.supervisor import print_line  # noqa: E402
+from config.local.processes import print_line  # noqa: E402
 from exchange.audit import Actor, ActorKind  # noqa: E402
 from tests.browser.chromium import PHONE, WIDE, chromium, code, sign_in  # noqa: E402
 from tests.browser.page_checks import accessibility_faults, browser_errors  # noqa: E402

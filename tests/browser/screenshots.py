@@ -8,8 +8,7 @@ import subprocess
 import sys
 
 from bench.venue import ROOT, servers, venue
-from config.local.processes import LocalError
-from config.local.supervisor import print_line
+from config.local.processes import LocalError, print_line
 from tests.browser import demo_market
 from tests.browser.chromium import PROGRAM, REASON
 

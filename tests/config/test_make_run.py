@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -16,8 +17,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from config.local import orphans
-from config.local.processes import wait_until
+from config.local import __main__, orphans
+from config.local.processes import LocalError, wait_until
 from config.local.servers import Postgres, free_port
 from tests.live import ROOT
 
@@ -105,6 +106,11 @@ class Copy:
         return next((int(pid) for pid in children if program.encode() in Path("/proc", pid, "cmdline").read_bytes()), 0)
 
     @property
+    def logs(self) -> dict[str, int]:
+        """Names and inodes of the log files."""
+        return {path.name: path.stat().st_ino for path in (self.run / "logs").iterdir()}
+
+    @property
     def output(self) -> str:
         return (self.folder / "output").read_text()
 
@@ -170,12 +176,13 @@ def test_the_servers_know_only_the_runtime_account_of_the_database(copy: Copy) -
 
 
 def test_a_second_supervisor_in_the_same_folder_fails_to_start(copy: Copy) -> None:
-    running = copy.process
+    running, logs = copy.process, copy.logs
     try:
         assert copy.fail_to_start(free_port()) == 1
     finally:
         copy.process = running
     assert copy.output.startswith("The exchange is already running from ")
+    assert copy.logs == logs
 
 
 def test_a_port_in_use_is_reported_in_one_sentence(copy: Copy, tmp_path: Path) -> None:
@@ -186,6 +193,18 @@ def test_a_port_in_use_is_reported_in_one_sentence(copy: Copy, tmp_path: Path) -
     assert other.fail_to_start(free_port(), BACKOFFICE_PORT=str(copy.port)) == 1
     assert other.output.startswith(f"Port {copy.port} is in use by another program;")
     assert "BACKOFFICE_PORT" in other.output
+
+
+def test_a_port_is_reserved_before_its_server_listens() -> None:
+    port = free_port()
+    with __main__._reserved_port("PORT", port):
+        with socket.create_server(("127.0.0.1", port)):
+            pass
+        again = __main__._reserved_port("BACKOFFICE_PORT", port)
+        with pytest.raises(LocalError, match=f"Port {port} is in use by another program"), again:
+            pytest.fail("the port was reserved twice")
+    with __main__._reserved_port("PORT", port):
+        pass
 
 
 def test_the_api_has_two_web_processes_by_default(copy: Copy) -> None:
