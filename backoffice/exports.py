@@ -15,14 +15,18 @@ from threading import BoundedSemaphore
 from typing import Any
 
 from django.conf import settings
-from django.db import connection
+from django.db import DatabaseError, connection, transaction
 from django.http import StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.utils import timezone
 
 from backoffice import error_pages
 from backoffice.lists import KeysetQuery, batches
+from exchange import audit
+from exchange.audit import Action, Actor, Entry
 from exchange.rules import round_cash
+
+BYTE_ORDER_MARK = "\ufeff"  # without it, Excel reads the file in another encoding
 
 # First characters that make a spreadsheet treat a cell as a formula, or skip to one.
 _FORMULA_STARTS = tuple(
@@ -47,18 +51,27 @@ class Export:
         _export_slots.release()
 
 
-def csv_response(name: str, columns: Mapping[str, str], query: KeysetQuery) -> HttpResponseBase:
-    """Return the file, named after its list and the current time, or 503 if too many exports are running."""
+def csv_response(
+    name: str, columns: Mapping[str, str], query: KeysetQuery, by: Actor, filters: Mapping[str, str]
+) -> HttpResponseBase:
+    """Record the export and return the file, named after its list and the time, or 503 if too many are running."""
     if not _export_slots.acquire(blocking=False):
         return error_pages.overloaded()
-    response = StreamingHttpResponse(Export(csv_chunks(columns, query)), content_type="text/csv; charset=utf-8")
+    export = Export(csv_chunks(columns, query))
+    try:
+        with transaction.atomic(durable=True):
+            audit.record(Entry.of(by, Action.LIST_EXPORT, name, after=filters))
+    except DatabaseError:
+        export.close()
+        raise
+    response = StreamingHttpResponse(export, content_type="text/csv; charset=utf-8")
     response["Content-Disposition"] = f'attachment; filename="{name}-{timezone.now():%Y%m%dT%H%M%SZ}.csv"'
     return response
 
 
 def csv_chunks(columns: Mapping[str, str], query: KeysetQuery) -> Generator[str]:
     """Yield the header immediately, then one chunk per batch of rows. A chunk may be empty."""
-    yield _lines([tuple(columns)])
+    yield BYTE_ORDER_MARK + _lines([tuple(columns)])
     for rows in batches(query, *columns.values()):
         if not connection.in_atomic_block:
             connection.close()  # back to the pool while the client reads

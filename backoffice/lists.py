@@ -205,6 +205,11 @@ class FilterForm(forms.Form):
     q = forms.CharField(max_length=100, required=False, label="Search")
 
 
+def sent_filters(form: FilterForm) -> dict[str, str]:
+    """Return the filters as they were sent, without empty ones."""
+    return {name: form.data[name] for name in form.fields if form.data.get(name)}
+
+
 # --- Template data --------------------------------------------------------------------------------------------------
 
 
@@ -287,6 +292,6 @@ def build_listing(
 ) -> Listing:
     """Build the requested list. With invalid filters it has no rows, and the form shows the errors."""
     form = form_class(request.GET)
-    query = {name: request.GET[name] for name in form.fields if request.GET.get(name)}
+    query = sent_filters(form)
     page = read_page(keyset_query(form.cleaned_data), request.GET) if form.is_valid() else ListPage([])
     return Listing(columns, page, form, query)

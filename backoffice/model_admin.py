@@ -189,7 +189,8 @@ class KeysetModelAdmin(ExchangeModelAdmin):
         if not form.is_valid():
             return HttpResponseRedirect(f"{list_url(self.model)}?{request.GET.urlencode()}")
         name = str(self.opts.verbose_name_plural).replace(" ", "-")
-        return exports.csv_response(name, self.export_columns, self.keyset_query(form.cleaned_data))
+        query, by = self.keyset_query(form.cleaned_data), operator_actions.actor_of(request)
+        return exports.csv_response(name, self.export_columns, query, by, lists.sent_filters(form))
 
     def _bulk_button(self, action: OperatorAction) -> ActionButton:
         text = f"{action.label} selected {self.opts.verbose_name_plural}"

@@ -8,6 +8,7 @@ urlpatterns = [
     path("", include("orders.urls")),  # first, because patterns are tried in order
     path("", include("exchange.urls")),
     path("", include("webhooks.urls")),
+    path("admin", to_back_office),
     path("admin/", to_back_office),
     path("admin/<path:rest>", to_back_office),
 ]

@@ -65,6 +65,7 @@ class Action(ChoicesEnum):
     WEBHOOK_RESUME = "webhook.resume"
     DELIVERY_REDELIVER = "delivery.redeliver"
     RECONCILE_START = "reconcile.start"
+    LIST_EXPORT = "list.export"
     USER_ADD = "user.add"
     USER_CHANGE = "user.change"
     USER_DELETE = "user.delete"

@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from django.db import connection
+from django.db import DatabaseError, connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -24,10 +24,11 @@ from pytest_django import Settings
 from backoffice import exports, lists
 from backoffice.links import list_url, page_url
 from config.local.processes import wait_until
+from exchange.models import AuditEntry
 from orders.enums import Side
 from orders.models import Order, Trade
 from tests import live, trading
-from tests.backoffice.admin_client import action_path, listed_rows, page, sign_in
+from tests.backoffice.admin_client import ADDRESS, action_path, listed_rows, page, sign_in
 from tests.trading import place
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -178,7 +179,7 @@ def exported(client: Client, model: Any = Trade, **filters: Any) -> list[dict[st
     assert (answer.status_code, answer.streaming) == (200, True)
     assert answer["Content-Type"] == "text/csv; charset=utf-8"
     assert "no-store" in answer["Cache-Control"]
-    return list(csv.DictReader(io.StringIO(b"".join(answer.streaming_content).decode(), newline="")))
+    return list(csv.DictReader(io.StringIO(b"".join(answer.streaming_content).decode("utf-8-sig"), newline="")))
 
 
 def test_the_export_contains_every_field_of_a_trade(root: Client, market: None) -> None:
@@ -227,6 +228,29 @@ def test_an_export_with_invalid_filters_redirects_to_the_list(root: Client) -> N
     assert (answer.status_code, answer["Location"]) == (302, f"{list_url(Trade)}?side=both&symbol=AAPL")
 
 
+def test_each_export_is_recorded_with_its_list_and_filters(root: Client, market: None) -> None:
+    exported(root, broker="alice", side="bid")
+    exported(root, Order)
+    root.get(f"{action_path(Trade, 'export')}?side=both")
+
+    entries = AuditEntry.objects.filter(action="list.export").order_by("id")
+    assert list(entries.values_list("actor", "address", "subject", "before", "after")) == [
+        ("root", ADDRESS, "trades", None, {"side": "bid", "broker": "alice"}),
+        ("root", ADDRESS, "orders", None, {}),
+    ]
+
+
+def test_an_export_that_cannot_be_recorded_fails_and_frees_its_slot(
+    root: Client, market: None, settings: Settings
+) -> None:
+    with trading.failing_commits("exchange_auditentry"):
+        for _ in range(settings.MAX_CONCURRENT_EXPORTS):
+            with pytest.raises(DatabaseError, match="not this one"):
+                root.get(action_path(Trade, "export"))
+
+    assert exported(root) == []
+
+
 FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "=1", "+1"]
 
 
@@ -257,6 +281,8 @@ def test_exports_beyond_the_limit_get_503_and_pages_still_work(root: Client, mar
             downloads.enter_context(closing(root.get(action_path(Trade, "export"))))
         refused = root.get(action_path(Trade, "export"))
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+        recorded = AuditEntry.objects.filter(action="list.export").count()
+        assert recorded == settings.MAX_CONCURRENT_EXPORTS
         assert root.get(list_url(Trade)).status_code == 200
     assert exported(root) == []
 
@@ -265,7 +291,7 @@ def test_an_export_holds_no_connection_while_its_client_reads(root: Client, mark
     trade("alice", "bob")
     with closing(root.get(action_path(Trade, "export"))) as answer:
         titles, rows = answer.streaming_content  # type: ignore[attr-defined]  # a StreamingHttpResponse
-        assert (titles[:8], rows.count(b"AAPL")) == (b"trade_id", 1)
+        assert (titles[:11], rows.count(b"AAPL")) == (b"\xef\xbb\xbftrade_id", 1)  # with a byte order mark
         assert connection.connection is None
 
 
@@ -311,7 +337,7 @@ def test_a_long_export_starts_at_once_in_constant_memory_without_blocking_others
         before, started = memory_of(backoffice.pid), time.monotonic()
         wire.request("GET", action_path(Trade, "export"), headers=headers)
         answer = wire.getresponse()
-        assert answer.readline().startswith(b"trade_id,executed_at,symbol,")
+        assert answer.readline().startswith(b"\xef\xbb\xbftrade_id,executed_at,symbol,")
         assert time.monotonic() - started < FIRST_BYTE_SECONDS
         quantities = []
         for line in answer:
