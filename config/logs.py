@@ -93,6 +93,9 @@ class BufferedHandler(logging.StreamHandler[Any]):
                 self.flush()
 
 
+# Values of a record that no line contains; `logging` would collect them for each line.
+logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+
 LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,

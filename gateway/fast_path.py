@@ -77,7 +77,7 @@ def finish(
     """Log the request and return the response with all headers."""
     log_request(environ, environ["PATH_INFO"], response.status, principal)
     all_headers = {**_COMMON_HEADERS, **response.headers, **headers, "X-Request-Id": request_id_of(environ)}
-    return response._replace(headers=all_headers)
+    return RenderedResponse(response.status, all_headers, response.content)
 
 
 def _middleware_headers() -> dict[str, str]:

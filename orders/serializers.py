@@ -58,8 +58,9 @@ class PlaceOrderSerializer(StrictSerializer):
     @classmethod
     def with_derived_values(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Add the default time in force of the order's type."""
-        default = TimeInForce.IOC if values["type"] is OrderType.MARKET else TimeInForce.GTD
-        return {"time_in_force": default} | values
+        if "time_in_force" not in values:
+            values["time_in_force"] = TimeInForce.IOC if values["type"] is OrderType.MARKET else TimeInForce.GTD
+        return values
 
     @classmethod
     def cross_field_errors(cls, data: Mapping[str, Any]) -> list[CrossFieldError]:

@@ -239,12 +239,14 @@ class Choice(StrictField, Generic[Member]):
     def __init__(self, enum: type[Member], *, members: tuple[Member, ...] = (), name: str = "", **kwargs: Any) -> None:
         self.enum, self.members, self.takes_all_members = enum, members or tuple(enum), not members
         self.component_name = name or enum.__name__
+        self._by_value = {member.value: member for member in self.members}
         super().__init__(**kwargs)
 
     def to_internal_value(self, data: Any) -> Member:
-        if not isinstance(data, str) or data not in self.members:
+        member = self._by_value.get(data) if isinstance(data, str) else None
+        if member is None:
             self.fail("invalid", members=", ".join(self.members))
-        return self.enum(data)
+        return member
 
     def schema(self) -> dict[str, Any]:
         return {"type": "string", "enum": [member.value for member in self.members]}
