@@ -9,10 +9,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 RESTING, RESTING_MIN, CANCELS = 0.5, 40, 0.36
 ORDERS_PER_SECOND, CANCELS_PER_SECOND, READS = 700, 245, 0.28  # a day; the reads as a share of all requests
-EXPIRING = 0.3 / RESTING  # of the orders that rest, so that 30 % of all expire
+EXPIRING = 0.3 / RESTING  # share of the resting orders; 30 % of all orders
 EXPIRE_SECONDS = (0.5, 10.0)
 READ_KINDS = {"price": 30, "book": 30, "own order": 20, "balance": 10, "orders": 5, "trades": 5}
 
@@ -26,32 +27,40 @@ class Mix:
         self._keys = {broker["id"]: broker["key"] for broker in self._brokers}
         self._random = random.Random(seed)  # noqa: S311 - orders, no secrets
         self._prefix, self._count = seed, 0
-        self._resting = [(each["id"], self._keys[each["broker"]]) for each in world.get("resting", [])]
+        self._resting: list[tuple[str, str, str | None]] = [  # with their keys and their ends
+            (each["id"], self._keys[each["broker"]], None) for each in world.get("resting", [])
+        ]
         self._clock_offset = time.time() - time.monotonic()
         self._prepared = deque(map(self._prepare, dues))
 
     def next(self) -> tuple[str, bytes]:
         """Return a cancel with some probability if enough orders rest, otherwise a new order."""
         if len(self._resting) > RESTING_MIN and self._random.random() < CANCELS:
-            return "cancel", self._cancel()
+            order_id, key, _ = self._pick()
+            return "cancel", _request("DELETE", f"/orders/{order_id}", key)
         return self._prepared.popleft()
 
     def accepted(self, body: bytes) -> None:
         """Store a resting order, for a later cancel."""
         order = json.loads(body)
         if order["status"] in ("pending", "partially_filled"):
-            self._resting.append((order["order_id"], self._keys[order["broker_id"]]))
+            self._resting.append((order["order_id"], self._keys[order["broker_id"]], order["expires_at"]))
 
     def _prepare(self, due: float) -> tuple[str, bytes]:
         broker = self._random.choice(self._brokers)
         order = self._order(broker["id"], self._symbol(), due + self._clock_offset)
         return "order", _request("POST", "/orders", broker["key"], json.dumps(order))
 
-    def _cancel(self) -> bytes:
-        index = self._random.randrange(len(self._resting))
-        self._resting[index], self._resting[-1] = self._resting[-1], self._resting[index]
-        order_id, key = self._resting.pop()
-        return _request("DELETE", f"/orders/{order_id}", key)
+    def _pick(self) -> tuple[str, str, str | None]:
+        """Remove and return one of the accepted orders that have not expired; an unknown one if there is none."""
+        now = _time(time.time())
+        while self._resting:
+            index = self._random.randrange(len(self._resting))
+            self._resting[index], self._resting[-1] = self._resting[-1], self._resting[index]
+            order_id, key, expires_at = self._resting.pop()
+            if expires_at is None or expires_at > now:
+                return order_id, key, expires_at
+        return str(uuid4()), self._brokers[0]["key"], None
 
     def _symbol(self) -> dict[str, Any]:
         symbol: dict[str, Any] = self._random.choice(self._symbols)
@@ -88,7 +97,7 @@ class Mix:
         draw = self._random.random()
         if draw < 0.9:
             return {"time_in_force": "gtc" if draw < 0.7 else "day"}
-        return _expires_at(due + 3_600)
+        return {"expires_at": _time(due + 3_600)}
 
 
 class Day(Mix):
@@ -103,17 +112,12 @@ class Day(Mix):
 
     def next(self) -> tuple[str, bytes]:
         kind, request = self._prepared.popleft()
-        if kind == "cancel":
-            return kind, self._cancel()
+        if request:
+            return kind, request
+        order_id, key, expires_at = self._pick()
         if kind == "own order":
-            order_id, key = self._random.choice(self._resting)
-            return kind, _request("GET", f"/orders/{order_id}", key)
-        return kind, request
-
-    def accepted(self, body: bytes) -> None:
-        """Store a resting order, unless it expires."""
-        if b'"gtc"' in body:
-            super().accepted(body)
+            self._resting.append((order_id, key, expires_at))
+        return kind, _request("GET" if kind == "own order" else "DELETE", f"/orders/{order_id}", key)
 
     def _prepare(self, due: float) -> tuple[str, bytes]:
         (kind,) = self._random.choices(self._kinds, cum_weights=self._shares)
@@ -132,7 +136,7 @@ class Day(Mix):
 
     def _life(self, due: float, *, rests: bool) -> dict[str, str]:
         if rests and self._random.random() < EXPIRING:
-            return _expires_at(due + self._random.uniform(*EXPIRE_SECONDS))
+            return {"expires_at": _time(due + self._random.uniform(*EXPIRE_SECONDS))}
         return {"time_in_force": "gtc"}
 
 
@@ -154,8 +158,8 @@ def kind_rates(load: float) -> dict[str, float]:
     return {kind: load * rate for kind, rate in rates.items()}
 
 
-def _expires_at(at: float) -> dict[str, str]:
-    return {"expires_at": datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds")}
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds")
 
 
 def _request(method: str, path: str, key: str, body: str = "") -> bytes:

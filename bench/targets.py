@@ -1,4 +1,7 @@
-"""Targets: ratios of two figures of the same run; for alternating measurements, the median of the rounds' ratios."""
+"""Targets: ratios of two figures of the same run; for alternating measurements, the median of the rounds' ratios.
+
+The targets of a trading day are absolute, because its rates are.
+"""
 
 import statistics
 from collections.abc import Callable, Iterator
@@ -11,13 +14,17 @@ Results = dict[str, Any]
 Rounds = Callable[[Results], list[float]]  # a figure in each round
 
 
+def _one(_: Results) -> list[float]:
+    return [1.0]
+
+
 @dataclass(frozen=True)
 class Target:
     """A ratio with a lower or an upper limit; `aim` is the desired value beyond the limit."""
 
     name: str
     above: Rounds
-    below: Rounds
+    below: Rounds = _one
     at_least: float | None = None
     at_most: float | None = None
     aim: float | None = None
@@ -72,6 +79,10 @@ def _growth(kind: str, clients: int, pick: Callable[..., str]) -> Rounds:
     return value
 
 
+def _day(load: str, kind: str, figure: str = "p99_ms") -> Rounds:
+    return lambda results: [float(results["day"][load]["kinds"][kind][figure])]
+
+
 def _all() -> Iterator[Target]:
     yield Target("64 clients, 16 symbols ÷ naive", best("http", "64x16x"), best("naive"), at_least=15)
     yield Target("64 clients, 16 symbols ÷ floor", best("http", "64x16x"), best("floor"), at_least=0.4, aim=0.5)
@@ -82,6 +93,14 @@ def _all() -> Iterator[Target]:
     yield Target("one client's p50 ÷ floor's latency", one_client, latency, at_most=3.5, aim=2.5)
     p99, p50 = rounds("open", "50", "p99_ms"), rounds("open", "50", "p50_ms")
     yield Target("p99 ÷ p50 at 50 % load", p99, p50, at_most=6)
+    for load, most, aim in [("1x", 60, 30), ("2x", 200, 60), ("3x", 500, None)]:
+        yield Target(f"day {load}: orders' p99, ms", _day(load, "order"), at_most=most, aim=aim)
+    for load in ("1x", "2x"):
+        yield Target(f"day {load}: rejected requests", _day(load, "rejected", "count"), at_most=0)
+        yield Target(f"day {load}: drain of the backlog, s", rounds("day", load, "drain_seconds"), at_most=0.5)
+    yield Target("day 1x: latest expiry, ms", _day("1x", "expiries", "max_ms"), at_most=2_000)
+    yield Target("day 3x: rejections' p99, ms", _day("3x", "rejected"), at_most=500)
+    yield Target("day, trivial server: p99, ms", _day("generator", "order"), at_most=5)
     for name, attack in ATTACKS.items():
         victim = rounds("attacks", name, "p99_ms"), rounds("attacks", "no attack", "p99_ms")
         yield Target(f"others' p99 beside {name}", *victim, at_most=attack.p99_at_most)

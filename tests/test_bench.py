@@ -1,21 +1,32 @@
 """The benchmark: its baselines match correctly, its clock starts when a request is due, its targets are ratios."""
 
 import asyncio
+import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, cast
+from uuid import UUID
 
 import psycopg
 import pytest
+from django.db import connection
+from django.db.models import Func
+from django.utils import timezone
 
-from bench import floor, generator, targets
+from bench import floor, generator, mix, targets
+from bench.day import expiry_delays
 from bench.naive import matcher
 from bench.rounds import Measurement, alternate, order_for_comparison
 from bench.run import Lengths, Run
 from bench.venue import Servers
+from orders.enums import Side, TimeInForce
+from orders.models import Order
 from tests import trading
+from webhooks.models import Event
 
 NO_SERVERS = cast(Servers, None)
 ORDERS = 400
@@ -184,6 +195,75 @@ def test_no_request_waits_while_connections_are_free() -> None:
     found = asyncio.run(measured(connections=64))
     assert found.waited == 0
     assert SERVICE_SECONDS <= generator.percentile(found.of(["order"]), 0.5) / 1_000 < 2 * SERVICE_SECONDS
+
+
+# --- The day ---------------------------------------------------------------------------------------------------------
+
+
+def day(rate: float, seconds: float) -> tuple[list[float], mix.Day]:
+    starts = time.monotonic() + 60
+    dues = [starts + offset for offset in generator.arrivals(rate, seconds, seed=1)]
+    world = {
+        "brokers": [{"id": f"bench-{number}", "key": f"key-{number}"} for number in range(100)],
+        "symbols": [{"name": f"S{number}", "mid": 100} for number in range(1, 451)],
+        "resting": [{"id": str(UUID(int=7)), "broker": "bench-7"}],
+    }
+    return dues, mix.Day(world, 1, dues)
+
+
+def test_a_day_has_the_published_rates_popularity_and_expiries() -> None:
+    seconds, offset = 10, time.time() - time.monotonic()
+    dues, source = day(sum(mix.kind_rates(1).values()), seconds)
+    sent = [(due, *source.next()) for due in dues]
+    kinds = Counter(kind for _, kind, _ in sent)
+    assert kinds["order"] / seconds == pytest.approx(700, rel=0.05)
+    assert kinds["cancel"] / seconds == pytest.approx(245, rel=0.1)
+    assert 1 - (kinds["order"] + kinds["cancel"]) / len(sent) == pytest.approx(0.28, rel=0.05)
+    orders = [(due, json.loads(request.partition(b"\r\n\r\n")[2])) for due, kind, request in sent if kind == "order"]
+    popularity = Counter(order["symbol"] for _, order in orders)
+    assert popularity["S1"] / len(orders) == pytest.approx(0.15, rel=0.1)
+    assert popularity["S1"] / popularity["S2"] == pytest.approx(2, rel=0.2)
+    lives = [
+        datetime.fromisoformat(order["expires_at"]).timestamp() - offset - due
+        for due, order in orders
+        if "expires_at" in order
+    ]
+    assert len(lives) / len(orders) == pytest.approx(0.3, rel=0.1)
+    assert 0.49 < min(lives) < 1
+    assert 9 < max(lives) < 10.01
+
+
+def test_a_day_cancels_each_working_order_once_and_no_expired_one() -> None:
+    _, source = day(1_000, 1)
+    placed = {"status": "pending", "broker_id": "bench-8"}
+    working = placed | {"order_id": str(UUID(int=8)), "expires_at": "2999-01-01T00:00:00.000000Z"}
+    expired = placed | {"order_id": str(UUID(int=9)), "expires_at": "2020-01-01T00:00:00.000000Z"}
+    filled = placed | {"order_id": str(UUID(int=10)), "expires_at": None, "status": "filled"}
+    for order in (working, expired, filled):
+        source.accepted(json.dumps(order).encode())
+    cancels = Counter(request for kind, request in (source.next() for _ in range(900)) if kind == "cancel")
+    known = {
+        number: [request for request in cancels if f"DELETE /orders/{UUID(int=number)} ".encode() in request]
+        for number in range(7, 11)
+    }
+    assert {number: len(requests) for number, requests in known.items()} == {7: 1, 8: 1, 9: 0, 10: 0}
+    assert b"Bearer key-7\r\n" in known[7][0]
+    assert b"Bearer key-8\r\n" in known[8][0]
+    assert set(cancels.values()) == {1}
+
+
+@pytest.mark.usefixtures("market")
+def test_the_delay_of_an_expiry_ends_when_its_event_is_written() -> None:
+    now = timezone.now()
+    gtd = {"time_in_force": TimeInForce.GTD, "expires_at": now + timedelta(hours=1)}
+    expired, overdue, _ = (trading.place(Side.BID, 5, "10", **gtd) for _ in range(3))
+    for order, seconds in [(expired, 3_000), (overdue, 5_000)]:
+        Order.objects.filter(pk=order.pk).update(expires_at=now - timedelta(seconds=seconds))
+    trading.cancel(expired)  # expires it
+    Event.objects.filter(type="order.expired").update(id=Func(timedelta(seconds=-1_000), function="uuidv7"))
+    connection.ensure_connection()
+    delays = sorted(expiry_delays(connection.connection, now - timedelta(hours=2), now))
+    assert delays == pytest.approx([2_000, 5_000], abs=60)
 
 
 # --- Rounds ---------------------------------------------------------------------------------------------------------
