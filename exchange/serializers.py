@@ -114,6 +114,12 @@ class ReasonSerializer(StrictSerializer):
     reason = Text(min_length=0, max_length=MAX_REASON_LENGTH, required=False)
 
 
+class DocsQuerySerializer(StrictSerializer):
+    """Query of Swagger UI: its script instead of its page."""
+
+    script = Text(min_length=0, max_length=0, required=False)
+
+
 class BrokerSerializer(BaseSerializer[Broker]):
     def to_representation(self, broker: Broker) -> BrokerBody:
         return BrokerBody(

@@ -1,5 +1,3 @@
-from django.urls import path
-
 from exchange import views
 from exchange.http import converters as converters  # registers them
 from exchange.http.routers import Router
@@ -11,4 +9,4 @@ router.register("brokers/<broker_id:broker_id>/keys", views.KeyViewSet)
 router.register("stocks", views.InstrumentViewSet)
 router.register("", views.SystemViewSet, "system")
 
-urlpatterns = [*router.urls, path("docs", views.DocsView.as_view())]
+urlpatterns = router.urls

@@ -52,6 +52,7 @@ from exchange.serializers import (
     CreateBrokerSerializer,
     CreateKeySerializer,
     CreateTransferSerializer,
+    DocsQuerySerializer,
     InstrumentSerializer,
     KeySerializer,
     ListInstrumentSerializer,
@@ -208,11 +209,12 @@ class InstrumentViewSet(ListModelMixin, RetrieveModelMixin, ExchangeViewSet[Inst
 
 
 class SystemViewSet(ExchangeViewSet[Any]):
-    """Health checks and the OpenAPI document, which need no key."""
+    """Health checks, the OpenAPI document and its page, which need no key."""
 
     authentication_classes = ()
     permission_classes = ()
     throttle_classes = ()
+    query_serializers = {"docs": DocsQuerySerializer}
 
     @documented("get_health", "Check that the process is alive", {200: HealthBody}, tags=["health"])
     @action(detail=False)
@@ -232,27 +234,22 @@ class SystemViewSet(ExchangeViewSet[Any]):
     def openapi(self, request: Request) -> HttpResponse:
         return HttpResponse(_openapi_document(), content_type="application/json")
 
+    @extend_schema(exclude=True)
+    @action(detail=False)
+    def docs(self, request: Request) -> HttpResponse:
+        """Return Swagger UI, a page and its script, served from local files."""
+        response = _swagger_ui(request._request).render()
+        response["Content-Security-Policy"] = _DOCS_POLICY
+        return response
+
+
+_swagger_ui = SpectacularSwaggerSplitView.as_view(url="/openapi.json", authentication_classes=(), throttle_classes=())
+
 
 @compute_once
 def _openapi_document() -> bytes:
     generator = SchemaGenerator(urlconf=spectacular_settings.SERVE_URLCONF)  # type: ignore[no-untyped-call]  # drf-spectacular is only half typed
     return json_codec.encode_json(generator.get_schema(request=None, public=True))  # type: ignore[no-untyped-call]  # as above
-
-
-@extend_schema(exclude=True)
-class DocsView(SpectacularSwaggerSplitView):
-    """Swagger UI, served from local files."""
-
-    http_method_names = ["get", "head"]
-
-    authentication_classes = ()
-    throttle_classes = ()
-    url = "/openapi.json"
-
-    def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        response: Response = super().get(request, *args, **kwargs)  # type: ignore[no-untyped-call]  # as above
-        response["Content-Security-Policy"] = _DOCS_POLICY
-        return response
 
 
 def to_back_office(request: HttpRequest, rest: str = "") -> HttpResponse:

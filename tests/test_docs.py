@@ -101,6 +101,7 @@ BAD_FIELDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "differs": ("alice", "/orders", BUY | {"client_order_id": "used", "side": "ask"}),
     "unknown_field": ("alice", "/orders", BUY | {"Price": 1}),
     "unknown_parameter": ("alice", "/orders?dry_run=1", BUY),
+    "repeated": ("alice", "/orders?dry_run=1&dry_run=1", BUY),
     "min_length": ("operator", "/brokers/alice/transfers", TRANSFER | {"reason": ""}),
     "max_length": ("operator", "/brokers/alice/transfers", TRANSFER | {"reason": "x" * (MAX_REASON_LENGTH + 1)}),
     "nul": ("operator", "/brokers/alice/transfers", TRANSFER | {"reason": "\0"}),

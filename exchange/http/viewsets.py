@@ -102,13 +102,19 @@ class ExchangeViewSet(GenericViewSet[Row]):
         errors: list[FieldError] = []
         if self.action in self.body_serializers:
             self.body = validate(self.body_serializers[self.action], self.data, errors)
-        parameters = {name: str(value) for name, value in self.parameters.items()}
-        errors += self.read_query(parameters)
-        unknown = "Unknown query parameter."
-        shown = (name[:MAX_NAME_SHOWN] for name in islice(parameters, MAX_ERRORS))
-        errors += [FieldError(name, "unknown_parameter", unknown) for name in shown]
+        errors += self._query_errors()
         if errors:
             raise ValidationFailed(errors=errors[:MAX_ERRORS])
+
+    def _query_errors(self) -> list[FieldError]:
+        """Validate the query. A repeated parameter has no other error: it is not known which value is meant."""
+        repeated = [name[:MAX_NAME_SHOWN] for name, values in self.parameters.lists() if len(values) > 1]
+        parameters = {name: str(value) for name, value in self.parameters.items()}
+        found = [*self.read_query(parameters)]
+        shown = (name[:MAX_NAME_SHOWN] for name in islice(parameters, MAX_ERRORS))
+        found += [FieldError(name, "unknown_parameter", "Unknown query parameter.") for name in shown]
+        errors = [FieldError(name, "repeated", "Send this parameter only once.") for name in repeated[:MAX_ERRORS]]
+        return errors + [error for error in found if error.field not in repeated]
 
     def read_query(self, parameters: dict[str, str]) -> Sequence[FieldError]:
         """Validate the query parameters of this action, remove them from `parameters`, and return their errors."""

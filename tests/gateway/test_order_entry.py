@@ -356,6 +356,7 @@ CHUNKED = {"transfer-encoding": "chunked"}
         (400, "validation_error", lambda key: (key, *post(colour="red"))),
         (400, "validation_error", lambda key: (key, "POST", "/orders?x=1", BODY)),
         (400, "validation_error", lambda key: (key, *delete(UNKNOWN_ID + "?x=1"))),
+        (400, "validation_error", lambda key: (key, *delete(UNKNOWN_ID + "?broker_id=alice&broker_id=alice"))),
         (400, "malformed_request", lambda key: (key, "POST", "/orders", BODY[:-1])),
         (400, "malformed_request", lambda key: (key, "POST", "/orders", b"[]")),
         (400, "malformed_request", lambda key: (key, "POST", "/orders", b"")),
