@@ -238,7 +238,7 @@ class SystemViewSet(ExchangeViewSet[Any]):
     @action(detail=False)
     def docs(self, request: Request) -> HttpResponse:
         """Return Swagger UI, a page and its script, served from local files."""
-        response = _swagger_ui(request._request).render()
+        response: HttpResponse = _swagger_ui(request._request).render()
         response["Content-Security-Policy"] = _DOCS_POLICY
         return response
 

@@ -4,7 +4,7 @@ They check the shape only. The rules of the market are checked under the locks.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from django.conf import settings
@@ -18,6 +18,7 @@ from exchange.http.fields import (
     CrossFieldError,
     Quantity,
     QueryInteger,
+    StrictList,
     StrictSerializer,
     Text,
     Timestamp,
@@ -104,13 +105,13 @@ def _market_order_errors(data: Mapping[str, Any]) -> list[CrossFieldError]:
     return found
 
 
-class OrderBodies(serializers.ListField):
+class OrderBodies(StrictList):
     """List of orders that are validated one by one later: an invalid order is its own error, not the list's."""
 
     child = PlaceOrderSerializer()
 
-    def run_child_validation(self, data: list[Any]) -> list[Any]:
-        return data
+    def run_child_validation(self, data: Iterable[Any]) -> list[Any]:
+        return list(data)
 
 
 class PlaceOrdersSerializer(StrictSerializer):

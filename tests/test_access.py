@@ -105,7 +105,8 @@ def operations(patterns: list[URLPattern | URLResolver], prefix: str = "/") -> I
             continue
         if pattern.callback is to_back_office:
             continue
-        for method in pattern.callback.actions.keys() - {"head"}:
+        view: Any = pattern.callback
+        for method in view.actions.keys() - {"head"}:
             yield method.upper(), re.sub(r"<\w+:", "<", path)
 
 

@@ -39,21 +39,12 @@ def _unnamed(pattern: str) -> str:
     return pattern.replace("(?P<scheme>", "(").replace("(?P<host>", "(").replace("(?P<port>", "(")
 
 
-class EventTypes(StrictList):
-    """Types of events, at least one."""
-
-    default_error_messages = {"not_a_list": "Must be a list.", "min_length": "Must name at least one event."}
-
-    def __init__(self) -> None:
-        super().__init__(child=Choice(EventType), min_length=1)
-
-
 class SubscribeSerializer(StrictSerializer):
     """A subscription to events. Another URL for the same event replaces the first."""
 
     broker_id = Text(BROKER_ID)
     url = Url()
-    events = EventTypes()
+    events = StrictList(child=Choice(EventType), min_length=1)
 
 
 class WebhooksQuerySerializer(StrictSerializer):

@@ -18,12 +18,12 @@ from rest_framework.exceptions import ErrorDetail
 from rest_framework.fields import empty
 
 from exchange.errors import FieldError
+from exchange.json_codec import MAX_NAME_SHOWN
 from exchange.rules import AMOUNT, AMOUNT_DECIMALS, AMOUNT_INTEGER_DIGITS, MAX_QUANTITY
 
 Member = TypeVar("Member", bound=StrEnum)
 
 MAX_ERRORS = 50  # in one response; validation stops collecting errors here
-MAX_NAME_SHOWN = 64  # characters of an unknown field's name
 
 _SMALLEST = Decimal(1).scaleb(-AMOUNT_DECIMALS)
 # Quantizing in this context is exact or raises: Inexact for too many decimals, InvalidOperation for too many digits.
@@ -121,6 +121,12 @@ def _fast_path(serializer: type[StrictSerializer]) -> _FastPath | None:
 
 class StrictList(serializers.ListField):
     """List field that validates its items one by one and stops at `MAX_ERRORS` invalid ones."""
+
+    default_error_messages = {
+        "not_a_list": "Must be a list.",
+        "min_length": "Must have at least {min_length} item.",
+        "max_length": "May have at most {max_length} items.",
+    }
 
     def run_child_validation(self, data: Iterable[Any]) -> list[Any]:
         items: list[Any] = []

@@ -1,5 +1,7 @@
 """HTTP representation of errors: maps exceptions to problem+json, and error codes to status codes."""
 
+from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -7,7 +9,7 @@ import msgspec
 import psycopg
 import psycopg_pool
 import structlog
-from django.core.exceptions import PermissionDenied, SuspiciousOperation
+from django.core.exceptions import PermissionDenied, SuspiciousOperation, TooManyFieldsSent
 from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
 from rest_framework import exceptions
@@ -118,10 +120,11 @@ def as_exchange_error(exception: Exception) -> ExchangeError:
     return errors.InternalError()
 
 
-_FRAMEWORK: dict[type[Exception], type[ExchangeError]] = {
+_FRAMEWORK: dict[type[Exception], Callable[[], ExchangeError]] = {
     Http404: errors.NotFound,
     PermissionDenied: errors.ScopeMissing,
-    SuspiciousOperation: errors.MalformedRequest,
+    TooManyFieldsSent: partial(errors.MalformedRequest, "The query has too many parameters."),
+    SuspiciousOperation: partial(errors.MalformedRequest, "The request is malformed."),
     exceptions.MethodNotAllowed: errors.MethodNotAllowed,
     exceptions.UnsupportedMediaType: errors.UnsupportedMediaType,
 }

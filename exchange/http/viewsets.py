@@ -14,10 +14,11 @@ from rest_framework.viewsets import GenericViewSet
 from exchange.audit import Actor
 from exchange.errors import FieldError, MalformedRequest, ValidationFailed
 from exchange.http import json_media, rate_limits
-from exchange.http.fields import MAX_ERRORS, MAX_NAME_SHOWN, StrictSerializer, validate
+from exchange.http.fields import MAX_ERRORS, StrictSerializer, validate
 from exchange.http.filters import Filters
 from exchange.http.middleware import actor_of
 from exchange.http.paging import Keyset, PageQuerySerializer, PageRequest, parse_page
+from exchange.json_codec import MAX_NAME_SHOWN
 from exchange.keys import Principal
 from exchange.rules import Scope
 

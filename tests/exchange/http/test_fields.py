@@ -1,62 +1,145 @@
 """Formats of requests and responses, independent of their fields (contract: "Conventions")."""
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.db import InterfaceError, OperationalError
 from django.test import override_settings
+from hypothesis import given
+from hypothesis import strategies as st
 from psycopg import errors as postgres
 from psycopg_pool import PoolTimeout
 from rest_framework import serializers
 
 from config.local.processes import wait_until
 from exchange import services
-from exchange.errors import ExchangeError, FieldError
+from exchange.errors import ExchangeError, FieldError, MalformedRequest
 from exchange.http.fields import MAX_ERRORS, StrictList, field_errors, validate
 from exchange.http.problems import STATUSES, as_exchange_error
+from exchange.json_codec import decode_json_object
 from exchange.models import Broker, Instrument
 from exchange.serializers import InitialHoldingSerializer, ListInstrumentSerializer
-from tests.exchange.client import Client
+from tests.exchange.client import ApiResponse, Client
 
 TIMEOUT_SECONDS = 30.0
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
-MALFORMED = {
-    "nothing": b"",
-    "white space": b" " * 64 * 1024,
-    "half": b'{"symbol": "AAPL"',
-    "two": b'{"symbol": "AAPL"} {}',
-    "a list": b"[]",
-    "a string": b'"AAPL"',
-    "null": b"null",
-    "a number": b"1",
-    "not UTF-8": b'{"symbol": "\xff"}',
-    "Latin-1": '{"symbol": "é"}'.encode("latin-1"),
-    "UTF-16": '{"symbol": "AAPL"}'.encode("utf-16"),
-    "a byte order mark": b'\xef\xbb\xbf{"symbol": "AAPL"}',
-    "half a surrogate pair": b'{"symbol": "\\ud800"}',
-    "half a surrogate pair beside a huge integer": b'{"x": ' + b"9" * 5000 + b', "\\ud800": 1}',
-    "NaN beside a huge integer": b'{"x": ' + b"9" * 5000 + b', "symbol": NaN}',
-    "a nesting bomb": b"[" * 2000 + b"]" * 2000,
-    "a nesting bomb inside": b'{"symbol": ' + b"[" * 20_000 + b"]" * 20_000 + b"}",
-    "an object bomb": b'{"a":' * 9_000 + b"1" + b"}" * 9_000,
-    "NaN": b'{"symbol": NaN}',
-    "a comment": b'{"symbol": "AAPL"} // hello',
-    "single quotes": b"{'symbol': 'AAPL'}",
-    "form data": b"symbol=AAPL",
-    "more lists than a body may have": b'{"symbol": [' + b"[]," * 10_000 + b"1]}",
-    "more objects than a body may have": b'{"symbol": [' + b"{}," * 10_000 + b"1]}",
+HUGE = b"9" * 5000  # more digits than Python's int() accepts
+EMPTY, TRUNCATED = "The body is empty.", "The body is not JSON: Input data was truncated."
+NOT_AN_OBJECT, TOO_DEEP = "The body must be a JSON object.", "The body is nested too deeply."
+TOO_MANY = "The body may have at most 10000 objects and lists."
+HALF_A_PAIR, INVALID = "An escape in the body is half of a surrogate pair.", "The body is not JSON: invalid character"
+REPEATED = 'An object in the body has the name "symbol" more than once.'
+MALFORMED = {  # a body, and how the detail begins
+    "nothing": (b"", EMPTY),
+    "white space": (b" " * 64 * 1024, EMPTY),
+    "line breaks and tabs": (b"\r\n\t", EMPTY),
+    "half": (b'{"symbol": "AAPL"', TRUNCATED),
+    "half an escape": (b'{"symbol": "\\ud8', TRUNCATED),
+    "two": (b'{"symbol": "AAPL"} {}', "The body is not JSON: trailing characters (byte 20)."),
+    "a list": (b"[]", NOT_AN_OBJECT),
+    "a string": (b'"AAPL"', NOT_AN_OBJECT),
+    "null": (b"null", NOT_AN_OBJECT),
+    "a number": (b"1", NOT_AN_OBJECT),
+    "not UTF-8": (b'{"symbol": "\xff"}', "The body is not UTF-8 (byte 12)."),
+    "Latin-1": ('{"symbol": "é"}'.encode("latin-1"), "The body is not UTF-8 (byte 12)."),
+    "an encoded surrogate": (b'{"symbol": "\xed\xa0\x80"}', "The body is not UTF-8 (byte 12)."),
+    "UTF-16": ('{"symbol": "AAPL"}'.encode("utf-16"), "The body is not UTF-8 (byte 0)."),
+    "a byte order mark": (b'\xef\xbb\xbf{"symbol": "AAPL"}', INVALID),
+    "half a surrogate pair": (b'{"symbol": "\\ud800"}', HALF_A_PAIR),
+    "the other half": (b'{"symbol": "x\\udc00"}', HALF_A_PAIR),
+    "two first halves": (b'{"\\ud800\\ud800": 1}', HALF_A_PAIR),
+    "half a surrogate pair beside a huge integer": (b'{"x": ' + HUGE + b', "\\ud800": 1}', HALF_A_PAIR),
+    "NaN beside a huge integer": (b'{"x": ' + HUGE + b', "symbol": NaN}', "The body is not JSON: NaN is not JSON."),
+    "a nesting bomb": (b"[" * 2000 + b"]" * 2000, TOO_DEEP),
+    "a nesting bomb inside": (b'{"symbol": ' + b"[" * 20_000 + b"]" * 20_000 + b"}", TOO_MANY),
+    "an object bomb": (b'{"a":' * 9_000 + b"1" + b"}" * 9_000, TOO_DEEP),
+    "NaN": (b'{"symbol": NaN}', INVALID),
+    "a comment": (b'{"symbol": "AAPL"} // hello', "The body is not JSON: trailing characters (byte 20)."),
+    "single quotes": (b"{'symbol': 'AAPL'}", "The body is not JSON: object keys must be strings (byte 1)."),
+    "form data": (b"symbol=AAPL", INVALID),
+    "more lists than a body may have": (b'{"symbol": [' + b"[]," * 10_000 + b"1]}", TOO_MANY),
+    "more objects than a body may have": (b'{"symbol": [' + b"{}," * 10_000 + b"1]}", TOO_MANY),
+    "a repeated name": (b'{"symbol": "AAPL", "symbol": "AAPL"}', REPEATED),
+    "a repeated name, once escaped": (b'{"symbol": "AAPL", "\\u0073ymbol": "PETR4"}', REPEATED),
+    "a repeated name, with escaped quotes": (b'{"symbol": "\\u0022\\u0022", "symbol": "\\\\\\""}', REPEATED),
+    "a repeated name inside": (b'{"x": [{"symbol": 1, "symbol": {}}]}', REPEATED),
+    "a repeated name beside a huge integer": (b'{"symbol": ' + HUGE + b', "symbol": 1}', REPEATED),
+    "half a surrogate pair as a repeated name": (b'{"\\ud800": 1, "\\ud800": 2}', "An object in the body has the name"),
 }
 
 
-@pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED.keys())
-def test_a_body_that_is_not_a_json_object_is_malformed(operator: Client, body: bytes) -> None:
+@pytest.mark.parametrize(("body", "detail"), MALFORMED.values(), ids=MALFORMED.keys())
+def test_a_body_that_is_not_a_json_object_is_malformed(operator: Client, body: bytes, detail: str) -> None:
     response = operator.post("/stocks", body)
 
     assert (response.status, response.code) == (400, "malformed_request")
+    assert response.body["detail"].startswith(detail)
     assert not Instrument.objects.exists()
+
+
+NAMES = st.sampled_from(["a", "b", '"', "\\", '\\"', "é", ""])
+VALUES = st.recursive(
+    NAMES | st.integers() | st.none(),
+    lambda inner: st.lists(inner, max_size=3) | st.lists(st.tuples(NAMES, inner), max_size=3).map(tuple),
+    max_leaves=10,
+)
+
+
+def written(value: Any, escape: Callable[[str], str]) -> str:
+    """JSON of a value in which a tuple of pairs is an object that may repeat a name."""
+    if isinstance(value, tuple):
+        return "{" + ",".join(f"{escape(name)}:{written(inner, escape)}" for name, inner in value) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(written(inner, escape) for inner in value) + "]"
+    return escape(value) if isinstance(value, str) else json.dumps(value)
+
+
+def repeats_a_name(value: Any) -> bool:
+    if isinstance(value, tuple):
+        names = [name for name, _ in value]
+        return len(set(names)) < len(names) or any(repeats_a_name(inner) for _, inner in value)
+    return isinstance(value, list) and any(map(repeats_a_name, value))
+
+
+def in_escapes(text: str) -> str:
+    return '"' + "".join(f"\\u{ord(each):04x}" for each in text) + '"'
+
+
+@pytest.mark.parametrize("escape", [json.dumps, in_escapes])
+@given(st.lists(st.tuples(NAMES, VALUES), max_size=4).map(tuple))
+def test_a_body_is_rejected_exactly_if_an_object_repeats_a_name(escape: Callable[[str], str], value: Any) -> None:
+    body = written(value, escape).encode()
+    if repeats_a_name(value):
+        with pytest.raises(MalformedRequest, match="more than once"):
+            decode_json_object(body)
+    else:
+        assert decode_json_object(body) == json.loads(body)
+
+
+def test_a_long_body_is_rejected_with_the_same_details(alice: Client) -> None:
+    """A batch may be longer than other bodies."""
+    padding, path = " " * settings.MAX_BODY_BYTES, "/orders/batch"
+    assert alice.post(path, f'{{"orders": ["\\ud800"]}}{padding}'.encode()).body["detail"] == HALF_A_PAIR
+    assert alice.post(path, f'{{"orders": [], "symbol": 1, "symbol": 1}}{padding}'.encode()).body["detail"] == REPEATED
+    huge = alice.post(path, b'{"orders": [' + HUGE + b"]}" + padding.encode())
+    assert huge.body["detail"] == "An integer in the body has too many digits."
+
+
+def test_a_list_field_has_details_in_the_words_of_json(operator: Client, alice: Client) -> None:
+    def details(response: ApiResponse) -> list[str]:
+        return [error["detail"] for error in response.body["errors"]]
+
+    holdings: dict[str, Any] = {"broker_id": "b", "initial_cash": 0, "initial_holdings": {}}
+    assert details(operator.post("/brokers", holdings)) == ["Must be a list."]
+    assert details(operator.post("/brokers/alice/keys", {"scopes": []})) == ["Must have at least 1 item."]
+    assert details(alice.post("/orders/batch", {"orders": "x"})) == ["Must be a list."]
+    assert details(alice.post("/orders/batch", {"orders": []})) == ["Must have at least 1 item."]
+    assert details(alice.post("/orders/batch", {"orders": [1] * 501})) == ["May have at most 500 items."]
 
 
 def test_a_body_may_have_64_kib(operator: Client) -> None:
@@ -188,6 +271,13 @@ def test_head_is_get_without_a_body(operator: Client) -> None:
     response = operator.request("HEAD", "/stocks")
 
     assert (response.status, response.content) == (200, b"")
+
+
+def test_a_query_with_too_many_parameters_is_rejected_for_that(operator: Client) -> None:
+    response = operator.get("/stocks?" + "&".join(f"x{n}=1" for n in range(1_001)))
+
+    assert (response.status, response.code) == (400, "malformed_request")
+    assert response.body["detail"] == "The query has too many parameters."
 
 
 @pytest.mark.parametrize(
