@@ -4,17 +4,18 @@ No receiver can make it take longer than the deadline, or read more than the lim
 """
 
 import asyncio
+import select
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from functools import lru_cache
+from collections.abc import Iterable
+from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import structlog
 from aiohttp.abc import ResolveResult
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
 from django.conf import settings
 from yarl import URL
@@ -36,8 +37,32 @@ _TARGETS_CACHED = 1_024
 _log = structlog.get_logger(__name__)
 
 
+class _Protocol(ResponseHandler):
+    """Protocol of a connection that keeps the start of the latest response."""
+
+    is_reused = False  # after the first response
+    response_start = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._poll = select.poll()
+        self._poll.register(transport.get_extra_info("socket"), select.POLLIN)
+
+    def data_received(self, data: bytes) -> None:
+        self.response_start = self.response_start or data
+        super().data_received(data)
+
+    def has_ended(self) -> bool:
+        """True if the receiver has closed this idle connection, or has sent something without a request."""
+        return self.should_close or bool(self._poll.poll(0))  # the event loop may not have read it yet
+
+
 class _Connector(aiohttp.TCPConnector):
     """Connector that tries at most `MAX_ADDRESSES` addresses of a host name: many would be a flood of connections."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._factory = partial(_Protocol, loop=self._loop)  # type: ignore[assignment]  # `partial` is invariant
 
     async def _resolve_host(self, *args: Any, **kwargs: Any) -> list[ResolveResult]:
         return (await super()._resolve_host(*args, **kwargs))[:MAX_ADDRESSES]
@@ -98,40 +123,58 @@ async def send(connector: aiohttp.BaseConnector, delivery: ClaimedDelivery) -> D
     try:
         if settings.WEBHOOK_ADDRESSES is AddressProfile.PUBLIC and not delivery.url.lower().startswith("https:"):
             raise BlockedAddress("http is blocked")
-        async with asyncio.timeout(settings.WEBHOOK_TIMEOUT_SECONDS), _connect(connector, delivery.url) as connection:
-            status, response = await _post(connection, _request(delivery))
-            await _read_body(response, body_start)
+        async with asyncio.timeout(settings.WEBHOOK_TIMEOUT_SECONDS):
+            connection, status, response = await _post(connector, delivery)
+            try:
+                await _read_body(response, body_start)
+            finally:
+                connection.release()  # closes it if the body was not read to the end
     except Exception as exception:
         error = _classify_error(exception)
     milliseconds = int((time.monotonic() - started) * 1000)
     return DeliveryOutcome(delivery.delivery_id, status, error, milliseconds, _to_text(body_start))
 
 
-@asynccontextmanager
-async def _connect(connector: aiohttp.BaseConnector, url: str) -> AsyncIterator[aiohttp.connector.Connection]:
-    """Yield a kept-alive or new connection, and keep it alive if its response was read to the end."""
-    connection = await connector.connect(_target(url), traces=[], timeout=_NO_TIMEOUT)  # the caller has a timeout
-    try:
-        yield connection
-    except BaseException:
-        connection.close()
-        raise
-    connection.release()
+async def _post(
+    connector: aiohttp.BaseConnector, delivery: ClaimedDelivery
+) -> tuple[aiohttp.connector.Connection, int, aiohttp.StreamReader]:
+    """Send a delivery, and return its connection, the status of the response and a stream of the body.
+
+    Many receivers close an idle connection without announcing it. A request that meets the close is sent once more,
+    over a new connection.
+    """
+    is_repeated = False
+    while True:
+        connection = await connector.connect(_target(delivery.url), traces=[], timeout=_NO_TIMEOUT)
+        protocol = connection.protocol
+        assert isinstance(protocol, _Protocol)
+        if protocol.is_reused and (is_repeated or protocol.has_ended()):
+            connection.close()
+            continue
+        try:
+            return connection, *await _exchange(protocol, _request(delivery))
+        except BaseException as error:
+            connection.close()
+            is_unanswered = isinstance(error, aiohttp.ClientConnectionError) and not protocol.response_start
+            if not (protocol.is_reused and is_unanswered):
+                raise
+            is_repeated = True
 
 
-async def _post(connection: aiohttp.connector.Connection, request: bytes) -> tuple[int, aiohttp.StreamReader]:
+async def _exchange(protocol: _Protocol, request: bytes) -> tuple[int, aiohttp.StreamReader]:
     """Send a request, and return the status of its response and a stream of the body.
 
     aiohttp's own client takes three times the CPU, for redirects, cookies and proxies, which webhooks do not use.
     """
-    protocol, transport = connection.protocol, connection.transport
-    if protocol is None or transport is None:  # already disconnected
+    protocol.response_start = b""
+    if protocol.transport is None:  # already disconnected
         raise aiohttp.ServerDisconnectedError
     protocol.set_response_params(read_until_eof=True, auto_decompress=False)
-    transport.write(request)
+    protocol.transport.write(request)
     while True:
         head, response = await protocol.read()
         if head.code >= HTTPStatus.OK or head.code == HTTPStatus.SWITCHING_PROTOCOLS:
+            protocol.is_reused = True
             return head.code, response
 
 
