@@ -4,6 +4,7 @@ No receiver can make it take longer than the deadline, or read more than the lim
 """
 
 import asyncio
+import re
 import select
 import socket
 import time
@@ -17,6 +18,7 @@ import structlog
 from aiohttp.abc import ResolveResult
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.streams import EMPTY_PAYLOAD
 from django.conf import settings
 from yarl import URL
 
@@ -32,6 +34,7 @@ MAX_ADDRESSES = 10  # tried per host name
 MAX_RECEIVED_BYTES = 32 * 1024  # between two writes: enough for any response head, TLS record or handshake
 
 _NO_TIMEOUT = aiohttp.ClientTimeout()
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([2-5]\d\d)")
 _TARGETS_CACHED = 1_024
 
 _log = structlog.get_logger(__name__)
@@ -171,11 +174,16 @@ async def _exchange(protocol: _Protocol, request: bytes) -> tuple[int, aiohttp.S
         raise aiohttp.ServerDisconnectedError
     protocol.set_response_params(read_until_eof=True, auto_decompress=False)
     protocol.transport.write(request)
-    while True:
-        head, response = await protocol.read()
-        if head.code >= HTTPStatus.OK or head.code == HTTPStatus.SWITCHING_PROTOCOLS:
-            protocol.is_reused = True
-            return head.code, response
+    try:
+        while True:
+            head, response = await protocol.read()
+            if head.code >= HTTPStatus.OK or head.code == HTTPStatus.SWITCHING_PROTOCOLS:
+                protocol.is_reused = True
+                return head.code, response
+    except HttpProcessingError:  # a header is too long or invalid, and the status still shows that the event arrived
+        if status_line := _STATUS_LINE.match(protocol.response_start):
+            return int(status_line[1]), EMPTY_PAYLOAD
+        raise
 
 
 @lru_cache(maxsize=_TARGETS_CACHED)

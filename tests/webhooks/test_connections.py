@@ -163,3 +163,18 @@ def test_a_request_with_the_start_of_a_response_is_sent_once(receiver: Receiver,
     assert send_in_turn(receiver.url(), receiver.on("/starts", start_and_close)) == [OK, (None, "disconnected")]
     assert times_read(receiver) == [1, 1]
     assert receiver.connection_count == 1
+
+
+# --- Long response heads --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [200, 204, 503])
+@pytest.mark.parametrize(
+    "headers",
+    [[f"X-Long: {'x' * 9_000}"], [f"X-Long: {'x' * 100_000}"], [f"X-{number}: x" for number in range(200)]],
+    ids=["9 kB", "100 kB", "200 headers"],
+)
+def test_a_response_with_long_headers_has_its_status(receiver: Receiver, status: int, headers: list[str]) -> None:
+    url = receiver.on("/", respond(status, headers=headers))
+    assert send_in_turn(url, url) == [(status, None)] * 2
+    assert times_read(receiver) == [1, 1]
