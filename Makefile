@@ -13,6 +13,9 @@ NO_SERVERS := SECRET_KEY=lint DATABASE_URL=postgresql://127.0.0.1:1/none REDIS_U
 # Production values, regardless of the environment.
 PRODUCTION := SECRET_KEY=only-for-checks-but-as-long-and-as-mixed-as-a-real-one-is-0123456789 SECURE_COOKIES=1 TRUSTED_PROXIES=1 DEBUG=0
 
+# npm writes this file last. Without npm, the test of the TypeScript client is skipped.
+NODE_MODULES := tests/client/typescript/node_modules/.package-lock.json
+
 .DEFAULT_GOAL := help
 .PHONY: help run test test-quick lint replay mutants schemathesis bench clean
 
@@ -22,7 +25,7 @@ help: ## show this list
 run: .venv/installed ## run the exchange in the foreground, on 127.0.0.1:PORT (8000), the back office on BACKOFFICE_PORT (8001)
 	@exec $(IN_VENV) -m config.local
 
-test: .venv/installed ## run all tests, in parallel (WORKERS=4), on their own servers
+test: .venv/installed $(if $(shell command -v npm 2> /dev/null),$(NODE_MODULES)) ## run all tests, in parallel (WORKERS=4), on their own servers
 	$(PYTEST) --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-quick: .venv/installed ## run the tests that start no process and no browser, and list the others
@@ -65,3 +68,8 @@ clean: ## remove .run/: the database, the keys, the logs (not while it runs)
 	@echo "Installing into .venv ..."
 	@$(IN_VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@touch .venv/installed
+
+# The generator and compiler of the TypeScript client, also by a lock file with hashes.
+$(NODE_MODULES): tests/client/typescript/package-lock.json
+	@npm ci --prefix tests/client/typescript --loglevel=error || \
+	  echo "npm could not install the TypeScript compiler; its test is skipped."

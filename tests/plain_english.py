@@ -26,7 +26,7 @@ IGNORED_FOLDERS = re.compile(r"\.(?!ci$)|__pycache__$|node_modules$|locale$")
 HASH = re.compile(r"(?:^|\s)##?(?:\s|$)")
 COMMENTS = {  # beginning of a comment, by the suffix of the file
     **dict.fromkeys([".sql", ".lua"], re.compile(r"(?:^|\s)--+(?:\s|$)")),
-    **dict.fromkeys([".js", ".css"], re.compile(r"(?:^|\s)(?://|/?\*+/?)(?:\s|$)")),
+    **dict.fromkeys([".js", ".ts", ".css"], re.compile(r"(?:^|\s)(?://|/?\*+/?)(?:\s|$)")),
     **dict.fromkeys([".sh", ".yml", ".yaml", ".toml", ".example"], HASH),
     ".patch": re.compile(r"^# breaks:"),
 }
