@@ -175,7 +175,7 @@ CROSS JOIN (VALUES ('bid'), ('ask')) AS half(side)
 LEFT JOIN LATERAL (
   SELECT o.rank, abs(o.rank) AS price, sum(o.quantity - o.filled_quantity) AS total_quantity, count(*) AS order_count
   FROM orders_order o
-  WHERE o.symbol = i.symbol AND o.side = half.side AND {_WORKING}
+  WHERE o.symbol = %(symbol)s AND o.side = half.side AND {_WORKING}
   GROUP BY o.rank ORDER BY o.rank LIMIT %(depth)s
 ) level ON true
 WHERE i.symbol = %(symbol)s
@@ -194,7 +194,7 @@ LEFT JOIN LATERAL (
              - best.remaining AS ahead
     FROM (
       SELECT o.rank, o.sequence, o.quantity - o.filled_quantity AS remaining FROM orders_order o
-      WHERE o.symbol = i.symbol AND o.side = %(side)s AND {_WORKING}
+      WHERE o.symbol = %(symbol)s AND o.side = %(side)s AND {_WORKING}
       ORDER BY o.rank, o.sequence LIMIT %(most)s
     ) best
   ) maker
@@ -217,15 +217,15 @@ SELECT i.tick_size, w.trades_in_window, w.window_value, w.window_quantity,
 FROM exchange_instrument i
 CROSS JOIN LATERAL (
   SELECT count(*) AS trades_in_window, sum(t.price * t.quantity) AS window_value, sum(t.quantity) AS window_quantity
-  FROM orders_trade t WHERE t.symbol = i.symbol AND t.executed_at > statement_timestamp() - %(window)s
+  FROM orders_trade t WHERE t.symbol = %(symbol)s AND t.executed_at > statement_timestamp() - %(window)s
 ) w
 LEFT JOIN LATERAL (
-  SELECT t.price, t.executed_at FROM orders_trade t WHERE t.symbol = i.symbol
+  SELECT t.price, t.executed_at FROM orders_trade t WHERE t.symbol = %(symbol)s
   ORDER BY t.executed_at DESC, t.id DESC LIMIT 1
 ) last ON true
 CROSS JOIN LATERAL (
   SELECT sum(latest.price) AS limit_sum, count(*) AS limit_count
-  FROM (SELECT o.price, o.created_at FROM orders_order o WHERE o.symbol = i.symbol AND o.type = 'limit'
+  FROM (SELECT o.price, o.created_at FROM orders_order o WHERE o.symbol = %(symbol)s AND o.type = 'limit'
         ORDER BY o.sequence DESC LIMIT %(latest)s) latest
   WHERE latest.created_at > statement_timestamp() - %(window)s
 ) a

@@ -17,7 +17,7 @@ from exchange.models import Instrument
 from exchange.rules import BrokerStatus, Pricing, price_decimals, rounded
 from orders.enums import CancelReason, Side
 from orders.matching import service
-from orders.matching.commands import CancelOrders, ExpireOrders, Swept
+from orders.matching.commands import CancelOrders, Swept
 from orders.models import Order
 
 _log = structlog.get_logger(__name__)
@@ -45,13 +45,7 @@ def cancel_all(
         return first + sum(batches)
 
 
-def expire_orders(symbol: str) -> None:
-    """Expire all orders of a book that are past their `expires_at`, in batches."""
-    for _ in _sweep(ExpireOrders(symbol)):
-        pass
-
-
-def _sweep(command: CancelOrders | ExpireOrders) -> Iterator[Swept]:
+def _sweep(command: CancelOrders) -> Iterator[Swept]:
     """Repeat a sweep, with one transaction per batch, until a batch is not full.
 
     It does not continue to an empty batch, because a broker that keeps placing orders could occupy it forever.

@@ -10,13 +10,8 @@ import structlog
 from celery import shared_task
 from django.conf import settings
 from django.db import OperationalError
-from django.db.models import Exists, OuterRef
-from django.db.models.functions import Now
 
-from exchange.database import lock_timeout
-from exchange.models import Instrument
-from orders import activity, services
-from orders.models import Order
+from orders import activity, expiry
 from orders.reconciliation import runs
 
 _log = structlog.get_logger(__name__)
@@ -24,20 +19,11 @@ _log = structlog.get_logger(__name__)
 
 @shared_task
 def sweep_expired() -> None:
-    """Start one task per book that has orders to expire, so that a stuck book does not delay the others."""
-    due = Order.objects.due(Now()).filter(instrument=OuterRef("symbol"))
-    for symbol in Instrument.objects.filter(Exists(due)).values_list("symbol", flat=True):
-        expire_orders.apply_async((symbol,), expires=settings.EXPIRY_MESSAGE_SECONDS)
-
-
-@shared_task
-def expire_orders(symbol: str) -> None:
-    """Expire the orders of one book. Leave a locked book to the next sweep, so that other books are not delayed."""
+    """Expire the orders that are due."""
     try:
-        with lock_timeout(settings.EXPIRY_LOCK_TIMEOUT):
-            services.expire_orders(symbol)
+        expiry.expire_due_orders()
     except OperationalError as error:
-        _log.warning("expiry_put_off", symbol=symbol, error=str(error))
+        _log.warning("expiry_put_off", error=str(error))
 
 
 @shared_task

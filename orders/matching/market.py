@@ -260,7 +260,8 @@ class Market:
         return self.earlier_trades.get(order.id, []) + now
 
     def _sweep(self, command: CancelOrders | ExpireOrders) -> Swept:
-        targets = [order for order in self.sweeps.get(command, []) if order.is_working]
+        found = self.sweeps.get(command, [])
+        targets = [order for order in found if order.is_working and order.broker_id in self.brokers]
         due = [order for order in targets if order.is_due(self.now)]
         for order in due:
             self._expire_resting(order)

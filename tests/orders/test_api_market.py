@@ -8,7 +8,7 @@ import pytest
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
-from orders import services
+from orders import expiry
 from orders.enums import Side
 from orders.models import Order, Trade
 from tests import trading
@@ -203,7 +203,7 @@ def test_the_sequence_counts_every_change_of_the_book(alice: Client, bob: Client
     place_order(alice, without(limit("ask", 5, "10"), "time_in_force") | {"expires_at": LATER})
     counted.append(sequence())
     Order.objects.filter(time_in_force="gtd").update(expires_at=timezone.now())
-    services.expire_orders("AAPL")
+    expiry.expire_due_orders()
     counted.append(sequence())
 
     assert counted == sorted(set(counted))

@@ -10,7 +10,7 @@ from django.utils import timezone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orders import services
+from orders import expiry
 from orders.models import Order, Trade
 from tests import api, trading
 from tests.api import LIMIT, all_pages, assert_rejected, limit, market, place_order
@@ -151,7 +151,7 @@ def test_a_cancel_of_a_final_order_is_409_and_names_the_status(alice: Client, st
         assert alice.delete(f"/orders/{order_id}").status == 200
     else:
         Order.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
-        services.expire_orders("AAPL")
+        expiry.expire_due_orders()
     response = assert_rejected(alice, "DELETE", f"/orders/{order_id}")
 
     assert (response.status, response.code) == (409, "order_not_cancellable")

@@ -19,7 +19,7 @@ from django.db.models.functions import Now
 from config.local.processes import wait_until
 from config.local.servers import Valkey
 from exchange.database import database_now
-from exchange.models import Broker, Instrument
+from exchange.models import Instrument
 from orders.enums import OrderStatus, Side, TimeInForce
 from orders.matching import service
 from orders.matching.commands import Accepted
@@ -108,9 +108,9 @@ def count_expiry_events() -> Counter[str]:
 
 @contextmanager
 def worker_blocked() -> Iterator[None]:
-    """Hold the last lock that an expiry takes until a worker waits for it, holding the book's lock."""
+    """Lock the orders until a worker that expires them waits, holding the locks of the book and the broker."""
     with transaction.atomic():
-        Broker.objects.select_for_update(no_key=True).get(pk="alice")
+        list(Order.objects.select_for_update())
         assert wait_until(is_any_lock_awaited, trading.TIMEOUT_SECONDS)
         yield
 
@@ -200,7 +200,7 @@ def test_two_beats_and_a_killed_worker_expire_each_order_once(celery: Celery) ->
     orders = place_expiring(*[SOON_SECONDS] * MORE_THAN_A_BATCH)
     with worker_blocked():
         worker.kill()
-    worker.start()  # its two processes find several messages for one book
+    worker.start()  # its two processes find several messages
     assert_expire_in_time(orders, since=database_now())
     assert_expired_once(orders)
 

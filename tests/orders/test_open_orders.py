@@ -14,7 +14,7 @@ from pytest_django import Settings
 
 from exchange.errors import TooManyOpenOrders
 from exchange.models import Holding
-from orders import services
+from orders import expiry, services
 from orders.enums import CancelReason, Side, TimeInForce
 from orders.matching import service
 from orders.matching.commands import Accepted, CancelOrder
@@ -129,7 +129,7 @@ def let_expire() -> None:
     Order.objects.filter(broker="alice").update(
         time_in_force=TimeInForce.GTD, expires_at=timezone.now() - timedelta(seconds=1)
     )
-    services.expire_orders("AAPL")
+    expiry.expire_due_orders()
 
 
 def cancel_late() -> None:

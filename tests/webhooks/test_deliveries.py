@@ -25,6 +25,7 @@ from pytest_django import Settings
 
 from config.local.processes import wait_until
 from config.local.servers import Valkey
+from orders import expiry
 from orders import services as orders_services
 from orders.enums import CancelReason, Side, TimeInForce
 from orders.matching import service
@@ -548,7 +549,7 @@ def gtd_for_an_hour() -> dict[str, Any]:
 def expire(resting: Order) -> Order:
     """Let an order expire in a sweep, and return it."""
     Order.objects.filter(pk=resting.pk).update(expires_at=F("created_at"))
-    orders_services.expire_orders(resting.instrument_id)
+    expiry.expire_due_orders()
     resting.refresh_from_db()
     assert resting.status == "expired"
     return resting

@@ -41,7 +41,7 @@ from exchange.errors import (
 )
 from exchange.models import Broker, Holding, Instrument, Transfer
 from exchange.rules import BrokerStatus, Pricing
-from orders import services, tasks
+from orders import expiry, services, tasks
 from orders.enums import CancelReason, OrderStatus, OrderType, Side, TimeInForce
 from orders.matching import service, store
 from orders.matching.commands import Accepted, CancelOrder, Command, ExpireOrders, Outcome, PlaceOrder, Replayed
@@ -642,19 +642,37 @@ def test_an_order_read_during_trades_agrees_with_its_trades() -> None:
     assert body["filled_quantity"] == sum(trade["quantity"] for trade in body["trades"]) == 3 + 1
 
 
-def test_expiry_skips_a_locked_book_until_the_next_sweep() -> None:
+def test_expiry_skips_locked_books_and_brokers_until_the_next_sweep() -> None:
+    for broker_id in ["alice", "bob", "carol"]:
+        trading.broker(broker_id)
+    trading.instrument("GOOG")
+    expiring: dict[str, Any] = {"time_in_force": TimeInForce.GTD, "expires_at": database_now() + timedelta(hours=1)}
+    in_locked_book = place(Side.BID, 1, "10.00", **expiring)
+    of_locked_broker = place(Side.BID, 1, "10.00", symbol="GOOG", by="bob", **expiring)
+    other = place(Side.BID, 1, "10.00", symbol="GOOG", by="carol", **expiring)
+    Order.objects.update(expires_at=database_now())
+
+    def statuses() -> list[str]:
+        return [Order.objects.get(pk=each.pk).status for each in (in_locked_book, of_locked_broker, other)]
+
+    with transaction.atomic():
+        Instrument.objects.select_for_update(no_key=True).get(pk="AAPL")
+        Broker.objects.select_for_update(no_key=True).get(pk="bob")
+        start_thread(tasks.sweep_expired).result(settings.DATABASE_LOCK_TIMEOUT_MS / 1000 / 2)
+        assert statuses() == [OrderStatus.PENDING, OrderStatus.PENDING, OrderStatus.EXPIRED]
+    tasks.sweep_expired()
+    assert statuses() == [OrderStatus.EXPIRED] * 3
+
+
+def test_only_one_process_sweeps_at_a_time() -> None:
     trading.broker("alice")
-    trading.broker("bob")
-    due = place(Side.ASK, 1, "10.00", time_in_force=TimeInForce.GTD, expires_at=database_now() + timedelta(hours=1))
-    Order.objects.filter(pk=due.pk).update(expires_at=database_now())
-    with uncommitted(order(Side.BID, 1, "9.00", by="bob")):
-        timeout = settings.DATABASE_LOCK_TIMEOUT_MS / 1000 / 2
-        start_thread(partial(tasks.expire_orders, "AAPL")).result(timeout)
+    due = place(Side.BID, 1, "10.00", time_in_force=TimeInForce.GTD, expires_at=database_now() + timedelta(hours=1))
+    Order.objects.update(expires_at=database_now())
+    with expiry._sweep_lock() as is_ours:
+        assert is_ours
+        start_thread(tasks.sweep_expired).result(WAIT_SECONDS)
         due.refresh_from_db()
         assert due.status == OrderStatus.PENDING
-    tasks.expire_orders("AAPL")
+    start_thread(tasks.sweep_expired).result(WAIT_SECONDS)
     due.refresh_from_db()
     assert due.status == OrderStatus.EXPIRED
-    with connection.cursor() as cursor:
-        cursor.execute("SHOW lock_timeout")
-        assert cursor.fetchone() == (f"{settings.DATABASE_LOCK_TIMEOUT_MS // 1000}s",)

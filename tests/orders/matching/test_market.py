@@ -11,7 +11,7 @@ from exchange import services as exchange_services
 from exchange.errors import ExchangeError
 from exchange.models import Instrument
 from exchange.rules import Pricing
-from orders import services
+from orders import expiry, services
 from orders.enums import CancelReason, Side, TimeInForce
 from orders.matching.commands import Accepted, Cancelled, CancelOrder, ExpireOrders, Swept
 from orders.models import Order
@@ -293,7 +293,7 @@ def test_a_halted_instrument_rejects_orders_but_not_cancels_or_expiry() -> None:
     assert rejection_code(order(ASK, 5, "10")) == "instrument_halted"
     assert isinstance(cancel(resting), Cancelled)
     backdate(due)
-    services.expire_orders("AAPL")
+    expiry.expire_due_orders()
     due.refresh_from_db()
     assert due.status == "expired"
     exchange_services.resume("AAPL", by=BY)
@@ -350,7 +350,7 @@ def test_a_final_order_is_not_cancellable_and_the_detail_names_its_status(state:
         cancel(resting)
     else:
         backdate(resting)
-        services.expire_orders("AAPL")
+        expiry.expire_due_orders()
     outcome = cancel(resting)
 
     assert isinstance(outcome, ExchangeError)
@@ -417,7 +417,7 @@ def test_a_sweep_larger_than_a_batch_continues_to_the_end(settings: pytest.Fixtu
     for _ in range(5):
         backdate(place(BID, 1, "10", time_in_force=GTD, expires_at=in_an_hour()))
         place(ASK, 1, "20")
-    services.expire_orders("AAPL")
+    expiry.expire_due_orders()
 
     assert Order.objects.filter(status="expired").count() == 5
     assert services.cancel_all("alice", reason=CancelReason.BY_OPERATOR) == 5

@@ -20,7 +20,7 @@ from exchange.database import database_now, own_transaction
 from exchange.errors import ExchangeError
 from exchange.models import Broker, Holding, Instrument
 from exchange.rules import Pricing
-from orders import services
+from orders import expiry
 from orders.enums import OrderStatus, Side, TimeInForce
 from orders.matching import batches, service, store
 from orders.matching.commands import Accepted, CancelOrder, CancelOrders, Command, ExpireOrders, Outcome, Replayed
@@ -498,7 +498,7 @@ def test_was_saved_is_false_if_another_transaction_expired_an_order() -> None:
         market = trading.load_market(cursor, cancels)
         for command in cancels:
             market.apply(command)
-    services.expire_orders("AAPL")  # a sweep expires the first order, as the cancels would
+    expiry.expire_due_orders()  # a sweep expires the first order, as the cancels would
     with transaction.atomic(), connection.cursor() as cursor:
         assert not store.was_saved(cursor, market)
 

@@ -15,7 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from exchange import services as exchange_services
 from exchange.errors import ExchangeError, InsufficientBalance
 from exchange.models import Broker, Holding
-from orders import services
+from orders import expiry, services
 from orders.enums import CancelReason, OrderType, Side, TimeInForce
 from orders.matching import service
 from orders.matching.commands import Accepted, CancelOrder, PlaceOrder
@@ -89,10 +89,10 @@ class Exchange(RuleBasedStateMachine):
         past = timezone.now() - timedelta(seconds=1)
         Order.objects.filter(pk=order_id, expires_at__isnull=False, status="pending").update(expires_at=past)
 
-    @rule(symbol=symbols)
-    def sweep(self, symbol: str) -> None:
-        services.expire_orders(symbol)
-        assert not Order.objects.due(timezone.now()).filter(instrument=symbol).exists()
+    @rule()
+    def sweep(self) -> None:
+        expiry.expire_due_orders()
+        assert not Order.objects.due(timezone.now()).exists()
 
     @rule(broker_id=brokers)
     def suspend_and_reinstate(self, broker_id: str) -> None:
