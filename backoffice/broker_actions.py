@@ -4,19 +4,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from django import forms
-from django.db.models import Sum
 
 from backoffice import form_fields
 from backoffice.links import page_url
-from backoffice.operator_actions import ActionResult, OperatorAction, ReasonForm
+from backoffice.operator_actions import ActionResult, Impact, OperatorAction, ReasonForm
+from backoffice.queries import open_orders
 from exchange import services as exchange_services
 from exchange.audit import Actor
 from exchange.errors import FieldError, OutcomeUnknown, ValidationFailed
-from exchange.models import Broker, Transfer
+from exchange.models import Broker, Holding, Instrument, Transfer
 from exchange.rules import MAX_NAME_LENGTH, BrokerStatus, Scope
 from orders import services
 
 MAX_HOLDINGS_LENGTH = 64 * 1024  # characters of the form field, as the limit of a request body
+HOLDING_ROWS = 100
 
 
 class HoldingsField(forms.CharField):
@@ -54,7 +55,7 @@ class AdmitBrokerForm(ReasonForm):
     initial_cash = form_fields.amount(initial="0", help_text="0 to 10^15, at most 4 decimals.")
     initial_holdings = HoldingsField(
         required=False,
-        help_text="One per line: SYMBOL quantity. Unlisted instruments are listed automatically.",
+        help_text="One per line: SYMBOL quantity. Symbols that are not listed must be confirmed.",
     )
     field_order = ["broker_id", "initial_cash", "initial_holdings", "reason"]
 
@@ -69,6 +70,17 @@ class AdmitBroker(OperatorAction):
     permission = "exchange.admit_broker"
     form_class = AdmitBrokerForm
     max_subjects = 0
+
+    def changes(self, rows: Sequence[Any], **fields: Any) -> Impact | None:
+        """Return the symbols that are not listed: instruments to list, or typing errors."""
+        holdings: dict[str, int] = fields["initial_holdings"]
+        unlisted = sorted(
+            holdings.keys() - set(Instrument.objects.filter(pk__in=holdings).values_list("pk", flat=True))
+        )
+        if not unlisted:
+            return None
+        cells = [(symbol, holdings[symbol]) for symbol in unlisted]
+        return Impact("New instruments, not listed yet", ("Symbol", "Shares"), cells)
 
     def perform(self, by: Actor, subjects: Sequence[Any], **fields: Any) -> ActionResult:
         broker, key = exchange_services.create_broker(**fields, by=by)
@@ -105,6 +117,23 @@ class BookTransfer(OperatorAction):
     """Base of the transfer actions; the form determines cash or shares."""
 
     permission = "exchange.book_transfer"
+    is_reviewed = True
+
+    def changes(self, rows: Sequence[Broker], *, reference: str = "", **fields: Any) -> Impact | None:
+        """Return the balance before and after, unless the reference is already booked, so that nothing changes."""
+        if Transfer.objects.filter(reference=reference).exists():
+            return None
+        total, reserved, moved = self.balance(rows[0], **fields)
+        cells = [
+            ("Total", total, total + moved),
+            ("Reserved", reserved, reserved),
+            ("Available", total - reserved, total - reserved + moved),
+        ]
+        return Impact(f"Balance of {rows[0]}", ("", "Before", "After"), cells)
+
+    def balance(self, broker: Broker, **fields: Any) -> tuple[Any, Any, Any]:
+        """Return the total and reserved balance, and the amount of the transfer."""
+        raise NotImplementedError
 
     def perform(self, by: Actor, subjects: Sequence[Broker], **fields: Any) -> ActionResult:
         values = {"cash": None, "symbol": None, "quantity": None} | fields
@@ -130,6 +159,14 @@ class TransferCash(BookTransfer):
     explanation = "Deposits or withdraws cash, once per reference. Cash reserved by open orders cannot be withdrawn."
     form_class = TransferCashForm
 
+    def impact(self, rows: Sequence[Broker]) -> Impact:
+        (broker,) = rows
+        cells = [(broker.pk, broker.cash, broker.reserved_cash, broker.cash - broker.reserved_cash)]
+        return Impact("Cash now", ("Broker", "Total", "Reserved", "Available"), cells)
+
+    def balance(self, broker: Broker, **fields: Any) -> tuple[Any, Any, Any]:
+        return broker.cash, broker.reserved_cash, fields["cash"]
+
 
 class TransferShares(BookTransfer):
     name = "transfer-shares"
@@ -139,6 +176,18 @@ class TransferShares(BookTransfer):
         "Deposits or withdraws shares, once per reference. Shares reserved by open orders cannot be withdrawn."
     )
     form_class = TransferSharesForm
+
+    def impact(self, rows: Sequence[Broker]) -> Impact:
+        holdings = Holding.objects.filter(broker=rows[0], quantity__gt=0).order_by("instrument")[:HOLDING_ROWS]
+        cells = [
+            (each.instrument_id, int(each.quantity), int(each.reserved), int(each.quantity - each.reserved))
+            for each in holdings
+        ]
+        return Impact("Shares now", ("Symbol", "Total", "Reserved", "Available"), cells)
+
+    def balance(self, broker: Broker, **fields: Any) -> tuple[Any, Any, Any]:
+        holding = Holding.objects.filter(broker=broker, instrument=fields["symbol"]).first() or Holding()
+        return int(holding.quantity), int(holding.reserved), fields["quantity"]
 
 
 # --- Keys -----------------------------------------------------------------------------------------------------------
@@ -173,7 +222,16 @@ class IssueKey(OperatorAction):
 # --- Suspension -----------------------------------------------------------------------------------------------------
 
 
-class SuspendBroker(OperatorAction):
+class SuspensionAction(OperatorAction):
+    """Base of the actions that suspend a broker. Their pages show its open orders."""
+
+    def impact(self, rows: Sequence[Broker]) -> Impact:
+        orders = open_orders.of_brokers([row.pk for row in rows])
+        cells = [(row.pk, row.status, *orders[row.pk].texts) for row in rows]
+        return Impact("Broker now", ("Broker", "Status", "Open orders", "Value"), cells)
+
+
+class SuspendBroker(SuspensionAction):
     name = "suspend"
     label = "Suspend"
     explanation = (
@@ -214,7 +272,7 @@ class StopBrokerForm(ReasonForm):
     field_order = ["confirmation", "reason"]
 
 
-class StopBroker(OperatorAction):
+class StopBroker(SuspensionAction):
     name = "stop"
     label = "Suspend and cancel all orders"
     label_format = "Suspend {} and cancel all orders"
@@ -226,10 +284,6 @@ class StopBroker(OperatorAction):
     permission = "exchange.stop_broker"
     form_class = StopBrokerForm
     is_dangerous = True
-
-    def describe(self, row: Broker) -> str:
-        open_orders = row.holdings.aggregate(total=Sum("open_orders", default=0))["total"]
-        return f"{row}: {row.status}, open orders: {int(open_orders):,}"
 
     def perform(self, by: Actor, subjects: Sequence[Broker], *, confirmation: str = "", **fields: Any) -> ActionResult:
         (broker,) = subjects

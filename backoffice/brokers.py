@@ -25,6 +25,7 @@ from django.utils import timezone
 
 from backoffice.audit import latest_entries
 from backoffice.broker_actions import (
+    HOLDING_ROWS,
     AdmitBroker,
     IssueKey,
     ReinstateBroker,
@@ -48,7 +49,6 @@ from webhooks.models import Subscription
 
 TRADE_COUNT_LIMIT = 200  # in the list, per side
 TRADE_SUM_LIMIT = 5_000  # on a broker's page, per side
-HOLDING_ROWS = 100
 TABLE_ROWS = 10  # of tables that link to a full list
 KEY_ROWS = 20
 

@@ -5,11 +5,14 @@ from typing import Any
 
 from django import forms
 from django.db import InterfaceError, OperationalError
+from django.forms.utils import pretty_name
 
 from backoffice import form_fields
 from backoffice.links import page_url
-from backoffice.operator_actions import MAX_SUBJECTS, ActionResult, OperatorAction, ReasonForm
+from backoffice.operator_actions import MAX_SUBJECTS, ActionResult, Impact, OperatorAction, ReasonForm
 from backoffice.orders import off_url
+from backoffice.queries import market_watch, open_orders
+from backoffice.templatetags.formatting import price
 from exchange import services as exchange_services
 from exchange.audit import Actor
 from exchange.errors import ExchangeError
@@ -54,12 +57,32 @@ class ListInstrument(OperatorAction):
         return ActionResult(f"{instrument} listed.", url=page_url(Instrument, instrument.pk))
 
 
-class EditInstrument(OperatorAction):
+class InstrumentAction(OperatorAction):
+    """Base of the actions on listed instruments. Their pages show prices and open orders."""
+
+    def impact(self, rows: Sequence[Instrument]) -> Impact:
+        symbols = [row.pk for row in rows]
+        figures, orders = market_watch.figures_of(symbols), open_orders.of_instruments(symbols)
+        cells = [
+            (symbol, *map(price, (now.last_price, now.best_bid, now.best_ask)), *orders[symbol].texts)
+            for symbol, now in sorted(figures.items())
+        ]
+        return Impact("Market now", ("Instrument", "Last", "Bid", "Ask", "Open orders", "Value"), cells)
+
+
+class EditInstrument(InstrumentAction):
     name = "edit"
     label = "Edit"
     explanation = "The rules apply to new orders. Open orders must match the new tick size and lot size."
     permission = "exchange.edit_instrument"
     form_class = InstrumentRulesForm
+    is_reviewed = True
+
+    def changes(self, rows: Sequence[Instrument], *, name: str = "", **fields: Any) -> Impact:
+        (instrument,) = rows
+        after = fields | {"name": name or instrument.pk}
+        cells = [(pretty_name(each), value, after[each]) for each, value in self.initial(instrument).items()]
+        return Impact("Changes", ("Rule", "Before", "After"), cells)
 
     def initial(self, row: Instrument) -> dict[str, Any]:
         return {
@@ -82,7 +105,7 @@ class EditInstrument(OperatorAction):
 # --- Halt and resume ------------------------------------------------------------------------------------------------
 
 
-class HaltInstruments(OperatorAction):
+class HaltInstruments(InstrumentAction):
     name = "halt"
     label = "Halt"
     explanation = "New orders are rejected. Orders in the book stay; they can be cancelled and they expire."
@@ -99,7 +122,7 @@ class HaltInstruments(OperatorAction):
         )
 
 
-class ResumeInstruments(OperatorAction):
+class ResumeInstruments(InstrumentAction):
     name = "resume"
     label = "Resume"
     explanation = "New orders are accepted again."

@@ -1,9 +1,10 @@
 """Operator actions: a permission, a form and one call of a service.
 
-Each action has its own page, which names the rows and asks for a reason before anything is done. Actions run outside
-any transaction of the admin and call the same services as the API.
+Each action has its own page, which names the rows, shows the impact and asks for a reason before anything is done.
+Actions run outside any transaction of the admin and call the same services as the API.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -50,6 +51,15 @@ class ActionResult:
     url: str = ""  # where to continue, if not on the page the user came from
 
 
+@dataclass(frozen=True, slots=True)
+class Impact:
+    """A table of figures that an action affects. The first cell of each row is its heading."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
 class OperatorAction:
     """An action on one row of a model, on several rows, or on the model as a whole."""
 
@@ -62,6 +72,7 @@ class OperatorAction:
     form_class: ClassVar[type[forms.Form]] = ReasonForm
     max_subjects: ClassVar[int] = 1  # 0: it applies to no row in particular
     is_dangerous: ClassVar[bool] = False
+    is_reviewed: ClassVar[bool] = False  # it always has `changes` to confirm
 
     def label_for(self, rows: Sequence[Any]) -> str:
         """Return the action with its object: "Halt AAPL", "Cancel 5 orders"."""
@@ -82,6 +93,14 @@ class OperatorAction:
     def describe(self, row: Any) -> str:
         """Describe the row on the action's page."""
         return str(row)
+
+    def impact(self, rows: Sequence[Any]) -> Impact | None:
+        """Return the current figures of the rows."""
+        return None
+
+    def changes(self, rows: Sequence[Any], **fields: Any) -> Impact | None:
+        """Return the changes by the values of the form, which the user must confirm. None: nothing to confirm."""
+        return None
 
     def initial(self, row: Any) -> dict[str, Any]:
         """Return the initial values of the form."""
@@ -133,7 +152,9 @@ def action_page(
     context = {**context, "title": action.label_for(subjects)}
     initial = action.initial(subjects[0]) if len(subjects) == 1 else {}
     form = action.form_class(request.POST if request.method == "POST" else None, initial=initial)
-    if request.method == "POST" and form.is_valid():
+    changes = action.changes(subjects, **form.cleaned_data) if form.is_valid() else None
+    if form.is_valid() and (changes is None or request.POST.get("confirmed") == _digest(form)):
+        changes = None
         try:
             result = action.perform(actor_of(request), subjects, **form.cleaned_data)
         except (ExchangeError, OperationalError, InterfaceError) as error:
@@ -147,10 +168,18 @@ def action_page(
             **context,
             "operator_action": action,
             "form": form,
+            "impact": action.impact(subjects),
+            "changes": changes,
+            "digest": _digest(form) if changes else "",
             "subjects": [action.describe(row) for row in subjects],
             "back_url": _return_url(model, subjects),
         },
     )
+
+
+def _digest(form: forms.Form) -> str:
+    """Return a digest of the values of a form, to confirm exactly these."""
+    return hashlib.sha256(urlencode([(name, form.data.get(name, "")) for name in form.fields]).encode()).hexdigest()
 
 
 def _subjects(request: HttpRequest, action: OperatorAction, model: type[Model]) -> list[Any]:

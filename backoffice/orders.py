@@ -19,7 +19,7 @@ from backoffice.audit import latest_entries
 from backoffice.links import list_url, page_url
 from backoffice.lists import KeysetQuery, Rows, column
 from backoffice.model_admin import KeysetModelAdmin
-from backoffice.operator_actions import MAX_SUBJECTS, ActionResult, OperatorAction
+from backoffice.operator_actions import MAX_SUBJECTS, ActionResult, Impact, OperatorAction
 from backoffice.periods import PeriodFilterForm, in_period, in_period_by_id, period_condition
 from backoffice.queries import order_history
 from backoffice.queries.order_history import EventLookup, OrderFill
@@ -52,6 +52,16 @@ class CancelWorkingOrders(OperatorAction):
 
     def applies_to(self, row: Order) -> bool:
         return row.status in WORKING
+
+    def impact(self, rows: Sequence[Order]) -> Impact:
+        """Return the unfilled quantities by side: bids release their value in cash, asks their shares."""
+        cells = []
+        for side in Side:
+            open_orders = [row for row in rows if row.side == side and self.applies_to(row)]
+            quantity = sum(order.remaining_quantity for order in open_orders)
+            values = (order.price * order.remaining_quantity for order in open_orders if order.price is not None)
+            cells.append((readable(side), len(open_orders), quantity, sum(values, Decimal(0))))
+        return Impact("Released by the cancellation", ("Side", "Orders", "Quantity", "Value"), cells)
 
     def describe(self, row: Order) -> str:
         price = "at market" if row.price is None else f"at {money(row.price)}"

@@ -50,8 +50,21 @@ def action_path(model: type[Model], action: str, *rows: Any) -> str:
 
 
 def perform(client: Client, model: type[Model], action: str, *rows: Any, **fields: Any) -> Any:
-    """Submit an action's form, with a default reason, and follow the redirect."""
-    return client.post(action_path(model, action, *rows), {"reason": REASON} | fields, follow=True)
+    """Submit an action's form, with a default reason, confirm its changes, and follow the redirect."""
+    path, values = action_path(model, action, *rows), {"reason": REASON} | fields
+    response: Any = client.post(path, values, follow=True)
+    if response.context and response.context.get("digest"):
+        return client.post(path, values | {"confirmed": response.context["digest"]}, follow=True)
+    return response
+
+
+def impact(response: Any, name: str = "impact") -> list[list[str]]:
+    """Return the rows of a table of an action's page: `impact` or `changes`."""
+    assert response.status_code == 200
+    content = " ".join(response.content.decode().split())
+    table = response.context[name]
+    (rows,) = re.findall(rf"<h2>{re.escape(table.title)}</h2>.*?<tbody>(.*?)</tbody>", content)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows.split("</tr>")[:-1]]
 
 
 def result_messages(response: Any) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from backoffice.charts import LadderLevel
-from backoffice.queries import market_watch
+from backoffice.queries import market_watch, open_orders
 from backoffice.templatetags.formatting import DASH
 from exchange.database import database_now
 from exchange.models import AuditEntry, Instrument
@@ -27,6 +27,7 @@ from tests.backoffice.admin_client import (
     cells,
     form_errors,
     has_button,
+    impact,
     listed_rows,
     page,
     perform,
@@ -415,6 +416,67 @@ def test_an_instrument_is_edited(office: Client) -> None:
     assert rules("AAPL") == ("Petrobras", "0.0500", 100, "maker")
     assert audit_entries() == [("olga", "instrument.edit", "AAPL", REASON)]
     assert "instrument.edit" in html(office)  # among the recent actions
+
+
+def test_an_edit_is_confirmed_with_the_rules_before_and_after(office: Client) -> None:
+    path = action_path(Instrument, "edit", "AAPL")
+    values = {"reason": REASON, **RULES, "name": ""}
+    assert "Review</button>" in html(office, path)
+
+    response = office.post(path, values)
+
+    assert impact(response, "changes") == [
+        ["Name", "AAPL", "AAPL"],
+        ["Tick size", "0.01", "0.05"],
+        ["Lot size", "1", "100"],
+        ["Pricing", "seller", "maker"],
+    ]
+    assert "Nothing is done yet." in response.content.decode()
+    assert "Edit AAPL</button>" in response.content.decode()
+    assert (rules("AAPL"), audit_entries()) == (("AAPL", "0.0100", 1, "seller"), [])
+
+    confirmation = {"confirmed": response.context["digest"]}
+    assert impact(office.post(path, values | confirmation | {"lot_size": "10"}), "changes")[2] == [
+        "Lot size",
+        "1",
+        "10",
+    ]
+    assert rules("AAPL")[2] == 1  # other values must be confirmed again
+
+    assert office.post(path, values | confirmation).status_code == 302
+    assert rules("AAPL") == ("AAPL", "0.0500", 100, "maker")
+
+
+@pytest.mark.parametrize("action", ["halt", "resume", "edit"])
+def test_the_page_of_an_action_shows_the_market(office: Client, action: str) -> None:
+    place(Side.ASK, 5, "10")
+    place(Side.BID, 2, "10")
+    place(Side.BID, 4, "9.50")
+    place(Side.ASK, 1, "1200")
+
+    shown = impact(office.get(action_path(Instrument, action, "AAPL")))
+
+    assert shown == [["AAPL", "10.00", "9.50", "10.00", "3", "1,268.00"]]  # the value is 30 + 38 + 1,200
+
+
+def test_the_impact_on_many_instruments_takes_as_many_queries_as_on_one(
+    office: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        instrument(f"S{number:02}")
+        place(Side.BID, 1, "10", symbol=f"S{number:02}")
+    place(Side.BID, 1, "10")
+    place(Side.BID, 1, "9")
+
+    with CaptureQueriesContext(connection) as for_one:
+        office.get(action_path(Instrument, "halt", "AAPL"))
+    with CaptureQueriesContext(connection) as for_many:
+        shown = impact(office.get(action_path(Instrument, "halt", "AAPL", *(f"S{n:02}" for n in range(20)))))
+
+    assert len(for_many) == len(for_one)
+    assert [row[4:] for row in shown] == [["2", "19.00"], *[["1", "10.00"]] * 20]
+    monkeypatch.setattr(open_orders, "MAX_SUMMED_ORDERS", 1)
+    assert impact(office.get(action_path(Instrument, "halt", "AAPL")))[0][4:] == ["1+", "19.00+"]
 
 
 def test_rules_that_open_orders_violate_are_rejected_per_field(office: Client) -> None:

@@ -25,6 +25,7 @@ from tests.backoffice.admin_client import (
     action_path,
     form_errors,
     has_button,
+    impact,
     listed_rows,
     live_parts,
     page,
@@ -373,6 +374,14 @@ def test_one_order_is_cancelled_with_a_reason(root: Client, market: None) -> Non
     assert trading.balance("alice")[1] == 0
     assert audit_entries() == [("user", "root", str(order.pk), REASON)]
     assert not has_button(root, action_path(Order, "cancel", order.pk), page(order))
+
+
+def test_the_page_of_a_cancellation_shows_what_it_releases(root: Client, market: None) -> None:
+    bids = [place(Side.BID, quantity, price) for quantity, price in [(5, "10"), (3, "9.50")]]
+    asks = [place(Side.ASK, 2, "10", by="bob"), place(Side.ASK, 7, "20", by="bob")]  # the first one trades
+    path = action_path(Order, "cancel", *ids(*bids, *asks))
+
+    assert impact(root.get(path)) == [["bid", "2", "6", "58.50"], ["ask", "1", "7", "140.00"]]
 
 
 def test_without_a_reason_nothing_is_cancelled(root: Client, market: None) -> None:
