@@ -113,10 +113,11 @@ def is_lock_timeout(error: Exception) -> bool:
     return isinstance(error.__cause__, psycopg.errors.LockNotAvailable)
 
 
-def replace_lost_connections() -> None:
-    """Test all connections of the pool after one was lost, because the others may be dead too.
+def has_no_connection(error: Exception) -> bool:
+    """True if nothing was executed because the pool has no connection."""
+    return isinstance(error.__cause__, psycopg_pool.PoolTimeout | psycopg_pool.TooManyRequests)
 
-    Testing at every checkout would cost a round trip each time, and would wait seconds between two dead connections.
-    """
-    pool: psycopg_pool.ConnectionPool = connection.pool  # type: ignore[attr-defined]  # PostgreSQL's has one
-    pool.check()
+
+def replace_lost_connections() -> None:
+    """Replace all dead connections of this process after one was lost."""
+    connection.replace_lost_connections()  # type: ignore[attr-defined]  # a method of `exchange.postgresql`

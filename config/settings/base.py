@@ -122,7 +122,9 @@ RECONCILE_MESSAGE_SECONDS = 10.0  # lifetime of a message; beat repeats it
 
 DATABASE_CONNECT_TIMEOUT_SECONDS = 5
 DATABASE_POOL_TIMEOUT_SECONDS = 5
-DATABASE_RECONNECT_TIMEOUT_SECONDS = 5
+DATABASE_RECONNECT_TIMEOUT_SECONDS = 2
+DATABASE_RESTART_SECONDS = 1.0  # while PostgreSQL is unavailable for longer, requests are rejected immediately
+DATABASE_ATTEMPT_SECONDS = 0.1  # interval of the attempts to connect while it is unavailable
 DATABASE_NETWORK_TIMEOUTS = {  # detect a silent host or network, which the server's own timeouts cannot
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -179,7 +181,7 @@ INSTALLED_APPS = [
     "orders",
 ]
 
-_database: dict[str, Any] = {**dj_database_url.parse(DATABASE_URL)}
+_database: dict[str, Any] = {**dj_database_url.parse(DATABASE_URL, engine="exchange.postgresql")}
 _database |= {
     "CONN_MAX_AGE": 0,  # the pool keeps the connections open, not the threads
     "OPTIONS": {

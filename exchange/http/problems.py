@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 import psycopg
-import psycopg_pool
 import structlog
 from django.core.exceptions import PermissionDenied, SuspiciousOperation, TooManyFieldsSent
 from django.db import InterfaceError, OperationalError
@@ -16,7 +15,7 @@ from rest_framework import exceptions
 from rest_framework.request import Request
 
 from exchange import errors
-from exchange.database import replace_lost_connections
+from exchange.database import has_no_connection, replace_lost_connections
 from exchange.errors import ExchangeError
 from exchange.http.middleware import request_id_of
 from exchange.http.responses import RenderedResponse
@@ -132,19 +131,12 @@ _FRAMEWORK: dict[type[Exception], Callable[[], ExchangeError]] = {
 
 def _was_not_executed(exception: Exception) -> bool:
     cause = exception.__cause__
-    if _had_no_connection(exception):
+    if has_no_connection(exception):
         return True
     if not isinstance(cause, psycopg.Error):
         return False
     failed_to_connect = cause.pgconn is not None  # only set if connecting failed
     return failed_to_connect or cause.sqlstate in _NOT_EXECUTED
-
-
-def _had_no_connection(exception: BaseException | None) -> bool:
-    """True if the pool had no free connection."""
-    return isinstance(exception, OperationalError) and isinstance(
-        exception.__cause__, psycopg_pool.PoolTimeout | psycopg_pool.TooManyRequests
-    )
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:

@@ -6,7 +6,7 @@ from contextlib import suppress
 import structlog
 from django.db import DatabaseError, Error, InterfaceError, OperationalError, connection
 
-from exchange.database import is_connection_lost, is_lock_timeout, replace_lost_connections
+from exchange.database import has_no_connection, is_connection_lost, is_lock_timeout, replace_lost_connections
 from exchange.errors import ExchangeError, InternalError, OutcomeUnknown, Overloaded
 from orders.matching import service
 from orders.matching.commands import Command, Outcome
@@ -35,10 +35,11 @@ def execute(
     except Exception as error:
         is_lost = isinstance(error, OperationalError | InterfaceError) and is_connection_lost(error)
         skip_busy = skip_busy or is_lock_timeout(error)
-        _log.warning("list_failed", commands=len(commands), is_retry=is_retry, exc_info=error)
+        trace = None if has_no_connection(error) else error  # a traceback per order would fill the disk in an outage
+        _log.warning("list_failed", commands=len(commands), is_retry=is_retry, error=str(error), exc_info=trace)
         if is_lost:
             _reconnect()
-        if not is_retry:
+        if not is_retry and trace:
             return execute(commands, is_retry=True, skip_busy=skip_busy, split_deep=split_deep)
         if is_lost or len(commands) == 1:
             return [_error_for(error) for _ in commands]
