@@ -38,7 +38,7 @@ def broker_id(**options: Any) -> ApiField:
 
 
 def symbol(**options: Any) -> ApiField:
-    message = "Use capital letters, digits and dots, at most 12."
+    message = "Use capital letters, digits and dots, at most 12, not starting with a dot."
     return ApiField(Text(SYMBOL, error_messages={"pattern": message}), **options)
 
 

@@ -41,7 +41,9 @@ class InstrumentRulesForm(ReasonForm):
 
 
 class ListInstrumentForm(InstrumentRulesForm):
-    symbol = form_fields.symbol(help_text="Capital letters, digits and dots, at most 12. Cannot be changed later.")
+    symbol = form_fields.symbol(
+        help_text="Capital letters, digits and dots, at most 12, not starting with a dot. Cannot be changed later."
+    )
 
 
 class ListInstrument(OperatorAction):
@@ -92,9 +94,8 @@ class EditInstrument(InstrumentAction):
             "pricing": row.pricing,
         }
 
-    def error_url(self, row: Instrument, field: str, value: Any) -> str:
-        filters = {"tick_size": "off_tick", "lot_size": "off_lot"}
-        return off_url(row.pk, filters[field], value) if field in filters else ""
+    def error_url(self, row: Instrument, code: str, value: Any) -> str:
+        return off_url(row.pk, code, value) if code in ("off_tick", "off_lot") else ""
 
     def perform(self, by: Actor, subjects: Sequence[Instrument], **fields: Any) -> ActionResult:
         (instrument,) = subjects

@@ -106,8 +106,8 @@ class OperatorAction:
         """Return the initial values of the form."""
         return {}
 
-    def error_url(self, row: Any, field: str, value: Any) -> str:
-        """Return the URL of the objects that cause a field's error, or ""."""
+    def error_url(self, row: Any, code: str, value: Any) -> str:
+        """Return the URL of the objects that cause the error with this code, or ""."""
         return ""
 
     def perform(self, by: Actor, subjects: Sequence[Any], **fields: Any) -> ActionResult:
@@ -213,7 +213,7 @@ def _add_errors(form: forms.Form, refusal: ExchangeError, action: OperatorAction
         if error.field not in form.fields:
             form.add_error(None, f"{error.field}: {error.detail}")
             continue
-        url = action.error_url(subjects[0], error.field, values[error.field]) if subjects else ""
+        url = action.error_url(subjects[0], error.code, values[error.field]) if subjects else ""
         shown = (
             format_html('{} <a class="o-link" href="{}">Show orders</a>', error.detail, url) if url else error.detail
         )

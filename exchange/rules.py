@@ -45,7 +45,7 @@ class Scope(ChoicesEnum):
 
 
 BROKER_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-SYMBOL = re.compile(r"[A-Z0-9.]{1,12}")
+SYMBOL = re.compile(r"[A-Z0-9][A-Z0-9.]{0,11}")  # "." and ".." cannot be part of a path
 DOCUMENT_NUMBER = re.compile(r"[a-zA-Z0-9]{1,32}")
 CLIENT_ORDER_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 TRANSFER_REFERENCE = CLIENT_ORDER_ID

@@ -32,7 +32,16 @@ from exchange.errors import (
 )
 from exchange.keys import invalidate_key, new_key
 from exchange.models import ApiKey, Broker, Holding, Instrument, Transfer
-from exchange.rules import BrokerStatus, InstrumentStatus, Pricing, Scope, price_decimals, round_cash, rounded
+from exchange.rules import (
+    MAX_NOTIONAL,
+    BrokerStatus,
+    InstrumentStatus,
+    Pricing,
+    Scope,
+    price_decimals,
+    round_cash,
+    rounded,
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -270,6 +279,7 @@ def list_instrument(
     reason: str = "",
 ) -> Instrument:
     """List a new instrument. Its name defaults to the symbol."""
+    require_possible_orders(tick_size, lot_size)
     with transaction.atomic(durable=True):
         instrument = _new_instrument(symbol, database_now())
         instrument.name = name or symbol
@@ -281,6 +291,13 @@ def list_instrument(
         after = instrument_rules(instrument)
         audit.record(Entry.of(by, Action.INSTRUMENT_LIST, symbol, reason=reason, after=after))
         return instrument
+
+
+def require_possible_orders(tick_size: Decimal, lot_size: int) -> None:
+    """Raise `ValidationFailed` if even the smallest limit order would exceed the largest value of an order."""
+    if tick_size * lot_size > MAX_NOTIONAL:
+        detail = "tick_size times lot_size may be at most 10^15, the largest value of an order."
+        raise ValidationFailed(errors=[FieldError("tick_size", "notional_too_large", detail)])
 
 
 def instrument_rules(instrument: Instrument) -> dict[str, Any]:

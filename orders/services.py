@@ -82,6 +82,7 @@ def edit_instrument(
     symbol: str, *, name: str, tick_size: Decimal, lot_size: int, pricing: Pricing, by: Actor, reason: str = ""
 ) -> Instrument:
     """Change an instrument's rules. Reject changes that its working orders would violate."""
+    exchange_services.require_possible_orders(tick_size, lot_size)
     with transaction.atomic(durable=True):
         instrument = exchange_services.lock_instrument(symbol)
         before = exchange_services.instrument_rules(instrument)

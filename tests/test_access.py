@@ -7,16 +7,18 @@ import re
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, quote, urlencode, urljoin, urlsplit
 
 import pytest
 from django.conf import settings
-from django.urls import URLPattern, URLResolver, get_resolver
+from django.urls import URLPattern, URLResolver, get_resolver, resolve
+from hypothesis import given
+from hypothesis import strategies as st
 
 from exchange import services
 from exchange.keys import new_key
 from exchange.models import ApiKey, Transfer
-from exchange.rules import Scope
+from exchange.rules import BROKER_ID, KEY_PREFIX, SYMBOL, Scope
 from exchange.views import to_back_office
 from orders.models import Order
 from tests import api, trading
@@ -199,6 +201,24 @@ def test_an_unknown_path_is_404_with_or_without_a_key(keys: dict[str, Client], p
     for kind in ("none", "garbage", "alice", "operator"):
         for method in ("GET", "POST", "DELETE", "PUT"):
             assert api.assert_rejected(keys[kind], method, path).code == "not_found"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "name"),
+    [
+        (BROKER_ID, "/brokers/{}/balance", "broker_id"),
+        (KEY_PREFIX, "/brokers/a/keys/{}", "prefix"),
+        (SYMBOL, "/stocks/{}", "symbol"),
+        (SYMBOL, "/stocks/{}/book", "symbol"),
+    ],
+)
+@given(data=st.data())
+def test_every_id_can_be_sent_in_a_path(data: st.DataObject, pattern: re.Pattern[str], path: str, name: str) -> None:
+    """`urljoin` removes the segments `.` and `..`, as HTTP clients do."""
+    value = data.draw(st.from_regex(pattern, fullmatch=True, alphabet=st.characters(codec="ascii")))
+    sent = urljoin("http://venue/stocks", path.format(quote(value)))
+
+    assert resolve(urlsplit(sent).path, "config.urls").kwargs[name] == value
 
 
 def test_an_unsupported_method_is_405_with_the_supported_methods_in_the_allow_header(keys: dict[str, Client]) -> None:

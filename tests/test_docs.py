@@ -97,6 +97,7 @@ BAD_FIELDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "not_allowed": ("alice", "/orders", BUY | {"expires_at": LATER}),
     "off_tick": ("alice", "/orders", BUY | {"price": "10.001"}),
     "off_lot": ("alice", "/orders", BUY | {"quantity": 11}),
+    "too_precise": ("alice", "/orders", BUY | {"time_in_force": "gtd", "expires_at": "2099-01-01T00:00:00.0000001Z"}),
     "in_the_past": ("alice", "/orders", BUY | {"time_in_force": "gtd", "expires_at": "2020-01-01T00:00:00Z"}),
     "differs": ("alice", "/orders", BUY | {"client_order_id": "used", "side": "ask"}),
     "unknown_field": ("alice", "/orders", BUY | {"Price": 1}),

@@ -28,9 +28,12 @@ MAX_ERRORS = 50  # in one response; validation stops collecting errors here
 _SMALLEST = Decimal(1).scaleb(-AMOUNT_DECIMALS)
 # Quantizing in this context is exact or raises: Inexact for too many decimals, InvalidOperation for too many digits.
 _EXACT = Context(prec=AMOUNT_INTEGER_DIGITS + AMOUNT_DECIMALS, traps=[Inexact, InvalidOperation])
+_HOUR_MINUTE = "([01][0-9]|2[0-3]):[0-5][0-9]"
 _INSTANT = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt]([01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
+    rf"[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}[Tt]{_HOUR_MINUTE}:[0-9]{{2}}(\.(?P<decimals>[0-9]{{1,9}}))?"
+    rf"([Zz]|[+-]{_HOUR_MINUTE})"
 )
+_TIME_DECIMALS = 6  # a time is stored in microseconds
 _DIGITS = re.compile(r"[0-9]{1,15}")
 
 
@@ -349,11 +352,15 @@ class Timestamp(StrictField):
 
     default_error_messages = {
         "invalid": "Must be an RFC 3339 time with an offset, such as 2026-02-16T16:29:00Z.",
+        "too_precise": "The decimals of the second after the sixth must be zeros: times have microseconds.",
     }
 
     def to_internal_value(self, data: Any) -> datetime:
-        if not isinstance(data, str) or not _INSTANT.fullmatch(data):
+        parts = _INSTANT.fullmatch(data) if isinstance(data, str) else None
+        if parts is None:
             self.fail("invalid")
+        if (parts["decimals"] or "")[_TIME_DECIMALS:].strip("0"):
+            self.fail("too_precise")
         try:
             return datetime.fromisoformat(data.upper()).astimezone(UTC)
         except (ValueError, OverflowError):  # no such day or second, or outside the years 1 to 9999 in UTC

@@ -286,7 +286,11 @@ def test_new_instruments_of_a_broker_are_confirmed(root: Client) -> None:
         ("initial_cash", "NaN", "Enter a number below 10^16 with at most 4 decimals, such as 1000.50."),
         ("initial_cash", "1e3", "Enter a number below 10^16 with at most 4 decimals, such as 1000.50."),
         ("initial_cash", "1000000000000001", "May be at most 1000000000000000."),
-        ("initial_holdings", "AAPL 1\naapl 1", "Line 2: Use capital letters, digits and dots, at most 12."),
+        (
+            "initial_holdings",
+            "AAPL 1\naapl 1",
+            "Line 2: Use capital letters, digits and dots, at most 12, not starting with a dot.",
+        ),
         ("initial_holdings", "AAPL", "Line 1: This field is required."),
         ("initial_holdings", "AAPL 1.5", "Line 1: Enter a whole number."),
         ("initial_holdings", "AAPL 1 2", "Line 1: Enter a whole number."),
@@ -447,7 +451,7 @@ def test_reserved_cash_and_shares_cannot_be_withdrawn(root: Client, alice: Broke
         ("shares", "quantity", "true", "Enter a whole number."),
         ("shares", "quantity", "0", "Must be not 0, and from -1000000000000 to 1000000000000."),
         ("shares", "quantity", "-1000000000001", "Must be not 0, and from -1000000000000 to 1000000000000."),
-        ("shares", "symbol", "aapl", "Use capital letters, digits and dots, at most 12."),
+        ("shares", "symbol", "aapl", "Use capital letters, digits and dots, at most 12, not starting with a dot."),
     ],
 )
 def test_errors_of_a_transfer_are_shown_per_field(

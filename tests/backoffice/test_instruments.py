@@ -361,7 +361,7 @@ def test_errors_of_a_new_instrument_are_shown_per_field(office: Client) -> None:
     response = perform(office, Instrument, "list", reason=" ", **bad)
 
     assert form_errors(response) == {
-        "symbol": ["Use capital letters, digits and dots, at most 12."],
+        "symbol": ["Use capital letters, digits and dots, at most 12, not starting with a dot."],
         "name": ["Ensure this value has at most 100 characters (it has 101)."],
         "tick_size": ["Enter a number below 10^16 with at most 4 decimals, such as 1000.50."],
         "lot_size": ["Must be 1 to 1000000000000."],
@@ -380,7 +380,14 @@ def test_errors_of_a_new_instrument_are_shown_per_field(office: Client) -> None:
         pytest.param("tick_size", "1e-2", "Enter a number below 10^16", id="an exponent"),
         pytest.param("lot_size", "1.5", "Enter a whole number.", id="half a share"),
         pytest.param("lot_size", "1000000000001", "Must be 1 to 1000000000000.", id="too large a lot"),
-        pytest.param("symbol", "ABCDEFGHIJKLM", "Use capital letters, digits and dots, at most 12.", id="13 letters"),
+        pytest.param("tick_size", "10000000000000.01", "tick_size times lot_size may be at most 10^15", id="no order"),
+        pytest.param("symbol", "..", "Use capital letters, digits and dots", id="a part of a path"),
+        pytest.param(
+            "symbol",
+            "ABCDEFGHIJKLM",
+            "Use capital letters, digits and dots, at most 12, not starting with a dot.",
+            id="13 letters",
+        ),
     ],
 )
 def test_the_limits_are_those_of_the_api(office: Client, field: str, value: str, error: str) -> None:

@@ -41,6 +41,9 @@ def test_a_listed_symbol_cannot_be_listed_again(operator: Client) -> None:
         ("symbol", "aapl"),
         ("symbol", ""),
         ("symbol", "A" * 13),
+        ("symbol", "."),
+        ("symbol", ".."),
+        ("symbol", ".A"),
         ("symbol", None),
         ("name", None),
         ("name", "n" * 101),
@@ -50,6 +53,7 @@ def test_a_listed_symbol_cannot_be_listed_again(operator: Client) -> None:
         ("tick_size", "0.00001"),
         ("tick_size", 1e-5),
         ("tick_size", True),
+        ("tick_size", "1000000000000000.0001"),
         ("lot_size", 0),
         ("lot_size", 1.0),
         ("lot_size", "1"),
@@ -65,6 +69,15 @@ def test_an_invalid_field_of_a_new_instrument_is_named(operator: Client, field: 
 
     assert (response.status, list(response.fields)) == (400, [field])
     assert not Instrument.objects.exists()
+
+
+def test_the_smallest_order_may_have_the_largest_value(operator: Client) -> None:
+    """`tick_size` times `lot_size` is the value of the smallest limit order."""
+    response = operator.post("/stocks", {"symbol": "A", "tick_size": 10_000, "lot_size": 10**11 + 1})
+    assert (response.status, response.fields) == (400, {"tick_size": "notional_too_large"})
+
+    assert operator.post("/stocks", {"symbol": "A", "tick_size": 10_000, "lot_size": 10**11}).status == 201
+    assert operator.post("/stocks", {"symbol": "B", "tick_size": 10**15}).status == 201
 
 
 @pytest.mark.parametrize("body", [b"", {}, {"reason": ""}, {"reason": "news"}])

@@ -57,6 +57,13 @@ def test_an_unlisted_instrument_cannot_be_edited(db: None) -> None:
         edit()
 
 
+def test_rules_that_allow_no_order_are_rejected(alice: Client) -> None:
+    largest = "tick_size times lot_size may be at most 10^15, the largest value of an order."
+    assert refused(tick_size=Decimal(10**15) + Decimal("0.0001")) == {"tick_size": largest}
+    assert refused(tick_size=Decimal(1_001), lot_size=10**12) == {"tick_size": largest}
+    assert edit(tick_size=Decimal(1_000), lot_size=10**12).lot_size == 10**12
+
+
 def test_a_tick_that_a_working_order_violates_is_rejected(alice: Client) -> None:
     place(Side.BID, 1, "10.05")
     ended = place(Side.BID, 1, "10.01")

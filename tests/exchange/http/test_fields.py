@@ -3,13 +3,14 @@
 import json
 import re
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from django.conf import settings
 from django.db import InterfaceError, OperationalError
 from django.test import override_settings
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from psycopg import errors as postgres
 from psycopg_pool import PoolTimeout
@@ -18,7 +19,7 @@ from rest_framework import serializers
 from config.local.processes import wait_until
 from exchange import services
 from exchange.errors import ExchangeError, FieldError, MalformedRequest
-from exchange.http.fields import MAX_ERRORS, StrictList, field_errors, validate
+from exchange.http.fields import MAX_ERRORS, StrictList, Timestamp, field_errors, validate
 from exchange.http.problems import STATUSES, as_exchange_error
 from exchange.json_codec import decode_json_object
 from exchange.models import Broker, Instrument
@@ -185,7 +186,42 @@ def test_a_problem_has_every_member(operator: Client) -> None:
 def test_invalid_fields_are_listed_with_code_and_detail(operator: Client) -> None:
     body = operator.post("/stocks", {"symbol": "aapl"}).body
 
-    assert body["errors"] == [{"field": "symbol", "code": "pattern", "detail": "Must match ^[A-Z0-9.]{1,12}$."}]
+    assert body["errors"] == [{"field": "symbol", "code": "pattern", "detail": "Must match ^[A-Z0-9][A-Z0-9.]{0,11}$."}]
+
+
+@given(st.datetimes(timezones=st.just(UTC)), st.integers(-24 * 60 + 1, 24 * 60 - 1), st.integers(0, 9))
+def test_a_time_is_read_exactly(local: datetime, offset: int, decimals: int) -> None:
+    assume(1 < local.year < 9999)  # so that the time in UTC exists
+    digits = f"{local.microsecond:06d}000"[:decimals]
+    hours, minutes = divmod(abs(offset), 60)
+    text = local.replace(microsecond=0, tzinfo=None).isoformat() + (f".{digits}" if digits else "")
+    text += f"{'-' if offset < 0 else '+'}{hours:02d}:{minutes:02d}"
+
+    expected = local.replace(microsecond=int(digits[:6].ljust(6, "0"))) - timedelta(minutes=offset)
+    assert Timestamp().run_validation(text) == expected
+
+
+def code_of(text: str) -> str:
+    """The code of an invalid time."""
+    with pytest.raises(serializers.ValidationError) as rejection:
+        Timestamp().run_validation(text)
+    (error,) = field_errors(rejection.value.detail)
+    return error.code
+
+
+@pytest.mark.parametrize(
+    "offset", ["+05:60", "-05:60", "+00:99", "+23:60", "+24:00", "-24:00", "+99:00", "+5:00", "+0500", "+05", "+05:00Z"]
+)
+def test_a_time_with_an_invalid_offset_is_rejected(offset: str) -> None:
+    assert code_of(f"2030-01-01T00:00:00{offset}") == "invalid"
+
+
+@pytest.mark.parametrize(
+    ("decimals", "code"),
+    [("1234567", "too_precise"), ("123456001", "too_precise"), ("1230000000", "invalid"), ("", "invalid")],
+)
+def test_a_time_with_too_many_decimals_is_rejected(decimals: str, code: str) -> None:
+    assert code_of(f"2030-01-01T00:00:00.{decimals}Z") == code
 
 
 def test_many_unknown_fields_have_a_short_response(operator: Client) -> None:
