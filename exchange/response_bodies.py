@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from decimal import Decimal
 from http import HTTPStatus
-from typing import Any
 from uuid import UUID
 
 import msgspec
+from django.db import connection
 
 from exchange.errors import BrokerNotFound
 from exchange.json_codec import Instant
@@ -143,31 +143,33 @@ class ReadinessBody(msgspec.Struct, frozen=True):
 
 def balance_body(broker_id: str) -> BalanceBody:
     """Read a broker's balance, in one statement, so that it shows whole trades only."""
-    rows = list(
-        Broker.objects.filter(pk=broker_id)
-        .order_by("holdings__instrument_id")
-        .values(
-            "cash", "reserved_cash", "updated_at", "holdings__instrument_id", "holdings__quantity", "holdings__reserved"
-        )
-    )
-    if not rows:
+    with connection.cursor() as cursor:
+        cursor.execute(_BALANCE, [broker_id])
+        row = cursor.fetchone()
+    if row is None:
         raise BrokerNotFound(f"Broker {broker_id} does not exist.")
-    cash, reserved = rows[0]["cash"], rows[0]["reserved_cash"]
+    cash, reserved, updated_at, holdings = row
     return BalanceBody(
         broker_id=broker_id,
         cash_balance=round_cash(cash),
         reserved_cash=round_cash(reserved),
         available_cash=round_cash(cash - reserved),
-        holdings=[
-            _holding_body(row) for row in rows if row["holdings__quantity"]
-        ],  # a row without shares may exist for its count
-        updated_at=rows[0]["updated_at"],
+        holdings=_decode_holdings(holdings),
+        updated_at=updated_at,
     )
 
 
-def _holding_body(row: Mapping[str, Any]) -> HoldingBody:
-    quantity, reserved = int(row["holdings__quantity"]), int(row["holdings__reserved"])
-    return HoldingBody(row["holdings__instrument_id"], quantity, reserved, quantity - reserved)
+_decode_holdings = msgspec.json.Decoder(list[HoldingBody]).decode
+
+# The holdings as JSON, which takes a fraction of the time of 450 rows. A row without shares may exist for its count.
+_BALANCE = """
+SELECT b.cash, b.reserved_cash, b.updated_at, (
+  SELECT coalesce(json_agg(json_build_object(
+    'symbol', h.symbol, 'quantity', h.quantity, 'reserved_quantity', h.reserved,
+    'available_quantity', h.quantity - h.reserved) ORDER BY h.symbol), '[]')::text
+  FROM exchange_holding h WHERE h.broker_id = b.id AND h.quantity > 0)
+FROM exchange_broker b WHERE b.id = %s
+"""
 
 
 def new_broker_body(broker: Broker, holdings: Mapping[str, int], api_key: str) -> NewBrokerBody:

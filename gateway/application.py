@@ -24,7 +24,7 @@ from exchange.http import log_throttle, rate_limits
 from exchange.http.middleware import STARTED_AT, Environ, request_id_of
 from exchange.http.problems import problem_response
 from exchange.http.responses import RenderedResponse, json_response
-from exchange.http.threads import run_in_thread
+from exchange.http.threads import read_in_thread, run_in_thread
 from exchange.keys import refresh_cache, save_last_used
 from exchange.response_bodies import HealthBody
 from gateway import address_limits, fast_path
@@ -111,7 +111,8 @@ class Gateway:
             token = address_limits.admit(environ)
         except RateLimited as error:
             return fast_path.finish(environ, problem_response(error, request_id_of(environ)))
-        response = await run_in_thread(_call_wsgi, self._full_path, environ)
+        run = read_in_thread if environ["REQUEST_METHOD"] in _BODILESS_METHODS else run_in_thread
+        response = await run(_call_wsgi, self._full_path, environ)
         if token:
             token.return_if_valid()
         return response

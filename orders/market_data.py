@@ -150,7 +150,7 @@ def quote(symbol: str, side: Side, quantity: int) -> Quote:
 def _one_row(sql: str, symbol: str) -> dict[str, Any]:
     parameters: dict[str, Any] = {
         "symbol": symbol,
-        "window": settings.PRICE_WINDOW,
+        "window": str(settings.PRICE_WINDOW),  # as text, because psycopg converts a timedelta slowly
         "latest": settings.MOVING_AVERAGE_ORDERS,
     }
     with connection.cursor() as cursor:
@@ -217,7 +217,7 @@ SELECT i.tick_size, w.trades_in_window, w.window_value, w.window_quantity,
 FROM exchange_instrument i
 CROSS JOIN LATERAL (
   SELECT count(*) AS trades_in_window, sum(t.price * t.quantity) AS window_value, sum(t.quantity) AS window_quantity
-  FROM orders_trade t WHERE t.symbol = %(symbol)s AND t.executed_at > statement_timestamp() - %(window)s
+  FROM orders_trade t WHERE t.symbol = %(symbol)s AND t.executed_at > statement_timestamp() - %(window)s::interval
 ) w
 LEFT JOIN LATERAL (
   SELECT t.price, t.executed_at FROM orders_trade t WHERE t.symbol = %(symbol)s
@@ -227,7 +227,7 @@ CROSS JOIN LATERAL (
   SELECT sum(latest.price) AS limit_sum, count(*) AS limit_count
   FROM (SELECT o.price, o.created_at FROM orders_order o WHERE o.symbol = %(symbol)s AND o.type = 'limit'
         ORDER BY o.sequence DESC LIMIT %(latest)s) latest
-  WHERE latest.created_at > statement_timestamp() - %(window)s
+  WHERE latest.created_at > statement_timestamp() - %(window)s::interval
 ) a
 WHERE i.symbol = %(symbol)s
 """

@@ -65,6 +65,7 @@ KEY_CACHE_SIZE = 10_000
 INVALID_KEY_CACHE_SECONDS = 1.0
 INVALID_KEY_CACHE_SIZE = 10_000
 WEB_THREADS = 400  # per web process, for all requests outside the fast path
+WEB_READ_THREADS = 4  # per web process, for GET: more would contend with the orders for the interpreter
 CONNECTIONS_PER_ADDRESS = 256  # to one web process
 KEY_REFRESH_SECONDS = 300.0  # after its last use; until then, a cached key is refreshed before it expires
 

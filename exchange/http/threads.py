@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from threading import Lock
 from typing import ParamSpec, TypeVar
 
@@ -15,20 +15,31 @@ _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
 _threads = ThreadPoolExecutor(settings.WEB_THREADS, "web")
+_read_threads = ThreadPoolExecutor(settings.WEB_READ_THREADS, "read")
 
 
 async def run_in_thread(
     work: Callable[_Parameters, _Result], *args: _Parameters.args, **kwargs: _Parameters.kwargs
 ) -> _Result:
-    """Run `work` in the thread pool, then return its database connection to the pool."""
+    """Run `work` in a thread, then return its database connection to the pool."""
+    return await _run_in(_threads, partial(work, *args, **kwargs))
 
+
+async def read_in_thread(
+    work: Callable[_Parameters, _Result], *args: _Parameters.args, **kwargs: _Parameters.kwargs
+) -> _Result:
+    """Run `work`, which only reads, in one of a few threads. More would contend for the interpreter with the orders."""
+    return await _run_in(_read_threads, partial(work, *args, **kwargs))
+
+
+async def _run_in(threads: ThreadPoolExecutor, work: Callable[[], _Result]) -> _Result:
     def run() -> _Result:
         try:
-            return work(*args, **kwargs)
+            return work()
         finally:
             connection.close()
 
-    return await asyncio.get_running_loop().run_in_executor(_threads, copy_context().run, run)
+    return await asyncio.get_running_loop().run_in_executor(threads, copy_context().run, run)
 
 
 def compute_once(compute: Callable[[], _Result]) -> Callable[[], _Result]:

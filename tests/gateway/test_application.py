@@ -8,11 +8,12 @@ import json
 import socket
 import struct
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
-from threading import get_ident
+from threading import Event, Lock, get_ident
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
@@ -130,6 +131,36 @@ def test_a_request_does_not_see_the_context_of_another() -> None:
     asyncio.run(send_requests())
     assert len({thread for thread, _ in found}) < len(found) == 10
     assert [context for _, context in found] == [{}] * 10
+
+
+def test_reads_have_few_threads_and_leave_the_others_to_changes() -> None:
+    running: Counter[str] = Counter()
+    most: Counter[str] = Counter()
+    lock, is_released = Lock(), Event()
+
+    def block(environ: Environ, start_response: Any) -> Any:
+        method = environ["REQUEST_METHOD"]
+        with lock:
+            running[method] += 1
+            most[method] = max(most[method], running[method])
+        assert is_released.wait(RESPONSE_SECONDS)
+        with lock:
+            running[method] -= 1
+        start_response("204 No Content", [])
+        return []
+
+    async def send_requests() -> None:
+        gateway = Gateway(block, lambda: False, lambda _: None)
+        methods = ["GET"] * 3 * settings.WEB_READ_THREADS + ["PATCH"] * 2
+        environs = [environ_of(scope_of("/orders", "")) | {"REQUEST_METHOD": method} for method in methods]
+        responses = [asyncio.create_task(gateway.respond(environ)) for environ in environs]
+        while most["PATCH"] < 2 or most["GET"] < settings.WEB_READ_THREADS:
+            await asyncio.sleep(0.01)
+        is_released.set()
+        assert {(await response).status for response in responses} == {204}
+
+    asyncio.run(asyncio.wait_for(send_requests(), RESPONSE_SECONDS))
+    assert most["GET"] == settings.WEB_READ_THREADS
 
 
 # --- Live server ----------------------------------------------------------------------------------------------------
