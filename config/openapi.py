@@ -334,7 +334,8 @@ def _delivery(event: EventType) -> JSONSchema:
     return {
         "summary": f"Receive {event.value}",
         "description": f"{description} See [webhooks](/static/docs/webhooks.md).",
-        "tags": ["webhooks"],
+        "operationId": "receive_" + event.value.replace(".", "_"),
+        "tags": ["events"],  # generators write one class per tag, and would overwrite that of the subscriptions
         "parameters": [
             {"name": name, "in": "header", "required": True, "description": description, "schema": schema}
             for name, (description, schema) in DELIVERY_HEADERS.items()

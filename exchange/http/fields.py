@@ -318,7 +318,7 @@ class Amount(StrictField):
             number["maximum"] = self.maximum
         sign = "-?" if self.negative else ""
         text = {"type": "string", "description": "The same in digits.", "pattern": f"^{sign}{AMOUNT.pattern}$"}
-        return {"anyOf": [number, text]}
+        return {"oneOf": [number, text]}
 
 
 class Quantity(StrictField):
