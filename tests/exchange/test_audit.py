@@ -341,6 +341,15 @@ def test_halt_all_halts_every_trading_instrument_and_audits_each(db: None) -> No
     assert Instrument.objects.get(pk="GOOG").halt_reason == "earlier"
 
 
+def test_halt_all_leaves_the_connection_with_its_lock_timeout(db: None) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW lock_timeout")
+        before = cursor.fetchone()
+        services.halt_all("fire", by=OLGA)
+        cursor.execute("SHOW lock_timeout")
+        assert cursor.fetchone() == before
+
+
 def test_halt_all_reports_a_locked_book_and_halts_the_others(db: None) -> None:
     for symbol in ("AAPL", "GOOG"):
         trading.instrument(symbol)
