@@ -134,7 +134,9 @@ def _market(now: datetime) -> DashboardSection:
     shown = instruments[:INSTRUMENT_ROWS]
     figures = market_watch.figures_of([each.pk for each in shown])
     market = {
-        "rows": [(each, "quiet" if each.is_quiet else each.status, figures[each.pk]) for each in shown],
+        "rows": [
+            (each, "quiet" if each.is_quiet else each.status, figures[each.pk]) for each in shown if each.pk in figures
+        ],
         "instruments": len(instruments),
         "halted": len(halted),
         "quiet": sum(each.is_quiet for each in instruments),

@@ -8,7 +8,7 @@ from django.db import InterfaceError, OperationalError
 from django.forms.utils import pretty_name
 
 from backoffice import form_fields
-from backoffice.links import page_url
+from backoffice.links import list_url, page_url
 from backoffice.operator_actions import MAX_SUBJECTS, ActionResult, Impact, OperatorAction, ReasonForm
 from backoffice.orders import off_url
 from backoffice.queries import market_watch, open_orders
@@ -101,6 +101,21 @@ class EditInstrument(InstrumentAction):
         (instrument,) = subjects
         services.edit_instrument(instrument.pk, **fields, by=by)
         return ActionResult(f"Rules of {instrument} changed.")
+
+
+class RemoveInstrument(InstrumentAction):
+    name = "remove"
+    label = "Remove"
+    explanation = "Removes an instrument that was never ordered or held. It can be listed again."
+    permission = "exchange.list_instrument"
+
+    def applies_to(self, row: Instrument) -> bool:
+        return not row.sequence  # without orders; the service also checks that it was never held
+
+    def perform(self, by: Actor, subjects: Sequence[Instrument], **fields: Any) -> ActionResult:
+        (instrument,) = subjects
+        exchange_services.remove_instrument(instrument.pk, **fields, by=by)
+        return ActionResult(f"{instrument} removed.", url=list_url(Instrument))
 
 
 # --- Halt and resume ------------------------------------------------------------------------------------------------

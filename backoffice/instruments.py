@@ -19,6 +19,7 @@ from backoffice.instrument_actions import (
     HaltAllInstruments,
     HaltInstruments,
     ListInstrument,
+    RemoveInstrument,
     ResumeInstruments,
 )
 from backoffice.links import list_url
@@ -54,9 +55,12 @@ class QuietFilter(ConditionFilter):
 class InstrumentList(ChangeList):  # type: ignore[misc]  # unfold is not typed
     """Changelist that reads the figures of all instruments on a page in one statement."""
 
+    result_list: list[Any]
+
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
         figures = market_watch.figures_of([row.pk for row in self.result_list])
+        self.result_list = [row for row in self.result_list if row.pk in figures]  # others were just removed
         for row in self.result_list:
             row.figures = figures[row.pk]
 
@@ -104,6 +108,7 @@ class InstrumentAdmin(ExchangeModelAdmin):
         HaltInstruments(),
         ResumeInstruments(),
         HaltAllInstruments(),
+        RemoveInstrument(),
     )
     list_before_template = "backoffice/instruments.html"
     row_template = "backoffice/instrument.html"

@@ -175,10 +175,11 @@ DESCRIPTIONS |= {
 }
 
 # The examples work with the demo brokers of `make run`, in the order of the document.
-PARAMETERS = {  # required ones by name, others by operation and name
+PARAMETERS = {  # required ones by name, unless they are here by operation and name, as the others
     "broker_id": "broker-1",
     "cancel_orders.symbol": "AAPL",
     "client_order_id": "2026-02-16-000001",
+    "delete_stock.symbol": "VALE3",
     "quantity": 100,
     "side": "bid",
     "symbol": "AAPL",
@@ -302,7 +303,8 @@ def _complete_operation(operation: JSONSchema) -> None:
     for parameter in operation.get("parameters", ()):
         name = parameter["name"]
         parameter["description"] = _description(operation["operationId"], name)
-        key = name if parameter.get("required") else f"{operation['operationId']}.{name}"
+        own = f"{operation['operationId']}.{name}"
+        key = name if parameter.get("required") and own not in PARAMETERS else own
         if key in PARAMETERS:
             parameter["example"] = PARAMETERS[key]
     for media in operation.get("requestBody", {"content": {}})["content"].values():

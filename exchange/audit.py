@@ -51,6 +51,7 @@ class Action(ChoicesEnum):
 
     INSTRUMENT_LIST = "instrument.list"
     INSTRUMENT_EDIT = "instrument.edit"
+    INSTRUMENT_REMOVE = "instrument.remove"
     INSTRUMENT_HALT = "instrument.halt"
     INSTRUMENT_RESUME = "instrument.resume"
     BROKER_ADMIT = "broker.admit"

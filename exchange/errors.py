@@ -136,6 +136,12 @@ class SymbolAlreadyListed(ExchangeError):
     code = "symbol_already_listed"
 
 
+class InstrumentInUse(ExchangeError):
+    """This instrument was ordered or held, so it cannot be removed. Halt it instead."""
+
+    code = "instrument_in_use"
+
+
 class TransferReferenceConflict(ExchangeError):
     """This reference was used for a different transfer; `errors` names the differing fields."""
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import structlog
 from django.conf import settings
-from django.db import IntegrityError, InterfaceError, OperationalError, transaction
-from django.db.models import F
+from django.db import IntegrityError, InterfaceError, OperationalError, connection, transaction
+from django.db.models import F, ProtectedError
 
 from exchange import audit
 from exchange.audit import Action, Actor, Entry
@@ -22,6 +22,7 @@ from exchange.errors import (
     BrokerAlreadyExists,
     BrokerNotFound,
     FieldError,
+    InstrumentInUse,
     InsufficientBalance,
     InsufficientHoldings,
     KeyNotFound,
@@ -58,8 +59,9 @@ def create_broker(
         except IntegrityError as error:
             raise BrokerAlreadyExists(f"Broker {broker_id} already exists.") from error
         shares = sorted(initial_holdings.items())
-        unlisted = [_new_instrument(symbol, now) for symbol, _ in shares]
-        Instrument.objects.bulk_create(unlisted, ignore_conflicts=True)  # sorted, to prevent deadlocks
+        while unlisted := initial_holdings.keys() - _lock_against_removal(initial_holdings):
+            instruments = [_new_instrument(symbol, now) for symbol in sorted(unlisted)]  # sorted, to prevent deadlocks
+            Instrument.objects.bulk_create(instruments, ignore_conflicts=True)
         Holding.objects.bulk_create(Holding(broker=broker, instrument_id=symbol, quantity=n) for symbol, n in shares)
         Transfer.objects.bulk_create(_initial_transfers(broker, shares, now))
         api_key, key = _add_key(broker_id, "", (Scope.TRADE,), None, now)
@@ -251,7 +253,8 @@ def _move_shares(wanted: Transfer) -> tuple[dict[str, Any], dict[str, Any]]:
     """Change the holding. Returns it before and after, for the audit log."""
     assert wanted.quantity is not None
     assert wanted.instrument_id is not None
-    get_instrument(wanted.instrument_id)
+    if not _lock_against_removal([wanted.instrument_id]):
+        raise SymbolNotFound(f"No instrument {wanted.instrument_id} is listed.")
     holding = Holding.objects.filter(broker_id=wanted.broker_id, instrument_id=wanted.instrument_id).first()
     owned, reserved = (int(holding.quantity), int(holding.reserved)) if holding else (0, 0)
     available = owned - reserved
@@ -300,6 +303,32 @@ def require_possible_orders(tick_size: Decimal, lot_size: int) -> None:
         raise ValidationFailed(errors=[FieldError("tick_size", "notional_too_large", detail)])
 
 
+def remove_instrument(symbol: str, *, by: Actor, reason: str = "") -> None:
+    """Remove an instrument that was never ordered or held."""
+    with transaction.atomic(durable=True):
+        instrument = lock_instrument(symbol, for_removal=True)
+        if instrument.sequence:  # the number of changes of its book: orders have no foreign key in the database
+            raise InstrumentInUse
+        before = instrument_rules(instrument)
+        try:
+            instrument.delete()
+        except ProtectedError as error:
+            raise InstrumentInUse from error
+        audit.record(Entry.of(by, Action.INSTRUMENT_REMOVE, symbol, reason=reason, before=before))
+
+
+def _lock_against_removal(symbols: Iterable[str]) -> set[str]:
+    """Lock the listed ones of these instruments against removal only, and return their symbols.
+
+    It does not wait for books. Checking the foreign keys at the commit would be too late: the audit log is locked then,
+    for which a removal waits.
+    """
+    statement = "SELECT symbol FROM exchange_instrument WHERE symbol = ANY(%s) ORDER BY symbol FOR KEY SHARE"
+    with connection.cursor() as cursor:
+        cursor.execute(statement, [list(symbols)])
+        return {symbol for (symbol,) in cursor.fetchall()}
+
+
 def instrument_rules(instrument: Instrument) -> dict[str, Any]:
     """Return the rules of an instrument that operators set, for the audit log."""
     return {
@@ -318,9 +347,10 @@ def get_instrument(symbol: str) -> Instrument:
     return instrument
 
 
-def lock_instrument(symbol: str) -> Instrument:
+def lock_instrument(symbol: str, *, for_removal: bool = False) -> Instrument:
     """Return the instrument, with its book locked until the transaction ends."""
-    instrument = Instrument.objects.select_for_update(no_key=True, of=("self",)).filter(pk=symbol).first()
+    locked = Instrument.objects.select_for_update(no_key=not for_removal, of=("self",))
+    instrument = locked.filter(pk=symbol).first()
     if instrument is None:
         raise SymbolNotFound(f"No instrument {symbol} is listed.")
     return instrument

@@ -19,6 +19,7 @@ from exchange import json_codec, readiness, services
 from exchange.errors import (
     BrokerAlreadyExists,
     BrokerNotFound,
+    InstrumentInUse,
     InsufficientBalance,
     InsufficientHoldings,
     KeyNotFound,
@@ -177,12 +178,19 @@ class KeyViewSet(ListModelMixin, ExchangeViewSet[ApiKey]):
     ),
 )
 class InstrumentViewSet(ListModelMixin, RetrieveModelMixin, ExchangeViewSet[Instrument]):
-    """Instruments (`/stocks`), and halting and resuming them."""
+    """Instruments (`/stocks`), and listing, removing, halting and resuming them."""
 
     queryset = Instrument.objects.all()
     lookup_url_kwarg = lookup_value_converter = "symbol"
     keyset, page_class = Keyset(("symbol", str)), StockPage
-    scopes = {"list": READERS, "retrieve": READERS, "create": OPERATORS, "halt": OPERATORS, "resume": OPERATORS}
+    scopes = {
+        "list": READERS,
+        "retrieve": READERS,
+        "create": OPERATORS,
+        "destroy": OPERATORS,
+        "halt": OPERATORS,
+        "resume": OPERATORS,
+    }
     serializer_class = InstrumentSerializer
     body_serializers = {"create": ListInstrumentSerializer, "halt": ReasonSerializer, "resume": ReasonSerializer}
 
@@ -194,6 +202,12 @@ class InstrumentViewSet(ListModelMixin, RetrieveModelMixin, ExchangeViewSet[Inst
         """List an instrument. Trading starts immediately."""
         instrument = services.list_instrument(**self.body, by=self.actor)
         return Response(InstrumentSerializer(instrument).data, status=201)
+
+    @documented("delete_stock", "Remove an instrument", {204: None}, [SymbolNotFound, InstrumentInUse])
+    def destroy(self, request: Request, symbol: str) -> Response:
+        """Remove an instrument that was never ordered or held."""
+        services.remove_instrument(symbol, by=self.actor)
+        return Response(status=204)
 
     @documented("halt_stock", "Halt an instrument", {200: InstrumentBody}, [SymbolNotFound])
     @action(detail=True, methods=["post"], body_optional=True)

@@ -1,7 +1,8 @@
 """Orders, trades, bars and reconciliation runs. Only the write path writes orders and trades.
 
 Foreign keys of orders and trades have no database constraints: the write path locks the rows they name, these rows are
-never deleted, and checking them again took a fifth of PostgreSQL's time per order. `manage.py reconcile` checks them.
+not deleted afterwards, and checking them again took a fifth of PostgreSQL's time per order. `manage.py reconcile`
+checks them.
 """
 
 from datetime import datetime

@@ -93,6 +93,7 @@ TABLE = [
     for_operators("POST", "/brokers/<broker_id>/keys", "201", {}),
     for_operators("DELETE", "/brokers/<broker_id>/keys/<prefix>", "204"),
     for_operators("POST", "/stocks", "201", {"symbol": "PETR4"}),
+    for_operators("DELETE", "/stocks/<symbol>", "204"),
     for_operators("POST", "/stocks/<symbol>/halt", "200", {}),
     for_operators("POST", "/stocks/<symbol>/resume", "200", {}),
 ]
@@ -126,6 +127,7 @@ KINDS = ["none", "garbage", "unknown", "expired", "revoked", "alice", "other", "
 def keys() -> dict[str, Client]:
     """A client of each kind, in a market where alice has a resting order."""
     alice = api.broker("alice")
+    trading.instrument("UNUSED")
     api.place_order(alice, LIMIT | {"client_order_id": "mine"})
     webhooks.subscribe("alice", url="http://127.0.0.1:9/trades", events=[EventType.TRADE_EXECUTED])
     expired, expired_key = services.issue_key("alice", by=BY)
@@ -162,7 +164,8 @@ def snapshot() -> Any:
 def path_of(row: Row) -> str:
     """Return the row's path, with the ids of alice's market."""
     owned = ApiKey.objects.filter(broker="alice").earliest("created_at").pk
-    names = {"order_id": str(Order.objects.get().pk), "broker_id": "alice", "symbol": "AAPL", "prefix": owned}
+    names = {"order_id": str(Order.objects.get().pk), "broker_id": "alice", "prefix": owned}
+    names["symbol"] = "UNUSED" if row.method == "DELETE" else "AAPL"
     names["webhook_id"] = str(Subscription.objects.get().pk)
     return re.sub(r"<(\w+)>", lambda name: names[name[1]], row.path) + row.query
 

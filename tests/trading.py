@@ -163,7 +163,7 @@ def failing_commits(*tables: str) -> Iterator[None]:
         )
         for table in tables:
             cursor.execute(
-                f"CREATE CONSTRAINT TRIGGER not_this_one AFTER INSERT OR UPDATE ON {table} "
+                f"CREATE CONSTRAINT TRIGGER not_this_one AFTER INSERT OR UPDATE OR DELETE ON {table} "
                 "INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION not_this_one()"
             )
     try:

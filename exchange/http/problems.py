@@ -42,6 +42,7 @@ STATUSES: dict[str, HTTPStatus] = {
     "nothing_to_redeliver": HTTPStatus.CONFLICT,
     "broker_already_exists": HTTPStatus.CONFLICT,
     "symbol_already_listed": HTTPStatus.CONFLICT,
+    "instrument_in_use": HTTPStatus.CONFLICT,
     "transfer_reference_conflict": HTTPStatus.CONFLICT,
     "client_order_id_conflict": HTTPStatus.CONFLICT,
     "insufficient_balance": HTTPStatus.CONFLICT,

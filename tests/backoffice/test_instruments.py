@@ -494,6 +494,33 @@ def test_rules_that_open_orders_violate_are_rejected_per_field(office: Client) -
     assert audit_entries() == []
 
 
+def test_an_unused_instrument_is_removed(office: Client) -> None:
+    instrument("PETR4")
+    path = action_path(Instrument, "remove", "PETR4")
+    assert has_button(office, path, f"{LIST}PETR4/change/")
+
+    response = perform(office, Instrument, "remove", "PETR4")
+
+    assert result_messages(response) == [("success", "PETR4 removed.")]
+    assert response.redirect_chain == [(LIST, 302)]
+    assert office.get(f"{LIST}PETR4/change/").status_code == 404
+    assert audit_entries() == [("olga", "instrument.remove", "PETR4", REASON)]
+
+
+def test_a_used_instrument_is_not_removed(office: Client) -> None:
+    path = action_path(Instrument, "remove", "AAPL")
+    assert has_button(office, path, AAPL)  # without orders, but alice holds shares
+    assert form_errors(perform(office, Instrument, "remove", "AAPL")) == {
+        "__all__": ["This instrument was ordered or held, so it cannot be removed. Halt it instead."]
+    }
+
+    place(Side.BID, 5, "10")
+
+    assert not has_button(office, path, AAPL)
+    assert list(form_errors(perform(office, Instrument, "remove", "AAPL"))) == ["__all__"]
+    assert (status(), audit_entries()) == (("trading", ""), [])
+
+
 def test_halt_and_resume(office: Client) -> None:
     halt, resume = action_path(Instrument, "halt", "AAPL"), action_path(Instrument, "resume", "AAPL")
     assert (has_button(office, halt, AAPL), has_button(office, resume, AAPL)) == (True, False)
@@ -573,7 +600,7 @@ def test_halting_all_instruments_warns_if_none_are_trading(office: Client) -> No
     assert result_messages(response) == [("warning", "No instruments were trading.")]
 
 
-ACTS = {"list": "", "edit": "AAPL", "halt": "AAPL", "resume": "AAPL", "halt-all": ""}
+ACTS = {"list": "", "edit": "AAPL", "remove": "AAPL", "halt": "AAPL", "resume": "AAPL", "halt-all": ""}
 
 
 @pytest.mark.parametrize("action", ACTS)

@@ -23,6 +23,7 @@ OPERATORS_ONLY = [
     ("POST", "/brokers/alice/keys"),
     ("DELETE", "/brokers/alice/keys/0123456789ab"),
     ("POST", "/stocks"),
+    ("DELETE", "/stocks/AAPL"),
     ("POST", "/stocks/AAPL/halt"),
     ("POST", "/stocks/AAPL/resume"),
 ]

@@ -49,6 +49,10 @@ def halted() -> None:
     services.halt("AAPL", "news", by=BY)
 
 
+def unused() -> None:
+    services.list_instrument("UNUSED", by=BY)
+
+
 def suspended() -> None:
     orders_services.suspend("alice", cancel_orders=False, by=BY)
 
@@ -65,7 +69,7 @@ class AuditedAction(NamedTuple):
     call: Callable[[Actor], Any]
     subject: Callable[[], str]
     before: dict[str, Any] | None
-    after: Callable[[], dict[str, Any]]
+    after: Callable[[], dict[str, Any] | None]
     reason: str = ""
     first: Callable[[], None] = nothing
 
@@ -165,6 +169,15 @@ ACTIONS = [
         lambda: "PETR4",
         None,
         lambda: PLAIN_RULES,
+    ),
+    AuditedAction(
+        Action.INSTRUMENT_REMOVE,
+        lambda: ("DELETE", "/stocks/UNUSED", None),
+        lambda by: services.remove_instrument("UNUSED", by=by),
+        lambda: "UNUSED",
+        PLAIN_RULES | {"name": "UNUSED"},
+        lambda: None,
+        first=unused,
     ),
     AuditedAction(
         Action.INSTRUMENT_HALT,

@@ -107,6 +107,31 @@ def test_only_listed_instruments_can_be_halted(operator: Client) -> None:
     assert operator.post("/stocks/NONE/halt", {"reason": 1}).fields == {"reason": "invalid"}
 
 
+def test_an_unused_instrument_is_removed_and_can_be_listed_again(operator: Client) -> None:
+    operator.post("/stocks", {"symbol": "AAPL", "lot_size": 7})
+    operator.post("/stocks/AAPL/halt")
+
+    response = operator.delete("/stocks/AAPL")
+
+    assert (response.status, response.content) == (204, b"")
+    assert operator.get("/stocks/AAPL").code == operator.delete("/stocks/AAPL").code == "symbol_not_found"
+    assert operator.post("/stocks", {"symbol": "AAPL"}).body["lot_size"] == 1
+
+
+def test_an_instrument_that_was_held_cannot_be_removed(operator: Client, alice: Client) -> None:
+    before = operator.get("/stocks/AAPL").content
+
+    def assert_kept() -> None:
+        response = operator.delete("/stocks/AAPL")
+        assert (response.status, response.code) == (409, "instrument_in_use")
+        assert operator.get("/stocks/AAPL").content == before
+
+    assert_kept()
+    withdrawal = {"reference": "r", "symbol": "AAPL", "quantity": -100, "reason": "settled elsewhere"}
+    assert operator.post("/brokers/alice/transfers", withdrawal).status == 201
+    assert_kept()
+
+
 def _list_many(operator: Client, count: int) -> list[str]:
     symbols = [f"S{number:03}" for number in range(count)]
     Instrument.objects.bulk_create(

@@ -111,6 +111,20 @@ def test_a_halted_instrument_rejects_orders_until_resumed(alice: Client, operato
     assert place_order(alice, LIMIT)["status"] == "pending"
 
 
+def test_an_instrument_that_was_ordered_cannot_be_removed(alice: Client, operator: Client) -> None:
+    trading.instrument("PETR4")
+    rejected = assert_rejected(alice, "POST", "/orders", limit("ask", 1, "10", symbol="PETR4"))
+    assert rejected.code == "insufficient_holdings"
+    assert operator.delete("/stocks/PETR4").status == 204
+    trading.instrument("PETR4")
+    order_id = place_order(alice, limit("bid", 1, "10", symbol="PETR4"))["order_id"]
+
+    assert assert_rejected(operator, "DELETE", "/stocks/PETR4").code == "instrument_in_use"
+    alice.delete(f"/orders/{order_id}")
+    assert assert_rejected(operator, "DELETE", "/stocks/PETR4").code == "instrument_in_use"
+    assert alice.get(f"/orders/{order_id}").body["symbol"] == "PETR4"
+
+
 @pytest.mark.parametrize("action", ["halt", "resume"])
 def test_a_halt_requires_an_operator_and_a_listed_symbol(alice: Client, operator: Client, action: str) -> None:
     response = assert_rejected(operator, "POST", f"/stocks/NONE/{action}", {})

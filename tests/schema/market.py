@@ -29,6 +29,7 @@ OPERATORS_ONLY = {
     "create_key",
     "revoke_key",
     "create_stock",
+    "delete_stock",
     "halt_stock",
     "resume_stock",
 }
@@ -74,7 +75,7 @@ class Market:
         resting = self._resting()
         return {
             "broker_id": [BROKERS[0], *BROKERS],  # mostly the broker of the key
-            "symbol": list(SYMBOLS),
+            "symbol": [*SYMBOLS, trading.instrument(f"UNUSED{next(self._numbers)}").symbol],
             "order_id": [str(order.id) for order in resting],
             "client_order_id": [order.client_order_id for order in resting],
             "webhook_id": [str(self._subscription().pk)],

@@ -114,12 +114,14 @@ def test_every_example_works(document: JSONSchema) -> None:
         client = operator if operation["tags"] == ["operators"] else broker
         for body in bodies(operation):
             answer = client.request(method.upper(), path_and_query(path, operation), body)
-            assert answer.status == (201 if "201" in operation["responses"] else 200), answer
-            assert {result["status"] for result in answer.body.get("results", ())} <= {201}
+            assert answer.status == next(each for each in (201, 204, 200) if str(each) in operation["responses"]), (
+                answer
+            )
+            assert {result["status"] for result in (answer.body if answer.content else {}).get("results", ())} <= {201}
             sent.add(operation["operationId"])
 
     assert sent >= {operation["operationId"] for _, _, operation in operations(document) if "requestBody" in operation}
-    assert sent >= {"find_order", "cancel_orders", "list_orders", "get_quote", "list_webhooks"}
+    assert sent >= {"find_order", "cancel_orders", "list_orders", "get_quote", "list_webhooks", "delete_stock"}
 
 
 def bodies(operation: JSONSchema) -> list[Any]:

@@ -33,13 +33,14 @@ from exchange.errors import (
     BrokerSuspended,
     ClientOrderIdConflict,
     ExchangeError,
+    InstrumentInUse,
     InsufficientBalance,
     InsufficientHoldings,
     OutcomeUnknown,
     SymbolNotFound,
     ValidationFailed,
 )
-from exchange.models import Broker, Holding, Instrument, Transfer
+from exchange.models import AuditHead, Broker, Holding, Instrument, Transfer
 from exchange.rules import BrokerStatus, Pricing
 from orders import expiry, services, tasks
 from orders.enums import CancelReason, OrderStatus, OrderType, Side, TimeInForce
@@ -191,15 +192,15 @@ def uncommitted(command: Command) -> Iterator[Outcome]:
         store.save_market(cursor, market)
 
 
-def is_any_lock_awaited() -> bool:
+def awaited_locks() -> int:
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
         (waiting,) = cursor.fetchone()
-    return bool(waiting)
+    return int(waiting)
 
 
-def wait_for_lock_waiter() -> None:
-    assert wait_until(is_any_lock_awaited, WAIT_SECONDS), "no lock is awaited"
+def wait_for_lock_waiter(count: int = 1) -> None:
+    assert wait_until(lambda: awaited_locks() >= count, WAIT_SECONDS), "no lock is awaited"
 
 
 def test_a_taker_sees_an_order_committed_while_it_waited() -> None:
@@ -220,6 +221,77 @@ def test_an_edit_sees_an_order_committed_while_it_waited() -> None:
         wait_for_lock_waiter()
     with pytest.raises(ValidationFailed):
         edit.result(WAIT_SECONDS)
+
+
+def test_a_removal_sees_an_order_committed_while_it_waited() -> None:
+    trading.broker("alice")
+    trading.instrument("GOOG")
+    with uncommitted(order(Side.BID, 10, "10", symbol="GOOG")):
+        removal = start_thread(partial(exchange_services.remove_instrument, "GOOG", by=BY))
+        wait_for_lock_waiter()
+    with pytest.raises(InstrumentInUse):
+        removal.result(WAIT_SECONDS)
+    assert Order.objects.get().instrument.symbol == "GOOG"
+
+
+@contextmanager
+def uncommitted_removal(symbol: str) -> Iterator[None]:
+    """Remove an instrument in another session, which commits at the end of the `with` block."""
+    with transaction.atomic():
+        AuditHead.objects.select_for_update().get()  # the removal waits for it at last
+        removal = start_thread(partial(exchange_services.remove_instrument, symbol, by=BY))
+        wait_for_lock_waiter()
+        yield
+    removal.result(WAIT_SECONDS)
+
+
+def test_an_order_that_waited_for_a_removal_finds_no_instrument() -> None:
+    trading.broker("alice")
+    trading.instrument("GOOG")
+    with uncommitted_removal("GOOG"):
+        outcome = start_thread(partial(execute_one, order(Side.BID, 10, "10", symbol="GOOG")))
+        wait_for_lock_waiter(2)
+    assert isinstance(outcome.result(WAIT_SECONDS), SymbolNotFound)
+    assert not Order.objects.exists()
+
+
+def test_a_transfer_that_waited_for_a_removal_finds_no_instrument() -> None:
+    trading.broker("alice")
+    trading.instrument("GOOG")
+    with uncommitted_removal("GOOG"):
+        booked = start_thread(
+            partial(exchange_services.transfer, "alice", reference="r", symbol="GOOG", quantity=1, reason="x", by=BY)
+        )
+        wait_for_lock_waiter(2)
+    with pytest.raises(SymbolNotFound):
+        booked.result(WAIT_SECONDS)
+    assert not Transfer.objects.filter(reference="r").exists()
+
+
+def test_an_admission_that_waited_for_a_removal_lists_the_instrument_again() -> None:
+    trading.instrument("GOOG", lot=7)
+    with uncommitted_removal("GOOG"):
+        admission = start_thread(partial(trading.broker, "alice", holdings={"GOOG": 5}))
+        wait_for_lock_waiter(2)
+    admission.result(WAIT_SECONDS)
+    assert trading.shares("alice", "GOOG") == (5, 0)
+    assert Instrument.objects.get().lot_size == 1
+
+
+def test_a_removal_sees_shares_booked_while_it_waited() -> None:
+    trading.broker("alice")
+    trading.instrument("GOOG")
+    with transaction.atomic():
+        AuditHead.objects.select_for_update().get()
+        booking = start_thread(
+            partial(exchange_services.transfer, "alice", reference="r", symbol="GOOG", quantity=1, reason="x", by=BY)
+        )
+        wait_for_lock_waiter()
+        removal = start_thread(partial(exchange_services.remove_instrument, "GOOG", by=BY))
+        wait_for_lock_waiter(2)
+    booking.result(WAIT_SECONDS)
+    with pytest.raises(InstrumentInUse):
+        removal.result(WAIT_SECONDS)
 
 
 def test_a_taker_does_not_fill_an_order_cancelled_while_it_waited() -> None:
