@@ -12,6 +12,7 @@ from uuid import UUID
 
 import msgspec
 import psycopg
+from django.conf import settings
 from django.db import connection as django_connection
 from psycopg.rows import TupleRow
 
@@ -67,7 +68,7 @@ class DeliveryOutcome(msgspec.Struct, frozen=True):
 
 
 class DeliveryQueue:
-    """A database session that holds its shard's lock.
+    """A database session that holds its shard's lock, and loses both if this process is frozen.
 
     The statements of each poll are prepared, because planning them took PostgreSQL as long as executing them.
     """
@@ -81,6 +82,7 @@ class DeliveryQueue:
         parameters = django_connection.get_connection_params()
         del parameters["cursor_factory"], parameters["context"]  # for Django's blocking connections
         parameters["options"] += _INDEX_PLANS
+        parameters["options"] += f" -c idle_session_timeout={settings.WEBHOOK_IDLE_SESSION_TIMEOUT_MS}"
         return cls(await psycopg.AsyncConnection.connect(**parameters, autocommit=True))
 
     async def close(self) -> None:

@@ -163,6 +163,7 @@ WEBHOOK_WAKE_UP_TIMEOUT_SECONDS = 0.1  # after it, the wake-up is lost, and beat
 WEBHOOK_WAKE_UP_INTERVAL_SECONDS = 0.25  # below WEBHOOK_LINGER_SECONDS: a running dispatcher needs none
 WEBHOOK_MESSAGE_SECONDS = 10.0
 WEBHOOK_DRAIN_EVERY_SECONDS = 1.0
+WEBHOOK_IDLE_SESSION_TIMEOUT_MS = 3_000  # after it, a frozen dispatcher loses its shard; a working one is never idle
 WEBHOOK_RETENTION_EVERY_SECONDS = 60.0
 WEBHOOK_LOST_AFTER_SECONDS = 60.0  # a delivery claimed for longer and without an outcome will have none
 WEBHOOK_LINGER_SECONDS = 0.3  # an idle dispatcher ends after it

@@ -5,6 +5,8 @@ Most tests share one worker. Each test ends when no delivery is in flight, so th
 
 import asyncio
 import json
+import os
+import signal
 import time
 import zlib
 from collections import Counter
@@ -476,6 +478,31 @@ def test_a_stopping_dispatcher_releases_its_claims(no_worker: None, receiver: Re
 
     drain()
     assert outcomes() == [(200, "")] * 5
+
+
+def test_a_frozen_worker_loses_its_shard_to_another(worker: CeleryProcess, receiver: Receiver) -> None:
+    subscribe("alice", receiver.on("/hang", hang))
+    subscribe("bob", receiver.url("/bob"))
+    trade()
+    assert receiver.wait_for(1, PATIENCE_SECONDS)
+    assert worker.child.pid
+
+    def is_sent_from_here() -> bool:
+        drain()
+        return bool(receiver.requests_to("/bob"))
+
+    os.kill(worker.child.pid, signal.SIGSTOP)
+    try:
+        trade(of="bob")
+        assert not is_sent_from_here()
+        assert wait_until(is_sent_from_here, settings.WEBHOOK_IDLE_SESSION_TIMEOUT_MS / 1000 + SOON_SECONDS)
+    finally:
+        os.kill(worker.child.pid, signal.SIGCONT)
+    wait_until_complete()
+
+    assert outcomes("alice") == [(None, "timeout")]
+    assert outcomes("bob") == [(200, "")]
+    assert len(receiver.requests) == 2
 
 
 def test_deliveries_in_flight_at_a_kill_are_never_sent_again(
