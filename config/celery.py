@@ -25,7 +25,7 @@ redis.Channel.ack_emulation = redis.Channel.do_restore = False
 
 _started_at, _started = datetime.now(UTC), time.monotonic()
 
-app = Celery("bourse", include=["exchange.heartbeat"])
+app = Celery("bourse", include=["exchange.heartbeat", "config.worker_timers"])
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
 

@@ -8,13 +8,14 @@ import secrets
 import shlex
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from config.local import child, orphans, web
 from config.local.processes import Child, LocalError, print_line
-from config.local.servers import Postgres, Valkey
+from config.local.servers import Postgres, Valkey, watch_valkey
 from config.local.supervisor import StopRequested, StopSignal, Supervisor, run_step, shift_rotated_logs
 from exchange import private_file
 
@@ -77,6 +78,9 @@ def _run(port: int, backoffice_port: int, processes: int, stop: StopSignal) -> N
     with ExitStack() as cleanup:
         env = _environment(supervisor, cleanup)
         cleanup.callback(supervisor.stop_all)  # runs before the callbacks that stop the servers
+        stopping = threading.Event()
+        threading.Thread(target=watch_valkey, args=(env["REDIS_URL"], stopping), daemon=True).start()
+        cleanup.callback(stopping.set)
         base_url, backoffice_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{backoffice_port}"
         print_line("Preparing the database ...")
         for name, arguments in _setup_steps(base_url, backoffice_url).items():

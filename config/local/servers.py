@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -25,7 +26,7 @@ import psycopg
 import redis
 
 from config.local.orphans import RUN_VARIABLE
-from config.local.processes import Child, LocalError, SystemAccount, wait_until
+from config.local.processes import Child, LocalError, SystemAccount, print_line, wait_until
 from exchange import private_file
 
 START_SECONDS = 60.0  # after a crash, PostgreSQL first replays its write-ahead log
@@ -34,6 +35,7 @@ CONNECT_SECONDS = 3
 STOP_SECONDS = 15.0
 PROBE_SECONDS = 5.0
 VALKEY_START_ATTEMPTS = 3
+VALKEY_WATCH_SECONDS = 2.0
 FREE_PORTS = range(10_000, 32_768)  # below the ports of outgoing connections on Linux and macOS
 FREE_PORT_ATTEMPTS = 100
 MAX_CONNECTIONS = 200
@@ -166,12 +168,30 @@ class Valkey:
         private_file.write(self._config, "\n".join([*lines, ""]))
 
     def _answers(self) -> bool:
-        with (
-            suppress(redis.RedisError),
-            redis.Redis.from_url(self.url, socket_timeout=CONNECT_SECONDS, retry=None) as client,
-        ):
-            return bool(client.ping())
-        return False
+        return _valkey_error(self.url) is None
+
+
+def watch_valkey(url: str, stopping: threading.Event) -> None:
+    """Print when a Valkey does not answer, and when it answers again, until `stopping` is set."""
+    error = None
+    while not stopping.wait(VALKEY_WATCH_SECONDS):
+        previous, error = error, _valkey_error(url)
+        if stopping.is_set():
+            return
+        if error and not previous:
+            print_line(f"Valkey does not answer: {error} Orders continue; webhooks and expiries are up to 5 s late.")
+        elif previous and not error:
+            print_line("Valkey answers again.")
+
+
+def _valkey_error(url: str) -> str | None:
+    """Return the reason why a Valkey does not answer, or None if it does."""
+    try:
+        with redis.Redis.from_url(url, socket_timeout=CONNECT_SECONDS, retry=None) as client:
+            client.ping()
+    except (redis.RedisError, ValueError) as error:
+        return f"{str(error).rstrip('.')}."
+    return None
 
 
 def free_port() -> int:

@@ -157,6 +157,7 @@ BARS_TIME_LIMIT_SECONDS = 2.0  # per update; the next one continues
 REJECTION_RETENTION_EVERY_SECONDS = 3_600.0
 KEY_USE_FLUSH_SECONDS = 60.0
 TASK_TIME_LIMIT_SECONDS = 30
+WORKER_TIMER_SECONDS = 3.0  # interval of the deliveries and expiries that a worker runs without a message
 WEBHOOK_TIMEOUT_SECONDS = 5.0  # per attempt, from connecting to the end of the response
 WEBHOOK_KEEPALIVE_SECONDS = 1.0  # a receiver may close a connection that was unused for longer, just when it is reused
 WEBHOOK_WAKE_UP_TIMEOUT_SECONDS = 0.1  # after it, the wake-up is lost, and beat starts a dispatcher within a second

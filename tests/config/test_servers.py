@@ -1,11 +1,19 @@
 """The embedded servers of the tests have the settings of production."""
 
+import threading
+from functools import partial
+
 import pytest
 import redis
 from django.conf import settings
 from django.db import connection
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+from config.local import servers
+from config.local.processes import wait_until
+from config.local.servers import Valkey
+from tests.trading import TIMEOUT_SECONDS, start_thread
 
 
 @pytest.mark.django_db
@@ -30,3 +38,27 @@ def test_valkey_requires_its_password() -> None:
         port = client.connection_pool.connection_kwargs["port"]
     with redis.Redis(port=port, retry=Retry(NoBackoff(), 0)) as anonymous, pytest.raises(redis.AuthenticationError):
         anonymous.ping()
+
+
+def test_make_run_says_when_valkey_does_not_answer(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(servers, "VALKEY_WATCH_SECONDS", 0.01)
+    output: list[str] = []
+
+    def is_printed(text: str) -> bool:
+        output.append(capsys.readouterr().out)
+        return text in output[-1]
+
+    wrong = valkey.url.replace("redis://:", "redis://:wrong")
+    stopping = threading.Event()
+    watches = [start_thread(partial(servers.watch_valkey, url, stopping)) for url in (valkey.url, wrong)]
+    assert wait_until(partial(is_printed, "Valkey does not answer: invalid username-password pair"), TIMEOUT_SECONDS)
+    valkey.child.kill()
+    assert wait_until(partial(is_printed, "Valkey does not answer: Error 111"), TIMEOUT_SECONDS)
+    assert valkey.restart()
+    assert wait_until(partial(is_printed, "Valkey answers again."), TIMEOUT_SECONDS)
+    stopping.set()
+    for watch in watches:
+        watch.result(TIMEOUT_SECONDS)
+    assert "".join(output).count("\n") == 3

@@ -6,6 +6,7 @@ rows. `-s` shows the measurements.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -30,7 +32,8 @@ from pytest_django import Settings
 
 from config.local.processes import Child, wait_until
 from config.local.servers import Postgres, Valkey
-from orders.enums import Side
+from exchange.database import database_now
+from orders.enums import Side, TimeInForce
 from tests import celery_processes, live, trading
 from tests.celery_processes import Celery, start_all
 from tests.orders.test_faults import AMPLE, SYMBOLS, Client
@@ -53,7 +56,7 @@ CHURN_SECONDS = 6.0
 LONG, FEW = 20_000, 50  # rows
 LATE_SECONDS = 3.0  # a delivery claimed just before its subscription changed may still arrive
 SLOWEST_SECONDS = 5.0  # limit of an order while two cores run all processes
-EVERY_SECOND = settings.WEBHOOK_DRAIN_EVERY_SECONDS
+LATEST_SECONDS = 5.0  # delay of a delivery or an expiry without beat or Valkey
 DISPATCH = "import config, django; django.setup()\nfrom webhooks import dispatcher\nwhile True: dispatcher.drain(0)"
 
 
@@ -164,21 +167,14 @@ def test_kills_of_the_worker_lose_only_deliveries_in_flight(
     assert_reconciled(receiver, kills=KILLS)
 
 
-def test_a_restarted_beat_sends_the_deliveries_of_its_outage(
+def test_deliveries_continue_without_beat_and_wake_ups(
     celery_on_own_valkey: Celery, receiver: Receiver, keys: dict[str, str]
 ) -> None:
     """The wake-ups of this process go to another Valkey and are lost."""
-    worker, beat = celery_on_own_valkey.webhook_worker(), celery_on_own_valkey.beat()
-    start_all(worker, beat)
-    trade("alice", "bob")
-    assert receiver.wait_for(2, RESUME_SECONDS)
-    beat.kill()
-    time.sleep(2 * EVERY_SECOND)  # its last message is processed
-    trade("bob", "carol")
-    time.sleep(2 * EVERY_SECOND)
-    assert len(receiver.requests) == 2
-    beat.start()
-    assert receiver.wait_for(4, 2 * EVERY_SECOND)
+    start_all(celery_on_own_valkey.webhook_worker())
+    for number in [1, 2]:
+        trade("alice", "bob")
+        assert receiver.wait_for(2 * number, LATEST_SECONDS)
     assert_reconciled(receiver, kills=0)
 
 
@@ -311,7 +307,7 @@ def server_apart(valkey: Valkey, tmp_path: Path) -> Iterator[live.Server]:
 
 
 @pytest.mark.parametrize("outage", ["killed", "frozen"])
-def test_orders_keep_their_pace_without_valkey_and_deliveries_resume_after(
+def test_orders_keep_their_pace_and_deliveries_continue_without_valkey(
     outage: str,
     server_apart: live.Server,
     celery_on_own_valkey: Celery,
@@ -326,22 +322,42 @@ def test_orders_keep_their_pace_without_valkey_and_deliveries_resume_after(
         before = measure_pace(traders)
         (valkey.child.kill if outage == "killed" else partial(send, valkey, signal.SIGSTOP))()
         without = measure_pace(traders)
-    assert wait_until(lambda: reconciliation.dispatcher_name(session_database_url()) is None, RESUME_SECONDS)
+    assert reconciliation.wait_until_sent(session_database_url(), RESUME_SECONDS)
     trade("alice", "bob")  # its wake-up goes to the session's Valkey
-    assert reconciliation.count_due(session_database_url()) >= 2
+    traded_at = time.monotonic()
+    assert wait_until(lambda: reconciliation.count_due(session_database_url()) == 0, LATEST_SECONDS)
+    delay = time.monotonic() - traded_at
     if outage == "killed":
         assert valkey.restart()
     else:
         send(valkey, signal.SIGCONT)
-    is_back_at = time.monotonic()
-    assert wait_until(lambda: reconciliation.count_due(session_database_url()) == 0, RESUME_SECONDS)
-    resumed_after = time.monotonic() - is_back_at
     with under_load(server_apart.url, keys, pause_seconds=0) as traders:
         after = measure_pace(traders)
-    show(f"Valkey {outage}: {before} before, {without} without it, {after} after; resumed after {resumed_after:.2f} s")
+    show(f"Valkey {outage}: {before} before, {without} without it, {after} after; a delivery took {delay:.2f} s")
     # The duration of an order that waits for Valkey.
     assert without.median_seconds < settings.WEBHOOK_WAKE_UP_TIMEOUT_SECONDS
     assert without.slowest_seconds < SLOWEST_SECONDS
+    assert_reconciled(receiver, kills=0)
+
+
+@pytest.mark.processes
+def test_expiries_and_deliveries_start_without_valkey(receiver: Receiver, keys: dict[str, str], tmp_path: Path) -> None:
+    """The workers have a wrong password. A stop waits for the deliveries in flight."""
+    receiver.on("/alice", respond(after_seconds=3))
+    redis_url = re.sub(r":[^:@]*@", ":wrong@", settings.REDIS_URL)
+    expiry_worker = celery_processes.worker(tmp_path / "worker.log", redis_url=redis_url)
+    webhook_worker = celery_processes.webhook_worker(tmp_path / "webhooks.log", redis_url=redis_url)
+    expiry_worker.ready_text = webhook_worker.ready_text = b"Cannot connect to redis"
+    try:
+        start_all(expiry_worker, webhook_worker)
+        expires_at = database_now() + timedelta(seconds=0.5)
+        trading.place(Side.BID, 1, "10", by="alice", time_in_force=TimeInForce.GTD, expires_at=expires_at)
+        assert wait_until(Delivery.objects.exists, 0.5 + LATEST_SECONDS), expiry_worker.end_of_log()
+        assert receiver.wait_for(1, LATEST_SECONDS), webhook_worker.end_of_log()
+        webhook_worker.stop()
+    finally:
+        expiry_worker.kill()
+        webhook_worker.kill()
     assert_reconciled(receiver, kills=0)
 
 
