@@ -9,6 +9,7 @@ from backoffice import form_fields
 from backoffice.links import page_url
 from backoffice.operator_actions import ActionResult, Impact, OperatorAction, ReasonForm
 from backoffice.queries import open_orders
+from backoffice.templatetags.formatting import utc
 from exchange import services as exchange_services
 from exchange.audit import Actor
 from exchange.errors import FieldError, OutcomeUnknown, ValidationFailed
@@ -141,7 +142,7 @@ class BookTransfer(OperatorAction):
         if is_new:
             return ActionResult(f"{transfer} booked: {_amount(transfer)}.")
         return ActionResult(
-            f"{transfer} was already booked at {transfer.created_at:%Y-%m-%d %H:%M:%S} UTC. Nothing was changed.",
+            f"{transfer} was already booked at {utc(transfer.created_at)}. Nothing was changed.",
             is_warning=True,
         )
 

@@ -10,7 +10,7 @@ from django.http import HttpRequest
 from backoffice.lists import column
 from backoffice.model_admin import ExchangeModelAdmin
 from backoffice.operator_actions import ActionResult, OperatorAction
-from backoffice.templatetags.formatting import duration, status_pill
+from backoffice.templatetags.formatting import duration, status_pill, utc
 from exchange.audit import Actor
 from exchange.rules import MAX_REASON_LENGTH
 from orders.models import ReconcileRun
@@ -47,7 +47,7 @@ def _differences(run: ReconcileRun) -> int | None:
 @admin.register(ReconcileRun)
 class ReconcileRunAdmin(ExchangeModelAdmin):
     list_display = (
-        column("Requested (UTC)", "asked_at"),
+        column("Requested", "asked_at"),
         column("Requested by", "asked_by"),
         column("Result", lambda run: status_pill(run.state)),
         column("Checks completed", lambda run: f"{len(run.findings)} of {run.checks}", is_number=True),
@@ -64,7 +64,7 @@ class ReconcileRunAdmin(ExchangeModelAdmin):
         return {"title": "Reconciliation", **_run_context(ReconcileRun.objects.order_by("pk").last())}
 
     def row_context(self, request: HttpRequest, row: ReconcileRun) -> dict[str, Any]:
-        return {"title": f"Reconciliation of {row.asked_at:%Y-%m-%d %H:%M:%S} UTC", **_run_context(row)}
+        return {"title": f"Reconciliation of {utc(row.asked_at)}", **_run_context(row)}
 
 
 def _run_context(run: ReconcileRun | None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Formats of amounts, times and statuses in the back office."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
 from typing import Any
@@ -71,7 +71,7 @@ def status_pills(*values: Any) -> SafeString:
 
 @register.filter
 def formatted(value: Any) -> Any:
-    """Format a value for a table: grouped digits, UTC to the second, a dash for nothing."""
+    """Format a value for a table: grouped digits, times in UTC, a dash for nothing."""
     match value:
         case None | "":
             return DASH
@@ -150,13 +150,26 @@ def price_change(change: Decimal | None, change_percent: Decimal | None) -> Safe
     )
 
 
+def utc(value: datetime) -> str:
+    """Format a time in UTC to the millisecond: 2026-02-16 16:29:00.123 UTC."""
+    return value.astimezone(UTC).isoformat(" ", "milliseconds").replace("+00:00", " UTC")
+
+
 @register.filter
 def timestamp(value: datetime | None) -> SafeString | str:
-    """Format a time in UTC to the second, with the exact time as a tooltip."""
-    if value is None:
-        return DASH
+    """Format a time in UTC, with the exact time as a tooltip."""
+    return DASH if value is None else _time_element(value, utc(value))
+
+
+@register.filter
+def time_of_day(value: datetime) -> SafeString:
+    """Format the time of a day, in UTC like a timestamp, for columns whose title says so."""
+    return _time_element(value, utc(value)[11:23])
+
+
+def _time_element(value: datetime, text: str) -> SafeString:
     exact = value.isoformat()
-    return format_html('<time datetime="{}" title="{}">{}</time>', exact, exact, f"{value:%Y-%m-%d %H:%M:%S}")
+    return format_html('<time datetime="{}" title="{}">{}</time>', exact, exact, text)
 
 
 @register.filter
@@ -196,9 +209,7 @@ def ago(value: datetime | None) -> SafeString | str:
     """Format the age of a time, with the exact time as a tooltip."""
     if value is None:
         return DASH
-    exact = value.isoformat()
-    seconds = (timezone.now() - value).total_seconds()
-    return format_html('<time datetime="{}" title="{}">{} ago</time>', exact, exact, age(seconds))
+    return _time_element(value, f"{age((timezone.now() - value).total_seconds())} ago")
 
 
 @register.filter

@@ -407,7 +407,7 @@ def test_a_repeated_transfer_is_reported_and_not_booked(root: Client, alice: Bro
 
     ((level, sentence),) = result_messages(cash(root, "5.00"))
 
-    at = f"{booked.created_at:%Y-%m-%d %H:%M:%S}"
+    at = booked.created_at.isoformat(" ", "milliseconds").removesuffix("+00:00")
     assert (level, sentence) == ("warning", f"wire-1 was already booked at {at} UTC. Nothing was changed.")
     assert stored_state() == before
 
@@ -660,10 +660,10 @@ def test_lists_cannot_be_filtered_by_secret_hash(root: Client, alice: Broker) ->
 
 def test_the_last_use_of_a_key_is_shown_on_every_page(root: Client, alice: Broker) -> None:
     key = ApiKey.objects.get()
-    ApiKey.objects.update(last_used_at=datetime(2020, 2, 3, 4, 5, tzinfo=UTC))
+    ApiKey.objects.update(last_used_at=datetime(2020, 2, 3, 4, 5, 6, 789_999, tzinfo=UTC))
 
     for path in (list_url(ApiKey), page(key), page(alice)):
-        assert "2020-02-03 04:05:00" in root.get(path).content.decode(), path
+        assert ">2020-02-03 04:05:06.789 UTC<" in root.get(path).content.decode(), path
 
 
 def test_the_pages_of_a_broker_and_of_a_key_refresh_automatically(root: Client, alice: Broker) -> None:
