@@ -184,7 +184,7 @@ def refresh_cache(clock: Callable[[], float] = time.monotonic) -> None:
 
 
 def save_last_used(clock: Callable[[], float] = time.monotonic) -> None:
-    """Save the times of last use since the previous call, to the minute, in one statement."""
+    """Save the times of last use since the previous call in one statement, for each key at most once a minute."""
     uses, _cache.unsaved_uses = _cache.unsaved_uses, {}
     now, used = clock(), list(uses.items())
     if not used:
@@ -237,11 +237,11 @@ def _hash(text: str) -> bytes:
 # Rows are locked in the order of their prefix, because web processes often save the use of the same keys.
 _SAVE_LAST_USED = """
 WITH used AS (
-  SELECT prefix, date_trunc('minute', statement_timestamp() - seconds * interval '1 second') AS at
+  SELECT prefix, statement_timestamp() - seconds * interval '1 second' AS at
   FROM unnest(%s::text[], %s::float8[]) AS row(prefix, seconds)
 ), locked AS MATERIALIZED (
   SELECT prefix, at FROM exchange_apikey key JOIN used USING (prefix)
-  WHERE key.last_used_at IS NULL OR key.last_used_at < at
+  WHERE key.last_used_at IS NULL OR key.last_used_at < date_trunc('minute', at)
   ORDER BY prefix FOR NO KEY UPDATE OF key
 )
 UPDATE exchange_apikey key SET last_used_at = at FROM locked WHERE key.prefix = locked.prefix

@@ -138,7 +138,7 @@ class ApiKey(models.Model):
     created_at = models.DateTimeField()
     expires_at = models.DateTimeField(null=True)
     revoked_at = models.DateTimeField(null=True)
-    last_used_at = models.DateTimeField(null=True)  # to the minute: see `exchange.keys.save_last_used`
+    last_used_at = models.DateTimeField(null=True)  # saved once a minute: see `exchange.keys.save_last_used`
 
     class Meta:
         indexes = [models.Index(fields=["-created_at", "-prefix"], name="key_newest")]

@@ -217,11 +217,7 @@ def last_use(key: str) -> datetime | None:
     return ApiKey.objects.get(pk=key.split("_")[1]).last_used_at
 
 
-def minute_of(moment: datetime) -> datetime:
-    return moment.replace(second=0, microsecond=0)
-
-
-def test_the_last_use_of_keys_is_stored_to_the_minute_in_one_statement(
+def test_the_last_use_of_keys_is_stored_in_one_statement(
     alice: Client, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
     used = [services.issue_key("alice", by=trading.BY)[1] for _ in range(5)]
@@ -238,9 +234,31 @@ def test_the_last_use_of_keys_is_stored_to_the_minute_in_one_statement(
     (moment,) = {last_use(key) for key in used}
     assert moment is not None
     age = timedelta(seconds=180)
-    assert minute_of(before - age) <= moment <= minute_of(after - age)
-    assert moment == minute_of(moment)
+    assert before - age <= moment <= after - age
     assert last_use(unused) is None
+
+
+def test_the_first_use_of_a_key_is_not_before_its_issue(key: str) -> None:
+    assert is_valid(key)
+    save_last_used(at(0))
+
+    stored = ApiKey.objects.get(pk=key.split("_")[1])
+    assert stored.last_used_at is not None
+    assert stored.last_used_at >= stored.created_at
+
+
+def test_a_last_use_is_stored_at_most_once_a_minute(key: str) -> None:
+    def use_again(last: datetime) -> datetime | None:
+        ApiKey.objects.filter(pk=key.split("_")[1]).update(last_used_at=last)
+        assert is_valid(key)
+        save_last_used(at(0))
+        return last_use(key)
+
+    now = database_now()
+    minute = now.replace(second=0, microsecond=0)
+    assert use_again(now) == now or database_now() >= minute + timedelta(minutes=1)
+    last = minute - timedelta(microseconds=1)
+    assert use_again(last) != last
 
 
 def test_a_last_use_is_stored_once_and_never_goes_back(
