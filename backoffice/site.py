@@ -16,6 +16,7 @@ from unfold.sites import UnfoldAdminSite
 from backoffice import known_devices, two_factor
 from backoffice.dashboard import dashboard
 from backoffice.operator_actions import actor_of
+from backoffice.templatetags.formatting import DASH
 from exchange import audit
 from exchange.audit import Action, Entry
 
@@ -61,6 +62,7 @@ class BackOfficeSite(UnfoldAdminSite):  # type: ignore[misc]  # unfold is not ty
     """Django's admin site with a dashboard as its index and a second login step."""
 
     index_title = "Dashboard"
+    empty_value_display = DASH
 
     def has_permission(self, request: HttpRequest) -> bool:
         return self._has_logged_in(request) and not two_factor.needs_verification(request)

@@ -21,7 +21,6 @@ from django.urls import URLPattern, path, reverse
 from django_otp.plugins.otp_static.admin import StaticDevice
 from django_otp.plugins.otp_totp.admin import TOTPDevice
 from unfold.admin import ModelAdmin
-from unfold.decorators import display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminTextInputWidget
 
@@ -29,6 +28,7 @@ from backoffice import operator_actions, two_factor
 from backoffice.links import list_url
 from backoffice.lists import column
 from backoffice.operator_actions import ActionButton, ActionResult, OperatorAction, action_button, actor_of
+from backoffice.templatetags.formatting import status_pill
 from exchange import audit
 from exchange.audit import Action, Actor, Entry
 from exchange.models import AuditEntry
@@ -127,6 +127,9 @@ def _group_names(user: User) -> str:
     return ", ".join(groups) or "none"
 
 
+_LAST_LOGIN, _ADDED = column("Last login", "last_login"), column("Added", "date_joined")
+
+
 @admin.register(User)
 class BackOfficeUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as above, and Django takes no parameters
     form = UserForm
@@ -136,18 +139,21 @@ class BackOfficeUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg
     actions = None  # no bulk actions
     add_form_template = None
     change_form_outer_before_template = "backoffice/user_action_buttons.html"
+    list_before_template = "backoffice/action_buttons.html"
     list_display = (
-        "username",
+        column("User", "username"),
+        column("Status", lambda user: status_pill("active" if user.is_active else "inactive")),
         column("Name", User.get_full_name),
         column("Groups", _group_names),
-        "has_two_factor",
-        "is_active",
-        column("Last login", "last_login"),
+        column("Two-factor login", "has_second_factor"),
+        _LAST_LOGIN,
     )
+    show_add_link = False  # `changelist_view` has a button
+    search_help_text = "Username, name or email address"
     list_filter = ("groups", "is_active", "is_superuser")
     list_filter_submit = True
     lookups = ("groups__id__exact", "groups__isnull", "is_active__exact", "is_superuser__exact")  # of the filters above
-    readonly_fields = ("last_login", "date_joined")
+    readonly_fields = (_LAST_LOGIN, _ADDED)  # type: ignore[assignment]  # the stubs know names only
     show_full_result_count = False
 
     # --- List and forms ---
@@ -157,9 +163,11 @@ class BackOfficeUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg
         users: QuerySet[User] = super().get_queryset(request)
         return users.prefetch_related("groups").annotate(has_second_factor=enrolled)
 
-    @display(description="Two-factor login", boolean=True)  # type: ignore[untyped-decorator]  # as above
-    def has_two_factor(self, user: Any) -> bool:
-        return bool(user.has_second_factor)
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        can_add = self.has_add_permission(request)
+        buttons = [ActionButton("Add user", reverse("admin:auth_user_add"))] if can_add else []
+        response: HttpResponse = super().changelist_view(request, {"title": "Users", "action_buttons": buttons})
+        return response
 
     def get_fieldsets(self, request: HttpRequest, obj: User | None = None) -> Any:
         """Show superuser and staff status to superusers only."""
@@ -172,13 +180,13 @@ class BackOfficeUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg
                 ("Reason", {"fields": ("reason",)}),
             ]
         return [
-            (None, {"fields": ("username", "last_login", "date_joined")}),
+            (None, {"fields": ("username", *self.readonly_fields)}),
             ("Permissions", {"fields": rights}),
             ("Personal details", {"fields": ("first_name", "last_name", "email")}),
             ("Reason", {"fields": ("reason",)}),
         ]
 
-    def get_readonly_fields(self, request: HttpRequest, obj: User | None = None) -> tuple[str, ...]:
+    def get_readonly_fields(self, request: HttpRequest, obj: User | None = None) -> tuple[Any, ...]:
         """Make a user's own permissions read-only."""
         return (*self.readonly_fields, *(RIGHTS if obj is not None and obj == request.user else ()))
 
@@ -220,17 +228,23 @@ class BackOfficeUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg
             request, action, User, {**self.admin_site.each_context(request), "opts": self.opts}
         )
 
-    def change_view(
-        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
-    ) -> HttpResponse:
-        user = super().get_object(request, object_id)
-        buttons: list[ActionButton] = []
-        if user is not None and self.has_change_permission(request, user):
-            password_url = reverse("admin:auth_user_password_change", args=[user.pk])
-            buttons = [ActionButton("Change password", password_url)]
-            buttons += [action_button(User, action, user) for action in self._actions_for(request, user)]
-        response: HttpResponse = super().change_view(request, object_id, form_url, {"action_buttons": buttons})
-        return response
+    def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Show the operator actions and, unlike Django, one button to save."""
+        user: User | None = context["original"]
+        context |= {"show_save_and_add_another": False, "show_save_and_continue": False}
+        if user is not None:
+            context |= {
+                "title": f"User {user}",
+                "subtitle": None,
+                "action_buttons": self._action_buttons(request, user),
+            }
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    def _action_buttons(self, request: HttpRequest, user: User) -> list[ActionButton]:
+        if not self.has_change_permission(request, user):
+            return []
+        password = ActionButton("Change password", reverse("admin:auth_user_password_change", args=[user.pk]))
+        return [password, *(action_button(User, action, user) for action in self._actions_for(request, user))]
 
     def _actions_for(self, request: HttpRequest, user: User) -> list[OperatorAction]:
         permitted = [

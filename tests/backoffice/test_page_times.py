@@ -1,5 +1,6 @@
-"""Every page and every filter of the back office, as requested by the bench, takes few queries."""
+"""Every page and every filter, as requested by the bench, takes few queries and shows its times in UTC."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -15,6 +16,11 @@ from tests import celery_processes
 from tests.backoffice.admin_client import rows
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+# Times without milliseconds or without UTC, and times in Django's own format. Payloads have the API's format.
+_BAD_TIME = re.compile(
+    r"(?<![T\d])\d\d:\d\d:\d\d(?!\.\d{3}\b).*|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}(?! UTC).*|.*\b[ap]\.m\..*"
+)
 
 
 def test_every_page_takes_fewer_than_twenty_queries_and_every_filter_matches(
@@ -43,6 +49,13 @@ def test_every_page_takes_fewer_than_twenty_queries_and_every_filter_matches(
     assert set(filters()) - {(path, name) for path, name, _ in path_of} == set()
     for term in terms():
         assert rows(client.responses[path_of[term]]), term
+    bad_times = {path: _BAD_TIME.findall(_text(response)) for path, response in client.responses.items()}
+    assert {path: times for path, times in bad_times.items() if times} == {}
+
+
+def _text(response: Any) -> str:
+    """Return the text of a page without its tags."""
+    return re.sub(r"<[^>]*>", " ", response.content.decode())
 
 
 class RecordingClient(Client):

@@ -1,5 +1,6 @@
 """Users: administration, permission limits, and audit entries in the same transaction."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -7,10 +8,12 @@ from django.contrib.auth.models import Group, Permission, User
 from django.db import connection
 from django.test import Client
 
+from backoffice.templatetags.formatting import DASH
 from exchange.audit import Action, ActorKind
 from exchange.models import AuditEntry
 from exchange.rules import MAX_REASON_LENGTH
 from tests.backoffice import users
+from tests.backoffice.admin_client import cells
 from tests.backoffice.users import ADMINISTRATOR, OPERATOR, SUPERUSER, VIEWER
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("quick_passwords")]
@@ -286,6 +289,27 @@ def test_the_list_shows_the_groups_in_few_queries(django_assert_max_num_queries:
 )
 def test_the_list_accepts_its_own_filters_only(filters: str) -> None:
     assert users.browser(ADMINISTRATOR).get(f"/admin/auth/user/?{filters}").status_code in (200, 302, 400)
+
+
+def test_the_pages_have_the_formats_of_the_other_pages() -> None:
+    vera, gone = users.user(VIEWER, "vera"), users.user(VIEWER, "gone")
+    at = datetime(2020, 2, 3, 4, 5, 6, 789_999, tzinfo=UTC)
+    User.objects.filter(pk=vera.pk).update(last_login=at, date_joined=at)
+    User.objects.filter(pk=gone.pk).update(is_active=False)
+    browser = users.browser(ADMINISTRATOR)
+
+    response: Any = browser.get("/admin/auth/user/?q=e")  # both users
+    page = browser.get(change_of(vera)).content.decode()
+
+    time = f'<time datetime="{at.isoformat()}" title="{at.isoformat()}">2020-02-03 04:05:06.789 UTC</time>'
+    assert cells(response)[-2:] == [
+        ["gone", '<span class="o-state o-plain">inactive</span>', DASH, VIEWER, "no", DASH],
+        ["vera", '<span class="o-state o-good">active</span>', DASH, VIEWER, "no", time],
+    ]
+    assert page.count(time) == 2
+    assert '<span class="truncate">User vera</span>' in page
+    assert [name for name in ("_save", "_continue", "_addanother") if f'name="{name}"' in page] == ["_save"]
+    assert f'<a class="o-button" href="{ADD}">Add user</a>' in response.content.decode()
 
 
 def test_the_list_is_filtered_by_group_and_status() -> None:
