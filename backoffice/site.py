@@ -116,7 +116,7 @@ class BackOfficeSite(UnfoldAdminSite):  # type: ignore[misc]  # unfold is not ty
 
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
         request.current_app = self.name
-        context = self.each_context(request) | {"title": self.index_title, "pages": _pages(request)}
+        context = self.each_context(request) | {"title": self.index_title}
         return TemplateResponse(request, "backoffice/dashboard.html", context | dashboard(request))
 
 
@@ -126,15 +126,6 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
         {"title": title, "separator": False, "items": [_link(request, *page) for page in pages]}
         for title, pages in NAVIGATION
     ]
-
-
-def _pages(request: HttpRequest) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Return the same groups for the dashboard, without the dashboard itself."""
-    groups = [
-        (group["title"], [item for item in group["items"] if not item["active"] and item.pop("permission")(request)])
-        for group in navigation(request)
-    ]
-    return [(title, items) for title, items in groups if items]
 
 
 def _link(request: HttpRequest, title: str, name: str, icon: str, permission: str) -> dict[str, Any]:
