@@ -109,14 +109,14 @@ class OrderFilterForm(PeriodFilterForm):
 @admin.register(Order)
 class OrderAdmin(KeysetModelAdmin):
     list_display = (
-        column("Order", lambda order: short_id(order.pk), link=lambda order: page_url(Order, order.pk)),
-        column("Placed", "created_at"),
-        column("Status", lambda order: status_pill(order.status)),
         column("Symbol", "symbol", link=lambda order: page_url(Instrument, order.symbol)),
         column("Side", lambda order: side_label(order.side)),
         column("Price", "price", is_number=True),
         column("Quantity", "quantity", is_number=True),
+        column("Order", lambda order: short_id(order.pk), link=lambda order: page_url(Order, order.pk)),
         column("Filled", "filled_quantity", is_number=True),
+        column("Status", lambda order: status_pill(order.status)),
+        column("Placed", "created_at"),
         column("Type", "type"),
         column("TIF", "time_in_force"),
         column("Broker", "broker_id", link=lambda order: page_url(Broker, order.broker_id)),

@@ -35,11 +35,11 @@ class TradeFilterForm(PeriodFilterForm):
 @admin.register(Trade)
 class TradeAdmin(KeysetModelAdmin):
     list_display = (
-        column("Trade", lambda trade: short_id(trade.pk), link=lambda trade: page_url(Trade, trade.pk)),
-        column("Executed", "executed_at"),
         column("Symbol", "instrument_id", link=lambda trade: page_url(Instrument, trade.instrument_id)),
         column("Price", "price", is_number=True),
         column("Quantity", "quantity", is_number=True),
+        column("Trade", lambda trade: short_id(trade.pk), link=lambda trade: page_url(Trade, trade.pk)),
+        column("Executed", "executed_at"),
         column("Value", lambda trade: trade.price * trade.quantity, is_number=True),
         column("Bid broker", "bid_broker_id", link=lambda trade: page_url(Broker, trade.bid_broker_id)),
         column(

@@ -1,4 +1,4 @@
-"""Every page of the back office renders without errors and is accessible, wide and light, and dark on a phone."""
+"""Every page of the back office renders without errors, is accessible and fits, on a wide screen and on a phone."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -9,6 +9,7 @@ from django.urls import URLPattern, URLResolver
 from playwright.sync_api import Page, ViewportSize
 
 from bench import history, pages
+from orders.enums import Side
 from tests import celery_processes, trading
 from tests.browser.chromium import PHONE, WIDE
 from tests.browser.conftest import SignIn
@@ -82,6 +83,38 @@ def _url_names(patterns: Sequence[URLPattern | URLResolver]) -> Iterator[str]:
             yield from _url_names(pattern.url_patterns)
         elif pattern.name:
             yield pattern.name
+
+
+# Elements of a page that are wider than their space: figures on two lines, and tables that scroll sideways.
+_TOO_WIDE = """() => [
+  ...[...document.querySelectorAll(".o-figure")].filter(each => each.getClientRects()[0].height > 40),
+  ...[...document.querySelectorAll(".o-scroll")].filter(each => each.scrollWidth > each.clientWidth),
+].map(each => each.innerText.slice(0, 150))"""
+_HEADERS_IN_VIEW = """() => [...document.querySelectorAll("#rows thead th")]
+  .filter(each => each.getBoundingClientRect().right <= innerWidth).map(each => each.innerText)"""
+
+
+def test_columns_that_matter_fit(signed_in: SignIn) -> None:
+    """On a broker's page at 1,400 pixels, all; in the list of orders on a phone, those of the order's terms."""
+    trading.broker("alice", cash=987_654_321_012, holdings={"AAPL": 10**9})
+    trading.place(Side.BID, 500_000, "1234.56")
+    trading.place(Side.ASK, 200_000, "1234.56")
+    page = signed_in("superuser")
+    page.goto("/admin/exchange/broker/alice/change/")
+    page.get_by_text("partially filled").wait_for()
+    assert page.evaluate(_TOO_WIDE) == []
+
+    page.set_viewport_size(PHONE)
+    page.goto("/admin/orders/order/")
+    assert page.evaluate(_HEADERS_IN_VIEW)[1:5] == ["Symbol", "Side", "Price", "Quantity"]
+    top = page.locator("#rows").bounding_box()
+    assert top is not None
+    assert top["y"] < PHONE["height"] / 3
+    page.get_by_role("button", name="Filters").click()
+    page.get_by_label("Symbol").fill("NONE")
+    page.get_by_role("button", name="Apply filters").click()
+    page.get_by_text("No results.").wait_for()
+    assert not page.locator("[name=symbol]").is_visible()
 
 
 def test_a_page_is_usable_by_keyboard(signed_in: SignIn) -> None:
