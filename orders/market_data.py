@@ -210,6 +210,7 @@ BEST = f"""
 (SELECT o.price FROM orders_order o WHERE o.symbol = i.symbol AND o.side = '{{side}}' AND {_WORKING}
  ORDER BY o.rank, o.sequence LIMIT 1)"""
 
+# The symbol is a constant everywhere: with `o.symbol = i.symbol` the planner sorts the history of a busy symbol.
 _PRICE = f"""
 SELECT i.tick_size, w.trades_in_window, w.window_value, w.window_quantity,
        last.price AS last_price, last.executed_at AS last_trade_at,

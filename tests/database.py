@@ -1,9 +1,10 @@
-"""Empty the test database quickly between tests that commit.
+"""Empty the test database quickly between tests that commit, and count the rows that queries read.
 
 Django's own flush truncates every table and emits `post_migrate`, which costs more than most tests. Here, only
 tables that are not empty are truncated, and the rows of the migrations (permissions and groups) are kept.
 """
 
+from collections import Counter
 from functools import cache
 
 from django.apps import apps
@@ -33,3 +34,17 @@ def empty_tables(_: TransactionTestCase) -> None:
 def _tables() -> list[str]:
     models = apps.get_models(include_auto_created=True)
     return sorted({model._meta.db_table for model in models} - WRITTEN_BY_MIGRATIONS)
+
+
+def rows_read() -> Counter[str]:
+    """Count the rows read in this transaction, by sequential scans per table and by index."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT relname, seq_tup_read FROM pg_stat_xact_user_tables WHERE relname ~ '^(ord|exch)'
+            UNION ALL
+            SELECT indexrelname, pg_stat_get_xact_tuples_returned(indexrelid) FROM pg_stat_user_indexes
+            WHERE relname ~ '^(ord|exch)'
+            """
+        )
+        return Counter(dict(cursor.fetchall()))

@@ -4,7 +4,6 @@ Every test ends with a check of all invariants (see conftest.py).
 """
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from decimal import Decimal
@@ -26,6 +25,7 @@ from orders.matching import batches, service, store
 from orders.matching.commands import Accepted, CancelOrder, CancelOrders, Command, ExpireOrders, Outcome, Replayed
 from orders.models import Order, Trade
 from tests import trading
+from tests.database import rows_read
 from tests.trading import execute_one, order, place
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -406,20 +406,6 @@ def one_of_each_kind(maker: UUID) -> list[Command]:
         CancelOrders("bob", "AAPL", side=Side.ASK),
         ExpireOrders("AAPL"),
     ]
-
-
-def rows_read() -> Counter[str]:
-    """Count the rows read in this transaction, by sequential scans per table and by index."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            """
-            SELECT relname, seq_tup_read FROM pg_stat_xact_user_tables WHERE relname ~ '^(ord|exch)'
-            UNION ALL
-            SELECT indexrelname, pg_stat_get_xact_tuples_returned(indexrelid) FROM pg_stat_user_indexes
-            WHERE relname ~ '^(ord|exch)'
-            """
-        )
-        return Counter(dict(cursor.fetchall()))
 
 
 @pytest.mark.usefixtures("brokers")
