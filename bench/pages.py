@@ -94,6 +94,7 @@ def create_rows(actions: int) -> None:
         cursor.execute("SELECT pg_temp.write_entries(%s); DROP FUNCTION pg_temp.write_entries", [actions])
         cursor.execute("ANALYZE exchange_auditentry")
     TOTPDevice.objects.create(user=User.objects.create(username="looked-at", is_staff=True))
+    services.list_instrument("NEW", by=BY)  # without orders, so it can be removed
     services.halt("S2", "news pending", by=BY)
     services.set_broker_status("bench-3", BrokerStatus.SUSPENDED, reason="margin call not met", by=BY)
     services.transfer("bench-1", reference="wire-1", cash=Decimal(1_000), reason="wire of the morning", by=BY)

@@ -141,6 +141,7 @@ def _perform_operator_actions(market: DemoMarket) -> None:
     made("/brokers/banyan/transfers", shares)
     made("/brokers/aurora/keys", {"name": "reporting", "scopes": ["read"]})
     made(f"/brokers/{SUSPENDED}/suspend", {"reason": "margin call not met", "cancel_orders": True})
+    made("/stocks", {"symbol": "ITUB4", "name": "Itaú Unibanco Holding S.A."})
     made("/stocks/GOOG/halt", {"reason": "news pending"})
     made("/stocks/GOOG/resume", {"reason": "news out"})
     made(f"/stocks/{HALTED}/halt", {"reason": "price moved 12 % in a minute"})
