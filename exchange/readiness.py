@@ -30,7 +30,7 @@ class Readiness:
         self._refreshing = Lock()
 
     def current(self) -> ReadinessBody:
-        """Return the cached result, or query a new one."""
+        """Return the cached result or query a new one. May wait for the database and Valkey."""
         if result := self.cached():
             return result
         if not self._refreshing.acquire(timeout=settings.READINESS_TIMEOUT_SECONDS):
@@ -42,7 +42,8 @@ class Readiness:
 
     def cached(self) -> ReadinessBody | None:
         """Return a result that needs no query, if there is one."""
-        now, since, age = time.monotonic(), self._refreshing_since, time.monotonic() - self._queried_at
+        now, since = time.monotonic(), self._refreshing_since
+        age = now - self._queried_at
         if self._result is None or (since is None and age >= settings.READINESS_CACHE_SECONDS):
             return None
         if since is not None and now - since >= settings.READINESS_TIMEOUT_SECONDS:
