@@ -66,7 +66,11 @@ _EXACT = Context(prec=80, rounding=ROUND_HALF_EVEN)
 @lru_cache
 def price_decimals(tick_size: Decimal) -> int:
     """Return the decimals of an instrument's prices: two, or those of the tick if there are more."""
-    exponent = tick_size.normalize().as_tuple().exponent
+    return _needed_decimals(tick_size)
+
+
+def _needed_decimals(value: Decimal) -> int:
+    exponent = value.normalize().as_tuple().exponent
     assert isinstance(exponent, int)
     return max(2, -exponent)
 
@@ -83,9 +87,7 @@ def _unit(decimals: int) -> Decimal:
 
 def round_cash(value: Decimal) -> Decimal:
     """Return a cash amount with two decimals, or up to four if needed."""
-    exponent = value.normalize().as_tuple().exponent
-    assert isinstance(exponent, int)
-    return rounded(value, max(2, -exponent))
+    return rounded(value, _needed_decimals(value))
 
 
 def mean(total: Decimal, count: int, decimals: int) -> Decimal:

@@ -15,22 +15,10 @@ from django.conf import settings
 from django.db import IntegrityError, InterfaceError, OperationalError, connection, transaction
 from django.db.models import F, ProtectedError
 
-from exchange import audit
+from exchange import audit, errors
 from exchange.audit import Action, Actor, Entry
 from exchange.database import database_now, lock_timeout
-from exchange.errors import (
-    BrokerAlreadyExists,
-    BrokerNotFound,
-    FieldError,
-    InstrumentInUse,
-    InsufficientBalance,
-    InsufficientHoldings,
-    KeyNotFound,
-    SymbolAlreadyListed,
-    SymbolNotFound,
-    TransferReferenceConflict,
-    ValidationFailed,
-)
+from exchange.errors import FieldError
 from exchange.keys import invalidate_key, new_key
 from exchange.models import ApiKey, Broker, Holding, Instrument, Transfer
 from exchange.rules import (
@@ -57,7 +45,7 @@ def create_broker(
         try:
             broker.save(force_insert=True)  # waits for a concurrent transaction with the same id
         except IntegrityError as error:
-            raise BrokerAlreadyExists(f"Broker {broker_id} already exists.") from error
+            raise errors.BrokerAlreadyExists(f"Broker {broker_id} already exists.") from error
         shares = sorted(initial_holdings.items())
         while unlisted := initial_holdings.keys() - _lock_against_removal(initial_holdings):
             instruments = [_new_instrument(symbol, now) for symbol in sorted(unlisted)]  # sorted, to prevent deadlocks
@@ -79,22 +67,12 @@ def create_broker(
 
 def _initial_transfers(broker: Broker, shares: Iterable[tuple[str, int]], now: datetime) -> Iterable[Transfer]:
     """Yield the transfers of a broker's initial funds. Their references have a slash, which the API does not allow."""
+    reference, common = f"initial/{broker.pk}/", {"broker": broker, "created_at": now}
     if broker.cash:
+        yield Transfer(reference=f"{reference}cash", cash=broker.cash, reason="initial cash", **common)
+    for symbol, n in shares:
         yield Transfer(
-            reference=f"initial/{broker.pk}/cash",
-            broker=broker,
-            cash=broker.cash,
-            reason="initial cash",
-            created_at=now,
-        )
-    for symbol, quantity in shares:
-        yield Transfer(
-            reference=f"initial/{broker.pk}/{symbol}",
-            broker=broker,
-            instrument_id=symbol,
-            quantity=quantity,
-            reason="initial holding",
-            created_at=now,
+            reference=f"{reference}{symbol}", instrument_id=symbol, quantity=n, reason="initial holding", **common
         )
 
 
@@ -111,14 +89,14 @@ def set_broker_status(broker_id: str, status: BrokerStatus, *, reason: str, by: 
 def _lock_broker(broker_id: str) -> Broker:
     broker = Broker.objects.select_for_update(no_key=True, of=("self",)).filter(pk=broker_id).first()
     if broker is None:
-        raise BrokerNotFound(f"Broker {broker_id} does not exist.")
+        raise errors.BrokerNotFound(f"Broker {broker_id} does not exist.")
     return broker
 
 
 def require_broker(broker_id: str) -> None:
     """Raise `BrokerNotFound` if the broker does not exist. Brokers are never deleted."""
     if not Broker.objects.filter(pk=broker_id).exists():
-        raise BrokerNotFound(f"Broker {broker_id} does not exist.")
+        raise errors.BrokerNotFound(f"Broker {broker_id} does not exist.")
 
 
 def issue_key(
@@ -136,7 +114,7 @@ def issue_key(
             require_broker(broker_id)
         now = database_now()
         if expires_at is not None and expires_at <= now:
-            raise ValidationFailed(errors=[FieldError("expires_at", "in_the_past", "Must be in the future.")])
+            raise errors.ValidationFailed(errors=[FieldError("expires_at", "in_the_past", "Must be in the future.")])
         api_key, key = _add_key(broker_id, name, scopes, expires_at, now)
         issued = {"broker_id": broker_id, "name": name, "scopes": api_key.scopes, "expires_at": expires_at}
         audit.record(Entry.of(by, Action.KEY_ISSUE, api_key.prefix, reason=reason, after=issued))
@@ -167,7 +145,7 @@ def revoke_key(broker_id: str | None, prefix: str, *, by: Actor, reason: str = "
         keys = ApiKey.objects.filter(broker_id=broker_id, prefix=prefix)
         api_key = keys.select_for_update(no_key=True, of=("self",)).first()
         if api_key is None:
-            raise KeyNotFound(f"Broker {broker_id} has no key {prefix}." if broker_id else "")
+            raise errors.KeyNotFound(f"Broker {broker_id} has no key {prefix}." if broker_id else "")
         revoked_at = api_key.revoked_at or database_now()
         keys.update(revoked_at=revoked_at)
         before = {"broker_id": broker_id, "name": api_key.name, "revoked_at": api_key.revoked_at}
@@ -234,7 +212,7 @@ _COMPARED = {
 def _require_same(booked: Transfer, wanted: Transfer) -> None:
     differing = [name for name, column in _COMPARED.items() if getattr(booked, column) != getattr(wanted, column)]
     if differing:
-        raise TransferReferenceConflict(
+        raise errors.TransferReferenceConflict(
             errors=[FieldError(name, "differs", "Differs from the booked transfer.") for name in differing]
         )
 
@@ -243,7 +221,7 @@ def _move_cash(broker: Broker, cash: Decimal) -> tuple[dict[str, Any], dict[str,
     """Change the cash balance. Returns it before and after, for the audit log."""
     if cash < 0 and broker.cash + cash < broker.reserved_cash:
         available = round_cash(broker.cash - broker.reserved_cash)
-        raise InsufficientBalance(f"Insufficient cash: {available} available.")
+        raise errors.InsufficientBalance(f"Insufficient cash: {available} available.")
     Broker.objects.filter(pk=broker.pk).update(cash=F("cash") + cash)
     before = {"cash": round_cash(broker.cash), "reserved_cash": round_cash(broker.reserved_cash)}
     return before, before | {"cash": round_cash(broker.cash + cash)}
@@ -254,12 +232,12 @@ def _move_shares(wanted: Transfer) -> tuple[dict[str, Any], dict[str, Any]]:
     assert wanted.quantity is not None
     assert wanted.instrument_id is not None
     if not _lock_against_removal([wanted.instrument_id]):
-        raise SymbolNotFound(f"No instrument {wanted.instrument_id} is listed.")
+        raise errors.SymbolNotFound(f"No instrument {wanted.instrument_id} is listed.")
     holding = Holding.objects.filter(broker_id=wanted.broker_id, instrument_id=wanted.instrument_id).first()
     owned, reserved = (int(holding.quantity), int(holding.reserved)) if holding else (0, 0)
     available = owned - reserved
     if wanted.quantity < 0 and available + wanted.quantity < 0:
-        raise InsufficientHoldings(f"Insufficient shares: {available} {wanted.instrument_id} available.")
+        raise errors.InsufficientHoldings(f"Insufficient shares: {available} {wanted.instrument_id} available.")
     if holding:
         Holding.objects.filter(pk=holding.pk).update(quantity=F("quantity") + wanted.quantity)
     else:
@@ -290,7 +268,7 @@ def list_instrument(
         try:
             instrument.save(force_insert=True)
         except IntegrityError as error:
-            raise SymbolAlreadyListed(f"Instrument {symbol} is already listed.") from error
+            raise errors.SymbolAlreadyListed(f"Instrument {symbol} is already listed.") from error
         after = instrument_rules(instrument)
         audit.record(Entry.of(by, Action.INSTRUMENT_LIST, symbol, reason=reason, after=after))
         return instrument
@@ -300,7 +278,7 @@ def require_possible_orders(tick_size: Decimal, lot_size: int) -> None:
     """Raise `ValidationFailed` if even the smallest limit order would exceed the largest value of an order."""
     if tick_size * lot_size > MAX_NOTIONAL:
         detail = "tick_size times lot_size may be at most 10^15, the largest value of an order."
-        raise ValidationFailed(errors=[FieldError("tick_size", "notional_too_large", detail)])
+        raise errors.ValidationFailed(errors=[FieldError("tick_size", "notional_too_large", detail)])
 
 
 def remove_instrument(symbol: str, *, by: Actor, reason: str = "") -> None:
@@ -308,12 +286,12 @@ def remove_instrument(symbol: str, *, by: Actor, reason: str = "") -> None:
     with transaction.atomic(durable=True):
         instrument = lock_instrument(symbol, for_removal=True)
         if instrument.sequence:  # the number of changes of its book: orders have no foreign key in the database
-            raise InstrumentInUse
+            raise errors.InstrumentInUse
         before = instrument_rules(instrument)
         try:
             instrument.delete()
         except ProtectedError as error:
-            raise InstrumentInUse from error
+            raise errors.InstrumentInUse from error
         audit.record(Entry.of(by, Action.INSTRUMENT_REMOVE, symbol, reason=reason, before=before))
 
 
@@ -343,7 +321,7 @@ def get_instrument(symbol: str) -> Instrument:
     """Return the instrument with this symbol, or raise `SymbolNotFound`."""
     instrument = Instrument.objects.filter(pk=symbol).first()
     if instrument is None:
-        raise SymbolNotFound(f"No instrument {symbol} is listed.")
+        raise errors.SymbolNotFound(f"No instrument {symbol} is listed.")
     return instrument
 
 
@@ -352,7 +330,7 @@ def lock_instrument(symbol: str, *, for_removal: bool = False) -> Instrument:
     locked = Instrument.objects.select_for_update(no_key=not for_removal, of=("self",))
     instrument = locked.filter(pk=symbol).first()
     if instrument is None:
-        raise SymbolNotFound(f"No instrument {symbol} is listed.")
+        raise errors.SymbolNotFound(f"No instrument {symbol} is listed.")
     return instrument
 
 
