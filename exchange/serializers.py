@@ -6,48 +6,27 @@ from typing import Any
 from rest_framework.exceptions import ErrorDetail
 from rest_framework.serializers import BaseSerializer
 
-from exchange.http.fields import (
-    Amount,
-    Choice,
-    CrossFieldError,
-    Quantity,
-    StrictList,
-    StrictSerializer,
-    Text,
-    Timestamp,
-)
+from exchange import rules
+from exchange.http import fields
+from exchange.http.fields import CrossFieldError, StrictSerializer
 from exchange.models import ApiKey, Broker, Instrument, Transfer
 from exchange.response_bodies import BrokerBody, InstrumentBody, KeyBody, TransferBody
-from exchange.rules import (
-    BROKER_ID,
-    MAX_INITIAL_CASH,
-    MAX_NAME_LENGTH,
-    MAX_REASON_LENGTH,
-    SYMBOL,
-    TRANSFER_REFERENCE,
-    BrokerStatus,
-    InstrumentStatus,
-    Pricing,
-    Scope,
-    price_decimals,
-    round_cash,
-    rounded,
-)
+from exchange.rules import BrokerStatus, InstrumentStatus, Pricing, Scope, price_decimals, round_cash, rounded
 
 
 class InitialHoldingSerializer(StrictSerializer):
     """Shares that a new broker starts with."""
 
-    symbol = Text(SYMBOL)
-    quantity = Quantity()
+    symbol = fields.Text(rules.SYMBOL)
+    quantity = fields.Quantity()
 
 
 class CreateBrokerSerializer(StrictSerializer):
     """A new broker."""
 
-    broker_id = Text(BROKER_ID)
-    initial_cash = Amount(zero=True, maximum=MAX_INITIAL_CASH)
-    initial_holdings = StrictList(child=InitialHoldingSerializer(), default=list)
+    broker_id = fields.Text(rules.BROKER_ID)
+    initial_cash = fields.Amount(zero=True, maximum=rules.MAX_INITIAL_CASH)
+    initial_holdings = fields.StrictList(child=InitialHoldingSerializer(), default=list)
 
     @classmethod
     def cross_field_errors(cls, data: Mapping[str, Any]) -> Iterator[CrossFieldError]:
@@ -56,8 +35,7 @@ class CreateBrokerSerializer(StrictSerializer):
         for index, holding in enumerate(holdings if isinstance(holdings, list) else []):
             symbol = holding.get("symbol") if isinstance(holding, dict) else None
             if isinstance(symbol, str) and symbol in seen:
-                detail = ErrorDetail("May be named only once.", "duplicate")
-                yield f"initial_holdings.{index}.symbol", detail
+                yield f"initial_holdings.{index}.symbol", ErrorDetail("May be named only once.", "duplicate")
             if isinstance(symbol, str):
                 seen.add(symbol)
 
@@ -69,11 +47,11 @@ class CreateBrokerSerializer(StrictSerializer):
 class CreateTransferSerializer(StrictSerializer):
     """A deposit or withdrawal of either cash or shares."""
 
-    reference = Text(TRANSFER_REFERENCE)
-    cash = Amount(negative=True, required=False, allow_null=True)
-    symbol = Text(SYMBOL, required=False, allow_null=True)
-    quantity = Quantity(signed=True, required=False, allow_null=True)
-    reason = Text(max_length=MAX_REASON_LENGTH)
+    reference = fields.Text(rules.TRANSFER_REFERENCE)
+    cash = fields.Amount(negative=True, required=False, allow_null=True)
+    symbol = fields.Text(rules.SYMBOL, required=False, allow_null=True)
+    quantity = fields.Quantity(signed=True, required=False, allow_null=True)
+    reason = fields.Text(max_length=rules.MAX_REASON_LENGTH)
 
     @classmethod
     def cross_field_errors(cls, data: Mapping[str, Any]) -> Iterable[CrossFieldError]:
@@ -91,33 +69,33 @@ class CreateTransferSerializer(StrictSerializer):
 class CreateKeySerializer(StrictSerializer):
     """A new key of a broker."""
 
-    name = Text(min_length=0, max_length=MAX_NAME_LENGTH, required=False)
-    scopes = StrictList(
-        child=Choice(Scope, members=(Scope.READ, Scope.TRADE), name="BrokerScope"), min_length=1, required=False
+    name = fields.Text(min_length=0, max_length=rules.MAX_NAME_LENGTH, required=False)
+    scopes = fields.StrictList(
+        child=fields.Choice(Scope, members=(Scope.READ, Scope.TRADE), name="BrokerScope"), min_length=1, required=False
     )
-    expires_at = Timestamp(required=False, allow_null=True)
+    expires_at = fields.Timestamp(required=False, allow_null=True)
 
 
 class ListInstrumentSerializer(StrictSerializer):
     """A new instrument."""
 
-    symbol = Text(SYMBOL)
-    name = Text(min_length=0, max_length=MAX_NAME_LENGTH, required=False)
-    tick_size = Amount(required=False)
-    lot_size = Quantity(required=False)
-    pricing = Choice(Pricing, required=False)
+    symbol = fields.Text(rules.SYMBOL)
+    name = fields.Text(min_length=0, max_length=rules.MAX_NAME_LENGTH, required=False)
+    tick_size = fields.Amount(required=False)
+    lot_size = fields.Quantity(required=False)
+    pricing = fields.Choice(Pricing, required=False)
 
 
 class ReasonSerializer(StrictSerializer):
     """The reason of an operator's action."""
 
-    reason = Text(min_length=0, max_length=MAX_REASON_LENGTH, required=False)
+    reason = fields.Text(min_length=0, max_length=rules.MAX_REASON_LENGTH, required=False)
 
 
 class DocsQuerySerializer(StrictSerializer):
     """Query of Swagger UI: its script instead of its page."""
 
-    script = Text(min_length=0, max_length=0, required=False)
+    script = fields.Text(min_length=0, max_length=0, required=False)
 
 
 class BrokerSerializer(BaseSerializer[Broker]):

@@ -4,7 +4,6 @@ from typing import Any
 
 import msgspec
 from django.conf import settings
-from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.settings import spectacular_settings
@@ -15,22 +14,11 @@ from rest_framework.mixins import ListModelMixin, RetrieveModelMixin
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from exchange import json_codec, readiness, services
-from exchange.errors import (
-    BrokerAlreadyExists,
-    BrokerNotFound,
-    InstrumentInUse,
-    InsufficientBalance,
-    InsufficientHoldings,
-    KeyNotFound,
-    SymbolAlreadyListed,
-    SymbolNotFound,
-    TransferReferenceConflict,
-)
+from exchange import errors, json_codec, readiness, serializers, services
 from exchange.http.paging import NEWEST_FIRST, Keyset
 from exchange.http.schema import documented
 from exchange.http.threads import compute_once
-from exchange.http.viewsets import ExchangeViewSet
+from exchange.http.viewsets import BrokerListViewSet, ExchangeViewSet
 from exchange.models import ApiKey, Broker, Instrument, Transfer
 from exchange.response_bodies import (
     BalanceBody,
@@ -48,18 +36,6 @@ from exchange.response_bodies import (
     new_broker_body,
 )
 from exchange.rules import Scope
-from exchange.serializers import (
-    BrokerSerializer,
-    CreateBrokerSerializer,
-    CreateKeySerializer,
-    CreateTransferSerializer,
-    DocsQuerySerializer,
-    InstrumentSerializer,
-    KeySerializer,
-    ListInstrumentSerializer,
-    ReasonSerializer,
-    TransferSerializer,
-)
 
 OPERATORS = (Scope.OPERATOR,)
 READERS = (Scope.READ,)
@@ -81,86 +57,68 @@ class BrokerViewSet(ListModelMixin, ExchangeViewSet[Broker]):
     lookup_url_kwarg = lookup_value_converter = "broker_id"
     keyset, page_class = Keyset(("id", str)), BrokerPage
     scopes = {"list": OPERATORS, "create": OPERATORS, "balance": READERS}
-    serializer_class = BrokerSerializer
-    body_serializers = {"create": CreateBrokerSerializer}
+    serializer_class = serializers.BrokerSerializer
+    body_serializers = {"create": serializers.CreateBrokerSerializer}
 
-    @documented("create_broker", "Admit a broker", {201: NewBrokerBody}, [BrokerAlreadyExists])
+    @documented("create_broker", "Admit a broker", {201: NewBrokerBody}, [errors.BrokerAlreadyExists])
     def create(self, request: Request) -> Response:
         """Create a broker with its first balance and its first key."""
         broker, key = services.create_broker(**self.body, by=self.actor)
         return Response(new_broker_body(broker, self.body["initial_holdings"], key), status=201)
 
-    @documented("get_balance", "Read a balance", {200: BalanceBody}, [BrokerNotFound])
+    @documented("get_balance", "Read a balance", {200: BalanceBody}, [errors.BrokerNotFound])
     @action(detail=True)
     def balance(self, request: Request, broker_id: str) -> Response:
         """Return the broker's cash and shares: in total, reserved by its working orders, and available."""
         return Response(balance_body(broker_id))
 
 
-@extend_schema_view(
-    list=documented(
-        "list_transfers",
-        "List transfers",
-        {200: TransferPage},
-        [BrokerNotFound],
-        description="A broker's transfers, newest first.",
-    )
-)
-class TransferViewSet(ListModelMixin, ExchangeViewSet[Transfer]):
-    """A broker's deposits and withdrawals of cash and shares."""
+@extend_schema_view(list=documented("list_transfers", "List transfers", {200: TransferPage}, [errors.BrokerNotFound]))
+class TransferViewSet(BrokerListViewSet[Transfer]):
+    """A broker's transfers, newest first."""
 
     queryset = Transfer.objects.all()
     keyset, page_class = NEWEST_FIRST, TransferPage
     scopes = {"list": OPERATORS, "create": OPERATORS}
-    serializer_class = TransferSerializer
-    body_serializers = {"create": CreateTransferSerializer}
-
-    def get_queryset(self) -> QuerySet[Transfer]:
-        services.require_broker(self.kwargs["broker_id"])
-        return super().get_queryset().filter(broker_id=self.kwargs["broker_id"])
+    serializer_class = serializers.TransferSerializer
+    body_serializers = {"create": serializers.CreateTransferSerializer}
 
     @documented(
         "create_transfer",
         "Transfer cash or shares",
         {201: TransferBody, 200: OpenApiResponse(TransferBody, description="The first transfer with this reference.")},
-        [BrokerNotFound, SymbolNotFound, TransferReferenceConflict, InsufficientBalance, InsufficientHoldings],
+        [
+            errors.BrokerNotFound,
+            errors.SymbolNotFound,
+            errors.TransferReferenceConflict,
+            errors.InsufficientBalance,
+            errors.InsufficientHoldings,
+        ],
     )
     def create(self, request: Request, broker_id: str) -> Response:
         """Deposit or withdraw cash or shares, once per `reference`: a repeated request changes nothing."""
         transfer, is_new = services.transfer(broker_id, **self.body, by=self.actor)
-        return Response(TransferSerializer(transfer).data, status=201 if is_new else 200)
+        return Response(self.get_serializer(transfer).data, status=201 if is_new else 200)
 
 
-@extend_schema_view(
-    list=documented(
-        "list_keys",
-        "List keys",
-        {200: KeyPage},
-        [BrokerNotFound],
-        description="A broker's keys, newest first, including revoked ones.",
-    )
-)
-class KeyViewSet(ListModelMixin, ExchangeViewSet[ApiKey]):
-    """A broker's API keys."""
+@extend_schema_view(list=documented("list_keys", "List keys", {200: KeyPage}, [errors.BrokerNotFound]))
+class KeyViewSet(BrokerListViewSet[ApiKey]):
+    """A broker's keys, newest first, including revoked ones."""
 
     queryset = ApiKey.objects.all()
     lookup_url_kwarg, lookup_value_converter = "prefix", "key_prefix"
     keyset, page_class = Keyset(("-created_at", json_codec.Instant), ("-prefix", str)), KeyPage
     scopes = {"list": OPERATORS, "create": OPERATORS, "destroy": OPERATORS}
-    serializer_class = KeySerializer
-    body_serializers = {"create": CreateKeySerializer}
+    serializer_class = serializers.KeySerializer
+    body_serializers = {"create": serializers.CreateKeySerializer}
 
-    def get_queryset(self) -> QuerySet[ApiKey]:
-        services.require_broker(self.kwargs["broker_id"])
-        return super().get_queryset().filter(broker_id=self.kwargs["broker_id"])
-
-    @documented("create_key", "Issue a key", {201: NewKeyBody}, [BrokerNotFound])
+    @documented("create_key", "Issue a key", {201: NewKeyBody}, [errors.BrokerNotFound])
     def create(self, request: Request, broker_id: str) -> Response:
         """Create another key of the broker."""
         key, secret = services.issue_key(broker_id, **self.body, by=self.actor)
-        return Response(NewKeyBody(**msgspec.structs.asdict(KeySerializer(key).data), api_key=secret), status=201)
+        return Response(NewKeyBody(**msgspec.structs.asdict(self.get_serializer(key).data), api_key=secret), status=201)
 
-    @documented("revoke_key", "Revoke a key", {204: None}, [BrokerNotFound, KeyNotFound])
+    @documented("revoke_key", "Revoke a key", {204: None}, [errors.BrokerNotFound, errors.KeyNotFound])
     def destroy(self, request: Request, broker_id: str, prefix: str) -> Response:
         """Revoke a key, which stops working within five seconds."""
         services.revoke_key(broker_id, prefix, by=self.actor)
@@ -173,7 +131,7 @@ class KeyViewSet(ListModelMixin, ExchangeViewSet[ApiKey]):
         "get_stock",
         "Read an instrument",
         {200: InstrumentBody},
-        [SymbolNotFound],
+        [errors.SymbolNotFound],
         description="An instrument, with the rules for its orders.",
     ),
 )
@@ -183,43 +141,40 @@ class InstrumentViewSet(ListModelMixin, RetrieveModelMixin, ExchangeViewSet[Inst
     queryset = Instrument.objects.all()
     lookup_url_kwarg = lookup_value_converter = "symbol"
     keyset, page_class = Keyset(("symbol", str)), StockPage
-    scopes = {
-        "list": READERS,
-        "retrieve": READERS,
-        "create": OPERATORS,
-        "destroy": OPERATORS,
-        "halt": OPERATORS,
-        "resume": OPERATORS,
+    scopes = {"list": READERS, "retrieve": READERS} | dict.fromkeys(["create", "destroy", "halt", "resume"], OPERATORS)
+    serializer_class = serializers.InstrumentSerializer
+    body_serializers = {
+        "create": serializers.ListInstrumentSerializer,
+        "halt": serializers.ReasonSerializer,
+        "resume": serializers.ReasonSerializer,
     }
-    serializer_class = InstrumentSerializer
-    body_serializers = {"create": ListInstrumentSerializer, "halt": ReasonSerializer, "resume": ReasonSerializer}
 
     def get_object(self) -> Instrument:
         return services.get_instrument(self.kwargs["symbol"])
 
-    @documented("create_stock", "Add an instrument", {201: InstrumentBody}, [SymbolAlreadyListed])
+    @documented("create_stock", "Add an instrument", {201: InstrumentBody}, [errors.SymbolAlreadyListed])
     def create(self, request: Request) -> Response:
         """List an instrument. Trading starts immediately."""
         instrument = services.list_instrument(**self.body, by=self.actor)
-        return Response(InstrumentSerializer(instrument).data, status=201)
+        return Response(self.get_serializer(instrument).data, status=201)
 
-    @documented("delete_stock", "Remove an instrument", {204: None}, [SymbolNotFound, InstrumentInUse])
+    @documented("delete_stock", "Remove an instrument", {204: None}, [errors.SymbolNotFound, errors.InstrumentInUse])
     def destroy(self, request: Request, symbol: str) -> Response:
         """Remove an instrument that was never ordered or held."""
         services.remove_instrument(symbol, by=self.actor)
         return Response(status=204)
 
-    @documented("halt_stock", "Halt an instrument", {200: InstrumentBody}, [SymbolNotFound])
+    @documented("halt_stock", "Halt an instrument", {200: InstrumentBody}, [errors.SymbolNotFound])
     @action(detail=True, methods=["post"], body_optional=True)
     def halt(self, request: Request, symbol: str) -> Response:
         """Reject new orders in the instrument. Its working orders stay, and can be cancelled."""
-        return Response(InstrumentSerializer(services.halt(symbol, **self.body, by=self.actor)).data)
+        return Response(self.get_serializer(services.halt(symbol, **self.body, by=self.actor)).data)
 
-    @documented("resume_stock", "Resume an instrument", {200: InstrumentBody}, [SymbolNotFound])
+    @documented("resume_stock", "Resume an instrument", {200: InstrumentBody}, [errors.SymbolNotFound])
     @action(detail=True, methods=["post"], body_optional=True)
     def resume(self, request: Request, symbol: str) -> Response:
         """Accept orders in the instrument again."""
-        return Response(InstrumentSerializer(services.resume(symbol, **self.body, by=self.actor)).data)
+        return Response(self.get_serializer(services.resume(symbol, **self.body, by=self.actor)).data)
 
 
 class SystemViewSet(ExchangeViewSet[Any]):
@@ -228,7 +183,7 @@ class SystemViewSet(ExchangeViewSet[Any]):
     authentication_classes = ()
     permission_classes = ()
     throttle_classes = ()
-    query_serializers = {"docs": DocsQuerySerializer}
+    query_serializers = {"docs": serializers.DocsQuerySerializer}
 
     @documented("get_health", "Check that the process is alive", {200: HealthBody}, tags=["health"])
     @action(detail=False)

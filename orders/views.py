@@ -7,11 +7,9 @@ from typing import Any
 from uuid import UUID
 
 from django.conf import settings
-from django.db.models import QuerySet
 from django.http import HttpResponse
 from drf_spectacular.utils import OpenApiResponse, extend_schema_view
 from rest_framework.decorators import action
-from rest_framework.mixins import ListModelMixin
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -24,7 +22,7 @@ from exchange.http.middleware import request_id_of
 from exchange.http.paging import NEWEST_FIRST, Keyset
 from exchange.http.problems import problem_of
 from exchange.http.schema import documented, header
-from exchange.http.viewsets import ExchangeViewSet
+from exchange.http.viewsets import BrokerListViewSet, ExchangeViewSet
 from exchange.json_codec import Instant
 from exchange.models import Broker, Instrument
 from exchange.rules import BrokerStatus, Scope, price_decimals
@@ -205,7 +203,7 @@ class OrderViewSet(ExchangeViewSet[Order]):
 @extend_schema_view(
     list=documented("list_orders", "List a broker's orders", {200: OrderPage}, [BrokerNotFound], tags=["orders"])
 )
-class BrokerOrderViewSet(ListModelMixin, ExchangeViewSet[Order]):
+class BrokerOrderViewSet(BrokerListViewSet[Order]):
     """A broker's orders without their trades, newest first."""
 
     queryset = Order.objects.select_related("instrument")
@@ -213,10 +211,6 @@ class BrokerOrderViewSet(ListModelMixin, ExchangeViewSet[Order]):
     keyset, page_class = NEWEST_FIRST, OrderPage
     scopes = {"list": READERS}
     serializer_class = OrderSummarySerializer
-
-    def get_queryset(self) -> QuerySet[Order]:
-        exchange_services.require_broker(self.kwargs["broker_id"])
-        return super().get_queryset().filter(broker=self.kwargs["broker_id"])
 
 
 class BrokerTradeViewSet(ExchangeViewSet[Trade]):

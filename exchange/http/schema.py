@@ -73,7 +73,7 @@ def documented(
     tags: Iterable[str] = (),
     headers: Iterable[OpenApiParameter] = (),
 ) -> Callable[[Handler], Handler]:
-    """Describe an action of an `ExchangeViewSet`: its responses by status, and the errors that other actions lack.
+    """Describe an action of an `ExchangeViewSet`: its responses by status, and its specific errors.
 
     The view determines the body, the parameters, and the general errors and headers. The description is the docstring
     unless given.
@@ -110,9 +110,8 @@ class Schema(AutoSchema):
         return operation
 
     def get_description(self) -> str:  # type: ignore[override]  # as in the base class
-        """Return the docstring of the action, or of a view set with a single action."""
-        of_action = _own_doc(getattr(self.view, self.view.action))
-        return of_action or (_own_doc(type(self.view)) if len(self.view.scopes) == 1 else "")
+        """Return the docstring of the action or, without one, of the view set."""
+        return _own_doc(getattr(self.view, self.view.action)) or _own_doc(type(self.view))
 
     def get_tags(self) -> list[str]:
         """Return the tag of operators, or the first part of the path."""

@@ -5,12 +5,14 @@ from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
 from django.conf import settings
-from django.db.models import Model
+from django.db.models import Model, QuerySet
 from django.http import QueryDict
 from django.utils.functional import cached_property
+from rest_framework.mixins import ListModelMixin
 from rest_framework.request import Request
 from rest_framework.viewsets import GenericViewSet
 
+from exchange import services
 from exchange.audit import Actor
 from exchange.errors import FieldError, MalformedRequest, ValidationFailed
 from exchange.http import json_media, rate_limits
@@ -136,6 +138,14 @@ class ExchangeViewSet(GenericViewSet[Row]):
         if not self.body_optional:
             raise MalformedRequest("The body is empty.")
         return {}
+
+
+class BrokerListViewSet(ListModelMixin, ExchangeViewSet[Row]):
+    """View set of the rows of the broker in its path, with a list of them."""
+
+    def get_queryset(self) -> QuerySet[Row]:
+        services.require_broker(self.kwargs["broker_id"])
+        return super().get_queryset().filter(broker=self.kwargs["broker_id"])
 
 
 def _pop(parameters: dict[str, str], names: Iterable[str]) -> dict[str, str]:
