@@ -141,7 +141,7 @@ def _warn_of_untrusted_proxy() -> None:
 
 
 def network_of(environ: Mapping[str, Any]) -> str | None:
-    """Return the client's IP address, or its network for IPv6, because clients control a whole network."""
+    """Return the client's IPv4 address or IPv6 network, of which a client can use every address."""
     try:
         found = ip_address(address_of(environ).strip("[]"))
     except ValueError:

@@ -30,7 +30,7 @@ from exchange.rules import Scope
 _KEY = re.compile(r"brs_([0-9a-f]{12})_([0-9a-f]{64})")
 _KEY_LENGTH = len("brs_") + 12 + len("_") + 64
 _log = structlog.get_logger(__name__)
-_NO_HASH = bytes(32)  # compared with when the prefix is unknown, so that the response takes as long
+_NO_HASH = bytes(32)  # compared if the prefix is unknown, so that the response takes the same time
 
 
 @dataclass(frozen=True, slots=True)

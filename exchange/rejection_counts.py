@@ -1,8 +1,7 @@
 """Counts of rejected orders. They leave no rows, so each web process counts them and adds its counts to the database.
 
-Counted are attempts to place an order that was certainly not placed, for any reason (`is_rejection`). A batch that is
-rejected as a whole counts as one, an order within a batch as one each. Counts are saved every two seconds, so a process
-that is killed loses at most those of two seconds.
+An order counts if it was certainly not placed, for any reason (`is_rejection`). A batch that is rejected as a whole
+counts as one order. Counts are saved every two seconds, so a killed process loses at most those of two seconds.
 """
 
 import time
@@ -32,7 +31,7 @@ _lock = Lock()
 def is_rejection(status: int) -> bool:
     """True if this status means that an authenticated request was not executed.
 
-    After any 5xx but `503` that is unknown. Responses sent before authentication count as well, except for `401`.
+    After a 5xx other than `503`, this is unknown. Responses sent before authentication count as well, except for `401`.
     """
     if status == HTTPStatus.UNAUTHORIZED:
         return False

@@ -241,7 +241,7 @@ class Text(StrictField):
 
 
 class Choice(StrictField, Generic[Member]):
-    """Enum field that returns the member. `members` restricts it to some of them, a component called `name`."""
+    """Enum field that returns the member. `members` and `name` restrict it to a named part of the enum."""
 
     default_error_messages = {"invalid": "Must be one of: {members}."}
 

@@ -50,7 +50,7 @@ class RequestLogMiddleware:
         return response
 
     def log(self, request: HttpRequest, status: int) -> None:
-        """Log every request: users of the back office have no key, and a page costs more than a log line."""
+        """Log every request. The back office has no keys, so its log lines are not throttled."""
         write_log_line(request.META, request.path, status, None)
 
 

@@ -75,7 +75,7 @@ class Keyset:
         return base64.urlsafe_b64encode(msgspec.json.encode(list(position))).decode().rstrip("=")
 
     def page_queryset(self, queryset: QuerySet[Row], page: PageRequest) -> QuerySet[Row]:
-        """Return the rows of the page plus one more, by which `split` sees that there is another page."""
+        """Return the rows of the page and the next row, if any, which tells `split` that there is another page."""
         if page.position is not None:
             queryset = queryset.filter(self._after(page.position))
         return queryset.order_by(*self.ordering)[: page.limit + 1]

@@ -2,9 +2,9 @@
 
 Requests take tokens, and time refills the bucket. Each web process decides from its own copy of a bucket, so a check
 costs two microseconds and no round trip. Ten times a second, a thread adds the tokens taken here to the bucket in
-Valkey, and corrects the copy by those that other processes took. Tokens that several processes granted before they knew
-of each other are missing from the bucket afterwards, and are thus repaid. Without Valkey, each process continues with
-its own copy.
+Valkey, and corrects the copy by those that other processes took. In between, several processes may grant the same
+tokens. The bucket then has a deficit, which must refill before it grants more. Without Valkey, each process continues
+with its own copy.
 """
 
 import time
@@ -19,7 +19,7 @@ from django.conf import settings
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-_TOKEN = 10**9  # nanoseconds that one token takes to refill, divided by `per_second`
+_TOKEN = 10**9  # one token in the unit of amounts, nanoseconds * `per_second`
 _KEY_PREFIX = "bourse:limit"  # prefix of the buckets in Valkey
 
 _MAX_DEFICIT_BURSTS = 8  # bounds how long keys are rejected after Valkey's clock was set back
@@ -53,8 +53,8 @@ class Allowance(NamedTuple):
 class RateLimit:
     """Token buckets that refill at `per_second` tokens and hold `burst`.
 
-    A bucket is stored as the time at which it is full again; a key without an entry has a full bucket. All numbers are
-    integers, so rounding errors cannot accumulate.
+    A bucket is stored as the time at which it is full again; a key without an entry has a full bucket. Times and amounts
+    are integers, in nanoseconds * `per_second`, so rounding errors cannot accumulate.
     """
 
     def __init__(self, name: str, *, per_second: int, burst: int, max_keys: int) -> None:
@@ -96,18 +96,18 @@ class RateLimit:
         return self._full_at.get(key, 0) - now * self.per_second > (self.burst - 1) * _TOKEN
 
     def report(self) -> dict[str, int]:
-        """Return the amount taken from each bucket since the last report, in nanoseconds * `per_second`."""
+        """Return the amount taken from each bucket since the last report."""
         with self._lock:
             taken, self._unshared = self._unshared, {}
         return taken
 
     def correct(self, used: dict[str, int], now: int) -> None:
-        """Set each bucket to the deficit of all processes plus the amount taken here since the report."""
+        """Set each bucket to the amount used by all processes plus the amount taken here since the report."""
         now *= self.per_second
         with self._lock:
-            for key, missing in used.items():
+            for key, amount in used.items():
                 if key in self._full_at:
-                    self._full_at[key] = now + missing + self._unshared.get(key, 0)
+                    self._full_at[key] = now + amount + self._unshared.get(key, 0)
 
     def headers(self, allowance: Allowance) -> dict[str, str]:
         """Return the `RateLimit` headers of a response."""
