@@ -5,9 +5,8 @@ import os
 
 import django
 
-if (
-    os.environ["DJANGO_SETTINGS_MODULE"] == "config.settings.backoffice"
-):  # set by config.celery, which `config` imports first
+# `config` imports config.celery first, which sets the default of the other processes.
+if os.environ["DJANGO_SETTINGS_MODULE"] == "config.settings.backoffice":
     os.environ["DJANGO_SETTINGS_MODULE"] = "config.settings.api"
 django.setup(set_prefix=False)
 

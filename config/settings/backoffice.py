@@ -4,7 +4,6 @@ from csp.constants import NONE, SELF, UNSAFE_EVAL, UNSAFE_INLINE
 
 from config.settings import base
 from config.settings.base import *  # noqa: F403 - the common settings
-from config.settings.base import LOGIN_FAILURES, LOGIN_LOCKOUT, SECURE_COOKIES
 
 INSTALLED_APPS = [
     "backoffice.apps.BackOfficeConfig",  # before the admin, to override its templates and site
@@ -77,24 +76,20 @@ AUTHENTICATION_BACKENDS = [
     "django.contrib.auth.backends.ModelBackend",
 ]
 AUTH_PASSWORD_VALIDATORS = [
-    {"NAME": f"django.contrib.auth.password_validation.{name}", "OPTIONS": options}
-    for name, options in {
-        "MinimumLengthValidator": {"min_length": 12},
-        "CommonPasswordValidator": {},
-        "UserAttributeSimilarityValidator": {},
-    }.items()
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
 ]
 
 SESSION_ENGINE = "backoffice.sessions"
 SESSION_EXPIRE_AT_BROWSER_CLOSE = True
-SESSION_COOKIE_HTTPONLY = CSRF_COOKIE_HTTPONLY = True
-SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
-SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_COOKIES
+CSRF_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = base.SECURE_COOKIES
 CSRF_FAILURE_VIEW = "backoffice.error_pages.csrf_failure"
 
 AXES_HANDLER = "backoffice.login_attempts.LoginLimitHandler"
-AXES_FAILURE_LIMIT = LOGIN_FAILURES
-AXES_COOLOFF_TIME = LOGIN_LOCKOUT
+AXES_FAILURE_LIMIT = base.LOGIN_FAILURES
+AXES_COOLOFF_TIME = base.LOGIN_LOCKOUT
 AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # a lockout ends when the page says so
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_RESET_ON_SUCCESS = True

@@ -38,7 +38,7 @@ WEBHOOK_ADDRESSES = AddressProfile(os.environ.get("WEBHOOK_ADDRESSES", "public")
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_BATCH_BODY_BYTES = 1024 * 1024
-MAX_LARGE_BODIES = 8  # longer than MAX_BODY_BYTES, in memory: per key, and for all requests without a known key
+MAX_LARGE_BODIES = 8  # over MAX_BODY_BYTES, in memory at a time, per key; requests without a known key share one limit
 MAX_BATCH_ORDERS = 500
 MAX_BATCH_ERRORS = 1_000  # in the response to a batch; after that, one error per invalid order
 MAX_BODY_CONTAINERS = 10_000  # objects and lists
@@ -67,7 +67,7 @@ INVALID_KEY_CACHE_SIZE = 10_000
 WEB_THREADS = 400  # per web process, for all requests outside the fast path
 WEB_READ_THREADS = 4  # per web process, for GET: more would contend with the orders for the interpreter
 CONNECTIONS_PER_ADDRESS = 256  # to one web process
-KEY_REFRESH_SECONDS = 300.0  # after its last use; until then, a cached key is refreshed before it expires
+KEY_REFRESH_SECONDS = 300.0  # a cached key used within this time is refreshed before it expires
 
 # --- Limits of the write path ---------------------------------------------------------------------------------------
 
@@ -81,7 +81,7 @@ SEQUENCER_BATCH = 200  # commands in one transaction, unless a single request ha
 SEQUENCER_BATCH_SECONDS = 0.25  # expected duration of a transaction
 SEQUENCER_QUEUE_REQUESTS = 256  # waiting in one web process; more are rejected
 SEQUENCER_QUEUE_COMMANDS = 4_000  # in all waiting requests; more are rejected
-SEQUENCER_DEEP_REQUESTS = 8  # with orders that fill too many resting orders to share a batch, at a time
+SEQUENCER_DEEP_REQUESTS = 8  # at a time, with orders that fill too many resting orders to share a batch
 SWEEP_BATCH = 500  # orders cancelled or expired in one transaction
 PRICE_WINDOW = timedelta(minutes=5)
 MOVING_AVERAGE_ORDERS = 1_000
@@ -94,7 +94,7 @@ WEBHOOK_CONCURRENCY_PER_ENDPOINT = 4  # per broker and event, also after a chang
 WEBHOOK_WAKE_UPS_QUEUED = 100  # in Valkey; more are not sent
 WEBHOOK_RESPONSE_BYTES_READ = 4 * 1024
 WEBHOOK_RESPONSE_BYTES_STORED = 1024  # for the back office
-WEBHOOK_RESPONSE_RETENTION = timedelta(days=14)  # and of the hourly counts of attempts and failures
+WEBHOOK_RESPONSE_RETENTION = timedelta(days=14)  # also for the hourly counts of attempts and failures
 WEBHOOK_RETENTION_BATCH = 1_000  # rows deleted in one transaction
 WEBHOOK_RETENTION_BATCHES = 200  # transactions of one run, well within TASK_TIME_LIMIT_SECONDS
 WEBHOOK_REDELIVERIES = 500  # per operator action
@@ -166,7 +166,7 @@ WEBHOOK_MESSAGE_SECONDS = 10.0
 WEBHOOK_DRAIN_EVERY_SECONDS = 1.0
 WEBHOOK_IDLE_SESSION_TIMEOUT_MS = 3_000  # after it, a frozen dispatcher loses its shard; a working one is never idle
 WEBHOOK_RETENTION_EVERY_SECONDS = 60.0
-WEBHOOK_LOST_AFTER_SECONDS = 60.0  # a delivery claimed for longer and without an outcome will have none
+WEBHOOK_LOST_AFTER_SECONDS = 60.0  # a delivery claimed earlier that has no outcome counts as lost
 WEBHOOK_LINGER_SECONDS = 0.3  # an idle dispatcher ends after it
 WEBHOOK_POLL_SECONDS = 0.03  # interval at which a busy dispatcher looks for deliveries and stores outcomes
 
@@ -186,7 +186,6 @@ INSTALLED_APPS = [
 
 _database: dict[str, Any] = {**dj_database_url.parse(DATABASE_URL, engine="exchange.postgresql")}
 _database |= {
-    "CONN_MAX_AGE": 0,  # the pool keeps the connections open, not the threads
     "OPTIONS": {
         **_database.get("OPTIONS", {}),  # from the URL: ?sslmode= and the like
         "connect_timeout": DATABASE_CONNECT_TIMEOUT_SECONDS,
@@ -207,9 +206,8 @@ _database |= {
 }
 DATABASES = {"default": _database}
 
-USE_TZ = True
 TIME_ZONE = "UTC"
-LANGUAGE_CODE = "en-us"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 STATIC_URL = "/static/"
 WHITENOISE_USE_FINDERS = True  # serve files from their packages, without collectstatic
@@ -218,8 +216,6 @@ SECURE_SSL_REDIRECT = SECURE_COOKIES
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if SECURE_COOKIES else None
 SECURE_HSTS_SECONDS = 365 * 24 * 60 * 60 if SECURE_COOKIES else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_COOKIES
-SECURE_CONTENT_TYPE_NOSNIFF = True
-X_FRAME_OPTIONS = "DENY"
 SILENCED_SYSTEM_CHECKS = [
     "security.W021",  # HSTS preload binds a whole domain for years, which its owner must decide
 ]
@@ -265,12 +261,9 @@ SPECTACULAR_SETTINGS = {
 
 CELERY_BROKER_URL = REDIS_URL
 CELERY_TASK_IGNORE_RESULT = True
-CELERY_TASK_SERIALIZER = "json"
 CELERY_TASK_ROUTES = {"webhooks.tasks.deliver": {"queue": "webhooks"}}  # a separate worker: see docs/webhooks.md
-CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_ACKS_LATE = True
 CELERY_TASK_TIME_LIMIT = TASK_TIME_LIMIT_SECONDS
-CELERY_TIMEZONE = "UTC"
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None  # a worker waits for Valkey without a limit
