@@ -18,6 +18,7 @@ TAGS = [  # in the order of use; `Schema.get_tags` puts the actions of operators
     {"name": "health", "description": "State of the exchange. No key needed."},
     {"name": "operators", "description": "Actions of the exchange's operators."},
 ]
+METHODS = ["post", "get", "patch", "delete"]
 
 # By the name of a property or parameter, or by `Component.property` or `operation.parameter` where the name means
 # something else there.
@@ -283,7 +284,7 @@ def complete(result: JSONSchema, **_: Any) -> JSONSchema:
     for component, schema in schemas.items():
         for name, inner in schema.get("properties", {}).items():
             inner.setdefault("description", _description(component, name))
-    result["paths"] = {path: _posts_first(item) for path, item in sorted(result["paths"].items(), key=_tag_number)}
+    result["paths"] = {path: _in_order(item) for path, item in sorted(result["paths"].items(), key=_tag_number)}
     for operation in (operation for item in result["paths"].values() for operation in item.values()):
         _complete_operation(operation)
     return result
@@ -295,8 +296,9 @@ def _tag_number(path: tuple[str, JSONSchema]) -> int:
     return min(names.index(tag) for operation in path[1].values() for tag in operation["tags"])
 
 
-def _posts_first(item: JSONSchema) -> JSONSchema:
-    return dict(sorted(item.items(), key=lambda operation: operation[0] != "post"))
+def _in_order(item: JSONSchema) -> JSONSchema:
+    """Sort the operations of a path. The order of drf-spectacular differs between processes."""
+    return dict(sorted(item.items(), key=lambda operation: METHODS.index(operation[0])))
 
 
 def _complete_operation(operation: JSONSchema) -> None:
