@@ -88,6 +88,11 @@ def test_operators_come_last(document: JSONSchema) -> None:
     assert document["servers"] == [{"url": "/", "description": "The exchange that serves this document."}]
 
 
+def test_the_operations_of_a_path_have_a_fixed_order(document: JSONSchema) -> None:
+    for item in document["paths"].values():
+        assert list(item) == [method for method in openapi.METHODS if method in item]
+
+
 def test_the_webhooks_are_all_events_with_their_fields(document: JSONSchema) -> None:
     schemas = document["components"]["schemas"]
     tags = {tag["name"] for tag in document["tags"]}

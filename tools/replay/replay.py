@@ -1,8 +1,8 @@
 """Replay of messages: sends each one as an order or a cancel, and compares the book after it.
 
-The maker places and cancels resting orders, the taker sends executions. The exchange may fill another of the maker's
-orders at a price than the file, whose earlier history is unknown. Only the total of each level must be equal: if too
-little is left of an order to cancel, the other orders at that price are reduced too.
+The maker places and cancels resting orders, the taker sends executions. At a price, the exchange may fill another order
+of the maker than the file does, because the file lacks the book's earlier history. Only the total of each level must be
+equal: if an order has too little left to cancel, other orders at its price are reduced.
 """
 
 import time
@@ -108,7 +108,7 @@ class Replay:
                 pass
 
     def _seed_new_levels(self, message: Message, before: Book, book: Book) -> None:
-        """Set the levels that the previous row did not contain, because no message describes changes below them."""
+        """Set the levels that were not in the previous row: no message described their earlier changes."""
         for side in Side:
             shown = {level.price for level in before.levels(side)} | {message.price}
             for level in book.levels(side):
