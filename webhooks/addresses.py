@@ -18,7 +18,7 @@ MAX_HOST_LENGTH = 253
 
 
 class AddressProfile(ChoicesEnum):
-    """Allowed addresses: `local` is all but link-local and cloud metadata, `public` is https to global ones."""
+    """Allowed addresses: `local` allows all but link-local and cloud metadata, `public` only global ones, by https."""
 
     LOCAL = "local"
     PUBLIC = "public"

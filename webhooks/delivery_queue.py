@@ -131,8 +131,8 @@ _HEALTH_LAG = "interval '5 s'"
 
 _LIMIT_KEYS = "ARRAY[subscription.url, subscription.broker_id || ' ' || subscription.event_type]"
 
-# If most rows belong to one subscription, the planner expects to find another's soon in any order, and reads all of
-# them. BETWEEN and ordering by both columns leave it only the index of due deliveries.
+# If most rows belong to one subscription, the planner expects any scan to find another subscription's rows soon, and
+# reads the whole table. BETWEEN and ordering by both columns leave only the index of due deliveries.
 
 # One index step per subscription with due deliveries, regardless of the length of its queue.
 _DUE = f"""
@@ -157,7 +157,7 @@ CROSS JOIN LATERAL (
 ORDER BY due.id
 """
 
-# The two updates of deliveries never meet in a row: one requires `claimed_at`, the other requires that it is null.
+# The two updates of deliveries never change the same row: one requires `claimed_at`, the other that it is null.
 # `id = ANY(ARRAY(…))` makes the planner expect few rows; otherwise it would read both tables in full with a long queue.
 # `is_failed` is the condition of `models.IS_FAILED`.
 # A subscription's health is for display. If only its times would change, and by only a few seconds, the row is not

@@ -8,7 +8,7 @@ from exchange.models import Broker
 from exchange.rules import ChoicesEnum
 
 MAX_URL_LENGTH = 2_048
-TOLERATED_FAILURES = 3  # in a row, of a URL that has worked; the last of them makes the subscription failing
+TOLERATED_FAILURES = 3  # in a row, after which a subscription that has worked is failing
 
 
 class EventType(ChoicesEnum):
@@ -78,7 +78,7 @@ class Subscription(models.Model):
     paused_at = models.DateTimeField(null=True)  # by an operator; due deliveries wait until it is resumed
     last_success_at = models.DateTimeField(null=True)
     last_failure_at = models.DateTimeField(null=True)
-    # Failures in a row until it counts as failing: 1 for a new URL, `TOLERATED_FAILURES` after a success, 0 if it is.
+    # Failures in a row until it is failing: 1 for a new URL, `TOLERATED_FAILURES` after a success, 0 once it is.
     failures_left = models.SmallIntegerField(default=1, db_default=1)
 
     objects = SubscriptionQuerySet.as_manager()

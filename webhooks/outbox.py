@@ -9,6 +9,7 @@ from datetime import datetime
 
 import msgspec
 
+from exchange.json_codec import encode_json
 from webhooks.models import EventType
 
 
@@ -30,7 +31,7 @@ PUBLISH = "webhooks_publish(%(events)s::json)"
 
 def encode_events(events: Sequence[NewEvent]) -> str | None:
     """Encode events for `PUBLISH`, including the body that receivers get."""
-    return _ENCODER.encode([_Row.of(event) for event in events]).decode() if events else None
+    return encode_json([_Row.of(event) for event in events]).decode() if events else None
 
 
 class _Payload(msgspec.Struct, frozen=True):
@@ -48,8 +49,5 @@ class _Row(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, event: NewEvent) -> "_Row":
-        body = _ENCODER.encode(_Payload(event.type, event.occurred_at, event.data)).decode()
+        body = encode_json(_Payload(event.type, event.occurred_at, event.data)).decode()
         return cls(event.broker_id, event.sequence, event.type, event.occurred_at, body)
-
-
-_ENCODER = msgspec.json.Encoder(decimal_format="number")

@@ -1,5 +1,6 @@
 """Response bodies about subscriptions."""
 
+from typing import Any, Self
 from uuid import UUID
 
 import msgspec
@@ -17,8 +18,8 @@ class WebhookBody(msgspec.Struct, frozen=True):
     url: str
 
     @classmethod
-    def of(cls, subscription: Subscription) -> "WebhookBody":
-        return cls(subscription.pk, subscription.broker_id, EventType(subscription.event_type), subscription.url)
+    def of(cls, row: Subscription, **more: Any) -> Self:
+        return cls(row.pk, row.broker_id, EventType(row.event_type), row.url, **more)
 
 
 class WebhooksBody(msgspec.Struct, frozen=True):
@@ -37,12 +38,3 @@ class WebhookListBody(msgspec.Struct, frozen=True):
     """All subscriptions of a broker, oldest first."""
 
     webhooks: list[ListedWebhookBody]
-
-
-def webhook_list_body(subscriptions: list[Subscription]) -> WebhookListBody:
-    return WebhookListBody(
-        [
-            ListedWebhookBody(each.pk, each.broker_id, EventType(each.event_type), each.url, each.created_at)
-            for each in subscriptions
-        ]
-    )

@@ -1,7 +1,4 @@
-"""Celery tasks: `deliver`, sent after each commit and every second by beat, and the deletion of old responses.
-
-The latter does not run in the workers of the dispatcher.
-"""
+"""Celery tasks: `deliver`, which has a worker of its own and is sent after commits and by beat, and retention."""
 
 from typing import Any
 

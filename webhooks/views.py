@@ -12,7 +12,7 @@ from exchange.http.viewsets import ExchangeViewSet
 from exchange.rules import Scope
 from webhooks import services
 from webhooks.models import Subscription
-from webhooks.response_bodies import WebhookBody, WebhookListBody, WebhooksBody, webhook_list_body
+from webhooks.response_bodies import ListedWebhookBody, WebhookBody, WebhookListBody, WebhooksBody
 from webhooks.serializers import SubscribeSerializer, WebhooksQuerySerializer
 
 TRADERS = (Scope.TRADE,)
@@ -32,7 +32,7 @@ class WebhookViewSet(ExchangeViewSet[Subscription]):
     def list(self, request: Request) -> Response:
         """Return all subscriptions of the broker, oldest first."""
         mine = self.get_queryset().filter(broker=self.query["broker_id"]).order_by("created_at", "id")
-        return Response(webhook_list_body([*mine]))
+        return Response(WebhookListBody([ListedWebhookBody.of(each, created_at=each.created_at) for each in mine]))
 
     @documented(
         "subscribe",
