@@ -22,7 +22,7 @@ from exchange.ids import first_id_at
 MINUTE = timedelta(minutes=1)
 # Maximum difference between an order's id and its time: the id is chosen before the order waits, by another clock.
 ID_MARGIN = timedelta(minutes=1)
-MIN_STEPS = 4  # the minute before the last bar, the bar's own, a pause, and one more: every run makes progress
+MIN_STEPS = 4  # even beyond the time limit: the last two minutes, a pause after them, and one step of progress
 STEP_ROWS = 50_000  # orders or trades per step, unless one minute has more
 
 

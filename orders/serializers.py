@@ -11,27 +11,9 @@ from django.conf import settings
 from rest_framework import serializers
 from rest_framework.exceptions import ErrorDetail
 
-from exchange.http.fields import (
-    Amount,
-    Boolean,
-    Choice,
-    CrossFieldError,
-    Quantity,
-    QueryInteger,
-    StrictList,
-    StrictSerializer,
-    Text,
-    Timestamp,
-)
-from exchange.rules import (
-    BROKER_ID,
-    CLIENT_ORDER_ID,
-    DOCUMENT_NUMBER,
-    MAX_NOTIONAL,
-    MAX_QUANTITY,
-    SYMBOL,
-    price_decimals,
-)
+from exchange import rules
+from exchange.http import fields
+from exchange.http.fields import CrossFieldError, StrictSerializer
 from exchange.serializers import ReasonSerializer
 from orders.enums import OrderType, Side, TimeInForce
 from orders.models import Order
@@ -39,22 +21,22 @@ from orders.response_bodies import OrderSummary
 
 MARKET_TIMES_IN_FORCE = (TimeInForce.IOC, TimeInForce.FOK)
 
-_price, _quantity = Amount(), Quantity()
+_price, _quantity = fields.Amount(), fields.Quantity()
 
 
 class PlaceOrderSerializer(StrictSerializer):
     """A new order."""
 
-    type = Choice(OrderType, default=OrderType.LIMIT)
-    broker_id = Text(BROKER_ID)
-    document_number = Text(DOCUMENT_NUMBER)
-    side = Choice(Side)
-    symbol = Text(SYMBOL)
-    price = Amount(default=None, allow_null=True)
-    quantity = Quantity()
-    expires_at = Timestamp(default=None, allow_null=True)
-    time_in_force = Choice(TimeInForce, required=False)
-    client_order_id = Text(CLIENT_ORDER_ID, default=None, allow_null=True)
+    type = fields.Choice(OrderType, default=OrderType.LIMIT)
+    broker_id = fields.Text(rules.BROKER_ID)
+    document_number = fields.Text(rules.DOCUMENT_NUMBER)
+    side = fields.Choice(Side)
+    symbol = fields.Text(rules.SYMBOL)
+    price = fields.Amount(default=None, allow_null=True)
+    quantity = fields.Quantity()
+    expires_at = fields.Timestamp(default=None, allow_null=True)
+    time_in_force = fields.Choice(TimeInForce, required=False)
+    client_order_id = fields.Text(rules.CLIENT_ORDER_ID, default=None, allow_null=True)
 
     @classmethod
     def with_derived_values(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -76,7 +58,7 @@ def _excessive_notional(data: Mapping[str, Any]) -> list[CrossFieldError]:
         quantity = _quantity.to_internal_value(data.get("quantity"))
     except serializers.ValidationError:
         return []  # already an error of that field
-    if price * quantity <= MAX_NOTIONAL:
+    if price * quantity <= rules.MAX_NOTIONAL:
         return []
     return [("quantity", ErrorDetail("price times quantity may be at most 10^15.", "notional_too_large"))]
 
@@ -105,7 +87,7 @@ def _market_order_errors(data: Mapping[str, Any]) -> list[CrossFieldError]:
     return found
 
 
-class OrderBodies(StrictList):
+class OrderBodies(fields.StrictList):
     """List of orders that are validated one by one later: an invalid order is its own error, not the list's."""
 
     child = PlaceOrderSerializer()
@@ -123,50 +105,48 @@ class PlaceOrdersSerializer(StrictSerializer):
 class OrderLookupSerializer(StrictSerializer):
     """Query of an order by its `client_order_id`."""
 
-    client_order_id = Text(CLIENT_ORDER_ID)
-    broker_id = Text(BROKER_ID, required=False)
+    client_order_id = fields.Text(rules.CLIENT_ORDER_ID)
+    broker_id = fields.Text(rules.BROKER_ID, required=False)
 
 
 class CancelOrdersQuerySerializer(StrictSerializer):
     """Query of the working orders to cancel: by symbol, by side, by both, or all."""
 
-    symbol = Text(SYMBOL, required=False)
-    side = Choice(Side, required=False)
-    all = Text(re.compile("true"), required=False)
-    broker_id = Text(BROKER_ID, required=False)
+    symbol = fields.Text(rules.SYMBOL, required=False)
+    side = fields.Choice(Side, required=False)
+    all = fields.Text(re.compile("true"), required=False)
+    broker_id = fields.Text(rules.BROKER_ID, required=False)
 
     @classmethod
     def cross_field_errors(cls, data: Mapping[str, Any]) -> list[CrossFieldError]:
         """Require either a filter or `all`, so that a missing filter never cancels everything."""
         has_filter = "symbol" in data or "side" in data
         if has_filter and "all" in data:
-            detail = "all=true goes with no symbol or side: send either it, or them."
-            return [("all", ErrorDetail(detail, "not_allowed"))]
+            return [("all", ErrorDetail("Send either all=true, or a symbol or side, not both.", "not_allowed"))]
         if not has_filter and "all" not in data:
-            detail = "Say which orders: send symbol, side or both, or all=true."
-            return [("symbol", ErrorDetail(detail, "required"))]
+            return [("symbol", ErrorDetail("Name the orders: send symbol, side or both, or all=true.", "required"))]
         return []
 
 
 class SuspendSerializer(ReasonSerializer):
     """The reason of a suspension, and whether to cancel the broker's orders."""
 
-    cancel_orders = Boolean(default=False)
+    cancel_orders = fields.Boolean(default=False)
 
 
 class BookQuerySerializer(StrictSerializer):
     """Query of a book."""
 
-    depth = QueryInteger(1, settings.BOOK_DEPTH_MAX, default=settings.BOOK_DEPTH_DEFAULT)
+    depth = fields.QueryInteger(1, settings.BOOK_DEPTH_MAX, default=settings.BOOK_DEPTH_DEFAULT)
 
 
 class QuoteQuerySerializer(StrictSerializer):
     """Query of a quote: the market order."""
 
-    side = Choice(Side)
-    quantity = QueryInteger(1, MAX_QUANTITY)
+    side = fields.Choice(Side)
+    quantity = fields.QueryInteger(1, rules.MAX_QUANTITY)
 
 
 class OrderSummarySerializer(serializers.BaseSerializer[Order]):
     def to_representation(self, order: Order) -> OrderSummary:
-        return OrderSummary.of(order, price_decimals(order.instrument.tick_size))
+        return OrderSummary.of(order, rules.price_decimals(order.instrument.tick_size))

@@ -27,7 +27,7 @@ from exchange.json_codec import Instant
 from exchange.models import Broker, Instrument
 from exchange.rules import BrokerStatus, Scope, price_decimals
 from exchange.serializers import ReasonSerializer
-from orders import market_data, order_queries, services
+from orders import market_data, order_queries, serializers, services
 from orders.enums import Side
 from orders.filters import OrderFilters, TradeFilters
 from orders.matching import sequencer
@@ -45,16 +45,6 @@ from orders.response_bodies import (
     OrderResults,
     TapePage,
     TapeTrade,
-)
-from orders.serializers import (
-    BookQuerySerializer,
-    CancelOrdersQuerySerializer,
-    OrderLookupSerializer,
-    OrderSummarySerializer,
-    PlaceOrderSerializer,
-    PlaceOrdersSerializer,
-    QuoteQuerySerializer,
-    SuspendSerializer,
 )
 
 PLACE_ERRORS = (
@@ -87,8 +77,11 @@ class OrderViewSet(ExchangeViewSet[Order]):
         "destroy": CANCELLERS,
         "destroy_all": CANCELLERS,
     }
-    body_serializers = {"create": PlaceOrderSerializer, "batch": PlaceOrdersSerializer}
-    query_serializers = {"list": OrderLookupSerializer, "destroy_all": CancelOrdersQuerySerializer}
+    body_serializers = {"create": serializers.PlaceOrderSerializer, "batch": serializers.PlaceOrdersSerializer}
+    query_serializers = {
+        "list": serializers.OrderLookupSerializer,
+        "destroy_all": serializers.CancelOrdersQuerySerializer,
+    }
     cancels = ("destroy", "destroy_all")
     remaining_errors = settings.MAX_BATCH_ERRORS
 
@@ -185,7 +178,8 @@ class OrderViewSet(ExchangeViewSet[Order]):
         if isinstance(body.get("broker_id"), str) and body["broker_id"] != own:
             return errors.BrokerMismatch(f"This key acts for {own} only.")
         bad: list[FieldError] = []
-        values = validate(PlaceOrderSerializer, body, bad, max_errors=max(min(self.remaining_errors, MAX_ERRORS), 1))
+        max_errors = max(min(self.remaining_errors, MAX_ERRORS), 1)
+        values = validate(serializers.PlaceOrderSerializer, body, bad, max_errors=max_errors)
         self.remaining_errors -= len(bad)
         return errors.ValidationFailed(errors=bad) if bad else PlaceOrder(**values)
 
@@ -210,7 +204,7 @@ class BrokerOrderViewSet(BrokerListViewSet[Order]):
     filterset_class = OrderFilters
     keyset, page_class = NEWEST_FIRST, OrderPage
     scopes = {"list": READERS}
-    serializer_class = OrderSummarySerializer
+    serializer_class = serializers.OrderSummarySerializer
 
 
 class BrokerTradeViewSet(ExchangeViewSet[Trade]):
@@ -238,7 +232,7 @@ class MarketDataViewSet(ExchangeViewSet[Instrument]):
 
     lookup_url_kwarg = lookup_value_converter = "symbol"
     scopes = {"price": READERS, "book": READERS, "quote": READERS}
-    query_serializers = {"book": BookQuerySerializer, "quote": QuoteQuerySerializer}
+    query_serializers = {"book": serializers.BookQuerySerializer, "quote": serializers.QuoteQuerySerializer}
 
     @documented("get_price", "Read an instrument's price", {200: market_data.PriceSummary}, [SymbolNotFound])
     @action(detail=True)
@@ -283,7 +277,7 @@ class BrokerStatusViewSet(ExchangeViewSet[Broker]):
 
     lookup_url_kwarg = lookup_value_converter = "broker_id"
     scopes = {"suspend": OPERATORS, "reinstate": OPERATORS}
-    body_serializers = {"suspend": SuspendSerializer, "reinstate": ReasonSerializer}
+    body_serializers = {"suspend": serializers.SuspendSerializer, "reinstate": ReasonSerializer}
 
     @documented("suspend_broker", "Suspend a broker", {200: BrokerStanding}, [BrokerNotFound])
     @action(detail=True, methods=["post"], body_optional=True)

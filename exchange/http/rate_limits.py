@@ -53,8 +53,8 @@ class Allowance(NamedTuple):
 class RateLimit:
     """Token buckets that refill at `per_second` tokens and hold `burst`.
 
-    A bucket is stored as the time at which it is full again; a key without an entry has a full bucket. Times and amounts
-    are integers, in nanoseconds * `per_second`, so rounding errors cannot accumulate.
+    A bucket is stored as the time at which it is full again; a key without an entry has a full bucket. Times and
+    amounts are integers, in nanoseconds * `per_second`, so rounding errors cannot accumulate.
     """
 
     def __init__(self, name: str, *, per_second: int, burst: int, max_keys: int) -> None:

@@ -132,7 +132,7 @@ def _end_if_abandoned(run_id: UUID) -> None:
 
 @contextmanager
 def _run_lock(run_id: UUID) -> Iterator[bool]:
-    """Hold the run's lock if it is free. Yields True if it was."""
+    """Hold the run's lock and yield True, or yield False if another process holds it."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", [_LOCK_CLASS, _lock_key(run_id)])
         (is_ours,) = cursor.fetchone()
