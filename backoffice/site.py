@@ -20,42 +20,30 @@ from backoffice.templatetags.formatting import DASH
 from exchange import audit
 from exchange.audit import Action, Entry
 
-# The sidebar: groups of pages, each with its title, URL name, icon, and required permission.
-NAVIGATION: tuple[tuple[str, tuple[tuple[str, str, str, str], ...]], ...] = (
-    (
-        "Market",
-        (
-            ("Dashboard", "index", "monitoring", ""),
-            ("Instruments", "exchange_instrument_changelist", "candlestick_chart", "exchange.view_instrument"),
-            ("Orders", "orders_order_changelist", "list_alt", "orders.view_order"),
-            ("Trades", "orders_trade_changelist", "handshake", "orders.view_trade"),
-        ),
-    ),
-    (
-        "Members",
-        (
-            ("Brokers", "exchange_broker_changelist", "account_balance", "exchange.view_broker"),
-            ("Transfers", "exchange_transfer_changelist", "swap_horiz", "exchange.view_transfer"),
-            ("Keys", "exchange_apikey_changelist", "key", "exchange.view_apikey"),
-        ),
-    ),
-    (
-        "Webhooks",
-        (
-            ("Subscriptions", "webhooks_subscription_changelist", "webhook", "webhooks.view_subscription"),
-            ("Deliveries", "webhooks_delivery_changelist", "outgoing_mail", "webhooks.view_delivery"),
-            ("Events", "webhooks_event_changelist", "stream", "webhooks.view_event"),
-        ),
-    ),
-    (
-        "Control",
-        (
-            ("Audit", "exchange_auditentry_changelist", "policy", "exchange.view_auditentry"),
-            ("Reconciliation", "orders_reconcilerun_changelist", "balance", "orders.view_reconcilerun"),
-            ("Users", "auth_user_changelist", "group", "auth.view_user"),
-        ),
-    ),
-)
+# The sidebar: pages by group, each with its title, icon, URL name, and required permission.
+NAVIGATION: dict[str, list[tuple[str, str, str, str]]] = {
+    "Market": [
+        ("Dashboard", "monitoring", "index", ""),
+        ("Instruments", "candlestick_chart", "exchange_instrument_changelist", "exchange.view_instrument"),
+        ("Orders", "list_alt", "orders_order_changelist", "orders.view_order"),
+        ("Trades", "handshake", "orders_trade_changelist", "orders.view_trade"),
+    ],
+    "Members": [
+        ("Brokers", "account_balance", "exchange_broker_changelist", "exchange.view_broker"),
+        ("Transfers", "swap_horiz", "exchange_transfer_changelist", "exchange.view_transfer"),
+        ("Keys", "key", "exchange_apikey_changelist", "exchange.view_apikey"),
+    ],
+    "Webhooks": [
+        ("Subscriptions", "webhook", "webhooks_subscription_changelist", "webhooks.view_subscription"),
+        ("Deliveries", "outgoing_mail", "webhooks_delivery_changelist", "webhooks.view_delivery"),
+        ("Events", "stream", "webhooks_event_changelist", "webhooks.view_event"),
+    ],
+    "Control": [
+        ("Audit", "policy", "exchange_auditentry_changelist", "exchange.view_auditentry"),
+        ("Reconciliation", "balance", "orders_reconcilerun_changelist", "orders.view_reconcilerun"),
+        ("Users", "group", "auth_user_changelist", "auth.view_user"),
+    ],
+}
 
 
 class BackOfficeSite(UnfoldAdminSite):  # type: ignore[misc]  # unfold is not typed
@@ -124,11 +112,11 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
     """Return the sidebar in unfold's format. Unfold hides the pages that the user may not view."""
     return [
         {"title": title, "separator": False, "items": [_link(request, *page) for page in pages]}
-        for title, pages in NAVIGATION
+        for title, pages in NAVIGATION.items()
     ]
 
 
-def _link(request: HttpRequest, title: str, name: str, icon: str, permission: str) -> dict[str, Any]:
+def _link(request: HttpRequest, title: str, icon: str, name: str, permission: str) -> dict[str, Any]:
     path = reverse(f"admin:{name}")
     is_active = request.path == path if name == "index" else request.path.startswith(path)
     return {

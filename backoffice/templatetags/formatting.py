@@ -23,28 +23,10 @@ DASH = "\N{EN DASH}"
 
 # The colours of statuses. Others are plain.
 _TONES = {
-    "trading": "good",
-    "active": "good",
-    "filled": "good",
-    "delivered": "good",
-    "alive": "good",
-    "ok": "good",
-    "halted": "bad",
-    "suspended": "bad",
-    "failed": "bad",
-    "failing": "bad",
-    "silent": "bad",
-    "revoked": "bad",
-    "live": "good",
-    "pending": "wait",
-    "partially_filled": "wait",
-    "due": "wait",
-    "in_flight": "wait",
-    "paused": "wait",
-    "running": "wait",
-    "waiting": "wait",
-    "differences": "bad",
-    "incomplete": "bad",
+    **dict.fromkeys(["trading", "active", "filled", "delivered", "alive", "ok", "live"], "good"),
+    **dict.fromkeys(["halted", "suspended", "failed", "failing", "silent", "revoked"], "bad"),
+    **dict.fromkeys(["differences", "incomplete"], "bad"),
+    **dict.fromkeys(["pending", "partially_filled", "due", "in_flight", "paused", "running", "waiting"], "wait"),
 }
 
 # Labels of words that are not their own label.
