@@ -37,16 +37,23 @@ def expire_due_orders() -> None:
 
 @contextmanager
 def _sweep_lock() -> Iterator[bool]:
-    """Hold the lock of the session that sweeps. Yield False if another session has it."""
+    """Hold the lock of the session that sweeps. Yield False if another session has it.
+
+    A frozen process loses the session, so that another one can sweep.
+    """
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_try_advisory_lock(%s)", [_SWEEP_LOCK])
         (is_ours,) = cursor.fetchone()
+        if is_ours:
+            cursor.execute("SELECT set_config('idle_session_timeout', %s, false)", [str(settings.IDLE_LOCK_TIMEOUT_MS)])
     try:
         yield is_ours
     finally:
         if is_ours:
             with connection.cursor() as cursor:
-                cursor.execute("SELECT pg_advisory_unlock(%s)", [_SWEEP_LOCK])
+                cursor.execute(
+                    "SELECT pg_advisory_unlock(%s), set_config('idle_session_timeout', NULL, false)", [_SWEEP_LOCK]
+                )
 
 
 def _due_books() -> dict[str, int]:

@@ -82,7 +82,7 @@ class DeliveryQueue:
         parameters = django_connection.get_connection_params()
         del parameters["cursor_factory"], parameters["context"]  # for Django's blocking connections
         parameters["options"] += _INDEX_PLANS
-        parameters["options"] += f" -c idle_session_timeout={settings.WEBHOOK_IDLE_SESSION_TIMEOUT_MS}"
+        parameters["options"] += f" -c idle_session_timeout={settings.IDLE_LOCK_TIMEOUT_MS}"
         return cls(await psycopg.AsyncConnection.connect(**parameters, autocommit=True))
 
     async def close(self) -> None:

@@ -472,7 +472,7 @@ def test_a_frozen_worker_loses_its_shard_to_another(worker: CeleryProcess, recei
     try:
         trade(of="bob")
         assert not is_sent_from_here()
-        assert wait_until(is_sent_from_here, settings.WEBHOOK_IDLE_SESSION_TIMEOUT_MS / 1000 + SOON_SECONDS)
+        assert wait_until(is_sent_from_here, settings.IDLE_LOCK_TIMEOUT_MS / 1000 + SOON_SECONDS)
     finally:
         os.kill(worker.child.pid, signal.SIGCONT)
     wait_until_complete()

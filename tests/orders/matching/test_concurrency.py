@@ -23,8 +23,9 @@ from uuid import UUID
 import httpx
 import pytest
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 from django.db.models import Max, Sum
+from pytest_django import Settings
 
 from config.local.processes import wait_until
 from exchange import services as exchange_services
@@ -748,3 +749,35 @@ def test_only_one_process_sweeps_at_a_time() -> None:
     start_thread(tasks.sweep_expired).result(WAIT_SECONDS)
     due.refresh_from_db()
     assert due.status == OrderStatus.EXPIRED
+
+
+def test_a_frozen_process_loses_the_sweep(settings: Settings) -> None:
+    settings.IDLE_LOCK_TIMEOUT_MS = 200
+    trading.broker("alice")
+    place(Side.BID, 1, "10.00", time_in_force=TimeInForce.GTD, expires_at=database_now() + timedelta(hours=1))
+    Order.objects.update(expires_at=database_now())
+
+    has_lock, continues = Event(), Event()
+
+    def freeze() -> None:
+        with expiry._sweep_lock():
+            has_lock.set()
+            continues.wait(WAIT_SECONDS)
+
+    def is_expired() -> bool:
+        tasks.sweep_expired()
+        return Order.objects.filter(status=OrderStatus.EXPIRED).exists()
+
+    frozen = start_thread(freeze)
+    assert has_lock.wait(WAIT_SECONDS)
+    assert not is_expired()
+    assert wait_until(is_expired, WAIT_SECONDS)
+    continues.set()
+    assert isinstance(frozen.exception(WAIT_SECONDS), OperationalError)
+
+
+def test_a_session_that_has_swept_may_be_idle() -> None:
+    tasks.sweep_expired()
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW idle_session_timeout")
+        assert cursor.fetchone() == ("0",)
