@@ -100,8 +100,9 @@ class Dispatcher:
         """Save the outcomes of earlier deliveries and claim new ones, in one statement."""
         slots = [] if self.is_stopping else await self._find_slots(queue)
         outcomes = list(self._outcomes)
-        if not (outcomes or slots):
+        if not (outcomes or slots or self.is_stopping):
             return []
+        # While it is stopping, an empty statement keeps the session, which would otherwise end as idle.
         claimed = await queue.save_outcomes_and_claim(outcomes, slots)
         del self._outcomes[: len(outcomes)]
         if claimed and self.is_stopping:
