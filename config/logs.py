@@ -28,7 +28,11 @@ class JSONFormatter(structlog.stdlib.ProcessorFormatter):
     """Formatter that leaves the lines of the request log as they are: they are JSON already."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return str(record.msg) if record.name == "exchange.requests" else super().format(record)
+        if record.name == "exchange.requests":
+            return str(record.msg)
+        if record.name.startswith("django.security"):  # an invalid request, such as one with a wrong Host
+            record.exc_info = record.exc_text = None
+        return super().format(record)
 
 
 class BufferedHandler(logging.StreamHandler[Any]):

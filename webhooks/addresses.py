@@ -31,7 +31,7 @@ URL = re.compile(
     r"(?P<scheme>[hH][tT][tT][pP][sS]?)://"
     r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?)"
     r"(:(?P<port>[0-9]{1,5}))?"
-    r"([/?][A-Za-z0-9._~:/?\[\]@!$&'()*+,;=%-]*)?"
+    r"([/?]([A-Za-z0-9._~:/?\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)?"
 )
 # Some parsers read a host that ends in a number as an IPv4 address: as one number, octal, hexadecimal or shortened.
 ENDS_IN_NUMBER = re.compile(r"(.*\.)?([0-9]+|0[xX][0-9A-Fa-f]*)\.?")

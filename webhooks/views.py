@@ -6,10 +6,11 @@ from drf_spectacular.utils import OpenApiResponse
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from exchange.errors import WebhookNotFound
+from exchange.errors import BrokerNotFound, WebhookNotFound
 from exchange.http.schema import documented
 from exchange.http.viewsets import ExchangeViewSet
 from exchange.rules import Scope
+from exchange.services import require_broker
 from webhooks import services
 from webhooks.models import Subscription
 from webhooks.response_bodies import ListedWebhookBody, WebhookBody, WebhookListBody, WebhooksBody
@@ -28,9 +29,10 @@ class WebhookViewSet(ExchangeViewSet[Subscription]):
     body_serializers = {"create": SubscribeSerializer}
     query_serializers = {"list": WebhooksQuerySerializer}
 
-    @documented("list_webhooks", "List webhooks", {200: WebhookListBody})
+    @documented("list_webhooks", "List webhooks", {200: WebhookListBody}, [BrokerNotFound])
     def list(self, request: Request) -> Response:
         """Return all subscriptions of the broker, oldest first."""
+        require_broker(self.query["broker_id"])
         mine = self.get_queryset().filter(broker=self.query["broker_id"]).order_by("created_at", "id")
         return Response(WebhookListBody([ListedWebhookBody.of(each, created_at=each.created_at) for each in mine]))
 

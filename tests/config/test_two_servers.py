@@ -141,6 +141,16 @@ def test_each_server_has_only_its_own_paths(server: Server, backoffice: Server) 
 
 
 @pytest.mark.django_db(transaction=True)
+def test_a_wrong_host_is_logged_without_a_traceback(backoffice: Server) -> None:
+    before = backoffice.child.log.stat().st_size
+    assert status(backoffice, "/admin/login/", {"Host": "elsewhere.example"}) == 400
+
+    lines = backoffice.child.log.read_bytes()[before:].decode()
+    assert "Invalid HTTP_HOST header: 'elsewhere.example'" in lines
+    assert "Traceback" not in lines
+
+
+@pytest.mark.django_db(transaction=True)
 def test_the_back_office_survives_the_loss_of_its_connections(backoffice: Server) -> None:
     session = {"Cookie": "sessionid=of-nobody"}  # looked up in the database
     with ThreadPoolExecutor(POOL_SIZE) as threads:

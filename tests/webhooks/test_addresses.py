@@ -582,7 +582,7 @@ def test_proxies_of_the_environment_are_ignored(
 
 
 NAMES = st.from_regex(r"[A-Za-z0-9_-]{1,9}(\.[A-Za-z0-9_-]{1,9}){0,2}\.?", fullmatch=True)
-PATHS = st.from_regex(r"[/?][A-Za-z0-9._~:/?\[\]@!$&'()*+,;=%-]{0,20}", fullmatch=True)
+PATHS = st.from_regex(r"[/?]([A-Za-z0-9._~:/?\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2}){0,20}", fullmatch=True)
 
 
 def test_a_url_is_requested_as_registered(dispatch: Dispatch, receiver: Receiver) -> None:
