@@ -52,6 +52,10 @@ class UnsupportedMediaType(ExchangeError):
     code = "unsupported_media_type"
 
 
+class UnsupportedContentEncoding(UnsupportedMediaType):
+    """Send the body without a Content-Encoding."""
+
+
 class TooLarge(ExchangeError):
     """The body is larger than this path accepts."""
 

@@ -165,13 +165,13 @@ class InstrumentViewSet(ListModelMixin, RetrieveModelMixin, ExchangeViewSet[Inst
         return Response(status=204)
 
     @documented("halt_stock", "Halt an instrument", {200: InstrumentBody}, [errors.SymbolNotFound])
-    @action(detail=True, methods=["post"], body_optional=True)
+    @action(detail=True, methods=["post"])
     def halt(self, request: Request, symbol: str) -> Response:
         """Reject new orders in the instrument. Its working orders stay, and can be cancelled."""
         return Response(self.get_serializer(services.halt(symbol, **self.body, by=self.actor)).data)
 
     @documented("resume_stock", "Resume an instrument", {200: InstrumentBody}, [errors.SymbolNotFound])
-    @action(detail=True, methods=["post"], body_optional=True)
+    @action(detail=True, methods=["post"])
     def resume(self, request: Request, symbol: str) -> Response:
         """Accept orders in the instrument again."""
         return Response(self.get_serializer(services.resume(symbol, **self.body, by=self.actor)).data)

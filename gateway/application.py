@@ -19,8 +19,9 @@ from django.db import connection
 from granian.rsgi import HTTPProtocol, Scope  # type: ignore[attr-defined]  # re-exported from the Rust module
 
 from exchange import heartbeat, readiness, rejection_counts
-from exchange.errors import Overloaded, RateLimited
+from exchange.errors import ExchangeError, MalformedRequest, Overloaded, RateLimited
 from exchange.http import log_throttle, rate_limits
+from exchange.http.admission import check_http, is_health_check
 from exchange.http.middleware import STARTED_AT, Environ, request_id_of
 from exchange.http.problems import problem_response
 from exchange.http.responses import RenderedResponse, json_response
@@ -80,8 +81,8 @@ class Gateway:
         try:
             await self._bodies.receive(environ, protocol)
             return await self.respond(environ)
-        except Overloaded:
-            return _overloaded_response(environ)
+        except Overloaded as error:
+            return _rejection(error, environ)
         finally:
             self._bodies.release(environ)
 
@@ -99,18 +100,19 @@ class Gateway:
         can process. The body has been read before, because a server that responds earlier closes the connection, and
         the client's next order would have an unknown outcome.
         """
-        if _enters_queue(environ) and self._is_queue_full():
-            return _overloaded_response(environ)
-        request = self._parse_fast_request(environ)
-        if request and (response := await fast_path.run(request, environ)):
-            return response
-        if _is_health_check(environ):
-            known = _health_response(environ)
-            return await run_in_thread(_call_wsgi, self._full_path, environ) if known is None else known
         try:
+            check_http(environ)
+            if _enters_queue(environ) and self._is_queue_full():
+                raise Overloaded
+            request = self._parse_fast_request(environ)
+            if request and (response := await fast_path.run(request, environ)):
+                return response
+            if is_health_check(environ):
+                known = _health_response(environ)
+                return await run_in_thread(_call_wsgi, self._full_path, environ) if known is None else known
             token = address_limits.admit(environ)
-        except RateLimited as error:
-            return fast_path.finish(environ, problem_response(error, request_id_of(environ)))
+        except (MalformedRequest, Overloaded, RateLimited) as error:
+            return _rejection(error, environ)
         run = read_in_thread if environ["REQUEST_METHOD"] in _BODILESS_METHODS else run_in_thread
         response = await run(_call_wsgi, self._full_path, environ)
         if token:
@@ -156,9 +158,8 @@ def _run_chore(chore: Callable[[], None]) -> None:
 def environ_of(scope: Scope) -> Environ:
     """The WSGI environment of a request, without its body.
 
-    Repeated headers are joined; of repeated Content-Type and Content-Length headers, the first counts. Headers with an
-    underscore in their name are left out, because WSGI would take `X_Forwarded_For` for the `X-Forwarded-For` of a
-    proxy. granian leaves out headers that are not ASCII.
+    Repeated headers are joined. Headers with an underscore in their name are left out, because WSGI would take
+    `X_Forwarded_For` for the `X-Forwarded-For` of a proxy. granian leaves out headers that are not ASCII.
     """
     server, _, port = scope.server.rpartition(":")
     environ = {
@@ -177,10 +178,7 @@ def environ_of(scope: Scope) -> Environ:
     for name, value in scope.headers.items():
         if "_" in name:
             continue
-        if name in _UNPREFIXED_HEADERS:
-            environ.setdefault(_UNPREFIXED_HEADERS[name], value)
-            continue
-        key = f"HTTP_{name.upper().replace('-', '_')}"
+        key = _UNPREFIXED_HEADERS.get(name) or f"HTTP_{name.upper().replace('-', '_')}"
         separator = ";" if name == "cookie" else ","
         environ[key] = f"{environ[key]}{separator}{value}" if key in environ else value
     return environ
@@ -190,11 +188,6 @@ def _enters_queue(environ: Environ) -> bool:
     """True if the request waits in the sequencer's queue. A mass cancel does not."""
     path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
     return (method == "POST" and path == "/orders") or (method in ("POST", "DELETE") and path.startswith("/orders/"))
-
-
-def _is_health_check(environ: Environ) -> bool:
-    path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
-    return method == "GET" and path in ("/healthz", "/readyz") and not environ["QUERY_STRING"]
 
 
 def _health_response(environ: Environ) -> RenderedResponse | None:
@@ -210,10 +203,9 @@ def _places_orders(environ: Environ) -> bool:
     return environ["REQUEST_METHOD"] == "POST" and environ["PATH_INFO"] in ("/orders", "/orders/batch")
 
 
-def _overloaded_response(environ: Environ) -> RenderedResponse:
-    request_id = request_id_of(environ)
-    response = problem_response(Overloaded(), request_id)
-    return response._replace(headers={**response.headers, "X-Request-Id": request_id})
+def _rejection(error: ExchangeError, environ: Environ) -> RenderedResponse:
+    """The response to a request that is rejected before its key is checked, so that its log line is throttled."""
+    return fast_path.finish(environ, problem_response(error, request_id_of(environ)))
 
 
 def _call_wsgi(application: WSGI, environ: Environ) -> RenderedResponse:

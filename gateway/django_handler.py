@@ -9,11 +9,15 @@ _BROWSER_PATHS = ("/static/", "/docs")  # files and pages, answered by Django's 
 
 
 class ExchangeRequest(WSGIRequest):
-    """A request whose Content-Type keeps only the media type and a form's boundary.
+    """A request with its method as it is written, and with a Content-Type of the media type and a boundary only.
 
-    JSON has no charset, but Django and REST framework apply one. An unsuitable one (`rot13`) would make even reading
-    the query string fail, before any of our code runs.
+    Methods are case-sensitive: no path supports `get`. JSON has no charset, but Django and REST framework apply one. An
+    unsuitable one (`rot13`) would make even reading the query string fail, before any of our code runs.
     """
+
+    def __init__(self, environ: dict[str, Any]) -> None:
+        super().__init__(environ)
+        self.method = environ["REQUEST_METHOD"]
 
     def _set_content_type_params(self, meta: dict[str, Any]) -> None:
         media_type, *parameters = meta.get("CONTENT_TYPE", "").split(";")

@@ -25,6 +25,7 @@ from exchange.keys import Principal, cached_principal
 _JSON_TYPES = {JSON, f"{JSON}; charset=utf-8"}  # the defaults of HTTP clients
 _SCHEME = "Bearer "
 _LENGTH = re.compile(r"[0-9]{1,9}")
+_CODINGS = {"HTTP_TRANSFER_ENCODING", "HTTP_CONTENT_ENCODING"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def principal_of(environ: Mapping[str, Any]) -> Principal | None:
 def body_of(environ: Environ) -> bytes | None:
     """A JSON body with a Content-Length that counts as one request, or None. It can be read again."""
     length = environ.get("CONTENT_LENGTH", "")
-    if environ.get("CONTENT_TYPE") not in _JSON_TYPES or "HTTP_TRANSFER_ENCODING" in environ:
+    if environ.get("CONTENT_TYPE") not in _JSON_TYPES or not environ.keys().isdisjoint(_CODINGS):
         return None
     if not _LENGTH.fullmatch(length) or not 0 < int(length) <= settings.RATE_LIMIT_BYTES_PER_REQUEST:
         return None

@@ -280,14 +280,14 @@ class BrokerStatusViewSet(ExchangeViewSet[Broker]):
     body_serializers = {"suspend": serializers.SuspendSerializer, "reinstate": ReasonSerializer}
 
     @documented("suspend_broker", "Suspend a broker", {200: BrokerStanding}, [BrokerNotFound])
-    @action(detail=True, methods=["post"], body_optional=True)
+    @action(detail=True, methods=["post"])
     def suspend(self, request: Request, broker_id: str) -> Response:
         """Reject the broker's new orders. Its working orders stay, unless `cancel_orders` is true."""
         cancelled = services.suspend(broker_id, **self.body, by=self.actor)
         return Response(BrokerStanding(broker_id, BrokerStatus.SUSPENDED, cancelled))
 
     @documented("reinstate_broker", "Reinstate a broker", {200: BrokerStanding}, [BrokerNotFound])
-    @action(detail=True, methods=["post"], body_optional=True)
+    @action(detail=True, methods=["post"])
     def reinstate(self, request: Request, broker_id: str) -> Response:
         """Accept the broker's orders again."""
         services.reinstate(broker_id, **self.body, by=self.actor)

@@ -7,6 +7,7 @@ MIDDLEWARE = [
     "exchange.http.middleware.ApiRequestLogMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
+    "exchange.http.throttles.limit_other_requests",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 

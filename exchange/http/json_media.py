@@ -10,7 +10,7 @@ from rest_framework.parsers import BaseParser
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
-from exchange.errors import MalformedRequest, TooLarge
+from exchange.errors import MalformedRequest, TooLarge, UnsupportedContentEncoding
 from exchange.json_codec import decode_json_object, encode_json
 
 MEDIA_TYPE = "application/json"
@@ -52,6 +52,9 @@ class NoNegotiation(BaseContentNegotiation):
 
     def select_parser(self, request: Request, parsers: Iterable[BaseParser]) -> BaseParser | None:
         (parser,) = parsers
+        codings = request.META.get("HTTP_CONTENT_ENCODING", "").lower().split(",")
+        if {coding.strip() for coding in codings} - {"identity", ""}:
+            raise UnsupportedContentEncoding
         return parser if request._request.content_type == parser.media_type else None
 
     def select_renderer(

@@ -24,7 +24,7 @@ from exchange.keys import Principal
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEY = re.compile(r"brs_\w+")
-MAX_PATH_LOGGED = 200
+MAX_METHOD_LOGGED, MAX_PATH_LOGGED = 20, 200
 STARTED_AT = "exchange.started"  # environ key: arrival of the request, by `time.perf_counter`
 REQUEST_ID = "exchange.request_id"  # environ key
 
@@ -86,7 +86,7 @@ def write_log_line(environ: Environ, path: str, status: int, principal: Principa
     if not _log.isEnabledFor(logging.INFO):
         return
     entry = {
-        "method": environ["REQUEST_METHOD"],
+        "method": environ["REQUEST_METHOD"][:MAX_METHOD_LOGGED],
         "path": _KEY.sub("brs_…", path[:MAX_PATH_LOGGED]),
         "status": status,
         "milliseconds": round((time.perf_counter() - environ[STARTED_AT]) * 1000, 1),

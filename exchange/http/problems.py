@@ -84,6 +84,8 @@ def problem_response(error: ExchangeError, request_id: str) -> RenderedResponse:
         headers["WWW-Authenticate"] = CHALLENGE
     if problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if isinstance(error, errors.UnsupportedContentEncoding):
+        headers["Accept-Encoding"] = "identity"
     if isinstance(error, errors.RateLimited):
         headers["Retry-After"] = str(error.retry_after_seconds)
     return RenderedResponse(problem.status, headers, encode_json(problem))

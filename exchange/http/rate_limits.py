@@ -19,6 +19,8 @@ from django.conf import settings
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from exchange.errors import RateLimited
+
 _TOKEN = 10**9  # one token in the unit of amounts, nanoseconds * `per_second`
 _KEY_PREFIX = "bourse:limit"  # prefix of the buckets in Valkey
 
@@ -108,6 +110,11 @@ class RateLimit:
             for key, amount in used.items():
                 if key in self._full_at:
                     self._full_at[key] = now + amount + self._unshared.get(key, 0)
+
+    def rejection(self, allowance: Allowance) -> RateLimited:
+        """Return the error of a key whose request was not granted."""
+        detail = f"This key may send {self.per_second} {self.name} a second, and {self.burst} at once"
+        return RateLimited(f"{detail}; wait {allowance.seconds} s.", retry_after_seconds=allowance.seconds)
 
     def headers(self, allowance: Allowance) -> dict[str, str]:
         """Return the `RateLimit` headers of a response."""

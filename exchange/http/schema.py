@@ -47,6 +47,7 @@ def header(name: str, description: str, *, on: Iterable[int] = (), **kwargs: Any
 _HEADERS = (
     header("X-Request-Id", "Id of this request, repeated in problems and in the log.", required=True),
     header("WWW-Authenticate", "The authentication scheme, `Bearer`.", on=[401], required=True),
+    header("Accept-Encoding", "`identity`, if the body had a Content-Encoding.", on=[415]),
     header("Retry-After", "Seconds to wait before a retry.", on=[429, 503], type=OpenApiTypes.INT64),
 )
 _KEY_HEADERS = (
@@ -149,7 +150,7 @@ class Schema(AutoSchema):
     def _get_request_body(self, direction: Direction = "request") -> Any:
         body = super()._get_request_body(direction)
         if body is not None:
-            body["required"] = not self.view.body_optional
+            body["required"] = self.view.needs_body
         return body
 
     def _get_response_bodies(self, direction: Direction = "response") -> JSONSchema:

@@ -41,7 +41,6 @@ class ExchangeViewSet(GenericViewSet[Row]):
     keyset: ClassVar[Keyset]  # sort order of the action `list`
     page_class: ClassVar[type[Any]]  # response of the action `list`
     cancels: ClassVar[tuple[str, ...]] = ()  # actions with a rate limit of their own
-    body_optional: bool = False  # an argument of `@action`
     max_body_bytes: int = settings.MAX_BODY_BYTES  # an argument of `@action`
 
     data: dict[str, Any]  # the body of a POST before validation
@@ -64,6 +63,12 @@ class ExchangeViewSet(GenericViewSet[Row]):
         return self.request.query_params if self.request.META["QUERY_STRING"] else _NO_PARAMETERS
 
     @property
+    def needs_body(self) -> bool:
+        """True if the body has a required field."""
+        serializer = self.body_serializers.get(self.action)
+        return serializer is not None and any(field.required for field in serializer._declared_fields.values())
+
+    @property
     def actor(self) -> Actor:
         """The key as the audit log records it."""
         return actor_of(self.principal, self.request.META)
@@ -74,18 +79,16 @@ class ExchangeViewSet(GenericViewSet[Row]):
         return {}
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """Reject a request in the contract's order, before anything is looked up.
-
-        The body is read first, while no database connection is held: a client may be slow to send it.
-        """
-        method = request.method
-        received = json_media.read_body(request._request, self.max_body_bytes) if method == "POST" else 0
+        """Reject a request in the contract's order, before anything is looked up."""
         request.accepted_renderer, request.accepted_media_type = self.perform_content_negotiation(request)
         self.perform_authentication(request)  # 401
+        is_allowed = request.method in self.allowed_methods
+        has_body = is_allowed and request.method == "POST"
+        received = json_media.read_body(request._request, self.max_body_bytes) if has_body else 0
         self.charge(rate_limits.tokens_for_body(received))  # 429
-        if method not in self.allowed_methods:
+        if not is_allowed:
             self.http_method_not_allowed(request)  # 405
-        self.data = self._parse_body(request) if method == "POST" else {}  # 413, 415, 400 (format)
+        self.data = self._parse_body(request) if has_body else {}  # 413, 415, 400 (format)
         self.charge(self.get_cost())  # 429
         self.check_permissions(request)  # 403
         self.check_fields()  # 400 (fields)
@@ -135,7 +138,7 @@ class ExchangeViewSet(GenericViewSet[Row]):
         if json_media.content_length(request.META):
             assert isinstance(request.data, dict)
             return request.data
-        if not self.body_optional:
+        if self.needs_body:
             raise MalformedRequest("The body is empty.")
         return {}
 

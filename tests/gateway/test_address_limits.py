@@ -144,6 +144,24 @@ def test_rate_limited_orders_without_a_key_are_not_counted_as_rejections() -> No
     assert sum(rejection_counts._counts.values()) == before
 
 
+def test_every_request_with_a_cached_key_counts_towards_its_limit(settings: Settings) -> None:
+    settings.RATE_LIMIT_BURST, settings.RATE_LIMIT_PER_SECOND = 2 * BURST, 1
+    key = trading.broker("alice")
+    assert status_of(key) == 200
+    expected = {"/nothing": 404, "/openapi.json": 200, "/docs": 200, "/admin/login/": 404, "/healthz": 405}
+    for path, status in expected.items():
+        response = asyncio.run(send(key, path, method="GET" if status != 405 else "POST"))
+        assert (response.status, response.headers["RateLimit-Policy"]) == (status, '"requests";q=6;w=6')
+
+    exhausted = [asyncio.run(send(key, path, method="POST")) for path in (*expected, "/stocks", "/orders")]
+    assert [each.status for each in exhausted] == [429] * 7
+    assert {json.loads(each.content)["detail"].partition(";")[0] for each in exhausted} == {
+        "This key may send 1 requests a second, and 6 at once"
+    }
+    assert {status_of(key, path) for path in ("/healthz", "/readyz")} == {200}
+    assert status_of(None, "/nothing") == 404  # counts by address
+
+
 # --- Valid keys and health checks -----------------------------------------------------------------------------------
 
 
@@ -197,5 +215,5 @@ def test_a_valid_key_takes_no_token() -> None:
 def test_health_checks_are_not_limited() -> None:
     exhaust()
     for path in ("/healthz", "/readyz"):
-        assert {status_of(None, path) for _ in range(2 * BURST)} == {200}, path
+        assert {status_of(None, path, method=method) for _ in range(BURST) for method in ("GET", "HEAD")} == {200}, path
     assert status_of(None, "/healthz", method="POST") == 429

@@ -24,7 +24,8 @@ from django.contrib.staticfiles import finders
 from django.db import connection, transaction
 
 from config.local.processes import wait_until
-from exchange.http.middleware import Environ
+from exchange.http import log_throttle
+from exchange.http.middleware import STARTED_AT, Environ
 from exchange.models import AuditEntry, Instrument
 from gateway.application import Gateway, environ_of
 from gateway.django_handler import ExchangeRequest
@@ -69,9 +70,9 @@ def scope_of(path: str, query: str, *headers: tuple[str, str]) -> Any:
             lambda request: request.COOKIES,
             {"a": "1", "b": "2", "c": "3"},
         ),
-        (("/", "", ("content-type", "a/b"), ("content-type", "c/d")), lambda request: request.content_type, "a/b"),
+        (("/", "", ("content-type", "a/b"), ("content-type", "c/d")), lambda request: request.content_type, "a/b,c/d"),
         (
-            ("/", "", ("content-length", "5"), ("content-length", "7"), ("content_length", "9")),
+            ("/", "", ("content-length", "5"), ("content_length", "9")),
             lambda request: [value for name, value in request.META.items() if "LENGTH" in name],
             ["5"],
         ),
@@ -161,6 +162,31 @@ def test_reads_have_few_threads_and_leave_the_others_to_changes() -> None:
 
     asyncio.run(asyncio.wait_for(send_requests(), RESPONSE_SECONDS))
     assert most["GET"] == settings.WEB_READ_THREADS
+
+
+def test_requests_rejected_before_their_key_is_checked_are_logged_as_counts(caplog: pytest.LogCaptureFixture) -> None:
+    gateway, sent = Gateway(ApiHandler(), lambda: True, lambda _: None), 3 * settings.LOG_UNKNOWN_LINES
+
+    async def reject(path: str, *headers: tuple[str, str]) -> int:
+        environ = environ_of(scope_of(path, "", *headers)) | {STARTED_AT: time.perf_counter()}
+        response = await gateway.respond(environ)
+        assert response.headers["X-Request-Id"] == json.loads(response.content)["request_id"]
+        return response.status
+
+    async def reject_all() -> None:
+        assert [await reject("/orders") for _ in range(sent)] == [503] * sent
+        assert [await reject("/stocks", ("host", "again")) for _ in range(sent)] == [400] * sent
+
+    log_throttle.flush()
+    with caplog.at_level("INFO"):
+        asyncio.run(reject_all())
+        log_throttle.flush()
+    lines = [json.loads(each.getMessage())["status"] for each in caplog.records if each.name == "exchange.requests"]
+    counted: Any
+    (counted,) = (each.msg for each in caplog.records if "requests_counted" in str(each.msg))
+    assert settings.LOG_UNKNOWN_LINES <= len(lines) < 2 * sent
+    assert counted["address"] == "10.0.0.1"
+    assert Counter(map(str, lines)) + Counter(counted["statuses"]) == {"503": sent, "400": sent}
 
 
 # --- Live server ----------------------------------------------------------------------------------------------------

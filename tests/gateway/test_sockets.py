@@ -1,5 +1,6 @@
 """Malformed and unusual requests, sent as raw bytes over a socket."""
 
+import gzip
 import json
 import socket
 import time
@@ -30,9 +31,15 @@ class RawClient:
 
     def send(self, request_line: bytes, *headers: bytes, body: bytes = b"") -> tuple[int, Any]:
         """Send a request and return its status and JSON."""
-        lines = [request_line + b" HTTP/1.1", b"Host: localhost", b"Connection: close", *headers]
+        lines = [request_line + b" HTTP/1.1", b"Connection: close", *headers]
         if not any(header.lower().startswith(b"authorization") for header in headers):
             lines.append(b"Authorization: Bearer " + self.key.encode())
+        if not any(header.lower().startswith(b"host") for header in headers):
+            lines.append(b"Host: localhost")
+        return self.send_lines(lines, body)
+
+    def send_lines(self, lines: list[bytes], body: bytes = b"") -> tuple[int, Any]:
+        """Send a request of exactly these lines and return its status and JSON."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection:
             with suppress(BrokenPipeError, ConnectionResetError):  # like HTTP clients: the response may have been sent
                 connection.sendall(b"\r\n".join(lines) + b"\r\n\r\n" + body)
@@ -74,6 +81,16 @@ def test_a_chunked_body_has_a_size_limit(client: RawClient) -> None:
 def test_a_chunked_body_has_a_limit_of_chunks(client: RawClient, pieces: int, status: int) -> None:
     padding = [b" "] * (pieces - 1)
     assert client.send(b"POST /stocks", *CHUNKED, body=_chunked(*padding, STOCK))[0] == status
+
+
+NO_KEY = b"Authorization: none"
+
+
+@pytest.mark.parametrize("body", [_chunked(), _chunked(*[b" "] * (MAX_CHUNKS + 1)), _chunked(b"{")])
+def test_an_unreadable_body_without_a_key_is_401(client: RawClient, body: bytes) -> None:
+    assert client.send(b"POST /stocks", *CHUNKED, NO_KEY, body=body)[1]["code"] == "unauthenticated"
+    assert client.send(b"POST /nothing", *CHUNKED, NO_KEY, body=body)[1]["code"] == "not_found"
+    assert client.send(b"POST /stocks/AAPL", *CHUNKED, body=body)[1]["code"] == "method_not_allowed"
 
 
 def test_zero_chunks_are_an_empty_body(client: RawClient) -> None:
@@ -168,3 +185,121 @@ def test_unfinished_bodies_do_not_block_other_requests(client: RawClient) -> Non
 
         assert client.send(b"GET /stocks")[0] == 200
         assert time.monotonic() - started < settings.DATABASE_POOL_TIMEOUT_SECONDS
+
+
+# --- Rules of HTTP that granian does not check -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        [],
+        [b"Host: a", b"Host: a"],
+        [b"Host: a", b"Host: b"],
+        [b"Host: a,b"],
+        [b"Host: a b"],
+        [b"Host: a/b"],
+        [b"Host: user@a"],
+        [b"Host: a:b"],
+        [b"Host: [::1"],
+        [b"Host: \xc3\xa9"],
+    ],
+)
+@pytest.mark.parametrize("target", [b"GET /stocks", b"GET /healthz", b"GET http://venue/stocks", b"GET /nothing"])
+def test_a_missing_repeated_or_invalid_host_is_400(client: RawClient, target: bytes, hosts: list[bytes]) -> None:
+    key = b"Authorization: Bearer " + client.key.encode()
+    status, body = client.send_lines([target + b" HTTP/1.1", b"Connection: close", key, *hosts])
+
+    assert (status, body["code"]) == (400, "malformed_request")
+    assert "Host" in body["detail"]
+
+
+@pytest.mark.parametrize("host", [b"", b"venue", b"venue.example.:8000", b"127.0.0.1:", b"[2001:db8::1]:443", b"a_b-c"])
+def test_a_valid_host_is_accepted(client: RawClient, host: bytes) -> None:
+    assert client.send(b"GET /stocks", b"Host: " + host)[0] == 200
+
+
+def test_http_1_0_needs_no_host(client: RawClient) -> None:
+    assert client.send_lines([b"GET /healthz HTTP/1.0"])[0] == 200
+
+
+@pytest.mark.parametrize(
+    "codings",
+    [
+        [b"Transfer-Encoding: gzip, chunked"],
+        [b"Transfer-Encoding: gzip", b"Transfer-Encoding: chunked"],
+        [b"Transfer-Encoding: chunked, chunked"],
+        [b"Transfer-Encoding: identity, chunked"],
+    ],
+)
+@pytest.mark.parametrize("path", [b"/stocks", b"/orders", b"/nothing"])
+def test_a_transfer_coding_besides_chunked_is_400(client: RawClient, path: bytes, codings: list[bytes]) -> None:
+    status, body = client.send(b"POST " + path, CHUNKED[0], *codings, body=_chunked(STOCK))
+
+    assert (status, body["code"]) == (400, "malformed_request")
+    assert "Transfer-Encoding" in body["detail"]
+    assert not Instrument.objects.exists()
+
+
+def test_the_chunked_coding_is_case_insensitive_and_may_have_trailers(client: RawClient) -> None:
+    trailer = _chunked(STOCK)[:-2] + b"X-Checksum: 1\r\n\r\n"
+    assert client.send(b"POST /stocks", CHUNKED[0], b"Transfer-Encoding: Chunked", body=trailer)[0] == 201
+
+
+@pytest.mark.parametrize("header", [b"TE: gzip, chunked", b"Expect: 200-ok", b"Upgrade: h2c"])
+def test_offers_of_the_client_are_ignored(client: RawClient, header: bytes) -> None:
+    assert client.send(b"GET /stocks", header)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("line", "without_key"),
+    [
+        (b"get /stocks", 401),
+        (b"Get /stocks", 401),
+        (b"head /stocks", 401),
+        (b"post /stocks", 401),
+        (b"delete /orders?all=true", 401),
+        (b"post /orders", 401),
+        (b"BREW /stocks", 401),
+        (b"get /healthz", 405),
+        (b"get /docs", 405),
+        (b"get /openapi.json", 405),
+    ],
+)
+def test_methods_are_case_sensitive(client: RawClient, line: bytes, without_key: int) -> None:
+    length = b"Content-Length: %d" % len(STOCK)
+    status, body = client.send(line, CHUNKED[0], length, body=STOCK)
+
+    assert (status, body["code"]) == (405, "method_not_allowed")
+    assert client.send(line, NO_KEY)[0] == without_key
+    assert client.send(line.split()[0] + b" /nothing")[0] == 404
+    assert not Instrument.objects.exists()
+
+
+@pytest.mark.parametrize(
+    "types", [[b"application/json", b"text/plain"], [b"text/plain", b"application/json"], [b"application/json"] * 2]
+)
+def test_a_repeated_content_type_is_415(client: RawClient, types: list[bytes]) -> None:
+    headers = [b"Content-Type: " + each for each in types]
+    status, body = client.send(b"POST /stocks", *headers, b"Content-Length: %d" % len(STOCK), body=STOCK)
+
+    assert (status, body["code"]) == (415, "unsupported_media_type")
+
+
+def test_a_compressed_body_is_415(client: RawClient) -> None:
+    status, body = client.post(b"/stocks", gzip.compress(STOCK), b"Content-Encoding: gzip")
+
+    assert (status, body["code"]) == (415, "unsupported_media_type")
+    assert client.post(b"/stocks", gzip.compress(STOCK), b"Content-Encoding: gzip", NO_KEY)[0] == 401
+
+
+def test_an_invalid_request_line_or_length_is_400(client: RawClient) -> None:
+    for lines in (
+        [b"GET /stocks HTTP/1.2"],
+        [b"GET /stocks"],
+        [b"POST /stocks HTTP/1.1", b"Content-Length: 5, 5"],
+        [b"POST /stocks HTTP/1.1", b"Content-Length: 5", b"Content-Length: 6"],
+        [b"POST /stocks HTTP/1.1", b"Transfer-Encoding: gzip"],
+        [b"GET /stocks HTTP/1.1", b"X : a"],
+    ):
+        assert client.send_lines([*lines, b"Host: localhost"]) == (400, None)

@@ -1,5 +1,6 @@
 """Formats of requests and responses, independent of their fields (contract: "Conventions")."""
 
+import gzip
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -158,6 +159,24 @@ def test_a_body_must_have_the_json_media_type(operator: Client, media_type: str)
     response = operator.post("/stocks", b'{"symbol": "AAPL"}', content_type=media_type)
 
     assert (response.status, response.code) == (415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "br", "identity, gzip", "gzip, identity", "x-unknown"])
+def test_a_body_with_a_content_encoding_is_rejected(operator: Client, coding: str) -> None:
+    body = b'{"symbol": "AAPL"}'
+    for content in (body, gzip.compress(body)):
+        response = operator.post("/stocks", content, **{"Content-Encoding": coding})
+        assert (response.status, response.code) == (415, "unsupported_media_type")
+        assert response.headers["Accept-Encoding"] == "identity"
+        assert response.body["detail"] == "Send the body without a Content-Encoding."
+    assert not Instrument.objects.exists()
+
+
+@pytest.mark.parametrize("coding", ["identity", "Identity", "identity, identity", ""])
+def test_a_body_may_have_the_identity_encoding(operator: Client, coding: str) -> None:
+    assert operator.post("/stocks", {"symbol": "AAPL"}, **{"Content-Encoding": coding}).status == 201
+    assert operator.post("/stocks/AAPL/halt", **{"Content-Encoding": "gzip"}).status == 200  # without a body
+    assert operator.get("/stocks", **{"Content-Encoding": "gzip"}).status == 200
 
 
 @pytest.mark.parametrize("accept", ["text/html", "application/xml;q=0", "nonsense", ""])
