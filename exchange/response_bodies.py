@@ -34,7 +34,7 @@ class BalanceBody(msgspec.Struct, frozen=True):
     updated_at: Instant
 
 
-class NewBrokerBody(BalanceBody, frozen=True):
+class AdmittedBrokerBody(BalanceBody, frozen=True):
     """Balance of a new broker, with its first key."""
 
     created_at: Instant
@@ -91,7 +91,7 @@ class KeyBody(msgspec.Struct, frozen=True):
     revoked_at: Instant | None
 
 
-class NewKeyBody(KeyBody, frozen=True):
+class IssuedKeyBody(KeyBody, frozen=True):
     """A new key."""
 
     api_key: str
@@ -172,9 +172,9 @@ FROM exchange_broker b WHERE b.id = %s
 """
 
 
-def new_broker_body(broker: Broker, holdings: Mapping[str, int], api_key: str) -> NewBrokerBody:
+def admitted_broker_body(broker: Broker, holdings: Mapping[str, int], api_key: str) -> AdmittedBrokerBody:
     """Build the balance of a new broker without reading it again: a failure now would lose its key."""
-    return NewBrokerBody(
+    return AdmittedBrokerBody(
         broker_id=broker.pk,
         cash_balance=round_cash(broker.cash),
         reserved_cash=round_cash(broker.reserved_cash),

@@ -21,19 +21,19 @@ from exchange.http.threads import compute_once
 from exchange.http.viewsets import BrokerListViewSet, ExchangeViewSet
 from exchange.models import ApiKey, Broker, Instrument, Transfer
 from exchange.response_bodies import (
+    AdmittedBrokerBody,
     BalanceBody,
     BrokerPage,
     HealthBody,
     InstrumentBody,
+    IssuedKeyBody,
     KeyPage,
-    NewBrokerBody,
-    NewKeyBody,
     ReadinessBody,
     StockPage,
     TransferBody,
     TransferPage,
+    admitted_broker_body,
     balance_body,
-    new_broker_body,
 )
 from exchange.rules import Scope
 
@@ -60,11 +60,11 @@ class BrokerViewSet(ListModelMixin, ExchangeViewSet[Broker]):
     serializer_class = serializers.BrokerSerializer
     body_serializers = {"create": serializers.CreateBrokerSerializer}
 
-    @documented("create_broker", "Admit a broker", {201: NewBrokerBody}, [errors.BrokerAlreadyExists])
+    @documented("create_broker", "Admit a broker", {201: AdmittedBrokerBody}, [errors.BrokerAlreadyExists])
     def create(self, request: Request) -> Response:
         """Create a broker with its first balance and its first key."""
         broker, key = services.create_broker(**self.body, by=self.actor)
-        return Response(new_broker_body(broker, self.body["initial_holdings"], key), status=201)
+        return Response(admitted_broker_body(broker, self.body["initial_holdings"], key), status=201)
 
     @documented("get_balance", "Read a balance", {200: BalanceBody}, [errors.BrokerNotFound])
     @action(detail=True)
@@ -112,11 +112,12 @@ class KeyViewSet(BrokerListViewSet[ApiKey]):
     serializer_class = serializers.KeySerializer
     body_serializers = {"create": serializers.CreateKeySerializer}
 
-    @documented("create_key", "Issue a key", {201: NewKeyBody}, [errors.BrokerNotFound])
+    @documented("create_key", "Issue a key", {201: IssuedKeyBody}, [errors.BrokerNotFound])
     def create(self, request: Request, broker_id: str) -> Response:
         """Create another key of the broker."""
         key, secret = services.issue_key(broker_id, **self.body, by=self.actor)
-        return Response(NewKeyBody(**msgspec.structs.asdict(self.get_serializer(key).data), api_key=secret), status=201)
+        body = IssuedKeyBody(**msgspec.structs.asdict(self.get_serializer(key).data), api_key=secret)
+        return Response(body, status=201)
 
     @documented("revoke_key", "Revoke a key", {204: None}, [errors.BrokerNotFound, errors.KeyNotFound])
     def destroy(self, request: Request, broker_id: str, prefix: str) -> Response:
