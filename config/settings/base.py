@@ -239,8 +239,9 @@ REST_FRAMEWORK = {  # `exchange.http.viewsets` applies these in the contract's o
 
 SPECTACULAR_SETTINGS = {
     "TITLE": "Bourse",
+    # The pages are served from exchange/static/docs.
     "DESCRIPTION": "A stock exchange: orders, market data, balances, and operator actions.\n\n"
-    "Start with the [broker's guide](/static/docs/brokers.md).",  # served from exchange/static/docs
+    "Start with the [broker's guide](/static/docs/brokers.md), and [generate a client](/static/docs/clients.md).",
     "VERSION": "1",
     "OAS_VERSION": "3.1.0",
     "SERVE_INCLUDE_SCHEMA": False,
