@@ -80,7 +80,7 @@ def test_decimals_are_numbers_and_enums_are_shared(document: dict[str, Any]) -> 
 def test_an_amount_is_a_number_or_digits(document: dict[str, Any]) -> None:
     cash = document["components"]["schemas"]["CreateBrokerForm"]["properties"]["initial_cash"]
 
-    number, text = ({name: value for name, value in each.items() if name != "description"} for each in cash["anyOf"])
+    number, text = ({name: value for name, value in each.items() if name != "description"} for each in cash["oneOf"])
     assert number == {"type": "number", "minimum": 0, "maximum": 10**15}
     assert text == {"type": "string", "pattern": r"^[0-9]{1,16}(\.[0-9]{1,4})?$"}
 
