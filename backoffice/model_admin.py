@@ -21,7 +21,7 @@ from unfold.admin import ModelAdmin
 from backoffice import exports, lists, operator_actions
 from backoffice.links import list_url
 from backoffice.lists import FilterForm, KeysetQuery
-from backoffice.operator_actions import ActionButton, OperatorAction
+from backoffice.operator_actions import ActionButton, OperatorAction, action_button
 from exchange.models import AuditEntry
 
 
@@ -39,10 +39,45 @@ class ConditionFilter(SimpleListFilter):
         return queryset.filter(condition)
 
 
-class ExchangeModelAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
-    """Read-only list and pages of a model, with operator actions."""
+class OperatorActionsAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is not typed
+    """Model admin with a page for each operator action."""
 
     operator_actions: ClassVar[Sequence[OperatorAction]] = ()
+
+    def get_urls(self) -> list[URLPattern]:
+        name = f"{self.opts.app_label}_{self.opts.model_name}"
+        own = [
+            path(
+                f"{action.name}/",
+                self.admin_site.admin_view(partial(self.action_view, action=action)),
+                name=f"{name}_{action.name.replace('-', '_')}",
+            )
+            for action in self.operator_actions
+        ]
+        return [*own, *super().get_urls()]
+
+    def action_view(self, request: HttpRequest, action: OperatorAction) -> HttpResponse:
+        return operator_actions.action_page(request, action, self.model, self._context(request))
+
+    def action_buttons(self, request: HttpRequest, row: Any = None) -> list[ActionButton]:
+        """Return the actions on this row, or on no row in particular, that the user may perform."""
+        permitted = self._permitted_actions(request)
+        if row is None:
+            return [action_button(self.model, action) for action in permitted if not action.max_subjects]
+        own = [each for each in permitted if each.max_subjects and each.is_allowed_for(request, row)]
+        return [action_button(self.model, action, row) for action in own if action.applies_to(row)]
+
+    def _permitted_actions(self, request: HttpRequest) -> list[OperatorAction]:
+        return [action for action in self.operator_actions if operator_actions.is_permitted(request, action)]
+
+    def _context(self, request: HttpRequest) -> dict[str, Any]:
+        request.current_app = self.admin_site.name
+        return {**self.admin_site.each_context(request), "opts": self.opts}
+
+
+class ExchangeModelAdmin(OperatorActionsAdmin):
+    """Read-only list and pages of a model, with operator actions."""
+
     row_template: ClassVar[str] = "backoffice/row.html"
     is_live: ClassVar[bool] = False  # the list refreshes automatically
     list_before_template = "backoffice/action_buttons.html"
@@ -73,24 +108,11 @@ class ExchangeModelAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is not typ
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False
 
-    def get_urls(self) -> list[URLPattern]:
-        name = f"{self.opts.app_label}_{self.opts.model_name}"
-        own = [
-            path(
-                f"{action.name}/",
-                self.admin_site.admin_view(partial(self.action_view, action=action)),
-                name=f"{name}_{action.name.replace('-', '_')}",
-            )
-            for action in self.operator_actions
-        ]
-        return [*own, *super().get_urls()]
-
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        actions = [action for action in self._permitted_actions(request) if not action.max_subjects]
         context = {
             "title": str(self.opts.verbose_name_plural).capitalize(),
             "is_live": self.is_live,
-            "action_buttons": [operator_actions.action_button(self.model, action) for action in actions],
+            "action_buttons": self.action_buttons(request),
             **self.list_context(request),
         }
         response: HttpResponse = super().changelist_view(request, context)
@@ -101,8 +123,6 @@ class ExchangeModelAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is not typ
     ) -> HttpResponse:
         self._require_view(request)
         row = self._row(object_id)
-        permitted = self._permitted_actions(request)
-        actions = [action for action in permitted if action.max_subjects and action.applies_to(row)]
         return TemplateResponse(
             request,
             self.row_template,
@@ -110,7 +130,7 @@ class ExchangeModelAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is not typ
                 **self._context(request),
                 "title": f"{str(self.opts.verbose_name).capitalize()} {row}",
                 "row": row,
-                "action_buttons": [operator_actions.action_button(self.model, action, row) for action in actions],
+                "action_buttons": self.action_buttons(request, row),
                 **self.row_context(request, row),
             },
         )
@@ -121,12 +141,6 @@ class ExchangeModelAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is not typ
         """Redirect to the row's audit entries. Django's own history is not kept."""
         self._require_view(request)
         return HttpResponseRedirect(list_url(AuditEntry, q=self._row(object_id).pk))
-
-    def action_view(self, request: HttpRequest, action: OperatorAction) -> HttpResponse:
-        return operator_actions.action_page(request, action, self.model, self._context(request))
-
-    def _permitted_actions(self, request: HttpRequest) -> list[OperatorAction]:
-        return [action for action in self.operator_actions if operator_actions.is_permitted(request, action)]
 
     def _require_view(self, request: HttpRequest) -> None:
         if not self.has_view_permission(request):
@@ -140,10 +154,6 @@ class ExchangeModelAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is not typ
         if row is None:
             raise Http404
         return row
-
-    def _context(self, request: HttpRequest) -> dict[str, Any]:
-        request.current_app = self.admin_site.name
-        return {**self.admin_site.each_context(request), "opts": self.opts}
 
     def get_queryset(self, request: HttpRequest | None) -> Any:
         return self.model._default_manager.all()

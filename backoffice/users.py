@@ -5,8 +5,7 @@ own permissions. Every change is recorded in the audit log, in the same transact
 """
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 from django import forms
 from django.contrib import admin
@@ -17,17 +16,17 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404
-from django.urls import URLPattern, path, reverse
+from django.urls import reverse
 from django_otp.plugins.otp_static.admin import StaticDevice
 from django_otp.plugins.otp_totp.admin import TOTPDevice
-from unfold.admin import ModelAdmin
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminTextInputWidget
 
-from backoffice import operator_actions, two_factor
+from backoffice import two_factor
 from backoffice.links import list_url
 from backoffice.lists import column
-from backoffice.operator_actions import ActionButton, ActionResult, OperatorAction, action_button, actor_of
+from backoffice.model_admin import OperatorActionsAdmin
+from backoffice.operator_actions import ActionButton, ActionResult, OperatorAction, actor_of
 from backoffice.templatetags.formatting import status_pill
 from exchange import audit
 from exchange.audit import Action, Actor, Entry
@@ -131,11 +130,11 @@ _LAST_LOGIN, _ADDED = column("Last login", "last_login"), column("Added", "date_
 
 
 @admin.register(User)
-class BackOfficeUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]  # as above, and Django takes no parameters
+class BackOfficeUserAdmin(UserAdmin, OperatorActionsAdmin):  # type: ignore[type-arg]  # Django takes no parameters
     form = UserForm
     add_form = NewUserForm
     change_password_form = PasswordForm
-    operator_actions: ClassVar[Sequence[OperatorAction]] = (ResetTwoFactor(), RemoveUser())
+    operator_actions = (ResetTwoFactor(), RemoveUser())
     actions = None  # no bulk actions
     add_form_template = None
     change_form_outer_before_template = "backoffice/user_action_buttons.html"
@@ -171,16 +170,12 @@ class BackOfficeUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg
 
     def get_fieldsets(self, request: HttpRequest, obj: User | None = None) -> Any:
         """Show superuser and staff status to superusers only."""
-        rights = RIGHTS if request.user.is_superuser else ("is_active", "groups")
+        fields = ("username", *(("password1", "password2") if obj is None else self.readonly_fields))
+        rights: tuple[str, ...] = RIGHTS if request.user.is_superuser else ("is_active", "groups")
         if obj is None:
-            return [
-                (None, {"fields": ("username", "password1", "password2")}),
-                ("Permissions", {"fields": [name for name in rights if name not in ("is_active", "is_staff")]}),
-                ("Personal details", {"fields": ("first_name", "last_name", "email")}),
-                ("Reason", {"fields": ("reason",)}),
-            ]
+            rights = tuple(name for name in rights if name not in ("is_active", "is_staff"))
         return [
-            (None, {"fields": ("username", *self.readonly_fields)}),
+            (None, {"fields": fields}),
             ("Permissions", {"fields": rights}),
             ("Personal details", {"fields": ("first_name", "last_name", "email")}),
             ("Reason", {"fields": ("reason",)}),
@@ -210,49 +205,20 @@ class BackOfficeUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg
 
     # --- Operator actions ---
 
-    def get_urls(self) -> list[URLPattern]:
-        view = self.admin_site.admin_view
-        paths = [
-            path(
-                f"{action.name}/",
-                view(partial(self.action_view, action=action)),
-                name=f"auth_user_{action.name.replace('-', '_')}",
-            )
-            for action in self.operator_actions
-        ]
-        return [*paths, *super().get_urls()]
-
-    def action_view(self, request: HttpRequest, action: OperatorAction) -> HttpResponse:
-        request.current_app = self.admin_site.name
-        return operator_actions.action_page(
-            request, action, User, {**self.admin_site.each_context(request), "opts": self.opts}
-        )
-
     def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Show the operator actions and, unlike Django, one button to save."""
         user: User | None = context["original"]
         context |= {"show_save_and_add_another": False, "show_save_and_continue": False}
         if user is not None:
-            context |= {
-                "title": f"User {user}",
-                "subtitle": None,
-                "action_buttons": self._action_buttons(request, user),
-            }
+            buttons = self._action_buttons(request, user)
+            context |= {"title": f"User {user}", "subtitle": None, "action_buttons": buttons}
         return super().render_change_form(request, context, *args, **kwargs)
 
     def _action_buttons(self, request: HttpRequest, user: User) -> list[ActionButton]:
         if not self.has_change_permission(request, user):
             return []
         password = ActionButton("Change password", reverse("admin:auth_user_password_change", args=[user.pk]))
-        return [password, *(action_button(User, action, user) for action in self._actions_for(request, user))]
-
-    def _actions_for(self, request: HttpRequest, user: User) -> list[OperatorAction]:
-        permitted = [
-            action
-            for action in self.operator_actions
-            if operator_actions.is_permitted(request, action) and action.is_allowed_for(request, user)
-        ]
-        return [action for action in permitted if action.applies_to(user)]
+        return [password, *self.action_buttons(request, user)]
 
     # --- Audit log, instead of Django's admin log ---
 
