@@ -2,16 +2,19 @@
 
 import os
 import signal
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from celery import Celery, schedules
 from celery.beat import Service
-from celery.signals import beat_init, worker_before_create_process
+from celery.signals import beat_init, worker_before_create_process, worker_ready
 from django.conf import settings
 from django.db import connections
 from kombu.transport import redis
+
+from exchange.watchdog import Watchdog
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings.backoffice")
 
@@ -74,6 +77,14 @@ def stop_at_once(sender: Service, **_: Any) -> None:
 
     for number in [signal.SIGTERM, signal.SIGINT]:
         signal.signal(number, stop)
+
+
+@worker_ready.connect
+@beat_init.connect
+def start_watchdog(**_: Any) -> None:
+    """Have this process replaced if it stops responding. A frozen dispatcher would keep the lock of its shard."""
+    watchdog = Watchdog(settings.WATCHDOG_SECONDS)
+    threading.Thread(target=watchdog.run, name="watchdog", daemon=True).start()
 
 
 @worker_before_create_process.connect

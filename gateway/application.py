@@ -28,6 +28,7 @@ from exchange.http.responses import RenderedResponse, json_response
 from exchange.http.threads import read_in_thread, run_in_thread
 from exchange.keys import refresh_cache, save_last_used
 from exchange.response_bodies import HealthBody
+from exchange.watchdog import Watchdog
 from gateway import address_limits, fast_path
 from gateway.connections import Connections
 from gateway.fast_path import FastRequest
@@ -57,6 +58,7 @@ class Gateway:
         self._delayed_responses = 0
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._watchdog = loop.create_task(Watchdog(settings.WATCHDOG_SECONDS).run_on_loop())
         threading.Thread(target=_run_upkeep, args=[self._connections], name="upkeep", daemon=True).start()
         threading.Thread(target=rate_limits.share_forever, name="limits", daemon=True).start()
 

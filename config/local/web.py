@@ -16,7 +16,7 @@ def api_command(port: int, processes: int = 1) -> list[str]:
         *[sys.executable, "-m", "granian", "--interface", "rsgi", "--host", "127.0.0.1", "--port", str(port)],
         *["--workers", str(processes), "--http", "1", "--no-ws"],
         *["--backlog", str(BACKLOG), "--backpressure", str(MAX_CONNECTIONS)],
-        *["--http1-header-read-timeout", str(HEADER_TIMEOUT_SECONDS * 1000)],
+        *["--http1-header-read-timeout", str(HEADER_TIMEOUT_SECONDS * 1000), "--respawn-failed-workers"],
         *["--log-level", "error", "--workers-kill-timeout", str(DRAIN_SECONDS), "config.rsgi:application"],
     ]
 

@@ -143,6 +143,7 @@ SEQUENCER_QUEUE_TIMEOUT_SECONDS = 5.0  # after it, a request is removed from the
 SEQUENCER_EXECUTION_TIMEOUT_SECONDS = 5.0  # after it, the outcome of a request in execution is unknown
 SEQUENCER_DEEP_LOCK_TIMEOUT_MS = 100  # for the process's other batches while it executes a deep order
 SEQUENCER_DEEP_TIME_LIMIT_SECONDS = 2.0  # per request with deep orders; the orders left after it are rejected
+WATCHDOG_SECONDS = 10  # a process that does not respond for this long is killed
 WEB_BODY_TIMEOUT_SECONDS = 30.0  # to receive the whole body
 VALKEY_TIMEOUT_SECONDS = 0.5
 HEARTBEAT_SECONDS = 1.0

@@ -16,6 +16,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from django.conf import settings
 
 from config.local import __main__, orphans
 from config.local.processes import LocalError, wait_until
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.processes
 START_SECONDS = 90.0
 STOP_SECONDS = 45.0
 REPAIR_SECONDS = 5.0  # until an ended child is restarted
+FROZEN_SECONDS = settings.WATCHDOG_SECONDS + REPAIR_SECONDS
 ANSWER_SECONDS = 2.0
 PARTS = ["config", "backoffice", "exchange", "gateway", "orders", "webhooks", "manage.py"]
 
@@ -105,6 +107,12 @@ class Copy:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return next((int(pid) for pid in children if program.encode() in Path("/proc", pid, "cmdline").read_bytes()), 0)
 
+    def web_processes(self) -> set[int]:
+        """Return the ids of the processes that serve the API."""
+        web = self.server("granian")
+        children = map(int, Path(f"/proc/{web}/task/{web}/children").read_text().split())
+        return {pid for pid in children if b"granian" in Path("/proc", str(pid), "cmdline").read_bytes()}
+
     @property
     def logs(self) -> dict[str, int]:
         """Names and inodes of the log files."""
@@ -158,6 +166,18 @@ def test_a_killed_server_is_restarted_within_five_seconds(copy: Copy, program: s
     assert wait_until(lambda: copy.server(program) not in (0, killed), REPAIR_SECONDS), copy.output
     path, port = ("/healthz", copy.port) if program == "granian" else ("/admin/login/", copy.backoffice_port)
     assert wait_until(lambda: copy.status(path, port=port) == 200, START_SECONDS), copy.output
+
+
+def test_frozen_processes_are_replaced(copy: Copy) -> None:
+    web, others, webhooks = copy.server("granian"), copy.web_processes(), copy.server("webhooks@")
+    frozen = others.pop()
+    for process in (frozen, webhooks):
+        os.kill(process, signal.SIGSTOP)
+    assert wait_until(lambda: len(copy.web_processes() - {frozen}) > len(others), FROZEN_SECONDS), copy.output
+    assert wait_until(lambda: copy.server("webhooks@") not in (0, webhooks), FROZEN_SECONDS), copy.output
+    assert copy.server("granian") == web
+    assert copy.web_processes() > others  # the other one was not interrupted
+    assert copy.status("/healthz") == 200
 
 
 def test_the_back_office_serves_the_admin_at_a_low_priority(copy: Copy) -> None:
