@@ -15,11 +15,12 @@ from django.contrib import messages
 from django.core.exceptions import PermissionDenied
 from django.db import InterfaceError, OperationalError
 from django.db.models import Model
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.html import format_html
 
+from backoffice import one_time_secrets
 from backoffice.links import list_url, page_url
 from exchange.audit import Actor, ActorKind, address_of
 from exchange.errors import ExchangeError, OutcomeUnknown
@@ -28,6 +29,7 @@ from exchange.http.problems import as_exchange_error
 from exchange.rules import MAX_REASON_LENGTH
 
 MAX_SUBJECTS = 500  # rows of one action
+LIST_QUERY = "_changelist_filters"  # Django's parameter for the query of the list that the user came from
 
 
 def actor_of(request: HttpRequest) -> Actor:
@@ -43,7 +45,7 @@ class ReasonForm(forms.Form):
 
 @dataclass(frozen=True, slots=True)
 class ActionResult:
-    """The outcome of an action as shown to the user. A secret is shown once and never stored."""
+    """The outcome of an action as shown to the user. A secret is shown once."""
 
     message: str
     secret: str = ""
@@ -133,6 +135,12 @@ def action_url(model: type[Model], action: OperatorAction, *rows: Model) -> str:
     return f"{path}?{urlencode([('id', row.pk) for row in rows])}" if rows else path
 
 
+def open_for_selection(action: OperatorAction, model_admin: Any, request: HttpRequest, rows: Any) -> HttpResponse:
+    """Redirect from a changelist to the action's page, which asks for a reason. Django calls it as an admin action."""
+    query = urlencode([("id", row.pk) for row in rows] + [(LIST_QUERY, request.GET.urlencode())])
+    return HttpResponseRedirect(f"{action_url(model_admin.model, action)}?{query}")
+
+
 def is_permitted(request: HttpRequest, action: OperatorAction) -> bool:
     return request.user.has_perm(action.permission)
 
@@ -146,10 +154,13 @@ def action_page(
     subjects = _subjects(request, action, model)
     if not all(action.is_allowed_for(request, row) for row in subjects):
         raise PermissionDenied
+    return_url = _return_url(request, model, subjects)
     if action.max_subjects and not subjects:
         messages.warning(request, f"Select at least one {model._meta.verbose_name}.")
-        return HttpResponseRedirect(_return_url(model, subjects))
+        return HttpResponseRedirect(return_url)
     context = {**context, "title": action.label_for(subjects)}
+    if one_time_secrets.PARAMETER in request.GET:
+        return _secret_page(request, return_url, context)
     initial = action.initial(subjects[0]) if len(subjects) == 1 else {}
     form = action.form_class(request.POST if request.method == "POST" else None, initial=initial)
     changes = action.changes(subjects, **form.cleaned_data) if form.is_valid() else None
@@ -160,7 +171,7 @@ def action_page(
         except (ExchangeError, OperationalError, InterfaceError) as error:
             _add_errors(form, _as_exchange_error(error), action, subjects)
         else:
-            return _result_response(request, result, result.url or _return_url(model, subjects), context)
+            return _result_response(request, result, result.url or return_url)
     return TemplateResponse(
         request,
         "backoffice/action.html",
@@ -172,7 +183,7 @@ def action_page(
             "changes": changes,
             "digest": _digest(form) if changes else "",
             "subjects": [action.describe(row) for row in subjects],
-            "back_url": _return_url(model, subjects),
+            "back_url": return_url,
         },
     )
 
@@ -222,16 +233,27 @@ def _add_errors(form: forms.Form, refusal: ExchangeError, action: OperatorAction
         form.add_error(None, refusal.detail)
 
 
-def _return_url(model: type[Model], subjects: Sequence[Model]) -> str:
-    """Return the page that the user came from: the row's, or the list."""
-    return page_url(model, subjects[0].pk) if len(subjects) == 1 else list_url(model)
+def _return_url(request: HttpRequest, model: type[Model], subjects: Sequence[Model]) -> str:
+    """Return the page that the user came from: the list with its filters, or the row's."""
+    query = QueryDict(request.GET.get(LIST_QUERY)).urlencode()
+    if len(subjects) == 1 and LIST_QUERY not in request.GET:
+        return page_url(model, subjects[0].pk)
+    return f"{list_url(model)}?{query}" if query else list_url(model)
 
 
-def _result_response(
-    request: HttpRequest, result: ActionResult, next_url: str, context: dict[str, Any]
-) -> HttpResponse:
-    if result.secret:  # in this response only: a message would be stored
-        shown = {**context, "action_result": result, "back_url": next_url}
-        return TemplateResponse(request, "backoffice/secret.html", shown)
+def _result_response(request: HttpRequest, result: ActionResult, next_url: str) -> HttpResponse:
+    """Redirect, so that reloading the next page does not repeat the action."""
+    if result.secret:
+        return one_time_secrets.redirect_to_secret(request, result.secret, message=result.message, url=next_url)
     messages.add_message(request, messages.WARNING if result.is_warning else messages.SUCCESS, result.message)
     return HttpResponseRedirect(next_url)
+
+
+def _secret_page(request: HttpRequest, return_url: str, context: dict[str, Any]) -> HttpResponse:
+    kept = one_time_secrets.take_secret(request)
+    if kept is None:
+        messages.warning(request, "The key was shown once and cannot be shown again. If you lost it, issue another.")
+        return HttpResponseRedirect(return_url)
+    response = TemplateResponse(request, "backoffice/secret.html", {**context, "shown": kept})
+    one_time_secrets.forget_secret(request, response)
+    return response

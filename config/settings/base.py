@@ -105,6 +105,7 @@ LOGIN_FAILURES = 5  # per user and address
 LOGIN_FAILURES_OF_ADDRESS = 50  # for any user
 LOGIN_LOCKOUT = timedelta(minutes=15)
 MAX_CONCURRENT_EXPORTS = 8  # each holds a thread of the back office's server during the download
+ONE_TIME_SECRET_AGE = timedelta(minutes=1)  # in which the page that shows a new key must be loaded
 KNOWN_DEVICE_AGE = timedelta(days=180)  # since the last login; failures of others do not lock out a known browser
 SESSION_COOKIE_AGE = 12 * 60 * 60  # since the login, regardless of activity: `backoffice.sessions`
 RECOVERY_CODES = 10  # per user with two-factor login

@@ -268,7 +268,8 @@ def test_new_instruments_of_a_broker_are_confirmed(root: Client) -> None:
     other = ADMIT | {"reason": REASON, "initial_holdings": "NEW.2 7", "confirmed": response.context["digest"]}
     assert impact(root.post(path, other), "changes") == [["NEW.2", "7"]]
     assert stored_state() == before
-    secret_of(root.post(path, ADMIT | {"reason": REASON, "initial_holdings": "AAPL 7"}))  # nothing to confirm
+    listed = ADMIT | {"reason": REASON, "initial_holdings": "AAPL 7"}  # nothing to confirm
+    secret_of(root.post(path, listed, follow=True))
 
 
 @pytest.mark.parametrize(
@@ -559,6 +560,38 @@ def test_a_key_is_issued_works_and_is_shown_once(root: Client, alice: Broker) ->
     ((action, subject, reason, before, after),) = audit_entries()
     assert (action, subject, reason, before) == ("key.issue", stored.pk, REASON, None)
     assert (after["broker_id"], after["name"], after["scopes"]) == ("alice", "night desk", ["trade"])
+
+
+def test_reloading_the_page_of_a_new_key_issues_no_other(root: Client, alice: Broker) -> None:
+    keys = ApiKey.objects.count()
+    shown = issue(root)
+    key = secret_of(shown)
+    ((url, status),) = shown.redirect_chain
+    assert (status, ApiKey.objects.count()) == (302, keys + 1)
+
+    reloaded = root.get(url, follow=True)
+
+    sentence = "The key was shown once and cannot be shown again. If you lost it, issue another."
+    assert result_messages(reloaded) == [("warning", sentence)]
+    assert reloaded.redirect_chain == [(page(alice), 302)]
+    assert key not in reloaded.content.decode()
+    assert ApiKey.objects.count() == keys + 1
+
+
+def test_a_new_key_is_in_clear_neither_in_the_session_nor_in_the_browser(root: Client, alice: Broker) -> None:
+    issued: Any = root.post(action_path(Broker, "issue-key", "alice"), {"reason": REASON, "scope": "trade"})
+    session, (cookie,) = str(dict(root.session)), [each for name, each in root.cookies.items() if "secret" in name]
+    other = Client(headers={"cookie": "; ".join(f"{name}={each.value}" for name, each in root.cookies.items())})
+    del root.cookies[cookie.key]
+
+    hidden = root.get(issued["Location"], follow=True)  # without the cookie
+    assert "brs_" not in hidden.content.decode()
+    key = secret_of(other.get(issued["Location"]))
+
+    assert (cookie["httponly"], cookie["samesite"], cookie["max-age"]) == (True, "Strict", 60)
+    assert cookie["path"] == issued["Location"].partition("?")[0]
+    for text in (issued["Location"], session, cookie.value):
+        assert not any(part in text for part in (key, key.split("_")[2], key.encode().hex()))
 
 
 def test_a_read_key_cannot_place_orders(root: Client, alice: Broker) -> None:
