@@ -7,11 +7,14 @@ import structlog
 from django.contrib import admin
 from django.core.exceptions import ValidationError
 from django.db import DataError, InterfaceError, OperationalError
+from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.template.loader import render_to_string
+from django.urls import reverse
 from django.views import defaults
 
+from backoffice.links import list_url
 from exchange.http.problems import RETRY_AFTER_SECONDS, as_exchange_error
 
 bad_request = defaults.bad_request  # Django's `handler400`
@@ -43,6 +46,12 @@ def server_error(request: HttpRequest) -> HttpResponse:
     return defaults.server_error(request)
 
 
+def invalid_filter(request: HttpRequest, model: type[Model], message: str) -> HttpResponse:
+    """Return the 400 page for the URL of a list. Without the filter, the list would show other rows than expected."""
+    link = f"Show all {model._meta.verbose_name_plural}"
+    return _page(request, 400, "Invalid filter", f"{message} Nothing is shown.", list_url(model), link)
+
+
 def overloaded() -> HttpResponse:
     """Return the 503 page. Rendering it needs no database connection."""
     page = render_to_string("503.html")
@@ -55,7 +64,10 @@ def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
     return _page(request, 403, "Form rejected", message)
 
 
-def _page(request: HttpRequest, status: int, title: str, message: str) -> HttpResponse:
-    context = {**admin.site.each_context(request), "title": title, "message": message}
+def _page(
+    request: HttpRequest, status: int, title: str, message: str, url: str = "", link: str = "Go to dashboard"
+) -> HttpResponse:
+    shown = {"title": title, "message": message, "url": url or reverse("admin:index"), "link": link}
+    context = {**admin.site.each_context(request), **shown}
     layout = "backoffice/page.html" if context["has_permission"] else "backoffice/signed_out.html"
     return render(request, "backoffice/error.html", {**context, "layout": layout}, status=status)

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import Q, QuerySet
-from django.http import HttpRequest, HttpResponseRedirect
+from django.db.models import Q
+from django.http import HttpRequest
 from django.utils import timezone
 
 from backoffice.audit import latest_entries
 from backoffice.links import list_url, page_url
 from backoffice.lists import column
 from backoffice.model_admin import ConditionFilter, ExchangeModelAdmin
-from backoffice.operator_actions import MAX_SUBJECTS, ActionResult, OperatorAction, action_url, is_permitted
+from backoffice.operator_actions import MAX_SUBJECTS, ActionResult, OperatorAction
 from backoffice.templatetags.formatting import DASH, status_pill
 from exchange import services
 from exchange.audit import Actor, ActorKind
@@ -93,16 +93,7 @@ class ApiKeyAdmin(ExchangeModelAdmin):
     search_help_text = "Prefix, name or broker ID"
     ordering = ("-created_at", "-prefix")
     operator_actions = (RevokeKeys(),)
-    actions = ("revoke",)
     row_template = "backoffice/key.html"
-
-    @admin.action(description="Revoke selected keys", permissions=["revoke"])
-    def revoke(self, request: HttpRequest, keys: QuerySet[ApiKey]) -> HttpResponseRedirect:
-        """Redirect to the action's page, which asks for a reason."""
-        return HttpResponseRedirect(action_url(ApiKey, RevokeKeys(), *keys))
-
-    def has_revoke_permission(self, request: HttpRequest) -> bool:
-        return is_permitted(request, RevokeKeys())
 
     def get_queryset(self, request: HttpRequest | None) -> Any:
         return ApiKey.objects.defer("secret_hash")

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from django.contrib.admin import SimpleListFilter
 from django.contrib.admin.utils import unquote
+from django.contrib.admin.views.main import ERROR_FLAG, IGNORED_PARAMS, PAGE_VAR
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import Model, Q, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
@@ -18,11 +19,13 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from unfold.admin import ModelAdmin
 
-from backoffice import exports, lists, operator_actions
+from backoffice import error_pages, exports, lists, operator_actions
 from backoffice.links import list_url
 from backoffice.lists import FilterForm, KeysetQuery
 from backoffice.operator_actions import ActionButton, OperatorAction, action_button
 from exchange.models import AuditEntry
+
+_DJANGO_PARAMETERS = {*IGNORED_PARAMS, PAGE_VAR}
 
 
 class ConditionFilter(SimpleListFilter):
@@ -67,8 +70,33 @@ class OperatorActionsAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is not t
         own = [each for each in permitted if each.max_subjects and each.is_allowed_for(request, row)]
         return [action_button(self.model, action, row) for action in own if action.applies_to(row)]
 
+    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
+        """Return the operator actions on several rows, for Django's changelist."""
+        return {
+            action.name: (partial(operator_actions.open_for_selection, action), action.name, self._bulk_label(action))
+            for action in self._bulk_actions(request)
+        }
+
+    def unknown_filters(self, request: HttpRequest) -> HttpResponse | None:
+        """Return an error page if the URL of the list has filters that it would ignore, and show too many rows."""
+        names = [name for name in request.GET if name not in _DJANGO_PARAMETERS and not self.lookup_allowed(name, "")]
+        if names == [ERROR_FLAG]:  # Django's redirect from an invalid value
+            return error_pages.invalid_filter(request, self.model, "A filter in the URL has an invalid value.")
+        if names:
+            return error_pages.invalid_filter(request, self.model, f"Unknown filter in the URL: {', '.join(names)}.")
+        return None
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        return self.unknown_filters(request) or super().changelist_view(request, extra_context)
+
     def _permitted_actions(self, request: HttpRequest) -> list[OperatorAction]:
         return [action for action in self.operator_actions if operator_actions.is_permitted(request, action)]
+
+    def _bulk_actions(self, request: HttpRequest) -> list[OperatorAction]:
+        return [action for action in self._permitted_actions(request) if action.max_subjects > 1]
+
+    def _bulk_label(self, action: OperatorAction) -> str:
+        return f"{action.label} selected {self.opts.verbose_name_plural}"
 
     def _context(self, request: HttpRequest) -> dict[str, Any]:
         request.current_app = self.admin_site.name
@@ -165,6 +193,9 @@ class KeysetModelAdmin(ExchangeModelAdmin):
     form_class: ClassVar[type[FilterForm]] = FilterForm
     export_columns: ClassVar[Mapping[str, str]] = {}  # of the CSV export, if there is one: title and field
 
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
+        return lookup in self.form_class.base_fields or lookup in lists.PageForm.base_fields
+
     def keyset_query(self, filters: dict[str, Any]) -> KeysetQuery:
         """Return the query for the validated filters."""
         raise NotImplementedError
@@ -176,8 +207,10 @@ class KeysetModelAdmin(ExchangeModelAdmin):
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         self._require_view(request)
+        if error := self.unknown_filters(request):
+            return error
         listing = lists.build_listing(request, self.list_display, self.form_class, self.keyset_query)
-        bulk = [action for action in self._permitted_actions(request) if action.max_subjects > 1]
+        bulk = self._bulk_actions(request)
         return TemplateResponse(
             request,
             "backoffice/list.html",
@@ -195,6 +228,8 @@ class KeysetModelAdmin(ExchangeModelAdmin):
     def export_view(self, request: HttpRequest) -> HttpResponseBase:
         """Export the filtered rows as CSV. With invalid filters, redirect to the list, which shows the errors."""
         self._require_view(request)
+        if error := self.unknown_filters(request):
+            return error
         form = self.form_class(request.GET)
         if not form.is_valid():
             return HttpResponseRedirect(f"{list_url(self.model)}?{request.GET.urlencode()}")
@@ -203,8 +238,8 @@ class KeysetModelAdmin(ExchangeModelAdmin):
         return exports.csv_response(name, self.export_columns, query, by, lists.sent_filters(form))
 
     def _bulk_button(self, action: OperatorAction) -> ActionButton:
-        text = f"{action.label} selected {self.opts.verbose_name_plural}"
-        return ActionButton(text, operator_actions.action_url(self.model, action), action.is_dangerous)
+        url = operator_actions.action_url(self.model, action)
+        return ActionButton(self._bulk_label(action), url, action.is_dangerous)
 
     def _export_url(self, listing: lists.Listing) -> str:
         if not self.export_columns or not listing.form.is_valid():

@@ -135,7 +135,6 @@ class BackOfficeUserAdmin(UserAdmin, OperatorActionsAdmin):  # type: ignore[type
     add_form = NewUserForm
     change_password_form = PasswordForm
     operator_actions = (ResetTwoFactor(), RemoveUser())
-    actions = None  # no bulk actions
     add_form_template = None
     change_form_outer_before_template = "backoffice/user_action_buttons.html"
     list_before_template = "backoffice/action_buttons.html"

@@ -679,10 +679,17 @@ def test_revoking_selected_keys_asks_for_a_reason(root: Client, alice: Broker) -
     keys = [ApiKey.objects.get(), exchange_services.issue_key("alice", by=BY)[0]]
     chosen = {"action": "revoke", "index": "0", "_selected_action": [key.pk for key in keys]}
 
-    response: Any = root.post(list_url(ApiKey), chosen)
+    response: Any = root.post(list_url(ApiKey, broker="alice", state="live"), chosen)
     viewers = sign_in(Client(), "viewer", ["exchange.view_apikey"]).post(list_url(ApiKey), chosen)
 
-    assert response["Location"] == action_path(ApiKey, "revoke", keys[1].pk, keys[0].pk)
+    path = action_path(ApiKey, "revoke", keys[1].pk, keys[0].pk)
+    assert response["Location"] == f"{path}&_changelist_filters=broker%3Dalice%26state%3Dlive"
+    assert (
+        f'href="{escape(list_url(ApiKey, broker="alice", state="live"))}"'
+        in root.get(response["Location"]).content.decode()
+    )
+    revoked: Any = root.post(response["Location"], {"reason": REASON})
+    assert revoked["Location"] == list_url(ApiKey, broker="alice", state="live")
     assert 'name="_selected_action"' in root.get(list_url(ApiKey)).content.decode()
     assert (viewers.status_code, 'name="_selected_action"' in viewers.content.decode()) == (200, False)
 

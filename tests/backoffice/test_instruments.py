@@ -166,6 +166,30 @@ def test_the_list_is_filtered_by_instruments_without_trades(office: Client) -> N
     assert "no trades: <strong>on</strong>" in html(office, f"{LIST}?quiet=on")
 
 
+def test_selected_instruments_are_halted_and_resumed(office: Client) -> None:
+    for symbol in ("GOOG", "PETR4"):
+        instrument(symbol)
+
+    def choose(action: str) -> Any:
+        chosen = {"action": action, "index": "0", "_selected_action": ["AAPL", "GOOG"]}
+        return office.post(f"{LIST}?q=o", chosen) if action == "halt" else office.post(LIST, chosen)
+
+    halt, resume = choose("halt"), choose("resume")
+
+    assert halt["Location"] == f"{action_path(Instrument, 'halt', 'GOOG')}&_changelist_filters=q%3Do"  # found by "o"
+    assert resume["Location"] == f"{action_path(Instrument, 'resume', 'AAPL', 'GOOG')}&_changelist_filters="
+    halted: Any = office.post(halt["Location"], {"reason": REASON})
+    assert (halted["Location"], status("GOOG"), status("AAPL")[0]) == (f"{LIST}?q=o", ("halted", REASON), "trading")
+    assert office.post(resume["Location"], {"reason": REASON})["Location"] == LIST
+    assert status("GOOG")[0] == "trading"
+    assert 'name="_selected_action"' not in html(sign_in(Client(), "vera", VIEW), LIST)
+
+
+def test_the_list_has_one_red_button(office: Client) -> None:
+    (red,) = re.findall(r'<(?:a|button) class="o-button o-danger"[^>]*>([^<]+)<', html(office, LIST))
+    assert red == "Halt all instruments"
+
+
 @pytest.mark.parametrize(
     ("query", "status"),
     [("quiet=no", 200), ("o=99&p=x", 200), ("last=1", 400), ("status=%00", 400), ("name__regex=(", 400)],

@@ -1,7 +1,9 @@
 """Orders in the back office: search, filters, history, queue position and cancellation."""
 
 from datetime import timedelta
+from html import escape
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 import pytest
@@ -402,6 +404,26 @@ def test_a_bulk_cancellation_names_the_orders_not_cancelled(root: Client, market
     refused = [f"{orders[3].pk}: The order is already cancelled.", f"{filled.pk}: The order is already filled."]
     assert result_messages(answer) == [("warning", " ".join(["3 of 5 orders cancelled. Not cancelled:", *refused]))]
     assert [subject for _, _, subject, _ in audit_entries()] == [str(order.pk) for order in orders[:3]]
+
+
+def test_a_bulk_cancellation_returns_to_the_filtered_list(root: Client, market: None) -> None:
+    order = place(Side.BID, 1, "10")
+    url = list_url(Order, broker="alice", status="working")
+    assert 'name="_changelist_filters" value="broker=alice&amp;status=working"' in root.get(url).content.decode()
+    path = f"{action_path(Order, 'cancel', order.pk)}&_changelist_filters=broker%3Dalice%26status%3Dworking"
+
+    content = root.get(path).content.decode()
+    answer: Any = root.post(path, {"reason": REASON})
+
+    assert f'<a class="o-button" href="{escape(url)}">Keep orders</a>' in content
+    assert (answer.status_code, answer["Location"]) == (302, url)
+
+
+def test_a_bulk_cancellation_returns_to_this_list_only(root: Client, market: None) -> None:
+    path = f"{action_path(Order, 'cancel')}?_changelist_filters="
+    for query in ("", "//evil.example/", "model=x&%0D%0ASet-Cookie: a=b"):
+        answer: Any = root.get(path + quote(query))
+        assert answer["Location"].partition("?")[0] == list_url(Order), query
 
 
 def test_a_bulk_cancellation_names_a_limited_number_of_orders(root: Client, market: None) -> None:
