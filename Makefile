@@ -48,7 +48,7 @@ replay: .venv/installed ## send MESSAGES=file to the running exchange and compar
 schemathesis: .venv/installed ## send 100 requests per operation and kind of key, and compare the responses with the schema
 	$(PYTEST) --numprocesses 2 tests/schema/conformance.py
 
-bench: .venv/installed ## run the benchmark, about 25 minutes (QUICK=1: 2 minutes); needs wrk; see bench/README.md
+bench: .venv/installed ## run the benchmark, about 30 minutes (QUICK=1: 3 minutes); needs wrk; see bench/README.md
 	@QUICK="$(QUICK)" exec $(IN_VENV) -m bench
 
 mutants: .venv/installed ## break one rule at a time, in parallel, and check that its test fails

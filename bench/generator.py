@@ -24,7 +24,8 @@ from typing import Any, Protocol
 
 from bench.mix import MIXES
 
-CONNECTIONS = 2_048  # so that the venue's limits reject requests before these connections run out
+CONNECTIONS = 2_048  # for orders and cancels, more than the venue queues; and as many for reads
+WRITES = ("order", "cancel")  # kinds
 RESPONSE_TIMEOUT_SECONDS = 10.0  # after the last request was sent
 PREPARED_PER_SECOND = 20_000  # requests, on a slow machine
 RECEIVE_BYTES = 64 * 1024
@@ -73,9 +74,10 @@ class Outcomes:
 class Connection:
     """One keep-alive connection, one request at a time."""
 
-    __slots__ = ("due", "end", "kind", "socket", "unread")
+    __slots__ = ("due", "end", "kind", "pool", "socket", "unread")
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, pool: "Pool") -> None:
+        self.pool = pool
         self.socket = socket.create_connection(("127.0.0.1", port))
         self.socket.setblocking(False)
         self.unread, self.end = b"", 0
@@ -103,16 +105,26 @@ class Connection:
         return int(response[9:12]), response[response.index(b"\r\n\r\n") + 4 :]
 
 
+class Pool:
+    """The free connections for some kinds of requests, or the requests that wait for one."""
+
+    def __init__(self, port: int, connections: int) -> None:
+        self.idle = deque(Connection(port, self) for _ in range(connections))
+        self.queue: deque[tuple[str, bytes, float]] = deque()
+
+
 class Generator:
-    """Sends due requests over free connections, first come first served."""
+    """Sends due requests over free connections, first come first served.
+
+    Reads have connections of their own, so that slow reads do not delay orders in the generator.
+    """
 
     def __init__(self, requests: Requests, port: int, connections: int, warm_until: float) -> None:
         self.requests, self.warm_until = requests, warm_until
         self.found = Outcomes()
         self.poll = select.epoll()
-        self.connections = {each.socket.fileno(): each for each in (Connection(port) for _ in range(connections))}
-        self.idle = deque(self.connections.values())
-        self.queue: deque[tuple[str, bytes, float]] = deque()
+        self.writes, self.reads = Pool(port, connections), Pool(port, connections)
+        self.connections = {each.socket.fileno(): each for each in [*self.writes.idle, *self.reads.idle]}
         self.backlog = 0
         for descriptor in self.connections:
             self.poll.register(descriptor, select.EPOLLIN)
@@ -125,10 +137,11 @@ class Generator:
     def offer(self, due: float) -> None:
         kind, request = self.requests.next()
         self.backlog += 1
-        if self.idle:
-            self.idle.popleft().send(kind, request, due)
+        pool = self.writes if kind in WRITES else self.reads
+        if pool.idle:
+            pool.idle.popleft().send(kind, request, due)
         else:
-            self.queue.append((kind, request, due))
+            pool.queue.append((kind, request, due))
             self.found.waited += 1
         if due >= self.warm_until:
             self.found.backlog_max = max(self.found.backlog_max, self.backlog)
@@ -154,17 +167,17 @@ class Generator:
         self.backlog -= 1
         if due >= self.warm_until:
             self.found.latencies[kind, status].append(time.monotonic() - due)
-        if self.queue:
-            connection.send(*self.queue.popleft())
+        if connection.pool.queue:
+            connection.send(*connection.pool.queue.popleft())
         else:
-            self.idle.append(connection)
+            connection.pool.idle.append(connection)
         if status == CREATED:
             self.requests.accepted(body)
 
     def _lost(self, connection: Connection) -> None:
         """Count the request in flight on a closed connection as lost."""
-        if connection in self.idle:
-            self.idle.remove(connection)
+        if connection in connection.pool.idle:
+            connection.pool.idle.remove(connection)
         else:
             self.backlog -= 1
             self.found.lost += 1
@@ -216,7 +229,7 @@ def summary(found: Outcomes, seconds: float) -> dict[str, Any]:
     statuses = found.statuses()
     kinds = sorted({kind for kind, _ in found.latencies})
     by_kind = {kind: found.of([kind]) for kind in kinds}
-    by_kind["reads"] = found.of(set(kinds) - {"order", "cancel"})
+    by_kind["reads"] = found.of(set(kinds).difference(WRITES))
     by_kind["rejected"] = found.of(kinds, range(503, 504))
     orders = found.of(["order"])
     return {

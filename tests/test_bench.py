@@ -30,7 +30,7 @@ from webhooks.models import Event
 
 NO_SERVERS = cast(Servers, None)
 ORDERS = 400
-SERVICE_SECONDS = 0.1
+SERVICE_SECONDS, CONNECT_SECONDS = 0.1, 0.3
 
 
 # --- The floor ------------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ class Pings:
 async def measured(*, connections: int) -> generator.Outcomes:
     server = await asyncio.get_running_loop().create_server(SlowServer, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    starts = time.monotonic()
+    starts = time.monotonic() + CONNECT_SECONDS
     dues = [starts + offset for offset in generator.arrivals(rate=40, seconds=1, seed=0)]
     async with server:
         return await asyncio.to_thread(generator.generate, Pings(), dues, port=port, connections=connections)
@@ -194,7 +194,7 @@ def test_latency_includes_the_wait_for_a_slow_server() -> None:
 def test_no_request_waits_while_connections_are_free() -> None:
     found = asyncio.run(measured(connections=64))
     assert found.waited == 0
-    assert SERVICE_SECONDS <= generator.percentile(found.of(["order"]), 0.5) / 1_000 < 2 * SERVICE_SECONDS
+    assert SERVICE_SECONDS <= generator.percentile(found.of(["order"]), 0.1) / 1_000 < 2 * SERVICE_SECONDS
 
 
 # --- The day ---------------------------------------------------------------------------------------------------------
