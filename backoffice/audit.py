@@ -112,7 +112,6 @@ class AuditEntryAdmin(KeysetModelAdmin):
             "hash": bytes(row.hash).hex(),
             "actor_url": actor_url(row),
             "subject_url": subject_url(row),
-            "about_url": list_url(AuditEntry, q=row.subject) if row.subject else "",
         }
 
 

@@ -39,7 +39,6 @@ from backoffice.links import list_url, page_url
 from backoffice.lists import column
 from backoffice.model_admin import ExchangeModelAdmin
 from backoffice.operator_actions import action_url, is_permitted
-from backoffice.orders import WORKING_FILTER
 from backoffice.templatetags.formatting import status_pill
 from exchange.models import CASH_DIGITS, DECIMALS, ApiKey, Broker, Holding, Instrument, Transfer
 from orders.activity import start_of_day
@@ -108,12 +107,6 @@ class BrokerAdmin(ExchangeModelAdmin):
             "keys": [(key, key_state(key), _revoke_url(request, key)) for key in keys],
             "subscriptions": list(Subscription.objects.alive().filter(broker=row).order_by("event_type")),
             "audit": latest_entries(row, *keys),
-            "orders_url": list_url(Order, broker=row.pk),
-            "open_orders_url": list_url(Order, broker=row.pk, status=WORKING_FILTER),
-            "trades_url": list_url(Trade, broker=row.pk),
-            "transfers_url": list_url(Transfer, broker=row.pk),
-            "keys_url": list_url(ApiKey, broker=row.pk),
-            "subscriptions_url": list_url(Subscription, broker=row.pk),
         }
 
 

@@ -142,9 +142,6 @@ def _market(now: datetime) -> DashboardSection:
         "quiet": sum(each.is_quiet for each in instruments),
         "quiet_seconds": market_watch.QUIET_AFTER.total_seconds(),
         "open_orders": Holding.objects.aggregate(total=Coalesce(Sum("open_orders"), 0))["total"],
-        "url": list_url(Instrument),
-        "halted_url": list_url(Instrument, status__exact=InstrumentStatus.HALTED),
-        "quiet_url": list_url(Instrument, quiet="on"),
     }
     return DashboardSection({"market": market}, [_halted(halted)] if halted else [])
 
@@ -177,8 +174,6 @@ def _webhooks(now: datetime) -> DashboardSection:
         "oldest_seconds": None if waited is None else waited.total_seconds(),
         "failing": failing[:NAMES_IN_TEXT],
         "failing_count": count,
-        "due_url": list_url(Delivery, state=DeliveryState.DUE),
-        "failed_url": list_url(Delivery, state=DeliveryState.FAILED),
     }
     alarms = []
     if failing:
@@ -236,7 +231,7 @@ def _silent(process: ProcessStatus, now: datetime) -> Alarm:
 
 def _reconciliation(now: datetime) -> DashboardSection:
     run = ReconcileRun.objects.exclude(finished_at=None).order_by("-id").first()
-    context = {"run": run, "run_url": run and page_url(ReconcileRun, run.pk), "runs_url": list_url(ReconcileRun)}
+    context = {"run": run, "sees_runs": True}
     if run is None or run.state == RunState.OK:
         return DashboardSection(context)
     text = f"The last reconciliation did not finish: {run.error}"

@@ -128,7 +128,6 @@ class DeliveryAdmin(KeysetModelAdmin):
             "kept_days": settings.WEBHOOK_RESPONSE_RETENTION.days,
             "kept_bytes": settings.WEBHOOK_RESPONSE_BYTES_STORED,
             "event_deliveries": delivery_attempts.related_deliveries(row),
-            "broker_url": page_url(Broker, _broker_id(row)),
             "audit": latest_entries(row),
             **event_context(row.event),
         }

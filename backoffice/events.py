@@ -10,7 +10,7 @@ from django.db.models import Q
 from django.http import HttpRequest
 
 from backoffice import form_fields
-from backoffice.links import list_url, page_url
+from backoffice.links import page_url
 from backoffice.lists import KeysetQuery, Rows, column
 from backoffice.model_admin import KeysetModelAdmin
 from backoffice.periods import PeriodFilterForm, in_period_by_id
@@ -64,8 +64,6 @@ class EventAdmin(KeysetModelAdmin):
         return {
             "title": f"Event {row.sequence:,} of {row.broker_id}",
             "event_deliveries": delivery_attempts.deliveries_of_events([row.pk]),
-            "broker_url": page_url(Broker, row.broker_id),
-            "stream_url": list_url(Event, broker=row.broker_id),
             **event_context(row),
         }
 

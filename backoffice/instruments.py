@@ -22,7 +22,6 @@ from backoffice.instrument_actions import (
     RemoveInstrument,
     ResumeInstruments,
 )
-from backoffice.links import list_url
 from backoffice.lists import column
 from backoffice.model_admin import ConditionFilter, ExchangeModelAdmin
 from backoffice.queries import market_watch
@@ -31,7 +30,7 @@ from exchange.database import database_now
 from exchange.models import Instrument
 from exchange.rules import InstrumentStatus, price_decimals, rounded
 from orders import market_data
-from orders.models import Order, Trade
+from orders.models import Trade
 
 LADDER_LEVELS, DEPTH_LEVELS = 15, 50  # per side
 TAPE_TRADES = 30
@@ -136,8 +135,6 @@ class InstrumentAdmin(ExchangeModelAdmin):
             "tape": [(trade, rounded(trade.price, decimals)) for trade in tape],
             "tick_size": rounded(row.tick_size, decimals),
             "audit": latest_entries(row),
-            "orders_url": list_url(Order, symbol=row.pk),
-            "trades_url": list_url(Trade, symbol=row.pk),
             **_price_chart(request, row, database_now()),
         }
 

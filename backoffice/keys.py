@@ -9,14 +9,14 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from backoffice.audit import latest_entries
-from backoffice.links import list_url, page_url
+from backoffice.links import page_url
 from backoffice.lists import column
 from backoffice.model_admin import ConditionFilter, ExchangeModelAdmin
 from backoffice.operator_actions import MAX_SUBJECTS, ActionResult, OperatorAction
 from backoffice.templatetags.formatting import DASH, status_pill
 from exchange import services
-from exchange.audit import Actor, ActorKind
-from exchange.models import ApiKey, AuditEntry, Broker
+from exchange.audit import Actor
+from exchange.models import ApiKey, Broker
 from exchange.rules import ChoicesEnum
 
 
@@ -101,8 +101,6 @@ class ApiKeyAdmin(ExchangeModelAdmin):
     def row_context(self, request: HttpRequest, row: ApiKey) -> dict[str, Any]:
         return {
             "state": key_state(row),
-            "broker_url": page_url(Broker, row.broker_id) if row.broker_id else "",
             "scopes": ", ".join(row.scopes) or DASH,
-            "acted_url": "" if row.broker_id else list_url(AuditEntry, actor=row.pk, kind=ActorKind.KEY),
             "audit": latest_entries(row),
         }

@@ -163,16 +163,12 @@ class OrderAdmin(KeysetModelAdmin):
         return {
             "fills": fills,
             "has_more_fills": has_more_fills,
-            "trades_url": list_url(Trade, q=row.pk),
             "history": order_history_of(row, fills, fill_events, end_event, entries, has_more_fills=has_more_fills),
             "queue_position": order_history.queue_position_of(row),
             "max_ahead": order_history.MAX_AHEAD,
             "max_events": order_history.MAX_SCANNED_EVENTS,
             "average_price": _average_price(row),
             "audit": entries,
-            "broker_url": page_url(Broker, row.broker_id),
-            "instrument_url": page_url(Instrument, row.symbol),
-            "orders_of_document_url": list_url(Order, q=row.document_number),
         }
 
 

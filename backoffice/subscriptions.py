@@ -9,13 +9,13 @@ from django.http import HttpRequest
 from backoffice import health
 from backoffice.audit import latest_entries
 from backoffice.deliveries import latest_deliveries
-from backoffice.links import list_url, page_url
+from backoffice.links import page_url
 from backoffice.lists import column
 from backoffice.model_admin import ConditionFilter, ExchangeModelAdmin
 from backoffice.templatetags.formatting import ago, status_pills
 from backoffice.webhook_actions import PauseSubscription, RedeliverFailedEvents, ResumeSubscription
 from exchange.models import Broker
-from webhooks.models import Delivery, DeliveryState, Subscription, SubscriptionState
+from webhooks.models import Subscription, SubscriptionState
 
 DUE_ROWS = 10
 
@@ -76,9 +76,5 @@ class SubscriptionAdmin(ExchangeModelAdmin):
             "due": list(health.due_to(row.pk).select_related("event").defer("event__body")[:DUE_ROWS]),
             "latest": latest_deliveries(row, failed=False),
             "latest_failed": latest_deliveries(row, failed=True),
-            "broker_url": page_url(Broker, row.broker_id),
-            "due_url": list_url(Delivery, subscription=row.pk, state=DeliveryState.DUE),
-            "deliveries_url": list_url(Delivery, subscription=row.pk),
-            "failed_url": list_url(Delivery, subscription=row.pk, state=DeliveryState.FAILED),
             "audit": latest_entries(row),
         }

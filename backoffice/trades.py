@@ -89,22 +89,9 @@ class TradeAdmin(KeysetModelAdmin):
     def row_context(self, request: HttpRequest, row: Trade) -> dict[str, Any]:
         return {
             "value": row.price * row.quantity,
-            "instrument_url": page_url(Instrument, row.instrument_id),
             "sides": [
-                {
-                    "side": Side.BID,
-                    "broker": row.bid_broker_id,
-                    "broker_url": page_url(Broker, row.bid_broker_id),
-                    "order": row.bid_order,
-                    "is_taker": row.taker_side == Side.BID,
-                },
-                {
-                    "side": Side.ASK,
-                    "broker": row.ask_broker_id,
-                    "broker_url": page_url(Broker, row.ask_broker_id),
-                    "order": row.ask_order,
-                    "is_taker": row.taker_side == Side.ASK,
-                },
+                {"side": Side.BID, "broker": row.bid_broker_id, "order": row.bid_order},
+                {"side": Side.ASK, "broker": row.ask_broker_id, "order": row.ask_order},
             ],
         }
 

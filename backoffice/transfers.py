@@ -6,7 +6,6 @@ from uuid import UUID
 from django import forms
 from django.contrib import admin
 from django.db.models import Q
-from django.http import HttpRequest
 
 from backoffice import form_fields
 from backoffice.links import page_url
@@ -75,12 +74,6 @@ class TransferAdmin(KeysetModelAdmin):
                 in_period(rows.filter(_broker_condition(filters)), "created_at", filters), NEWEST_FIRST, unindexed
             )
         return KeysetQuery(in_period_by_id(rows, "created_at", filters), Keyset(("-id", UUID)), unindexed)
-
-    def row_context(self, request: HttpRequest, row: Transfer) -> dict[str, Any]:
-        return {
-            "broker_url": page_url(Broker, row.broker_id),
-            "instrument_url": page_url(Instrument, row.instrument_id) if row.instrument_id else "",
-        }
 
 
 def _broker_condition(filters: dict[str, Any]) -> Q:

@@ -384,7 +384,7 @@ def test_users_without_permissions_see_only_the_processes(client: Client) -> Non
     assert alarms(browser) == []
     assert "All systems normal in the sections you can view" in text
     assert len(context["processes"]) == 4
-    assert not {"cards", "market", "webhooks", "runs_url"} & context.keys()
+    assert not {"cards", "market", "webhooks", "sees_runs"} & context.keys()
     assert re.findall(r'href="(/admin/[a-z]+/[^"]*)"', text.split('id="content"')[1]) == []
 
 
@@ -394,7 +394,7 @@ def test_users_without_permissions_see_only_the_processes(client: Client) -> Non
         (["exchange.view_instrument", "orders.view_trade", "orders.view_order"], "market"),
         (["orders.view_order", "orders.view_trade", "exchange.view_rejectedorders"], "cards"),
         (["webhooks.view_subscription", "webhooks.view_delivery"], "webhooks"),
-        (["orders.view_reconcilerun"], "runs_url"),
+        (["orders.view_reconcilerun"], "sees_runs"),
     ],
 )
 def test_a_section_needs_the_permissions_for_its_content(client: Client, permissions: list[str], part: str) -> None:
@@ -403,7 +403,7 @@ def test_a_section_needs_the_permissions_for_its_content(client: Client, permiss
     User.objects.all().delete()
 
     browser = user_with(client, *permissions)
-    assert {"cards", "market", "webhooks", "runs_url"} & seen(browser).keys() == {part}
+    assert {"cards", "market", "webhooks", "sees_runs"} & seen(browser).keys() == {part}
 
 
 def test_only_the_sidebar_links_to_every_list(root: Client) -> None:
@@ -438,7 +438,7 @@ def test_the_dashboard_takes_few_queries_for_any_amount_of_data(
 
     with django_assert_max_num_queries(MAX_QUERIES):
         context = seen(browser)
-    assert {"cards", "market", "webhooks", "runs_url"} <= context.keys()
+    assert {"cards", "market", "webhooks", "sees_runs"} <= context.keys()
 
 
 # --- Formats --------------------------------------------------------------------------------------------------------

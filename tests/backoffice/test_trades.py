@@ -151,8 +151,10 @@ def test_a_trade_is_shown_from_both_sides(root: Client, market: None) -> None:
     assert answer.status_code == 200
     assert len(queries) < MAX_QUERIES
     assert answer.context["value"] == Decimal(30)
-    sides = [(each["side"], each["broker"], each["order"].pk, each["is_taker"]) for each in answer.context["sides"]]
-    assert sides == [("bid", "alice", one.bid_order_id, True), ("ask", "bob", one.ask_order_id, False)]
+    sides = [(each["side"], each["broker"], each["order"].pk) for each in answer.context["sides"]]
+    assert sides == [("bid", "alice", one.bid_order_id), ("ask", "bob", one.ask_order_id)]
+    for role in ('Bid (buyer)</span> <span class="o-faint">taker', 'Ask (seller)</span> <span class="o-faint">maker'):
+        assert role in answer.content.decode()
 
 
 def test_a_trade_cannot_be_changed_by_anybody(root: Client, market: None) -> None:
