@@ -11,6 +11,7 @@ from django.db.models import Model, Q
 from django.http import HttpRequest
 
 from backoffice import form_fields
+from backoffice.exports import columns_of
 from backoffice.links import list_url, page_url
 from backoffice.lists import KeysetQuery, column
 from backoffice.model_admin import KeysetModelAdmin
@@ -78,21 +79,7 @@ class AuditEntryAdmin(KeysetModelAdmin):
         column("Subject", "subject", link=subject_url),
         column("Reason", "reason", is_text=True),
     )
-    export_columns = {
-        "id": "id",
-        "number": "number",
-        "hash": "hash",
-        "at": "at",
-        "actor_kind": "actor_kind",
-        "actor": "actor",
-        "address": "address",
-        "request_id": "request_id",
-        "action": "action",
-        "subject": "subject",
-        "reason": "reason",
-        "before": "before",
-        "after": "after",
-    }
+    export_columns = columns_of(AuditEntry)
     form_class = AuditFilterForm
     row_template = "backoffice/audit_entry.html"
     is_live = True

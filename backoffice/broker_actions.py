@@ -96,21 +96,13 @@ class TransferForm(ReasonForm):
 
 
 class TransferCashForm(TransferForm):
-    cash = form_fields.amount(
-        signed=True,
-        label="Amount",
-        help_text="1000.00 is a deposit, -1000.00 a withdrawal.",
-    )
+    cash = form_fields.amount(signed=True, label="Amount", help_text="1000.00 is a deposit, -1000.00 a withdrawal.")
     field_order = ["reference", "cash", "reason"]
 
 
 class TransferSharesForm(TransferForm):
     symbol = form_fields.symbol()
-    quantity = form_fields.shares(
-        signed=True,
-        label="Shares",
-        help_text="100 is a deposit, -100 a withdrawal.",
-    )
+    quantity = form_fields.shares(signed=True, label="Shares", help_text="100 is a deposit, -100 a withdrawal.")
     field_order = ["reference", "symbol", "quantity", "reason"]
 
 

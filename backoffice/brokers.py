@@ -6,19 +6,7 @@ from typing import Any
 
 from django.contrib import admin
 from django.contrib.postgres.expressions import ArraySubquery
-from django.db.models import (
-    Count,
-    DecimalField,
-    ExpressionWrapper,
-    F,
-    Func,
-    IntegerField,
-    OuterRef,
-    Q,
-    Subquery,
-    Sum,
-    Value,
-)
+from django.db.models import Count, DecimalField, ExpressionWrapper, F, Func, IntegerField, OuterRef, Q, Subquery, Sum
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest
 from django.utils import timezone
@@ -86,7 +74,7 @@ class BrokerAdmin(ExchangeModelAdmin):
         held = Holding.objects.filter(broker=OuterRef("pk")).values("broker")
         open_orders = Subquery(held.annotate(total=Sum("open_orders")).values("total"))
         return Broker.objects.annotate(
-            open_orders=Coalesce(open_orders, Value(0)),
+            open_orders=Coalesce(open_orders, 0),
             bids_today=_bounded_count(Trade.objects.filter(bid_broker=OuterRef("pk"), executed_at__gte=today())),
             asks_today=_bounded_count(Trade.objects.filter(ask_broker=OuterRef("pk"), executed_at__gte=today())),
         )

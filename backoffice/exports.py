@@ -7,7 +7,7 @@ therefore limited, so that threads remain for pages.
 
 import csv
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from io import StringIO
@@ -16,6 +16,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import DatabaseError, connection, transaction
+from django.db.models import Model
 from django.http import StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.utils import timezone
@@ -49,6 +50,12 @@ class Export:
     def close(self) -> None:
         self._chunks.close()
         _export_slots.release()
+
+
+def columns_of(model: type[Model], *, without: Collection[str] = (), **titles: str) -> dict[str, str]:
+    """Return the title and field of a model's columns. A title is the column's name unless `titles` has another."""
+    exported = [field for field in model._meta.concrete_fields if field.name not in without]
+    return {titles.get(field.name, str(field.column)): field.attname for field in exported}
 
 
 def csv_response(

@@ -16,6 +16,7 @@ from django.http import HttpRequest
 
 from backoffice import form_fields
 from backoffice.audit import latest_entries
+from backoffice.exports import columns_of
 from backoffice.links import list_url, page_url
 from backoffice.lists import KeysetQuery, Rows, column
 from backoffice.model_admin import KeysetModelAdmin
@@ -123,26 +124,7 @@ class OrderAdmin(KeysetModelAdmin):
         column("Document number", "document_number"),
         column("Client order ID", "client_order_id"),
     )
-    export_columns = {
-        "order_id": "id",
-        "client_order_id": "client_order_id",
-        "broker_id": "broker_id",
-        "document_number": "document_number",
-        "symbol": "instrument_id",
-        "type": "type",
-        "side": "side",
-        "price": "price",
-        "quantity": "quantity",
-        "filled_quantity": "filled_quantity",
-        "filled_value": "filled_value",
-        "status": "status",
-        "time_in_force": "time_in_force",
-        "expires_at": "expires_at",
-        "created_at": "created_at",
-        "cancelled_at": "cancelled_at",
-        "expired_at": "expired_at",
-        "cancel_reason": "cancel_reason",
-    }
+    export_columns = columns_of(Order, without=("sequence", "rank"), id="order_id")
     form_class = OrderFilterForm
     operator_actions = (CancelWorkingOrders(),)
     row_template = "backoffice/order.html"

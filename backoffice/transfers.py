@@ -8,6 +8,7 @@ from django.contrib import admin
 from django.db.models import Q
 
 from backoffice import form_fields
+from backoffice.exports import columns_of
 from backoffice.links import page_url
 from backoffice.lists import KeysetQuery, Rows, column
 from backoffice.model_admin import KeysetModelAdmin
@@ -45,16 +46,7 @@ class TransferAdmin(KeysetModelAdmin):
         column("Shares", "quantity", is_number=True),
         column("Reason", "reason", is_text=True),
     )
-    export_columns = {
-        "id": "id",
-        "reference": "reference",
-        "broker_id": "broker_id",
-        "cash": "cash",
-        "symbol": "instrument_id",
-        "quantity": "quantity",
-        "reason": "reason",
-        "created_at": "created_at",
-    }
+    export_columns = columns_of(Transfer)
     form_class = TransferFilterForm
     row_template = "backoffice/transfer.html"
 
