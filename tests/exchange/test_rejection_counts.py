@@ -55,6 +55,7 @@ def send(key: str, path: str, body: Any, *, full: bool = False, method: str = "P
     """Send a request through the gateway and return the status of the response."""
     content = msgspec.json.encode(body)
     headers = {
+        "host": "localhost:8000",
         "authorization": f"Bearer {key}",
         "content-type": f"application/{media_type}",
         "content-length": str(len(content)),
