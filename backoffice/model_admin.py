@@ -127,6 +127,15 @@ class ExchangeModelAdmin(OperatorActionsAdmin):
         allowed = {"broker", *(getattr(each, "parameter_name", each) for each in self.list_filter)}
         return lookup.removesuffix("__exact") in allowed and "\0" not in value
 
+    def search(self, request: HttpRequest, term: str, limit: int) -> Sequence[Any]:
+        """Return the first rows that the list's search finds, an exact match first."""
+        rows = self.get_queryset(request).alias(is_exact=Q(pk__iexact=term)).order_by("-is_exact", *self.ordering)
+        return list(self.get_search_results(request, rows, term)[0][:limit])
+
+    def summary(self, row: Any) -> str:
+        """Describe a row in the global search."""
+        return str(self.opts.verbose_name)
+
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 
@@ -199,6 +208,11 @@ class KeysetModelAdmin(ExchangeModelAdmin):
     def keyset_query(self, filters: dict[str, Any]) -> KeysetQuery:
         """Return the query for the validated filters."""
         raise NotImplementedError
+
+    def search(self, request: HttpRequest, term: str, limit: int) -> Sequence[Any]:
+        """Return the first rows that the list's search finds."""
+        form = self.form_class({"q": term})
+        return lists.read_page(self.keyset_query(form.cleaned_data), {}).rows[:limit] if form.is_valid() else []
 
     def get_urls(self) -> list[URLPattern]:
         name = f"{self.opts.app_label}_{self.opts.model_name}_export"

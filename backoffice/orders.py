@@ -65,9 +65,7 @@ class CancelWorkingOrders(OperatorAction):
         return Impact("Released by the cancellation", ("Side", "Orders", "Quantity", "Value"), cells)
 
     def describe(self, row: Order) -> str:
-        price = "at market" if row.price is None else f"at {money(row.price)}"
-        terms = f"{row.side} {row.remaining_quantity:,} of {row.quantity:,} {row.symbol} {price}"
-        return f"{row.pk} · {row.broker_id} · {terms} · {readable(row.status)}"
+        return f"{row.pk} · {_summary(row)}"
 
     def perform(self, by: Actor, subjects: Sequence[Order], **fields: Any) -> ActionResult:
         reason: str = fields["reason"]
@@ -82,6 +80,12 @@ class CancelWorkingOrders(OperatorAction):
         if len(subjects) == 1 and refusals:
             raise refusals[0][1]
         return ActionResult(_cancel_message(len(subjects), refusals), is_warning=bool(refusals))
+
+
+def _summary(row: Order) -> str:
+    price = "at market" if row.price is None else f"at {money(row.price)}"
+    terms = f"{row.side} {row.remaining_quantity:,} of {row.quantity:,} {row.symbol} {price}"
+    return f"{row.broker_id} · {terms} · {readable(row.status)}"
 
 
 def _cancel_message(count: int, refusals: Sequence[tuple[Order, ExchangeError]]) -> str:
@@ -137,6 +141,9 @@ class OrderAdmin(KeysetModelAdmin):
             if filters[name]:
                 query = replace(query, unindexed=query.unindexed & _is_off(name, filters[name]))
         return query
+
+    def summary(self, row: Order) -> str:
+        return f"order · {_summary(row)}"
 
     def row_context(self, request: HttpRequest, row: Order) -> dict[str, Any]:
         fills, has_more_fills = order_history.latest_fills(row)

@@ -67,7 +67,9 @@ UNFOLD = {
     "STYLES": ["backoffice.site.stylesheet"],
     "SCRIPTS": ["backoffice.site.script"],
     "ACCOUNT": {"navigation": "backoffice.site.account_links"},
+    "COMMAND": {"search_callback": "backoffice.search.search_results"},
 }
+CACHES = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}  # or unfold would keep search results
 
 # --- Logins and sessions --------------------------------------------------------------------------------------------
 

@@ -216,11 +216,6 @@ def test_signed_out_visitors_are_redirected_to_the_login_everywhere(path: str) -
     assert is_login_redirect(outsider.get(path))
 
 
-@pytest.mark.parametrize("filters", ["", "?s=a", "?s=a&page=abc", "?s=a&page=0", "?s=a&page=99", "?s=a&extended=1"])
-def test_the_global_search_is_off(filters: str) -> None:
-    assert users.browser(users.SUPERUSER).get(f"/admin/search/{filters}").status_code == 404
-
-
 # --- Refresh --------------------------------------------------------------------------------------------------------
 
 

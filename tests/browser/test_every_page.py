@@ -120,7 +120,14 @@ def test_columns_that_matter_fit(signed_in: SignIn) -> None:
 def test_a_page_is_usable_by_keyboard(signed_in: SignIn) -> None:
     trading.broker("alice")
     page = signed_in("superuser")
-    page.goto("/admin/exchange/instrument/AAPL/change/")
+    page.keyboard.press("Control+k")
+    page.locator("#search-input-command").press_sequentially("aap")
+    page.locator("#command-results-list a", has_text="AAPL").wait_for()
+    assert accessibility_faults(page) == []
+    page.keyboard.press("ArrowDown")
+    page.locator("#command-results-list li.active").wait_for()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/exchange/instrument/AAPL/change/")
 
     _tab_to(page, "a", "Halt AAPL")
     page.keyboard.press("Enter")
