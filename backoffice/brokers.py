@@ -36,7 +36,7 @@ from webhooks.models import Subscription
 
 TRADE_COUNT_LIMIT = 200  # in the list, per side
 TRADE_SUM_LIMIT = 5_000  # on a broker's page, per side
-TABLE_ROWS = 10  # of tables that link to a full list
+TABLE_ROWS = 10  # rows of a table that links to the full list
 KEY_ROWS = 20
 
 _VALUE = ExpressionWrapper(F("price") * F("quantity"), DecimalField(max_digits=CASH_DIGITS, decimal_places=DECIMALS))

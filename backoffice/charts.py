@@ -18,9 +18,9 @@ from orders.market_data import BookSnapshot, Level
 Number = int | float | Decimal
 
 TICKS = 5  # the maximum on an axis
-HEIGHT_USED = Decimal("0.95")  # of the depth chart's box
-PRICES_PART, VOLUMES_PART = Decimal("0.76"), Decimal("0.2")  # of the height of the price chart
-BODY_PART = 0.7  # of a candle's column; the rest is the gap
+HEIGHT_USED = Decimal("0.95")  # size of the depth chart's box
+PRICES_PART, VOLUMES_PART = Decimal("0.76"), Decimal("0.2")  # share of the price chart's height
+BODY_PART = 0.7  # share of a candle's column; the rest is the gap
 CANDLES_PER_OUTLIER = 20  # the share of candles that may be outliers: one in 20, but at least one
 OUTLIER_STRETCH = 4  # outliers are left out of the price axis if they stretch it by more than this factor
 CALM_TICKS = 20  # a smaller range of the other candles counts as this, so that small moves are not outliers

@@ -16,7 +16,7 @@ _LOCAL_DATETIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:
 
 
 class ApiField(forms.CharField):
-    """Form field that accepts what an API field accepts. `read` converts the text to its JSON value."""
+    """Form field with the validation of an API field. `read` converts the text to its JSON value."""
 
     def __init__(self, field: StrictField, *, read: Callable[[str], Any] = str, **options: Any) -> None:
         self.field, self.read = field, read

@@ -18,7 +18,7 @@ from django.shortcuts import render
 from backoffice import known_devices
 from exchange.audit import network_of
 
-MAX_NAME_LENGTH = 150  # of Django's user names
+MAX_NAME_LENGTH = 150  # the limit of Django's user names
 
 Credentials = dict[str, Any] | None
 

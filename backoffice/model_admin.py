@@ -200,7 +200,7 @@ class KeysetModelAdmin(ExchangeModelAdmin):
     """Model admin of a table that grows without limit, with a keyset list."""
 
     form_class: ClassVar[type[FilterForm]] = FilterForm
-    export_columns: ClassVar[Mapping[str, str]] = {}  # of the CSV export, if there is one: title and field
+    export_columns: ClassVar[Mapping[str, str]] = {}  # columns of the CSV export, if there is one: title and field
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
         return lookup in self.form_class.base_fields or lookup in lists.PageForm.base_fields

@@ -32,7 +32,7 @@ from backoffice.operator_actions import actor_of
 from exchange import audit
 from exchange.audit import Action, Actor, Entry
 
-CODE_DIGITS = 6  # of authenticator codes; recovery codes are longer
+CODE_DIGITS = 6  # length of an authenticator code; recovery codes are longer
 TOLERATED_STEPS = 1  # clock difference of the authenticator, in steps of 30 seconds
 _SESSION_KEY = "two_factor_key"  # in the enrolling session, so that no other session sees the key
 
